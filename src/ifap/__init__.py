@@ -1,0 +1,61 @@
+"""IFAP: iterative flow-aware pruning of PyTorch networks.
+
+Names are loaded on first use, so that ``import ifap`` stays fast and leaves torch unloaded until
+it is needed (a job must choose its GPU before that).
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ifap.costs import Cost, cost
+    from ifap.errors import IfapError
+    from ifap.families import register_sync
+    from ifap.flow import flow_scores
+    from ifap.plan import load, save
+    from ifap.pruning import Pruned, Receipt, Target, prune
+    from ifap.recover import Distillation
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Cost": "costs",
+    "cost": "costs",
+    "IfapError": "errors",
+    "register_sync": "families",
+    "flow_scores": "flow",
+    "load": "plan",
+    "save": "plan",
+    "Pruned": "pruning",
+    "Receipt": "pruning",
+    "Target": "pruning",
+    "prune": "pruning",
+    "Distillation": "recover",
+}
+
+__all__ = [
+    "Cost",
+    "Distillation",
+    "IfapError",
+    "Pruned",
+    "Receipt",
+    "Target",
+    "cost",
+    "flow_scores",
+    "load",
+    "prune",
+    "register_sync",
+    "save",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'ifap' has no attribute '{name}'")
+    return getattr(importlib.import_module(f"ifap.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -1,0 +1,277 @@
+"""``params.yaml`` as types: every key is known, typed and checked before any job starts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ifap.errors import ConfigError, nearest
+
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]*$")]
+StepName = Literal["fetch", "baseline", "prune", "finetune", "evaluate"]
+
+
+class Section(BaseModel):
+    """A block of ``params.yaml``: unknown keys are errors and values are never coerced."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class DatasetOptions(Section):
+    """How a data set is prepared and split."""
+
+    image_size: int = Field(gt=0, description="Side of the square network input, in pixels.")
+    validation: Fraction = Field(description="Share of all samples that goes to validation.")
+    test: Fraction = Field(description="Share of all samples that goes to the test split.")
+    split_seed: int = Field(ge=0, description="Seed of the stratified split; the same for every run.")
+
+    @model_validator(mode="after")
+    def _leave_training_data(self) -> DatasetOptions:
+        if self.validation + self.test >= 1:
+            raise ValueError("validation and test together must leave training data (sum below 1)")
+        return self
+
+
+class TrainingOptions(Section):
+    """A training recipe: baseline training and fine-tuning use the same kind."""
+
+    epochs: int = Field(ge=0)
+    batch_size: int = Field(gt=0)
+    optimizer: Literal["adamw", "sgd"]
+    lr: float = Field(gt=0, description="Peak learning rate; it then falls along a half cosine.")
+    weight_decay: float = Field(ge=0)
+    warmup_epochs: int = Field(ge=0, description="Epochs of linear warm-up before the cosine.")
+    label_smoothing: float = Field(ge=0, lt=1)
+    augment: bool
+
+
+class TargetOptions(Section):
+    """The wanted reduction; exactly one of the two."""
+
+    macs: Fraction | None = None
+    params: Fraction | None = None
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> TargetOptions:
+        if (self.macs is None) == (self.params is None):
+            raise ValueError("name exactly one of macs and params")
+        return self
+
+
+class PruneOptions(Section):
+    """The pruning loop (Algorithm 1 of the paper) and the limits it respects."""
+
+    target: TargetOptions
+    steps: int = Field(ge=1, description="Number of pruning iterations T.")
+    alpha: float = Field(ge=0, description="Exponent of the schedule rho_k = rho_0 (1 + k/T)^alpha.")
+    normalize: Literal["layer", "volume", "none"]
+    site: Literal["output", "activation"]
+    aggregate: Literal["mean", "sum", "max"]
+    min_units: int = Field(ge=1, description="Channels that every layer keeps.")
+    max_layer_ratio: Fraction = Field(description="Largest share of a layer's units that may go.")
+    round_to: int | None = Field(default=None, ge=1, description="Keep widths a multiple of this.")
+    max_drop: float | None = Field(
+        default=None, ge=0, description="Largest fall of validation top-1, in percentage points."
+    )
+    calibration_samples: int = Field(gt=0)
+    batch_size: int = Field(gt=0)
+
+
+class RecoveryOptions(Section):
+    """Distillation after each pruning iteration."""
+
+    epochs: int = Field(ge=0)
+    batch_size: int = Field(gt=0)
+    lr: float = Field(gt=0)
+    weight_decay: float = Field(ge=0)
+    feature_weight: float = Field(ge=0, description="Weight of the L1 feature loss.")
+    logit_weight: float = Field(ge=0, description="Weight of the KL loss between the outputs.")
+    temperature: float = Field(gt=0)
+    teacher: Literal["original", "previous"]
+    patience: int = Field(ge=1, description="Epochs without a better validation loss before stopping.")
+    augment: bool
+
+
+class EvaluateOptions(Section):
+    """What the only reader of the test split measures."""
+
+    batch_size: int = Field(gt=0)
+    calibration_bins: int = Field(gt=0, description="Bins of the expected calibration error.")
+    latency_batch: int = Field(gt=0)
+    latency_warmup: int = Field(ge=0)
+    latency_runs: int = Field(gt=0)
+
+
+class TaskGrid(Section):
+    """The axes of one task's grid; their product is the list of cells."""
+
+    datasets: list[Name] = Field(min_length=1)
+    models: list[Name] = Field(min_length=1)
+    methods: list[Name] = Field(min_length=1)
+
+
+# Blocks of defaults that a model's own block refines; parsed after the merge, so raw here.
+Refined = dict[str, dict[str, Any]]
+
+
+class ScaleParams(Section):
+    """Everything that defines one scale."""
+
+    seeds: list[Annotated[int, Field(ge=0)]] = Field(min_length=1)
+    grid: dict[Name, TaskGrid] = Field(min_length=1)
+    datasets: dict[Name, DatasetOptions]
+    baseline: Refined
+    prune: Refined
+    finetune: Refined
+    evaluate: EvaluateOptions
+
+
+class TableParams(Section):
+    """One table of the report."""
+
+    title: str
+    task: Name
+    dataset: Name | None = None
+    model: Name | None = None
+    method: Name | None = None
+    seed: int | None = None
+
+
+class Params(Section):
+    """The whole of ``params.yaml``."""
+
+    scale: Name
+    published: Name
+    versions: dict[StepName, Annotated[int, Field(ge=1)]]
+    scales: dict[Name, ScaleParams] = Field(min_length=1)
+    tables: dict[Annotated[str, Field(pattern=r"^table-[1-5]$")], TableParams]
+
+
+def load_params(path: Path | str = "params.yaml") -> Params:
+    """Read and check ``params.yaml``.
+
+    Raises
+    ------
+    ConfigError
+        One line that names the key and the nearest valid choice.
+    """
+    path = Path(path)
+    try:
+        raw = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise ConfigError(f"{path} not found: run from the project's root") from None
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise ConfigError(f"{path} is not valid YAML: {_first_line(error)}") from None
+    return parse_params(raw, source=str(path))
+
+
+def parse_params(raw: object, source: str = "params.yaml") -> Params:
+    """Check a mapping as ``params.yaml`` would be; see `load_params`."""
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{source}: expected a mapping at the top, got {type(raw).__name__}")
+    params = _validated(Params, raw, source)
+    for key in ("scale", "published"):
+        if getattr(params, key) not in params.scales:
+            raise ConfigError(f"{source}: {key}: unknown scale '{getattr(params, key)}': {nearest(getattr(params, key), params.scales)}")
+    for name, scale in params.scales.items():
+        _check_scale(scale, f"{source}: scales.{name}")
+    return params
+
+
+def select_scale(params: Params, scale: str | None) -> str:
+    """Return `scale`, or the default of `params`, after checking that it exists."""
+    chosen = scale or params.scale
+    if chosen not in params.scales:
+        raise ConfigError(f"unknown scale '{chosen}': {nearest(chosen, params.scales)}")
+    return chosen
+
+
+def refine(block: Refined, model: str, section: type[Section], where: str) -> Any:
+    """Merge the ``default`` block with the one of `model` and check the result."""
+    merged = {**block.get("default", {}), **block.get(model, {})}
+    return _validated(section, merged, where)
+
+
+def json_schema() -> str:
+    """Return the JSON schema of ``params.yaml`` (committed under ``schemas/`` for editors)."""
+    return json.dumps(Params.model_json_schema(), indent=2, sort_keys=True) + "\n"
+
+
+def _check_scale(scale: ScaleParams, where: str) -> None:
+    # The registries are imported here because they need torch, which reading a key should not.
+    from ifap.datasets import DATASETS
+    from ifap.methods import METHODS
+    from ifap.models import MODELS
+    from ifap.tasks import TASKS
+
+    models: set[str] = set()
+    for task, grid in scale.grid.items():
+        _check_names(where + ".grid", [task], "task", TASKS.names())
+        _check_names(f"{where}.grid.{task}.datasets", grid.datasets, "data set", DATASETS.names())
+        _check_names(f"{where}.grid.{task}.datasets", grid.datasets, "data set with options", scale.datasets)
+        _check_names(f"{where}.grid.{task}.models", grid.models, "model", MODELS.names())
+        _check_names(f"{where}.grid.{task}.methods", grid.methods, "method", METHODS.names())
+        models.update(grid.models)
+    for step, section in (("baseline", TrainingOptions), ("prune", PruneOptions), ("finetune", TrainingOptions)):
+        block: Refined = getattr(scale, step)
+        allowed = {"default", "recovery", *models} if step == "prune" else {"default", *models}
+        _check_names(f"{where}.{step}", block, "model", allowed)
+        for model in sorted(models):
+            refine(block, model, section, f"{where}.{step}.{model}")
+    _validated(RecoveryOptions, scale.prune.get("recovery", {}), f"{where}.prune.recovery")
+
+
+def _check_names(where: str, names: Any, kind: str, valid: Any) -> None:
+    for name in names:
+        if name not in valid:
+            raise ConfigError(f"{where}: unknown {kind} '{name}': {nearest(name, valid)}")
+
+
+def _validated(section: type[Section], raw: dict[str, Any], where: str) -> Any:
+    try:
+        return section.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError(_explain(error, section, where)) from None
+
+
+def _explain(error: ValidationError, section: type[Section], where: str) -> str:
+    first = error.errors(include_url=False)[0]
+    location = ".".join(str(part) for part in first["loc"])
+    key = f"{where}: {location}" if location else where
+    if first["type"] == "extra_forbidden":
+        return f"{key}: unknown key: {nearest(str(first['loc'][-1]), _sibling_keys(section, first['loc']))}"
+    if first["type"] == "missing":
+        return f"{key}: key is missing"
+    shown = repr(first["input"])
+    value = f" (got {shown if len(shown) < 60 else shown[:57] + '...'})"
+    return f"{key}: {first['msg'].removeprefix('Value error, ')}{value}"
+
+
+def _sibling_keys(section: type[Section], location: tuple[int | str, ...]) -> list[str]:
+    current: Any = section
+    for part in location[:-1]:
+        if not (isinstance(current, type) and issubclass(current, BaseModel)):
+            break
+        field = current.model_fields.get(str(part))
+        current = _inner_model(field.annotation) if field else current
+    return list(current.model_fields) if isinstance(current, type) and issubclass(current, BaseModel) else []
+
+
+def _inner_model(annotation: Any) -> Any:
+    """Return the section inside ``dict[..., Section]`` or ``Section | None``, else the annotation."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for argument in getattr(annotation, "__args__", ()):
+        inner = _inner_model(argument)
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            return inner
+    return annotation
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

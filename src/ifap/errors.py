@@ -1,0 +1,63 @@
+"""Errors that a user can act on: one line that names the key, file or layer and the nearest valid choice."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class IfapError(ValueError):
+    """Base of every error that this package raises for a user's mistake."""
+
+
+class ConfigError(IfapError):
+    """A key or value of ``params.yaml`` or of a command line is wrong."""
+
+
+class SplitError(IfapError):
+    """A data split was handed to a step that must not see it."""
+
+
+class ScoreError(IfapError):
+    """Units cannot be scored: no calibration data, or activations that are not finite."""
+
+
+class GraphError(IfapError):
+    """The dependency graph of a network cannot be built, or nothing in it can be pruned."""
+
+
+class TargetError(IfapError):
+    """The wanted reduction is out of range or cannot be reached."""
+
+
+class PlanError(IfapError):
+    """A saved network is damaged, incomplete or does not belong to the builder."""
+
+
+class TrainingError(IfapError):
+    """Training cannot go on, for example because the loss is not finite."""
+
+
+class ResultsError(IfapError):
+    """Results are missing, stale or malformed."""
+
+
+def nearest(name: str, choices: Iterable[str]) -> str:
+    """Say which choices exist and which is closest to a misspelt name.
+
+    Parameters
+    ----------
+    name : str
+        What the user wrote.
+    choices : iterable of str
+        The valid names.
+
+    Returns
+    -------
+    str
+        A clause such as ``"did you mean 'ifap'? Valid: ifap, random"``.
+    """
+    names = sorted(choices)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
+    hint = f"did you mean '{close[0]}'? " if close else ""
+    return f"{hint}Valid: {', '.join(names) or 'none'}"

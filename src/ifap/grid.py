@@ -1,0 +1,120 @@
+"""Which cells a scale has and what each step of a cell was asked to do; one place for all readers.
+
+The Snakefile, `collect` and the tests ask here, so that they cannot disagree.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ifap.config import (
+    Params,
+    PruneOptions,
+    RecoveryOptions,
+    ScaleParams,
+    TrainingOptions,
+    refine,
+)
+from ifap.paths import Cell
+
+TABLE_FORMATS = ("md", "html", "tex")
+FIGURE_FORMATS = ("svg", "png")
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The cells of one scale and their resolved configurations.
+
+    Parameters
+    ----------
+    params : Params
+        The checked ``params.yaml``.
+    scale : str
+        Name of the scale.
+    """
+
+    params: Params
+    scale: str
+
+    @property
+    def options(self) -> ScaleParams:
+        """The block of this scale."""
+        return self.params.scales[self.scale]
+
+    def baselines(self) -> list[Cell]:
+        """Return the unpruned networks, one per (task, data set, model, seed)."""
+        return list(dict.fromkeys(cell.baseline for cell in self.pruned()))
+
+    def pruned(self) -> list[Cell]:
+        """Return the pruned networks."""
+        return [
+            Cell(task, dataset, model, method, seed)
+            for task, grid in self.options.grid.items()
+            for dataset in grid.datasets
+            for model in grid.models
+            for method in grid.methods
+            for seed in self.options.seeds
+        ]
+
+    def cells(self) -> list[Cell]:
+        """Return every cell: baselines first."""
+        return self.baselines() + self.pruned()
+
+    def datasets(self) -> list[str]:
+        """Return the data sets in use."""
+        return sorted({cell.dataset for cell in self.pruned()})
+
+    def training(self, cell: Cell) -> TrainingOptions:
+        """Return the recipe of the cell's baseline training, or of its fine-tuning."""
+        step = "baseline" if cell.is_baseline else "finetune"
+        return refine(getattr(self.options, step), cell.model, TrainingOptions, f"scales.{self.scale}.{step}.{cell.model}")
+
+    def pruning(self, cell: Cell) -> PruneOptions:
+        """Return the options of the cell's pruning loop."""
+        return refine(self.options.prune, cell.model, PruneOptions, f"scales.{self.scale}.prune.{cell.model}")
+
+    def recovery(self) -> RecoveryOptions:
+        """Return the options of the distillation after each iteration."""
+        return RecoveryOptions.model_validate(self.options.prune["recovery"])
+
+    def fetch_config(self, dataset: str) -> dict[str, Any]:
+        """Return what the prepared data of `dataset` depend on."""
+        return {"version": self.params.versions["fetch"], "dataset": dataset, **self.options.datasets[dataset].model_dump()}
+
+    def config(self, cell: Cell, step: str) -> dict[str, Any]:
+        """Return everything that the result of one step depends on, earlier steps included.
+
+        Parameters
+        ----------
+        cell : Cell
+            The experiment.
+        step : {'baseline', 'prune', 'finetune', 'evaluate'}
+            The step; ``evaluate`` covers the whole chain of the cell.
+
+        Returns
+        -------
+        dict
+            Plain values, one key a step: JSON-able and stable.
+        """
+        versions = self.params.versions
+        chain: dict[str, Any] = {
+            "cell": cell._asdict(),
+            "fetch": self.fetch_config(cell.dataset),
+            "baseline": {"version": versions["baseline"], **self.training(cell.baseline).model_dump()},
+        }
+        if step == "baseline" or (cell.is_baseline and step != "evaluate"):
+            return chain
+        if not cell.is_baseline:
+            chain["prune"] = {
+                "version": versions["prune"],
+                **self.pruning(cell).model_dump(),
+                "recovery": self.recovery().model_dump(),
+            }
+            if step == "prune":
+                return chain
+            chain["finetune"] = {"version": versions["finetune"], **self.training(cell).model_dump()}
+            if step == "finetune":
+                return chain
+        chain["evaluate"] = {"version": versions["evaluate"], **self.options.evaluate.model_dump()}
+        return chain

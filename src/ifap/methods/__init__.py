@@ -1,0 +1,8 @@
+"""How units are scored: one file a method."""
+
+from __future__ import annotations
+
+from ifap.methods.base import Method
+from ifap.registry import Registry
+
+METHODS: Registry[Method] = Registry("method", __name__)

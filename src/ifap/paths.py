@@ -1,0 +1,121 @@
+"""The only module that knows where files are; every path is relative to the project's root."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+SPLITS = ("train", "validation", "test")
+
+
+class Cell(NamedTuple):
+    """One experiment; its name is its path: ``task/dataset/model/method/seedN``."""
+
+    task: str
+    dataset: str
+    model: str
+    method: str
+    seed: int
+
+    def __str__(self) -> str:
+        return f"{self.task}/{self.dataset}/{self.model}/{self.method}/seed{self.seed}"
+
+    @property
+    def baseline(self) -> Cell:
+        """The unpruned network that this cell starts from."""
+        return self._replace(method="baseline")
+
+    @property
+    def is_baseline(self) -> bool:
+        """Whether this cell is the unpruned network itself."""
+        return self.method == "baseline"
+
+
+def dataset_dir(dataset: str) -> Path:
+    """Folder of one prepared data set."""
+    return Path("data") / dataset
+
+
+def split_file(dataset: str, split: str) -> Path:
+    """One split of a prepared data set; each has its own file, so that a rule sees only what it may."""
+    return dataset_dir(dataset) / f"{split}.safetensors"
+
+
+def scale_dir(scale: str) -> Path:
+    """Everything measured at one scale."""
+    return Path("results") / scale
+
+
+def cell_dir(scale: str, cell: Cell) -> Path:
+    """The records of one cell: text, kept in git."""
+    return scale_dir(scale) / "cells" / str(cell)
+
+
+def checkpoint_dir(scale: str, cell: Cell, stage: str) -> Path:
+    """A saved network of one cell: binary, kept in DVC. `stage` is ``pruned`` or ``final``."""
+    return scale_dir(scale) / "checkpoints" / str(cell) / stage
+
+
+def metrics_file(scale: str, cell: Cell) -> Path:
+    """What `evaluate` measured, and how it came to be."""
+    return cell_dir(scale, cell) / "metrics.json"
+
+
+def history_file(scale: str, cell: Cell) -> Path:
+    """One row an epoch of baseline training or fine-tuning."""
+    return cell_dir(scale, cell) / "history.csv"
+
+
+def receipts_file(scale: str, cell: Cell) -> Path:
+    """One row a pruning iteration."""
+    return cell_dir(scale, cell) / "receipts.csv"
+
+
+def receipts_json(scale: str, cell: Cell) -> Path:
+    """The receipts in full: layer widths and refusals of every pruning iteration."""
+    return cell_dir(scale, cell) / "receipts.json"
+
+
+def state_dir(scale: str, cell: Cell, stage: str) -> Path:
+    """Where a running job keeps what it needs to resume; no output, not in git."""
+    return Path("state") / scale / str(cell) / stage
+
+
+def log_file(scale: str, cell: Cell, stage: str) -> Path:
+    """Log of one job."""
+    return Path("logs") / scale / str(cell) / f"{stage}.log"
+
+
+def runs_csv(scale: str) -> Path:
+    """One row a finished run."""
+    return scale_dir(scale) / "runs.csv"
+
+
+def trace_csv(scale: str) -> Path:
+    """The pruning iterations of every pruned cell, one row each."""
+    return scale_dir(scale) / "trace.csv"
+
+
+def templates_dir() -> Path:
+    """The Jinja templates of the report."""
+    return Path("reports") / "templates"
+
+
+def report_dir(scale: str) -> Path:
+    """Rendered tables and figures of one scale."""
+    return Path("reports") / scale
+
+
+def table_file(scale: str, table: str, extension: str) -> Path:
+    """One rendered table; `extension` is ``md``, ``html`` or ``tex``."""
+    return report_dir(scale) / f"{table}.{extension}"
+
+
+def figure_file(scale: str, figure: str, extension: str) -> Path:
+    """One figure; `extension` is ``svg`` or ``png``."""
+    return report_dir(scale) / "figures" / f"{figure}.{extension}"
+
+
+def report_page(scale: str) -> Path:
+    """The page that shows all tables and figures; opens offline."""
+    return report_dir(scale) / "index.html"

@@ -1,0 +1,67 @@
+"""One registry per kind of thing (methods, models, data sets, tasks): a new entry is one file."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+from ifap.errors import ConfigError, nearest
+
+Entry = TypeVar("Entry")
+
+
+class Registry(Generic[Entry]):
+    """Named entries of one kind; the files of a package register themselves on first use.
+
+    Parameters
+    ----------
+    kind : str
+        What the entries are, for error messages, for example ``"model"``.
+    package : str
+        The package whose modules hold the entries.
+    """
+
+    def __init__(self, kind: str, package: str) -> None:
+        self.kind = kind
+        self._package = package
+        self._entries: dict[str, Entry] = {}
+        self._loaded = False
+
+    def register(self, name: str) -> Callable[[Entry], Entry]:
+        """Return a decorator that files its argument under `name`; a name is taken once."""
+
+        def add(entry: Entry) -> Entry:
+            if name in self._entries:
+                raise ConfigError(f"{self.kind} '{name}' is registered twice")
+            self._entries[name] = entry
+            return entry
+
+        return add
+
+    def names(self) -> list[str]:
+        """Return the sorted names of all entries."""
+        self._load()
+        return sorted(self._entries)
+
+    def get(self, name: str) -> Entry:
+        """Return the entry called `name`.
+
+        Raises
+        ------
+        ConfigError
+            If there is none; the message gives the nearest valid name.
+        """
+        self._load()
+        if name not in self._entries:
+            raise ConfigError(f"unknown {self.kind} '{name}': {nearest(name, self._entries)}")
+        return self._entries[name]
+
+    def _load(self) -> None:
+        if self._loaded:
+            return
+        self._loaded = True
+        package = importlib.import_module(self._package)
+        for module in sorted(pkgutil.iter_modules(package.__path__), key=lambda m: m.name):
+            importlib.import_module(f"{self._package}.{module.name}")

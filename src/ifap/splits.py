@@ -1,0 +1,90 @@
+"""Data splits as types: a step that must not see the test split cannot be handed it by mistake.
+
+The public code scored units, stopped its loop, picked its model and stopped distillation on the
+test set. Here every prepared split carries its role, and scoring, stopping, choosing and
+distilling call `refuse_test` on whatever they are given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ifap.errors import ScoreError, SplitError
+
+Role = Literal["train", "validation", "test"]
+
+
+@dataclass(frozen=True)
+class Split:
+    """Inputs and targets of one role, held in memory.
+
+    Parameters
+    ----------
+    role : {'train', 'validation', 'test'}
+        What the samples may be used for.
+    inputs : Tensor, shape (samples, ...)
+        Network inputs.
+    targets : Tensor, shape (samples, ...)
+        What the task compares outputs with.
+    """
+
+    role: Role
+    inputs: Tensor
+    targets: Tensor
+
+    def __post_init__(self) -> None:
+        if len(self.inputs) != len(self.targets):
+            raise SplitError(f"{self.role} split: {len(self.inputs)} inputs but {len(self.targets)} targets")
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def calibration(self, samples: int, batch_size: int, seed: int) -> CalibrationBatches:
+        """Return batches of inputs for scoring, drawn without replacement by `seed`."""
+        refuse_test(self, "scoring")
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
+        return CalibrationBatches(self.inputs[order[:samples]], batch_size, self.role)
+
+
+class CalibrationBatches:
+    """Batches of network inputs, without targets, that remember the role of their split."""
+
+    def __init__(self, inputs: Tensor, batch_size: int, role: Role) -> None:
+        if len(inputs) == 0:
+            raise ScoreError("calibration data are empty: give at least one sample")
+        self._chunks = inputs.split(batch_size)
+        self.role = role
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter(self._chunks)
+
+    def __len__(self) -> int:
+        return len(self._chunks)
+
+
+def refuse_test(data: object, purpose: str) -> None:
+    """Raise if `data` is, or wraps, a test split.
+
+    Looks at the ``role`` of the object and of the data set or loader inside it (``dataset``,
+    ``loader``), so that a `torch.utils.data.DataLoader` over a split is recognised too.
+
+    Raises
+    ------
+    SplitError
+        If a test split is found; the message names the purpose.
+    """
+    seen: set[int] = set()
+    stack = [data]
+    while stack:
+        item = stack.pop()
+        if item is None or id(item) in seen or isinstance(item, Tensor):
+            continue
+        seen.add(id(item))
+        if getattr(item, "role", None) == "test":
+            raise SplitError(f"{purpose} must not see the test split: give the train or the validation split")
+        stack.extend(getattr(item, name, None) for name in ("dataset", "loader"))
