@@ -1,0 +1,519 @@
+"""Read every cell's records, check them against ``params.yaml`` and lay them out as two CSV files.
+
+A record that is missing, stale or malformed stops the report: a number in a table never comes from
+a run that ``params.yaml`` does not describe.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import pandas as pd
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from ifap import paths
+from ifap.errors import ResultsError
+from ifap.grid import Grid
+from ifap.paths import Cell
+
+SCHEMA_VERSION = 1
+CELL_COLUMNS = ("scale", "task", "dataset", "model", "method", "seed")
+RUN_TIMING = ("latency_ms", "wall_seconds", "peak_memory_mb")
+RUN_COLUMNS = (
+    *CELL_COLUMNS,
+    "target_kind",
+    "target",
+    "macs_base",
+    "macs",
+    "macs_reduction",
+    "params_base",
+    "params",
+    "params_nonzero",
+    "params_reduction",
+    "baseline_top1",
+    "test_top1",
+    "test_top5",
+    "test_loss",
+    "test_ece",
+    "top1_delta",
+    "validation_top1",
+    "validation_top5",
+    "validation_loss",
+    "train_size",
+    "validation_size",
+    "test_size",
+    "data_checksum",
+    "config_hash",
+    "metrics",
+    *RUN_TIMING,
+)
+TRACE_TIMING = ("seconds_score", "seconds_prune", "seconds_recover")
+LISTED = 20  # how many missing or stale cells an error names before it counts the rest
+
+Percent = Annotated[float, Field(ge=0, le=100)]
+Count = Annotated[int, Field(ge=0)]
+
+
+class _Strict(BaseModel):
+    """Part of a record: unknown keys, wrong types and values that are not finite are errors."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class CellName(_Strict):
+    """The cell that a record says it belongs to."""
+
+    scale: str
+    task: str
+    dataset: str
+    model: str
+    method: str
+    seed: int
+
+
+class ShareMetric(_Strict):
+    """A test metric in percent."""
+
+    value: Percent
+    unit: Literal["%"]
+    split: Literal["test"]
+
+
+class LossMetric(_Strict):
+    """The mean cross-entropy on the test split."""
+
+    value: float
+    unit: Literal["nats"]
+    split: Literal["test"]
+
+
+class MetricBlock(_Strict):
+    """What was measured on the test split, once."""
+
+    top1: ShareMetric
+    top5: ShareMetric
+    loss: LossMetric
+    ece: ShareMetric
+
+
+class ValidationMetrics(_Strict):
+    """What was measured on the validation split."""
+
+    top1: Percent
+    top5: Percent
+    loss: float
+
+
+class SplitSizes(_Strict):
+    """Samples in each split."""
+
+    train: Count
+    validation: Count
+    test: Count
+
+
+class Latency(_Strict):
+    """Measured speed; depends on the machine, so no table prints it."""
+
+    median_ms: float
+    p10_ms: float
+    p90_ms: float
+    batch: int
+    device: str
+    dtype: str
+    threads: int
+    runs: int
+
+
+class Provenance(_Strict):
+    """How the record came to be; may say more than is checked here."""
+
+    model_config = ConfigDict(extra="allow")
+
+    commit: str | None
+    dirty: bool | None
+    versions: dict[str, Any]
+    hardware: dict[str, Any]
+    wall_seconds: dict[str, float]
+    peak_memory_mb: float | None
+    resume_count: Count
+
+
+class Record(_Strict):
+    """One ``metrics.json``."""
+
+    schema_version: Literal[1]
+    cell: CellName
+    config: dict[str, Any]
+    metrics: MetricBlock
+    validation: ValidationMetrics
+    split_sizes: SplitSizes
+    data_checksum: str
+    macs: Annotated[int, Field(gt=0)]
+    params: Annotated[int, Field(gt=0)]
+    params_nonzero: Count
+    latency: Latency | None
+    provenance: Provenance
+
+
+def _empty_is_none(value: object) -> object:
+    return None if value == "" else value
+
+
+_Item = TypeVar("_Item")
+Blank = Annotated[_Item | None, BeforeValidator(_empty_is_none)]
+
+
+class Receipt(BaseModel):
+    """One row of ``receipts.csv``; the fields are the columns of the file, in order."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    iteration: Count
+    accepted: Blank[bool]
+    rho: Blank[float]
+    units_asked: Blank[Count]
+    units_removed: Blank[Count]
+    macs_asked: Blank[float]
+    macs: Count
+    params: Count
+    score_low: Blank[float]
+    score_high: Blank[float]
+    metric_before: Blank[float]
+    metric_after: Blank[float]
+    top1: Blank[Percent]
+    top5: Blank[Percent]
+    loss: Blank[float]
+    refused: Blank[str]
+    seconds_score: Blank[float]
+    seconds_prune: Blank[float]
+    seconds_recover: Blank[float]
+
+
+TRACE_COLUMNS = (*CELL_COLUMNS, *(name for name in Receipt.model_fields if name not in TRACE_TIMING), *TRACE_TIMING)
+
+
+@dataclass(frozen=True)
+class Collected:
+    """The records of one scale.
+
+    Parameters
+    ----------
+    grid : Grid
+        The grid that was read.
+    records : dict of Cell to Record
+        The cells that have a valid, up-to-date record, in the order of the grid.
+    receipts : dict of Cell to list of Receipt
+        The pruning iterations of the pruned cells among them.
+    missing : tuple of Cell
+        The cells of the grid that have none.
+    """
+
+    grid: Grid
+    records: dict[Cell, Record]
+    receipts: dict[Cell, list[Receipt]]
+    missing: tuple[Cell, ...]
+
+
+def collect(grid: Grid, *, root: Path = Path(), allow_missing: bool = False) -> Collected:
+    """Read and check the records of every cell of a grid.
+
+    Parameters
+    ----------
+    grid : Grid
+        The cells and what ``params.yaml`` asks of them.
+    root : Path
+        The project's root.
+    allow_missing : bool
+        Accept a grid that is not finished; the result then lists what is missing.
+
+    Returns
+    -------
+    Collected
+        The records.
+
+    Raises
+    ------
+    ResultsError
+        One line that names the missing cells, the stale cells with the first key that differs, or
+        the malformed file.
+    """
+    records: dict[Cell, Record] = {}
+    missing: list[Cell] = []
+    stale: list[str] = []
+    for cell in grid.cells():
+        path = paths.metrics_file(grid.scale, cell)
+        if not (root / path).exists():
+            missing.append(cell)
+            continue
+        record = read_record(root / path, path, grid.scale, cell)
+        difference = first_difference(record.config, grid.config(cell, "evaluate"))
+        if difference:
+            stale.append(f"stale {path}: {difference}")
+        records[cell] = record
+    _refuse_gaps([] if allow_missing else missing, stale)
+    receipts = {cell: _receipts(grid, cell, record, root) for cell, record in records.items() if not cell.is_baseline}
+    return Collected(grid, records, receipts, tuple(missing))
+
+
+def read_record(file: Path, shown: Path, scale: str, cell: Cell) -> Record:
+    """Read one ``metrics.json`` and check that it belongs to `cell`.
+
+    Parameters
+    ----------
+    file, shown : Path
+        Where the file is and how errors call it.
+    scale : str
+        The scale that it should belong to.
+    cell : Cell
+        The cell that it should belong to.
+
+    Returns
+    -------
+    Record
+        The checked content.
+    """
+    try:
+        record = Record.model_validate_json(file.read_bytes())
+    except ValidationError as error:
+        raise ResultsError(f"malformed {shown}: {_explain(error)}") from None
+    wanted = CellName(scale=scale, **cell._asdict())
+    if record.cell != wanted:
+        difference = first_difference(record.cell.model_dump(), wanted.model_dump(), source="path")
+        raise ResultsError(f"malformed {shown}: belongs to another cell: {difference}")
+    return record
+
+
+def read_receipts(file: Path, shown: Path) -> list[Receipt]:
+    """Read one ``receipts.csv``: one row an iteration, from the unpruned start (0) on."""
+    try:
+        lines = list(csv.reader(io.StringIO(file.read_text(encoding="utf-8"), newline=""), strict=True))
+    except FileNotFoundError:
+        raise ResultsError(f"missing {shown}: the cell has metrics but no receipts") from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ResultsError(f"malformed {shown}: {error}") from None
+    header = list(Receipt.model_fields)
+    if not lines or lines[0] != header:
+        raise ResultsError(f"malformed {shown}: the first line must be {','.join(header)}")
+    receipts = [_receipt(row, number, shown) for number, row in enumerate(lines[1:], start=2)]
+    if [receipt.iteration for receipt in receipts] != list(range(len(receipts))) or not receipts:
+        raise ResultsError(f"malformed {shown}: the iterations must run 0, 1, 2, ... without a gap")
+    return receipts
+
+
+def first_difference(found: Mapping[str, Any], wanted: Mapping[str, Any], source: str = "params.yaml") -> str | None:
+    """Name the first key in which two nested mappings differ.
+
+    Parameters
+    ----------
+    found : mapping
+        What a record says.
+    wanted : mapping
+        What it should say.
+    source : str
+        Where `wanted` comes from, for the message.
+
+    Returns
+    -------
+    str or None
+        For example ``"prune.steps=10 (params.yaml: 12)"``; None if they are the same.
+    """
+    ours = _flat(json.loads(json.dumps(found)))
+    theirs = _flat(json.loads(json.dumps(wanted)))
+    for key in dict.fromkeys([*theirs, *ours]):
+        mine, other = ours.get(key, "absent"), theirs.get(key, "absent")
+        if mine != other:
+            return f"{key}={mine} ({source}: {other})"
+    return None
+
+
+def runs_table(collected: Collected) -> str:
+    """Lay out one row a run as CSV text; the timing columns are the last ones."""
+    rows = (_run_row(collected, cell, record) for cell, record in collected.records.items())
+    return _csv(RUN_COLUMNS, rows)
+
+
+def trace_table(collected: Collected) -> str:
+    """Lay out one row a pruning iteration as CSV text; the timing columns are the last ones."""
+    scale = collected.grid.scale
+    rows = (
+        {"scale": scale, **cell._asdict(), **receipt.model_dump()}
+        for cell, receipts in collected.receipts.items()
+        for receipt in receipts
+    )
+    return _csv(TRACE_COLUMNS, rows)
+
+
+def load_runs(scale: str, *, root: Path = Path()) -> pd.DataFrame:
+    """Read ``runs.csv`` of one scale."""
+    return _load(root, paths.runs_csv(scale), RUN_COLUMNS)
+
+
+def load_trace(scale: str, *, root: Path = Path()) -> pd.DataFrame:
+    """Read ``trace.csv`` of one scale."""
+    return _load(root, paths.trace_csv(scale), TRACE_COLUMNS)
+
+
+def write_files(contents: Mapping[Path, str | bytes]) -> None:
+    """Write files so that each is replaced at once, and none if any of them cannot be written.
+
+    Parameters
+    ----------
+    contents : mapping of Path to str or bytes
+        What each file should hold.
+    """
+    ready: list[tuple[Path, Path]] = []
+    try:
+        for path, content in contents.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+            ready.append((Path(name), path))
+            with os.fdopen(handle, "wb") as file:
+                file.write(content.encode() if isinstance(content, str) else content)
+            Path(name).chmod(0o644)
+        for temporary, path in ready:
+            os.replace(temporary, path)
+    finally:
+        for temporary, _ in ready:
+            temporary.unlink(missing_ok=True)
+
+
+def _refuse_gaps(missing: Sequence[Cell], stale: Sequence[str]) -> None:
+    problems = []
+    if missing:
+        problems.append(f"{len(missing)} missing: {_listed([str(cell) for cell in missing], ', ')}")
+    if stale:
+        problems.append(_listed(stale, "; "))
+    if problems:
+        raise ResultsError("; ".join(problems))
+
+
+def _listed(names: Sequence[str], separator: str) -> str:
+    rest = len(names) - LISTED
+    return separator.join(names[:LISTED]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def _receipts(grid: Grid, cell: Cell, record: Record, root: Path) -> list[Receipt]:
+    shown = paths.receipts_file(grid.scale, cell)
+    receipts = read_receipts(root / shown, shown)
+    if all(receipt.macs != record.macs for receipt in receipts):
+        raise ResultsError(f"malformed {shown}: no iteration has the MACs of metrics.json ({record.macs})")
+    return receipts
+
+
+def _receipt(row: Sequence[str], number: int, shown: Path) -> Receipt:
+    names = list(Receipt.model_fields)
+    if len(row) != len(names):
+        raise ResultsError(f"malformed {shown}: line {number}: {len(row)} values for {len(names)} columns")
+    try:
+        return Receipt.model_validate(dict(zip(names, row, strict=True)))
+    except ValidationError as error:
+        raise ResultsError(f"malformed {shown}: line {number}: {_explain(error)}") from None
+
+
+def _run_row(collected: Collected, cell: Cell, record: Record) -> dict[str, Any]:
+    base = collected.records.get(cell.baseline)
+    test, validation, sizes = record.metrics, record.validation, record.split_sizes
+    row: dict[str, Any] = {"scale": collected.grid.scale, **cell._asdict()}
+    if not cell.is_baseline:
+        row |= _target(collected.grid, cell)
+        row |= _against(record, base) if base else {}
+    return row | {
+        "macs": record.macs,
+        "params": record.params,
+        "params_nonzero": record.params_nonzero,
+        "test_top1": test.top1.value,
+        "test_top5": test.top5.value,
+        "test_loss": test.loss.value,
+        "test_ece": test.ece.value,
+        "validation_top1": validation.top1,
+        "validation_top5": validation.top5,
+        "validation_loss": validation.loss,
+        "train_size": sizes.train,
+        "validation_size": sizes.validation,
+        "test_size": sizes.test,
+        "data_checksum": record.data_checksum,
+        "config_hash": config_hash(record.config),
+        "metrics": paths.metrics_file(collected.grid.scale, cell).as_posix(),
+        "latency_ms": record.latency.median_ms if record.latency else None,
+        "wall_seconds": sum(record.provenance.wall_seconds.values()),
+        "peak_memory_mb": record.provenance.peak_memory_mb,
+    }
+
+
+def config_hash(config: Mapping[str, Any]) -> str:
+    """Return twelve hexadecimal digits that stand for a resolved configuration."""
+    text = json.dumps(config, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _target(grid: Grid, cell: Cell) -> dict[str, Any]:
+    target = grid.pruning(cell).target
+    kind = "macs" if target.macs is not None else "params"
+    return {"target_kind": kind, "target": getattr(target, kind)}
+
+
+def _against(record: Record, base: Record) -> dict[str, Any]:
+    """Compare a pruned network with its unpruned one: reductions in percent, the rest in points."""
+    return {
+        "macs_base": base.macs,
+        "macs_reduction": 100 * (record.macs / base.macs - 1),
+        "params_base": base.params,
+        "params_reduction": 100 * (record.params / base.params - 1),
+        "baseline_top1": base.metrics.top1.value,
+        "top1_delta": record.metrics.top1.value - base.metrics.top1.value,
+    }
+
+
+def _csv(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows([_text(row.get(column)) for column in columns] for row in rows)
+    return buffer.getvalue()
+
+
+def _text(value: object) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:.9g}" if isinstance(value, float) else str(value)
+
+
+def _load(root: Path, path: Path, columns: Sequence[str]) -> pd.DataFrame:
+    try:
+        frame = pd.read_csv(root / path)
+    except FileNotFoundError:
+        raise ResultsError(f"{path} not found: run python -m stages.collect") from None
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        raise ResultsError(f"malformed {path}: {str(error).strip().splitlines()[0]}") from None
+    if list(frame.columns) != list(columns):
+        raise ResultsError(f"malformed {path}: its columns are not those of python -m stages.collect; run that again")
+    return frame
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict) or not value:
+        return {prefix.rstrip("."): value}
+    flat: dict[str, Any] = {}
+    for key, inner in value.items():
+        flat |= _flat(inner, f"{prefix}{key}.")
+    return flat
+
+
+def _explain(error: ValidationError) -> str:
+    first = error.errors(include_url=False, include_context=False)[0]
+    location = ".".join(str(part) for part in first["loc"])
+    shown = repr(first["input"])
+    got = f" (got {shown if len(shown) < 60 else shown[:57] + '...'})"
+    return f"{location}: {first['msg']}{got}" if location else f"{first['msg']}"

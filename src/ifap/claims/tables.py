@@ -1,0 +1,547 @@
+"""Tables II and IV: from the CSV files of one scale to a model of the table, to text in three formats.
+
+The model holds plain text and links; each format's templates add its own marks, and its escaper is
+applied to every value, so that no name or note can break a rendering.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+from ifap import paths
+from ifap.config import TableParams
+from ifap.errors import ConfigError, nearest
+from ifap.grid import Grid
+from ifap.paths import Cell
+
+MINUS, PLUS_MINUS, NO_VALUE = "\N{MINUS SIGN}", "\N{PLUS-MINUS SIGN}", "\N{EN DASH}"
+PREFIXES = {"G": 1e9, "M": 1e6, "k": 1e3, "": 1.0}
+METHOD_LABELS = {"ifap": "IFAP"}
+DATASET_NOTES = {
+    "digits": "digits holds real scans of handwritten digits, 8\N{MULTIPLICATION SIGN}8 pixels each",
+}
+VERDICT = "not comparable (scale)"
+
+Align = Literal["left", "right"]
+
+
+@dataclass(frozen=True)
+class Item:
+    """One printed value.
+
+    Parameters
+    ----------
+    text : str
+        What is printed, without any markup.
+    href : str or None
+        Where the value comes from, relative to the report's folder.
+    bold : bool
+        Whether it is the best of its group.
+    rows, columns : int
+        How many rows and columns it spans; an item with ``rows=0`` is covered by the one above.
+    """
+
+    text: str
+    href: str | None = None
+    bold: bool = False
+    rows: int = 1
+    columns: int = 1
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column: its heading, the heading above it, and the mark of its footnote."""
+
+    label: str
+    group: str = ""
+    mark: str = ""
+    align: Align = "right"
+
+    @property
+    def full_label(self) -> str:
+        """Both headings in one, for formats that have a single row of them."""
+        return f"{self.group}: {self.label}" if self.group else self.label
+
+
+@dataclass(frozen=True)
+class Note:
+    """A footnote; `mark` is empty where it belongs to the whole table."""
+
+    text: str
+    mark: str = ""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row; `starts_group` asks for a line above it."""
+
+    items: tuple[Item, ...]
+    starts_group: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table, ready to be rendered in any format."""
+
+    name: str
+    title: str
+    columns: tuple[Column, ...]
+    rows: tuple[Row, ...]
+    notes: tuple[Note, ...]
+
+    @property
+    def groups(self) -> list[tuple[str, int]]:
+        """The upper headings and how many columns each spans; empty headings stay single."""
+        groups: list[tuple[str, int]] = []
+        for column in self.columns:
+            if groups and column.group and groups[-1][0] == column.group:
+                groups[-1] = (column.group, groups[-1][1] + 1)
+            else:
+                groups.append((column.group, 1))
+        return groups
+
+    @property
+    def links(self) -> list[str]:
+        """Every target of a link, once, in reading order."""
+        return list(dict.fromkeys(item.href for row in self.rows for item in row.items if item.href))
+
+    @property
+    def group_rules(self) -> list[tuple[int, int]]:
+        """First and last column, counted from 1, under each upper heading."""
+        rules, first = [], 1
+        for text, span in self.groups:
+            if text:
+                rules.append((first, first + span - 1))
+            first += span
+        return rules
+
+    @property
+    def header_columns(self) -> int:
+        """How many columns at the left name the row."""
+        return sum(column.align == "left" for column in self.columns)
+
+
+def build_table(name: str, grid: Grid, runs: pd.DataFrame, trace: pd.DataFrame) -> Table:
+    """Build one table of ``params.yaml``.
+
+    Parameters
+    ----------
+    name : str
+        Its key in ``params.yaml``, for example ``"table-2"``.
+    grid : Grid
+        The cells that the table should show; those without a row in `runs` are shown as not attempted.
+    runs, trace : DataFrame
+        Content of ``runs.csv`` and ``trace.csv``.
+
+    Returns
+    -------
+    Table
+        The model of the table.
+    """
+    options = table_options(name, grid)
+    return BUILDERS[name](name, options, grid, runs, trace)
+
+
+def table_options(name: str, grid: Grid) -> TableParams:
+    """Return the block of one table, after checking that it exists and can be built."""
+    known = [table for table in grid.params.tables if table in BUILDERS]
+    if name not in known:
+        raise ConfigError(f"unknown table '{name}': {nearest(name, known)}")
+    return grid.params.tables[name]
+
+
+def table_names(grid: Grid) -> list[str]:
+    """Return the tables of ``params.yaml`` that this version builds, in order."""
+    return sorted(name for name in grid.params.tables if name in BUILDERS)
+
+
+def render(table: Table, extension: str, templates: Path | None = None) -> str:
+    """Render a table as text.
+
+    Parameters
+    ----------
+    table : Table
+        The model.
+    extension : {'md', 'html', 'tex'}
+        The format.
+    templates : Path, optional
+        Folder of the templates; the project's by default.
+
+    Returns
+    -------
+    str
+        The text of the file.
+    """
+    return environment(extension, templates).get_template(f"table.{extension}.j2").render(table=table)
+
+
+def environment(extension: str, templates: Path | None = None) -> Environment:
+    """Return a Jinja environment that escapes every value for one format and accepts no undefined name."""
+    escaper = ESCAPERS[extension]
+    delimiters = TEX_DELIMITERS if extension == "tex" else {}
+
+    def finalize(value: Any) -> Markup:
+        return value if isinstance(value, Markup) else Markup(escaper(str(value)))
+
+    environment = Environment(
+        loader=FileSystemLoader(templates or paths.templates_dir()),
+        undefined=StrictUndefined,
+        autoescape=True,
+        finalize=finalize,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        **delimiters,
+    )
+    environment.filters["tex_url"] = lambda url: Markup(re.sub(r"([%#&])", r"\\\1", str(url)))
+    environment.filters["md_url"] = lambda url: Markup(re.sub(r"[ ()<>|]", lambda m: f"%{ord(m[0]):02X}", str(url)))
+    return environment
+
+
+def escape_tex(text: str) -> str:
+    """Escape text for LaTeX, signs that need mathematics mode included."""
+    return "".join(TEX_CHARACTERS.get(character, character) for character in text)
+
+
+def escape_md(text: str) -> str:
+    """Escape text for GitHub-flavoured Markdown, inside or outside a table."""
+    return re.sub(r"([\\`*_\[\]|~#])", r"\\\1", text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;"))
+
+
+TEX_DELIMITERS: dict[str, Any] = {
+    "block_start_string": "<%",
+    "block_end_string": "%>",
+    "variable_start_string": "<<",
+    "variable_end_string": ">>",
+    "comment_start_string": "<#",
+    "comment_end_string": "#>",
+}
+TEX_CHARACTERS = {
+    **{character: "\\" + character for character in "&%$#_{}"},
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": "$<$",
+    ">": "$>$",
+    MINUS: "$-$",
+    PLUS_MINUS: r"$\pm$",
+    NO_VALUE: "--",
+    "\N{MULTIPLICATION SIGN}": r"$\times$",
+    "\N{GREEK CAPITAL LETTER DELTA}": r"$\Delta$",
+    "\N{NO-BREAK SPACE}": "~",
+}
+ESCAPERS: dict[str, Callable[[str], str]] = {
+    "md": escape_md,
+    "html": lambda text: str(escape(text)),
+    "tex": escape_tex,
+}
+
+
+# --- Numbers as text ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A unit for all counts of one table: a prefix and the decimals that go with it."""
+
+    prefix: str
+    decimals: int
+
+    def text(self, count: float) -> str:
+        """Print a count in this unit."""
+        return fixed(count / PREFIXES[self.prefix], self.decimals)
+
+
+def choose_unit(counts: Iterable[float]) -> Unit:
+    """Choose the largest unit in which every count shows at least three significant digits.
+
+    At most three decimals are used, so the smallest count is at least 0.1 in the unit.
+    """
+    smallest = min((count for count in counts if count > 0), default=1.0)
+    prefix = next((prefix for prefix, size in PREFIXES.items() if smallest >= 0.1 * size), "")
+    if not prefix:
+        return Unit("", 0)
+    return Unit(prefix, min(3, max(0, 2 - math.floor(math.log10(smallest / PREFIXES[prefix])))))
+
+
+def fixed(value: float, decimals: int) -> str:
+    """Print a number with fixed decimals and a true minus sign; a rounded zero has no sign."""
+    if math.isnan(value):
+        return NO_VALUE
+    text = f"{value:.{decimals}f}"
+    return text.lstrip("-") if float(text) == 0 else text.replace("-", MINUS)
+
+
+def spread(values: pd.Series[float], show: Callable[[float], str]) -> str:
+    """Print the mean of one value a seed, and their standard deviation where there are several."""
+    mean = show(float(values.mean()))
+    return f"{mean} {PLUS_MINUS} {show(float(values.std(ddof=1)))}" if len(values) > 1 else mean
+
+
+def label(method: str) -> str:
+    """Return how a method is called in print."""
+    return METHOD_LABELS.get(method, method)
+
+
+def link(path: str, scale: str) -> str:
+    """Return the way from the report's folder to a file of the project."""
+    return os.path.relpath(path, paths.report_dir(scale)).replace(os.sep, "/")
+
+
+# --- Table II ------------------------------------------------------------------------------------
+
+
+def _table_2(name: str, options: TableParams, grid: Grid, runs: pd.DataFrame, trace: pd.DataFrame) -> Table:
+    runs = runs[runs["task"] == options.task]
+    if options.dataset:
+        runs = runs[runs["dataset"] == options.dataset]
+    cells = [cell for cell in grid.pruned() if cell.task == options.task and options.dataset in (None, cell.dataset)]
+    macs = choose_unit([*runs["macs"], *runs["macs_base"].dropna()])
+    params = choose_unit([*runs["params"], *runs["params_base"].dropna()])
+    blocks: dict[tuple[str, str], list[str]] = {}
+    for cell in cells:
+        methods = blocks.setdefault((cell.dataset, cell.model), [])
+        if cell.method not in methods:
+            methods.append(cell.method)
+    rows: list[Row] = []
+    for (dataset, model), methods in blocks.items():
+        wanted = [cell for cell in cells if (cell.dataset, cell.model) == (dataset, model)]
+        new = not rows or rows[-1].items[0].text != dataset
+        height = sum(len(names) for (other, _), names in blocks.items() if other == dataset)
+        rows += _block(wanted, methods, runs, macs, params, dataset_rows=height if new else 0)
+    return Table(name, options.title, _table_2_columns(macs, params), tuple(rows), _table_2_notes(grid, cells, runs))
+
+
+def _table_2_columns(macs: Unit, params: Unit) -> tuple[Column, ...]:
+    change = "\N{GREEK CAPITAL LETTER DELTA} %"
+    counts = f"{macs.prefix}MACs"
+    weights = f"Params ({params.prefix})" if params.prefix else "Params"
+    accuracy = "Top-1, test (%)"
+    return (
+        Column("Data set", align="left"),
+        Column("Architecture", align="left"),
+        Column("Method", align="left"),
+        *(Column(text, counts, "a") for text in ("Base", "Pruned", change)),
+        *(Column(text, weights) for text in ("Base", "Pruned", change)),
+        Column("Base", accuracy, "b"),
+        Column("Pruned", accuracy, "b"),
+        Column("\N{GREEK CAPITAL LETTER DELTA} points", accuracy, "c"),
+        Column("Seeds", mark="d"),
+    )
+
+
+def _block(
+    cells: Sequence[Cell], methods: Sequence[str], runs: pd.DataFrame, macs: Unit, params: Unit, dataset_rows: int
+) -> list[Row]:
+    """Lay out the methods of one network on one data set, the best pruned accuracy in bold."""
+    dataset, model = cells[0].dataset, cells[0].model
+    here = runs[(runs["dataset"] == dataset) & (runs["model"] == model)]
+    of_method = {method: here[here["method"] == method] for method in methods}
+    best = max((_printed_top1(frame) for frame in of_method.values() if len(frame)), default=math.nan)
+    rows = []
+    for index, method in enumerate(methods):
+        names = (
+            Item(dataset, rows=0 if index else dataset_rows),
+            Item(model, rows=0 if index else len(methods)),
+            Item(label(method)),
+        )
+        wanted = [cell for cell in cells if cell.method == method]
+        frame = of_method[method]
+        values = _method_items(frame, len(wanted), macs, params, best) if len(frame) else _not_attempted(wanted)
+        rows.append(Row((*names, *values), starts_group=index == 0))
+    return rows
+
+
+def _printed_top1(frame: pd.DataFrame) -> float:
+    """Return the accuracy as printed, so that what looks like a tie is one."""
+    return round(float(frame["test_top1"].mean()), 2)
+
+
+def _method_items(frame: pd.DataFrame, seeds: int, macs: Unit, params: Unit, best: float) -> tuple[Item, ...]:
+    scale = str(frame["scale"].iloc[0])
+    own = [str(path) for path in frame["metrics"]]
+    base = [re.sub(r"/[^/]+/(seed\d+/[^/]+)$", r"/baseline/\1", path) for path in own]
+    own_link, base_link = _origin(own, scale), _origin(base, scale)
+
+    def item(column: str, show: Callable[[float], str], href: str, *, bold: bool = False) -> Item:
+        known = frame[column].dropna().astype(float)
+        return Item(spread(known, show), href, bold) if len(known) else Item(NO_VALUE)
+
+    def points(value: float) -> str:
+        return fixed(value, 2)
+
+    def percent(value: float) -> str:
+        return fixed(value, 1)
+
+    return (
+        item("macs_base", macs.text, base_link),
+        item("macs", macs.text, own_link),
+        item("macs_reduction", percent, own_link),
+        item("params_base", params.text, base_link),
+        item("params", params.text, own_link),
+        item("params_reduction", percent, own_link),
+        item("baseline_top1", points, base_link),
+        item("test_top1", points, own_link, bold=_printed_top1(frame) == best),
+        item("top1_delta", points, own_link),
+        Item(str(len(frame)) if len(frame) == seeds else f"{len(frame)} of {seeds}"),
+    )
+
+
+def _origin(metrics: Sequence[str], scale: str) -> str:
+    """Return the link to one seed's record, or to the folder of several seeds."""
+    return link(metrics[0] if len(metrics) == 1 else os.path.dirname(os.path.dirname(metrics[0])) + "/", scale)
+
+
+def _not_attempted(cells: Sequence[Cell], columns: int = 10) -> tuple[Item, ...]:
+    seeds = ", ".join(str(cell.seed) for cell in cells)
+    noun = "seed" if len(cells) == 1 else "seeds"
+    return (Item(f"not attempted: no record for {noun} {seeds}", columns=columns),)
+
+
+def _table_2_notes(grid: Grid, cells: Sequence[Cell], runs: pd.DataFrame) -> tuple[Note, ...]:
+    sd = f"; mean {PLUS_MINUS} standard deviation over the seeds" if len(grid.options.seeds) > 1 else ""
+    return (
+        *_scale_notes(grid, [cell.dataset for cell in cells], "Table II"),
+        Note("Bold: the best pruned accuracy of each network on each data set; equal printed values share it."),
+        Note("MACs: multiply-accumulates of one input; what the paper prints as GFlops are GMACs.", "a"),
+        Note(
+            f"Top-1 accuracy on the test split{_samples(runs, 'test_size')}, which is opened once, "
+            "for the final network. Base is the unpruned network (method baseline) that every method of the row's group starts from.",
+            "b",
+        ),
+        Note("Pruned minus base, in percentage points; the paper mixes relative and absolute differences.", "c"),
+        Note(f"Runs with different seeds{sd}.", "d"),
+    )
+
+
+def _scale_notes(grid: Grid, datasets: Sequence[str], published: str) -> tuple[Note, ...]:
+    known = [DATASET_NOTES[name] for name in dict.fromkeys(datasets) if name in DATASET_NOTES]
+    if grid.scale == "paper":
+        return tuple(Note(f"{text}.") for text in known)
+    reason = "; ".join([*known, "the networks are small"])
+    return (Note(f"Scale {grid.scale}: {reason}. Verdict against the paper's {published}: {VERDICT}."),)
+
+
+def _samples(runs: pd.DataFrame, column: str) -> str:
+    sizes = sorted({int(size) for size in runs[column].dropna()})
+    return f" ({' or '.join(f'{size:,}' for size in sizes)} samples)" if sizes else ""
+
+
+# --- Table IV ------------------------------------------------------------------------------------
+
+
+def _table_4(name: str, options: TableParams, grid: Grid, runs: pd.DataFrame, trace: pd.DataFrame) -> Table:
+    cell = table_cell(name, options)
+    own, base = select(runs, cell), select(runs, cell.baseline)
+    steps = select(trace, cell)
+    macs, params = choose_unit([*steps["macs"], *own["macs"]]), choose_unit([*steps["params"], *own["params"]])
+    rows = [_step_row(step, cell, grid.scale, macs, params) for step in steps.to_dict("records")]
+    if rows:
+        rows[0] = replace(rows[0], starts_group=True)
+        rows += [
+            *_test_row("unpruned", base, macs, params, new=True),
+            *_test_row("final", own, macs, params, new=base.empty),
+        ]
+    else:
+        rows = [Row((Item("all"), *_not_attempted([cell], columns=6)), starts_group=True)]
+    return Table(
+        name, options.title, _table_4_columns(macs, params), tuple(rows), _table_4_notes(grid, cell, own, steps)
+    )
+
+
+def table_cell(name: str, options: TableParams) -> Cell:
+    """Return the cell that a table of one network shows."""
+    values = {key: getattr(options, key) for key in Cell._fields}
+    missing = [key for key, value in values.items() if value is None]
+    if missing:
+        raise ConfigError(f"params.yaml: tables.{name}: key is missing: {missing[0]}")
+    return Cell(**values)
+
+
+def select(frame: pd.DataFrame, cell: Cell) -> pd.DataFrame:
+    """Return the rows of one cell."""
+    chosen = frame
+    for key, value in cell._asdict().items():
+        chosen = chosen[chosen[key] == value]
+    return chosen
+
+
+def _table_4_columns(macs: Unit, params: Unit) -> tuple[Column, ...]:
+    return (
+        Column("Pruning step", align="left"),
+        Column(f"Params ({params.prefix})" if params.prefix else "Params"),
+        Column(f"{macs.prefix}MACs", mark="a"),
+        Column("Before recovery", "Top-1 (%)"),
+        Column("After recovery", "Top-1 (%)"),
+        Column("Top-5 (%)"),
+        Column("Split", mark="b"),
+    )
+
+
+def _step_row(step: dict[Any, Any], cell: Cell, scale: str, macs: Unit, params: Unit) -> Row:
+    href = link(paths.receipts_file(scale, cell).as_posix(), scale)
+    undone = " (rolled back)" if str(step["accepted"]).lower() == "false" else ""
+    start = " (unpruned)" if step["iteration"] == 0 else ""
+    return Row(
+        (
+            Item(f"{step['iteration']}{start}{undone}"),
+            Item(params.text(step["params"]), href),
+            Item(macs.text(step["macs"]), href),
+            *(_share(step[column], href) for column in ("metric_before", "top1", "top5")),
+            Item("validation"),
+        )
+    )
+
+
+def _test_row(name: str, runs: pd.DataFrame, macs: Unit, params: Unit, *, new: bool) -> list[Row]:
+    return [
+        Row(
+            (
+                Item(name),
+                Item(params.text(run["params"]), link(run["metrics"], run["scale"])),
+                Item(macs.text(run["macs"]), link(run["metrics"], run["scale"])),
+                Item(NO_VALUE),
+                *(_share(run[column], link(run["metrics"], run["scale"])) for column in ("test_top1", "test_top5")),
+                Item("test"),
+            ),
+            starts_group=new,
+        )
+        for run in runs.to_dict("records")
+    ]
+
+
+def _share(value: float, href: str) -> Item:
+    return Item(NO_VALUE) if math.isnan(value) else Item(fixed(value, 2), href)
+
+
+def _table_4_notes(grid: Grid, cell: Cell, own: pd.DataFrame, steps: pd.DataFrame) -> tuple[Note, ...]:
+    last = int(steps["iteration"].max()) if len(steps) else 0
+    return (
+        Note(
+            f"{label(cell.method)} applied to {cell.model} on {cell.dataset}, seed {cell.seed}, over {last} pruning "
+            "iterations; iteration 0 is the network before pruning."
+        ),
+        *_scale_notes(grid, [cell.dataset], "Table IV"),
+        Note("MACs: multiply-accumulates of one input; what the paper prints as GFlops are GMACs.", "a"),
+        Note(
+            f"The iterations are measured on the validation split{_samples(own, 'validation_size')}. The test split"
+            f"{_samples(own, 'test_size')} is opened once, for the final network: pruned, then fine-tuned.",
+            "b",
+        ),
+    )
+
+
+BUILDERS: dict[str, Callable[[str, TableParams, Grid, pd.DataFrame, pd.DataFrame], Table]] = {
+    "table-2": _table_2,
+    "table-4": _table_4,
+}

@@ -1,0 +1,43 @@
+"""Check every cell's records against ``params.yaml`` and write ``runs.csv`` and ``trace.csv``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ifap import paths
+from ifap.claims import records
+from ifap.config import load_params, select_scale
+from ifap.grid import Grid
+from ifap.runtime import run_stage
+
+
+def main(
+    scale: Annotated[str | None, typer.Option(help="Scale to collect; the one in params.yaml by default.")] = None,
+    allow_missing: Annotated[
+        bool, typer.Option("--allow-missing", help="Accept an unfinished grid; name the missing cells on stderr.")
+    ] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Only check that the records are whole and up to date.")
+    ] = False,
+) -> None:
+    """Lay out the records of all cells as runs.csv and trace.csv, or say which are missing or stale."""
+    params = load_params()
+    grid = Grid(params, select_scale(params, scale))
+    collected = records.collect(grid, allow_missing=allow_missing)
+    for cell in collected.missing:
+        typer.echo(f"missing: {cell}", err=True)
+    contents: dict[Path, str | bytes] = {
+        paths.runs_csv(grid.scale): records.runs_table(collected),
+        paths.trace_csv(grid.scale): records.trace_table(collected),
+    }
+    if not check:
+        records.write_files(contents)
+    done = "checked" if check else f"wrote {' and '.join(str(path) for path in contents)}"
+    typer.echo(f"{done}: {len(collected.records)} of {len(grid.cells())} cells")
+
+
+if __name__ == "__main__":
+    run_stage(main)

@@ -1,0 +1,38 @@
+"""Draw the figures of one scale and the page that shows them beside the tables."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ifap import paths
+from ifap.claims import FIGURES, figures, records, tables
+from ifap.claims.page import render_page
+from ifap.config import load_params, select_scale
+from ifap.grid import Grid
+from ifap.runtime import run_stage
+
+
+def main(
+    scale: Annotated[str | None, typer.Option(help="Scale to draw; the one in params.yaml by default.")] = None,
+) -> None:
+    """Draw every figure as SVG and PNG and write index.html, which opens offline."""
+    params = load_params()
+    grid = Grid(params, select_scale(params, scale))
+    runs, trace = records.load_runs(grid.scale), records.load_trace(grid.scale)
+    pictures = [figures.draw(name, grid, runs, trace) for name in FIGURES]
+    models = [tables.build_table(name, grid, runs, trace) for name in tables.table_names(grid)]
+    contents: dict[Path, str | bytes] = {
+        paths.figure_file(grid.scale, picture.name, extension): content
+        for picture in pictures
+        for extension, content in picture.files.items()
+    }
+    contents[paths.report_page(grid.scale)] = render_page(grid, runs, models, pictures)
+    records.write_files(contents)
+    typer.echo(f"wrote {len(pictures)} figures and {paths.report_page(grid.scale)}")
+
+
+if __name__ == "__main__":
+    run_stage(main)

@@ -1,0 +1,39 @@
+"""Render the tables of one scale as Markdown, HTML and LaTeX."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ifap import paths
+from ifap.claims import records, tables
+from ifap.config import load_params, select_scale
+from ifap.grid import TABLE_FORMATS, Grid
+from ifap.runtime import run_stage
+
+
+def main(
+    scale: Annotated[str | None, typer.Option(help="Scale to tabulate; the one in params.yaml by default.")] = None,
+    table: Annotated[str | None, typer.Option(help="One table, for example table-2; all by default.")] = None,
+) -> None:
+    """Render tables from runs.csv and trace.csv of one scale."""
+    params = load_params()
+    grid = Grid(params, select_scale(params, scale))
+    names = [table] if table else tables.table_names(grid)
+    for name in names:
+        tables.table_options(name, grid)
+    runs, trace = records.load_runs(grid.scale), records.load_trace(grid.scale)
+    models = [tables.build_table(name, grid, runs, trace) for name in names]
+    contents: dict[Path, str | bytes] = {
+        paths.table_file(grid.scale, model.name, extension): tables.render(model, extension)
+        for model in models
+        for extension in TABLE_FORMATS
+    }
+    records.write_files(contents)
+    typer.echo(f"wrote {', '.join(names)} to {paths.report_dir(grid.scale)} as {', '.join(TABLE_FORMATS)}")
+
+
+if __name__ == "__main__":
+    run_stage(main)

@@ -1,0 +1,135 @@
+"""A made-up grid of records for the tests of the report; no number here was measured."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+
+import yaml
+
+from ifap import paths
+from ifap.claims.records import Receipt
+from ifap.config import Params
+from ifap.grid import Grid
+from ifap.paths import Cell
+
+ROOT = Path(__file__).parent.parent
+MODELS = {"net_a": (5_210_624, 98_410, 97.5), "net_b": (1_204_300, 31_250, 94.1666667)}
+# Left of the MACs and of the parameters, and the fall in points; random ties with magnitude on net_a.
+METHODS = {"ifap": (0.347, 0.41, 0.8), "magnitude": (0.351, 0.44, 1.9), "random": (0.349, 0.46, 1.9)}
+STEPS = 3
+
+
+def raw_params(seeds=(0,), models=tuple(MODELS)):
+    raw = yaml.safe_load((ROOT / "params.yaml").read_text())
+    quick = raw["scales"]["quick"]
+    quick["seeds"] = list(seeds)
+    quick["grid"] = {"classification": {"datasets": ["digits"], "models": list(models), "methods": list(METHODS)}}
+    quick["datasets"] = {"digits": {"image_size": 32, "validation": 0.2, "test": 0.2, "split_seed": 0}}
+    for step in ("baseline", "prune", "finetune"):
+        quick[step] = {key: value for key, value in quick[step].items() if key in ("default", "recovery")}
+    raw["scales"] = {"quick": quick}
+    raw["scale"] = raw["published"] = "quick"
+    raw["tables"] = {
+        "table-2": {"title": "Table II. Made-up results", "task": "classification"},
+        "table-4": {
+            "title": "Table IV. A made-up network over its pruning iterations",
+            "task": "classification",
+            "dataset": "digits",
+            "model": "net_a",
+            "method": "ifap",
+            "seed": 0,
+        },
+    }
+    return raw
+
+
+def made_up_grid(raw=None):
+    # Validated as types only: the names are not in the registries.
+    return Grid(Params.model_validate(copy.deepcopy(raw or raw_params())), "quick")
+
+
+def final_numbers(cell: Cell):
+    macs, params, top1 = MODELS[cell.model]
+    if cell.is_baseline:
+        return macs, params, top1
+    left_macs, left_params, drop = METHODS[cell.method]
+    return int(macs * left_macs), int(params * left_params), top1 - drop + 0.3 * cell.seed
+
+
+def metrics(grid: Grid, cell: Cell):
+    macs, params, top1 = final_numbers(cell)
+    return {
+        "schema_version": 1,
+        "cell": {"scale": grid.scale, **cell._asdict()},
+        "config": grid.config(cell, "evaluate"),
+        "metrics": {
+            "top1": {"value": top1, "unit": "%", "split": "test"},
+            "top5": {"value": 99.5, "unit": "%", "split": "test"},
+            "loss": {"value": 0.125, "unit": "nats", "split": "test"},
+            "ece": {"value": 1.5, "unit": "%", "split": "test"},
+        },
+        "validation": {"top1": top1 - 0.5, "top5": 99.25, "loss": 0.15},
+        "split_sizes": {"train": 1077, "validation": 360, "test": 360},
+        "data_checksum": "sha256:made-up",
+        "macs": macs,
+        "params": params,
+        "params_nonzero": params,
+        "latency": {
+            "median_ms": 1.25,
+            "p10_ms": 1.0,
+            "p90_ms": 2.0,
+            "batch": 1,
+            "device": "cpu",
+            "dtype": "float32",
+            "threads": 1,
+            "runs": 30,
+        },
+        "provenance": {
+            "commit": "0" * 40,
+            "dirty": False,
+            "versions": {"torch": "2.9"},
+            "hardware": {"cpu": "made-up"},
+            "wall_seconds": {"evaluate": 1.5},
+            "peak_memory_mb": 512.0,
+            "resume_count": 0,
+        },
+    }
+
+
+def receipt_rows(cell: Cell):
+    start_macs, start_params, start_top1 = final_numbers(cell.baseline)
+    macs, params, top1 = final_numbers(cell)
+    rows = []
+    for step in range(STEPS + 1):
+        part = step / STEPS
+        row = dict.fromkeys(Receipt.model_fields, "")
+        row |= {"iteration": step, "accepted": "true", "top5": 99.0 + 0.1 * step}
+        row["macs"] = round(start_macs + part * (macs - start_macs))
+        row["params"] = round(start_params + part * (params - start_params))
+        row["top1"] = round(start_top1 - 0.5 + part * (top1 - start_top1), 4)
+        if step:
+            row |= {"rho": 0.1 * step, "metric_before": row["top1"] - 12.5, "metric_after": row["top1"]}
+            row |= {"units_removed": 7, "score_low": 1e-7, "score_high": 0.25}
+            row |= {"seconds_score": 0.5, "seconds_prune": 0.1}
+        rows.append(row)
+    return rows
+
+
+def write_receipts(path: Path, rows):
+    lines = [",".join(Receipt.model_fields), *(",".join(str(value) for value in row.values()) for row in rows)]
+    path.write_text("\n".join(lines) + "\n")
+
+
+def write_cell(root: Path, grid: Grid, cell: Cell):
+    path = root / paths.metrics_file(grid.scale, cell)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(metrics(grid, cell), indent=2))
+    if not cell.is_baseline:
+        write_receipts(root / paths.receipts_file(grid.scale, cell), receipt_rows(cell))
+
+
+def write_grid(root: Path, grid: Grid):
+    for cell in grid.cells():
+        write_cell(root, grid, cell)
