@@ -1,0 +1,53 @@
+"""Attributes that a forward reads and that must follow the weights: one `sync` per family of networks.
+
+Register a function for a class of your own with `register_sync`; it is called with each module of
+that class (or of a subclass) after every cut and after loading.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from ifap.attention import SplitAttention, fused_attention, sync_fused
+
+Sync = Callable[[Any], None]
+
+# Keyed by qualified class name, so that no model library is imported to know its classes.
+_SYNC: dict[str, Sync] = {}
+
+
+def register_sync(class_name: str) -> Callable[[Sync], Sync]:
+    """Return a decorator that registers how to refresh the modules of a class.
+
+    Parameters
+    ----------
+    class_name : str
+        Module and name of the class, for example ``"mypackage.nets.MyViT"``.
+    """
+
+    def add(function: Sync) -> Sync:
+        _SYNC[class_name] = function
+        return function
+
+    return add
+
+
+def sync(model: nn.Module) -> None:
+    """Refresh every attribute of `model` that depends on widths or numbers of heads, in place."""
+    for module in model.modules():
+        if isinstance(module, SplitAttention):
+            module.sync()
+        for base in type(module).__mro__:
+            function = _SYNC.get(f"{base.__module__}.{base.__qualname__}")
+            if function is not None:
+                function(module)
+    for module in fused_attention(model).values():
+        sync_fused(module)
+
+
+@register_sync("torchvision.models.vision_transformer.VisionTransformer")
+def _torchvision_vit(model: Any) -> None:
+    model.hidden_dim = model.conv_proj.out_channels

@@ -1,0 +1,367 @@
+"""Flow scores: how much signal each unit of a network carries (section "Flow Evaluation" of the paper).
+
+The flow of unit c of a layer is the product of an activation norm and a weight norm,
+
+    flow_c = E_x[ ||z_c(x)||_2 ] * ||W_c||_2 ,
+
+where the norm of the activation runs over the spatial or token positions of one sample, the mean
+over all calibration samples, and W_c are the weights that produce the unit. For an attention head,
+
+    flow_h = E_x[ ||A_h(x)||_F / n ] * (||W_Q,h||_F + ||W_K,h||_F + ||W_V,h||_F)
+
+with the attention probabilities A_h over n tokens. Activations are reduced as they pass: nothing
+is stored and nothing leaves the device before the last batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+from torch.utils.hooks import RemovableHandle
+
+from ifap.attention import SplitAttention, fused_attention, head_weight_norms, num_heads
+from ifap.errors import ScoreError, nearest
+from ifap.layers import is_conv, unit_axis, weight_norms
+from ifap.splits import refuse_test
+from ifap.tracing import Inputs, call, device_of, evaluation_mode, to_device
+
+Normalize = Literal["layer", "volume", "none"]
+Site = Literal["output", "activation"]
+NORMALIZE = ("layer", "volume", "none")
+SITES = ("output", "activation")
+
+
+def flow_scores(
+    model: nn.Module, batches: Iterable[Inputs], normalize: Normalize = "layer", site: Site = "output"
+) -> dict[str, Tensor]:
+    """Score every unit of every convolution, linear layer and attention head of `model`.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Any network. It is run in evaluation mode without gradients; its modes and hooks are left
+        as they were found.
+    batches : iterable
+        Calibration inputs without labels: each item is a tensor, a tuple of arguments or a dict of
+        keyword arguments of one forward. The first axis counts samples.
+    normalize : {'layer', 'volume', 'none'}
+        Divide each layer's scores by their mean, by the number of output values a sample
+        (C*H*W for a convolution, n for a linear layer), or not at all. Raw scores of different
+        layers are not comparable: a global ranking of them empties the deep layers.
+    site : {'output', 'activation'}
+        Measure a layer's own output, or that output after the norm and the non-linearity that
+        follow it directly.
+
+    Returns
+    -------
+    dict of str to Tensor
+        Layer name to scores: shape (units,) for layers, (heads,) for attention modules, float32 on
+        the device of the network.
+
+    Raises
+    ------
+    ScoreError
+        If there is no batch, if an activation is not finite (the layer is named), or if a choice
+        is unknown.
+    SplitError
+        If `batches` is a test split.
+    """
+    _check_choice("normalize", normalize, NORMALIZE)
+    _check_choice("site", site, SITES)
+    refuse_test(batches, "scoring")
+    meters = _measure(model, batches, site)
+    return {name: _normalized(meter.flow(), meter, normalize) for name, meter in meters.items()}
+
+
+def activation_norms(model: nn.Module, batches: Iterable[Inputs], site: Site = "output") -> dict[str, Tensor]:
+    """Return the mean activation norm of every unit alone, without weights; see `flow_scores`."""
+    refuse_test(batches, "scoring")
+    return {name: meter.mean() for name, meter in _measure(model, batches, site).items()}
+
+
+@dataclass
+class _Meter:
+    """Running sum of one layer's activation norms over samples."""
+
+    weights: Tensor  # (units,) weight norms
+    total: Tensor | None = None  # (units,) sum of norms
+    samples: int = 0
+    volume: int = 1  # output values of one sample
+
+    def add(self, norms: Tensor, volume: int) -> None:
+        """Add the norms of one batch, shape (samples, units)."""
+        batch = norms.sum(dim=0, dtype=torch.float32)
+        self.total = batch if self.total is None else self.total + batch
+        self.samples += norms.shape[0]
+        self.volume = volume
+
+    def mean(self) -> Tensor:
+        """Return the mean norm over samples, shape (units,)."""
+        assert self.total is not None
+        return self.total / self.samples
+
+    def flow(self) -> Tensor:
+        """Return activation norm x weight norm, shape (units,)."""
+        return self.mean() * self.weights.to(self.mean().device)
+
+
+def _measure(model: nn.Module, batches: Iterable[Inputs], site: Site) -> dict[str, _Meter]:
+    meters: dict[str, _Meter] = {}
+    device, count = device_of(model), 0
+    with evaluation_mode(model), torch.no_grad(), _observe(model, meters, site) as flush:
+        for count, batch in enumerate(batches, start=1):
+            call(model, to_device(batch, device))
+            flush()
+    if count == 0:
+        raise ScoreError("calibration data are empty: give at least one batch of inputs")
+    used = {name: meter for name, meter in meters.items() if meter.samples}
+    _check_finite(used)
+    return used
+
+
+@contextmanager
+def _observe(model: nn.Module, meters: dict[str, _Meter], site: Site) -> Iterator[Callable[[], None]]:
+    """Hook every layer and head of `model`; yields what to call after each forward."""
+    handles: list[RemovableHandle] = []
+    follower = _Follower(meters) if site == "activation" else None
+    try:
+        inside_attention = set(_hook_attention(model, meters, handles))
+        for name, module in model.named_modules():
+            if module not in inside_attention and (is_conv(module) or isinstance(module, nn.Linear)):
+                meters[name] = _Meter(weight_norms(module))
+                handles.append(module.register_forward_hook(_layer_hook(meters[name], name, follower)))
+        if follower is None:
+            yield lambda: None
+        else:
+            with follower:
+                yield follower.flush
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _layer_hook(meter: _Meter, name: str, follower: _Follower | None) -> Callable[[nn.Module, Any, Tensor], None]:
+    def hook(module: nn.Module, _args: Any, output: Tensor) -> None:
+        axis = unit_axis(module, output)
+        if follower is None:
+            meter.add(unit_norms(output, axis), _volume(output))
+        else:
+            follower.start(name, output, axis)
+
+    return hook
+
+
+def unit_norms(output: Tensor, axis: int) -> Tensor:
+    """Return the L2 norm of each unit of each sample over all positions.
+
+    Parameters
+    ----------
+    output : Tensor
+        A layer's output: (B, C, H, W), (B, N, C), (B, C) or any other rank.
+    axis : int
+        The axis of the units, counted from the end.
+
+    Returns
+    -------
+    Tensor, shape (samples, units)
+        Norms; an output without a batch axis counts as one sample.
+    """
+    if axis == -1:
+        if output.dim() == 1:
+            return output.abs().unsqueeze(0)
+        if output.dim() == 2:
+            return output.abs()
+        # Positions are the rows: one product of squares and ones reads each value once.
+        return torch.linalg.vector_norm(output.flatten(1, -2), dim=1)
+    if output.dim() + axis == 0:
+        output = output.unsqueeze(0)
+    return torch.linalg.vector_norm(output.flatten(2), dim=2)
+
+
+def _volume(output: Tensor) -> int:
+    return output.numel() // output.shape[0]
+
+
+# --- attention ------------------------------------------------------------------------------------
+
+
+def _hook_attention(
+    model: nn.Module, meters: dict[str, _Meter], handles: list[RemovableHandle]
+) -> Iterator[nn.Module]:
+    """Hook every attention module; yields the layers inside that are scored as heads."""
+    fused = fused_attention(model)
+    for name, module in model.named_modules():
+        if isinstance(module, (nn.MultiheadAttention, SplitAttention)):
+            meters[name] = _Meter(head_weight_norms(module))
+            handles += _hook_probabilities(module, meters, name)
+            yield from (m for n, m in module.named_children() if n in ("q", "k", "v", "out_proj"))
+        elif name in fused:
+            meters[name] = _Meter(head_weight_norms(module))
+            handles.append(module.qkv.register_forward_hook(_fused_hook(module, meters[name])))  # type: ignore[union-attr, operator]
+            yield module.qkv  # type: ignore[misc]
+
+
+def _hook_probabilities(module: nn.Module, meters: dict[str, _Meter], name: str) -> list[RemovableHandle]:
+    """Ask an attention module for its probabilities per head, and hand the caller what it asked for."""
+    asked: list[tuple[bool, bool]] = []
+
+    def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        named = {**dict(zip(_ATTENTION_ARGUMENTS, args, strict=False)), **kwargs}
+        asked.append((named.get("need_weights", True), named.get("average_attn_weights", True)))
+        return (), {**named, "need_weights": True, "average_attn_weights": False}
+
+    def after(_module: nn.Module, _args: Any, output: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor | None]:
+        result, weights = output
+        heads = weights if weights.dim() == 4 else weights.unsqueeze(0)
+        meters[name].add(_head_norms(heads), heads.shape[1])
+        if isinstance(module, nn.MultiheadAttention):
+            _add_projection(module, meters, name, result)
+        need, average = asked.pop()
+        if not need:
+            return result, None
+        return result, weights.mean(dim=-3) if average else weights
+
+    return [
+        module.register_forward_pre_hook(before, with_kwargs=True),
+        module.register_forward_hook(after),
+    ]
+
+
+_ATTENTION_ARGUMENTS = (
+    "query",
+    "key",
+    "value",
+    "key_padding_mask",
+    "need_weights",
+    "attn_mask",
+    "average_attn_weights",
+    "is_causal",
+)
+
+
+def _add_projection(module: nn.MultiheadAttention, meters: dict[str, _Meter], name: str, result: Tensor) -> None:
+    # out_proj is used through its weight, so that a hook on it would never fire.
+    key = f"{name}.out_proj"
+    meter = meters.setdefault(key, _Meter(weight_norms(module.out_proj)))
+    if result.dim() == 3 and not module.batch_first:
+        result = result.transpose(0, 1)
+    batched = result if result.dim() == 3 else result.unsqueeze(0)
+    meter.add(unit_norms(batched, -1), _volume(batched))
+
+
+def _fused_hook(block: Any, meter: _Meter) -> Callable[[nn.Module, Any, Tensor], None]:
+    def hook(_module: nn.Module, _args: Any, output: Tensor) -> None:
+        q, k, _ = output.unflatten(-1, (3, num_heads(block), -1)).unbind(-3)
+        q, k = (norm(x) if norm is not None else x for norm, x in ((getattr(block, "q_norm", None), q), (getattr(block, "k_norm", None), k)))
+        scale = getattr(block, "scale", q.shape[-1] ** -0.5)
+        logits = (q * scale).transpose(-3, -2) @ k.transpose(-3, -2).transpose(-2, -1)
+        heads = logits.softmax(dim=-1)
+        meter.add(_head_norms(heads.flatten(0, -4)), heads.shape[-3])
+
+    return hook
+
+
+def _head_norms(probabilities: Tensor) -> Tensor:
+    """Return ||A_h||_F / n of (samples, heads, n, m) probabilities: shape (samples, heads)."""
+    return torch.linalg.vector_norm(probabilities.flatten(2), dim=2) / probabilities.shape[-2]
+
+
+# --- the activation site --------------------------------------------------------------------------
+
+
+def _functions(*names: str) -> set[Any]:
+    homes = (functional, torch, Tensor)
+    return {getattr(home, name) for home in homes for name in names if hasattr(home, name)}
+
+
+_NORMS = _functions("batch_norm", "layer_norm", "group_norm", "instance_norm", "rms_norm")
+_ACTIVATIONS = _functions(
+    "relu", "relu_", "relu6", "leaky_relu", "leaky_relu_", "prelu", "elu", "elu_", "selu", "selu_", "celu", "celu_",
+    "gelu", "silu", "mish", "hardswish", "hardsigmoid", "hardtanh", "hardtanh_", "sigmoid", "sigmoid_", "tanh",
+    "tanh_", "softplus", "softsign", "logsigmoid", "clamp", "clamp_",
+)  # fmt: skip
+
+
+class _Follower(TorchFunctionMode):
+    """Follow each layer's output through the norm and the non-linearity that come next.
+
+    Works on calls rather than on modules, so that ``torch.relu(x)`` counts as well as ``nn.ReLU``.
+    A value is measured when anything else reads it, before that can overwrite it.
+    """
+
+    def __init__(self, meters: dict[str, _Meter]) -> None:
+        super().__init__()
+        self._meters = meters
+        self._open: dict[int, tuple[str, Tensor, int]] = {}  # id of a tensor -> layer, tensor, unit axis
+
+    def start(self, name: str, output: Tensor, axis: int) -> None:
+        """Begin to follow the output of a layer."""
+        self._open[id(output)] = (name, output, axis)
+
+    def flush(self) -> None:
+        """Measure whatever is still being followed at the end of a forward."""
+        for key in list(self._open):
+            self._measure(key)
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        source = args[0] if args else kwargs.get("input")
+        if func in _NORMS or func in _ACTIVATIONS:
+            followed = self._open.pop(id(source), None)
+            result = func(*args, **kwargs)
+            if followed is not None:
+                name, _, axis = followed
+                self._open[id(result)] = (name, result, axis)
+                if func in _ACTIVATIONS:
+                    self._measure(id(result))
+            return result
+        if func not in _PASSIVE and getattr(func, "__name__", "") != "__get__":
+            for value in (*args, *kwargs.values()):
+                for item in value if isinstance(value, (list, tuple)) else (value,):
+                    if id(item) in self._open:
+                        self._measure(id(item))
+        return func(*args, **kwargs)
+
+    def _measure(self, key: int) -> None:
+        name, value, axis = self._open.pop(key)
+        with torch._C.DisableTorchFunction():
+            self._meters[name].add(unit_norms(value, axis), _volume(value))
+
+
+# Asked inside modules before the data are used; like attributes (``__get__``) they read no values.
+_PASSIVE = {Tensor.dim, Tensor.size, Tensor.numel, Tensor.is_floating_point, Tensor.stride, Tensor.is_contiguous}
+
+
+# --- results --------------------------------------------------------------------------------------
+
+
+def _normalized(scores: Tensor, meter: _Meter, normalize: Normalize) -> Tensor:
+    if normalize == "layer":
+        mean = scores.mean()
+        return scores / mean if mean > 0 else scores
+    if normalize == "volume":
+        return scores / meter.volume
+    return scores
+
+
+def _check_finite(meters: dict[str, _Meter]) -> None:
+    if not meters:
+        return
+    finite = torch.stack([torch.isfinite(meter.flow()).all().cpu() for meter in meters.values()]).tolist()
+    for name, is_finite in zip(meters, finite, strict=True):
+        if not is_finite:
+            raise ScoreError(f"layer '{name}': activations are not finite on the calibration data")
+
+
+def _check_choice(key: str, value: str, valid: tuple[str, ...]) -> None:
+    if value not in valid:
+        raise ScoreError(f"unknown {key} '{value}': {nearest(str(value), valid)}")

@@ -1,0 +1,693 @@
+"""Which slices of a network's tensors must go together: the dependency graph, flattened once.
+
+Torch-Pruning traces the network and says, for each connection of two layers, how positions of one
+map to positions of the other. Here those maps are applied once to every position of every layer;
+the connected components of the resulting graph of positions are the *units*: the smallest sets of
+slices that can be removed together. Heads, groups of a grouped convolution and groups of a group
+norm are further edges of the same graph, and a component that reaches something that must not
+change (an output of the network, an ignored layer, a channel shuffle) is pinned. Afterwards only
+plain names and integers are kept: removing units needs no new trace.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch_pruning as tp
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+from torch import Tensor, nn
+from torch_pruning import _helpers as tp_helpers
+from torch_pruning import ops as tp_ops
+from torch_pruning.dependency import index_mapping as tp_index_mapping
+from torch_pruning.dependency.node import Node
+
+from ifap.attention import SplitAttention, fused_attention
+from ifap.errors import GraphError, nearest
+from ifap.families import sync
+from ifap.layers import cut, cut_tensor, is_conv, is_depthwise, is_producer, sides, why_not
+from ifap.tracing import Inputs, call, map_tensors, meta_copy, meta_forward, private_copy, tensors, to_device
+
+Indices = npt.NDArray[np.int64]
+
+
+class Slot(NamedTuple):
+    """One dimension of one layer (side ``out`` or ``in``) or of a bare tensor (side ``dimN``)."""
+
+    name: str
+    side: str
+
+
+@dataclass(frozen=True)
+class Group:
+    """Units that cut the same slots: the channels of one width of the network.
+
+    Parameters
+    ----------
+    index : int
+        Position among the groups of the graph.
+    slots : tuple of Slot
+        What a unit of this group cuts.
+    width : int
+        Positions that one unit takes on its widest output slot (1 for a channel, the head width
+        for a head).
+    """
+
+    index: int
+    slots: tuple[Slot, ...]
+    width: int
+
+    @property
+    def name(self) -> str:
+        """The first layer that produces these units."""
+        return next((slot.name for slot in self.slots if slot.side == "out"), self.slots[0].name)
+
+
+@dataclass
+class Graph:
+    """The units of a network.
+
+    Parameters
+    ----------
+    slots : list of Slot
+        Every dimension that units cut.
+    unit_of : list of integer arrays
+        For each slot, the unit of each position, or -1 where it is pinned.
+    group_of : integer array, shape (units,)
+        The group of each unit.
+    groups : list of Group
+        What the units of a group cut.
+    pinned : dict of str to str
+        Layer name to the reason why its outputs stay.
+    kept : list of integer arrays
+        For each slot, the positions of the original network that are left.
+    """
+
+    slots: list[Slot]
+    unit_of: list[Indices]
+    group_of: Indices
+    groups: list[Group]
+    pinned: dict[str, str]
+    kept: list[Indices] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if not self.kept:
+            self.kept = [np.arange(len(units)) for units in self.unit_of]
+        self._slot_index = {slot: index for index, slot in enumerate(self.slots)}
+
+    @property
+    def num_units(self) -> int:
+        """Number of units that can be removed."""
+        return len(self.group_of)
+
+    def slot(self, name: str, side: str) -> int | None:
+        """Return the position of a slot, or None."""
+        return self._slot_index.get(Slot(name, side))
+
+    def widths(self) -> Indices:
+        """Return the present width of each slot."""
+        return np.array([len(units) for units in self.unit_of], dtype=np.int64)
+
+    def units_per_group(self) -> Indices:
+        """Return how many units each group has."""
+        return np.bincount(self.group_of, minlength=len(self.groups))
+
+    def positions_per_unit(self) -> npt.NDArray[np.float64]:
+        """Return how many positions of each slot one unit of each group cuts: shape (groups, slots)."""
+        matrix = np.zeros((len(self.groups), len(self.slots)))
+        sizes = self.units_per_group()
+        for column, units in enumerate(self.unit_of):
+            free = units[units >= 0]
+            counts = np.bincount(self.group_of[free], minlength=len(self.groups))
+            matrix[:, column] = counts / np.maximum(sizes, 1)
+        return matrix
+
+    def without(self, removed: Indices) -> Graph:
+        """Return the graph of the network that lacks the units `removed`; no new trace is made."""
+        alive = np.ones(self.num_units, dtype=bool)
+        alive[removed] = False
+        renumber = np.cumsum(alive) - 1
+        unit_of, kept = [], []
+        for units, origin in zip(self.unit_of, self.kept, strict=True):
+            stays = self._stays(units, alive)
+            units = units[stays]
+            unit_of.append(np.where(units >= 0, renumber[units], -1))
+            kept.append(origin[stays])
+        return Graph(self.slots, unit_of, self.group_of[alive], self.groups, self.pinned, kept)
+
+    def apply(self, model: nn.Module, removed: Indices) -> None:
+        """Cut the units `removed` out of `model`, in place, each tensor once.
+
+        Parameters
+        ----------
+        model : nn.Module
+            The network this graph describes.
+        removed : integer array
+            Units to remove.
+        """
+        alive = np.ones(self.num_units, dtype=bool)
+        alive[removed] = False
+        modules = dict(model.named_modules())
+        by_layer: dict[str, dict[str, Tensor]] = defaultdict(dict)
+        for slot, units in zip(self.slots, self.unit_of, strict=True):
+            stays = self._stays(units, alive)
+            if not stays.all():
+                by_layer[slot.name][slot.side] = torch.from_numpy(np.flatnonzero(stays))
+        for name, keep in by_layer.items():
+            if name in modules:
+                cut(modules[name], keep)
+            else:
+                cut_bare_tensor(model, name, keep)
+        sync(model)
+
+    @staticmethod
+    def _stays(units: Indices, alive: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+        return np.where(units >= 0, alive[units] if len(alive) else True, True)
+
+
+def cut_bare_tensor(model: nn.Module, name: str, keep: dict[str, Tensor]) -> None:
+    """Cut a parameter or buffer that belongs to no known layer, by its qualified name."""
+    parent, _, leaf = name.rpartition(".")
+    for side, positions in keep.items():
+        cut_tensor(model.get_submodule(parent), leaf, positions, int(side.removeprefix("dim")))
+
+
+def trace(model: nn.Module, example_inputs: Inputs, ignore: Iterable[str | nn.Module] = ()) -> Graph:
+    """Trace a network and flatten its dependencies into units.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The network; a copy without data is traced, so that it is neither run nor changed.
+    example_inputs : Tensor, tuple, list or dict
+        Inputs of one forward.
+    ignore : iterable of str or nn.Module
+        Layers, or parts of the network with all their layers, whose outputs must stay.
+
+    Returns
+    -------
+    Graph
+        Units, groups, and what is pinned and why.
+
+    Raises
+    ------
+    GraphError
+        If the network cannot be traced or `ignore` names something that it does not have.
+    """
+    ignored = _ignored_layers(model, ignore)
+    try:
+        return _Flattener(*_torch_pruning_graph(meta_copy(model), example_inputs, on_meta=True), ignored).graph()
+    except (RuntimeError, NotImplementedError, TypeError):
+        # The forward looks at values, which data-free tensors do not have: trace a real copy.
+        return _Flattener(*_torch_pruning_graph(private_copy(model), example_inputs, on_meta=False), ignored).graph()
+
+
+def _ignored_layers(model: nn.Module, ignore: Iterable[str | nn.Module]) -> set[str]:
+    names = {module: name for name, module in model.named_modules()}
+    modules = dict(model.named_modules())
+    ignored: set[str] = set()
+    for item in [ignore] if isinstance(ignore, (str, nn.Module)) else ignore:
+        name = item if isinstance(item, str) else names.get(item)
+        if name is None or name not in modules:
+            shown = item if isinstance(item, str) else type(item).__name__
+            raise GraphError(f"ignore: the network has no layer '{shown}': {nearest(str(shown), modules)}")
+        ignored.update(f"{name}.{inner}".strip(".") for inner, _ in modules[name].named_modules())
+    return ignored
+
+
+# --- the trace ------------------------------------------------------------------------------------
+
+
+class _NetworkInput(torch.autograd.Function):
+    """Marks where a network input enters, so that what is added to it keeps its channels."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        return gradients[0]
+
+
+class _ChannelShuffle(torch.autograd.Function):
+    """A permutation of channels: what it touches keeps its width, which keeps the permutation valid."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+        return function(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        return gradients[0], None
+
+
+_INPUT, _SHUFFLE = "_NetworkInputBackward", "_ChannelShuffleBackward"
+
+
+def _torch_pruning_graph(
+    model: nn.Module, example_inputs: Inputs, *, on_meta: bool
+) -> tuple[nn.Module, tp.DependencyGraph, list[str]]:
+    """Let Torch-Pruning trace `model`, a copy that may be changed; returns it, its graph and bare buffers."""
+    buffers = _buffers_as_parameters(model)
+    bare = [(parameter, _channel_dim(parameter)) for parameter in _bare_parameters(model).values()]
+    inputs = to_device(example_inputs, torch.device("meta")) if on_meta else example_inputs
+    graph = tp.DependencyGraph()
+
+    def forward(network: nn.Module, tree: Inputs) -> list[Tensor]:
+        outputs = call(network, map_tensors(tree, _mark_input))
+        # One more operation makes every output end in a node of its own, which pins what feeds it.
+        return [tensor * 1 for tensor in tensors(outputs) if tensor.grad_fn is not None]
+
+    with warnings.catch_warnings(), torch.enable_grad(), _traceable(model):
+        warnings.simplefilter("ignore")
+        with meta_forward() if on_meta else torch.autograd.set_detect_anomaly(False):
+            graph.build_dependency(
+                model, inputs, forward_fn=forward, unwrapped_parameters=[b for b in bare if b[1] is not None], verbose=False
+            )
+    return model, graph, buffers
+
+
+def _mark_input(tensor: Tensor) -> Tensor:
+    if not tensor.is_floating_point():
+        return tensor
+    return _NetworkInput.apply(tensor.detach().requires_grad_())  # type: ignore[no-any-return, no-untyped-call]
+
+
+def _owned(module: nn.Module) -> bool:
+    """Whether the parameters of `module` are cut with the layer they belong to."""
+    return bool(sides(module)) or why_not(module) is not None
+
+
+def _bare_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the parameters that belong to no known layer, such as position embeddings."""
+    return {
+        f"{prefix}.{name}".strip("."): parameter
+        for prefix, module in model.named_modules()
+        if not _owned(module)
+        for name, parameter in module.named_parameters(recurse=False)
+    }
+
+
+def _buffers_as_parameters(model: nn.Module) -> list[str]:
+    """Turn bare float buffers of a copy into parameters, so that the trace sees them."""
+    found = []
+    for prefix, module in model.named_modules():
+        if _owned(module):
+            continue
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            if buffer.is_floating_point() and buffer.dim() > 0:
+                del module._buffers[name]
+                module.register_parameter(name, nn.Parameter(buffer.detach()))
+                found.append(f"{prefix}.{name}".strip("."))
+    return found
+
+
+def _channel_dim(tensor: Tensor) -> int | None:
+    """Guess which dimension of a bare tensor holds channels: (N, C, H, W) or the last that is not 1."""
+    if tensor.dim() == 4 and tensor.shape[1] > 1:
+        return 1
+    return next((dim for dim in reversed(range(tensor.dim())) if tensor.shape[dim] > 1), None)
+
+
+@contextmanager
+def _traceable(model: nn.Module) -> Iterator[None]:
+    """Replace, on a copy, what Torch-Pruning cannot follow by something with the same couplings."""
+    for module in model.modules():
+        if isinstance(module, SplitAttention):
+            _set_forward(module, _split_attention_couplings)
+        elif isinstance(module, (nn.ChannelShuffle, nn.PixelShuffle, nn.PixelUnshuffle)):
+            _set_forward(module, lambda m, x: _ChannelShuffle.apply(x, lambda y: type(m).forward(m, y)))  # type: ignore[no-untyped-call]
+    for module in fused_attention(model).values():
+        _set_forward(module, _fused_attention_couplings)
+    with _opaque_functional_shuffles():
+        yield
+
+
+def _set_forward(module: nn.Module, function: Callable[..., Any]) -> None:
+    module.__dict__["forward"] = lambda *args, **kwargs: function(module, *args, **kwargs)
+
+
+def _split_attention_couplings(
+    module: SplitAttention, query: Tensor, key: Tensor, value: Tensor, *_args: Any, **_kwargs: Any
+) -> tuple[Tensor, None]:
+    tokens = 1 if module.batch_first else 0
+    heads = module.q(query)
+    for layer, source in ((module.k, key), (module.v, value)):
+        heads = heads + layer(source).mean(dim=tokens, keepdim=True)
+    return module.out(heads), None
+
+
+def _fused_attention_couplings(module: Any, x: Tensor, *_args: Any, **_kwargs: Any) -> Tensor:
+    heads = sum(module.qkv(x).chunk(3, dim=-1))
+    norm = getattr(module, "norm", None)
+    return module.proj(norm(heads) if isinstance(norm, nn.Module) else heads)  # type: ignore[no-any-return]
+
+
+@contextmanager
+def _opaque_functional_shuffles() -> Iterator[None]:
+    """Make torchvision's channel_shuffle function visible as one operation while tracing."""
+    import sys
+
+    module = sys.modules.get("torchvision.models.shufflenetv2")
+    if module is None:
+        yield
+        return
+    original = module.channel_shuffle
+    module.channel_shuffle = lambda x, groups: _ChannelShuffle.apply(x, lambda y: original(y, groups))  # type: ignore[attr-defined, no-untyped-call]
+    try:
+        yield
+    finally:
+        module.channel_shuffle = original  # type: ignore[attr-defined]
+
+
+# --- flattening -----------------------------------------------------------------------------------
+
+_MAX_POSITIONS = 50_000_000  # a mapping that multiplies positions without end is a wrong mapping
+
+
+class _Flattener:
+    """Turn Torch-Pruning's graph of layers into a graph of positions and find its components."""
+
+    def __init__(self, model: nn.Module, graph: tp.DependencyGraph, buffers: list[str], ignored: set[str]) -> None:
+        self._model = model
+        self._graph = graph
+        self._ignored = ignored
+        self._modules = dict(model.named_modules())
+        self._names = {module: name for name, module in self._modules.items()}
+        self._bare = {parameter: name for name, parameter in _bare_parameters(model).items()}
+        self._sizes: dict[tuple[Node, str], int] = {}
+        self._edges: dict[tuple[Node, str, int], tuple[tuple[Node, str], Indices, Indices]] = {}
+        self._shared = _sharing(model)
+        self._position = {name: index for index, name in enumerate(self._modules)}
+        self._unmapped: set[tuple[Node, str]] = set()
+        self.pinned: dict[str, str] = {}
+
+    def graph(self) -> Graph:
+        """Return the units of the network."""
+        self._spread()
+        offsets, total = self._number_positions()
+        label = self._components(offsets, total)
+        return self._collect(label, self._pin(offsets, label), offsets)
+
+    # Torch-Pruning's nodes and their slots
+
+    def _slots_of(self, node: Node) -> dict[str, int]:
+        """Return the sides of a node that are cut, with their widths; operations have none yet."""
+        module = node.module
+        if isinstance(module, nn.Parameter):
+            name = self._bare.get(module)
+            return {} if name is None else {f"dim{node.pruning_dim}": module.shape[node.pruning_dim]}
+        return sides(module) if module in self._names else {}
+
+    def _side(self, node: Node, function: Callable[..., Any]) -> str:
+        """Return which side of a node a pruning function of Torch-Pruning cuts."""
+        module = node.module
+        if isinstance(module, nn.Parameter):
+            return f"dim{node.pruning_dim}"
+        if module in self._names and "in" in sides(module):
+            pruner = self._graph.get_pruner_of_module(module)
+            is_input = function == pruner.prune_in_channels and function != pruner.prune_out_channels
+            return "in" if is_input else "out"
+        return "out"
+
+    def _spread(self) -> None:
+        """Apply the index maps of every dependency to all positions of its source."""
+        queue = []
+        for node in self._graph.module2node.values():
+            for side, size in self._slots_of(node).items():
+                self._sizes[node, side] = size
+                queue.append((node, side))
+        fixed = set(self._sizes)
+        while queue:
+            node, side = queue.pop()
+            for number, dependency in enumerate(node.dependencies):
+                if self._side(node, dependency.trigger) != side:
+                    continue
+                target = (dependency.target, self._side(dependency.target, dependency.handler))
+                images = _mapped(dependency, self._sizes[node, side])
+                if images is None:
+                    self._unmapped |= {(node, side), target}
+                    continue
+                sources, mapped = images
+                if target in fixed:
+                    inside = mapped < self._sizes[target]
+                    sources, mapped = sources[inside], mapped[inside]
+                elif len(mapped) and mapped.max() >= self._sizes.get(target, 0):
+                    self._sizes[target] = int(mapped.max()) + 1
+                    queue.append(target)
+                self._edges[node, side, number] = (target, sources, mapped)
+            if sum(self._sizes.values()) > _MAX_POSITIONS:
+                raise GraphError("the network reshapes its channels in a way that cannot be followed; ignore those layers")
+
+    def _number_positions(self) -> tuple[dict[tuple[Node, str], int], int]:
+        offsets, total = {}, 0
+        for key, size in self._sizes.items():
+            offsets[key] = total
+            total += size
+        return offsets, total
+
+    def _components(self, offsets: dict[tuple[Node, str], int], total: int) -> Indices:
+        rows, columns = [], []
+        for (node, side, _), (target, sources, mapped) in self._edges.items():
+            if target in offsets:
+                rows.append(sources + offsets[node, side])
+                columns.append(mapped + offsets[target])
+        for first, second in self._structural_edges(offsets):
+            rows.append(first)
+            columns.append(second)
+        left = np.concatenate(rows) if rows else np.empty(0, dtype=np.int64)
+        right = np.concatenate(columns) if columns else np.empty(0, dtype=np.int64)
+        edges = coo_matrix((np.ones(len(left), dtype=np.int8), (left, right)), shape=(total, total))
+        return connected_components(edges, directed=False)[1].astype(np.int64)
+
+    # Edges and pins that follow from what a layer is
+
+    def _positions(self, offsets: dict[tuple[Node, str], int], name: str, side: str) -> Indices | None:
+        """Return the positions of one slot in the graph of positions, or None if it was not traced."""
+        module = self._modules.get(name)
+        node = self._graph.module2node.get(module) if module is not None else None
+        key = (node, side)
+        if node is None or key not in offsets:
+            return None
+        return offsets[key] + np.arange(self._sizes[key])
+
+    def _structural_edges(self, offsets: dict[tuple[Node, str], int]) -> Iterator[tuple[Indices, Indices]]:
+        for name, module in self._modules.items():
+            if isinstance(module, SplitAttention):
+                parts = [(f"{name}.{layer}", side) for layer, side in (("q", "out"), ("k", "out"), ("v", "out"), ("out", "in"))]
+                blocks = [self._positions(offsets, *part) for part in parts]
+                yield from _link_blocks([b for b in blocks if b is not None], module.head_dim)
+            elif is_conv(module) and module.groups > 1 and not is_depthwise(module):
+                yield from self._link_conv_groups(offsets, name, module)
+            elif isinstance(module, nn.GroupNorm):
+                block = self._positions(offsets, name, "out")
+                if block is not None:
+                    yield from _link_blocks([block], module.num_channels // module.num_groups)
+        for name, module in fused_attention(self._model).items():
+            fused, inner = self._positions(offsets, f"{name}.qkv", "out"), self._positions(offsets, f"{name}.proj", "in")
+            if fused is not None and inner is not None:
+                yield from _link_blocks([*np.split(fused, 3), inner], int(module.head_dim))  # type: ignore[arg-type]
+
+    def _link_conv_groups(
+        self, offsets: dict[tuple[Node, str], int], name: str, module: Any
+    ) -> Iterator[tuple[Indices, Indices]]:
+        """Make each group of a grouped convolution, inputs and outputs, one unit."""
+        inputs, outputs = self._positions(offsets, name, "in"), self._positions(offsets, name, "out")
+        if inputs is None or outputs is None:
+            return
+        first_outputs = outputs[:: module.out_channels // module.groups]
+        yield np.repeat(first_outputs, module.out_channels // module.groups), outputs
+        yield np.repeat(first_outputs, module.in_channels // module.groups), inputs
+
+    def _pin(self, offsets: dict[tuple[Node, str], int], label: Indices) -> npt.NDArray[np.bool_]:
+        """Return which components must stay; says why for each layer in `pinned`."""
+        is_pinned = np.zeros(int(label.max()) + 1 if len(label) else 0, dtype=bool)
+        for (node, side), offset in offsets.items():
+            reason = self._reason(node, side)
+            if reason is not None:
+                components = label[offset : offset + self._sizes[node, side]]
+                fresh = np.unique(components[~is_pinned[components]])
+                is_pinned[fresh] = True
+                self._explain(offsets, label, fresh, reason)
+        return is_pinned
+
+    def _reason(self, node: Node, side: str) -> str | None:
+        module, name = node.module, self._names.get(node.module, "")
+        if node.type == tp_ops.OPTYPE.OUTPUT:
+            return "it feeds an output of the network"
+        operation = str(getattr(module, "grad_fn", "") or getattr(module, "_grad_fn", ""))
+        if _INPUT in operation:
+            return "it is added to an input of the network"
+        if _SHUFFLE in operation:
+            return "a channel shuffle fixes its width"
+        if (node, side) in self._unmapped:
+            return "its channels cannot be followed through a reshape"
+        if name in self._ignored and side == "out":
+            return "ignored by the caller"
+        if isinstance(module, nn.Module) and name:
+            return self._layer_reason(module, name, side)
+        return None
+
+    def _layer_reason(self, module: nn.Module, name: str, side: str) -> str | None:
+        if module in self._shared:
+            return "its weight is shared with another layer"
+        if isinstance(module, nn.Embedding) and side != "out":
+            return "vocabularies are not cut"
+        parent = self._modules.get(name.rpartition(".")[0])
+        if name.endswith((".qkv", ".proj")) and parent is not None and _unknown_heads(parent):
+            pins = "out" if name.endswith(".qkv") else "in"
+            return "its attention block has no head_dim, so that heads cannot be told apart" if side == pins else None
+        return why_not(module)
+
+    def _explain(
+        self, offsets: dict[tuple[Node, str], int], label: Indices, components: Indices, reason: str
+    ) -> None:
+        wanted = np.zeros(int(label.max()) + 1, dtype=bool)
+        wanted[components] = True
+        for (node, side), offset in offsets.items():
+            name = self._names.get(node.module)
+            if name and side == "out" and is_producer(node.module):
+                if wanted[label[offset : offset + self._sizes[node, side]]].any():
+                    self.pinned.setdefault(name, reason)
+
+    # Components to units and groups
+
+    def _collect(
+        self, label: Indices, is_pinned: npt.NDArray[np.bool_], offsets: dict[tuple[Node, str], int]
+    ) -> Graph:
+        slots, labels, produces = [], [], []
+        for (node, side), offset in offsets.items():
+            name = self._names.get(node.module) or self._bare.get(node.module)
+            if not name or side not in self._slots_of(node):
+                continue
+            slots.append(Slot(name, side))
+            labels.append(label[offset : offset + self._sizes[node, side]])
+            produces.append(side == "out" and is_producer(node.module))
+        order = sorted(range(len(slots)), key=lambda i: self._order(slots[i]))
+        slots, labels, produces = ([items[i] for i in order] for items in (slots, labels, produces))
+        return _number_units(slots, labels, produces, is_pinned, self.pinned)
+
+    def _order(self, slot: Slot) -> tuple[int, str, str]:
+        # Registration order of layers is stable between runs and versions; trace order is not.
+        return (self._position.get(slot.name, len(self._position)), slot.name, slot.side)
+
+
+def _mapped(dependency: Any, size: int) -> tuple[Indices, Indices] | None:
+    """Apply a dependency's index maps to positions 0..size-1: their sources and images, None if that fails."""
+    sources = images = np.arange(size)
+    for mapping in dependency.index_mapping:
+        if mapping is None:
+            continue
+        translate = _VECTORISED.get(type(mapping), _one_by_one)
+        try:
+            chosen, images = translate(mapping, images)
+        except (IndexError, ZeroDivisionError, TypeError):
+            return None
+        sources = sources[chosen]
+    return sources, images
+
+
+def _concat_map(mapping: Any, positions: Indices) -> tuple[Indices, Indices]:
+    start, end = mapping.offset[0], mapping.offset[1]
+    if not mapping.reverse:
+        return np.arange(len(positions)), positions + start
+    chosen = np.flatnonzero((positions >= start) & (positions < end))
+    return chosen, positions[chosen] - start
+
+
+def _split_map(mapping: Any, positions: Indices) -> tuple[Indices, Indices]:
+    start, end = mapping.offset[0], mapping.offset[1]
+    if mapping.reverse:
+        return np.arange(len(positions)), positions + start
+    chosen = np.flatnonzero((positions >= start) & (positions < end))
+    return chosen, positions[chosen] - start
+
+
+def _flatten_map(mapping: Any, positions: Indices) -> tuple[Indices, Indices]:
+    stride = mapping._stride
+    everything = np.arange(len(positions))
+    if mapping.reverse:
+        return everything, positions // stride
+    return np.repeat(everything, stride), (positions[:, None] * stride + np.arange(stride)).reshape(-1)
+
+
+def _one_by_one(mapping: Any, positions: Indices) -> tuple[Indices, Indices]:
+    """Apply any other map of Torch-Pruning, which works on lists of index pairs."""
+    pairs = mapping([tp_helpers._HybridIndex(idx=int(p), root_idx=i) for i, p in enumerate(positions)])
+    known = [(pair.root_idx, pair.idx) for pair in pairs if pair.root_idx is not None]
+    table = np.array(known, dtype=np.int64).reshape(-1, 2)
+    return table[:, 0], table[:, 1]
+
+
+# The same maps as Torch-Pruning's, on whole arrays: a dense block has a hundred thousand positions.
+_VECTORISED: dict[type, Callable[[Any, Indices], tuple[Indices, Indices]]] = {
+    tp_index_mapping._ConcatIndexMapping: _concat_map,
+    tp_index_mapping._SplitIndexMapping: _split_map,
+    tp_index_mapping._FlattenIndexMapping: _flatten_map,
+}
+
+
+def _link_blocks(slots: list[Indices], block: int) -> Iterator[tuple[Indices, Indices]]:
+    """Join block h of every slot into one component."""
+    for positions in slots:
+        heads = slots[0][::block]
+        yield np.repeat(heads, block), positions
+
+
+def _unknown_heads(module: nn.Module) -> bool:
+    qkv, proj = getattr(module, "qkv", None), getattr(module, "proj", None)
+    looks_fused = isinstance(qkv, nn.Linear) and isinstance(proj, nn.Linear) and qkv.out_features == 3 * proj.in_features
+    return looks_fused and not isinstance(getattr(module, "head_dim", None), int)
+
+
+def _sharing(model: nn.Module) -> set[nn.Module]:
+    """Return the modules that share a parameter with another module."""
+    owners: dict[int, list[nn.Module]] = defaultdict(list)
+    for module in model.modules():
+        for parameter in module._parameters.values():
+            if parameter is not None:
+                owners[id(parameter)].append(module)
+    return {module for modules in owners.values() if len(modules) > 1 for module in modules}
+
+
+def _number_units(
+    slots: list[Slot],
+    labels: list[Indices],
+    produces: list[bool],
+    is_pinned: npt.NDArray[np.bool_],
+    pinned: dict[str, str],
+) -> Graph:
+    """Number the components that can be removed and gather those that cut the same slots."""
+    produced = np.zeros(len(is_pinned), dtype=bool)
+    for components, is_source in zip(labels, produces, strict=True):
+        produced[components] |= is_source
+    free = produced & ~is_pinned
+    # First appearance numbers the units, so that unit order follows channel order.
+    flat = np.concatenate(labels) if labels else np.empty(0, dtype=np.int64)
+    seen, first = np.unique(flat[free[flat]], return_index=True)
+    unit_of_component = np.full(len(is_pinned), -1, dtype=np.int64)
+    unit_of_component[seen[np.argsort(first)]] = np.arange(len(seen))
+    unit_of = [unit_of_component[components] for components in labels]
+    counts = np.zeros((len(seen), len(slots)), dtype=np.int64)
+    for column, units in enumerate(unit_of):
+        np.add.at(counts[:, column], units[units >= 0], 1)
+    _, first_unit, inverse = np.unique(counts, axis=0, return_index=True, return_inverse=True)
+    rank = np.argsort(np.argsort(first_unit))
+    group_of = rank[inverse.reshape(-1)] if len(seen) else np.empty(0, dtype=np.int64)
+    groups = [_group(index, counts[unit], slots) for index, unit in enumerate(sorted(first_unit))] if len(seen) else []
+    return Graph(slots, unit_of, group_of.astype(np.int64), groups, pinned)
+
+
+def _group(index: int, counts: Indices, slots: list[Slot]) -> Group:
+    cut_slots = tuple(slots[i] for i in np.flatnonzero(counts))
+    width = max(int(counts[i]) for i in np.flatnonzero(counts) if slots[i].side != "in")
+    return Group(index, cut_slots, width)

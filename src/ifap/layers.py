@@ -1,0 +1,222 @@
+"""What the library knows about each kind of layer: its sides, its weights per unit, how to cut it.
+
+A *side* is a dimension of a layer along which units can be removed: ``"out"`` and, for layers
+that mix channels, ``"in"``. Depthwise convolutions and norms have one side, ``"out"``.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.modules.instancenorm import _InstanceNorm
+
+Side = str
+
+
+def is_conv(module: nn.Module) -> bool:
+    """Whether `module` is a (transposed) convolution of 1 to 3 dimensions."""
+    return isinstance(module, _ConvNd)
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether `module` normalises and scales channels."""
+    return isinstance(module, (_BatchNorm, _InstanceNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm))
+
+
+def is_depthwise(module: nn.Module) -> bool:
+    """Whether each output channel of a convolution reads the one input channel of its number."""
+    return isinstance(module, _ConvNd) and 1 < module.groups == module.out_channels == module.in_channels
+
+
+def is_producer(module: nn.Module) -> bool:
+    """Whether `module` has weights that produce units: a convolution, linear layer or embedding."""
+    return isinstance(module, (_ConvNd, nn.Linear, nn.Embedding))
+
+
+def sides(module: nn.Module) -> dict[Side, int]:
+    """Return the width of each side of `module`; empty for layers without channels of their own."""
+    if isinstance(module, _ConvNd):
+        if is_depthwise(module):
+            return {"out": module.out_channels}
+        return {"out": module.out_channels, "in": module.in_channels}
+    if isinstance(module, nn.Linear):
+        return {"out": module.out_features, "in": module.in_features}
+    if isinstance(module, nn.Embedding):
+        return {"out": module.embedding_dim}
+    if isinstance(module, (_BatchNorm, _InstanceNorm)):
+        return {"out": module.num_features}
+    if isinstance(module, nn.GroupNorm):
+        return {"out": module.num_channels}
+    if isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
+        return {"out": int(module.normalized_shape[-1])}
+    if isinstance(module, nn.PReLU) and module.num_parameters > 1:
+        return {"out": module.num_parameters}
+    return {}
+
+
+def why_not(module: nn.Module) -> str | None:
+    """Return why a layer cannot be cut, or None if it can."""
+    if isinstance(module, (nn.LayerNorm, nn.RMSNorm)) and len(module.normalized_shape) > 1:
+        return "it normalises over several dimensions at once"
+    if hasattr(module, "parametrizations"):
+        return "its weight is parametrized"
+    if not any(True for _ in module.parameters(recurse=False)) and is_producer(module):
+        return "its weight is computed by a hook"
+    if isinstance(module, (nn.RNNBase, nn.RNNCellBase, nn.Bilinear, nn.MultiheadAttention)):
+        return f"{type(module).__name__} layers are not cut"
+    return None
+
+
+def unit_axis(module: nn.Module, output: Tensor) -> int:
+    """Return the axis of a layer's output that counts its units (negative: from the end)."""
+    if isinstance(module, _ConvNd):
+        return -1 - len(module.kernel_size)
+    return -1
+
+
+def unit_weights(module: nn.Module) -> Tensor:
+    """Return the weights that produce each output unit, one row a unit: shape (units, weights)."""
+    weight = module.weight.detach()  # type: ignore[operator, union-attr]
+    if isinstance(module, _ConvTransposeNd):
+        # (in, out / groups, ...) -> (out, in / groups * ...)
+        grouped = weight.unflatten(0, (module.groups, -1)).transpose(1, 2)
+        return grouped.flatten(0, 1).flatten(1)
+    if isinstance(module, nn.Embedding):
+        return weight.t()
+    return weight.flatten(1)
+
+
+def weight_norms(module: nn.Module) -> Tensor:
+    """Return the L2 norm of the weights of each output unit, shape (units,)."""
+    return torch.linalg.vector_norm(unit_weights(module), dim=1, dtype=torch.float32)
+
+
+def macs_scale_with_input(module: nn.Module) -> bool:
+    """Whether the MACs and weights of a layer fall with its input width as well as its output width.
+
+    A grouped convolution loses whole groups, each with its own inputs and outputs, so its output
+    width says it all.
+    """
+    return isinstance(module, nn.Linear) or (isinstance(module, _ConvNd) and module.groups == 1)
+
+
+def cut(module: nn.Module, keep: dict[Side, Tensor]) -> None:
+    """Keep only the given positions of each side of a layer, in place.
+
+    Parameters
+    ----------
+    module : nn.Module
+        A layer for which `sides` is not empty.
+    keep : dict of str to Tensor
+        Ascending positions to keep for each side; a side that is not named stays whole.
+    """
+    if isinstance(module, _ConvNd):
+        _cut_conv(module, keep)
+    elif isinstance(module, nn.Linear):
+        for side, dim in (("out", 0), ("in", 1)):
+            if side in keep:
+                cut_tensor(module, "weight", keep[side], dim)
+        if "out" in keep:
+            cut_tensor(module, "bias", keep["out"], 0)
+    elif isinstance(module, nn.Embedding):
+        cut_tensor(module, "weight", keep["out"], 1)
+    else:
+        _cut_channelwise(module, keep["out"])
+    refresh(module)
+
+
+def cut_tensor(module: nn.Module, name: str, keep: Tensor, dim: int) -> None:
+    """Keep positions of one dimension of a parameter or buffer, in place of the old tensor."""
+    old = getattr(module, name, None)
+    if old is None:
+        return
+    new = old.detach().index_select(dim, keep.to(old.device)).contiguous()
+    replace_tensor(module, name, new)
+
+
+def replace_tensor(module: nn.Module, name: str, new: Tensor) -> None:
+    """Put `new` where a parameter or buffer was; ``requires_grad`` stays as it was."""
+    old = getattr(module, name)
+    if isinstance(old, nn.Parameter):
+        setattr(module, name, nn.Parameter(new, requires_grad=old.requires_grad))
+    else:
+        setattr(module, name, new)
+
+
+def refresh(module: nn.Module) -> None:
+    """Make the attributes of a layer agree with the shapes of its tensors.
+
+    Called after a cut and after loading: widths are never stored twice. A grouped convolution and
+    a group norm keep the size of a group, so that their number of groups follows from the width.
+    """
+    if isinstance(module, _ConvNd):
+        _refresh_conv(module)
+    elif isinstance(module, nn.Linear):
+        module.out_features, module.in_features = module.weight.shape
+    elif isinstance(module, nn.Embedding):
+        module.embedding_dim = module.weight.shape[1]
+    elif isinstance(module, (_BatchNorm, _InstanceNorm)):
+        module.num_features = _first_size(module, "weight", "running_mean", default=module.num_features)
+    elif isinstance(module, nn.GroupNorm):
+        width = _first_size(module, "weight", default=module.num_channels)
+        module.num_groups = width * module.num_groups // module.num_channels
+        module.num_channels = width
+    elif isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
+        if module.weight is not None:
+            module.normalized_shape = tuple(module.weight.shape)
+    elif isinstance(module, nn.PReLU):
+        module.num_parameters = module.weight.shape[0]
+
+
+def _cut_conv(module: _ConvNd, keep: dict[Side, Tensor]) -> None:
+    transposed = isinstance(module, _ConvTransposeNd)
+    if module.groups > 1:
+        # Whole groups go: the rows of the kept outputs (inputs, when transposed) are all that stays.
+        side = "in" if transposed and "in" in keep else "out"
+        if side in keep:
+            cut_tensor(module, "weight", keep[side], 0)
+    else:
+        out_dim, in_dim = (1, 0) if transposed else (0, 1)
+        if "out" in keep:
+            cut_tensor(module, "weight", keep["out"], out_dim)
+        if "in" in keep:
+            cut_tensor(module, "weight", keep["in"], in_dim)
+    if "out" in keep:
+        cut_tensor(module, "bias", keep["out"], 0)
+
+
+def _refresh_conv(module: _ConvNd) -> None:
+    if isinstance(module, _ConvTransposeNd):
+        inputs_per_group = module.in_channels // module.groups
+        module.in_channels = module.weight.shape[0]
+        if module.groups > 1:
+            module.groups = module.in_channels // inputs_per_group
+        module.out_channels = module.weight.shape[1] * module.groups
+        return
+    outputs_per_group = module.out_channels // module.groups
+    module.out_channels = module.weight.shape[0]
+    if module.groups > 1:
+        module.groups = module.out_channels // outputs_per_group
+    module.in_channels = module.weight.shape[1] * module.groups
+
+
+def _cut_channelwise(module: nn.Module, keep: Tensor) -> None:
+    for name in ("weight", "bias", "running_mean", "running_var"):
+        cut_tensor(module, name, keep, 0)
+    if isinstance(module, (nn.LayerNorm, nn.RMSNorm)) and module.weight is None:
+        module.normalized_shape = (len(keep),)
+    elif isinstance(module, nn.GroupNorm) and module.weight is None:
+        module.num_groups = len(keep) * module.num_groups // module.num_channels
+        module.num_channels = len(keep)
+    elif isinstance(module, (_BatchNorm, _InstanceNorm)) and module.weight is None and module.running_mean is None:
+        module.num_features = len(keep)
+
+
+def _first_size(module: nn.Module, *names: str, default: int) -> int:
+    for name in names:
+        tensor = getattr(module, name, None)
+        if tensor is not None:
+            return int(tensor.shape[0])
+    return default

@@ -1,0 +1,127 @@
+"""Copies of a network to look at, and one way to call it; the caller's network is never touched."""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Inputs = Any  # a tensor, a tuple or list of arguments, or a dict of keyword arguments
+
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+)
+
+
+def call(model: nn.Module, inputs: Inputs) -> Any:
+    """Run `model` on a tensor, on a tuple or list of arguments, or on a dict of keyword arguments."""
+    if isinstance(inputs, dict):
+        return model(**inputs)
+    if isinstance(inputs, (tuple, list)):
+        return model(*inputs)
+    return model(inputs)
+
+
+def map_tensors(tree: Any, function: Callable[[Tensor], Any]) -> Any:
+    """Apply `function` to every tensor in nested tuples, lists and dicts; other leaves stay."""
+    if isinstance(tree, Tensor):
+        return function(tree)
+    if isinstance(tree, dict):
+        # Model outputs of some libraries are dict subclasses that a plain dict can stand for.
+        return {key: map_tensors(value, function) for key, value in tree.items()}
+    if isinstance(tree, (tuple, list)):
+        return [map_tensors(value, function) for value in tree]
+    return tree
+
+
+def tensors(tree: Any) -> Iterator[Tensor]:
+    """Yield every tensor in nested tuples, lists and dicts, in order."""
+    if isinstance(tree, Tensor):
+        yield tree
+    elif isinstance(tree, dict):
+        for value in tree.values():
+            yield from tensors(value)
+    elif isinstance(tree, (tuple, list)):
+        for value in tree:
+            yield from tensors(value)
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Return the device of the first parameter or buffer (the CPU for a network without any)."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        return tensor.device
+    return torch.device("cpu")
+
+
+def to_device(inputs: Inputs, device: torch.device) -> Inputs:
+    """Move every tensor of `inputs` to `device`."""
+    return map_tensors(inputs, lambda tensor: tensor.to(device))
+
+
+def meta_copy(model: nn.Module) -> nn.Module:
+    """Return a copy without data, without hooks, in evaluation mode, with every parameter requiring grad.
+
+    No memory is taken for the weights: parameters and buffers are replaced while copying, so the
+    cost does not depend on the size of the network. Shared parameters stay shared.
+    """
+    memo: dict[int, Any] = {}
+    for parameter in model.parameters():
+        memo[id(parameter)] = nn.Parameter(
+            torch.empty_like(parameter, device="meta"), requires_grad=parameter.is_floating_point()
+        )
+    for buffer in model.buffers():
+        memo[id(buffer)] = torch.empty_like(buffer, device="meta")
+    for module in model.modules():
+        for name in _HOOKS:
+            if name in module.__dict__:
+                memo[id(module.__dict__[name])] = OrderedDict()
+    return copy.deepcopy(model, memo).eval()
+
+
+def private_copy(model: nn.Module) -> nn.Module:
+    """Return a copy to prune; it keeps its own hooks and gradients flags but no gradients."""
+    twin = copy.deepcopy(model)
+    twin.zero_grad(set_to_none=True)
+    return twin
+
+
+@contextmanager
+def plain_attention() -> Iterator[None]:
+    """Compute attention by plain products: fused kernels are opaque to a counter of operations."""
+    fastpath = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fastpath)
+
+
+@contextmanager
+def meta_forward() -> Iterator[None]:
+    """Let a forward run on the meta device: tensors made inside it are created there."""
+    with torch.device("meta"), plain_attention():
+        yield
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Put every module in evaluation mode, and back to the mode that each had."""
+    training = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in training:
+            module.training = mode
