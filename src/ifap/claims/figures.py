@@ -18,7 +18,7 @@ from matplotlib.ticker import MaxNLocator
 
 from ifap.claims import FIGURES
 from ifap.claims.tables import PREFIXES, choose_unit, label, table_cell, table_options
-from ifap.errors import ConfigError, ResultsError, nearest
+from ifap.errors import ConfigError, nearest
 from ifap.grid import Grid
 
 PIXELS_PER_INCH = 160
@@ -26,6 +26,7 @@ COLUMNS = 3  # panels side by side
 # Okabe and Ito's colours, told apart with any colour vision; markers tell the methods apart in grey.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.5)), "-.")
 STYLE: dict[Any, Any] = {
     "svg.hashsalt": "ifap",
     "svg.fonttype": "path",
@@ -112,7 +113,7 @@ def _dynamics(name: str, quantity: _Quantity, grid: Grid, trace: pd.DataFrame) -
     here = here[(here["task"] == cell.task) & (here["dataset"] == cell.dataset) & (here["model"] == cell.model)]
     here = here[here["seed"] == cell.seed]
     if here.empty:
-        raise ResultsError(f"no pruning iterations of {cell.model} on {cell.dataset}, seed {cell.seed}")
+        return _not_attempted(name, quantity.title, f"no record of {cell.model} on {cell.dataset}, seed {cell.seed}")
     methods = _ordered(grid, here)
     unit = choose_unit(here[quantity.column]).prefix if quantity.is_count else ""
     factor = PREFIXES[unit]
@@ -145,8 +146,9 @@ def _accuracy_over_macs(name: str, grid: Grid, runs: pd.DataFrame, trace: pd.Dat
     here = _accepted(trace).dropna(subset=["top1"])
     panels = list(dict.fromkeys((cell.task, cell.dataset, cell.model) for cell in grid.pruned()))
     panels = [panel for panel in panels if len(_of(here, panel))]
+    title = "Top-1 accuracy on the validation split, after recovery, against the MACs that are left"
     if not panels:
-        raise ResultsError("no pruning iterations in trace.csv: nothing to draw")
+        return _not_attempted(name, title, "no record of any pruned network")
     columns = min(COLUMNS, len(panels))
     rows = -(-len(panels) // columns)
     figure = Figure(figsize=(3.2 * columns + 0.4, 3.0 * rows + 0.5), layout="constrained")
@@ -165,7 +167,6 @@ def _accuracy_over_macs(name: str, grid: Grid, runs: pd.DataFrame, trace: pd.Dat
         f"Line charts, one a network, on {' and '.join(grid.datasets())}. Validation top-1 after recovery "
         f"against the MACs that are left. {_ends(grid, runs)}"
     )
-    title = "Top-1 accuracy on the validation split, after recovery, against the MACs that are left"
     return _picture(name, title, alt.strip(), figure)
 
 
@@ -209,25 +210,36 @@ def _accepted(trace: pd.DataFrame) -> pd.DataFrame:
 
 
 def _ordered(grid: Grid, frame: pd.DataFrame) -> list[str]:
-    """Return the methods in the order of the grid, but the paper's method last: it is drawn on top."""
+    """Return the methods that have rows, in the order of the grid."""
     present = set(frame["method"])
-    names = [name for name in dict.fromkeys(cell.method for cell in grid.pruned()) if name in present]
-    return sorted(names, key=lambda name: name == "ifap")
+    return [name for name in _methods(grid) if name in present]
+
+
+def _methods(grid: Grid) -> list[str]:
+    return list(dict.fromkeys(cell.method for cell in grid.pruned()))
 
 
 def _line(grid: Grid, method: str) -> dict[str, Any]:
-    names = list(dict.fromkeys(cell.method for cell in grid.pruned()))
-    index = names.index(method)
+    """Return the look of one method: the paper's is bold and underneath, so that equal curves stay visible."""
+    index = _methods(grid).index(method)
     bold = method == "ifap"
     return {
         "color": COLOURS[index % len(COLOURS)],
         "marker": MARKERS[index % len(MARKERS)],
+        "linestyle": DASHES[index % len(DASHES)],
         "label": label(method),
-        "linewidth": 2.6 if bold else 1.4,
-        "markersize": 5.5 if bold else 4.0,
-        "zorder": 3 if bold else 2,
+        "linewidth": 3.2 if bold else 1.4,
+        "markersize": 6.5 if bold else 3.8,
+        "zorder": 2 if bold else 3,
         "clip_on": False,
     }
+
+
+def _not_attempted(name: str, title: str, reason: str) -> Picture:
+    """Say in the figure's place why there is none."""
+    figure = Figure(figsize=(5.2, 3.7))
+    figure.text(0.5, 0.5, f"not attempted:\n{reason}", ha="center", va="center", color="#555555", wrap=True)
+    return _picture(name, title, f"Not attempted: {reason}.", figure)
 
 
 def _label_axes(axes: Axes, x: str, y: str) -> None:
@@ -238,7 +250,7 @@ def _label_axes(axes: Axes, x: str, y: str) -> None:
 
 def _legend(figure: Figure, axes: Axes) -> None:
     handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles[::-1], labels[::-1], loc="outside lower center", ncols=max(1, len(labels)))
+    figure.legend(handles, labels, loc="outside lower center", ncols=max(1, len(labels)), handlelength=3)
 
 
 def _picture(name: str, title: str, alt: str, figure: Figure) -> Picture:

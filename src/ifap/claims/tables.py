@@ -416,7 +416,7 @@ def _table_2_notes(grid: Grid, cells: Sequence[Cell], runs: pd.DataFrame) -> tup
         Note("MACs: multiply-accumulates of one input; what the paper prints as GFlops are GMACs.", "a"),
         Note(
             f"Top-1 accuracy on the test split{_samples(runs, 'test_size')}, which is opened once, "
-            "for the final network. Base is the unpruned network (method baseline) that every method of the row's group starts from.",
+            "for the final network. Base is the unpruned network (method baseline), from which every method starts.",
             "b",
         ),
         Note("Pruned minus base, in percentage points; the paper mixes relative and absolute differences.", "c"),
@@ -449,8 +449,8 @@ def _table_4(name: str, options: TableParams, grid: Grid, runs: pd.DataFrame, tr
     if rows:
         rows[0] = replace(rows[0], starts_group=True)
         rows += [
-            *_test_row("unpruned", base, macs, params, new=True),
-            *_test_row("final", own, macs, params, new=base.empty),
+            *_test_row("unpruned network", base, macs, params, new=True),
+            *_test_row("final network", own, macs, params, new=base.empty),
         ]
     else:
         rows = [Row((Item("all"), *_not_attempted([cell], columns=6)), starts_group=True)]

@@ -1,0 +1,192 @@
+import json
+
+import pytest
+from claims_made_up import made_up_grid, raw_params, receipt_rows, write_cell, write_grid, write_receipts
+
+from ifap import paths
+from ifap.claims import records
+from ifap.errors import ResultsError
+from ifap.paths import Cell
+
+PRUNED = Cell("classification", "digits", "net_a", "ifap", 0)
+
+
+@pytest.fixture
+def grid(tmp_path):
+    grid = made_up_grid()
+    write_grid(tmp_path, grid)
+    return grid
+
+
+def edit_metrics(tmp_path, cell, change):
+    path = tmp_path / paths.metrics_file("quick", cell)
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def test_one_row_a_run_with_deltas_against_the_baseline(tmp_path, grid):
+    table = records.runs_table(records.collect(grid, root=tmp_path))
+    (tmp_path / paths.runs_csv("quick")).write_text(table)
+    runs = records.load_runs("quick", root=tmp_path)
+    assert len(runs) == len(grid.cells())
+    assert tuple(runs.columns[-3:]) == records.RUN_TIMING
+    row = runs[(runs["model"] == "net_a") & (runs["method"] == "ifap")].iloc[0]
+    assert row["macs_reduction"] == pytest.approx(100 * (1808086 / 5210624 - 1))
+    assert row["top1_delta"] == pytest.approx(-0.8)
+    assert (row["target_kind"], row["target"]) == ("macs", 0.65)
+    assert runs[runs["method"] == "baseline"]["top1_delta"].isna().all()
+
+
+def test_trace_has_every_iteration_of_every_pruned_cell(tmp_path, grid):
+    table = records.trace_table(records.collect(grid, root=tmp_path))
+    (tmp_path / paths.trace_csv("quick")).write_text(table)
+    trace = records.load_trace("quick", root=tmp_path)
+    assert trace.groupby(["model", "method"])["iteration"].apply(list).map(tuple).unique().tolist() == [(0, 1, 2, 3)]
+    assert tuple(trace.columns[-3:]) == records.TRACE_TIMING
+    assert trace["score_low"].dropna().unique().tolist() == [1e-7]
+
+
+def test_same_records_give_same_bytes_outside_timing(tmp_path, grid):
+    def without_timing(text, columns):
+        return [line.rsplit(",", len(columns))[0] for line in text.splitlines()]
+
+    first = records.collect(grid, root=tmp_path)
+    for cell in grid.cells():
+        edit_metrics(tmp_path, cell, lambda content: content["latency"].update(median_ms=9.0))
+        edit_metrics(tmp_path, cell, lambda content: content["provenance"].update(peak_memory_mb=1.0, commit="1" * 40))
+    second = records.collect(grid, root=tmp_path)
+    one, two = records.runs_table(first), records.runs_table(second)
+    assert one != two
+    assert without_timing(one, records.RUN_TIMING) == without_timing(two, records.RUN_TIMING)
+    assert records.trace_table(first) == records.trace_table(second)
+
+
+def test_names_missing_and_stale_cells(tmp_path, grid):
+    (tmp_path / paths.metrics_file("quick", PRUNED)).unlink()
+    raw = raw_params()
+    raw["scales"]["quick"]["prune"]["default"]["steps"] = 12
+    with pytest.raises(ResultsError) as error:
+        records.collect(made_up_grid(raw), root=tmp_path)
+    message = str(error.value)
+    assert "\n" not in message
+    assert f"1 missing: {PRUNED}" in message
+    stale = paths.metrics_file("quick", PRUNED._replace(method="random"))
+    assert f"stale {stale}: prune.steps=10 (params.yaml: 12)" in message
+    assert "baseline/seed0" not in message  # a baseline does not depend on pruning
+
+
+def test_a_key_that_only_one_side_has_is_stale():
+    assert records.first_difference({"a": {"b": 1}}, {"a": {"b": 1, "c": 2}}) == "a.c=absent (params.yaml: 2)"
+    assert records.first_difference({"a": (1, 2)}, {"a": [1, 2]}) is None
+
+
+def test_many_missing_cells_are_counted(tmp_path):
+    with pytest.raises(ResultsError, match=r"^32 missing: .* and 12 more$"):
+        records.collect(made_up_grid(raw_params(seeds=range(4))), root=tmp_path)
+
+
+def test_partial_grid_on_request(tmp_path, grid):
+    (tmp_path / paths.metrics_file("quick", PRUNED)).unlink()
+    (tmp_path / paths.metrics_file("quick", PRUNED._replace(model="net_b").baseline)).unlink()
+    collected = records.collect(grid, root=tmp_path, allow_missing=True)
+    assert collected.missing == (PRUNED._replace(model="net_b").baseline, PRUNED)
+    table = records.runs_table(collected)
+    assert len(table.splitlines()) == 1 + len(grid.cells()) - 2
+    (tmp_path / paths.runs_csv("quick")).write_text(table)
+    runs = records.load_runs("quick", root=tmp_path)
+    assert runs[runs["model"] == "net_b"]["top1_delta"].isna().all()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c.pop("macs"), "macs: Field required"),
+        (lambda c: c.update(extra=1), "extra: Extra inputs are not permitted"),
+        (lambda c: c["metrics"]["top1"].update(value="97.2"), r"metrics.top1.value: .*\(got '97.2'\)"),
+        (lambda c: c["metrics"]["top1"].update(value=float("nan")), "metrics.top1.value: .*finite"),
+        (lambda c: c["metrics"]["top1"].update(value=120.0), "metrics.top1.value: .*100"),
+        (lambda c: c["metrics"]["top1"].update(split="validation"), "metrics.top1.split: .*'test'"),
+        (lambda c: c["cell"].update(seed=7), r"belongs to another cell: seed=7 \(path: 0\)"),
+        (lambda c: c.update(schema_version=2), "schema_version"),
+    ],
+)
+def test_malformed_metrics_are_one_line(tmp_path, grid, change, message):
+    edit_metrics(tmp_path, PRUNED, change)
+    with pytest.raises(ResultsError, match=f"^malformed {paths.metrics_file('quick', PRUNED)}: .*{message}") as error:
+        records.collect(grid, root=tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_truncated_metrics_are_one_line(tmp_path, grid):
+    path = tmp_path / paths.metrics_file("quick", PRUNED)
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(ResultsError, match=r"^malformed .*metrics.json: Invalid JSON") as error:
+        records.collect(grid, root=tmp_path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda rows: rows[2].update(macs="many"), r"line 4: macs: .*\(got 'many'\)"),
+        (lambda rows: rows[2].update(top1="nan"), "line 4: top1"),
+        (lambda rows: rows.pop(1), "the iterations must run 0, 1, 2"),
+        (lambda rows: rows[1].pop("loss"), "line 3: 18 values for 19 columns"),
+        (lambda rows: rows[3].update(macs=5), "no iteration has the MACs of metrics.json"),
+        (lambda rows: rows.clear(), "the iterations must run"),
+    ],
+)
+def test_malformed_receipts_are_one_line(tmp_path, grid, change, message):
+    rows = receipt_rows(PRUNED)
+    change(rows)
+    shown = paths.receipts_file("quick", PRUNED)
+    write_receipts(tmp_path / shown, rows)
+    with pytest.raises(ResultsError, match=f"^malformed {shown}: {message}"):
+        records.collect(grid, root=tmp_path)
+
+
+def test_missing_receipts_and_wrong_header(tmp_path, grid):
+    path = tmp_path / paths.receipts_file("quick", PRUNED)
+    path.write_text("iteration,macs\n0,1\n")
+    with pytest.raises(ResultsError, match="the first line must be iteration,accepted"):
+        records.collect(grid, root=tmp_path)
+    path.unlink()
+    with pytest.raises(ResultsError, match="the cell has metrics but no receipts"):
+        records.collect(grid, root=tmp_path)
+
+
+def test_refusals_with_commas_and_line_ends_survive(tmp_path, grid):
+    rows = receipt_rows(PRUNED)
+    rows[2]["refused"] = '"conv1: 4 left, min_units\nconv2"'
+    write_receipts(tmp_path / paths.receipts_file("quick", PRUNED), rows)
+    collected = records.collect(grid, root=tmp_path)
+    assert collected.receipts[PRUNED][2].refused == "conv1: 4 left, min_units\nconv2"
+
+
+def test_writing_replaces_all_files_or_none(tmp_path):
+    good, bad = tmp_path / "a" / "good.csv", tmp_path / "blocked" / "bad.csv"
+    records.write_files({good: "old\n"})
+    (tmp_path / "blocked").write_text("a file where a folder should be")
+    with pytest.raises(OSError):  # noqa: PT011 - the kind depends on the system
+        records.write_files({good: "new\n", bad: "x"})
+    assert good.read_text() == "old\n"
+    assert [path.name for path in good.parent.iterdir()] == ["good.csv"]
+
+
+def test_csv_of_another_version_is_refused(tmp_path):
+    path = tmp_path / paths.runs_csv("quick")
+    with pytest.raises(ResultsError, match=r"runs.csv not found: run python -m stages.collect"):
+        records.load_runs("quick", root=tmp_path)
+    path.parent.mkdir(parents=True)
+    path.write_text("scale,task\nquick,classification\n")
+    with pytest.raises(ResultsError, match="its columns are not those of"):
+        records.load_runs("quick", root=tmp_path)
+
+
+def test_a_new_cell_is_read(tmp_path, grid):
+    larger = made_up_grid(raw_params(seeds=(0, 1)))
+    for cell in larger.cells():
+        if cell.seed == 1:
+            write_cell(tmp_path, larger, cell)
+    assert len(records.collect(larger, root=tmp_path).records) == 2 * len(grid.cells())

@@ -1,0 +1,222 @@
+"""Tables, figures and page from made-up records.
+
+``IFAP_UPDATE_GOLDEN=1 pytest tests/test_claims_report.py`` rewrites the golden files; read the diff.
+"""
+
+import os
+import shutil
+import subprocess
+import xml.etree.ElementTree as ET
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from claims_made_up import ROOT, final_numbers, made_up_grid, raw_params, write_grid
+
+from ifap import paths
+from ifap.claims import FIGURES, figures, page, records, tables
+from ifap.errors import ConfigError
+from ifap.paths import Cell
+
+GOLDEN = Path(__file__).parent / "golden"
+MINUS = tables.MINUS
+TEMPLATES = ROOT / paths.templates_dir()
+VOID = {"meta", "img", "br", "link"}
+
+
+def load(folder, grid, missing=()):
+    write_grid(folder, grid)
+    for cell in missing:
+        (folder / paths.metrics_file(grid.scale, cell)).unlink()
+    collected = records.collect(grid, root=folder, allow_missing=bool(missing))
+    records.write_files(
+        {
+            folder / paths.runs_csv(grid.scale): records.runs_table(collected),
+            folder / paths.trace_csv(grid.scale): records.trace_table(collected),
+        }
+    )
+    return records.load_runs(grid.scale, root=folder), records.load_trace(grid.scale, root=folder)
+
+
+@pytest.fixture
+def grid():
+    return made_up_grid()
+
+
+@pytest.fixture
+def data(tmp_path, grid):
+    return load(tmp_path, grid)
+
+
+class Checker(HTMLParser):
+    """Fails on tags that are not closed in order and keeps what tests look at."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.links, self.images = [], [], []
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        if tag == "a":
+            self.links.append(dict(attrs)["href"])
+        if tag == "img":
+            self.images.append(dict(attrs))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+@pytest.mark.parametrize("extension", ["md", "html", "tex"])
+@pytest.mark.parametrize("name", ["table-2", "table-4"])
+def test_golden_tables(grid, data, name, extension):
+    text = tables.render(tables.build_table(name, grid, *data), extension, TEMPLATES)
+    golden = GOLDEN / f"made-up-{name}.{extension}"
+    if os.environ.get("IFAP_UPDATE_GOLDEN"):
+        golden.write_text(text)
+    assert text == golden.read_text()
+
+
+@pytest.mark.parametrize("extension", ["md", "html", "tex"])
+def test_golden_table_of_a_partial_grid_with_seeds(tmp_path, extension):
+    grid = made_up_grid(raw_params(seeds=(0, 1)))
+    gone = [cell for cell in grid.pruned() if cell.model == "net_b" and cell.method == "magnitude"]
+    gone.append(Cell("classification", "digits", "net_b", "random", 1))
+    text = tables.render(tables.build_table("table-2", grid, *load(tmp_path, grid, gone)), extension, TEMPLATES)
+    golden = GOLDEN / f"made-up-partial-table-2.{extension}"
+    if os.environ.get("IFAP_UPDATE_GOLDEN"):
+        golden.write_text(text)
+    assert text == golden.read_text()
+
+
+def test_rendered_html_is_well_formed_and_links_to_records(tmp_path, grid, data):
+    for name in tables.table_names(grid):
+        checker = Checker(tables.render(tables.build_table(name, grid, *data), "html", TEMPLATES))
+        assert checker.links
+        for href in checker.links:
+            assert (tmp_path / paths.report_dir("quick") / href).resolve().is_file()
+
+
+def test_best_accuracy_is_bold_with_ties_as_printed(grid, data):
+    runs, trace = data
+    runs.loc[(runs["model"] == "net_a") & (runs["method"] == "random"), "test_top1"] = 96.7004
+    table = tables.build_table("table-2", grid, runs, trace)
+    bold = [(row.items[2].text, item.text) for row in table.rows for item in row.items if item.bold]
+    assert bold == [("IFAP", "96.70"), ("random", "96.70"), ("IFAP", "93.37")]
+
+
+def test_values_of_table_2(grid, data):
+    table = tables.build_table("table-2", grid, *data)
+    macs, params, top1 = final_numbers(Cell("classification", "digits", "net_a", "ifap", 0))
+    values = [item.text for item in table.rows[0].items]
+    assert values[:3] == ["digits", "net_a", "IFAP"]
+    assert values[3:] == [
+        *("5.211", f"{macs / 1e6:.3f}", MINUS + "65.3", "98.4", f"{params / 1e3:.1f}", MINUS + "59.0"),
+        *("97.50", f"{top1:.2f}", MINUS + "0.80", "1"),
+    ]
+
+
+def test_missing_cells_are_not_attempted(tmp_path, grid):
+    gone = [cell for cell in grid.cells() if cell.model == "net_a"]
+    data = load(tmp_path, grid, gone)
+    second, fourth = (tables.build_table(name, grid, *data) for name in ("table-2", "table-4"))
+    assert [row.items[3].text for row in second.rows[:3]] == ["not attempted: no record for seed 0"] * 3
+    assert sum(item.columns for item in second.rows[0].items) == len(second.columns)
+    assert [item.text for item in fourth.rows[0].items] == ["all", "not attempted: no record for seed 0"]
+    pictures = [figures.draw(name, grid, *data) for name in FIGURES]
+    assert pictures[0].alt == "Not attempted: no record of net_a on digits, seed 0."
+    assert "not attempted" in page.render_page(grid, data[0], [second, fourth], pictures, TEMPLATES)
+
+
+def test_rolled_back_iterations_are_marked_and_not_drawn(grid, data):
+    runs, trace = data
+    trace["accepted"] = trace["iteration"] < 3
+    table = tables.build_table("table-4", grid, runs, trace)
+    assert [row.items[0].text for row in table.rows[2:4]] == ["2", "3 (rolled back)"]
+    assert "to 2.94M" in figures.draw("macs", grid, runs, trace).alt
+
+
+@pytest.mark.parametrize(
+    ("extension", "wanted"),
+    [
+        ("md", r"a\_b &amp; 50% \|x\| &lt;i&gt; \*z\*"),
+        ("html", "a_b &amp; 50% |x| &lt;i&gt; *z*"),
+        ("tex", r"a\_b \& 50\% |x| $<$i$>$ *z*"),
+    ],
+)
+def test_every_value_is_escaped(extension, wanted):
+    hostile = "a_b & 50% |x| <i> *z*"
+    table = tables.Table(
+        "table-2",
+        hostile,
+        (tables.Column(hostile, hostile, align="left"), tables.Column(hostile)),
+        (tables.Row((tables.Item(hostile, f"{hostile}.json", bold=True), tables.Item(hostile, columns=2))),),
+        (tables.Note(hostile, "a"),),
+    )
+    text = tables.render(table, extension, TEMPLATES)
+    assert text.count(wanted) >= 6
+    assert hostile not in text.replace(f"{hostile}.json", "")
+
+
+@pytest.mark.parametrize(
+    ("counts", "prefix", "texts"),
+    [
+        ([5_210_624, 417_892], "M", ["5.211", "0.418"]),
+        ([4.1e9, 0.12e9], "G", ["4.100", "0.120"]),
+        ([98_410, 12_812], "k", ["98.4", "12.8"]),
+        ([950, 20], "", ["950", "20"]),
+        ([23.5e6, 123.4e6], "M", ["23.5", "123.4"]),
+    ],
+)
+def test_one_unit_a_table_with_three_significant_digits(counts, prefix, texts):
+    unit = tables.choose_unit(counts)
+    assert unit.prefix == prefix
+    assert [unit.text(count) for count in counts] == texts
+
+
+def test_rounded_zero_has_no_sign():
+    assert tables.fixed(-0.001, 2) == "0.00"
+    assert tables.fixed(-1.25, 2) == MINUS + "1.25"
+
+
+def test_unknown_tables_and_figures_name_the_nearest(grid, data):
+    with pytest.raises(ConfigError, match="unknown table 'table-3': did you mean 'table-"):
+        tables.build_table("table-3", grid, *data)
+    with pytest.raises(ConfigError, match="unknown figure 'top2': did you mean 'top"):
+        figures.draw("top2", grid, *data)
+
+
+def test_figures_have_the_same_bytes_on_every_run_and_are_whole(grid, data):
+    for name in FIGURES:
+        first, second = figures.draw(name, grid, *data), figures.draw(name, grid, *data)
+        assert first.files == second.files
+        assert first.files["png"].startswith(b"\x89PNG")
+        assert ET.fromstring(first.files["svg"]).tag.endswith("svg")
+        assert b"<dc:date>" not in first.files["svg"]
+
+
+def test_page_is_offline_and_whole(tmp_path, grid, data):
+    built = [tables.build_table(name, grid, *data) for name in tables.table_names(grid)]
+    pictures = [figures.draw(name, grid, *data) for name in FIGURES]
+    text = page.render_page(grid, data[0], built, pictures, TEMPLATES)
+    checker = Checker(text)
+    assert [image["src"] for image in checker.images] == [f"figures/{name}.svg" for name in FIGURES]
+    assert all(len(image["alt"]) > 40 for image in checker.images)
+    assert "http" not in text
+    assert "<script" not in text
+    assert text.index("not comparable (scale)") < text.index("<caption") < text.index("<img")
+    assert "6 of 6 pruned and 2 of 2 unpruned networks" in text
+
+
+@pytest.mark.skipif(not shutil.which("pdflatex"), reason="no pdflatex")
+def test_latex_compiles(tmp_path, grid, data):
+    parts = [
+        tables.render(tables.build_table(name, grid, *data), "tex", TEMPLATES) for name in tables.table_names(grid)
+    ]
+    head = r"\documentclass{article}\usepackage{booktabs}\usepackage{hyperref}\begin{document}"
+    (tmp_path / "all.tex").write_text(head + "\n".join(parts) + r"\end{document}")
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "-draftmode", "all.tex"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, check=False)
+    assert done.returncode == 0, done.stdout.decode(errors="replace")[-2000:]
