@@ -12,20 +12,22 @@ from ifap.claims import records
 from ifap.config import load_params, select_scale
 from ifap.grid import Grid
 from ifap.runtime import run_stage
+from stages import PARAMS, ParamsOption, ScaleOption
 
 
 def main(
-    scale: Annotated[str | None, typer.Option(help="Scale to collect; the one in params.yaml by default.")] = None,
+    scale: ScaleOption = None,
     allow_missing: Annotated[
         bool, typer.Option("--allow-missing", help="Accept an unfinished grid; name the missing cells on stderr.")
     ] = False,
     check: Annotated[
         bool, typer.Option("--check", help="Only check that the records are whole and up to date.")
     ] = False,
+    params: ParamsOption = PARAMS,
 ) -> None:
     """Lay out the records of all cells as runs.csv and trace.csv, or say which are missing or stale."""
-    params = load_params()
-    grid = Grid(params, select_scale(params, scale))
+    options = load_params(params)
+    grid = Grid(options, select_scale(options, scale))
     collected = records.collect(grid, allow_missing=allow_missing)
     for cell in collected.missing:
         typer.echo(f"missing: {cell}", err=True)

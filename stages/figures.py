@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
 
 import typer
 
@@ -13,14 +12,16 @@ from ifap.claims.page import render_page
 from ifap.config import load_params, select_scale
 from ifap.grid import Grid
 from ifap.runtime import run_stage
+from stages import PARAMS, ParamsOption, ScaleOption
 
 
 def main(
-    scale: Annotated[str | None, typer.Option(help="Scale to draw; the one in params.yaml by default.")] = None,
+    scale: ScaleOption = None,
+    params: ParamsOption = PARAMS,
 ) -> None:
     """Draw every figure as SVG and PNG and write index.html, which opens offline."""
-    params = load_params()
-    grid = Grid(params, select_scale(params, scale))
+    options = load_params(params)
+    grid = Grid(options, select_scale(options, scale))
     runs, trace = records.load_runs(grid.scale), records.load_trace(grid.scale)
     pictures = [figures.draw(name, grid, runs, trace) for name in FIGURES]
     models = [tables.build_table(name, grid, runs, trace) for name in tables.table_names(grid)]

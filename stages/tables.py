@@ -12,15 +12,17 @@ from ifap.claims import records, tables
 from ifap.config import load_params, select_scale
 from ifap.grid import TABLE_FORMATS, Grid
 from ifap.runtime import run_stage
+from stages import PARAMS, ParamsOption, ScaleOption
 
 
 def main(
-    scale: Annotated[str | None, typer.Option(help="Scale to tabulate; the one in params.yaml by default.")] = None,
+    scale: ScaleOption = None,
     table: Annotated[str | None, typer.Option(help="One table, for example table-2; all by default.")] = None,
+    params: ParamsOption = PARAMS,
 ) -> None:
     """Render tables from runs.csv and trace.csv of one scale."""
-    params = load_params()
-    grid = Grid(params, select_scale(params, scale))
+    options = load_params(params)
+    grid = Grid(options, select_scale(options, scale))
     names = [table] if table else tables.table_names(grid)
     for name in names:
         tables.table_options(name, grid)

@@ -215,7 +215,7 @@ def test_latex_compiles(tmp_path, grid, data):
     parts = [
         tables.render(tables.build_table(name, grid, *data), "tex", TEMPLATES) for name in tables.table_names(grid)
     ]
-    head = r"\documentclass{article}\usepackage{booktabs}\usepackage{hyperref}\begin{document}"
+    head = r"\documentclass{article}\usepackage{booktabs}\usepackage{graphicx}\usepackage{hyperref}\begin{document}"
     (tmp_path / "all.tex").write_text(head + "\n".join(parts) + r"\end{document}")
     command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "-draftmode", "all.tex"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, check=False)

@@ -100,6 +100,12 @@ class Table:
     notes: tuple[Note, ...]
 
     @property
+    def number_and_heading(self) -> tuple[str, str]:
+        """The title in two parts, such as ``("II", "Pruning results")``; the number may be empty."""
+        match = re.fullmatch(r"Table ([IVX]+)\. (.+)", self.title)
+        return (match[1], match[2]) if match else ("", self.title)
+
+    @property
     def groups(self) -> list[tuple[str, int]]:
         """The upper headings and how many columns each spans; empty headings stay single."""
         groups: list[tuple[str, int]] = []
@@ -373,9 +379,13 @@ def _method_items(frame: pd.DataFrame, seeds: int, macs: Unit, params: Unit, bes
     base = [re.sub(r"/[^/]+/(seed\d+/[^/]+)$", r"/baseline/\1", path) for path in own]
     own_link, base_link = _origin(own, scale), _origin(base, scale)
 
-    def item(column: str, show: Callable[[float], str], href: str, *, bold: bool = False) -> Item:
+    def item(column: str, show: Callable[[float], str], href: str) -> Item:
         known = frame[column].dropna().astype(float)
-        return Item(spread(known, show), href, bold) if len(known) else Item(NO_VALUE)
+        return Item(show(float(known.mean())), href) if len(known) else Item(NO_VALUE)
+
+    def accuracy(column: str, href: str, *, bold: bool = False) -> Item:
+        known = frame[column].dropna().astype(float)
+        return Item(spread(known, points), href, bold) if len(known) else Item(NO_VALUE)
 
     def points(value: float) -> str:
         return fixed(value, 2)
@@ -390,9 +400,9 @@ def _method_items(frame: pd.DataFrame, seeds: int, macs: Unit, params: Unit, bes
         item("params_base", params.text, base_link),
         item("params", params.text, own_link),
         item("params_reduction", percent, own_link),
-        item("baseline_top1", points, base_link),
-        item("test_top1", points, own_link, bold=_printed_top1(frame) == best),
-        item("top1_delta", points, own_link),
+        accuracy("baseline_top1", base_link),
+        accuracy("test_top1", own_link, bold=_printed_top1(frame) == best),
+        accuracy("top1_delta", own_link),
         Item(str(len(frame)) if len(frame) == seeds else f"{len(frame)} of {seeds}"),
     )
 
@@ -409,7 +419,8 @@ def _not_attempted(cells: Sequence[Cell], columns: int = 10) -> tuple[Item, ...]
 
 
 def _table_2_notes(grid: Grid, cells: Sequence[Cell], runs: pd.DataFrame) -> tuple[Note, ...]:
-    sd = f"; mean {PLUS_MINUS} standard deviation over the seeds" if len(grid.options.seeds) > 1 else ""
+    several = f": accuracies are mean {PLUS_MINUS} standard deviation, counts are means"
+    sd = several if len(grid.options.seeds) > 1 else ""
     return (
         *_scale_notes(grid, [cell.dataset for cell in cells], "Table II"),
         Note("Bold: the best pruned accuracy of each network on each data set; equal printed values share it."),
@@ -420,7 +431,7 @@ def _table_2_notes(grid: Grid, cells: Sequence[Cell], runs: pd.DataFrame) -> tup
             "b",
         ),
         Note("Pruned minus base, in percentage points; the paper mixes relative and absolute differences.", "c"),
-        Note(f"Runs with different seeds{sd}.", "d"),
+        Note(f"Number of runs with different seeds{sd}.", "d"),
     )
 
 
