@@ -1,0 +1,251 @@
+"""What every job of the workflow shares: seeds, logging, atomic files, locks and provenance."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import fcntl
+import functools
+import hashlib
+import io
+import logging
+import os
+import platform
+import resource
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from importlib import metadata
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NoReturn
+
+import torch
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+
+from ifap.errors import IfapError
+
+log = logging.getLogger(__name__)
+
+SOURCES = ("src", "stages", "rules", "Snakefile", "params.yaml")
+PACKAGES = ("ifap", "numpy", "safetensors", "scikit-learn", "torch", "torch-pruning", "torchmetrics", "torchvision")
+
+
+def configure(seed: int, threads: int | None = None) -> None:
+    """Make this process deterministic.
+
+    Parameters
+    ----------
+    seed : int
+        Seed of torch's global generator.
+    threads : int, optional
+        Threads of one operation; ``OMP_NUM_THREADS``, else 1, so that results never depend on
+        how many cores the machine happens to have.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.set_num_threads(threads or _threads_from_environment())
+    torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
+    torch.backends.cudnn.benchmark = False
+    torch.manual_seed(seed)
+
+
+def derive_seed(*parts: object) -> int:
+    """Return a seed that depends on all `parts` and on nothing else, for example (seed, epoch)."""
+    digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+@contextlib.contextmanager
+def seeded(seed: int, where: torch.device) -> Iterator[None]:
+    """Seed torch's global generators inside the block and put them back afterwards."""
+    with torch.random.fork_rng(devices=[where] if where.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+@functools.cache
+def device() -> torch.device:
+    """Return the GPU if there is one, else the CPU, and say so once in the log."""
+    chosen = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    log.info("device: %s", torch.cuda.get_device_name(chosen) if chosen.type == "cuda" else "cpu (no GPU found)")
+    return chosen
+
+
+def run_stage(main: Callable[..., None]) -> NoReturn:
+    """Run a typer function as a program: a user's mistake is one line and exit code 2, a bug exit code 1."""
+    configure_logging()
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(main)
+    try:
+        app()
+    except IfapError as error:
+        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+        raise SystemExit(2) from None
+    raise SystemExit(0)
+
+
+def configure_logging() -> None:
+    """Log this package's progress to stderr, prettily on a terminal and plainly otherwise."""
+    handler: logging.Handler
+    if sys.stderr.isatty():
+        handler = RichHandler(console=Console(stderr=True), show_path=False)
+        handler.setFormatter(logging.Formatter("%(message)s", datefmt="[%X]"))
+    else:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    for name in ("ifap", "stages"):
+        logging.getLogger(name).setLevel(logging.INFO)
+
+
+def atomic_write_bytes(path: Path, data: bytes) -> None:
+    """Write a file so that a reader sees either the old content or the new, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def atomic_write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text atomically; see `atomic_write_bytes`."""
+    atomic_write_bytes(path, text.encode())
+
+
+def write_csv(path: Path, rows: Iterable[Mapping[str, Any]], fields: Iterable[str]) -> None:
+    """Write rows atomically as CSV with Unix line ends.
+
+    Floats are written with the fewest digits that read back as the same number; a missing
+    value or None is an empty field, and a key outside `fields` is an error.
+    """
+    names = list(fields)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, names, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({key: _cell(value) for key, value in row.items()} for row in rows)
+    atomic_write_text(path, text.getvalue())
+
+
+def sha256_file(path: Path) -> str:
+    """Return the SHA-256 of a file's content in hexadecimal."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+class Lock:
+    """A lock on a job's state folder, freed by the kernel when the process ends.
+
+    Parameters
+    ----------
+    folder : Path
+        The state folder; the lock is the file ``lock`` in it.
+    job : str
+        What the folder belongs to, for the error message.
+
+    Raises
+    ------
+    IfapError
+        On entering, if another process holds the lock.
+    """
+
+    def __init__(self, folder: Path, job: str) -> None:
+        self._path = folder / "lock"
+        self._job = job
+        self._descriptor: int | None = None
+
+    def __enter__(self) -> Lock:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.read(descriptor, 32).decode(errors="replace").strip() or "unknown"
+            os.close(descriptor)
+            raise IfapError(f"{self._job} is already running (process {holder}; lock {self._path})") from None
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, f"{os.getpid()}\n".encode())
+        self._descriptor = descriptor
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+
+def provenance() -> dict[str, Any]:
+    """Return how a result came to be: commit, local changes, versions and hardware.
+
+    Returns
+    -------
+    dict
+        ``commit`` and ``dirty`` are None outside a git checkout; ``dirty`` looks at the sources
+        only, because results and reports change while the workflow runs.
+    """
+    changes = _git("status", "--porcelain", "--", *SOURCES)
+    return {
+        "commit": _git("rev-parse", "HEAD"),
+        "dirty": None if changes is None else bool(changes),
+        "versions": {"python": platform.python_version(), **_package_versions()},
+        "hardware": _hardware(),
+    }
+
+
+def peak_memory_mb() -> float:
+    """Return the largest resident memory of this process so far, in MiB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    return round(peak / unit, 1)
+
+
+def _threads_from_environment() -> int:
+    value = os.environ.get("OMP_NUM_THREADS", "")
+    return int(value) if value.isdigit() and int(value) > 0 else 1
+
+
+def _cell(value: Any) -> Any:
+    return repr(float(value)) if isinstance(value, float) else value
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=True, timeout=30)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def _package_versions() -> dict[str, str]:
+    found = {}
+    for name in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
+def _hardware() -> dict[str, Any]:
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "cpu": _cpu_name(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": gpu,
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def _cpu_name() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
