@@ -1,0 +1,106 @@
+"""Prepared splits: whole, disjoint, stratified, repeatable and guarded against mix-ups."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from ifap.config import DatasetOptions
+from ifap.datasets import DATASETS
+from ifap.datasets.base import ROLES, data_checksum, random_shift, read_manifest, write_dataset
+from ifap.errors import ConfigError, ResultsError, SplitError
+
+OPTIONS = DatasetOptions(image_size=32, validation=0.2, test=0.2, split_seed=0)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return DATASETS.get("digits")
+
+
+@pytest.fixture(scope="module")
+def folder(digits, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("digits")
+    write_dataset(digits, OPTIONS, {"version": 1}, folder)
+    return folder
+
+
+def test_the_splits_are_all_samples_once(digits):
+    samples = digits.prepare(OPTIONS)
+    images, _ = digits.read()
+    assert {role: len(targets) for role, (_, targets) in samples.items()} == {
+        "train": 1079,
+        "validation": 359,
+        "test": 359,
+    }
+    together = torch.cat([samples[role][0] for role in ROLES]).flatten(1)
+    assert sorted(map(tuple, together.tolist())) == sorted(map(tuple, images.flatten(1).tolist()))
+    for _, targets in samples.values():
+        share = torch.bincount(targets, minlength=10) / len(targets)
+        assert (share - 0.1).abs().max() < 0.01
+
+
+def test_loaded_inputs_are_resized_and_normalised_by_the_training_split(digits, folder):
+    train = digits.load(folder / "train.safetensors", "train")
+    test = digits.load(folder / "test.safetensors", "test")
+    assert train.inputs.shape == (1079, 1, 32, 32)
+    assert train.inputs.dtype == torch.float32
+    assert abs(float(train.inputs.mean())) < 0.05
+    assert test.role == "test"
+    raw = digits.prepare(OPTIONS)["train"][0].double() / 16
+    assert float(train.inputs.min()) == pytest.approx(float(-raw.mean() / raw.std()), abs=1e-5)
+
+
+def test_files_and_checksum_repeat_byte_for_byte(digits, folder, tmp_path):
+    again = write_dataset(digits, OPTIONS, {"version": 1}, tmp_path)
+    for name in (*(f"{role}.safetensors" for role in ROLES), "manifest.json"):
+        assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
+    manifest = read_manifest(folder)
+    assert manifest == again
+    assert manifest["checksum"] == data_checksum({role: manifest["splits"][role]["sha256"] for role in ROLES})
+    assert sum(manifest["splits"]["train"]["class_counts"]) == 1079
+    other = write_dataset(digits, OPTIONS.model_copy(update={"split_seed": 1}), {"version": 1}, tmp_path)
+    assert other["checksum"] != manifest["checksum"]
+
+
+def test_a_split_under_another_name_is_refused(digits, folder):
+    with pytest.raises(SplitError, match="holds the test split"):
+        digits.load(folder / "test.safetensors", "train")
+
+
+def test_missing_and_damaged_files_are_one_clear_error(digits, folder, tmp_path):
+    with pytest.raises(ResultsError, match="run the fetch stage first"):
+        digits.load(tmp_path / "train.safetensors", "train")
+    with pytest.raises(ResultsError, match="run the fetch stage first"):
+        read_manifest(tmp_path)
+    (tmp_path / "manifest.json").write_text("{")
+    with pytest.raises(ResultsError, match="not valid JSON"):
+        read_manifest(tmp_path)
+    good = (folder / "train.safetensors").read_bytes()
+    flipped = good[:-9] + bytes([good[-9] ^ 1]) + good[-8:]
+    for damaged in (good[:1000], b"", flipped):
+        (tmp_path / "train.safetensors").write_bytes(damaged)
+        with pytest.raises(ResultsError, match="damaged"):
+            digits.load(tmp_path / "train.safetensors", "train")
+
+
+def test_a_wrong_class_count_is_noticed(digits):
+    with pytest.raises(ConfigError, match="claims 12 classes, its data have 10"):
+        dataclasses.replace(digits, classes=12).prepare(OPTIONS)
+
+
+def test_shifts_are_whole_pixels_within_an_eighth_and_repeatable():
+    image = torch.zeros(1, 1, 16, 16)
+    image[0, 0, 8, 8] = 1
+    batch = image.repeat(64, 2, 1, 1)
+    batch[:, 1] *= 2
+    shifted = random_shift(batch, torch.Generator().manual_seed(0))
+    assert torch.equal(shifted, random_shift(batch, torch.Generator().manual_seed(0)))
+    assert torch.equal(shifted[:, 1], 2 * shifted[:, 0])
+    spots = shifted[:, 0].nonzero()[:, 1:]
+    assert len(spots) == 64
+    assert spots.min() == 6
+    assert spots.max() == 10
+    assert int(batch[:, 0].sum()) == 64  # the input is left alone
