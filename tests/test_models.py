@@ -1,0 +1,72 @@
+"""Every registered network trains, and is built again from its identifier."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from ifap.config import DatasetOptions
+from ifap.datasets import DATASETS
+from ifap.errors import ConfigError, PlanError
+from ifap.models import MODELS, build, builder_args, builder_from_id, builder_id
+
+OPTIONS = DatasetOptions(image_size=32, validation=0.2, test=0.2, split_seed=0)
+ARGS = {"num_classes": 10, "in_channels": 1, "image_size": 32}
+
+
+@pytest.mark.parametrize("name", MODELS.names())
+@pytest.mark.parametrize("channels", [1, 3])
+def test_forward_and_backward(name, channels):
+    torch.manual_seed(0)
+    network = MODELS.get(name)(num_classes=7, in_channels=channels, image_size=32)
+    outputs = network(torch.randn(3, channels, 32, 32))
+    assert outputs.shape == (3, 7)
+    outputs.square().sum().backward()
+    assert all(parameter.grad is not None for parameter in network.parameters())
+    assert sum(parameter.numel() for parameter in network.parameters()) < 250_000
+
+
+@pytest.mark.parametrize("name", MODELS.names())
+def test_the_identifier_builds_the_same_network(name):
+    digits = DATASETS.get("digits")
+    torch.manual_seed(0)
+    first = build(name, digits, OPTIONS)
+    torch.manual_seed(0)
+    again = builder_from_id(builder_id(name), builder_args(digits, OPTIONS))
+    assert builder_args(digits, OPTIONS) == ARGS
+    for one, other in zip(first.state_dict().values(), again.state_dict().values(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_the_networks_cover_the_families():
+    kinds = {name: {type(module) for module in MODELS.get(name)(**ARGS).modules()} for name in MODELS.names()}
+    assert nn.BatchNorm2d in kinds["resnet_tiny"]
+    assert nn.Hardswish in kinds["mobilenet_tiny"]
+    assert any(
+        module.groups > 1 for module in MODELS.get("mobilenet_tiny")(**ARGS).modules() if isinstance(module, nn.Conv2d)
+    )
+    assert nn.MultiheadAttention in kinds["vit_tiny"]
+
+
+@pytest.mark.parametrize(
+    ("identifier", "args", "message"),
+    [
+        ("ifap:resnet_tny", ARGS, "did you mean 'resnet_tiny'"),
+        ("os:system", ARGS, "not one of this package"),
+        (None, ARGS, "not one of this package"),
+        ("ifap:resnet_tiny", {**ARGS, "num_classes": 10**12}, "num_classes must be a whole number"),
+        ("ifap:resnet_tiny", {**ARGS, "num_classes": True}, "num_classes must be a whole number"),
+        ("ifap:resnet_tiny", {**ARGS, "image_size": "32"}, "image_size must be a whole number"),
+        ("ifap:resnet_tiny", {"num_classes": 10}, "builder arguments must be"),
+        ("ifap:resnet_tiny", {**ARGS, "extra": 1}, "builder arguments must be"),
+    ],
+)
+def test_a_hostile_identifier_is_one_clear_error(identifier, args, message):
+    with pytest.raises(PlanError, match=message):
+        builder_from_id(identifier, args)
+
+
+def test_a_misspelt_model_names_the_nearest():
+    with pytest.raises(ConfigError, match="did you mean 'vit_tiny'"):
+        MODELS.get("vit_tny")
