@@ -1,0 +1,104 @@
+"""What a task is: how outputs are compared with targets, and how a network is measured.
+
+The pruning loop never knows the task: it gets a loss and one number to watch.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ifap.registry import Registry
+from ifap.splits import Split
+from ifap.tracing import call, device_of, evaluation_mode, to_device
+
+Augment = Callable[[Any, torch.Generator], Any]
+Batches = Iterable[tuple[Any, Any]]
+
+
+class Task(ABC):
+    """Loss and metrics of one kind of problem."""
+
+    primary: str
+    """The metric to watch; higher is better."""
+
+    @abstractmethod
+    def loss(self, outputs: Any, targets: Any, *, label_smoothing: float = 0.0) -> Tensor:
+        """Return the training loss of a batch, a scalar."""
+
+    @abstractmethod
+    def metrics(self, outputs: Any, targets: Any, *, bins: int = 15) -> dict[str, float]:
+        """Return every metric of a whole split, `primary` and ``loss`` among them."""
+
+    def evaluate(self, model: nn.Module, data: Split | Batches, batch_size: int, *, bins: int = 15) -> dict[str, float]:
+        """Measure a network in evaluation mode, without gradients; its modes are put back.
+
+        Parameters
+        ----------
+        model : Module
+            The network, on any device.
+        data : Split or iterable of (inputs, targets)
+            What to measure it on.
+        batch_size : int
+            Samples a batch of a `Split`.
+        bins : int, optional
+            Bins of the calibration error.
+
+        Returns
+        -------
+        dict
+            Metric names and values.
+        """
+        where = device_of(model)
+        outputs, targets = [], []
+        with evaluation_mode(model), torch.no_grad():
+            for inputs, expected in batches(data, batch_size):
+                outputs.append(logits(call(model, to_device(inputs, where))).cpu())
+                targets.append(expected.cpu())
+        return self.metrics(torch.cat(outputs), torch.cat(targets), bins=bins)
+
+
+TASKS: Registry[Task] = Registry("task", "ifap.tasks")
+
+
+def batches(
+    data: Split | Batches, batch_size: int, generator: torch.Generator | None = None
+) -> Iterator[tuple[Any, Any]]:
+    """Yield batches of (inputs, targets).
+
+    Parameters
+    ----------
+    data : Split or iterable of (inputs, targets)
+        An iterable is passed through as it is.
+    batch_size : int
+        Samples a batch; a single left-over sample joins the batch before it, because batch norm
+        cannot train on one sample.
+    generator : torch.Generator, optional
+        Shuffles a split; without it the order stays.
+    """
+    if not isinstance(data, Split):
+        yield from data
+        return
+    total = len(data)
+    order = torch.arange(total) if generator is None else torch.randperm(total, generator=generator)
+    chunks = list(torch.split(order, batch_size))
+    if len(chunks) > 1 and len(chunks[-1]) == 1:
+        last = chunks.pop()
+        chunks[-1] = torch.cat([chunks[-1], last])
+    for rows in chunks:
+        yield data.inputs[rows], data.targets[rows]
+
+
+def logits(outputs: Any) -> Tensor:
+    """Return the class scores inside what a network returned: the tensor, ``.logits`` or the first item."""
+    if isinstance(outputs, Tensor):
+        return outputs
+    if hasattr(outputs, "logits"):
+        return logits(outputs.logits)
+    if isinstance(outputs, Mapping):
+        return logits(outputs["logits"] if "logits" in outputs else next(iter(outputs.values())))
+    return logits(outputs[0])
