@@ -88,7 +88,9 @@ class Graph:
     pinned : dict of str to str
         Layer name to the reason why its outputs stay.
     kept : list of integer arrays
-        For each slot, the positions of the original network that are left.
+        For each slot, the positions of the traced network that are left.
+    original_widths : list of int
+        Width of each slot in the traced network.
     """
 
     slots: list[Slot]
@@ -97,10 +99,12 @@ class Graph:
     groups: list[Group]
     pinned: dict[str, str]
     kept: list[Indices] = field(default_factory=list)
+    original_widths: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        if not self.kept:
-            self.kept = [np.arange(len(units)) for units in self.unit_of]
+        if not self.original_widths:
+            self.original_widths = [len(units) for units in self.unit_of]
+            self.kept = [np.arange(width) for width in self.original_widths]
         self._slot_index = {slot: index for index, slot in enumerate(self.slots)}
 
     @property
@@ -141,7 +145,7 @@ class Graph:
             units = units[stays]
             unit_of.append(np.where(units >= 0, renumber[units], -1))
             kept.append(origin[stays])
-        return Graph(self.slots, unit_of, self.group_of[alive], self.groups, self.pinned, kept)
+        return Graph(self.slots, unit_of, self.group_of[alive], self.groups, self.pinned, kept, self.original_widths)
 
     def apply(self, model: nn.Module, removed: Indices) -> None:
         """Cut the units `removed` out of `model`, in place, each tensor once.

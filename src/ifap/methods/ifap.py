@@ -1,0 +1,19 @@
+"""IFAP: flow, the product of activation norm and weight norm (the paper's method)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import Tensor, nn
+
+from ifap.flow import Normalize, Site, flow_scores
+from ifap.methods import METHODS
+
+
+@METHODS.register("ifap")
+def flow(
+    model: nn.Module, batches: Iterable[Any], *, normalize: Normalize, site: Site, seed: int
+) -> dict[str, Tensor]:
+    """Score units by their flow; `seed` is not used."""
+    return flow_scores(model, batches, normalize=normalize, site=site)

@@ -1,0 +1,610 @@
+"""Iterative pruning (Algorithm 1 of the paper): score, rank globally, remove, recover, many small times."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from ifap.attention import split_attention
+from ifap.costs import Cost, count_params, macs_by_module
+from ifap.errors import GraphError, TargetError
+from ifap.files import atomic_write_text
+from ifap.flow import Normalize, Site
+from ifap.graph import Graph, trace
+from ifap.methods import METHODS, Method
+from ifap.plan import PLAN_FILE, Plan, load, pruned_plan, write_network
+from ifap.ranking import Aggregate, Budget, Ranking, floors, unit_scores
+from ifap.schedule import rate, solve_rho_0
+from ifap.splits import refuse_test
+from ifap.tracing import Inputs, call, evaluation_mode, private_copy, tensors
+
+Recover = Callable[[nn.Module, nn.Module, int], object]
+Validate = Callable[[nn.Module], float]
+OnStep = Callable[[nn.Module, "Receipt"], None]
+
+_LOG = logging.getLogger(__name__)
+_MAX_TOP_UPS = 5
+
+
+@dataclass(frozen=True)
+class Target:
+    """The wanted reduction, as a share of the unpruned network: give exactly one.
+
+    Parameters
+    ----------
+    macs : float, optional
+        Share of the multiply-accumulates to remove, in (0, 1): 0.65 leaves 35 %.
+    params : float, optional
+        Share of the parameters to remove, in (0, 1).
+
+    Raises
+    ------
+    TargetError
+        If none or both are given, or the value is not inside (0, 1).
+    """
+
+    macs: float | None = None
+    params: float | None = None
+
+    def __post_init__(self) -> None:
+        if (self.macs is None) == (self.params is None):
+            raise TargetError("target: give exactly one of macs and params")
+        if not 0 < self.share < 1:
+            raise TargetError(f"target: {self.kind}={self.share} must lie between 0 and 1 (0.65 removes 65 %)")
+
+    @property
+    def kind(self) -> Literal["macs", "params"]:
+        """Which cost is to fall."""
+        return "macs" if self.macs is not None else "params"
+
+    @property
+    def share(self) -> float:
+        """The share to remove."""
+        value = self.macs if self.macs is not None else self.params
+        assert value is not None
+        return value
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What one iteration asked for and got.
+
+    Parameters
+    ----------
+    iteration : int
+        0 is the network as it was given.
+    macs, params : int
+        Cost after the iteration.
+    units_asked, units_removed : int
+        Units of the schedule, and what was cut after rounding.
+    macs_asked, params_asked : int
+        Cost that the ranking predicted for the units asked for.
+    rho : float
+        Share of the remaining units that the schedule asked for (rho_k).
+    score_low, score_high : float or None
+        Range of the scores that were cut.
+    widths : dict of str to int
+        Output width of every layer that can be cut, after the iteration.
+    at_floor : list of str
+        First layers of the groups that may not lose more.
+    pinned : dict of str to str
+        Layers that refuse to be pruned, and why.
+    metric_before, metric_after : float or None
+        `validate` before and after recovery.
+    accepted : bool
+        False for an iteration that was rolled back because the metric fell too far.
+    seconds : dict of str to float
+        Time spent in ``trace``, ``score``, ``prune``, ``recover`` and ``validate``.
+    """
+
+    iteration: int
+    macs: int
+    params: int
+    units_asked: int = 0
+    units_removed: int = 0
+    macs_asked: int = 0
+    params_asked: int = 0
+    rho: float = 0.0
+    score_low: float | None = None
+    score_high: float | None = None
+    widths: dict[str, int] = field(default_factory=dict)
+    at_floor: list[str] = field(default_factory=list)
+    pinned: dict[str, str] = field(default_factory=dict)
+    metric_before: float | None = None
+    metric_after: float | None = None
+    accepted: bool = True
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """A smaller network and how it came to be.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The pruned network, a new object.
+    plan : Plan
+        What is needed to rebuild it; see `ifap.save`.
+    receipts : list of Receipt
+        One for the start and one for each iteration.
+    before, after : Cost
+        MACs and parameters of the network as it was given and as it is.
+    """
+
+    model: nn.Module
+    plan: Plan
+    receipts: list[Receipt]
+    before: Cost
+    after: Cost
+
+
+@dataclass(frozen=True)
+class _Options:
+    target: Target
+    steps: int
+    alpha: float
+    normalize: Normalize
+    site: Site
+    aggregate: Aggregate
+    min_units: int
+    max_layer_ratio: float
+    round_to: int | None
+    max_drop: float | None
+    seed: int
+    teacher: Literal["original", "previous"]
+
+
+def prune(
+    model: nn.Module,
+    example_inputs: Inputs,
+    batches: Iterable[Inputs],
+    *,
+    target: Target,
+    steps: int = 30,
+    recover: Recover | None = None,
+    validate: Validate | None = None,
+    max_drop: float | None = None,
+    ignore: Iterable[str | nn.Module] = (),
+    round_to: int | None = None,
+    method: str | Method = "ifap",
+    seed: int = 0,
+    alpha: float = 1.5,
+    normalize: Normalize = "layer",
+    site: Site = "output",
+    aggregate: Aggregate = "mean",
+    min_units: int = 2,
+    max_layer_ratio: float = 0.95,
+    teacher: Literal["original", "previous"] = "original",
+    on_step: OnStep | None = None,
+    resume: str | Path | None = None,
+) -> Pruned:
+    """Make a network smaller in many small iterations of scoring, removing and recovering.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Any network of convolutions, linear layers, norms and attention. It is not modified.
+    example_inputs : Tensor, tuple, list or dict
+        Inputs of one forward, for tracing and counting.
+    batches : iterable
+        Calibration inputs without labels; iterated once an iteration. A few hundred samples do.
+    target : Target
+        Wanted reduction. It is met to within one unit from above.
+    steps : int
+        Number of iterations T.
+    recover : callable, optional
+        ``recover(model, teacher, step)`` trains the network in place after each iteration; see
+        `ifap.Distillation`. Without it nothing is trained.
+    validate : callable, optional
+        ``validate(model)`` returns a metric, higher is better, on validation data.
+    max_drop : float, optional
+        Largest allowed fall of `validate`, in its own unit. The smallest network within it is
+        returned; the iteration that left it is rolled back and says so in its receipt.
+    ignore : iterable of str or nn.Module
+        Layers whose outputs must stay. The outputs of the network always stay.
+    round_to : int, optional
+        Keep widths that change a multiple of this (8 suits most hardware).
+    method : str or callable
+        A name from the registry (``ifap``, ``magnitude``, ``random``) or a function like
+        `ifap.methods.base.Method`.
+    seed : int
+        Seed of methods that draw numbers.
+    alpha : float
+        Exponent of the schedule rho_k = rho_0 (1 + k/T)^alpha; rho_0 is solved for the target.
+    normalize, site
+        See `ifap.flow_scores`.
+    aggregate : {'mean', 'sum', 'max'}
+        How scores of coupled layers are joined.
+    min_units : int
+        Channels that every layer keeps.
+    max_layer_ratio : float
+        Largest share of a layer's units that may go.
+    teacher : {'original', 'previous'}
+        What `recover` is given: the network before all pruning, or before this iteration.
+    on_step : callable, optional
+        ``on_step(model, receipt)`` is called with the start and after each accepted iteration.
+    resume : str or Path, optional
+        Folder for the state after each iteration; a later call with the same arguments goes on
+        from there and ends with the same network.
+
+    Returns
+    -------
+    Pruned
+        The smaller network with its plan, receipts and costs.
+
+    Raises
+    ------
+    TargetError
+        If the target cannot be reached; the message says how far it goes and what limits it.
+    GraphError
+        If nothing in the network can be pruned, or it does not run after a cut.
+    ScoreError, SplitError
+        See `ifap.flow_scores`.
+
+    Examples
+    --------
+    >>> pruned = ifap.prune(net, images[:1], batches, target=ifap.Target(macs=0.65), steps=10)
+    >>> ifap.save(pruned, "small/")
+    """
+    refuse_test(batches, "scoring")
+    refuse_test(validate, "stopping")
+    options = _Options(
+        target, steps, alpha, normalize, site, aggregate, min_units, max_layer_ratio, round_to, max_drop, seed, teacher
+    )
+    _check(options, validate)
+    scorer = METHODS.get(method) if isinstance(method, str) else method
+    run = _Run(model, example_inputs, batches, options, scorer, recover, validate, on_step, tuple(ignore))
+    store = _Store(Path(resume)) if resume is not None else None
+    return run.finish(store)
+
+
+def _check(options: _Options, validate: Validate | None) -> None:
+    if options.steps < 1:
+        raise TargetError(f"steps must be at least 1, not {options.steps}")
+    if options.max_drop is not None and validate is None:
+        raise TargetError("max_drop needs validate: without a metric no fall can be seen")
+    if options.max_drop is not None and options.max_drop < 0:
+        raise TargetError(f"max_drop must not be negative, got {options.max_drop}")
+    if not 0 < options.max_layer_ratio <= 1:
+        raise TargetError(f"max_layer_ratio must lie in (0, 1], got {options.max_layer_ratio}")
+    if options.min_units < 1 or (options.round_to is not None and options.round_to < 1):
+        raise TargetError("min_units and round_to must be at least 1")
+
+
+class _Clock:
+    """Seconds per phase of one iteration."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    def measure(self, phase: str, function: Callable[[], Any]) -> Any:
+        """Run `function` and add its time to `phase`."""
+        start = time.perf_counter()
+        result = function()
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
+        return result
+
+
+class _Run:
+    """One pruning run: the network as it is, its graph and what has happened so far."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        example_inputs: Inputs,
+        batches: Iterable[Inputs],
+        options: _Options,
+        scorer: Method,
+        recover: Recover | None,
+        validate: Validate | None,
+        on_step: OnStep | None,
+        ignore: Sequence[str | nn.Module],
+    ) -> None:
+        self._original, self._inputs, self._batches = model, example_inputs, batches
+        self._options, self._scorer = options, scorer
+        self._recover, self._validate, self._on_step = recover, validate, on_step
+        clock = _Clock()
+        self.model = private_copy(model)
+        ignored = [_name_of(model, item) for item in ignore]
+        self._split = split_attention(self.model)
+        self._graph: Graph = clock.measure("trace", lambda: trace(self.model, example_inputs, ignored))
+        if self._graph.num_units == 0:
+            raise GraphError(f"nothing in this network can be pruned{_because(self._graph.pinned)}")
+        self._macs = macs_by_module(self.model, example_inputs)
+        self.before = self.after = Cost(sum(self._macs.values()), count_params(self.model))
+        self._original_sizes = self._graph.units_per_group()
+        self._shapes = _output_shapes(self.model, example_inputs)
+        self._teacher = private_copy(model).eval().requires_grad_(False) if recover is not None else None
+        self._start_seconds = clock.seconds
+        self.receipts: list[Receipt] = []
+        self._goal = getattr(self.before, options.target.kind) * (1.0 - options.target.share)
+
+    # the loop
+
+    def finish(self, store: _Store | None) -> Pruned:
+        """Run all iterations that are left and return the result."""
+        if store is not None and store.exists():
+            self._resume(store)
+        else:
+            self._begin()
+            if store is not None:
+                store.write(self)
+        while not self._is_done():
+            receipt = self._iterate(len(self.receipts))
+            self.receipts.append(receipt)
+            if receipt.accepted and self._on_step is not None:
+                self._on_step(self.model, receipt)
+            if store is not None:
+                store.write(self)
+        return Pruned(self.model, self.plan(), self.receipts, self.before, self.after)
+
+    def plan(self) -> Plan:
+        """Return the plan of the network as it is."""
+        return pruned_plan(self.model, self._graph, self._split, self._inputs, self.before, self.after)
+
+    def _is_done(self) -> bool:
+        reached = getattr(self.after, self._options.target.kind) <= self._goal
+        return reached or not self.receipts[-1].accepted or len(self.receipts) > self._options.steps
+
+    def _begin(self) -> None:
+        metric = self._validate(self.model) if self._validate is not None else None
+        self.receipts = [
+            Receipt(
+                iteration=0,
+                macs=self.before.macs,
+                params=self.before.params,
+                widths=self._widths(),
+                pinned=self._graph.pinned,
+                metric_before=metric,
+                metric_after=metric,
+                seconds=self._start_seconds,
+            )
+        ]
+        if self._on_step is not None:
+            self._on_step(self.model, self.receipts[0])
+
+    def _iterate(self, step: int) -> Receipt:
+        """Score, rank, cut, recover and judge once."""
+        clock = _Clock()
+        keeps_previous = self._options.max_drop is not None or self._options.teacher == "previous"
+        previous = private_copy(self.model) if keeps_previous else None
+        graph, macs, after = self._graph, self._macs, self.after
+        receipt = self._shrink(step, clock)
+        if step == self._options.steps:
+            receipt = self._top_up(step, clock, receipt)
+        before = self._judge(clock) if self._recover is not None else None
+        self._train(step, clock, previous)
+        metric = self._judge(clock)
+        receipt = replace(
+            receipt, metric_before=before if before is not None else metric, metric_after=metric, seconds=clock.seconds
+        )
+        if self._fell_too_far(metric):
+            assert previous is not None
+            _LOG.info("iteration %d is rolled back: %s fell to %s", step, self._options.target.kind, metric)
+            self.model, self._graph, self._macs, self.after = previous, graph, macs, after
+            return replace(receipt, accepted=False)
+        return receipt
+
+    def _train(self, step: int, clock: _Clock, previous: nn.Module | None) -> None:
+        if self._recover is None:
+            return
+        teacher = self._teacher if self._options.teacher == "original" else previous
+        assert teacher is not None
+        clock.measure("recover", lambda: self._recover(self.model, teacher, step))  # type: ignore[misc]
+
+    def _judge(self, clock: _Clock) -> float | None:
+        if self._validate is None:
+            return None
+        return float(clock.measure("validate", lambda: self._validate(self.model)))  # type: ignore[misc]
+
+    def _fell_too_far(self, metric: float | None) -> bool:
+        start = self.receipts[0].metric_after
+        if self._options.max_drop is None or metric is None or start is None:
+            return False
+        return not metric >= start - self._options.max_drop
+
+    # one cut
+
+    def _shrink(self, step: int, clock: _Clock) -> Receipt:
+        ranking = clock.measure("score", lambda: self._rank(step))
+        return clock.measure("prune", lambda: self._cut(ranking, *self._ask(ranking, step), step))  # type: ignore[no-any-return]
+
+    def _rank(self, step: int) -> Ranking:
+        options = self._options
+        scores = self._scorer(
+            self.model, self._batches, normalize=options.normalize, site=options.site, seed=options.seed * 1000 + step
+        )
+        limits = floors(self._graph, self._original_sizes, options.min_units, options.max_layer_ratio)
+        budget = Budget(self._graph, self.model, self._macs)
+        values = unit_scores(self._graph, self.model, scores, options.aggregate)
+        return Ranking(self._graph, values, limits, budget, options.round_to)
+
+    def _ask(self, ranking: Ranking, step: int) -> tuple[int, float]:
+        """Return how many units this iteration asks for, and its rho."""
+        options = self._options
+        total = ranking.smallest_count(options.target.kind, self._goal)
+        if total is None:
+            raise TargetError(self._unreachable(ranking))
+        units = self._graph.num_units
+        rho_0 = solve_rho_0(1.0 - total / units, step, options.steps, options.alpha)
+        rho = rate(step, options.steps, rho_0, options.alpha)
+        if step == options.steps:
+            return total, total / units
+        return ranking.at_least_one(min(total, max(1, round(rho * units)))), rho
+
+    def _cut(self, ranking: Ranking, count: int, rho: float, step: int) -> Receipt:
+        removed = ranking.units(count)
+        asked = ranking.cost(count)
+        if len(removed) == 0:
+            raise TargetError(f"iteration {step} makes no progress: {self._limits(ranking)}")
+        self._graph.apply(self.model, removed)
+        self._graph = self._graph.without(removed)
+        self._measure_cost(step)
+        cut_scores = ranking.scores[removed]
+        return Receipt(
+            iteration=step,
+            macs=self.after.macs,
+            params=self.after.params,
+            units_asked=count,
+            units_removed=len(removed),
+            macs_asked=asked.macs,
+            params_asked=asked.params,
+            rho=rho,
+            score_low=float(cut_scores.min()),
+            score_high=float(cut_scores.max()),
+            widths=self._widths(),
+            at_floor=self._at_floor(),
+            pinned=self._graph.pinned,
+        )
+
+    def _measure_cost(self, step: int) -> None:
+        try:
+            self._macs = macs_by_module(self.model, self._inputs)
+            shapes = _output_shapes(self.model, self._inputs)
+        except (RuntimeError, ValueError, IndexError, TypeError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise GraphError(f"the network does not run after iteration {step}: {reason}; ignore the layer that failed") from error
+        if shapes != self._shapes:
+            raise GraphError(f"iteration {step} changed the shape of the outputs from {self._shapes} to {shapes}")
+        self.after = Cost(sum(self._macs.values()), count_params(self.model))
+
+    def _top_up(self, step: int, clock: _Clock, receipt: Receipt) -> Receipt:
+        """Cut a little more where products outside any layer made the prediction too low."""
+        for _ in range(_MAX_TOP_UPS):
+            if getattr(self.after, self._options.target.kind) <= self._goal:
+                return receipt
+            more = self._shrink(step, clock)
+            receipt = replace(
+                more,
+                units_asked=receipt.units_asked + more.units_asked,
+                units_removed=receipt.units_removed + more.units_removed,
+                rho=receipt.rho + more.rho,
+                score_low=min(receipt.score_low, more.score_low),  # type: ignore[type-var]
+            )
+        raise TargetError(f"the target {self._options.target.kind}={self._options.target.share} was missed after {_MAX_TOP_UPS} corrections")
+
+    # words
+
+    def _widths(self) -> dict[str, int]:
+        return {
+            slot.name: len(units)
+            for slot, units in zip(self._graph.slots, self._graph.unit_of, strict=True)
+            if slot.side == "out" and (units >= 0).any()
+        }
+
+    def _at_floor(self) -> list[str]:
+        limits = floors(self._graph, self._original_sizes, self._options.min_units, self._options.max_layer_ratio)
+        sizes = self._graph.units_per_group()
+        return [group.name for group in self._graph.groups if sizes[group.index] <= limits[group.index]]
+
+    def _unreachable(self, ranking: Ranking) -> str:
+        target = self._options.target
+        least = getattr(ranking.cost(ranking.num_candidates), target.kind)
+        reach = 1.0 - least / getattr(self.before, target.kind)
+        return f"target {target.kind}={target.share:g} cannot be reached: at most {reach:.3f}; {self._limits(ranking)}"
+
+    def _limits(self, ranking: Ranking) -> str:
+        options = self._options
+        pinned = sorted(self._graph.pinned, key=lambda name: (-self._macs.get(name, 0), name))[:3]
+        names = ", ".join(f"'{name}' ({self._graph.pinned[name]})" for name in pinned)
+        floors_text = f"every layer keeps min_units={options.min_units} and max_layer_ratio={options.max_layer_ratio:g} may go"
+        rounding = f", widths are rounded to {options.round_to}" if options.round_to else ""
+        return f"{floors_text}{rounding}; these layers stay: {names or 'none'}"
+
+    # going on after an interruption
+
+    def _resume(self, store: _Store) -> None:
+        self.receipts, plan = store.read()
+        self.model = load(store.folder, lambda: private_copy(self._original)).train(self._original.training)
+        _restore_modes(self._original, self.model)
+        self._graph = _replay(self._graph, plan)
+        self._macs = macs_by_module(self.model, self._inputs)
+        self.after = Cost(sum(self._macs.values()), count_params(self.model))
+        _LOG.info("resumed after iteration %d", self.receipts[-1].iteration)
+
+
+class _Store:
+    """The state of a run after its last iteration: a saved network and its receipts."""
+
+    def __init__(self, folder: Path) -> None:
+        self._root = folder
+        self._receipts = folder / "receipts.json"
+
+    @property
+    def folder(self) -> Path:
+        """The saved network that the receipts belong to."""
+        return self._root / str(json.loads(self._receipts.read_text())["network"])
+
+    def exists(self) -> bool:
+        """Whether there is anything to go on from."""
+        return self._receipts.exists()
+
+    def write(self, run: _Run) -> None:
+        """Save the network, then point to it: a kill in between leaves the state before."""
+        name = f"iteration-{len(run.receipts) - 1}"
+        write_network(run.model, run.plan(), self._root / name)
+        content = {"network": name, "receipts": [asdict(receipt) for receipt in run.receipts]}
+        atomic_write_text(self._receipts, json.dumps(content))
+        for old in self._root.glob("iteration-*"):
+            if old.name != name:
+                for file in old.iterdir():
+                    file.unlink()
+                old.rmdir()
+
+    def read(self) -> tuple[list[Receipt], Plan]:
+        """Return the receipts so far and the plan of the saved network."""
+        content = json.loads(self._receipts.read_text())
+        plan = Plan.model_validate_json((self.folder / PLAN_FILE).read_text())
+        return [Receipt(**receipt) for receipt in content["receipts"]], plan
+
+
+def _replay(graph: Graph, plan: Plan) -> Graph:
+    """Return the graph of the network that `plan` describes, from that of the unpruned one."""
+    alive = np.ones(graph.num_units, dtype=bool)
+    for slot, units in zip(graph.slots, graph.unit_of, strict=True):
+        left = plan.kept.get(slot.name, {}).get(slot.side)
+        if left is not None:
+            lost = np.setdiff1d(np.arange(len(units)), np.array(left))
+            alive[units[lost]] = False
+    return graph.without(np.flatnonzero(~alive))
+
+
+def _restore_modes(original: nn.Module, model: nn.Module) -> None:
+    modes = {name: module.training for name, module in original.named_modules()}
+    for name, module in model.named_modules():
+        module.training = modes.get(name, modes.get(name.rpartition(".")[0], original.training))
+
+
+def _name_of(model: nn.Module, item: str | nn.Module) -> str | nn.Module:
+    if isinstance(item, nn.Module):
+        return next((name for name, module in model.named_modules() if module is item), item)
+    return item
+
+
+def _output_shapes(model: nn.Module, inputs: Inputs) -> list[tuple[int, ...]]:
+    from ifap.tracing import meta_copy, meta_forward, to_device
+
+    try:
+        with torch.no_grad(), meta_forward():
+            outputs = call(meta_copy(model), to_device(inputs, torch.device("meta")))
+    except (RuntimeError, NotImplementedError):
+        with evaluation_mode(model), torch.no_grad():
+            outputs = call(model, inputs)
+    return [tuple(tensor.shape) for tensor in tensors(outputs)]
+
+
+def _because(pinned: dict[str, str]) -> str:
+    if not pinned:
+        return ": it has no convolution, linear layer or attention that the outputs depend on"
+    name, reason = next(iter(pinned.items()))
+    return f": for example '{name}' stays because {reason}"

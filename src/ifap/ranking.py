@@ -1,0 +1,271 @@
+"""From layer scores to the units that go: aggregate, rank globally, respect floors, meet a budget."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor, nn
+
+from ifap.attention import SplitAttention, fused_attention
+from ifap.costs import Cost, count_params
+from ifap.errors import ScoreError
+from ifap.graph import Graph, Indices
+from ifap.layers import macs_scale_with_input, sides
+
+Aggregate = Literal["mean", "sum", "max"]
+AGGREGATES = ("mean", "sum", "max")
+Floats = npt.NDArray[np.float64]
+
+
+def unit_scores(graph: Graph, model: nn.Module, scores: Mapping[str, Tensor], aggregate: Aggregate = "mean") -> Floats:
+    """Aggregate layer scores over everything that must go together.
+
+    Parameters
+    ----------
+    graph : Graph
+        The units of `model`.
+    model : nn.Module
+        The network that was scored.
+    scores : mapping of str to Tensor
+        Layer name to one score a unit (a head, for an attention module).
+    aggregate : {'mean', 'sum', 'max'}
+        How the scores of coupled producers become the score of the unit that couples them. Inside
+        one producer (a head, a group of a grouped convolution) positions are averaged.
+
+    Returns
+    -------
+    array, shape (units,)
+        NaN where no scored layer produces the unit.
+    """
+    totals, counts = np.zeros(graph.num_units), np.zeros(graph.num_units)
+    highest = np.full(graph.num_units, -np.inf)
+    for slot, values in _scored_slots(graph, model, scores):
+        units = graph.unit_of[slot]
+        if len(values) != len(units):
+            raise ScoreError(f"layer '{graph.slots[slot].name}': {len(values)} scores for {len(units)} units")
+        free = units >= 0
+        number = np.bincount(units[free], minlength=graph.num_units)
+        mean = np.bincount(units[free], weights=values[free], minlength=graph.num_units) / np.maximum(number, 1)
+        present = number > 0
+        totals[present] += mean[present]
+        counts[present] += 1
+        highest[present] = np.maximum(highest[present], mean[present])
+    if aggregate == "max":
+        return np.where(counts > 0, highest, np.nan)
+    scale = np.maximum(counts, 1) if aggregate == "mean" else 1.0
+    return np.where(counts > 0, totals / scale, np.nan)
+
+
+def _scored_slots(graph: Graph, model: nn.Module, scores: Mapping[str, Tensor]) -> list[tuple[int, Floats]]:
+    """Return the output slots that have scores, and one score a position."""
+    modules, fused, found = dict(model.named_modules()), fused_attention(model), []
+    for name, values in scores.items():
+        array = values.detach().cpu().double().numpy()
+        module = modules.get(name)
+        if isinstance(module, SplitAttention):
+            slot, array = graph.slot(f"{name}.v", "out"), np.repeat(array, module.head_dim)
+        elif name in fused:
+            slot, array = graph.slot(f"{name}.qkv", "out"), np.tile(np.repeat(array, int(fused[name].head_dim)), 3)  # type: ignore[arg-type]
+        else:
+            slot = graph.slot(name, "out")
+        if slot is not None:
+            found.append((slot, array))
+    return found
+
+
+class Budget:
+    """What a network would cost at other widths, without cutting it.
+
+    MACs and weights of a layer are proportional to its output width and, unless its channels are
+    grouped, to its input width; attention products are proportional to the number of heads.
+
+    Parameters
+    ----------
+    graph : Graph
+        The units of `model`.
+    model : nn.Module
+        The network as it is.
+    layer_macs : mapping of str to int
+        MACs of each module itself; see `ifap.costs.macs_by_module`.
+    """
+
+    def __init__(self, graph: Graph, model: nn.Module, layer_macs: Mapping[str, int]) -> None:
+        self._widths = np.maximum(graph.widths().astype(float), 1.0)
+        rows = [row for row in _cost_rows(graph, model, layer_macs) if row.first is not None]
+        self._first = np.array([row.first for row in rows], dtype=np.int64)
+        self._second = np.array([-1 if row.second is None else row.second for row in rows], dtype=np.int64)
+        self._macs = np.array([row.macs for row in rows], dtype=float)
+        self._params = np.array([row.params for row in rows], dtype=float)
+        self._fixed = Cost(
+            macs=sum(layer_macs.values()) - int(self._macs.sum()),
+            params=count_params(model) - int(self._params.sum()),
+        )
+
+    def predict(self, widths: Floats) -> Cost:
+        """Return the cost of the network at the given slot widths."""
+        share = widths / self._widths
+        scale = share[self._first] * np.where(self._second >= 0, share[self._second], 1.0)
+        return Cost(
+            macs=self._fixed.macs + round(float(self._macs @ scale)),
+            params=self._fixed.params + round(float(self._params @ scale)),
+        )
+
+
+@dataclass(frozen=True)
+class _CostRow:
+    first: int | None
+    second: int | None
+    macs: int
+    params: int
+
+
+def _cost_rows(graph: Graph, model: nn.Module, layer_macs: Mapping[str, int]) -> list[_CostRow]:
+    rows, fused = [], fused_attention(model)
+    for name, module in model.named_modules():
+        macs = layer_macs.get(name, 0)
+        if isinstance(module, SplitAttention):
+            rows.append(_CostRow(graph.slot(f"{name}.out", "in"), None, macs, 0))
+        elif name in fused:
+            rows.append(_CostRow(graph.slot(f"{name}.proj", "in"), None, macs, 0))
+        elif sides(module):
+            rows += _layer_rows(graph, name, module, macs)
+    for slot_index, slot in enumerate(graph.slots):
+        if slot.side.startswith("dim"):
+            tensor = _parameter(model, slot.name)
+            rows.append(_CostRow(slot_index, None, 0, tensor.numel() if tensor is not None else 0))
+    return rows
+
+
+def _layer_rows(graph: Graph, name: str, module: nn.Module, macs: int) -> list[_CostRow]:
+    out = graph.slot(name, "out")
+    inner = graph.slot(name, "in") if macs_scale_with_input(module) else None
+    own = dict(module.named_parameters(recurse=False))
+    weight = own.pop("weight").numel() if "weight" in own else 0
+    return [_CostRow(out, inner, macs, weight), _CostRow(out, None, 0, sum(p.numel() for p in own.values()))]
+
+
+def _parameter(model: nn.Module, name: str) -> nn.Parameter | None:
+    parent, _, leaf = name.rpartition(".")
+    return model.get_submodule(parent)._parameters.get(leaf)
+
+
+class Ranking:
+    """The global order of units, and which of them a given number or budget removes.
+
+    Parameters
+    ----------
+    graph : Graph
+        The units.
+    scores : array, shape (units,)
+        Low goes first; ties go by unit number. Units without a score (NaN) stay.
+    floors : array, shape (groups,)
+        Units that each group keeps.
+    budget : Budget
+        Costs at other widths.
+    round_to : int, optional
+        Keep the positions of every group that loses units a multiple of this.
+    """
+
+    def __init__(
+        self, graph: Graph, scores: Floats, floors: Indices, budget: Budget, round_to: int | None = None
+    ) -> None:
+        self._graph, self._budget, self._round_to = graph, budget, round_to
+        self._sizes = graph.units_per_group()
+        self._per_unit = graph.positions_per_unit()
+        self.scores = scores
+        self._by_group = self._sorted_groups(scores)
+        candidates = [
+            units[: max(0, min(len(units), self._sizes[group] - floors[group]))]
+            for group, units in enumerate(self._by_group)
+        ]
+        flat = np.concatenate(candidates) if candidates else np.empty(0, dtype=np.int64)
+        self._order = flat[np.lexsort((flat, scores[flat]))]
+        self._order_groups = graph.group_of[self._order]
+
+    @property
+    def num_candidates(self) -> int:
+        """How many units may go at most."""
+        return len(self._order)
+
+    def removed_per_group(self, count: int) -> Indices:
+        """Return how many units each group loses when the `count` lowest go, rounded if asked for."""
+        lost = np.bincount(self._order_groups[:count], minlength=len(self._sizes))
+        if self._round_to is None:
+            return lost
+        return np.array([self._rounded(group, number) for group, number in enumerate(lost)], dtype=np.int64)
+
+    def cost(self, count: int) -> Cost:
+        """Return what the network would cost without the `count` lowest units."""
+        lost = self.removed_per_group(count)
+        return self._budget.predict(self._graph.widths() - lost @ self._per_unit)
+
+    def units(self, count: int) -> Indices:
+        """Return the units that go when the `count` lowest are asked for."""
+        lost = self.removed_per_group(count)
+        chosen = [units[:number] for units, number in zip(self._by_group, lost, strict=True)]
+        return np.sort(np.concatenate(chosen)) if chosen else np.empty(0, dtype=np.int64)
+
+    def smallest_count(self, kind: str, goal: float) -> int | None:
+        """Return the smallest count whose cost is at most `goal`, or None if none is.
+
+        Parameters
+        ----------
+        kind : {'macs', 'params'}
+            Which cost.
+        goal : float
+            Upper bound of that cost.
+        """
+        if getattr(self.cost(self.num_candidates), kind) > goal:
+            return None
+        low, high = 0, self.num_candidates
+        while low < high:
+            middle = (low + high) // 2
+            if getattr(self.cost(middle), kind) <= goal:
+                high = middle
+            else:
+                low = middle + 1
+        return low
+
+    def at_least_one(self, count: int) -> int:
+        """Return the smallest count from `count` on that removes any unit at all."""
+        while count < self.num_candidates and not self.removed_per_group(count).any():
+            count += 1
+        return count
+
+    def _sorted_groups(self, scores: Floats) -> list[Indices]:
+        order = np.lexsort((np.arange(len(scores)), scores, self._graph.group_of))
+        order = order[~np.isnan(scores[order])]
+        bounds = np.searchsorted(self._graph.group_of[order], np.arange(len(self._sizes) + 1))
+        return [order[bounds[g] : bounds[g + 1]] for g in range(len(self._sizes))]
+
+    def _rounded(self, group: int, lost: int) -> int:
+        width = self._graph.groups[group].width
+        assert self._round_to is not None
+        block = self._round_to // math.gcd(self._round_to, width)
+        alive = -(-int(self._sizes[group] - lost) // block) * block
+        return max(0, int(self._sizes[group]) - alive)
+
+
+def floors(graph: Graph, original: Indices, min_units: int, max_layer_ratio: float) -> Indices:
+    """Return how many units each group must keep.
+
+    Parameters
+    ----------
+    graph : Graph
+        The units as they are.
+    original : array, shape (groups,)
+        Units of each group in the unpruned network.
+    min_units : int
+        Positions (channels) that every layer keeps; one head is wide enough for any such floor.
+    max_layer_ratio : float
+        Largest share of a group's original units that may go in all.
+    """
+    widths = np.array([group.width for group in graph.groups], dtype=np.int64)
+    by_count = -(-min_units // np.maximum(widths, 1)) if len(widths) else widths
+    by_ratio = np.ceil(original * (1.0 - max_layer_ratio) - 1e-9).astype(np.int64)
+    return np.maximum(np.maximum(by_count, by_ratio), 1)
