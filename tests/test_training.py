@@ -1,0 +1,161 @@
+"""Training: deterministic, resumable to the same bytes, and blind to the test split."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from ifap.config import TrainingOptions
+from ifap.errors import SplitError, TrainingError
+from ifap.splits import Split
+from ifap.tasks import TASKS
+from ifap.training import (
+    STATE_FILE,
+    build_optimizer,
+    clear_state,
+    fit,
+    learning_rate,
+    read_progress,
+)
+
+TASK = TASKS.get("classification")
+RECIPE = TrainingOptions(
+    epochs=4,
+    batch_size=16,
+    optimizer="adamw",
+    lr=0.01,
+    weight_decay=0.01,
+    warmup_epochs=1,
+    label_smoothing=0.1,
+    augment=True,
+)
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Dropout(0.3), nn.Linear(64, 3)
+    )
+
+
+def split(role, samples=40):
+    generator = torch.Generator().manual_seed(1)
+    targets = torch.randint(0, 3, (samples,), generator=generator)
+    inputs = torch.randn(samples, 1, 4, 4, generator=generator)
+    inputs[:, 0, 0, :3] += 3 * nn.functional.one_hot(targets, 3)
+    return Split(role, inputs, targets)
+
+
+def jitter(inputs, generator):
+    return inputs + 0.1 * torch.randn(inputs.shape, generator=generator)
+
+
+def train(model=None, **changes):
+    model = model or network()
+    options = {"recipe": RECIPE, "state": None, "extra_loss": None, "guard": ""} | changes
+    recipe = options.pop("recipe")
+    rows = fit(model, split("train"), split("validation", 20), recipe, TASK, seed=3, augment=jitter, **options)
+    return model, rows
+
+
+def weights(model):
+    return b"".join(value.numpy().tobytes() for value in model.state_dict().values())
+
+
+class Killer:
+    """An extra loss of zero that stops the process, as it were, in the middle of an epoch."""
+
+    def __init__(self, calls):
+        self.calls = calls
+
+    def __call__(self, inputs, outputs):
+        self.calls -= 1
+        if self.calls == 0:
+            raise KeyboardInterrupt
+        return outputs.sum() * 0
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_a_killed_run_ends_with_the_bytes_of_an_undisturbed_one(tmp_path, optimizer):
+    recipe = RECIPE.model_copy(update={"optimizer": optimizer})
+    whole, rows = train(recipe=recipe, state=tmp_path / "whole", extra_loss=Killer(-1))
+    for calls in (8, 5):  # three batches an epoch: in the third epoch, then in the fourth
+        with pytest.raises(KeyboardInterrupt):
+            train(recipe=recipe, state=tmp_path / "killed", extra_loss=Killer(calls))
+    torch.rand(7)  # the state of the global generator must not matter
+    resumed, again = train(recipe=recipe, state=tmp_path / "killed", extra_loss=Killer(-1))
+    assert rows == again
+    assert weights(whole) == weights(resumed)
+    assert read_progress(tmp_path / "killed").resumes == 2
+    assert read_progress(tmp_path / "killed").earlier_seconds > 0
+    assert read_progress(tmp_path / "whole").resumes == 0
+
+
+def test_nothing_is_pickled(tmp_path):
+    train(state=tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [STATE_FILE]
+    clear_state(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("change", [{"recipe": RECIPE.model_copy(update={"lr": 0.02})}, {"guard": "other"}])
+def test_a_changed_recipe_discards_the_state(tmp_path, change):
+    train(state=tmp_path)
+    _, rows = train(state=tmp_path, **change)
+    assert rows == train(**change)[1]
+    assert read_progress(tmp_path).resumes == 0
+
+
+def test_a_damaged_state_is_discarded(tmp_path):
+    _, rows = train(state=tmp_path)
+    (tmp_path / STATE_FILE).write_bytes((tmp_path / STATE_FILE).read_bytes()[:200])
+    assert train(state=tmp_path)[1] == rows
+
+
+def test_training_learns_and_repeats():
+    model, rows = train(recipe=RECIPE.model_copy(update={"epochs": 12}))
+    assert [row.epoch for row in rows] == list(range(1, 13))
+    assert rows[-1].validation_metric > 80
+    assert rows[-1].train_loss < rows[0].train_loss
+    assert weights(model) == weights(train(recipe=RECIPE.model_copy(update={"epochs": 12}))[0])
+    assert model.training
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_no_epochs_leave_the_network_alone(tmp_path):
+    model, rows = train(recipe=RECIPE.model_copy(update={"epochs": 0}), state=tmp_path)
+    assert rows == []
+    assert weights(model) == weights(network())
+
+
+def test_the_test_split_is_refused():
+    for pair in ((split("test"), split("validation")), (split("train"), split("test"))):
+        with pytest.raises(SplitError, match="must not see the test split"):
+            fit(network(), *pair, RECIPE, TASK, seed=0)
+
+
+def test_a_loss_that_is_not_finite_names_epoch_and_step():
+    def explode(inputs, outputs):
+        return outputs.sum() * float("nan")
+
+    with pytest.raises(TrainingError, match="loss is nan in epoch 1, step 1 of 3"):
+        train(extra_loss=explode)
+
+
+def test_the_schedule_rises_and_then_falls_along_a_half_cosine():
+    rates = [learning_rate(step, 20, 4, 1.0) for step in range(20)]
+    assert rates[:5] == [0.25, 0.5, 0.75, 1.0, 1.0]
+    assert rates[12] == pytest.approx(0.5)
+    assert rates[4:] == sorted(rates[4:], reverse=True)
+    assert 0 < rates[-1] < 0.02
+    assert learning_rate(0, 1, 0, 1.0) == 1.0
+
+
+def test_biases_and_norms_are_not_decayed():
+    model = network()
+    decayed, free = build_optimizer(model, "adamw", 0.1, 0.5).param_groups
+    assert (decayed["weight_decay"], free["weight_decay"]) == (0.5, 0.0)
+    assert len(decayed["params"]) == 2
+    assert len(free["params"]) == 4
+    assert build_optimizer(model, "sgd", 0.1, 0.5).param_groups[0]["nesterov"]
