@@ -1,0 +1,378 @@
+"""Recovery after a pruning iteration: distil a teacher into the pruned network (Section "Recovery" of the paper).
+
+The loss is the task's own plus the L1 distance between student and teacher features at the first,
+middle and last activation, and optionally the KL distance between their outputs. A linear adapter,
+thrown away afterwards, maps the features of a narrowed layer to the teacher's width.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import logging
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from ifap.config import RecoveryOptions
+from ifap.errors import TrainingError
+from ifap.runtime import derive_seed, seeded
+from ifap.splits import Split, refuse_test
+from ifap.tasks.base import Augment, Batches, Task, batches, logits
+from ifap.tracing import call, device_of, evaluation_mode, to_device
+
+log = logging.getLogger(__name__)
+
+Loss = Callable[[Any, Any], Tensor]
+Event = tuple[str, int]
+"""One call of one module: its name and which call of it this is."""
+
+# Not one value a unit: attention maps and probabilities.
+_NO_FEATURES = (nn.MultiheadAttention, nn.Softmax, nn.Softmin, nn.Softmax2d, nn.LogSoftmax)
+_WEIGHTED = (nn.Linear, nn.modules.conv._ConvNd)
+
+
+def cross_entropy(outputs: Any, targets: Tensor) -> Tensor:
+    """Return the cross-entropy of class scores; also finds ``.logits`` in a structured output."""
+    return F.cross_entropy(logits(outputs), targets)
+
+
+class Distillation:
+    """Train a pruned network for a few epochs against its targets and a teacher.
+
+    Pass an instance to `ifap.prune` as ``recover``.
+
+    Parameters
+    ----------
+    train : Split or iterable of (inputs, targets)
+        What to learn from; an iterable such as a `DataLoader` must be iterable again and again.
+    validation : Split or iterable of (inputs, targets)
+        What learning rate, stopping and the best epoch are decided on.
+    epochs : int, optional
+        Most epochs a call.
+    batch_size : int, optional
+        Samples a batch of a `Split`.
+    lr, weight_decay : float, optional
+        AdamW's. The learning rate is halved after an epoch without a better validation loss.
+    feature_weight : float, optional
+        Weight of the L1 distance between features, a mean over the (up to three) places.
+    logit_weight : float, optional
+        Weight of the KL distance between the outputs.
+    temperature : float, optional
+        Softens both outputs before the KL distance.
+    patience : int, optional
+        Epochs without a better validation loss before stopping.
+    loss : callable, optional
+        ``loss(outputs, targets)`` of the task.
+    augment : callable, optional
+        ``augment(inputs, generator)`` changes a batch of training inputs.
+    seed : int, optional
+        Source of order, augmentation, dropout and adapters, with the pruning step and the epoch.
+
+    Raises
+    ------
+    SplitError
+        If either split is, or wraps, the test split.
+    TrainingError
+        On a call: if the loss is not finite or the teacher is the student itself.
+    """
+
+    def __init__(
+        self,
+        train: Split | Batches,
+        validation: Split | Batches,
+        *,
+        epochs: int = 1,
+        batch_size: int = 64,
+        lr: float = 1e-3,
+        weight_decay: float = 1e-4,
+        feature_weight: float = 0.5,
+        logit_weight: float = 0.0,
+        temperature: float = 2.0,
+        patience: int = 3,
+        loss: Loss = cross_entropy,
+        augment: Augment | None = None,
+        seed: int = 0,
+    ) -> None:
+        for data, purpose in ((train, "distilling"), (validation, "stopping the distillation")):
+            refuse_test(data, purpose)
+            if isinstance(data, Iterator):
+                raise TrainingError(
+                    f"{purpose} needs data that can be iterated repeatedly, such as a list or a DataLoader"
+                )
+        self.train, self.validation = train, validation
+        self.epochs, self.batch_size, self.patience = epochs, batch_size, patience
+        self.lr, self.weight_decay = lr, weight_decay
+        self.feature_weight, self.logit_weight, self.temperature = feature_weight, logit_weight, temperature
+        self.loss, self.augment, self.seed = loss, augment, seed
+
+    @classmethod
+    def from_options(
+        cls,
+        train: Split,
+        validation: Split,
+        options: RecoveryOptions,
+        *,
+        task: Task,
+        augment: Augment | None = None,
+        seed: int = 0,
+    ) -> Distillation:
+        """Return the distillation that a scale's options ask for.
+
+        Parameters
+        ----------
+        train, validation : Split
+            See the class.
+        options : RecoveryOptions
+            The block of ``params.yaml``.
+        task : Task
+            Gives the loss.
+        augment : callable, optional
+            Used if the options ask for augmentation.
+        seed : int, optional
+            See the class.
+        """
+        values = options.model_dump(exclude={"teacher", "augment"})
+        return cls(train, validation, loss=task.loss, augment=augment if options.augment else None, seed=seed, **values)
+
+    def __call__(self, model: nn.Module, teacher: nn.Module, step: int) -> None:
+        """Train `model` in place.
+
+        Parameters
+        ----------
+        model : Module
+            The student; its train and eval modes are put back.
+        teacher : Module
+            What it learns from; neither its weights nor its modes change.
+        step : int
+            Number of the pruning iteration, part of every seed.
+        """
+        if teacher is model:
+            raise TrainingError(
+                "teacher and student are the same network: keep a copy from before pruning as the teacher"
+            )
+        if self.epochs == 0:
+            return
+        seed = derive_seed(self.seed, step, "recover")
+        with evaluation_mode(model), evaluation_mode(teacher), seeded(seed, device_of(model)):
+            self._distil(model, teacher, step)
+        model.zero_grad(set_to_none=True)
+
+    def _distil(self, model: nn.Module, teacher: nn.Module, step: int) -> None:
+        pairs = self._feature_pairs(model, teacher)
+        adapters = nn.ModuleList([pair.adapter for pair in pairs])
+        trained = [p for p in (*model.parameters(), *adapters.parameters()) if p.requires_grad]
+        optimizer = torch.optim.AdamW(trained, lr=self.lr, weight_decay=self.weight_decay)
+        plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=0)
+        best_loss, best_weights, waited = math.inf, None, 0
+        for epoch in range(1, self.epochs + 1):
+            self._epoch(model, teacher, pairs, optimizer, step, epoch)
+            if self.epochs == 1:
+                return
+            loss = self._validation_loss(model)
+            plateau.step(loss)
+            if loss < best_loss:
+                best_loss, best_weights, waited = loss, copy.deepcopy(model.state_dict()), 0
+            else:
+                waited += 1
+            if waited == self.patience:
+                log.info("step %d: distillation stopped after epoch %d", step, epoch)
+                break
+        if best_weights is not None:
+            model.load_state_dict(best_weights)
+
+    def _epoch(
+        self,
+        model: nn.Module,
+        teacher: nn.Module,
+        pairs: list[_Pair],
+        optimizer: torch.optim.Optimizer,
+        step: int,
+        epoch: int,
+    ) -> None:
+        where = device_of(model)
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, step, epoch))
+        model.train()
+        for number, (inputs, targets) in enumerate(batches(self.train, self.batch_size, generator), 1):
+            changed = to_device(self.augment(inputs, generator) if self.augment else inputs, where)
+            loss = self._batch_loss(model, teacher, pairs, changed, to_device(targets, where))
+            if not math.isfinite(loss.item()):
+                raise TrainingError(
+                    f"distillation loss is {loss.item()} in pruning step {step}, epoch {epoch}, batch {number}: "
+                    "lower the learning rate"
+                )
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+        model.eval()
+
+    def _batch_loss(
+        self, model: nn.Module, teacher: nn.Module, pairs: list[_Pair], inputs: Any, targets: Any
+    ) -> Tensor:
+        with capture(model, [pair.student for pair in pairs]) as student:
+            outputs = call(model, inputs)
+        loss = self.loss(outputs, targets)
+        if not pairs and not self.logit_weight:
+            return loss
+        with torch.no_grad(), capture(teacher, [pair.teacher for pair in pairs]) as wanted:
+            expected = call(teacher, inputs)
+        if pairs:
+            distances = [F.l1_loss(pair.adapter(student[pair.student]), wanted[pair.teacher]) for pair in pairs]
+            loss = loss + self.feature_weight * torch.stack(distances).mean()
+        if self.logit_weight:
+            loss = loss + self.logit_weight * _soft_distance(logits(outputs), logits(expected), self.temperature)
+        return loss
+
+    def _feature_pairs(self, model: nn.Module, teacher: nn.Module) -> list[_Pair]:
+        """Find where to compare features, on the first batch, in evaluation mode."""
+        if not self.feature_weight:
+            return []
+        first = next(iter(batches(self.train, self.batch_size)), None)
+        if first is None:
+            raise TrainingError("distilling needs at least one batch of training data")
+        inputs = to_device(first[0], device_of(model))
+        shapes, wanted = (feature_shapes(network, inputs) for network in (model, teacher))
+        shared = [event for event in shapes if event in wanted]
+        mine, theirs = (shared, shared) if shared else (list(shapes), list(wanted))
+        chosen = zip(_three(mine), _three(theirs), strict=False)
+        return [
+            _Pair(student, counterpart, _adapter(shapes[student], wanted[counterpart], student[0]).to(device_of(model)))
+            for student, counterpart in chosen
+        ]
+
+    def _validation_loss(self, model: nn.Module) -> float:
+        total, count, where = 0.0, 0, device_of(model)
+        with torch.no_grad():
+            for inputs, targets in batches(self.validation, self.batch_size):
+                value = self.loss(call(model, to_device(inputs, where)), to_device(targets, where))
+                total += value.item() * len(targets)
+                count += len(targets)
+        if not count:
+            raise TrainingError("stopping the distillation needs at least one batch of validation data")
+        return total / count
+
+
+def validator(data: Split | Batches, task: Task, batch_size: int = 256) -> Callable[[nn.Module], float]:
+    """Return a function that measures a network's primary metric, for `ifap.prune`.
+
+    Parameters
+    ----------
+    data : Split or iterable of (inputs, targets)
+        What to measure on; the test split is refused.
+    task : Task
+        Gives the metric; higher is better.
+    batch_size : int, optional
+        Samples a batch of a `Split`.
+    """
+    refuse_test(data, "validating during pruning")
+
+    def validate(model: nn.Module) -> float:
+        return task.evaluate(model, data, batch_size)[task.primary]
+
+    return validate
+
+
+def is_activation(module: nn.Module) -> bool:
+    """Whether a module is an elementwise non-linearity: torch's own, or from a module named ``activations``."""
+    home = type(module).__module__.rpartition(".")[2]
+    return home in {"activation", "activations"} and not isinstance(module, _NO_FEATURES)
+
+
+def feature_shapes(model: nn.Module, inputs: Any) -> dict[Event, torch.Size]:
+    """Return the output shape of every activation call, in the order of execution.
+
+    A network without activation modules gives its convolutions and linear layers instead.
+    """
+    for wanted in (is_activation, lambda module: isinstance(module, _WEIGHTED)):
+        names = [name for name, module in model.named_modules() if wanted(module)]
+        with torch.no_grad(), _recorded(model, names, lambda value: value.shape) as shapes:
+            call(model, inputs)
+        if shapes:
+            return shapes
+    return {}
+
+
+def capture(model: nn.Module, events: list[Event]) -> contextlib.AbstractContextManager[dict[Event, Tensor]]:
+    """Record the outputs of some module calls inside the block; the hooks are removed at its end."""
+    return _recorded(model, sorted({name for name, _ in events}), lambda value: value)
+
+
+class Adapter(nn.Module):
+    """A linear map along one axis: a 1x1 convolution for channels, a linear layer for token features.
+
+    Parameters
+    ----------
+    axis : int
+        The axis whose width changes.
+    width, wanted : int
+        Its width before and after.
+    """
+
+    def __init__(self, axis: int, width: int, wanted: int) -> None:
+        super().__init__()
+        self.axis = axis
+        self.linear = nn.Linear(width, wanted, bias=False)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map features of any rank."""
+        mapped: Tensor = self.linear(features.movedim(self.axis, -1)).movedim(-1, self.axis)
+        return mapped
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """Two places whose features are compared, and the map from the student's width to the teacher's."""
+
+    student: Event
+    teacher: Event
+    adapter: nn.Module
+
+
+def _adapter(shape: torch.Size, wanted: torch.Size, name: str) -> nn.Module:
+    if shape == wanted:
+        return nn.Identity()
+    axes = [axis for axis, (a, b) in enumerate(zip(shape, wanted, strict=False)) if a != b]
+    if len(shape) != len(wanted) or len(axes) != 1 or axes[0] == 0:
+        raise TrainingError(
+            f"features of '{name}' have shape {tuple(shape)}, the teacher's {tuple(wanted)}: only one axis "
+            "may differ; set feature_weight to 0 to distil without features"
+        )
+    return Adapter(axes[0], shape[axes[0]], wanted[axes[0]])
+
+
+def _three(events: list[Event]) -> list[Event]:
+    """Return the first, the middle and the last; fewer if there are fewer."""
+    return list(dict.fromkeys(events[i] for i in (0, len(events) // 2, -1))) if events else []
+
+
+@contextlib.contextmanager
+def _recorded(model: nn.Module, names: list[str], keep: Callable[[Tensor], Any]) -> Iterator[dict[Event, Any]]:
+    """Keep something of every output of the named modules; the hooks live inside the block only."""
+    record: dict[Event, Any] = {}
+    calls: dict[str, int] = {}
+
+    def hook(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def note(module: nn.Module, inputs: Any, output: Any) -> None:
+            if isinstance(output, Tensor):
+                record[name, calls.get(name, 0)] = keep(output)
+            calls[name] = calls.get(name, 0) + 1
+
+        return note
+
+    with contextlib.ExitStack() as hooks:
+        for name in names:
+            handle = model.get_submodule(name).register_forward_hook(hook(name))
+            hooks.callback(handle.remove)
+        yield record
+
+
+def _soft_distance(outputs: Tensor, expected: Tensor, temperature: float) -> Tensor:
+    """Return the KL distance of softened class probabilities, scaled to keep gradients comparable."""
+    student = F.log_softmax(outputs / temperature, dim=-1).flatten(0, -2)
+    teacher = F.log_softmax(expected / temperature, dim=-1).flatten(0, -2)
+    return F.kl_div(student, teacher, reduction="batchmean", log_target=True) * temperature**2
