@@ -1,0 +1,86 @@
+"""The three stages of the report from a folder of made-up records, as a user runs them."""
+
+import importlib
+
+import claims_made_up
+import pytest
+import yaml
+from claims_made_up import ROOT, raw_params, write_grid
+
+from ifap import paths
+from ifap.config import load_params
+from ifap.errors import ConfigError, ResultsError
+from ifap.grid import Grid
+from ifap.paths import Cell
+
+MODEL = "resnet_tiny"
+
+
+@pytest.fixture
+def stages(tmp_path, monkeypatch):
+    """A project folder with records of one network; returns the main functions of the stages."""
+    monkeypatch.setattr(claims_made_up, "MODELS", {MODEL: claims_made_up.MODELS["net_a"]})
+    monkeypatch.syspath_prepend(ROOT)
+    monkeypatch.chdir(tmp_path)
+    raw = raw_params(models=[MODEL])
+    raw["tables"]["table-4"]["model"] = MODEL
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
+    paths.templates_dir().parent.mkdir()
+    paths.templates_dir().symlink_to(ROOT / paths.templates_dir())
+    write_grid(tmp_path, Grid(load_params(), "quick"))
+    return {name: importlib.import_module(f"stages.{name}").main for name in ("collect", "tables", "figures")}
+
+
+def snapshot(folder):
+    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_records_to_report_twice_gives_the_same_bytes(stages, tmp_path, capsys):
+    for main in stages.values():
+        main()
+    first = snapshot(tmp_path)
+    report = paths.report_dir("quick")
+    assert {path.relative_to(tmp_path) for path in first} >= {
+        paths.runs_csv("quick"),
+        paths.trace_csv("quick"),
+        *(report / f"table-{number}.{extension}" for number in (2, 4) for extension in ("md", "html", "tex")),
+        paths.figure_file("quick", "top1", "svg"),
+        paths.report_page("quick"),
+    }
+    for main in stages.values():
+        main()
+    assert snapshot(tmp_path) == first
+    assert "4 of 4 cells" in capsys.readouterr().out
+
+
+def test_a_stale_cell_leaves_the_outputs_as_they_were(stages, tmp_path):
+    stages["collect"]()
+    before = snapshot(tmp_path / paths.scale_dir("quick"))
+    text = (tmp_path / "params.yaml").read_text()
+    (tmp_path / "params.yaml").write_text(text.replace("alpha: 1.5", "alpha: 2.5"))
+    with pytest.raises(ResultsError, match=r"prune.alpha=1.5 \(params.yaml: 2.5\)"):
+        stages["collect"]()
+    assert snapshot(tmp_path / paths.scale_dir("quick")) == before
+
+
+def test_check_writes_nothing(stages):
+    stages["collect"](check=True)
+    assert not paths.runs_csv("quick").exists()
+
+
+def test_allow_missing_names_the_gaps(stages, capsys):
+    gone = Cell("classification", "digits", MODEL, "random", 0)
+    paths.metrics_file("quick", gone).unlink()
+    stages["collect"](allow_missing=True)
+    assert capsys.readouterr().err == f"missing: {gone}\n"
+    stages["tables"](table="table-2")
+    assert "not attempted: no record for seed 0" in paths.table_file("quick", "table-2", "md").read_text()
+
+
+def test_wrong_names_are_refused_before_anything_is_read(stages):
+    with pytest.raises(ConfigError, match="unknown table 'table-9'"):
+        stages["tables"](table="table-9")
+    with pytest.raises(ConfigError, match="unknown scale 'quik': did you mean 'quick'"):
+        stages["figures"](scale="quik")
+    with pytest.raises(ResultsError, match=r"run python -m stages\.collect"):
+        stages["tables"]()
