@@ -1,4 +1,4 @@
-"""Seeds, atomic files, locks, exit codes and provenance."""
+"""Seeds, CSV, locks, exit codes and provenance."""
 
 from __future__ import annotations
 
@@ -42,20 +42,6 @@ def test_derived_seeds_depend_on_every_part():
     seeds = {runtime.derive_seed(*parts) for parts in [(0, 1), (1, 0), (0, 11), (0, 1, "order")]}
     assert len(seeds) == 4
     assert all(0 <= seed < 2**63 for seed in seeds)
-
-
-def test_a_failed_write_leaves_the_old_file_and_no_rubbish(tmp_path, monkeypatch):
-    path = tmp_path / "deep" / "file.txt"
-    runtime.atomic_write_text(path, "old")
-
-    def fail(descriptor):
-        raise OSError("disk full")
-
-    monkeypatch.setattr(runtime.os, "fsync", fail)
-    with pytest.raises(OSError, match="disk full"):
-        runtime.atomic_write_text(path, "new")
-    assert path.read_text() == "old"
-    assert [item.name for item in path.parent.iterdir()] == ["file.txt"]
 
 
 def test_csv_floats_read_back_exactly(tmp_path):

@@ -1,4 +1,4 @@
-"""What every job of the workflow shares: seeds, logging, atomic files, locks and provenance."""
+"""What every job of the workflow shares: seeds, logging, tables, locks and provenance."""
 
 from __future__ import annotations
 
@@ -26,9 +26,11 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from ifap.errors import IfapError
+from ifap.files import atomic_write_text
 
 log = logging.getLogger(__name__)
 
+LOCK_FILE = "lock"
 SOURCES = ("src", "stages", "rules", "Snakefile", "params.yaml")
 PACKAGES = ("ifap", "numpy", "safetensors", "scikit-learn", "torch", "torch-pruning", "torchmetrics", "torchvision")
 
@@ -100,25 +102,6 @@ def configure_logging() -> None:
         logging.getLogger(name).setLevel(logging.INFO)
 
 
-def atomic_write_bytes(path: Path, data: bytes) -> None:
-    """Write a file so that a reader sees either the old content or the new, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def atomic_write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text atomically; see `atomic_write_bytes`."""
-    atomic_write_bytes(path, text.encode())
-
-
 def write_csv(path: Path, rows: Iterable[Mapping[str, Any]], fields: Iterable[str]) -> None:
     """Write rows atomically as CSV with Unix line ends.
 
@@ -156,7 +139,7 @@ class Lock:
     """
 
     def __init__(self, folder: Path, job: str) -> None:
-        self._path = folder / "lock"
+        self._path = folder / LOCK_FILE
         self._job = job
         self._descriptor: int | None = None
 

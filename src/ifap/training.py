@@ -29,7 +29,8 @@ from torch import Tensor, nn
 
 from ifap.config import TrainingOptions
 from ifap.errors import TrainingError
-from ifap.runtime import atomic_write_bytes, derive_seed, seeded
+from ifap.files import atomic_write_bytes
+from ifap.runtime import derive_seed, seeded
 from ifap.splits import Split, refuse_test
 from ifap.tasks.base import Augment, Task, batches
 from ifap.tracing import call, device_of, evaluation_mode, to_device
@@ -149,11 +150,6 @@ def read_progress(state: Path) -> Progress:
     """Return what earlier sessions contributed to the run whose state is in this folder."""
     stored = _read_metadata(state / STATE_FILE)
     return Progress(stored["resumes"], stored["earlier_seconds"]) if stored else Progress()
-
-
-def clear_state(state: Path) -> None:
-    """Remove the resume state, once the results are safe."""
-    (state / STATE_FILE).unlink(missing_ok=True)
 
 
 def learning_rate(step: int, steps: int, warmup: int, peak: float) -> float:

@@ -17,9 +17,10 @@ from torch import Tensor
 
 from ifap.config import DatasetOptions
 from ifap.errors import ConfigError, ResultsError, SplitError
+from ifap.files import atomic_write_bytes, atomic_write_text
 from ifap.paths import SPLITS
 from ifap.registry import Registry
-from ifap.runtime import atomic_write_bytes, atomic_write_text, sha256_file
+from ifap.runtime import sha256_file
 from ifap.splits import Role, Split
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
