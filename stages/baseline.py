@@ -1,0 +1,40 @@
+"""Train the unpruned network that every method of a (task, data set, model, seed) starts from."""
+
+from __future__ import annotations
+
+from ifap import plan
+from ifap.paths import Cell
+from ifap.runtime import run_stage
+from stages import (
+    PARAMS,
+    DatasetOption,
+    MethodOption,
+    ModelOption,
+    ParamsOption,
+    ScaleOption,
+    SeedOption,
+    TaskOption,
+    open_job,
+)
+
+
+def main(
+    task: TaskOption,
+    dataset: DatasetOption,
+    model: ModelOption,
+    seed: SeedOption,
+    method: MethodOption = "baseline",
+    scale: ScaleOption = None,
+    params: ParamsOption = PARAMS,
+) -> None:
+    """Train the unpruned network of a cell and save it."""
+    job = open_job(params, scale, Cell(task, dataset, model, method, seed), "baseline")
+    with job.run() as timing:
+        network = job.build()
+        identifier, arguments = job.builder()
+        record = plan.unpruned_plan(network, job.example_inputs(), plan.Builder(id=identifier, args=arguments))
+        plan.write_network(job.train(network, timing), record, job.checkpoint("final"))
+
+
+if __name__ == "__main__":
+    run_stage(main)

@@ -1,0 +1,101 @@
+"""Measure a finished network: the only stage that opens the test split."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+from torch import nn
+
+from ifap.costs import cost
+from ifap.files import atomic_write_text
+from ifap.latency import latency
+from ifap.paths import Cell, metrics_file
+from ifap.runtime import device, provenance, run_stage
+from ifap.splits import Role
+from stages import (
+    PARAMS,
+    DatasetOption,
+    Job,
+    MethodOption,
+    ModelOption,
+    ParamsOption,
+    ScaleOption,
+    SeedOption,
+    TaskOption,
+    open_job,
+)
+
+METRICS_VERSION = 1
+UNITS = {"top1": "%", "top5": "%", "loss": "nats", "ece": "%"}
+WATCHED = ("top1", "top5", "loss")
+
+
+def main(
+    task: TaskOption,
+    dataset: DatasetOption,
+    model: ModelOption,
+    method: MethodOption,
+    seed: SeedOption,
+    scale: ScaleOption = None,
+    params: ParamsOption = PARAMS,
+) -> None:
+    """Measure the final network of a cell and write metrics.json."""
+    job = open_job(params, scale, Cell(task, dataset, model, method, seed), "evaluate")
+    earlier = ["baseline"] if job.cell.is_baseline else ["prune", "finetune"]
+    with job.run():
+        for stage in earlier:
+            job.check_stage(stage)
+        report = measure(job)
+    # The stage's own cost is known, and noted, only now.
+    report["provenance"].update(costs_of(job, [*earlier, "evaluate"]))
+    atomic_write_text(metrics_file(job.grid.scale, job.cell), json.dumps(report, indent=2, sort_keys=True) + "\n")
+
+
+def measure(job: Job) -> dict[str, Any]:
+    """Return everything that ``metrics.json`` says about the network."""
+    network = job.load("final")[1].to(device())
+    counted = cost(network, job.example_inputs())
+    options = job.grid.options.evaluate
+    test, validation = split_metrics(job, network, "test"), split_metrics(job, network, "validation")
+    manifest = job.manifest()
+    timed = latency(
+        network, job.example_inputs(options.latency_batch), warmup=options.latency_warmup, runs=options.latency_runs
+    )
+    return {
+        "schema_version": METRICS_VERSION,
+        "cell": {"scale": job.grid.scale, **job.cell._asdict()},
+        "config": job.config,
+        "metrics": {
+            name: {"value": value, "unit": UNITS.get(name, ""), "split": "test"} for name, value in test.items()
+        },
+        "validation": {name: validation[name] for name in WATCHED},
+        "split_sizes": {role: entry["samples"] for role, entry in manifest["splits"].items()},
+        "data_checksum": manifest["checksum"],
+        "macs": counted.macs,
+        "params": counted.params,
+        "params_nonzero": sum(int(p.count_nonzero()) for p in network.parameters()),
+        "latency": dataclasses.asdict(timed),
+        "provenance": provenance(),
+    }
+
+
+def split_metrics(job: Job, network: nn.Module, role: Role) -> dict[str, float]:
+    """Return all metrics of the network on one split."""
+    options = job.grid.options.evaluate
+    return job.task.evaluate(network, job.split(role), options.batch_size, bins=options.calibration_bins)
+
+
+def costs_of(job: Job, stages: list[str]) -> dict[str, Any]:
+    """Return wall time by stage, largest peak memory and number of resumes of a cell's stages."""
+    records = {stage: job.timing(stage) for stage in stages}
+    return {
+        "wall_seconds": {stage: record["wall_seconds"] for stage, record in records.items()},
+        "peak_memory_mb": max(record["peak_memory_mb"] for record in records.values()),
+        "resume_count": sum(record["resume_count"] for record in records.values()),
+    }
+
+
+if __name__ == "__main__":
+    run_stage(main)

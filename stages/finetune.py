@@ -1,0 +1,39 @@
+"""Train a pruned network once more; its shape stays as the plan has it."""
+
+from __future__ import annotations
+
+from ifap import plan
+from ifap.paths import Cell
+from ifap.runtime import run_stage
+from stages import (
+    PARAMS,
+    DatasetOption,
+    MethodOption,
+    ModelOption,
+    ParamsOption,
+    ScaleOption,
+    SeedOption,
+    TaskOption,
+    open_job,
+)
+
+
+def main(
+    task: TaskOption,
+    dataset: DatasetOption,
+    model: ModelOption,
+    method: MethodOption,
+    seed: SeedOption,
+    scale: ScaleOption = None,
+    params: ParamsOption = PARAMS,
+) -> None:
+    """Fine-tune the pruned network of a cell and save it."""
+    job = open_job(params, scale, Cell(task, dataset, model, method, seed), "finetune")
+    with job.run() as timing:
+        job.check_stage("prune")
+        record, network = job.load("pruned")
+        plan.write_network(job.train(network, timing), record, job.checkpoint("final"))
+
+
+if __name__ == "__main__":
+    run_stage(main)
