@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ifap.errors import ConfigError, nearest
+from ifap.registry import entry_names
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]*$")]
@@ -203,19 +204,13 @@ def json_schema() -> str:
 
 
 def _check_scale(scale: ScaleParams, where: str) -> None:
-    # The registries are imported here because they need torch, which reading a key should not.
-    from ifap.datasets import DATASETS
-    from ifap.methods import METHODS
-    from ifap.models import MODELS
-    from ifap.tasks import TASKS
-
     models: set[str] = set()
     for task, grid in scale.grid.items():
-        _check_names(where + ".grid", [task], "task", TASKS.names())
-        _check_names(f"{where}.grid.{task}.datasets", grid.datasets, "data set", DATASETS.names())
+        _check_names(where + ".grid", [task], "task", entry_names("ifap.tasks"))
+        _check_names(f"{where}.grid.{task}.datasets", grid.datasets, "data set", entry_names("ifap.datasets"))
         _check_names(f"{where}.grid.{task}.datasets", grid.datasets, "data set with options", scale.datasets)
-        _check_names(f"{where}.grid.{task}.models", grid.models, "model", MODELS.names())
-        _check_names(f"{where}.grid.{task}.methods", grid.methods, "method", METHODS.names())
+        _check_names(f"{where}.grid.{task}.models", grid.models, "model", entry_names("ifap.models"))
+        _check_names(f"{where}.grid.{task}.methods", grid.methods, "method", entry_names("ifap.methods"))
         models.update(grid.models)
     for step, section in (("baseline", TrainingOptions), ("prune", PruneOptions), ("finetune", TrainingOptions)):
         block: Refined = getattr(scale, step)
@@ -240,7 +235,9 @@ def _validated(section: type[Section], raw: dict[str, Any], where: str) -> Any:
 
 
 def _explain(error: ValidationError, section: type[Section], where: str) -> str:
-    first = error.errors(include_url=False)[0]
+    # A misspelt key is both unknown and missing: name the one that the user wrote.
+    problems = error.errors(include_url=False)
+    first = next((problem for problem in problems if problem["type"] == "extra_forbidden"), problems[0])
     location = ".".join(str(part) for part in first["loc"])
     key = f"{where}: {location}" if location else where
     if first["type"] == "extra_forbidden":

@@ -3,13 +3,37 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import pkgutil
+import re
 from collections.abc import Callable
+from functools import cache
+from pathlib import Path
 from typing import Generic, TypeVar
 
 from ifap.errors import ConfigError, nearest
 
 Entry = TypeVar("Entry")
+
+
+_REGISTRATION = re.compile(r"""^@[A-Z_]+\.register\(\s*"([a-z0-9_]+)"\s*\)|\.register\(\s*"([a-z0-9_]+)"\s*\)\(""", re.MULTILINE)
+
+
+@cache
+def entry_names(package: str) -> frozenset[str]:
+    """Return the names registered in the files of a package, read from their text.
+
+    A misspelt name in ``params.yaml`` is found this way without importing torch and every model
+    library, which takes seconds.
+    """
+    spec = importlib.util.find_spec(package)
+    assert spec is not None
+    assert spec.submodule_search_locations is not None
+    names: set[str] = set()
+    for folder in spec.submodule_search_locations:
+        for file in sorted(Path(folder).glob("*.py")):
+            names.update(a or b for a, b in _REGISTRATION.findall(file.read_text("utf-8")))
+    return frozenset(names)
 
 
 class Registry(Generic[Entry]):

@@ -1,0 +1,77 @@
+# `make help` lists the targets. Everything runs in .venv, which `make setup` makes from the lock file.
+SHELL := /bin/bash
+VENV := .venv
+PYTHON ?= python3
+SCALE ?= quick
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+# DVC's and Snakemake's usage reports are not wanted in a reproduction.
+export DVC_NO_ANALYTICS := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup reproduce test check format bench record sync pull push status lock clean
+
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-10s %s\n", $$1, $$2}'
+
+setup: $(VENV)/.ready ## Make .venv from requirements.lock (Python 3.11)
+
+$(VENV)/.ready: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' \
+	  || { echo "error: Python 3.11 is needed, $(PYTHON) is $$($(PYTHON) --version 2>&1): set PYTHON=python3.11" >&2; exit 2; }
+	$(PYTHON) -m venv --clear $(VENV)
+	@# uv, itself pinned and hashed in the lock file, installs the rest: pip would take minutes.
+	@awk '/^uv==/ {on = 1} on {print} on && !/\\$$/ {exit}' requirements.lock > $(VENV)/uv.lock
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $(VENV)/uv.lock
+	$(VENV)/bin/uv pip sync --quiet --require-hashes --python $(VENV)/bin/python requirements.lock
+	$(VENV)/bin/uv pip install --quiet --no-deps --no-build-isolation --python $(VENV)/bin/python --editable .
+	@touch $@
+
+reproduce: setup ## Run the main job (scale quick): data, training, pruning, tables, figures
+	snakemake --config scale=$(SCALE) --
+	@python -m stages.summary --scale $(SCALE)
+
+test: setup ## Run all tests
+	pytest -n 2 --dist loadscope
+
+check: setup ## Check formatting, style, types and the workflow
+	ruff check .
+	ruff format --check .
+	mypy
+	snakefmt --check Snakefile rules
+	snakemake --lint
+	python -m stages.schema --check
+
+format: setup ## Format Python and Snakemake files, and write the schema of params.yaml again
+	ruff check --fix .
+	ruff format .
+	snakefmt Snakefile rules
+	python -m stages.schema
+
+bench: setup ## Measure speed as ratios, side by side
+	python -m benchmarks.scoring
+	python -m benchmarks.surgery
+
+record: setup ## Version checkpoints and data in DVC
+	dvc add --quiet data/*/ results/$(SCALE)/checkpoints
+	dvc repro
+	dvc status
+
+sync: setup ## After a pull or checkout: check that files fit params.yaml, then tell Snakemake so
+	python -m stages.sync --scale $(SCALE)
+
+pull: setup ## Fetch recorded data and checkpoints from the DVC remote, then sync
+	dvc pull
+	$(MAKE) sync
+
+push: setup ## Send recorded data and checkpoints to the DVC remote
+	dvc push
+
+status: setup ## Say which cells of the scale are there, missing or stale
+	ifap status --scale $(SCALE)
+
+lock: setup ## Write requirements.lock again from pyproject.toml
+	uv pip compile --quiet --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
+	  --extra workflow --extra dev --constraint constraints.txt --output-file requirements.lock pyproject.toml
+
+clean: ## Remove results and state of the scale (git has the recorded results)
+	rm -rf results/$(SCALE) reports/$(SCALE) state/$(SCALE) logs/$(SCALE)

@@ -1,0 +1,42 @@
+# From data to tables: fetch -> baseline -> prune -> finetune -> evaluate -> collect -> tables and figures.
+# Science is in params.yaml, threads and memory are in profiles/; run `snakemake -n` to see what would run.
+from snakemake.utils import min_version
+
+min_version("9.0")
+
+
+configfile: "params.yaml"
+
+
+container: "docker://ghcr.io/ifap/ifap:0.1.0"
+
+
+include: "rules/common.smk"
+include: "rules/cells.smk"
+include: "rules/report.smk"
+
+
+localrules:
+    all,
+    tables,
+    figures,
+
+
+rule all:
+    default_target: True
+    input:
+        DATASETS,
+        CHECKPOINTS,
+        METRICS,
+        TABLES,
+        FIGURES,
+
+
+rule tables:
+    input:
+        TABLES,
+
+
+rule figures:
+    input:
+        FIGURES,

@@ -1,0 +1,98 @@
+rule fetch:
+    output:
+        train="data/{dataset}/train.safetensors",
+        validation="data/{dataset}/validation.safetensors",
+        test="data/{dataset}/test.safetensors",
+        manifest="data/{dataset}/manifest.json",
+    log:
+        "logs/fetch/{dataset}.log",
+    params:
+        config=fetch_config,
+    shell:
+        "python -m stages.fetch --scale {SCALE} --dataset {wildcards.dataset} > {log} 2>&1"
+
+
+rule baseline:
+    input:
+        train="data/{dataset}/train.safetensors",
+        validation="data/{dataset}/validation.safetensors",
+        manifest="data/{dataset}/manifest.json",
+    output:
+        weights=f"results/{SCALE}/checkpoints/{BASELINE}/final/weights.safetensors",
+        plan=f"results/{SCALE}/checkpoints/{BASELINE}/final/plan.json",
+        history=f"results/{SCALE}/cells/{BASELINE}/history.csv",
+        record=f"results/{SCALE}/cells/{BASELINE}/timings-baseline.json",
+    log:
+        f"logs/{SCALE}/{BASELINE}/baseline.log",
+    params:
+        config=step_config("baseline"),
+    shell:
+        "python -m stages.baseline --scale {SCALE} --task {wildcards.task} --dataset {wildcards.dataset}"
+        " --model {wildcards.model} --seed {wildcards.seed} > {log} 2>&1"
+
+
+rule prune:
+    input:
+        train="data/{dataset}/train.safetensors",
+        validation="data/{dataset}/validation.safetensors",
+        weights=f"results/{SCALE}/checkpoints/{BASELINE}/final/weights.safetensors",
+        plan=f"results/{SCALE}/checkpoints/{BASELINE}/final/plan.json",
+        record=f"results/{SCALE}/cells/{BASELINE}/timings-baseline.json",
+    output:
+        weights=f"results/{SCALE}/checkpoints/{CELL}/pruned/weights.safetensors",
+        plan=f"results/{SCALE}/checkpoints/{CELL}/pruned/plan.json",
+        kept=f"results/{SCALE}/cells/{CELL}/plan.json",
+        receipts=f"results/{SCALE}/cells/{CELL}/receipts.csv",
+        full=f"results/{SCALE}/cells/{CELL}/receipts.json",
+        record=f"results/{SCALE}/cells/{CELL}/timings-prune.json",
+    log:
+        f"logs/{SCALE}/{CELL}/prune.log",
+    params:
+        config=step_config("prune"),
+    shell:
+        "python -m stages.prune --scale {SCALE} --task {wildcards.task} --dataset {wildcards.dataset}"
+        " --model {wildcards.model} --method {wildcards.method} --seed {wildcards.seed} > {log} 2>&1"
+
+
+rule finetune:
+    input:
+        train="data/{dataset}/train.safetensors",
+        validation="data/{dataset}/validation.safetensors",
+        weights=f"results/{SCALE}/checkpoints/{CELL}/pruned/weights.safetensors",
+        plan=f"results/{SCALE}/checkpoints/{CELL}/pruned/plan.json",
+        record=f"results/{SCALE}/cells/{CELL}/timings-prune.json",
+    output:
+        weights=f"results/{SCALE}/checkpoints/{CELL}/final/weights.safetensors",
+        plan=f"results/{SCALE}/checkpoints/{CELL}/final/plan.json",
+        history=f"results/{SCALE}/cells/{CELL}/history.csv",
+        record=f"results/{SCALE}/cells/{CELL}/timings-finetune.json",
+    log:
+        f"logs/{SCALE}/{CELL}/finetune.log",
+    params:
+        config=step_config("finetune"),
+    shell:
+        "python -m stages.finetune --scale {SCALE} --task {wildcards.task} --dataset {wildcards.dataset}"
+        " --model {wildcards.model} --method {wildcards.method} --seed {wildcards.seed} > {log} 2>&1"
+
+
+# A baseline is made by its own rule; every other method is pruned and then fine-tuned.
+ruleorder: baseline > finetune
+
+
+rule evaluate:
+    input:
+        test="data/{dataset}/test.safetensors",
+        validation="data/{dataset}/validation.safetensors",
+        weights=f"results/{SCALE}/checkpoints/{CELL}/final/weights.safetensors",
+        plan=f"results/{SCALE}/checkpoints/{CELL}/final/plan.json",
+        records=final_records,
+    output:
+        metrics=f"results/{SCALE}/cells/{CELL}/metrics.json",
+        record=f"results/{SCALE}/cells/{CELL}/timings-evaluate.json",
+    log:
+        f"logs/{SCALE}/{CELL}/evaluate.log",
+    params:
+        config=step_config("evaluate"),
+    shell:
+        "python -m stages.evaluate --scale {SCALE} --task {wildcards.task} --dataset {wildcards.dataset}"
+        " --model {wildcards.model} --method {wildcards.method} --seed {wildcards.seed} > {log} 2>&1"

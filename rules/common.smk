@@ -1,0 +1,89 @@
+"""The grid of the selected scale and small helpers; the only file of the workflow with Python in it."""
+
+import json
+
+from snakemake.exceptions import WorkflowError
+
+from ifap import claims, paths
+from ifap.config import load_params, parse_params, select_scale
+from ifap.errors import IfapError
+from ifap.grid import FIGURE_FORMATS, TABLE_FORMATS, Grid
+
+CELL = "{task}/{dataset}/{model}/{method}/seed{seed}"
+BASELINE = "{task}/{dataset}/{model}/baseline/seed{seed}"
+
+
+def selected_grid():
+    """Return the grid that the command line and params.yaml select."""
+    try:
+        params = load_params("params.yaml")
+        scale = select_scale(params, config.get("scale"))
+        if parse_params({**config, "scale": params.scale}) != params:
+            raise IfapError("only --config scale=... may differ from params.yaml: change params.yaml itself")
+    except IfapError as error:
+        raise WorkflowError(str(error)) from None
+    return Grid(params, scale)
+
+
+GRID = selected_grid()
+SCALE = GRID.scale
+
+
+wildcard_constraints:
+    task="|".join(sorted(GRID.options.grid)),
+    dataset="|".join(GRID.datasets()),
+    model="|".join(sorted({cell.model for cell in GRID.cells()})),
+    method="|".join(sorted({cell.method for cell in GRID.cells()})),
+    seed=r"\d+",
+    table="|".join(sorted(GRID.params.tables)),
+
+
+def cell_of(wildcards):
+    """Return the cell that a rule's wildcards name; a rule without a method is a baseline's."""
+    method = getattr(wildcards, "method", "baseline")
+    return paths.Cell(wildcards.task, wildcards.dataset, wildcards.model, method, int(wildcards.seed))
+
+
+def step_config(step):
+    """Return a function from wildcards to everything that the step's result depends on, as stable text."""
+
+    def resolved(wildcards):
+        return json.dumps(GRID.config(cell_of(wildcards), step), sort_keys=True)
+
+    return resolved
+
+
+def fetch_config(wildcards):
+    """Return everything that a prepared data set depends on, as stable text."""
+    return json.dumps(GRID.fetch_config(wildcards.dataset), sort_keys=True)
+
+
+def scale_config(wildcards):
+    """Return everything that the tables depend on beside the results, as stable text."""
+    block = GRID.params.model_dump(mode="json")
+    return json.dumps([block["scales"][SCALE], block["versions"], block["tables"]], sort_keys=True)
+
+
+def final_records(wildcards):
+    """Return what `evaluate` needs beside the network: the records of the stages before it."""
+    folder = paths.cell_dir(SCALE, cell_of(wildcards))
+    stages = ["baseline"] if wildcards.method == "baseline" else ["prune", "finetune"]
+    return [str(folder / f"timings-{stage}.json") for stage in stages]
+
+
+DATASETS = [str(paths.dataset_dir(dataset) / "manifest.json") for dataset in GRID.datasets()]
+CHECKPOINTS = [
+    str(paths.checkpoint_dir(SCALE, cell, "final") / "weights.safetensors") for cell in GRID.cells()
+]
+METRICS = [str(paths.metrics_file(SCALE, cell)) for cell in GRID.cells()]
+RECEIPTS = [str(paths.receipts_file(SCALE, cell)) for cell in GRID.pruned()]
+TABLES = [
+    str(paths.table_file(SCALE, table, extension))
+    for table in GRID.params.tables
+    for extension in TABLE_FORMATS
+]
+FIGURES = [
+    str(paths.figure_file(SCALE, figure, extension))
+    for figure in claims.FIGURES
+    for extension in FIGURE_FORMATS
+] + [str(paths.report_page(SCALE))]

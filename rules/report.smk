@@ -1,0 +1,44 @@
+rule collect:
+    input:
+        METRICS,
+        RECEIPTS,
+    output:
+        runs=f"results/{SCALE}/runs.csv",
+        trace=f"results/{SCALE}/trace.csv",
+    log:
+        f"logs/{SCALE}/collect.log",
+    params:
+        config=scale_config,
+    shell:
+        "python -m stages.collect --scale {SCALE} > {log} 2>&1"
+
+
+rule table:
+    input:
+        runs=f"results/{SCALE}/runs.csv",
+        trace=f"results/{SCALE}/trace.csv",
+    output:
+        md=f"reports/{SCALE}/{{table}}.md",
+        html=f"reports/{SCALE}/{{table}}.html",
+        tex=f"reports/{SCALE}/{{table}}.tex",
+    log:
+        f"logs/{SCALE}/{{table}}.log",
+    params:
+        config=scale_config,
+    shell:
+        "python -m stages.tables --scale {SCALE} --table {wildcards.table} > {log} 2>&1"
+
+
+rule figure:
+    input:
+        runs=f"results/{SCALE}/runs.csv",
+        trace=f"results/{SCALE}/trace.csv",
+        tables=TABLES,
+    output:
+        FIGURES,
+    log:
+        f"logs/{SCALE}/figures.log",
+    params:
+        config=scale_config,
+    shell:
+        "python -m stages.figures --scale {SCALE} > {log} 2>&1"

@@ -1,0 +1,168 @@
+"""Prune the baseline of a cell: iterations of scoring, removing and distilling."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+from torch import nn
+
+from ifap import plan
+from ifap.models import builder_from_id
+from ifap.paths import Cell, cell_dir, receipts_file, receipts_json
+from ifap.pruning import Pruned, Receipt, Target, prune
+from ifap.recover import Distillation, validator
+from ifap.runtime import atomic_write_text, device, run_stage, write_csv
+from stages import (
+    PARAMS,
+    DatasetOption,
+    Job,
+    MethodOption,
+    ModelOption,
+    ParamsOption,
+    ScaleOption,
+    SeedOption,
+    TaskOption,
+    Timing,
+    open_job,
+)
+
+RECEIPT_FIELDS = (
+    "iteration", "accepted", "rho", "units_asked", "units_removed", "macs_asked", "macs", "params", "score_low",
+    "score_high", "metric_before", "metric_after", "top1", "top5", "loss", "refused", "seconds_score", "seconds_prune",
+    "seconds_recover",
+)  # fmt: skip
+
+
+def main(
+    task: TaskOption,
+    dataset: DatasetOption,
+    model: ModelOption,
+    method: MethodOption,
+    seed: SeedOption,
+    scale: ScaleOption = None,
+    params: ParamsOption = PARAMS,
+) -> None:
+    """Prune the baseline of a cell to its target and save it with its receipts."""
+    job = open_job(params, scale, Cell(task, dataset, model, method, seed), "prune")
+    with job.run() as timing:
+        result, watched = prune_cell(job, timing)
+        save(job, result, watched)
+
+
+def prune_cell(job: Job, timing: Timing) -> tuple[Pruned, dict[str, dict[str, float]]]:
+    """Return the pruned network of a cell, and what was measured on validation data after each iteration."""
+    options, recovery = job.grid.pruning(job.cell), job.grid.recovery()
+    train, validation = job.split("train"), job.split("validation")
+    network = load_final(dataclasses.replace(job, cell=job.cell.baseline, stage="baseline")).to(device())
+    state = PruneState(job, timing)
+
+    def watch(model: nn.Module, receipt: Receipt) -> None:
+        state.note(receipt.iteration, job.task.evaluate(model, validation, options.batch_size))
+
+    chosen = options.model_dump(include={"steps", "alpha", "normalize", "site", "aggregate", "min_units",
+                                         "max_layer_ratio", "round_to", "max_drop"})  # fmt: skip
+    result = prune(
+        network,
+        job.example_inputs().to(device()),
+        train.calibration(options.calibration_samples, options.batch_size, job.cell.seed),
+        target=Target(**options.target.model_dump()),
+        recover=Distillation.from_options(
+            train, validation, recovery, task=job.task, augment=job.spec.augment, seed=job.cell.seed
+        ),
+        validate=validator(validation, job.task, options.batch_size),
+        method=job.cell.method,
+        seed=job.cell.seed,
+        teacher=recovery.teacher,
+        on_step=watch,
+        resume=state.folder,
+        **chosen,
+    )
+    return result, state.watched
+
+
+def load_final(job: Job) -> nn.Module:
+    """Load the finished network of a cell, after checking that it was made under these parameters."""
+    job.check_stage(job.stage)
+    folder = job.checkpoint("final")
+    record = plan.read_plan(folder)
+    return plan.load(folder, lambda: builder_from_id(record.builder.id, record.builder.args))
+
+
+class PruneState:
+    """What a killed pruning job leaves behind: its network, its receipts and what it watched.
+
+    Parameters
+    ----------
+    job : Job
+        The job; a state made under another configuration is discarded.
+    timing : Timing
+        Told what earlier sessions cost.
+    """
+
+    def __init__(self, job: Job, timing: Timing) -> None:
+        self.folder = job.state / "network"
+        self._file = job.state / "watched.json"
+        stored = self._read()
+        if stored.get("guard") != job.guard:
+            job.discard_state()
+            stored = {"guard": job.guard, "sessions": 0, "watched": {}}
+        self._stored = stored
+        self.watched: dict[str, dict[str, float]] = stored["watched"]
+        timing.resume_count = stored["sessions"]
+        timing.extra_seconds = earlier_seconds(self.folder / "receipts.json")
+        stored["sessions"] += 1
+        self._write()
+
+    def note(self, iteration: int, values: dict[str, float]) -> None:
+        """Keep what was measured after one iteration."""
+        self.watched[str(iteration)] = values
+        self._write()
+
+    def _read(self) -> dict[str, Any]:
+        try:
+            return dict(json.loads(self._file.read_text()))
+        except (FileNotFoundError, ValueError):
+            return {}
+
+    def _write(self) -> None:
+        atomic_write_text(self._file, json.dumps(self._stored))
+
+
+def earlier_seconds(receipts: Any) -> float:
+    """Return how long the iterations of earlier sessions took."""
+    if not receipts.exists():
+        return 0.0
+    return float(sum(sum(receipt["seconds"].values()) for receipt in json.loads(receipts.read_text())["receipts"]))
+
+
+def save(job: Job, result: Pruned, watched: dict[str, dict[str, float]]) -> None:
+    """Write the pruned network, its plan and its receipts."""
+    identifier, arguments = job.builder()
+    record = result.plan.model_copy(update={"builder": plan.Builder(id=identifier, args=arguments)})
+    folder = job.checkpoint("pruned")
+    plan.write_network(result.model.cpu(), record, folder)
+    scale, cell = job.grid.scale, job.cell
+    atomic_write_text(cell_dir(scale, cell) / "plan.json", (folder / "plan.json").read_text())
+    rows = [receipt_row(receipt, watched.get(str(receipt.iteration), {})) for receipt in result.receipts]
+    write_csv(receipts_file(scale, cell), rows, RECEIPT_FIELDS)
+    full = [{k: v for k, v in dataclasses.asdict(receipt).items() if k != "seconds"} for receipt in result.receipts]
+    atomic_write_text(receipts_json(scale, cell), json.dumps(full, indent=1) + "\n")
+
+
+def receipt_row(receipt: Receipt, watched: dict[str, float]) -> dict[str, Any]:
+    """Return one line of receipts.csv; the full receipt is in receipts.json."""
+    at_floor = f"at floor: {', '.join(receipt.at_floor)}" if receipt.at_floor else ""
+    pinned = f"pinned: {', '.join(sorted(receipt.pinned))}" if receipt.pinned else ""
+    values = {field: getattr(receipt, field) for field in RECEIPT_FIELDS if hasattr(receipt, field)}
+    return {
+        **values,
+        **{name: watched.get(name) for name in ("top1", "top5", "loss")},
+        "refused": "; ".join(text for text in (pinned, at_floor) if text),
+        **{f"seconds_{phase}": round(receipt.seconds.get(phase, 0.0), 3) for phase in ("score", "prune", "recover")},
+    }
+
+
+if __name__ == "__main__":
+    run_stage(main)
