@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ifap.tracing import Inputs, call, evaluation_mode, meta_copy, meta_forward, plain_attention, to_device
+from ifap.tracing import Inputs, call, evaluation_mode, meta_copy, meta_forward, plain_attention, tensors, to_device
 
 
 @dataclass(frozen=True)
@@ -76,18 +76,39 @@ def macs_by_module(model: nn.Module, example_inputs: Inputs) -> dict[str, int]:
     dict of str to int
         Qualified module name (``""`` for the network itself) to MACs; modules without any are left out.
     """
+    return probe(model, example_inputs).macs
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What one forward without data shows.
+
+    Parameters
+    ----------
+    macs : dict of str to int
+        See `macs_by_module`.
+    output_shapes : list of tuple of int
+        Shape of every tensor that the network returns.
+    """
+
+    macs: dict[str, int]
+    output_shapes: list[tuple[int, ...]]
+
+
+def probe(model: nn.Module, example_inputs: Inputs) -> Probe:
+    """Run a copy of `model` once, without data where that is possible, and count."""
     counter = FlopCounterMode(display=False)
     try:
         twin, inputs = meta_copy(model), to_device(example_inputs, torch.device("meta"))
         with torch.no_grad(), meta_forward(), counter:
-            call(twin, inputs)
+            outputs = call(twin, inputs)
     except (RuntimeError, NotImplementedError):
         # The forward looks at values, which data-free tensors do not have: run a real copy.
         counter = FlopCounterMode(display=False)
         twin = copy.deepcopy(model)
         with evaluation_mode(twin), torch.no_grad(), plain_attention(), counter:
-            call(twin, example_inputs)
-    return _own_macs(twin, counter)
+            outputs = call(twin, example_inputs)
+    return Probe(_own_macs(twin, counter), [tuple(tensor.shape) for tensor in tensors(outputs)])
 
 
 def _own_macs(model: nn.Module, counter: FlopCounterMode) -> dict[str, int]:

@@ -119,3 +119,8 @@ def figure_file(scale: str, figure: str, extension: str) -> Path:
 def report_page(scale: str) -> Path:
     """The page that shows all tables and figures; opens offline."""
     return report_dir(scale) / "index.html"
+
+
+def schema_file() -> Path:
+    """The JSON schema of ``params.yaml``."""
+    return Path("schemas") / "params.schema.json"

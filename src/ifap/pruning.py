@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from torch import nn
 
 from ifap.attention import split_attention
-from ifap.costs import Cost, count_params, macs_by_module
+from ifap.costs import Cost, count_params, macs_by_module, probe
 from ifap.errors import GraphError, TargetError
 from ifap.files import atomic_write_text
 from ifap.flow import Normalize, Site
@@ -25,7 +24,7 @@ from ifap.plan import PLAN_FILE, Plan, load, pruned_plan, write_network
 from ifap.ranking import Aggregate, Budget, Ranking, floors, unit_scores
 from ifap.schedule import rate, solve_rho_0
 from ifap.splits import refuse_test
-from ifap.tracing import Inputs, call, evaluation_mode, private_copy, tensors
+from ifap.tracing import Inputs, private_copy
 
 Recover = Callable[[nn.Module, nn.Module, int], object]
 Validate = Callable[[nn.Module], float]
@@ -320,10 +319,10 @@ class _Run:
         self._graph: Graph = clock.measure("trace", lambda: trace(self.model, example_inputs, ignored))
         if self._graph.num_units == 0:
             raise GraphError(f"nothing in this network can be pruned{_because(self._graph.pinned)}")
-        self._macs = macs_by_module(self.model, example_inputs)
+        start = probe(self.model, example_inputs)
+        self._macs, self._shapes = start.macs, start.output_shapes
         self.before = self.after = Cost(sum(self._macs.values()), count_params(self.model))
         self._original_sizes = self._graph.units_per_group()
-        self._shapes = _output_shapes(self.model, example_inputs)
         self._teacher = private_copy(model).eval().requires_grad_(False) if recover is not None else None
         self._start_seconds = clock.seconds
         self.receipts: list[Receipt] = []
@@ -469,13 +468,15 @@ class _Run:
 
     def _measure_cost(self, step: int) -> None:
         try:
-            self._macs = macs_by_module(self.model, self._inputs)
-            shapes = _output_shapes(self.model, self._inputs)
+            found = probe(self.model, self._inputs)
         except (RuntimeError, ValueError, IndexError, TypeError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise GraphError(f"the network does not run after iteration {step}: {reason}; ignore the layer that failed") from error
-        if shapes != self._shapes:
-            raise GraphError(f"iteration {step} changed the shape of the outputs from {self._shapes} to {shapes}")
+        if found.output_shapes != self._shapes:
+            raise GraphError(
+                f"iteration {step} changed the shape of the outputs from {self._shapes} to {found.output_shapes}"
+            )
+        self._macs = found.macs
         self.after = Cost(sum(self._macs.values()), count_params(self.model))
 
     def _top_up(self, step: int, clock: _Clock, receipt: Receipt) -> Receipt:
@@ -589,18 +590,6 @@ def _name_of(model: nn.Module, item: str | nn.Module) -> str | nn.Module:
     if isinstance(item, nn.Module):
         return next((name for name, module in model.named_modules() if module is item), item)
     return item
-
-
-def _output_shapes(model: nn.Module, inputs: Inputs) -> list[tuple[int, ...]]:
-    from ifap.tracing import meta_copy, meta_forward, to_device
-
-    try:
-        with torch.no_grad(), meta_forward():
-            outputs = call(meta_copy(model), to_device(inputs, torch.device("meta")))
-    except (RuntimeError, NotImplementedError):
-        with evaluation_mode(model), torch.no_grad():
-            outputs = call(model, inputs)
-    return [tuple(tensor.shape) for tensor in tensors(outputs)]
 
 
 def _because(pinned: dict[str, str]) -> str:

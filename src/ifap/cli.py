@@ -1,0 +1,182 @@
+"""The ``ifap`` command: prune a network of your own, look at a saved one, see where a study stands."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ifap.errors import ConfigError, IfapError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+BuilderArgument = Annotated[str, typer.Argument(help="Function that builds the network: package.module:function.")]
+FolderArgument = Annotated[Path, typer.Argument(help="Folder with weights.safetensors and plan.json.")]
+
+
+@app.command()
+def prune(
+    builder: BuilderArgument,
+    data: Annotated[Path, typer.Option(help="Calibration inputs: a .safetensors file with one tensor 'inputs'.")],
+    out: Annotated[Path, typer.Option(help="Folder to save the pruned network in.")],
+    weights: Annotated[Path | None, typer.Option(help="Weights of the network (.safetensors), if not built in.")] = None,
+    macs: Annotated[float | None, typer.Option(help="Share of the MACs to remove, for example 0.65.")] = None,
+    params: Annotated[float | None, typer.Option(help="Share of the parameters to remove.")] = None,
+    steps: Annotated[int, typer.Option(help="Pruning iterations.")] = 10,
+    method: Annotated[str, typer.Option(help="How units are scored.")] = "ifap",
+    round_to: Annotated[int | None, typer.Option(help="Keep widths a multiple of this.")] = None,
+    ignore: Annotated[list[str] | None, typer.Option(help="Layer whose outputs stay; may be repeated.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Samples a calibration batch.")] = 32,
+) -> None:
+    """Prune a network without training it, and save it."""
+    import ifap
+    from ifap.pruning import Target
+
+    network = _load_weights(_builder(builder)(), weights)
+    inputs = _tensor(data, "inputs")
+    pruned = ifap.prune(
+        network,
+        inputs[:1],
+        inputs.split(batch_size),
+        target=Target(macs=macs, params=params),
+        steps=steps,
+        method=method,
+        round_to=round_to,
+        ignore=ignore or (),
+    )
+    ifap.save(pruned, out)
+    before, after = pruned.before, pruned.after
+    typer.echo(f"MACs    {before.macs:>14,} -> {after.macs:>14,}  (-{after.reduction(before, 'macs'):.1%})")
+    typer.echo(f"params  {before.params:>14,} -> {after.params:>14,}  (-{after.reduction(before, 'params'):.1%})")
+    typer.echo(f"saved in {out}; load it with ifap.load({str(out)!r}, {builder.partition(':')[2]})")
+
+
+@app.command()
+def show(folder: FolderArgument, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """Show what a saved network kept of each layer."""
+    from ifap.plan import read_plan
+
+    plan = read_plan(folder)
+    widths = {name: {side: len(left) for side, left in sides.items()} for name, sides in plan.kept.items()}
+    if as_json:
+        typer.echo(json.dumps({"builder": plan.builder.model_dump(), "costs": plan.costs.model_dump(), "kept": widths}))
+        return
+    costs = plan.costs
+    typer.echo(f"builder  {plan.builder.id or 'not named'} {plan.builder.args or ''}".rstrip())
+    typer.echo(f"MACs     {costs.macs_before:,} -> {costs.macs_after:,}")
+    typer.echo(f"params   {costs.params_before:,} -> {costs.params_after:,}")
+    for name, heads in plan.heads.items():
+        typer.echo(f"{name}: {heads} heads")
+    for name, sides in widths.items():
+        typer.echo(f"{name}: {', '.join(f'{side} {width}' for side, width in sides.items())}")
+
+
+@app.command()
+def status(
+    scale: Annotated[str | None, typer.Option(help="Scale; the one in params.yaml by default.")] = None,
+    params: Annotated[Path, typer.Option(help="Parameter file.")] = Path("params.yaml"),
+) -> None:
+    """Say for every cell whether its results are there, missing or stale, and its checkpoint."""
+    from ifap import paths
+    from ifap.config import load_params, select_scale
+    from ifap.grid import Grid
+
+    checked = load_params(params)
+    grid = Grid(checked, select_scale(checked, scale))
+    for cell in grid.cells():
+        checkpoint = paths.checkpoint_dir(grid.scale, cell, "final") / "weights.safetensors"
+        here = "checkpoint here" if checkpoint.exists() else "checkpoint not here"
+        typer.echo(f"{cell}: {_cell_status(grid, cell)}, {here}")
+
+
+@app.command()
+def doctor() -> None:
+    """Show versions, devices, threads and free disk space."""
+    import shutil
+
+    import torch
+
+    from ifap.runtime import provenance
+
+    found = provenance()
+    for name, version in found["versions"].items():
+        typer.echo(f"{name:<14} {version}")
+    hardware = found["hardware"]
+    typer.echo(f"{'processor':<14} {hardware['cpu']}, {hardware['cores']} cores")
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    typer.echo(f"{'GPUs':<14} {', '.join(gpus) or 'none: everything runs on the CPU'}")
+    typer.echo(f"{'free disk':<14} {shutil.disk_usage('.').free / 2**30:.1f} GiB here")
+
+
+def main() -> None:
+    """Run the command; a user's mistake is one line and exit code 2."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    sys.path.insert(0, "")  # a builder may live in the present folder
+    try:
+        app()
+    except IfapError as error:
+        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+        raise SystemExit(2) from None
+
+
+def _cell_status(grid: Any, cell: Any) -> str:
+    from ifap import paths
+    from ifap.claims.records import first_difference
+
+    file = paths.metrics_file(grid.scale, cell)
+    try:
+        config = json.loads(file.read_text())["config"]
+    except FileNotFoundError:
+        return "missing"
+    except (ValueError, KeyError, TypeError):
+        return f"damaged ({file})"
+    difference = first_difference(config, grid.config(cell, "evaluate"))
+    return f"stale ({difference})" if difference else "done"
+
+
+def _builder(text: str) -> Callable[[], nn.Module]:
+    module_name, _, name = text.partition(":")
+    try:
+        function = getattr(importlib.import_module(module_name), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"builder '{text}': {error}; write package.module:function") from None
+    if not callable(function):
+        raise ConfigError(f"builder '{text}' is not a function")
+    return function  # type: ignore[no-any-return]
+
+
+def _tensor(path: Path, name: str) -> Any:
+    tensors = _tensors(path)
+    if name not in tensors:
+        raise ConfigError(f"{path}: no tensor '{name}' (it has {', '.join(sorted(tensors)) or 'none'})")
+    return tensors[name]
+
+
+def _tensors(path: Path) -> dict[str, Any]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: file not found") from None
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ConfigError(f"{path}: not a valid safetensors file ({str(error).splitlines()[0]})") from None
+
+
+def _load_weights(network: nn.Module, path: Path | None) -> nn.Module:
+    if path is not None:
+        try:
+            network.load_state_dict(_tensors(path))
+        except RuntimeError as error:
+            raise ConfigError(f"{path}: does not fit the network: {' '.join(str(error).split())[:200]}") from None
+    return network

@@ -1,0 +1,60 @@
+"""Say in a few lines what a finished scale shows and where to look."""
+
+from __future__ import annotations
+
+import subprocess
+
+from rich.console import Console
+from rich.table import Table
+
+from ifap import paths
+from ifap.claims import records
+from ifap.runtime import run_stage
+from stages import PARAMS, ParamsOption, ScaleOption, open_grid
+
+
+def main(scale: ScaleOption = None, params: ParamsOption = PARAMS) -> None:
+    """Print the measured reduction and accuracy of every cell and the paths of the tables."""
+    grid = open_grid(params, scale)
+    runs = records.load_runs(grid.scale)
+    console = Console(width=100)
+    table = Table(title=f"scale {grid.scale}: {len(runs)} of {len(grid.cells())} cells", title_justify="left")
+    for heading in ("data set", "model", "method", "seed"):
+        table.add_column(heading)
+    for heading in ("MACs", "params", "top-1 before", "top-1 after"):
+        table.add_column(heading, justify="right")
+    for run in runs[runs.method != "baseline"].itertuples():
+        reductions = (f"{run.macs_reduction:+.1f} %", f"{run.params_reduction:+.1f} %")
+        table.add_row(
+            run.dataset, run.model, run.method, str(run.seed), *reductions,
+            f"{run.baseline_top1:.2f} %", f"{run.test_top1:.2f} %",
+        )  # fmt: skip
+    console.print(table)
+    for name in grid.params.tables:
+        console.print(f"{name}: {paths.table_file(grid.scale, name, 'md')}", highlight=False)
+    console.print(f"report:  {paths.report_page(grid.scale)} (open it in a browser)", highlight=False)
+    console.print(compared_with_recorded(grid.scale), highlight=False)
+
+
+def compared_with_recorded(scale: str) -> str:
+    """Say whether the tables just made are those recorded in git."""
+    folder = str(paths.report_dir(scale))
+    try:
+        recorded = _git("ls-files", "--", folder)
+        changed = _git("diff", "--name-only", "HEAD", "--", folder)
+    except (OSError, subprocess.CalledProcessError):
+        return "not a git checkout: nothing to compare these tables with"
+    if not recorded:
+        return "no tables of this scale are recorded in git to compare with"
+    if not changed:
+        return f"all {len(recorded)} recorded tables and figures came out the same, byte for byte"
+    return f"{len(changed)} of {len(recorded)} recorded tables and figures differ: {', '.join(changed[:5])}"
+
+
+def _git(*arguments: str) -> list[str]:
+    done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=True)
+    return done.stdout.splitlines()
+
+
+if __name__ == "__main__":
+    run_stage(main)

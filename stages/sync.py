@@ -1,0 +1,63 @@
+"""After a pull or a checkout: check that files and ``params.yaml`` agree, then tell Snakemake so.
+
+Files that git and DVC have just written carry the time of writing, in no particular order, and
+Snakemake would take the newer for changed. Marking all of them as up to date is right only when
+they are, so DVC's checksums and the records' configurations are checked first.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from ifap import paths
+from ifap.claims import records
+from ifap.errors import ResultsError
+from ifap.runtime import run_stage
+from stages import PARAMS, ParamsOption, ScaleOption, open_grid
+
+log = logging.getLogger("stages.sync")
+
+
+def main(scale: ScaleOption = None, params: ParamsOption = PARAMS) -> None:
+    """Check the scale's files and mark them as up to date."""
+    grid = open_grid(params, scale)
+    _run("dvc", "checkout", "--quiet", *tracked(grid.scale))
+    changed = _run("dvc", "status", "--quiet", *tracked(grid.scale), check=False)
+    if changed:
+        raise ResultsError("data or checkpoints differ from what DVC recorded: see `dvc status`")
+    records.collect(grid)
+    missing = [
+        str(paths.checkpoint_dir(grid.scale, cell, "final"))
+        for cell in grid.cells()
+        if not paths.checkpoint_dir(grid.scale, cell, "final").exists()
+    ]
+    if missing:
+        raise ResultsError(f"{len(missing)} checkpoints are not here, the first is {missing[0]}: run `dvc pull`")
+    # Stale metadata are worse than none: they would hide a change of params.yaml.
+    shutil.rmtree(Path(".snakemake") / "metadata", ignore_errors=True)
+    _run("snakemake", "--config", f"scale={grid.scale}", "--touch", "--forceall", "--quiet", "all", "--")
+    log.info("scale %s is in sync: `snakemake -n` has nothing to do", grid.scale)
+
+
+def tracked(scale: str) -> list[str]:
+    """Return the DVC files of the data sets and of a scale's checkpoints."""
+    files = [*Path("data").glob("*.dvc"), *paths.scale_dir(scale).glob("*.dvc")]
+    if not files:
+        raise ResultsError("nothing is recorded in DVC yet: run `make record` after a finished run")
+    return sorted(map(str, files))
+
+
+def _run(*command: str, check: bool = True) -> int:
+    done = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True)
+    if check and done.returncode:
+        last = (done.stderr or done.stdout).strip().splitlines()[-1:]
+        raise ResultsError(f"`{' '.join(command)}` failed: {''.join(last)}")
+    return done.returncode
+
+
+if __name__ == "__main__":
+    run_stage(main)
