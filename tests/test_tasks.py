@@ -26,8 +26,12 @@ def test_metrics_match_hand_worked_values():
 
 
 def test_calibration_error_is_in_percent():
-    found = TASK.metrics(torch.tensor([[0.9, 0.1]] * 4).log(), torch.tensor([1, 1, 1, 1]))
+    found = TASK.metrics(torch.tensor([[0.9, 0.1]] * 4).log(), torch.tensor([1, 1, 1, 1]), bins=15)
     assert found["ece"] == pytest.approx(90.0, abs=1e-3)
+
+
+def test_calibration_is_measured_only_when_asked():
+    assert "ece" not in TASK.metrics(torch.zeros(2, 3), torch.tensor([0, 1]))
 
 
 def test_top5_counts_the_five_best():

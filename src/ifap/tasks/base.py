@@ -31,10 +31,12 @@ class Task(ABC):
         """Return the training loss of a batch, a scalar."""
 
     @abstractmethod
-    def metrics(self, outputs: Any, targets: Any, *, bins: int = 15) -> dict[str, float]:
-        """Return every metric of a whole split, `primary` and ``loss`` among them."""
+    def metrics(self, outputs: Any, targets: Any, *, bins: int | None = None) -> dict[str, float]:
+        """Return the metrics of a whole split, `primary` and ``loss`` among them; calibration only if `bins` is given."""
 
-    def evaluate(self, model: nn.Module, data: Split | Batches, batch_size: int, *, bins: int = 15) -> dict[str, float]:
+    def evaluate(
+        self, model: nn.Module, data: Split | Batches, batch_size: int, *, bins: int | None = None
+    ) -> dict[str, float]:
         """Measure a network in evaluation mode, without gradients; its modes are put back.
 
         Parameters
@@ -46,7 +48,7 @@ class Task(ABC):
         batch_size : int
             Samples a batch of a `Split`.
         bins : int, optional
-            Bins of the calibration error.
+            Bins of the calibration error; it is left out without them.
 
         Returns
         -------

@@ -19,25 +19,28 @@ class Classification(Task):
         """Return the mean cross-entropy in nats; `targets` are class numbers, shape (batch,)."""
         return F.cross_entropy(logits(outputs), targets, label_smoothing=label_smoothing)
 
-    def metrics(self, outputs: Any, targets: Any, *, bins: int = 15) -> dict[str, float]:
-        """Return ``top1``, ``top5`` and ``ece`` in percent and ``loss`` in nats.
+    def metrics(self, outputs: Any, targets: Any, *, bins: int | None = None) -> dict[str, float]:
+        """Return ``top1`` and ``top5`` in percent, ``loss`` in nats and, if `bins` is given, ``ece`` in percent.
 
         ``ece`` is the mean distance between confidence and accuracy over `bins` equal bins of
         confidence, weighted by the samples in each (Guo et al. 2017).
         """
-        # torchmetrics takes seconds to import, which listing the tasks should not.
-        from torchmetrics.functional.classification import multiclass_calibration_error
-
         scores = logits(outputs).detach().float().cpu()
         targets = targets.cpu()
-        probabilities = scores.softmax(1)
-        error = multiclass_calibration_error(probabilities, targets, num_classes=scores.shape[1], n_bins=bins)
-        return {
+        found = {
             "top1": _top(scores, targets, 1),
             "top5": _top(scores, targets, 5),
             "loss": float(F.cross_entropy(scores, targets)),
-            "ece": 100 * float(error),
         }
+        return found if bins is None else {**found, "ece": _calibration_error(scores, targets, bins)}
+
+
+def _calibration_error(scores: Tensor, targets: Tensor, bins: int) -> float:
+    # torchmetrics takes seconds to import, which a training job should not spend.
+    from torchmetrics.functional.classification import multiclass_calibration_error
+
+    error = multiclass_calibration_error(scores.softmax(1), targets, num_classes=scores.shape[1], n_bins=bins)
+    return 100 * float(error)
 
 
 def _top(scores: Tensor, targets: Tensor, k: int) -> float:
