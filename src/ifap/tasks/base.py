@@ -32,7 +32,7 @@ class Task(ABC):
 
     @abstractmethod
     def metrics(self, outputs: Any, targets: Any, *, bins: int | None = None) -> dict[str, float]:
-        """Return the metrics of a whole split, `primary` and ``loss`` among them; calibration only if `bins` is given."""
+        """Return a split's metrics, `primary` and ``loss`` among them; calibration only if `bins` is given."""
 
     def evaluate(
         self, model: nn.Module, data: Split | Batches, batch_size: int, *, bins: int | None = None
