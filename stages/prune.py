@@ -9,11 +9,11 @@ from typing import Any
 from torch import nn
 
 from ifap import plan
-from ifap.models import builder_from_id
+from ifap.files import atomic_write_text
 from ifap.paths import Cell, cell_dir, receipts_file, receipts_json
 from ifap.pruning import Pruned, Receipt, Target, prune
 from ifap.recover import Distillation, validator
-from ifap.runtime import atomic_write_text, device, run_stage, write_csv
+from ifap.runtime import device, run_stage, write_csv
 from stages import (
     PARAMS,
     DatasetOption,
@@ -55,7 +55,10 @@ def prune_cell(job: Job, timing: Timing) -> tuple[Pruned, dict[str, dict[str, fl
     """Return the pruned network of a cell, and what was measured on validation data after each iteration."""
     options, recovery = job.grid.pruning(job.cell), job.grid.recovery()
     train, validation = job.split("train"), job.split("validation")
-    network = load_final(dataclasses.replace(job, cell=job.cell.baseline, stage="baseline")).to(device())
+    baseline = Job(job.grid, job.cell.baseline, "baseline")
+    baseline.check_stage("baseline")
+    _, network = baseline.load("final")
+    network = network.to(device())
     state = PruneState(job, timing)
 
     def watch(model: nn.Module, receipt: Receipt) -> None:
@@ -80,14 +83,6 @@ def prune_cell(job: Job, timing: Timing) -> tuple[Pruned, dict[str, dict[str, fl
         **chosen,
     )
     return result, state.watched
-
-
-def load_final(job: Job) -> nn.Module:
-    """Load the finished network of a cell, after checking that it was made under these parameters."""
-    job.check_stage(job.stage)
-    folder = job.checkpoint("final")
-    record = plan.read_plan(folder)
-    return plan.load(folder, lambda: builder_from_id(record.builder.id, record.builder.args))
 
 
 class PruneState:

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ifap.tracing import Inputs, call, evaluation_mode, meta_copy, meta_forward, plain_attention, tensors, to_device
+from ifap.tracing import Inputs, call, evaluation_mode, meta_copy, meta_forward, plain_attention, skip_values, tensors, to_device
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def probe(model: nn.Module, example_inputs: Inputs) -> Probe:
     """Run a copy of `model` once, without data where that is possible, and count."""
     counter = FlopCounterMode(display=False)
     try:
-        twin, inputs = meta_copy(model), to_device(example_inputs, torch.device("meta"))
+        twin, inputs = skip_values(meta_copy(model)), to_device(example_inputs, torch.device("meta"))
         with torch.no_grad(), meta_forward(), counter:
             outputs = call(twin, inputs)
     except (RuntimeError, NotImplementedError):

@@ -25,6 +25,16 @@ def is_norm(module: nn.Module) -> bool:
     return isinstance(module, (_BatchNorm, _InstanceNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm))
 
 
+def is_activation(module: nn.Module) -> bool:
+    """Whether `module` is an elementwise non-linearity: torch's own, or from a module named ``activations``."""
+    home = type(module).__module__.rpartition(".")[2]
+    return home in {"activation", "activations"} and not isinstance(module, _NOT_ELEMENTWISE)
+
+
+# Attention and probabilities: not one value a unit.
+_NOT_ELEMENTWISE = (nn.MultiheadAttention, nn.Softmax, nn.Softmin, nn.Softmax2d, nn.LogSoftmax)
+
+
 def is_depthwise(module: nn.Module) -> bool:
     """Whether each output channel of a convolution reads the one input channel of its number."""
     return isinstance(module, _ConvNd) and 1 < module.groups == module.out_channels == module.in_channels

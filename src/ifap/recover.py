@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from ifap.config import RecoveryOptions
 from ifap.errors import TrainingError
+from ifap.layers import is_activation
 from ifap.runtime import derive_seed, seeded
 from ifap.splits import Split, refuse_test
 from ifap.tasks.base import Augment, Batches, Task, batches, logits
@@ -32,8 +33,6 @@ Loss = Callable[[Any, Any], Tensor]
 Event = tuple[str, int]
 """One call of one module: its name and which call of it this is."""
 
-# Not one value a unit: attention maps and probabilities.
-_NO_FEATURES = (nn.MultiheadAttention, nn.Softmax, nn.Softmin, nn.Softmax2d, nn.LogSoftmax)
 _WEIGHTED = (nn.Linear, nn.modules.conv._ConvNd)
 
 
@@ -275,12 +274,6 @@ def validator(data: Split | Batches, task: Task, batch_size: int = 256) -> Calla
         return task.evaluate(model, data, batch_size)[task.primary]
 
     return validate
-
-
-def is_activation(module: nn.Module) -> bool:
-    """Whether a module is an elementwise non-linearity: torch's own, or from a module named ``activations``."""
-    home = type(module).__module__.rpartition(".")[2]
-    return home in {"activation", "activations"} and not isinstance(module, _NO_FEATURES)
 
 
 def feature_shapes(model: nn.Module, inputs: Any) -> dict[Event, torch.Size]:
