@@ -7,9 +7,10 @@ rule fetch:
     log:
         "logs/fetch/{dataset}.log",
     params:
+        scale=SCALE,
         config=fetch_config,
     shell:
-        "python -m stages.fetch --scale {SCALE} --dataset {wildcards.dataset} > {log} 2>&1"
+        "python -m stages.fetch --scale {params.scale} --dataset {wildcards.dataset} > {log} 2>&1"
 
 
 rule baseline:
@@ -25,9 +26,10 @@ rule baseline:
     log:
         f"logs/{SCALE}/{BASELINE}/baseline.log",
     params:
+        scale=SCALE,
         config=step_config("baseline"),
     shell:
-        "python -m stages.baseline --scale {SCALE} --task {wildcards.task} --dataset {wildcards.dataset}"
+        "python -m stages.baseline --scale {params.scale} --task {wildcards.task} --dataset {wildcards.dataset}"
         " --model {wildcards.model} --seed {wildcards.seed} > {log} 2>&1"
 
 
@@ -48,9 +50,10 @@ rule prune:
     log:
         f"logs/{SCALE}/{CELL}/prune.log",
     params:
+        scale=SCALE,
         config=step_config("prune"),
     shell:
-        "python -m stages.prune --scale {SCALE} --task {wildcards.task} --dataset {wildcards.dataset}"
+        "python -m stages.prune --scale {params.scale} --task {wildcards.task} --dataset {wildcards.dataset}"
         " --model {wildcards.model} --method {wildcards.method} --seed {wildcards.seed} > {log} 2>&1"
 
 
@@ -69,9 +72,10 @@ rule finetune:
     log:
         f"logs/{SCALE}/{CELL}/finetune.log",
     params:
+        scale=SCALE,
         config=step_config("finetune"),
     shell:
-        "python -m stages.finetune --scale {SCALE} --task {wildcards.task} --dataset {wildcards.dataset}"
+        "python -m stages.finetune --scale {params.scale} --task {wildcards.task} --dataset {wildcards.dataset}"
         " --model {wildcards.model} --method {wildcards.method} --seed {wildcards.seed} > {log} 2>&1"
 
 
@@ -92,7 +96,8 @@ rule evaluate:
     log:
         f"logs/{SCALE}/{CELL}/evaluate.log",
     params:
+        scale=SCALE,
         config=step_config("evaluate"),
     shell:
-        "python -m stages.evaluate --scale {SCALE} --task {wildcards.task} --dataset {wildcards.dataset}"
+        "python -m stages.evaluate --scale {params.scale} --task {wildcards.task} --dataset {wildcards.dataset}"
         " --model {wildcards.model} --method {wildcards.method} --seed {wildcards.seed} > {log} 2>&1"

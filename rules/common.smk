@@ -19,7 +19,9 @@ def selected_grid():
         params = load_params("params.yaml")
         scale = select_scale(params, config.get("scale"))
         if parse_params({**config, "scale": params.scale}) != params:
-            raise IfapError("only --config scale=... may differ from params.yaml: change params.yaml itself")
+            raise IfapError(
+                "only --config scale=... may differ from params.yaml: change params.yaml itself"
+            )
     except IfapError as error:
         raise WorkflowError(str(error)) from None
     return Grid(params, scale)
@@ -41,7 +43,9 @@ wildcard_constraints:
 def cell_of(wildcards):
     """Return the cell that a rule's wildcards name; a rule without a method is a baseline's."""
     method = getattr(wildcards, "method", "baseline")
-    return paths.Cell(wildcards.task, wildcards.dataset, wildcards.model, method, int(wildcards.seed))
+    return paths.Cell(
+        wildcards.task, wildcards.dataset, wildcards.model, method, int(wildcards.seed)
+    )
 
 
 def step_config(step):
@@ -61,7 +65,9 @@ def fetch_config(wildcards):
 def scale_config(wildcards):
     """Return everything that the tables depend on beside the results, as stable text."""
     block = GRID.params.model_dump(mode="json")
-    return json.dumps([block["scales"][SCALE], block["versions"], block["tables"]], sort_keys=True)
+    return json.dumps(
+        [block["scales"][SCALE], block["versions"], block["tables"]], sort_keys=True
+    )
 
 
 def final_records(wildcards):
@@ -71,9 +77,12 @@ def final_records(wildcards):
     return [str(folder / f"timings-{stage}.json") for stage in stages]
 
 
-DATASETS = [str(paths.dataset_dir(dataset) / "manifest.json") for dataset in GRID.datasets()]
+DATASETS = [
+    str(paths.dataset_dir(dataset) / "manifest.json") for dataset in GRID.datasets()
+]
 CHECKPOINTS = [
-    str(paths.checkpoint_dir(SCALE, cell, "final") / "weights.safetensors") for cell in GRID.cells()
+    str(paths.checkpoint_dir(SCALE, cell, "final") / "weights.safetensors")
+    for cell in GRID.cells()
 ]
 METRICS = [str(paths.metrics_file(SCALE, cell)) for cell in GRID.cells()]
 RECEIPTS = [str(paths.receipts_file(SCALE, cell)) for cell in GRID.pruned()]

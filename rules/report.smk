@@ -8,9 +8,10 @@ rule collect:
     log:
         f"logs/{SCALE}/collect.log",
     params:
+        scale=SCALE,
         config=scale_config,
     shell:
-        "python -m stages.collect --scale {SCALE} > {log} 2>&1"
+        "python -m stages.collect --scale {params.scale} > {log} 2>&1"
 
 
 rule table:
@@ -24,9 +25,10 @@ rule table:
     log:
         f"logs/{SCALE}/{{table}}.log",
     params:
+        scale=SCALE,
         config=scale_config,
     shell:
-        "python -m stages.tables --scale {SCALE} --table {wildcards.table} > {log} 2>&1"
+        "python -m stages.tables --scale {params.scale} --table {wildcards.table} > {log} 2>&1"
 
 
 rule figure:
@@ -39,6 +41,7 @@ rule figure:
     log:
         f"logs/{SCALE}/figures.log",
     params:
+        scale=SCALE,
         config=scale_config,
     shell:
-        "python -m stages.figures --scale {SCALE} > {log} 2>&1"
+        "python -m stages.figures --scale {params.scale} > {log} 2>&1"

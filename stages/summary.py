@@ -26,7 +26,7 @@ def main(scale: ScaleOption = None, params: ParamsOption = PARAMS) -> None:
     for run in runs[runs.method != "baseline"].itertuples():
         reductions = (f"{run.macs_reduction:+.1f} %", f"{run.params_reduction:+.1f} %")
         table.add_row(
-            run.dataset, run.model, run.method, str(run.seed), *reductions,
+            str(run.dataset), str(run.model), str(run.method), str(run.seed), *reductions,
             f"{run.baseline_top1:.2f} %", f"{run.test_top1:.2f} %",
         )  # fmt: skip
     console.print(table)

@@ -199,9 +199,7 @@ def _probabilities(q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
     return logits.softmax(dim=-1)
 
 
-def _merge_masks(
-    attn_mask: Tensor | None, padding: Tensor | None, q: Tensor, k: Tensor, causal: bool
-) -> Tensor | None:
+def _merge_masks(attn_mask: Tensor | None, padding: Tensor | None, q: Tensor, k: Tensor, causal: bool) -> Tensor | None:
     """Combine the masks of ``nn.MultiheadAttention`` (true: left out) into one to add to the logits."""
     if attn_mask is None and padding is None and not causal:
         return None

@@ -28,7 +28,9 @@ def prune(
     builder: BuilderArgument,
     data: Annotated[Path, typer.Option(help="Calibration inputs: a .safetensors file with one tensor 'inputs'.")],
     out: Annotated[Path, typer.Option(help="Folder to save the pruned network in.")],
-    weights: Annotated[Path | None, typer.Option(help="Weights of the network (.safetensors), if not built in.")] = None,
+    weights: Annotated[
+        Path | None, typer.Option(help="Weights of the network (.safetensors), if not built in.")
+    ] = None,
     macs: Annotated[float | None, typer.Option(help="Share of the MACs to remove, for example 0.65.")] = None,
     params: Annotated[float | None, typer.Option(help="Share of the parameters to remove.")] = None,
     steps: Annotated[int, typer.Option(help="Pruning iterations.")] = 10,
@@ -151,7 +153,7 @@ def _builder(text: str) -> Callable[[], nn.Module]:
         raise ConfigError(f"builder '{text}': {error}; write package.module:function") from None
     if not callable(function):
         raise ConfigError(f"builder '{text}' is not a function")
-    return function  # type: ignore[no-any-return]
+    return function
 
 
 def _tensor(path: Path, name: str) -> Any:

@@ -178,9 +178,10 @@ def parse_params(raw: object, source: str = "params.yaml") -> Params:
     params = _validated(Params, raw, source)
     for key in ("scale", "published"):
         if getattr(params, key) not in params.scales:
-            raise ConfigError(f"{source}: {key}: unknown scale '{getattr(params, key)}': {nearest(getattr(params, key), params.scales)}")
-    for name, scale in params.scales.items():
-        _check_scale(scale, f"{source}: scales.{name}")
+            name = getattr(params, key)
+            raise ConfigError(f"{source}: {key}: unknown scale '{name}': {nearest(name, params.scales)}")
+    for scale, block in params.scales.items():
+        _check_scale(block, f"{source}: scales.{scale}")
     return params
 
 

@@ -14,7 +14,17 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ifap.tracing import Inputs, call, evaluation_mode, meta_copy, meta_forward, plain_attention, skip_values, tensors, to_device
+from ifap.tracing import (
+    Inputs,
+    call,
+    evaluation_mode,
+    meta_copy,
+    meta_forward,
+    plain_attention,
+    skip_values,
+    tensors,
+    to_device,
+)
 
 
 @dataclass(frozen=True)

@@ -114,12 +114,13 @@ class _Meter:
 
 def _measure(model: nn.Module, batches: Iterable[Inputs], site: Site) -> dict[str, _Meter]:
     meters: dict[str, _Meter] = {}
-    device, count = device_of(model), 0
+    device, is_empty = device_of(model), True
     with evaluation_mode(model), torch.no_grad(), _observe(model, meters, site) as flush:
-        for count, batch in enumerate(batches, start=1):
+        for batch in batches:
+            is_empty = False
             call(model, to_device(batch, device))
             flush()
-    if count == 0:
+    if is_empty:
         raise ScoreError("calibration data are empty: give at least one batch of inputs")
     used = {name: meter for name, meter in meters.items() if meter.samples}
     _check_finite(used)
@@ -128,7 +129,7 @@ def _measure(model: nn.Module, batches: Iterable[Inputs], site: Site) -> dict[st
 
 @contextmanager
 def _observe(model: nn.Module, meters: dict[str, _Meter], site: Site) -> Iterator[Callable[[], None]]:
-    """Hook every layer and head of `model`; yields what to call after each forward."""
+    """Keep every layer and head of `model` hooked inside the block; gives what to call after each forward."""
     handles: list[RemovableHandle] = []
     follower = _Follower(meters) if site == "activation" else None
     try:
@@ -192,10 +193,8 @@ def _volume(output: Tensor) -> int:
 # --- attention ------------------------------------------------------------------------------------
 
 
-def _hook_attention(
-    model: nn.Module, meters: dict[str, _Meter], handles: list[RemovableHandle]
-) -> Iterator[nn.Module]:
-    """Hook every attention module; yields the layers inside that are scored as heads."""
+def _hook_attention(model: nn.Module, meters: dict[str, _Meter], handles: list[RemovableHandle]) -> Iterator[nn.Module]:
+    """Hook every attention module and yield the layers inside it that are scored as heads."""
     fused = fused_attention(model)
     for name, module in model.named_modules():
         if isinstance(module, (nn.MultiheadAttention, SplitAttention)):
@@ -204,15 +203,17 @@ def _hook_attention(
             yield from (m for n, m in module.named_children() if n in ("q", "k", "v", "out_proj"))
         elif name in fused:
             meters[name] = _Meter(head_weight_norms(module))
-            handles.append(module.qkv.register_forward_hook(_fused_hook(module, meters[name])))  # type: ignore[union-attr, operator]
-            yield module.qkv  # type: ignore[misc]
+            handles.append(module.qkv.register_forward_hook(_fused_hook(module, meters[name])))
+            yield module.qkv
 
 
 def _hook_probabilities(module: nn.Module, meters: dict[str, _Meter], name: str) -> list[RemovableHandle]:
     """Ask an attention module for its probabilities per head, and hand the caller what it asked for."""
     asked: list[tuple[bool, bool]] = []
 
-    def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def before(
+        _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         named = {**dict(zip(_ATTENTION_ARGUMENTS, args, strict=False)), **kwargs}
         asked.append((named.get("need_weights", True), named.get("average_attn_weights", True)))
         return (), {**named, "need_weights": True, "average_attn_weights": False}
@@ -259,7 +260,8 @@ def _add_projection(module: nn.MultiheadAttention, meters: dict[str, _Meter], na
 def _fused_hook(block: Any, meter: _Meter) -> Callable[[nn.Module, Any, Tensor], None]:
     def hook(_module: nn.Module, _args: Any, output: Tensor) -> None:
         q, k, _ = output.unflatten(-1, (3, num_heads(block), -1)).unbind(-3)
-        q, k = (norm(x) if norm is not None else x for norm, x in ((getattr(block, "q_norm", None), q), (getattr(block, "k_norm", None), k)))
+        q_norm, k_norm = getattr(block, "q_norm", None), getattr(block, "k_norm", None)
+        q, k = q if q_norm is None else q_norm(q), k if k_norm is None else k_norm(k)
         scale = getattr(block, "scale", q.shape[-1] ** -0.5)
         logits = (q * scale).transpose(-3, -2) @ k.transpose(-3, -2).transpose(-2, -1)
         heads = logits.softmax(dim=-1)

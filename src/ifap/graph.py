@@ -11,6 +11,7 @@ plain names and integers are kept: removing units needs no new trace.
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
@@ -34,7 +35,17 @@ from ifap.attention import SplitAttention, fused_attention
 from ifap.errors import GraphError, nearest
 from ifap.families import sync
 from ifap.layers import cut, cut_tensor, is_conv, is_depthwise, is_producer, sides, why_not
-from ifap.tracing import Inputs, call, map_tensors, meta_copy, meta_forward, private_copy, skip_values, tensors, to_device
+from ifap.tracing import (
+    Inputs,
+    call,
+    map_tensors,
+    meta_copy,
+    meta_forward,
+    private_copy,
+    skip_values,
+    tensors,
+    to_device,
+)
 
 Indices = npt.NDArray[np.int64]
 
@@ -208,7 +219,9 @@ def trace(model: nn.Module, example_inputs: Inputs, ignore: Iterable[str | nn.Mo
     """
     ignored = _ignored_layers(model, ignore)
     try:
-        return _Flattener(*_torch_pruning_graph(skip_values(meta_copy(model)), example_inputs, on_meta=True), ignored).graph()
+        return _Flattener(
+            *_torch_pruning_graph(skip_values(meta_copy(model)), example_inputs, on_meta=True), ignored
+        ).graph()
     except (RuntimeError, NotImplementedError, TypeError):
         # The forward looks at values, which data-free tensors do not have: trace a real copy.
         return _Flattener(*_torch_pruning_graph(private_copy(model), example_inputs, on_meta=False), ignored).graph()
@@ -275,7 +288,11 @@ def _torch_pruning_graph(
         warnings.simplefilter("ignore")
         with meta_forward() if on_meta else torch.autograd.set_detect_anomaly(False):
             graph.build_dependency(
-                model, inputs, forward_fn=forward, unwrapped_parameters=[b for b in bare if b[1] is not None], verbose=False
+                model,
+                inputs,
+                forward_fn=forward,
+                unwrapped_parameters=[b for b in bare if b[1] is not None],
+                verbose=False,
             )
     return model, graph, buffers
 
@@ -283,7 +300,7 @@ def _torch_pruning_graph(
 def _mark_input(tensor: Tensor) -> Tensor:
     if not tensor.is_floating_point():
         return tensor
-    return _NetworkInput.apply(tensor.detach().requires_grad_())  # type: ignore[no-any-return, no-untyped-call]
+    return _NetworkInput.apply(tensor.detach().requires_grad_())
 
 
 def _owned(module: nn.Module) -> bool:
@@ -329,7 +346,7 @@ def _traceable(model: nn.Module) -> Iterator[None]:
         if isinstance(module, SplitAttention):
             _set_forward(module, _split_attention_couplings)
         elif isinstance(module, (nn.ChannelShuffle, nn.PixelShuffle, nn.PixelUnshuffle)):
-            _set_forward(module, lambda m, x: _ChannelShuffle.apply(x, lambda y: type(m).forward(m, y)))  # type: ignore[no-untyped-call]
+            _set_forward(module, lambda m, x: _ChannelShuffle.apply(x, lambda y: type(m).forward(m, y)))
     for module in fused_attention(model).values():
         _set_forward(module, _fused_attention_couplings)
     with _opaque_functional_shuffles():
@@ -353,24 +370,22 @@ def _split_attention_couplings(
 def _fused_attention_couplings(module: Any, x: Tensor, *_args: Any, **_kwargs: Any) -> Tensor:
     heads = sum(module.qkv(x).chunk(3, dim=-1))
     norm = getattr(module, "norm", None)
-    return module.proj(norm(heads) if isinstance(norm, nn.Module) else heads)  # type: ignore[no-any-return]
+    return module.proj(norm(heads) if isinstance(norm, nn.Module) else heads)
 
 
 @contextmanager
 def _opaque_functional_shuffles() -> Iterator[None]:
     """Make torchvision's channel_shuffle function visible as one operation while tracing."""
-    import sys
-
-    module = sys.modules.get("torchvision.models.shufflenetv2")
+    module: Any = sys.modules.get("torchvision.models.shufflenetv2")
     if module is None:
         yield
         return
     original = module.channel_shuffle
-    module.channel_shuffle = lambda x, groups: _ChannelShuffle.apply(x, lambda y: original(y, groups))  # type: ignore[attr-defined, no-untyped-call]
+    module.channel_shuffle = lambda x, groups: _ChannelShuffle.apply(x, lambda y: original(y, groups))
     try:
         yield
     finally:
-        module.channel_shuffle = original  # type: ignore[attr-defined]
+        module.channel_shuffle = original
 
 
 # --- flattening -----------------------------------------------------------------------------------
@@ -387,7 +402,7 @@ class _Flattener:
         self._ignored = ignored
         self._modules = dict(model.named_modules())
         self._names = {module: name for name, module in self._modules.items()}
-        self._bare = {parameter: name for name, parameter in _bare_parameters(model).items()}
+        self._bare: dict[Any, str] = {parameter: name for name, parameter in _bare_parameters(model).items()}
         self._sizes: dict[tuple[Node, str], int] = {}
         self._edges: dict[tuple[Node, str, int], tuple[tuple[Node, str], Indices, Indices]] = {}
         self._shared = _sharing(model)
@@ -450,7 +465,9 @@ class _Flattener:
                     queue.append(target)
                 self._edges[node, side, number] = (target, sources, mapped)
             if sum(self._sizes.values()) > _MAX_POSITIONS:
-                raise GraphError("the network reshapes its channels in a way that cannot be followed; ignore those layers")
+                raise GraphError(
+                    "the network reshapes its channels in a way that cannot be followed; ignore those layers"
+                )
 
     def _number_positions(self) -> tuple[dict[tuple[Node, str], int], int]:
         offsets, total = {}, 0
@@ -487,7 +504,10 @@ class _Flattener:
     def _structural_edges(self, offsets: dict[tuple[Node, str], int]) -> Iterator[tuple[Indices, Indices]]:
         for name, module in self._modules.items():
             if isinstance(module, SplitAttention):
-                parts = [(f"{name}.{layer}", side) for layer, side in (("q", "out"), ("k", "out"), ("v", "out"), ("out", "in"))]
+                parts = [
+                    (f"{name}.{layer}", side)
+                    for layer, side in (("q", "out"), ("k", "out"), ("v", "out"), ("out", "in"))
+                ]
                 blocks = [self._positions(offsets, *part) for part in parts]
                 yield from _link_blocks([b for b in blocks if b is not None], module.head_dim)
             elif is_conv(module) and module.groups > 1 and not is_depthwise(module):
@@ -497,7 +517,10 @@ class _Flattener:
                 if block is not None:
                     yield from _link_blocks([block], module.num_channels // module.num_groups)
         for name, module in fused_attention(self._model).items():
-            fused, inner = self._positions(offsets, f"{name}.qkv", "out"), self._positions(offsets, f"{name}.proj", "in")
+            fused, inner = (
+                self._positions(offsets, f"{name}.qkv", "out"),
+                self._positions(offsets, f"{name}.proj", "in"),
+            )
             if fused is not None and inner is not None:
                 yield from _link_blocks([*np.split(fused, 3), inner], int(module.head_dim))  # type: ignore[arg-type]
 
@@ -552,22 +575,19 @@ class _Flattener:
             return "its attention block has no head_dim, so that heads cannot be told apart" if side == pins else None
         return why_not(module)
 
-    def _explain(
-        self, offsets: dict[tuple[Node, str], int], label: Indices, components: Indices, reason: str
-    ) -> None:
+    def _explain(self, offsets: dict[tuple[Node, str], int], label: Indices, components: Indices, reason: str) -> None:
         wanted = np.zeros(int(label.max()) + 1, dtype=bool)
         wanted[components] = True
         for (node, side), offset in offsets.items():
             name = self._names.get(node.module)
-            if name and side == "out" and is_producer(node.module):
-                if wanted[label[offset : offset + self._sizes[node, side]]].any():
-                    self.pinned.setdefault(name, reason)
+            if not name or side != "out" or not is_producer(node.module):
+                continue
+            if wanted[label[offset : offset + self._sizes[node, side]]].any():
+                self.pinned.setdefault(name, reason)
 
     # Components to units and groups
 
-    def _collect(
-        self, label: Indices, is_pinned: npt.NDArray[np.bool_], offsets: dict[tuple[Node, str], int]
-    ) -> Graph:
+    def _collect(self, label: Indices, is_pinned: npt.NDArray[np.bool_], offsets: dict[tuple[Node, str], int]) -> Graph:
         slots, labels, produces = [], [], []
         for (node, side), offset in offsets.items():
             name = self._names.get(node.module) or self._bare.get(node.module)
@@ -577,8 +597,9 @@ class _Flattener:
             labels.append(label[offset : offset + self._sizes[node, side]])
             produces.append(side == "out" and is_producer(node.module))
         order = sorted(range(len(slots)), key=lambda i: self._order(slots[i]))
-        slots, labels, produces = ([items[i] for i in order] for items in (slots, labels, produces))
-        return _number_units(slots, labels, produces, is_pinned, self.pinned)
+        return _number_units(
+            [slots[i] for i in order], [labels[i] for i in order], [produces[i] for i in order], is_pinned, self.pinned
+        )
 
     def _order(self, slot: Slot) -> tuple[int, str, str]:
         # Registration order of layers is stable between runs and versions; trace order is not.
@@ -649,7 +670,9 @@ def _link_blocks(slots: list[Indices], block: int) -> Iterator[tuple[Indices, In
 
 def _unknown_heads(module: nn.Module) -> bool:
     qkv, proj = getattr(module, "qkv", None), getattr(module, "proj", None)
-    looks_fused = isinstance(qkv, nn.Linear) and isinstance(proj, nn.Linear) and qkv.out_features == 3 * proj.in_features
+    looks_fused = (
+        isinstance(qkv, nn.Linear) and isinstance(proj, nn.Linear) and qkv.out_features == 3 * proj.in_features
+    )
     return looks_fused and not isinstance(getattr(module, "head_dim", None), int)
 
 

@@ -68,7 +68,9 @@ class Grid:
     def training(self, cell: Cell) -> TrainingOptions:
         """Return the recipe of the cell's baseline training, or of its fine-tuning."""
         step = "baseline" if cell.is_baseline else "finetune"
-        return refine(getattr(self.options, step), cell.model, TrainingOptions, f"scales.{self.scale}.{step}.{cell.model}")
+        return refine(
+            getattr(self.options, step), cell.model, TrainingOptions, f"scales.{self.scale}.{step}.{cell.model}"
+        )
 
     def pruning(self, cell: Cell) -> PruneOptions:
         """Return the options of the cell's pruning loop."""
@@ -80,7 +82,11 @@ class Grid:
 
     def fetch_config(self, dataset: str) -> dict[str, Any]:
         """Return what the prepared data of `dataset` depend on."""
-        return {"version": self.params.versions["fetch"], "dataset": dataset, **self.options.datasets[dataset].model_dump()}
+        return {
+            "version": self.params.versions["fetch"],
+            "dataset": dataset,
+            **self.options.datasets[dataset].model_dump(),
+        }
 
     def config(self, cell: Cell, step: str) -> dict[str, Any]:
         """Return everything that the result of one step depends on, earlier steps included.

@@ -88,7 +88,7 @@ def unit_axis(module: nn.Module, output: Tensor) -> int:
 
 def unit_weights(module: nn.Module) -> Tensor:
     """Return the weights that produce each output unit, one row a unit: shape (units, weights)."""
-    weight = module.weight.detach()  # type: ignore[operator, union-attr]
+    weight: Tensor = module.get_parameter("weight").detach()
     if isinstance(module, _ConvTransposeNd):
         # (in, out / groups, ...) -> (out, in / groups * ...)
         grouped = weight.unflatten(0, (module.groups, -1)).transpose(1, 2)

@@ -8,6 +8,7 @@ needed. A wrong, truncated or hostile file raises one `PlanError`.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -220,7 +221,9 @@ def unpruned_plan(model: nn.Module, example_inputs: Inputs, builder: Builder | N
     return _plan(model, example_inputs, whole, whole, kept={}, split=[], builder=builder or Builder())
 
 
-def pruned_plan(model: nn.Module, graph: Graph, split: list[str], example_inputs: Inputs, before: Cost, after: Cost) -> Plan:
+def pruned_plan(
+    model: nn.Module, graph: Graph, split: list[str], example_inputs: Inputs, before: Cost, after: Cost
+) -> Plan:
     """Return the plan of a network that `graph` describes.
 
     Parameters
@@ -369,7 +372,9 @@ def _read_weights(path: Path, plan: Plan) -> dict[str, Tensor]:
     except OSError as error:
         raise PlanError(f"{path}: cannot be read ({error.strerror})") from None
     if hashlib.sha256(content).hexdigest() != plan.weights_sha256:
-        raise PlanError(f"{path}: checksum differs from the one in {PLAN_FILE}: truncated, changed or from another save")
+        raise PlanError(
+            f"{path}: checksum differs from the one in {PLAN_FILE}: truncated, changed or from another save"
+        )
     try:
         return load_safetensors(content)
     except (SafetensorError, ValueError, KeyError, RuntimeError, AttributeError) as error:
@@ -445,7 +450,7 @@ def _check_kept(plan: Plan, original: dict[tuple[str, str], int]) -> None:
             width = original.get((name, side))
             if width is None:
                 raise PlanError(f"kept: the network has no '{side}' side of '{name}'")
-            ascending = all(a < b for a, b in zip(left, left[1:], strict=False))
+            ascending = all(a < b for a, b in itertools.pairwise(left))
             if not left or not ascending or left[-1] >= width:
                 raise PlanError(f"kept: '{name}' {side}: positions must ascend within 0..{width - 1}")
 

@@ -416,7 +416,7 @@ class _Run:
 
     def _shrink(self, step: int, clock: _Clock) -> Receipt:
         ranking = clock.measure("score", lambda: self._rank(step))
-        return clock.measure("prune", lambda: self._cut(ranking, *self._ask(ranking, step), step))  # type: ignore[no-any-return]
+        return clock.measure("prune", lambda: self._cut(ranking, *self._ask(ranking, step), step))
 
     def _rank(self, step: int) -> Ranking:
         options = self._options
@@ -471,7 +471,9 @@ class _Run:
             found = probe(self.model, self._inputs)
         except (RuntimeError, ValueError, IndexError, TypeError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise GraphError(f"the network does not run after iteration {step}: {reason}; ignore the layer that failed") from error
+            raise GraphError(
+                f"the network does not run after iteration {step}: {reason}; ignore the layer that failed"
+            ) from error
         if found.output_shapes != self._shapes:
             raise GraphError(
                 f"iteration {step} changed the shape of the outputs from {self._shapes} to {found.output_shapes}"
@@ -492,7 +494,8 @@ class _Run:
                 rho=receipt.rho + more.rho,
                 score_low=min(receipt.score_low, more.score_low),  # type: ignore[type-var]
             )
-        raise TargetError(f"the target {self._options.target.kind}={self._options.target.share} was missed after {_MAX_TOP_UPS} corrections")
+        target = self._options.target
+        raise TargetError(f"target {target.kind}={target.share:g} was missed after {_MAX_TOP_UPS} corrections")
 
     # words
 
@@ -518,7 +521,9 @@ class _Run:
         options = self._options
         pinned = sorted(self._graph.pinned, key=lambda name: (-self._macs.get(name, 0), name))[:3]
         names = ", ".join(f"'{name}' ({self._graph.pinned[name]})" for name in pinned)
-        floors_text = f"every layer keeps min_units={options.min_units} and max_layer_ratio={options.max_layer_ratio:g} may go"
+        floors_text = (
+            f"every layer keeps min_units={options.min_units} and max_layer_ratio={options.max_layer_ratio:g} may go"
+        )
         rounding = f", widths are rounded to {options.round_to}" if options.round_to else ""
         return f"{floors_text}{rounding}; these layers stay: {names or 'none'}"
 

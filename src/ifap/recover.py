@@ -206,7 +206,7 @@ class Distillation:
                     "lower the learning rate"
                 )
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimizer.step()
         model.eval()
 

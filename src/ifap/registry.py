@@ -15,8 +15,7 @@ from ifap.errors import ConfigError, nearest
 
 Entry = TypeVar("Entry")
 
-
-_REGISTRATION = re.compile(r"""^@[A-Z_]+\.register\(\s*"([a-z0-9_]+)"\s*\)|\.register\(\s*"([a-z0-9_]+)"\s*\)\(""", re.MULTILINE)
+_REGISTRATION = re.compile(r"""^@?[A-Z_]+\.register\(\s*"([a-z0-9_]+)"\s*\)""", re.MULTILINE)
 
 
 @cache
@@ -32,7 +31,7 @@ def entry_names(package: str) -> frozenset[str]:
     names: set[str] = set()
     for folder in spec.submodule_search_locations:
         for file in sorted(Path(folder).glob("*.py")):
-            names.update(a or b for a, b in _REGISTRATION.findall(file.read_text("utf-8")))
+            names.update(_REGISTRATION.findall(file.read_text("utf-8")))
     return frozenset(names)
 
 

@@ -274,7 +274,7 @@ def _epoch(
                 f"loss is {value} in epoch {epoch}, step {step + 1} of {steps}: lower the learning rate"
             )
         run.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         run.optimizer.step()
         total += value * len(targets)
     return total / len(train)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from ifap.flow import Normalize, Site
 
 
 class Method(Protocol):
@@ -15,6 +18,8 @@ class Method(Protocol):
     scored layer: its name and a tensor with one finite, non-negative value a unit.
     """
 
-    def __call__(self, model: nn.Module, batches: Iterable[Any], *, normalize: str, site: str, seed: int) -> dict[str, Tensor]:
+    def __call__(
+        self, model: nn.Module, batches: Iterable[Any], *, normalize: Normalize, site: Site, seed: int
+    ) -> dict[str, Tensor]:
         """Return the scores, shape (units,) each."""
         ...

@@ -12,8 +12,6 @@ from ifap.methods import METHODS
 
 
 @METHODS.register("ifap")
-def flow(
-    model: nn.Module, batches: Iterable[Any], *, normalize: Normalize, site: Site, seed: int
-) -> dict[str, Tensor]:
+def flow(model: nn.Module, batches: Iterable[Any], *, normalize: Normalize, site: Site, seed: int) -> dict[str, Tensor]:
     """Score units by their flow; `seed` is not used."""
     return flow_scores(model, batches, normalize=normalize, site=site)

@@ -14,9 +14,7 @@ from ifap.methods.units import map_units
 
 
 @METHODS.register("magnitude")
-def magnitude(
-    model: nn.Module, batches: Iterable[Any], *, normalize: str, site: str, seed: int
-) -> dict[str, Tensor]:
+def magnitude(model: nn.Module, batches: Iterable[Any], *, normalize: str, site: str, seed: int) -> dict[str, Tensor]:
     """Score units by the L2 norm of their weights; only `normalize` is used.
 
     ``'volume'`` has no meaning without activations and leaves the scores as they are.

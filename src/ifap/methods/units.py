@@ -37,7 +37,7 @@ def map_units(model: nn.Module, *, layer: Score, heads: Score) -> dict[str, Tens
             inside |= {module.q, module.k, module.v}
             scores[name] = heads(name, module)
         elif name in fused:
-            inside.add(module.qkv)  # type: ignore[arg-type]
+            inside.add(module.qkv)
             scores[name] = heads(name, module)
         elif module not in inside and (is_conv(module) or isinstance(module, nn.Linear)):
             scores[name] = layer(name, module)
