@@ -248,6 +248,7 @@ class _NetworkInput(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.channels = x.shape[-1 if x.dim() == 3 else min(1, x.dim() - 1)] if x.dim() else None
         return x.view_as(x)
 
     @staticmethod
@@ -270,6 +271,18 @@ class _ChannelShuffle(torch.autograd.Function):
 _INPUT, _SHUFFLE = "_NetworkInputBackward", "_ChannelShuffleBackward"
 
 
+class _InputAwareGraph(tp.DependencyGraph):  # type: ignore[misc]
+    """Torch-Pruning's graph, which also knows how wide a network input is that is concatenated to features."""
+
+    def get_out_channels(self, module_or_node: Any) -> Any:
+        """Return the channels of a layer, or of a network input."""
+        channels = super().get_out_channels(module_or_node)
+        grad_fn = getattr(module_or_node, "grad_fn", None)
+        if channels is None and _INPUT in str(grad_fn):
+            return grad_fn.channels
+        return channels
+
+
 def _torch_pruning_graph(
     model: nn.Module, example_inputs: Inputs, *, on_meta: bool
 ) -> tuple[nn.Module, tp.DependencyGraph, list[str]]:
@@ -277,7 +290,7 @@ def _torch_pruning_graph(
     buffers = _buffers_as_parameters(model)
     bare = [(parameter, _channel_dim(parameter)) for parameter in _bare_parameters(model).values()]
     inputs = to_device(example_inputs, torch.device("meta")) if on_meta else example_inputs
-    graph = tp.DependencyGraph()
+    graph = _InputAwareGraph()
 
     def forward(network: nn.Module, tree: Inputs) -> list[Tensor]:
         outputs = call(network, map_tensors(tree, _mark_input))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -222,20 +223,13 @@ class Ranking:
         """
         if getattr(self.cost(self.num_candidates), kind) > goal:
             return None
-        low, high = 0, self.num_candidates
-        while low < high:
-            middle = (low + high) // 2
-            if getattr(self.cost(middle), kind) <= goal:
-                high = middle
-            else:
-                low = middle + 1
-        return low
+        counts = range(self.num_candidates)
+        return bisect.bisect_left(counts, True, key=lambda count: getattr(self.cost(count), kind) <= goal)
 
     def at_least_one(self, count: int) -> int:
         """Return the smallest count from `count` on that removes any unit at all."""
-        while count < self.num_candidates and not self.removed_per_group(count).any():
-            count += 1
-        return count
+        counts = range(self.num_candidates)
+        return bisect.bisect_left(counts, True, lo=count, key=lambda n: bool(self.removed_per_group(n).any()))
 
     def _sorted_groups(self, scores: Floats) -> list[Indices]:
         order = np.lexsort((np.arange(len(scores)), scores, self._graph.group_of))
