@@ -34,7 +34,7 @@ def our_step(model: nn.Module, inputs: torch.Tensor) -> None:
     limits = floors(graph, graph.units_per_group(), 1, 0.95)
     budget = Budget(graph, model, macs_by_module(model, inputs))
     ranking = Ranking(graph, unit_scores(graph, model, scores), limits, budget)
-    removed = ranking.units(round(SHARE * graph.num_units))
+    removed = ranking.units(ranking.removed_per_group(round(SHARE * graph.num_units)))
     graph.apply(model, removed)
     graph.without(removed)
 

@@ -42,6 +42,9 @@ class ResultsError(IfapError):
     """Results are missing, stale or malformed."""
 
 
+_SHOWN_NAMES = 12
+
+
 def nearest(name: str, choices: Iterable[str]) -> str:
     """Say which choices exist and which is closest to a misspelt name.
 
@@ -57,7 +60,8 @@ def nearest(name: str, choices: Iterable[str]) -> str:
     str
         A clause such as ``"did you mean 'ifap'? Valid: ifap, random"``.
     """
-    names = sorted(choices)
+    names = sorted(choice for choice in choices if choice)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
     hint = f"did you mean '{close[0]}'? " if close else ""
-    return f"{hint}Valid: {', '.join(names) or 'none'}"
+    more = f", ... ({len(names)} in all)" if len(names) > _SHOWN_NAMES else ""
+    return f"{hint}Valid: {', '.join(names[:_SHOWN_NAMES]) or 'none'}{more}"

@@ -118,13 +118,20 @@ def _measure(model: nn.Module, batches: Iterable[Inputs], site: Site) -> dict[st
     with evaluation_mode(model), torch.no_grad(), _observe(model, meters, site) as flush:
         for batch in batches:
             is_empty = False
-            call(model, to_device(batch, device))
+            _call(model, to_device(batch, device))
             flush()
     if is_empty:
         raise ScoreError("calibration data are empty: give at least one batch of inputs")
     used = {name: meter for name, meter in meters.items() if meter.samples}
     _check_finite(used)
     return used
+
+
+def _call(model: nn.Module, batch: Inputs) -> None:
+    try:
+        call(model, batch)
+    except TypeError as error:
+        raise ScoreError(f"calibration batches hold the network's inputs and no labels: {error}") from error
 
 
 @contextmanager

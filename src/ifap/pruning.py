@@ -19,6 +19,7 @@ from ifap.errors import GraphError, TargetError
 from ifap.files import atomic_write_text
 from ifap.flow import Normalize, Site
 from ifap.graph import Graph, trace
+from ifap.layers import is_producer
 from ifap.methods import METHODS, Method
 from ifap.plan import PLAN_FILE, Plan, load, pruned_plan, write_network
 from ifap.ranking import Aggregate, Budget, Ranking, floors, unit_scores
@@ -442,8 +443,10 @@ class _Run:
         return ranking.at_least_one(min(total, max(1, round(rho * units)))), rho
 
     def _cut(self, ranking: Ranking, count: int, rho: float, step: int) -> Receipt:
-        removed = ranking.units(count)
-        asked = ranking.cost(count)
+        lost, asked = ranking.removed_per_group(count), ranking.cost(count)
+        if step == self._options.steps:
+            lost = ranking.spare(lost, self._options.target.kind, self._goal)
+        removed = ranking.units(lost)
         if len(removed) == 0:
             raise TargetError(f"iteration {step} makes no progress: {self._limits(ranking)}")
         self._graph.apply(self.model, removed)
@@ -500,10 +503,11 @@ class _Run:
     # words
 
     def _widths(self) -> dict[str, int]:
+        modules = dict(self.model.named_modules())
         return {
             slot.name: len(units)
             for slot, units in zip(self._graph.slots, self._graph.unit_of, strict=True)
-            if slot.side == "out" and (units >= 0).any()
+            if slot.side == "out" and (units >= 0).any() and is_producer(modules[slot.name])
         }
 
     def _at_floor(self) -> list[str]:

@@ -202,12 +202,51 @@ class Ranking:
 
     def cost(self, count: int) -> Cost:
         """Return what the network would cost without the `count` lowest units."""
-        lost = self.removed_per_group(count)
+        return self.cost_of(self.removed_per_group(count))
+
+    def cost_of(self, lost: Indices) -> Cost:
+        """Return what the network would cost without `lost` units of each group."""
         return self._budget.predict(self._graph.widths() - lost @ self._per_unit)
 
-    def units(self, count: int) -> Indices:
-        """Return the units that go when the `count` lowest are asked for."""
-        lost = self.removed_per_group(count)
+    def spare(self, lost: Indices, kind: str, goal: float) -> Indices:
+        """Give back what the budget allows, the highest scores first.
+
+        Whole heads and rounded widths are coarse: the lowest units that meet a budget together may
+        undercut it by far.
+
+        Parameters
+        ----------
+        lost : array, shape (groups,)
+            Units that each group loses.
+        kind : {'macs', 'params'}
+            Which cost.
+        goal : float
+            Upper bound of that cost.
+
+        Returns
+        -------
+        array, shape (groups,)
+            As `lost`, with as many blocks given back as fit.
+        """
+        lost = lost.copy()
+        last_cut = [
+            self.scores[units[n - 1]] if n else -math.inf for units, n in zip(self._by_group, lost, strict=True)
+        ]
+        for group in np.argsort(last_cut)[::-1]:
+            while lost[group] > 0:
+                fewer = lost.copy()
+                fewer[group] = self._fewer(int(group), int(lost[group]))
+                if getattr(self.cost_of(fewer), kind) > goal:
+                    break
+                lost = fewer
+        return lost
+
+    def _fewer(self, group: int, lost: int) -> int:
+        """Return the next smaller number of units that a group may lose."""
+        return lost - 1 if self._round_to is None else max(0, self._rounded(group, lost - 1))
+
+    def units(self, lost: Indices) -> Indices:
+        """Return the lowest units of each group, as many as `lost` says."""
         chosen = [units[:number] for units, number in zip(self._by_group, lost, strict=True)]
         return np.sort(np.concatenate(chosen)) if chosen else np.empty(0, dtype=np.int64)
 
