@@ -229,10 +229,9 @@ class Ranking:
             As `lost`, with as many blocks given back as fit.
         """
         lost = lost.copy()
-        last_cut = [
-            self.scores[units[n - 1]] if n else -math.inf for units, n in zip(self._by_group, lost, strict=True)
-        ]
-        for group in np.argsort(last_cut)[::-1]:
+        by_group = zip(self._by_group, lost, strict=True)
+        last_cut = [self.scores[units[count - 1]] if count else -math.inf for units, count in by_group]
+        for group in np.argsort(last_cut, kind="stable")[::-1]:
             while lost[group] > 0:
                 fewer = lost.copy()
                 fewer[group] = self._fewer(int(group), int(lost[group]))
