@@ -51,10 +51,12 @@ bench: setup ## Measure speed as ratios, side by side
 	python -m benchmarks.scoring
 	python -m benchmarks.surgery
 
-record: setup ## Version checkpoints and data in DVC
-	dvc add --quiet data/*/ results/$(SCALE)/checkpoints
+record: setup ## Version a finished scale: data and checkpoints in DVC, then its tables
+	python -m stages.collect --scale $(SCALE) --check
+	dvc add --quiet $$(dirname data/*/manifest.json) results/$(SCALE)/checkpoints
 	dvc repro
 	dvc status
+	@echo "now: git add --all && git commit, then make push"
 
 sync: setup ## After a pull or checkout: check that files fit params.yaml, then tell Snakemake so
 	python -m stages.sync --scale $(SCALE)

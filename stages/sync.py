@@ -25,9 +25,9 @@ log = logging.getLogger("stages.sync")
 def main(scale: ScaleOption = None, params: ParamsOption = PARAMS) -> None:
     """Check the scale's files and mark them as up to date."""
     grid = open_grid(params, scale)
-    _run("dvc", "checkout", "--quiet", *tracked(grid.scale))
-    changed = _run("dvc", "status", "--quiet", *tracked(grid.scale), check=False)
-    if changed:
+    recorded = tracked(grid.scale)
+    _run("dvc", "checkout", *recorded, hint="run `dvc pull`, or `make record` if these are new results")
+    if _run("dvc", "status", "--quiet", *recorded, check=False):
         raise ResultsError("data or checkpoints differ from what DVC recorded: see `dvc status`")
     records.collect(grid)
     missing = [
@@ -51,11 +51,13 @@ def tracked(scale: str) -> list[str]:
     return sorted(map(str, files))
 
 
-def _run(*command: str, check: bool = True) -> int:
-    done = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True)
+def _run(*command: str, check: bool = True, hint: str = "") -> int:
+    done = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True, stdin=subprocess.DEVNULL)
     if check and done.returncode:
-        last = (done.stderr or done.stdout).strip().splitlines()[-1:]
-        raise ResultsError(f"`{' '.join(command)}` failed: {''.join(last)}")
+        lines = (done.stderr or done.stdout).strip().splitlines() or [f"exit code {done.returncode}"]
+        start = next((number for number, line in enumerate(lines) if line.startswith("ERROR")), len(lines) - 1)
+        said = " ".join(line.removeprefix("ERROR: ") for line in lines[start:] if "error.dvc.org" not in line)
+        raise ResultsError(f"`{' '.join(command[:2])}` failed: {said}{'; ' if hint else ''}{hint}")
     return done.returncode
 
 
