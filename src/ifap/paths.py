@@ -124,3 +124,18 @@ def report_page(scale: str) -> Path:
 def schema_file() -> Path:
     """The JSON schema of ``params.yaml``."""
     return Path("schemas") / "params.schema.json"
+
+
+def published_tables() -> Path:
+    """The published tables as HTML, from which `published_claims` is transcribed."""
+    return Path("data") / "paper" / "tables.html"
+
+
+def published_claims() -> Path:
+    """Every published number, one row each; in git."""
+    return Path("data") / "paper" / "claims.csv"
+
+
+def audit_file(extension: str) -> Path:
+    """What the published numbers do not agree on among themselves; `extension` is ``md`` or ``csv``."""
+    return Path("reports") / "paper" / f"audit.{extension}"
