@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from ifap import plan
 from ifap.paths import Cell
-from ifap.runtime import run_stage
-from stages import (
+from ifap.program import run_stage
+from stages.job import open_job
+from stages.options import (
     PARAMS,
     DatasetOption,
     MethodOption,
@@ -14,7 +15,6 @@ from stages import (
     ScaleOption,
     SeedOption,
     TaskOption,
-    open_job,
 )
 
 

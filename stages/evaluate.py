@@ -12,19 +12,19 @@ from ifap.costs import cost
 from ifap.files import atomic_write_text
 from ifap.latency import latency
 from ifap.paths import Cell, metrics_file
-from ifap.runtime import device, provenance, run_stage
+from ifap.program import run_stage
+from ifap.runtime import device, provenance
 from ifap.splits import Role
-from stages import (
+from stages.job import Job, open_job
+from stages.options import (
     PARAMS,
     DatasetOption,
-    Job,
     MethodOption,
     ModelOption,
     ParamsOption,
     ScaleOption,
     SeedOption,
     TaskOption,
-    open_job,
 )
 
 METRICS_VERSION = 1

@@ -8,8 +8,9 @@ from ifap import paths
 from ifap.datasets import DATASETS
 from ifap.datasets.base import write_dataset
 from ifap.errors import ConfigError, nearest
-from ifap.runtime import configure, run_stage
-from stages import PARAMS, DatasetOption, ParamsOption, ScaleOption, open_grid
+from ifap.program import run_stage
+from ifap.runtime import configure
+from stages.options import PARAMS, DatasetOption, ParamsOption, ScaleOption, open_grid
 
 log = logging.getLogger("stages.fetch")
 

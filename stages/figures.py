@@ -11,8 +11,8 @@ from ifap.claims import FIGURES, figures, records, tables
 from ifap.claims.page import render_page
 from ifap.config import load_params, select_scale
 from ifap.grid import Grid
-from ifap.runtime import run_stage
-from stages import PARAMS, ParamsOption, ScaleOption
+from ifap.program import run_stage
+from stages.options import PARAMS, ParamsOption, ScaleOption
 
 
 def main(

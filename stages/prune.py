@@ -11,21 +11,20 @@ from torch import nn
 from ifap import plan
 from ifap.files import atomic_write_text
 from ifap.paths import Cell, cell_dir, receipts_file, receipts_json
+from ifap.program import run_stage
 from ifap.pruning import Pruned, Receipt, Target, prune
 from ifap.recover import Distillation, validator
-from ifap.runtime import device, run_stage, write_csv
-from stages import (
+from ifap.runtime import device, write_csv
+from stages.job import Job, Timing, open_job
+from stages.options import (
     PARAMS,
     DatasetOption,
-    Job,
     MethodOption,
     ModelOption,
     ParamsOption,
     ScaleOption,
     SeedOption,
     TaskOption,
-    Timing,
-    open_job,
 )
 
 RECEIPT_FIELDS = (

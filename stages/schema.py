@@ -10,7 +10,7 @@ from ifap.config import json_schema
 from ifap.errors import ConfigError
 from ifap.files import atomic_write_text
 from ifap.paths import schema_file
-from ifap.runtime import run_stage
+from ifap.program import run_stage
 
 
 def main(

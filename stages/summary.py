@@ -9,8 +9,8 @@ from rich.table import Table
 
 from ifap import paths
 from ifap.claims import records
-from ifap.runtime import run_stage
-from stages import PARAMS, ParamsOption, ScaleOption, open_grid
+from ifap.program import run_stage
+from stages.options import PARAMS, ParamsOption, ScaleOption, open_grid
 
 
 def main(scale: ScaleOption = None, params: ParamsOption = PARAMS) -> None:

@@ -16,8 +16,8 @@ from pathlib import Path
 from ifap import paths
 from ifap.claims import records
 from ifap.errors import ResultsError
-from ifap.runtime import run_stage
-from stages import PARAMS, ParamsOption, ScaleOption, open_grid
+from ifap.program import run_stage
+from stages.options import PARAMS, ParamsOption, ScaleOption, open_grid
 
 log = logging.getLogger("stages.sync")
 

@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from ifap import runtime
+from ifap import program, runtime
 from ifap.errors import IfapError
 from ifap.latency import latency
 
@@ -61,7 +61,7 @@ def test_a_second_run_is_told_what_is_running(tmp_path):
 def test_a_users_mistake_is_one_line_and_exit_code_2():
     lines = [
         "from ifap.errors import IfapError",
-        "from ifap.runtime import run_stage",
+        "from ifap.program import run_stage",
         "def main() -> None: raise IfapError('two\\nlines')",
         "run_stage(main)",
     ]
@@ -80,9 +80,9 @@ def test_a_bug_keeps_its_traceback_and_success_is_exit_code_0(monkeypatch):
         pass
 
     with pytest.raises(RuntimeError, match="a bug"):
-        runtime.run_stage(bug)
+        program.run_stage(bug)
     with pytest.raises(SystemExit) as exit_code:
-        runtime.run_stage(fine)
+        program.run_stage(fine)
     assert exit_code.value.code == 0
 
 

@@ -15,7 +15,8 @@ from ifap import paths, plan
 from ifap.errors import ConfigError, ResultsError
 from ifap.models import builder_from_id
 from ifap.paths import Cell
-from stages import baseline, evaluate, fetch, finetune, open_job
+from stages import baseline, evaluate, fetch, finetune
+from stages.job import open_job
 
 CELL = {"task": "classification", "dataset": "digits", "model": "resnet_tiny", "seed": 0}
 BASELINE = Cell(method="baseline", **CELL)

@@ -30,6 +30,18 @@ def test_calibration_error_is_in_percent():
     assert found["ece"] == pytest.approx(90.0, abs=1e-3)
 
 
+@pytest.mark.parametrize("bins", [1, 5, 15])
+def test_calibration_error_is_that_of_torchmetrics(bins):
+    from torchmetrics.functional.classification import multiclass_calibration_error
+
+    for seed in range(5):
+        generator = torch.Generator().manual_seed(seed)
+        scores = torch.randn(300, 10, generator=generator) * (seed + 1)
+        targets = torch.randint(0, 10, (300,), generator=generator)
+        expected = 100 * multiclass_calibration_error(scores.softmax(1), targets, num_classes=10, n_bins=bins)
+        assert TASK.metrics(scores, targets, bins=bins)["ece"] == pytest.approx(float(expected), abs=1e-3)
+
+
 def test_calibration_is_measured_only_when_asked():
     assert "ece" not in TASK.metrics(torch.zeros(2, 3), torch.tensor([0, 1]))
 

@@ -277,7 +277,7 @@ class _InputAwareGraph(tp.DependencyGraph):  # type: ignore[misc]
     def get_out_channels(self, module_or_node: Any) -> Any:
         """Return the channels of a layer, or of a network input."""
         channels = super().get_out_channels(module_or_node)
-        grad_fn = getattr(module_or_node, "grad_fn", None)
+        grad_fn: Any = getattr(module_or_node, "grad_fn", None)
         if channels is None and _INPUT in str(grad_fn):
             return grad_fn.channels
         return channels

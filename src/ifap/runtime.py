@@ -14,16 +14,13 @@ import platform
 import resource
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
-import typer
-from rich.console import Console
-from rich.logging import RichHandler
 
 from ifap.errors import IfapError
 from ifap.files import atomic_write_text
@@ -73,33 +70,6 @@ def device() -> torch.device:
     chosen = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     log.info("device: %s", torch.cuda.get_device_name(chosen) if chosen.type == "cuda" else "cpu (no GPU found)")
     return chosen
-
-
-def run_stage(main: Callable[..., None]) -> NoReturn:
-    """Run a typer function as a program: a user's mistake is one line and exit code 2, a bug exit code 1."""
-    configure_logging()
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(main)
-    try:
-        app()
-    except IfapError as error:
-        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
-        raise SystemExit(2) from None
-    raise SystemExit(0)
-
-
-def configure_logging() -> None:
-    """Log this package's progress to stderr, prettily on a terminal and plainly otherwise."""
-    handler: logging.Handler
-    if sys.stderr.isatty():
-        handler = RichHandler(console=Console(stderr=True), show_path=False)
-        handler.setFormatter(logging.Formatter("%(message)s", datefmt="[%X]"))
-    else:
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
-    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
-    for name in ("ifap", "stages"):
-        logging.getLogger(name).setLevel(logging.INFO)
 
 
 def write_csv(path: Path, rows: Iterable[Mapping[str, Any]], fields: Iterable[str]) -> None:

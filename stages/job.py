@@ -1,0 +1,235 @@
+"""One stage of one cell: its options, data, networks and files."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import logging
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ifap import paths, plan
+from ifap.config import DatasetOptions
+from ifap.datasets import DATASETS, DatasetSpec
+from ifap.datasets.base import read_manifest
+from ifap.errors import ConfigError, ResultsError, nearest
+from ifap.files import atomic_write_text
+from ifap.grid import Grid
+from ifap.models import build, builder_args, builder_from_id, builder_id
+from ifap.runtime import LOCK_FILE, Lock, configure, device, peak_memory_mb, sha256_file, write_csv
+from ifap.splits import Role, Split
+from ifap.tasks import TASKS, Task
+from ifap.training import HISTORY_FIELDS, fit, read_progress
+from stages.options import open_grid
+
+log = logging.getLogger(__name__)
+
+TIMING_VERSION = 1
+
+
+@dataclass
+class Timing:
+    """What a stage cost; `extra_seconds` and `resume_count` come from interrupted sessions."""
+
+    extra_seconds: float = 0.0
+    resume_count: int = 0
+
+
+@dataclass(frozen=True)
+class Job:
+    """One stage of one cell: its options, data and files.
+
+    Parameters
+    ----------
+    grid : Grid
+        The scale.
+    cell : Cell
+        The experiment.
+    stage : {'baseline', 'prune', 'finetune', 'evaluate'}
+        What is done to it.
+    """
+
+    grid: Grid
+    cell: paths.Cell
+    stage: str
+    spec: DatasetSpec = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "spec", DATASETS.get(self.cell.dataset))
+
+    @property
+    def dataset_options(self) -> DatasetOptions:
+        """How the data set is prepared."""
+        return self.grid.options.datasets[self.cell.dataset]
+
+    @property
+    def task(self) -> Task:
+        """Loss and metrics."""
+        return TASKS.get(self.cell.task)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Everything that this stage's result depends on."""
+        return self.grid.config(self.cell, self.stage)
+
+    @property
+    def guard(self) -> str:
+        """A hash of configuration and data: a resume state made under another one is discarded."""
+        text = json.dumps([self.config, self.manifest()["checksum"]], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @property
+    def state(self) -> Path:
+        """Folder of the resume state."""
+        return paths.state_dir(self.grid.scale, self.cell, self.stage)
+
+    def checkpoint(self, name: str) -> Path:
+        """Return the folder of a saved network of this cell: ``pruned`` or ``final``."""
+        return paths.checkpoint_dir(self.grid.scale, self.cell, name)
+
+    def timing_file(self, stage: str) -> Path:
+        """Return where a stage of this cell notes what it cost."""
+        return paths.cell_dir(self.grid.scale, self.cell) / f"timings-{stage}.json"
+
+    def timing(self, stage: str) -> dict[str, Any]:
+        """Read what a stage of this cell cost.
+
+        Raises
+        ------
+        ResultsError
+            If the stage has not finished, or its record is damaged.
+        """
+        path = self.timing_file(stage)
+        try:
+            record: dict[str, Any] = json.loads(path.read_text())
+        except FileNotFoundError:
+            raise ResultsError(f"{path} not found: run stage {stage} of {self.cell} first") from None
+        except ValueError:
+            raise ResultsError(f"{path} is not valid JSON: run stage {stage} of {self.cell} again") from None
+        return record
+
+    def check_stage(self, stage: str) -> None:
+        """Refuse to build on an earlier stage that has not run, or ran under other parameters."""
+        if self.timing(stage).get("config") != self.grid.config(self.cell, stage):
+            raise ResultsError(f"stage {stage} of {self.cell} ran with other parameters: run it again")
+
+    def manifest(self) -> dict[str, Any]:
+        """Return the data set's manifest, after checking that it fits this scale's options."""
+        manifest = read_manifest(paths.dataset_dir(self.cell.dataset))
+        if manifest.get("config") != self.grid.fetch_config(self.cell.dataset):
+            raise ResultsError(
+                f"data set '{self.cell.dataset}' was prepared with other options: run the fetch stage again"
+            )
+        return manifest
+
+    def split(self, role: Role) -> Split:
+        """Load one split, after checking the file against the manifest."""
+        path = paths.split_file(self.cell.dataset, role)
+        wanted = self.manifest()["splits"][role]["sha256"]
+        if path.exists() and sha256_file(path) != wanted:
+            raise ResultsError(f"{path} differs from its manifest: run the fetch stage again")
+        return self.spec.load(path, role)
+
+    def discard_state(self) -> None:
+        """Remove the resume state of this stage; the lock stays, because it may be held."""
+        for item in self.state.iterdir() if self.state.exists() else ():
+            if item.is_dir():
+                shutil.rmtree(item)
+            elif item.name != LOCK_FILE:
+                item.unlink()
+
+    def example_inputs(self, batch: int = 1) -> Tensor:
+        """Return zeros of the network's input shape."""
+        side = self.dataset_options.image_size
+        return torch.zeros(batch, self.spec.channels, side, side)
+
+    def build(self) -> nn.Module:
+        """Build the cell's unpruned network from torch's global generator."""
+        return build(self.cell.model, self.spec, self.dataset_options)
+
+    def load(self, name: str) -> tuple[plan.Plan, nn.Module]:
+        """Load a saved network of this cell, ``pruned`` or ``final``, with its plan."""
+        folder = self.checkpoint(name)
+        record = plan.read_plan(folder)
+        return record, plan.load(folder, lambda: builder_from_id(record.builder.id, record.builder.args))
+
+    def builder(self) -> tuple[str, dict[str, int]]:
+        """Return the identifier and arguments under which a plan finds the unpruned network."""
+        return builder_id(self.cell.model), builder_args(self.spec, self.dataset_options)
+
+    def train(self, network: nn.Module, timing: Timing) -> nn.Module:
+        """Train a network by the cell's recipe and write its history; returns it on the CPU, in evaluation mode."""
+        where = device()
+        rows = fit(
+            network.to(where),
+            self.split("train"),
+            self.split("validation"),
+            self.grid.training(self.cell),
+            self.task,
+            seed=self.cell.seed,
+            augment=self.spec.augment,
+            state=self.state,
+            guard=self.guard,
+        )
+        progress = read_progress(self.state)
+        timing.resume_count, timing.extra_seconds = progress.resumes, progress.earlier_seconds
+        write_csv(paths.history_file(self.grid.scale, self.cell), map(dataclasses.asdict, rows), HISTORY_FIELDS)
+        if rows:
+            log.info("%s %s: validation %s %.2f", self.stage, self.cell, self.task.primary, rows[-1].validation_metric)
+        return network.cpu().eval()
+
+    @contextlib.contextmanager
+    def run(self) -> Iterator[Timing]:
+        """Seed the process, hold the cell's lock; after success note what the stage cost and drop its resume state."""
+        start, timing = time.monotonic(), Timing()
+        configure(self.cell.seed)
+        with Lock(self.state, f"{self.stage} of {self.cell}"):
+            yield timing
+            seconds = time.monotonic() - start + timing.extra_seconds
+            record = {
+                "schema_version": TIMING_VERSION,
+                "config": self.config,
+                "wall_seconds": round(seconds, 3),
+                "peak_memory_mb": peak_memory_mb(),
+                "resume_count": timing.resume_count,
+            }
+            atomic_write_text(self.timing_file(self.stage), json.dumps(record, indent=2, sort_keys=True) + "\n")
+            self.discard_state()
+
+
+def open_job(params: Path, scale: str | None, cell: paths.Cell, stage: str) -> Job:
+    """Return the job of one stage of one cell.
+
+    Raises
+    ------
+    ConfigError
+        If the scale has no such cell; the message names the part that is wrong.
+    """
+    grid = open_grid(params, scale)
+    cells = grid.cells()
+    if cell not in cells:
+        raise ConfigError(f"scale '{grid.scale}' has no cell {cell}: {_wrong_part(cell, cells)}")
+    if stage in {"prune", "finetune"} and cell.is_baseline:
+        raise ConfigError(f"stage {stage} needs a pruning method, not 'baseline'")
+    if stage == "baseline" and not cell.is_baseline:
+        raise ConfigError(f"stage baseline makes the unpruned network: leave out --method, or give 'baseline' ({cell})")
+    return Job(grid, cell, stage)
+
+
+def _wrong_part(cell: paths.Cell, cells: list[paths.Cell]) -> str:
+    for part in cell._fields:
+        fitting = [other for other in cells if getattr(other, part) == getattr(cell, part)]
+        if not fitting:
+            valid = {str(getattr(other, part)) for other in cells}
+            return f"{part} '{getattr(cell, part)}': {nearest(str(getattr(cell, part)), valid)}"
+        cells = fitting
+    return "no such combination"
