@@ -93,7 +93,8 @@ class SplitAttention(nn.Module):
             heads = functional.dropout(weights, dropout) @ v
         else:
             heads = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
-        output = self.out(self._tokens(heads, batched))
+        # Projected before the layout of the input is restored: whoever scores `out` finds samples first.
+        output = self._restore(self.out(heads.transpose(1, 2).flatten(2)), batched)
         if weights is not None:
             weights = weights.mean(dim=1) if average_attn_weights else weights
             weights = weights if batched else weights.squeeze(0)
@@ -105,9 +106,8 @@ class SplitAttention(nn.Module):
         x = projection(x if self.batch_first else x.transpose(0, 1))
         return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
 
-    def _tokens(self, heads: Tensor, batched: bool) -> Tensor:
-        """Bring (batch, heads, tokens, head width) back to the layout of the input."""
-        x = heads.transpose(1, 2).flatten(2)
+    def _restore(self, x: Tensor, batched: bool) -> Tensor:
+        """Bring (batch, tokens, width) back to the layout of the input."""
         x = x if self.batch_first else x.transpose(0, 1)
         return x if batched else x.squeeze(0 if self.batch_first else 1)
 

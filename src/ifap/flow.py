@@ -120,9 +120,9 @@ def _measure(model: nn.Module, batches: Iterable[Inputs], site: Site) -> dict[st
             is_empty = False
             _call(model, to_device(batch, device))
             flush()
-    if is_empty:
-        raise ScoreError("calibration data are empty: give at least one batch of inputs")
     used = {name: meter for name, meter in meters.items() if meter.samples}
+    if is_empty or (meters and not used):
+        raise ScoreError("calibration data are empty: give at least one batch of inputs")
     _check_finite(used)
     return used
 
@@ -194,7 +194,7 @@ def unit_norms(output: Tensor, axis: int) -> Tensor:
 
 
 def _volume(output: Tensor) -> int:
-    return output.numel() // output.shape[0]
+    return output.numel() // max(1, output.shape[0])
 
 
 # --- attention ------------------------------------------------------------------------------------

@@ -100,7 +100,7 @@ def unit_weights(module: nn.Module) -> Tensor:
 
 def weight_norms(module: nn.Module) -> Tensor:
     """Return the L2 norm of the weights of each output unit, shape (units,)."""
-    return torch.linalg.vector_norm(unit_weights(module), dim=1, dtype=torch.float32)
+    return torch.linalg.vector_norm(unit_weights(module).float(), dim=1)
 
 
 def macs_scale_with_input(module: nn.Module) -> bool:

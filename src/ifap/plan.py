@@ -425,13 +425,13 @@ def _resize(model: nn.Module, name: str, old: Tensor, stored: Tensor) -> None:
 
 def _cut_unsaved(model: nn.Module, plan: Plan, weights: dict[str, Tensor]) -> None:
     """Cut what has a width but no stored tensor: norms without weights, buffers that are not saved."""
-    from ifap.graph import cut_bare_tensor
-
     modules = dict(model.named_modules())
     for name, by_side in plan.kept.items():
         keep = {side: torch.tensor(left) for side, left in by_side.items()}
         if name not in modules:
             if name not in weights:
+                from ifap.graph import cut_bare_tensor  # the tracer, which most networks load without
+
                 cut_bare_tensor(model, name, keep)
         elif not any(key.rpartition(".")[0] == name for key in weights):
             cut(modules[name], keep)
@@ -460,7 +460,7 @@ def _check_widths(model: nn.Module, plan: Plan, original: dict[tuple[str, str], 
     for (name, side), width in original.items():
         left = plan.kept.get(name, {}).get(side)
         expected = width if left is None else len(left)
-        if not side.startswith("dim") and present[name, side] != expected:
+        if (left is not None or not side.startswith("dim")) and present[name, side] != expected:
             raise PlanError(f"'{name}' {side}: {present[name, side]} units stored, {expected} in the plan")
     if _heads(model) != plan.heads:
         raise PlanError("the numbers of attention heads differ from those in the plan")
@@ -471,6 +471,8 @@ def _check_widths(model: nn.Module, plan: Plan, original: dict[tuple[str, str], 
 
 def _fingerprint(model: nn.Module, spec: Any) -> list[float]:
     """Return some outputs of the network, in evaluation mode, on inputs that follow from `spec` alone."""
+    if _elements(spec) > _MAX_INPUT_ELEMENTS:
+        raise PlanError("example_inputs: the shapes are too large")
     inputs = to_device(_make_inputs(spec, torch.Generator().manual_seed(0)), device_of(model))
     with evaluation_mode(model), torch.no_grad():
         output = next((t for t in tensors(call(model, inputs)) if t.is_floating_point()), None)
@@ -481,6 +483,15 @@ def _fingerprint(model: nn.Module, spec: Any) -> list[float]:
     return [float(value) for value in flat[positions]]
 
 
+def _elements(spec: Any) -> int:
+    """Return the elements of all inputs together, before any is made."""
+    if isinstance(spec, InputDict):
+        return sum(_elements(value) for value in spec.items.values())
+    if isinstance(spec, InputList):
+        return sum(_elements(value) for value in spec.items)
+    return math.prod(spec.shape)
+
+
 def _make_inputs(spec: Any, generator: torch.Generator) -> Any:
     if isinstance(spec, InputDict):
         return {key: _make_inputs(value, generator) for key, value in spec.items.items()}
@@ -488,8 +499,6 @@ def _make_inputs(spec: Any, generator: torch.Generator) -> Any:
         return [_make_inputs(value, generator) for value in spec.items]
     if spec.dtype not in _DTYPES:
         raise PlanError(f"example_inputs: unknown dtype '{spec.dtype}': {nearest(spec.dtype, _DTYPES)}")
-    if math.prod(spec.shape) > _MAX_INPUT_ELEMENTS:
-        raise PlanError(f"example_inputs: shape {spec.shape} is too large")
     dtype = _DTYPES[spec.dtype]
     if dtype.is_floating_point:
         return torch.randn(spec.shape, generator=generator).to(dtype)

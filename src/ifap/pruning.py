@@ -15,14 +15,14 @@ from torch import nn
 
 from ifap.attention import split_attention
 from ifap.costs import Cost, count_params, macs_by_module, probe
-from ifap.errors import GraphError, TargetError
+from ifap.errors import ConfigError, GraphError, TargetError, nearest
 from ifap.files import atomic_write_text
 from ifap.flow import Normalize, Site
 from ifap.graph import Graph, trace
 from ifap.layers import is_producer
 from ifap.methods import METHODS, Method
 from ifap.plan import PLAN_FILE, Plan, load, pruned_plan, write_network
-from ifap.ranking import Aggregate, Budget, Ranking, floors, unit_scores
+from ifap.ranking import AGGREGATES, Aggregate, Budget, Ranking, floors, unit_scores
 from ifap.schedule import rate, solve_rho_0
 from ifap.splits import refuse_test
 from ifap.tracing import Inputs, private_copy
@@ -263,7 +263,17 @@ def prune(
     )
     _check(options, validate)
     scorer = METHODS.get(method) if isinstance(method, str) else method
-    run = _Run(model, example_inputs, batches, options, scorer, recover, validate, on_step, tuple(ignore))
+    run = _Run(
+        model,
+        example_inputs,
+        batches,
+        options,
+        scorer,
+        recover,
+        validate,
+        on_step,
+        (ignore,) if isinstance(ignore, (str, nn.Module)) else tuple(ignore),
+    )
     store = _Store(Path(resume)) if resume is not None else None
     return run.finish(store)
 
@@ -279,6 +289,12 @@ def _check(options: _Options, validate: Validate | None) -> None:
         raise TargetError(f"max_layer_ratio must lie in (0, 1], got {options.max_layer_ratio}")
     if options.min_units < 1 or (options.round_to is not None and options.round_to < 1):
         raise TargetError("min_units and round_to must be at least 1")
+    for key, value, valid in (
+        ("aggregate", options.aggregate, AGGREGATES),
+        ("teacher", options.teacher, ("original", "previous")),
+    ):
+        if value not in valid:
+            raise ConfigError(f"unknown {key} '{value}': {nearest(str(value), valid)}")
 
 
 class _Clock:

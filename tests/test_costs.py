@@ -1,0 +1,170 @@
+"""Counted multiply-accumulates against formulas written down by hand, and published base values."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from networks import NETWORKS, FusedAttention, head, unit
+from torch import nn
+
+import ifap
+from ifap.attention import split_attention
+from ifap.costs import macs_by_module
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(
+    ("stride", "padding", "groups", "dilation"),
+    [(1, 0, 1, 1), (2, 1, 1, 1), (1, 1, 4, 1), (2, 2, 4, 2), (1, 1, 12, 1)],
+)
+def test_convolution(stride, padding, groups, dilation, bias):
+    layer = nn.Conv2d(12, 24, (3, 5), stride, padding, dilation, groups, bias=bias)
+    x = torch.randn(2, 12, 16, 20)
+    height = (16 + 2 * padding - dilation * 2 - 1) // stride + 1
+    width = (20 + 2 * padding - dilation * 4 - 1) // stride + 1
+    cost = ifap.cost(layer, x)
+    assert cost.macs == 2 * 24 * height * width * (12 // groups) * 15
+    assert cost.params == 24 * 12 // groups * 15 + 24 * bias
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_transposed_convolution(groups):
+    layer = nn.ConvTranspose2d(8, 12, 3, stride=2, groups=groups)
+    # every input position is multiplied with the whole kernel
+    assert ifap.cost(layer, torch.randn(2, 8, 5, 6)).macs == 2 * 5 * 6 * 8 * 12 // groups * 9
+
+
+def test_other_dimensions():
+    assert ifap.cost(nn.Conv1d(4, 6, 3), torch.randn(2, 4, 10)).macs == 2 * 8 * 6 * 4 * 3
+    assert ifap.cost(nn.Conv3d(2, 4, 2), torch.randn(1, 2, 4, 5, 6)).macs == 3 * 4 * 5 * 4 * 2 * 8
+
+
+def test_linear_on_any_rank():
+    for shape in ((7,), (2, 7), (2, 5, 7), (2, 3, 5, 7)):
+        x = torch.randn(*shape)
+        assert ifap.cost(nn.Linear(7, 3), x).macs == x.numel() // 7 * 7 * 3
+
+
+def test_what_is_not_counted():
+    model = nn.Sequential(nn.BatchNorm2d(3), nn.ReLU(), nn.MaxPool2d(2), nn.GroupNorm(1, 3))
+    assert ifap.cost(model, torch.randn(1, 3, 8, 8)).macs == 0
+
+
+def attention_macs(batch, queries, keys, width, kdim, vdim):
+    projections = batch * (queries * width * width * 2 + keys * width * (kdim + vdim))
+    return projections + 2 * batch * queries * keys * width
+
+
+@pytest.mark.parametrize("need_weights", [False, True])
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("split", [False, True])
+@pytest.mark.parametrize("cross", [False, True])
+def test_attention(need_weights, training, split, cross):
+    kdim, vdim, keys = (10, 12, 7) if cross else (16, 16, 5)
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            options = {"kdim": 10, "vdim": 12} if cross else {}
+            self.attention = nn.MultiheadAttention(16, 4, batch_first=True, **options)
+
+        def forward(self, x, k, v):
+            return self.attention(x, k, v, need_weights=need_weights)[0]
+
+    model = Net().train(training)
+    params = ifap.cost(model, (torch.randn(3, 5, 16), torch.randn(3, keys, kdim), torch.randn(3, keys, vdim))).params
+    if split:
+        split_attention(model)
+    x = torch.randn(3, 5, 16)
+    inputs = (x, torch.randn(3, keys, kdim), torch.randn(3, keys, vdim)) if cross else (x, x, x)
+    cost = ifap.cost(model, inputs)
+    assert cost.macs == attention_macs(3, 5, keys, 16, kdim, vdim)
+    assert cost.params == params == 16 * (16 + kdim + vdim) + 48 + 16 * 16 + 16
+
+
+def test_encoder_layer_counts_the_same_on_every_path():
+    layer = nn.TransformerEncoderLayer(16, 4, 24, batch_first=True)
+    expected = attention_macs(2, 5, 5, 16, 16, 16) + 2 * 2 * 5 * 16 * 24
+    x = torch.randn(2, 5, 16)
+    with torch.no_grad():
+        assert ifap.cost(layer.eval(), x).macs == expected  # would take the fused path
+    assert ifap.cost(layer.train(), x).macs == expected
+    other = copy.deepcopy(layer)
+    split_attention(other)
+    assert ifap.cost(other, x).macs == expected
+
+
+def test_fused_attention_with_plain_products():
+    assert ifap.cost(nn.Sequential(FusedAttention()), torch.randn(2, 5, 16)).macs == attention_macs(2, 5, 5, 16, 16, 16)
+
+
+def test_shared_parameters_are_counted_once_and_shared_layers_each_time():
+    net = NETWORKS["tied_embedding"]
+    assert ifap.cost(net.build(), net.inputs()).params == 11 * 14 + 14 * 20 + 20 + 20 * 14 + 14
+    reused = NETWORKS["reused_layer"]
+    by_module = macs_by_module(reused.build(), reused.inputs())
+    assert by_module["body"] == 3 * 2 * 64 * 12 * 12 * 9
+
+
+@pytest.mark.parametrize("name", sorted(NETWORKS))
+def test_parts_add_up_and_network_is_untouched(name):
+    net = NETWORKS[name]
+    model = net.build().train()
+    before = {n: (id(t), t.clone()) for n, t in model.state_dict(keep_vars=True).items()}
+    cost = ifap.cost(model, net.inputs())
+    parts = macs_by_module(model, net.inputs())
+    assert sum(parts.values()) == cost.macs > 0
+    assert parts.keys() <= dict(model.named_modules()).keys()
+    after = model.state_dict(keep_vars=True)
+    assert all(id(after[n]) == i and torch.equal(after[n], t) for n, (i, t) in before.items())
+    assert all(module.training for module in model.modules())
+
+
+def test_forward_that_looks_at_values_is_counted():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = nn.Linear(4, 6)
+
+        def forward(self, x):
+            return self.body(x) if x.sum().item() != 0 else x
+
+    model = Net().train()
+    assert ifap.cost(model, torch.ones(2, 4)).macs == 48
+    assert model.training
+
+
+def test_half_precision_is_counted():
+    model = nn.Sequential(unit(3, 8), head(8))
+    x = torch.randn(1, 3, 8, 8)
+    assert ifap.cost(copy.deepcopy(model).half(), x.half()) == ifap.cost(model, x)
+
+
+def test_reduction():
+    whole, part = ifap.Cost(200, 50), ifap.Cost(50, 40)
+    assert part.reduction(whole, "macs") == 0.75
+    assert part.reduction(whole, "params") == pytest.approx(0.2)
+    assert part.reduction(ifap.Cost(0, 0), "macs") == 0.0
+
+
+@pytest.mark.parametrize(
+    ("name", "gmacs"),
+    [
+        ("resnet50", 4.089),
+        ("vit_b_16", 17.56),
+        ("densenet121", 2.834),
+        ("mobilenet_v3_large", 0.217),
+        ("shufflenet_v2_x2_0", 0.583),
+        ("convnext_small", 8.684),
+    ],
+)
+def test_base_values_of_torchvision_networks(name, gmacs):
+    models = pytest.importorskip("torchvision.models")
+    with torch.device("meta"):
+        model = models.get_model(name, weights=None)
+    digits = len(str(gmacs).split(".")[1])
+    assert round(ifap.cost(model, torch.randn(1, 3, 224, 224)).macs / 1e9, digits) == pytest.approx(
+        gmacs, abs=10**-digits
+    )
