@@ -70,7 +70,7 @@ def test_a_users_mistake_is_one_line_and_exit_code_2():
 
 
 def test_a_bug_keeps_its_traceback_and_success_is_exit_code_0(monkeypatch):
-    monkeypatch.setattr(runtime, "configure_logging", lambda: None)
+    monkeypatch.setattr(program, "configure_logging", lambda: None)
     monkeypatch.setattr(sys, "argv", ["stage"])
 
     def bug() -> None:

@@ -1,0 +1,64 @@
+"""Write the results of the quick scale into README.md, so that its numbers are never typed by hand."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+import pandas as pd
+import typer
+
+from ifap.claims import records
+from ifap.claims.tables import label
+from ifap.errors import ResultsError
+from ifap.files import atomic_write_text
+from ifap.program import run_stage
+from stages.options import PARAMS, ParamsOption, ScaleOption, open_grid
+
+README = Path("README.md")
+SECTION = re.compile(r"(?<=<!-- results: written by `python -m stages.readme` from results/quick/runs.csv -->\n).*?(?=<!-- end of results -->)", re.DOTALL)  # fmt: skip  # noqa: E501
+
+
+def main(
+    scale: ScaleOption = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Only check that the README shows the recorded results.")
+    ] = False,
+    params: ParamsOption = PARAMS,
+) -> None:
+    """Put the table of top-1 accuracies before and after pruning into README.md."""
+    grid = open_grid(params, scale)
+    text = README.read_text()
+    if not SECTION.search(text):
+        raise ResultsError(f"{README} has no section for the results: see stages/readme.py")
+    wanted = SECTION.sub(lambda _: results_table(records.load_runs(grid.scale)), text)
+    if not check:
+        atomic_write_text(README, wanted)
+    elif wanted != text:
+        raise ResultsError(f"{README} shows other results than {grid.scale}'s runs.csv: run `python -m stages.readme`")
+
+
+def results_table(runs: pd.DataFrame) -> str:
+    """Return the Markdown table: a row a network, a column a method, mean over seeds."""
+    pruned = runs[runs.method != "baseline"]
+    methods = list(dict.fromkeys(pruned.method))
+    lines = [
+        f"| network | data | MACs | unpruned | {' | '.join(label(method) for method in methods)} |",
+        f"|---|---|---:|---:|{'---:|' * len(methods)}",
+    ]
+    for (dataset, model), block in pruned.groupby(["dataset", "model"], sort=False):
+        values = [f"{block[block.method == method].test_top1.mean():.2f}" for method in methods]
+        reduction = f"{block.macs_reduction.mean():.1f} %"
+        lines.append(f"| {model} | {dataset} | {reduction} | {block.baseline_top1.mean():.2f} | {' | '.join(values)} |")
+    samples = int(runs.test_size.iloc[0])
+    lines.append("")
+    lines.append(
+        f"Top-1 accuracy in percent on the test split ({samples} samples; {runs.seed.nunique()} seed), opened once for "
+        "each final network."
+    )
+    return "\n" + "\n".join(lines) + "\n\n"
+
+
+if __name__ == "__main__":
+    run_stage(main)
