@@ -1,0 +1,133 @@
+"""Split attention does what ``nn.MultiheadAttention`` does, and loses whole heads."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+
+import pytest
+import torch
+from networks import NETWORKS, FusedAttention, Lambda, prune
+from torch import nn
+
+from ifap.attention import SplitAttention, fused_attention, num_heads, split_attention
+
+
+def pair(**options):
+    torch.manual_seed(1)
+    attention = nn.MultiheadAttention(16, 4, **options).double().eval()
+    if attention.in_proj_bias is not None:
+        nn.init.normal_(attention.in_proj_bias)
+        nn.init.normal_(attention.out_proj.bias)
+    holder = nn.ModuleDict({"attention": copy.deepcopy(attention)})
+    assert split_attention(holder) == ["attention"]
+    assert isinstance(holder["attention"], SplitAttention)
+    return attention, holder["attention"]
+
+
+def both_agree(attention, split, *args, **kwargs):
+    # With gradients, so that the built-in module does not take its fused path.
+    for need, average in itertools.product((False, True), repeat=2):
+        options = {**kwargs, "need_weights": need, "average_attn_weights": average}
+        (a, wa), (b, wb) = attention(*args, **options), split(*args, **options)
+        torch.testing.assert_close(a, b)
+        if need:
+            torch.testing.assert_close(wa, wb)
+        else:
+            assert wa is None
+            assert wb is None
+
+
+def inputs(batch_first, kdim=16, vdim=16, batched=True):
+    q, k, v = (torch.randn(2, n, d, dtype=torch.float64) for n, d in ((5, 16), (7, kdim), (7, vdim)))
+    if not batched:
+        return q[0], k[0], v[0]
+    return (q, k, v) if batch_first else tuple(t.transpose(0, 1) for t in (q, k, v))
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("other", [{}, {"kdim": 10, "vdim": 12}])
+@pytest.mark.parametrize("batched", [True, False])
+def test_same_outputs_and_weights(batch_first, bias, other, batched):
+    attention, split = pair(batch_first=batch_first, bias=bias, **other)
+    both_agree(attention, split, *inputs(batch_first, **other, batched=batched))
+
+
+@pytest.mark.parametrize("kind", ["bool", "float", "per_head", "padding", "both", "float_padding"])
+def test_same_masks(kind):
+    attention, split = pair(batch_first=True)
+    mask, padding = torch.zeros(5, 7, dtype=torch.bool), torch.zeros(2, 7, dtype=torch.bool)
+    mask[:, 5], padding[1, :3] = True, True
+    options = {
+        "bool": {"attn_mask": mask},
+        "float": {"attn_mask": torch.randn(5, 7, dtype=torch.float64)},
+        "per_head": {"attn_mask": torch.randn(8, 5, 7, dtype=torch.float64)},
+        "padding": {"key_padding_mask": padding},
+        "both": {"attn_mask": mask, "key_padding_mask": padding},
+        "float_padding": {"key_padding_mask": torch.randn(2, 7, dtype=torch.float64)},
+    }[kind]
+    both_agree(attention, split, *inputs(True), **options)
+
+
+def test_causal_mask():
+    attention, split = pair(batch_first=True)
+    x = torch.randn(2, 5, 16, dtype=torch.float64)
+    mask = nn.Transformer.generate_square_subsequent_mask(5, dtype=torch.float64)
+    both_agree(attention, split, x, x, x, attn_mask=mask, is_causal=True)
+
+
+@pytest.mark.parametrize("name", ["encoder_batch_first", "encoder_tokens_first", "decoder", "vit"])
+@pytest.mark.parametrize("training", [True, False])
+def test_networks_compute_the_same_after_the_split(name, training):
+    net = NETWORKS[name]
+    model = net.build().train(training)
+    x = net.inputs()
+    with torch.no_grad():
+        before = model(*x) if isinstance(x, tuple) else model(x)
+        names = split_attention(model)
+        after = model(*x) if isinstance(x, tuple) else model(x)
+    assert names
+    assert all(module.training == training for module in model.modules())
+    torch.testing.assert_close(before, after, rtol=1e-4, atol=1e-5)
+
+
+def test_frozen_attention_stays_frozen():
+    holder = nn.ModuleDict({"a": nn.MultiheadAttention(16, 4).requires_grad_(False)})
+    split_attention(holder)
+    assert not any(p.requires_grad for p in holder.parameters())
+
+
+def test_temperature_and_head_width_do_not_change():
+    net = NETWORKS["self_attention_batch_first"]
+    pruned = prune(net.build(), net.inputs(), method="random", macs=0.6)
+    attention = pruned.model.attention
+    assert attention.head_dim == 4
+    assert attention.q.out_features == attention.out.in_features == 4 * attention.num_heads < 16
+
+
+def test_average_of_dropped_probabilities_is_what_the_built_in_module_returns():
+    attention, split = pair(batch_first=True, dropout=0.5)
+    x = torch.randn(2, 5, 16, dtype=torch.float64)
+    attention.train()
+    split.train()
+    torch.manual_seed(3)
+    a = attention(x, x, x)[0]
+    torch.manual_seed(3)
+    b = split(x, x, x)[0]
+    torch.testing.assert_close(a, b)
+
+
+def test_fused_blocks_are_recognised_by_shape():
+    model = Lambda(None, a=FusedAttention(), b=nn.Linear(3, 3))
+    assert list(fused_attention(model)) == ["a"]
+    del model.a.head_dim
+    assert fused_attention(model) == {}
+
+
+def test_fused_blocks_lose_whole_heads():
+    net = NETWORKS["fused_qkv"]
+    pruned = prune(net.build(), net.inputs(), method="random", macs=0.6)
+    block = pruned.model.attention
+    assert num_heads(block) == block.proj.in_features // 4 == block.qkv.out_features // 12 < 4
+    assert pruned.plan.heads == {"attention": block.num_heads}

@@ -1,0 +1,185 @@
+"""The flattened graph after a cut is the graph of the network that was cut."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from networks import NETWORKS, FusedAttention, Lambda, conv, head, run, unit
+from torch import nn
+
+from ifap.attention import split_attention
+from ifap.errors import GraphError
+from ifap.graph import trace
+
+EVERY = sorted(NETWORKS)
+
+
+def prepared(name):
+    net = NETWORKS[name]
+    model = net.build()
+    split_attention(model)
+    return model, net.inputs()
+
+
+def structure(graph):
+    """Slots, and which of their positions go together, however the units are numbered."""
+    members = {}
+    for slot, units in zip(graph.slots, graph.unit_of, strict=True):
+        for position, number in enumerate(units.tolist()):
+            if number >= 0:
+                members.setdefault(number, set()).add((slot, position))
+    widths = {slot: len(units) for slot, units in zip(graph.slots, graph.unit_of, strict=True)}
+    return widths, {frozenset(unit) for unit in members.values()}
+
+
+def some_units(graph, seed=0):
+    """A few units of every group, never all of one."""
+    generator = np.random.default_rng(seed)
+    chosen = []
+    for group in range(len(graph.groups)):
+        units = np.flatnonzero(graph.group_of == group)
+        chosen.append(generator.choice(units, size=len(units) // 3, replace=False))
+    return np.sort(np.concatenate(chosen))
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_graph_without_units_is_the_graph_of_the_cut_network(name):
+    model, inputs = prepared(name)
+    graph = trace(model, inputs)
+    for seed in (0, 1):  # two rounds, each on what the last one left
+        removed = some_units(graph, seed)
+        assert len(removed) > 0
+        graph.apply(model, removed)
+        graph = graph.without(removed)
+        assert structure(graph) == structure(trace(model, inputs))
+        assert all(t.isfinite().all() for t in run(model, inputs))
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_tracing_leaves_the_network_alone_and_is_repeatable(name):
+    model, inputs = prepared(name)
+    before = {n: t.clone() for n, t in model.state_dict().items()}
+    versions = {n: (id(t), t._version) for n, t in model.state_dict(keep_vars=True).items()}
+    flags = [p.requires_grad for p in model.parameters()]
+    model.train()
+    first, second = trace(model, inputs), trace(copy.deepcopy(model), inputs)
+    assert structure(first) == structure(second)
+    assert first.slots == second.slots
+    assert np.array_equal(first.group_of, second.group_of)
+    assert all(torch.equal(before[n], t) for n, t in model.state_dict().items())
+    assert versions == {n: (id(t), t._version) for n, t in model.state_dict(keep_vars=True).items()}
+    assert [p.requires_grad for p in model.parameters()] == flags
+    assert all(module.training for module in model.modules())
+    assert all("forward" not in module.__dict__ for module in model.modules())
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_units_of_a_group_cut_the_same_slots(name):
+    graph = trace(*prepared(name))
+    for group in graph.groups:
+        for number in np.flatnonzero(graph.group_of == group.index):
+            cuts = {s for s, units in zip(graph.slots, graph.unit_of, strict=True) if (units == number).any()}
+            assert cuts == set(group.slots)
+
+
+def units_of(graph, name, side="out"):
+    return graph.unit_of[graph.slot(name, side)]
+
+
+def test_residual_layers_share_their_units():
+    graph = trace(*prepared("residual"))
+    assert np.array_equal(units_of(graph, "stem.0"), units_of(graph, "second"))
+    assert np.array_equal(units_of(graph, "stem.0"), units_of(graph, "down", "in"))
+    assert len(set(units_of(graph, "stem.0")) & set(units_of(graph, "first.0"))) == 0
+
+
+def test_concatenated_layers_keep_their_own_units():
+    graph = trace(*prepared("dense"))
+    expected = np.concatenate([units_of(graph, f) for f in ("stem.0", "layers.0.0", "layers.1.0")])
+    assert np.array_equal(units_of(graph, "layers.2.0", "in"), expected)
+
+
+def test_flattened_channels_take_their_positions_along():
+    graph = trace(*prepared("flatten"))
+    assert np.array_equal(units_of(graph, "3", "in"), np.repeat(units_of(graph, "0.0"), 16))
+
+
+def test_groups_of_a_convolution_go_as_a_whole():
+    graph = trace(*prepared("grouped"))
+    units = units_of(graph, "1.0")
+    assert len(set(units)) == 4
+    assert np.array_equal(units, np.repeat(units[::8], 8))
+    assert np.array_equal(units_of(graph, "0.0"), np.repeat(units[::8], 4))
+
+
+def test_heads_go_as_a_whole():
+    graph = trace(*prepared("self_attention_batch_first"))
+    units = units_of(graph, "attention.q")
+    assert len(set(units)) == 4
+    for layer, side in (("k", "out"), ("v", "out"), ("out", "in")):
+        assert np.array_equal(units_of(graph, f"attention.{layer}", side), units)
+
+
+def test_fused_heads_take_query_key_and_value():
+    graph = trace(*prepared("fused_qkv"))
+    units = units_of(graph, "attention.qkv")
+    inner = units_of(graph, "attention.proj", "in")
+    assert np.array_equal(units, np.tile(inner, 3))
+    assert len(set(inner)) == 4
+
+
+def test_fused_block_without_head_dim_stays():
+    block = FusedAttention()
+    model = Lambda(
+        lambda m, x: m.head(m.block(m.embed(x))), embed=nn.Linear(16, 16), block=block, head=nn.Linear(16, 3)
+    )
+    forward = FusedAttention.forward
+
+    class Other(FusedAttention):
+        def forward(self, x):
+            self.head_dim = 4
+            try:
+                return forward(self, x)
+            finally:
+                del self.head_dim
+
+    block.__class__ = Other
+    del block.head_dim
+    graph = trace(model, torch.randn(2, 5, 16))
+    assert (units_of(graph, "block.qkv") == -1).all()
+    assert "head_dim" in graph.pinned["block.qkv"]
+
+
+def test_pinned_layers_say_why():
+    assert trace(*prepared("plain")).pinned == {"2.2": "it feeds an output of the network"}
+    assert "shuffle" in trace(*prepared("channel_shuffle")).pinned["1.0"]
+    assert "input" in trace(*prepared("input_added")).pinned["b"]
+    assert "shared" in trace(*prepared("tied_embedding")).pinned["words"]
+
+
+@pytest.mark.parametrize("kind", ["weight_norm", "spectral_norm"])
+def test_parametrized_layers_stay(kind):
+    layer = getattr(nn.utils.parametrizations, kind)(conv(12, 10))
+    graph = trace(nn.Sequential(unit(3, 12), layer, nn.ReLU(), unit(10, 8), head(8)), torch.randn(2, 3, 8, 8))
+    assert graph.pinned["1"] == graph.pinned["0.0"] == "its weight is parametrized"
+    assert (units_of(graph, "3.0") >= 0).all()
+
+
+def test_attention_that_cannot_be_split_stays():
+    attention = nn.MultiheadAttention(16, 4, batch_first=True, add_bias_kv=True)
+    model = Lambda(
+        lambda m, x: m.head(torch.relu(m.mix(m.attention(*[m.embed(x)] * 3)[0]))),
+        embed=nn.Linear(16, 16), attention=attention, mix=nn.Linear(16, 12), head=nn.Linear(12, 3),
+    )  # fmt: skip
+    assert split_attention(model) == []
+    graph = trace(model, torch.randn(2, 5, 16))
+    assert graph.pinned["embed"] == "MultiheadAttention layers are not cut"
+    assert (units_of(graph, "mix") >= 0).all()
+
+
+def test_network_that_does_not_run_is_an_error():
+    with pytest.raises((GraphError, RuntimeError)):
+        trace(nn.Linear(3, 4), torch.randn(2, 5))
