@@ -1,0 +1,357 @@
+"""The whole workflow on a tiny grid: what is planned, what comes out, what runs again, what DVC restores."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+
+import pandas as pd
+import pytest
+from workflow_project import SCALE, Project, finished, fresh  # noqa: F401
+
+from ifap import claims, paths, plan
+from ifap.claims.records import RUN_COLUMNS, TRACE_COLUMNS, Receipt, read_receipts, read_record
+from ifap.costs import cost
+from ifap.grid import FIGURE_FORMATS, TABLE_FORMATS
+from ifap.models import builder_from_id
+from ifap.paths import Cell
+
+TARGET = 0.5
+BASELINE = Cell("classification", "digits", "resnet_tiny", "baseline", 0)
+PRUNED = [BASELINE._replace(method=method) for method in ("ifap", "random")]
+TABLE = str(paths.table_file(SCALE, "table-2", "md"))
+COLLECTED = {"collect": 1, "table": 2, "figure": 1}
+
+
+def planned(output):
+    """Return the jobs of a dry run: (rule, {"input": [...], "output": [...], "wildcards": ...})."""
+    jobs = []
+    for block in re.split(r"^(?:local)?rule ", output, flags=re.MULTILINE)[1:]:
+        name = block.partition(":")[0]
+        found = dict(re.findall(r"^    (input|output|wildcards): (.*)$", block, flags=re.MULTILINE))
+        files = {key: found[key].split(", ") for key in ("input", "output") if key in found}
+        jobs.append((name, {"input": [], "output": [], **files, "wildcards": found.get("wildcards", "")}))
+    return [job for job in jobs if job[0] not in {"all", "tables", "figures"}]
+
+
+def counts(jobs):
+    return {name: sum(other == name for other, _ in jobs) for name, _ in jobs}
+
+
+def nothing_to_do(output):
+    return "Nothing to be done" in output
+
+
+def all_tables():
+    return {str(paths.table_file(SCALE, table, e)) for table in ("table-2", "table-4") for e in TABLE_FORMATS}
+
+
+def all_figures():
+    return {str(paths.figure_file(SCALE, name, e)) for name in claims.FIGURES for e in FIGURE_FORMATS}
+
+
+def snapshot(project, *folders):
+    """Return content and time of every file in some folders."""
+    files = [file for folder in folders for file in (project.root / folder).rglob("*") if file.is_file()]
+    return {str(file.relative_to(project.root)): (file.stat().st_mtime_ns, file.read_bytes()) for file in files}
+
+
+@pytest.fixture
+def project(finished, tmp_path):  # noqa: F811
+    """A private copy of the finished project."""
+    return finished.copy(tmp_path / "project")
+
+
+@pytest.fixture(scope="module")
+def plan_of_everything(fresh):  # noqa: F811
+    """The jobs that a fresh checkout wants."""
+    return planned(fresh.snakemake("--dry-run"))
+
+
+# --- what is planned ------------------------------------------------------------------------------
+
+
+def test_the_project_uses_its_own_library(finished):  # noqa: F811
+    where = finished.run("python", "-c", "import ifap, stages; print(ifap.__file__, stages.__file__)").split()
+    assert all(name.startswith(str(finished.root)) for name in where)
+
+
+def test_a_fresh_checkout_plans_exactly_the_grid(plan_of_everything, fresh):  # noqa: F811
+    grid = fresh.grid()
+    assert grid.cells() == [BASELINE, *PRUNED]
+    assert counts(plan_of_everything) == {
+        "fetch": 1, "baseline": 1, "prune": 2, "finetune": 2, "evaluate": 3, **COLLECTED,
+    }  # fmt: skip
+    made = {rule: set() for rule, _ in plan_of_everything}
+    for rule, job in plan_of_everything:
+        made[rule].update(job["output"])
+    assert {str(paths.metrics_file(SCALE, cell)) for cell in grid.cells()} <= made["evaluate"]
+    assert {str(paths.receipts_file(SCALE, cell)) for cell in grid.pruned()} <= made["prune"]
+    assert made["table"] == all_tables()
+    assert made["figure"] == all_figures() | {str(paths.report_page(SCALE))}
+    assert made["collect"] == {str(paths.runs_csv(SCALE)), str(paths.trace_csv(SCALE))}
+
+
+def test_only_evaluate_is_given_the_test_split(plan_of_everything):
+    readers = {rule for rule, job in plan_of_everything if any("test.safetensors" in name for name in job["input"])}
+    assert readers == {"evaluate"}
+
+
+def test_jobs_wait_for_all_that_they_read(plan_of_everything):
+    """The weights a job starts from come from the cell that it should: its own, or its baseline."""
+    for rule, job in plan_of_everything:
+        weights = [name for name in job["input"] if name.endswith("weights.safetensors")]
+        wanted = {"prune": "/baseline/seed0/final/", "finetune": "/pruned/", "evaluate": "/final/"}.get(rule)
+        assert [wanted in name for name in weights] == ([True] if wanted else [])
+        if rule in {"finetune", "evaluate"}:
+            (method,) = re.findall(r"method=(\w+)", job["wildcards"])
+            assert f"/{method}/seed0/" in weights[0]
+
+
+def test_one_table_needs_no_figure_and_the_other_scale_no_change_of_files(fresh):  # noqa: F811
+    jobs = planned(fresh.snakemake("--dry-run", "--config", f"scale={SCALE}", "--", TABLE))
+    assert counts(jobs)["table"] == 1
+    assert "figure" not in counts(jobs)
+    assert fresh.run("git", "status", "--porcelain") == ""
+
+
+# --- mistakes are found before any job starts -----------------------------------------------------
+
+
+def misspell_key(raw):
+    default = raw["scales"][SCALE]["prune"]["default"]
+    default["stps"] = default.pop("steps")
+
+
+def misspell_model(raw):
+    raw["scales"][SCALE]["grid"]["classification"]["models"] = ["resnet_tny"]
+
+
+def misspell_method(raw):
+    raw["scales"][SCALE]["grid"]["classification"]["methods"] = ["ifpa"]
+
+
+@pytest.mark.parametrize(
+    ("change", "arguments", "message"),
+    [
+        (misspell_key, [], rf"params\.yaml: scales\.{SCALE}\.prune\.\w+: stps: .*did you mean 'steps'\?"),
+        (misspell_model, [], r"models: unknown model 'resnet_tny': did you mean 'resnet_tiny'\?"),
+        (misspell_method, [], r"methods: unknown method 'ifpa': did you mean 'ifap'\?"),
+        (None, ["--config", "scale=quik"], r"unknown scale 'quik': did you mean 'quick'\?"),
+        (None, ["--configfile", "overlay.yaml"], r"only --config scale=\.\.\. may differ from params\.yaml"),
+    ],
+)
+def test_a_mistake_is_one_line_and_no_job_starts(fresh, tmp_path, change, arguments, message):  # noqa: F811
+    project = fresh.copy(tmp_path / "project")
+    (project.root / "overlay.yaml").write_text(f"scales: {{{SCALE}: {{prune: {{default: {{steps: 3}}}}}}}}\n")
+    if change:
+        project.edit_params(change)
+    output = project.snakemake(*arguments, rc=1)
+    (line,) = (line for line in output.splitlines() if re.search(message, line))
+    assert len(line) < 500
+    assert "Traceback" not in output
+    assert not (project.root / "logs").exists()
+    assert not (project.root / "data" / "digits").exists()
+
+
+# --- what comes out -------------------------------------------------------------------------------
+
+
+def test_every_planned_file_is_there(plan_of_everything, finished):  # noqa: F811
+    wanted = [name for _, job in plan_of_everything for name in job["output"]]
+    assert [name for name in wanted if not (finished.root / name).stat().st_size] == []
+    page = (finished.root / paths.report_page(SCALE)).read_text()
+    assert [figure for figure in claims.FIGURES if f"figures/{figure}.svg" not in page] == []
+
+
+def test_the_grid_the_records_and_the_tables_have_the_same_cells(finished):  # noqa: F811
+    runs = pd.read_csv(finished.root / paths.runs_csv(SCALE))
+    assert tuple(runs.columns) == RUN_COLUMNS
+    assert [Cell(*row) for row in runs[list(Cell._fields)].itertuples(index=False)] == finished.grid().cells()
+    trace = pd.read_csv(finished.root / paths.trace_csv(SCALE))
+    assert tuple(trace.columns) == TRACE_COLUMNS
+    assert list(dict.fromkeys(trace.method)) == [cell.method for cell in finished.grid().pruned()]
+    links = re.findall(r"^\[\d+\]: (\S+)$", (finished.root / TABLE).read_text(), flags=re.MULTILINE)
+    targets = {((finished.root / TABLE).parent / link).resolve() for link in links}
+    assert targets == {finished.root / paths.metrics_file(SCALE, cell) for cell in finished.grid().cells()}
+
+
+@pytest.mark.parametrize("cell", [BASELINE, *PRUNED], ids=lambda cell: cell.method)
+def test_metrics_follow_the_schema_and_say_which_parameters_they_had(finished, cell):  # noqa: F811
+    file = paths.metrics_file(SCALE, cell)
+    record = read_record(finished.root / file, file, SCALE, cell)
+    assert record.config == finished.grid().config(cell, "evaluate")
+    assert record.provenance.commit == finished.run("git", "rev-list", "--max-parents=0", "HEAD").strip()
+    assert record.provenance.dirty is False
+    assert record.provenance.resume_count == 0
+    assert set(record.provenance.wall_seconds) >= {"evaluate"}
+
+
+@pytest.mark.parametrize("cell", PRUNED, ids=lambda cell: cell.method)
+def test_receipts_follow_the_loop_to_the_target(finished, cell):  # noqa: F811
+    file = paths.receipts_file(SCALE, cell)
+    receipts = read_receipts(finished.root / file, file)
+    header = (finished.root / file).read_text().splitlines()[0]
+    assert header == ",".join(Receipt.model_fields)
+    assert [receipt.iteration for receipt in receipts] == [0, 1, 2]
+    assert receipts[0].macs > receipts[1].macs > receipts[2].macs
+    assert all(receipt.top1 is not None for receipt in receipts)
+    metrics = json.loads((finished.root / paths.metrics_file(SCALE, cell)).read_text())
+    assert receipts[-1].macs == metrics["macs"]
+    assert receipts[-1].params == metrics["params"]
+    assert 0 <= 1 - receipts[-1].macs / receipts[0].macs - TARGET <= 0.01
+
+
+@pytest.mark.parametrize("name", ["pruned", "final"])
+@pytest.mark.parametrize("cell", PRUNED, ids=lambda cell: cell.method)
+def test_saved_networks_load_from_their_plan_alone(finished, cell, name):  # noqa: F811
+    folder = finished.root / paths.checkpoint_dir(SCALE, cell, name)
+    assert sorted(file.name for file in folder.iterdir()) == ["plan.json", "weights.safetensors"]
+    record = plan.read_plan(folder)
+    network = plan.load(folder, lambda: builder_from_id(record.builder.id, record.builder.args))
+    metrics = json.loads((finished.root / paths.metrics_file(SCALE, cell)).read_text())
+    size = record.builder.args["image_size"]
+    counted = cost(network, next(network.parameters()).new_zeros(1, 1, size, size))
+    assert (counted.macs, counted.params) == (metrics["macs"], metrics["params"])
+    assert record.costs.macs_after == metrics["macs"]
+    kept = (finished.root / paths.cell_dir(SCALE, cell) / "plan.json").read_text()
+    if name == "pruned":
+        assert kept == (folder / "plan.json").read_text()
+    else:
+        assert json.loads(kept)["kept"] == json.loads((folder / "plan.json").read_text())["kept"]
+
+
+def test_text_goes_to_git_and_networks_do_not(finished):  # noqa: F811
+    untracked = finished.run("git", "status", "--porcelain", "--untracked-files=all").splitlines()
+    shown = {line.removeprefix("?? ") for line in untracked}
+    assert {str(paths.metrics_file(SCALE, BASELINE)), str(paths.runs_csv(SCALE)), TABLE} <= shown
+    assert not [name for name in shown if name.endswith(".safetensors") or name.startswith(("state/", "logs/"))]
+
+
+def test_nothing_is_left_in_the_resume_state(finished):  # noqa: F811
+    left = [path for path in (finished.root / "state").rglob("*") if path.is_file()]
+    assert {path.name for path in left} == {"lock"}
+
+
+# --- what runs again ------------------------------------------------------------------------------
+
+
+def test_a_second_run_has_nothing_to_do(project):
+    before = snapshot(project, "results", "reports", "data")
+    assert nothing_to_do(project.snakemake())
+    assert snapshot(project, "results", "reports", "data") == before
+
+
+def test_another_recipe_for_finetuning_leaves_baseline_and_pruning_alone(project):
+    def change(raw):
+        raw["scales"][SCALE]["finetune"]["default"]["epochs"] = 3
+
+    project.edit_params(change)
+    jobs = planned(project.snakemake("--dry-run"))
+    assert counts(jobs) == {"finetune": 2, "evaluate": 2, **COLLECTED}
+    assert not [job for rule, job in jobs if rule == "evaluate" and "method=baseline" in job["wildcards"]]
+    stale = r"error: stale \S+/ifap/seed0/metrics\.json: finetune\.epochs=1 \(params\.yaml: 3\); stale \S+/random/"
+    assert re.search(stale, project.run("python", "-m", "stages.collect", "--check", rc=2))
+    said = project.run("ifap", "status").splitlines()
+    assert re.search(r"baseline/seed0: done, checkpoint here", said[0])
+    assert re.search(r"ifap/seed0: stale \(finetune\.epochs=1 \(params\.yaml: 3\)\)", said[1])
+
+
+@pytest.mark.parametrize(
+    ("change", "wanted"),
+    [
+        (lambda raw: raw["versions"].update(prune=2), {"prune": 2, "finetune": 2, "evaluate": 2, **COLLECTED}),
+        (
+            lambda raw: raw["scales"][SCALE]["grid"]["classification"]["methods"].append("magnitude"),
+            {"prune": 1, "finetune": 1, "evaluate": 1, **COLLECTED},
+        ),
+        (lambda raw: raw["tables"]["table-2"].update(title="Another"), {"collect": 1, "table": 2, "figure": 1}),
+    ],
+    ids=["version", "method", "title"],
+)
+def test_only_what_depends_on_a_change_runs_again(project, change, wanted):
+    project.edit_params(change)
+    assert counts(planned(project.snakemake("--dry-run"))) == wanted
+
+
+# --- what DVC records and restores ----------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def recorded(finished, tmp_path_factory):  # noqa: F811
+    """The finished project after `make record`, a commit and a push to a folder; the folder is its neighbour."""
+    base = tmp_path_factory.mktemp("recorded")
+    project = finished.copy(base / "project")
+    (project.root / ".venv").mkdir()
+    (project.root / ".venv" / ".ready").touch()
+    project.run("make", "record")
+    project.run("dvc", "remote", "add", "--default", "store", base / "store")
+    project.commit()
+    project.run("make", "push")
+    return project
+
+
+@pytest.fixture
+def clone(recorded, tmp_path):
+    """A fresh clone of the recorded project, where nothing has been pulled."""
+    recorded.run("git", "clone", "--quiet", recorded.root, tmp_path / "clone")
+    return Project(tmp_path / "clone")
+
+
+def test_recording_leaves_nothing_to_do(recorded):
+    assert recorded.run("git", "status", "--porcelain") == ""
+    assert "up to date" in recorded.run("dvc", "status")
+    assert nothing_to_do(recorded.snakemake("--dry-run"))
+    listed = recorded.run("git", "ls-files").splitlines()
+    assert {"data/digits.dvc", f"results/{SCALE}/checkpoints.dvc", "dvc.lock"} <= set(listed)
+    assert not [name for name in listed if name.endswith(".safetensors")]
+
+
+def test_a_fresh_clone_restores_a_table_without_any_checkpoint(clone):
+    before = (clone.root / TABLE).read_bytes()
+    (clone.root / TABLE).unlink()
+    clone.run("dvc", "repro", "tables@table-2")
+    assert (clone.root / TABLE).read_bytes() == before
+    assert clone.run("git", "status", "--porcelain") == ""
+    assert not list(clone.root.rglob("*.safetensors"))
+
+
+def test_restoring_a_table_beside_checkpoints_trains_nothing(recorded, tmp_path):
+    project = recorded.copy(tmp_path / "project")
+    before = snapshot(project, f"results/{SCALE}/checkpoints", f"results/{SCALE}/cells")
+    table = project.root / TABLE
+    content = table.read_bytes()
+    table.unlink()
+    output = project.run("dvc", "repro", "tables@table-2")
+    assert "Running stage 'tables@table-2'" in output
+    assert "Running stage 'collect'" not in output
+    assert table.read_bytes() == content
+    assert snapshot(project, f"results/{SCALE}/checkpoints", f"results/{SCALE}/cells") == before
+
+
+def test_dvc_refuses_stale_results(clone):
+    before = snapshot(clone, "reports")
+    clone.edit_params(lambda raw: raw["scales"][SCALE]["evaluate"].update(latency_runs=9))
+    output = clone.run("dvc", "repro", "tables@table-2", rc=None)
+    assert "evaluate.latency_runs=3 (params.yaml: 9)" in output
+    assert "ERROR" in output
+    assert snapshot(clone, "reports") == before
+
+
+def test_pull_and_sync_make_a_clone_as_good_as_the_original(clone, recorded):
+    assert counts(planned(clone.snakemake("--dry-run")))["fetch"] == 1
+    said = clone.run("python", "-m", "stages.sync", rc=2)
+    assert re.search(r"error: `dvc checkout` failed: .*run `dvc pull`", said)
+    shutil.copytree(recorded.root / ".venv", clone.root / ".venv")
+    (clone.root / ".venv" / ".ready").touch()
+    clone.run("make", "pull")
+    assert nothing_to_do(clone.snakemake("--dry-run"))
+    assert "up to date" in clone.run("dvc", "status")
+    assert clone.run("git", "status", "--porcelain") == ""
+    clone.edit_params(lambda raw: raw["versions"].update(evaluate=2))
+    assert counts(planned(clone.snakemake("--dry-run"))) == {"evaluate": 3, **COLLECTED}
+    metadata = snapshot(clone, ".snakemake/metadata")
+    assert metadata
+    assert "evaluate.version=1 (params.yaml: 2)" in clone.run("python", "-m", "stages.sync", rc=2)
+    assert snapshot(clone, ".snakemake/metadata") == metadata
