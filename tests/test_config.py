@@ -1,0 +1,174 @@
+"""``params.yaml``: what is committed is valid, and every mistake is one line that names key and choice."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import jsonschema
+import pytest
+import yaml
+from workflow_project import ROOT
+
+from ifap.config import PruneOptions, TrainingOptions, load_params, parse_params, refine, select_scale
+from ifap.errors import ConfigError
+from ifap.grid import Grid
+from ifap.paths import Cell
+
+COMMITTED = yaml.safe_load((ROOT / "params.yaml").read_text())
+
+
+def key_paths(node, path=()):
+    """Return the path of every key in a nested mapping."""
+    if not isinstance(node, dict):
+        return []
+    return [p for key, value in node.items() for p in [(*path, key), *key_paths(value, (*path, key))]]
+
+
+def at(raw, path):
+    for key in path:
+        raw = raw[key]
+    return raw
+
+
+def changed(path, value):
+    """Return the committed parameters with one value replaced; `path` is dotted."""
+    raw = copy.deepcopy(COMMITTED)
+    *parents, last = path.split(".")
+    at(raw, parents)[last] = value
+    return raw
+
+
+def message(raw):
+    with pytest.raises(ConfigError) as error:
+        parse_params(raw)
+    text = str(error.value)
+    assert "\n" not in text
+    assert text.startswith("params.yaml: ")
+    return text
+
+
+def test_the_committed_file_is_valid_and_fits_its_schema():
+    params = load_params(ROOT / "params.yaml")
+    assert params.scale in params.scales
+    schema = json.loads((ROOT / "schemas" / "params.schema.json").read_text())
+    jsonschema.validate(COMMITTED, schema)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(changed("scales.quick.seeds", []), schema)
+
+
+def test_rows_that_a_table_selects_are_in_the_published_grid():
+    params = load_params(ROOT / "params.yaml")
+    cells = Grid(params, params.published).cells()
+    for name, table in params.tables.items():
+        wanted = {key: value for key, value in table.model_dump().items() if key in Cell._fields and value is not None}
+        assert [cell for cell in cells if wanted.items() <= cell._asdict().items()], name
+
+
+@pytest.mark.parametrize("path", key_paths(COMMITTED), ids=".".join)
+def test_every_misspelt_key_is_named(path):
+    raw = copy.deepcopy(COMMITTED)
+    *parents, last = path
+    node = at(raw, parents)
+    node[f"{last}q"] = node.pop(last)
+    assert f"{last}q" in message(raw)
+
+
+@pytest.mark.parametrize("path", key_paths(COMMITTED), ids=".".join)
+def test_every_value_of_a_wrong_type_is_refused(path):
+    message(changed(".".join(path), [None]))
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "wanted"),
+    [
+        ("scale", "quik", "scale: unknown scale 'quik': did you mean 'quick'?"),
+        ("published", "papers", "published: unknown scale 'papers'"),
+        ("versions.prune", 0, "versions.prune: Input should be greater than or equal to 1 (got 0)"),
+        ("scales.quick.seeds", [], "scales.quick.seeds: "),
+        ("scales.quick.seeds", [-1], "scales.quick.seeds.0: "),
+        ("scales.quick.seeds", ["0"], "scales.quick.seeds.0: Input should be a valid integer (got '0')"),
+        ("scales.quick.evaluate.batch_size", True, "valid integer (got True)"),
+        ("scales.quick.grid.classification.models", ["resnet_tny"], "did you mean 'resnet_tiny'?"),
+        ("scales.quick.grid.classification.methods", ["ifap", "randm"], "did you mean 'random'?"),
+        ("scales.quick.grid.classification.datasets", ["digit"], "did you mean 'digits'?"),
+        ("scales.quick.grid.classification.models", ["../../etc"], "String should match pattern"),
+        ("scales.quick.datasets.digits.validation", 0.8, "must leave training data"),
+        ("scales.quick.datasets.digits.test", 1.0, "less than 1"),
+        ("scales.quick.baseline.default.lr", "1e-3", "lr: Input should be a valid number (got '1e-3')"),
+        ("scales.quick.baseline.default.optimizer", "adam", "optimizer: "),
+        ("scales.quick.baseline.vit_tiny", {"epochs": -1}, "scales.quick.baseline.vit_tiny: epochs: "),
+        ("scales.quick.finetune.resnet_tny", {}, "finetune: unknown model 'resnet_tny': did you mean 'resnet_tiny'?"),
+        ("scales.quick.finetune.recovery", {}, "finetune: unknown model 'recovery'"),
+        ("scales.quick.prune.default.target", {"macs": 0.5, "params": 0.5}, "exactly one of macs and params"),
+        ("scales.quick.prune.default.target", {}, "exactly one of macs and params"),
+        ("scales.quick.prune.default.target", {"macs": 1.5}, "target.macs: "),
+        ("scales.quick.prune.default.steps", 0, "steps: "),
+        ("scales.quick.prune.recovery.teacher", "best", "prune.recovery: teacher: "),
+        ("tables.table-9", {"title": "", "task": "classification"}, "tables.table-9"),
+    ],
+)
+def test_a_wrong_value_is_one_line_with_the_key(path, value, wanted):
+    assert wanted in message(changed(path, value))
+
+
+def test_a_missing_key_is_named():
+    raw = copy.deepcopy(COMMITTED)
+    del raw["scales"]["quick"]["prune"]["default"]["alpha"]
+    assert message(raw).endswith("alpha: key is missing")
+    del raw["scales"]["quick"]["evaluate"]
+    assert "scales.quick.evaluate: key is missing" in message(raw)
+
+
+@pytest.mark.parametrize("raw", [None, [], "quick", 3])
+def test_the_file_must_hold_a_mapping(raw):
+    assert "expected a mapping" in message(raw)
+
+
+@pytest.mark.parametrize(
+    ("content", "wanted"),
+    [
+        (b"scale: [", "is not valid YAML"),
+        (b"a: &a [*a]", "params.yaml"),
+        (b"\xff\xfe\x00", "is not valid YAML"),
+        (b"!!python/object/apply:os.system ['touch owned']", "is not valid YAML"),
+        (b"", "expected a mapping at the top, got NoneType"),
+        (b"[" * 5000, "is not valid YAML"),
+    ],
+    ids=["open", "recursive", "binary", "hostile", "empty", "deep"],
+)
+def test_a_damaged_file_is_one_line(tmp_path, monkeypatch, content, wanted):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "params.yaml").write_bytes(content)
+    with pytest.raises(ConfigError, match=wanted) as error:
+        load_params()
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "owned").exists()
+
+
+def test_a_missing_file_says_where_to_run(tmp_path):
+    with pytest.raises(ConfigError, match="not found: run from the project's root"):
+        load_params(tmp_path / "params.yaml")
+
+
+def test_a_scale_is_chosen_or_the_default():
+    params = parse_params(COMMITTED)
+    assert select_scale(params, None) == params.scale
+    assert select_scale(params, params.scale) == params.scale
+    with pytest.raises(ConfigError, match=r"unknown scale 'quck': did you mean 'quick'\?"):
+        select_scale(params, "quck")
+
+
+def test_a_model_refines_the_default_and_nothing_else():
+    default = COMMITTED["scales"]["quick"]["baseline"]["default"]
+    block = {"default": default, "net": {"epochs": 99}}
+    assert refine(block, "net", TrainingOptions, "here") == TrainingOptions(**{**default, "epochs": 99})
+    assert refine(block, "other", TrainingOptions, "here") == TrainingOptions(**default)
+    with pytest.raises(ConfigError, match=r"here: target: key is missing"):
+        refine({}, "net", PruneOptions, "here")
+
+
+def test_parsed_parameters_cannot_be_changed():
+    params = parse_params(COMMITTED)
+    with pytest.raises(ValueError, match="frozen"):
+        params.scale = "paper"

@@ -1,0 +1,148 @@
+"""Cells and resolved configurations: each step depends on what it should, and on nothing else."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections import Counter
+
+import pytest
+import yaml
+from workflow_project import ROOT
+
+from ifap import paths
+from ifap.config import parse_params
+from ifap.grid import Grid
+from ifap.paths import Cell
+
+STEPS = ("baseline", "prune", "finetune", "evaluate")
+COMMITTED = yaml.safe_load((ROOT / "params.yaml").read_text())
+
+
+def raw_params():
+    raw = copy.deepcopy(COMMITTED)
+    raw["scales"] = {"quick": raw["scales"]["quick"]}
+    quick = raw["scales"]["quick"]
+    quick["seeds"] = [0, 3]
+    quick["grid"]["classification"] = {
+        "datasets": ["digits"], "models": ["resnet_tiny", "vit_tiny"], "methods": ["ifap", "random"],
+    }  # fmt: skip
+    for step in ("baseline", "prune", "finetune"):
+        quick[step] = {k: v for k, v in quick[step].items() if k in {"default", "recovery"}}
+    return {**raw, "scale": "quick", "published": "quick"}
+
+
+def grid_of(raw):
+    return Grid(parse_params(raw), "quick")
+
+
+GRID = grid_of(raw_params())
+
+
+def test_the_cells_are_the_product_of_the_axes_with_each_baseline_once():
+    assert len(GRID.pruned()) == 2 * 2 * 2
+    assert len(set(GRID.cells())) == len(GRID.cells()) == 8 + 4
+    assert GRID.baselines() == GRID.cells()[:4]
+    assert all(cell.is_baseline for cell in GRID.baselines())
+    assert {cell.baseline for cell in GRID.pruned()} == set(GRID.baselines())
+    assert Counter(cell.model for cell in GRID.pruned()) == {"resnet_tiny": 4, "vit_tiny": 4}
+    assert GRID.datasets() == ["digits"]
+
+
+def test_every_path_belongs_to_one_cell():
+    places = [
+        path
+        for cell in GRID.cells()
+        for path in (
+            paths.metrics_file("quick", cell), paths.receipts_file("quick", cell), paths.receipts_json("quick", cell),
+            paths.history_file("quick", cell), *(paths.state_dir("quick", cell, step) for step in STEPS),
+            *(paths.checkpoint_dir("quick", cell, name) for name in ("pruned", "final")),
+            *(paths.log_file("quick", cell, step) for step in STEPS),
+        )
+    ]  # fmt: skip
+    assert len(set(places)) == len(places)
+    assert not any(path.is_absolute() or ".." in path.parts for path in places)
+    for cell in GRID.cells():
+        task, dataset, model, method, seed = str(cell).split("/")
+        assert Cell(task, dataset, model, method, int(seed.removeprefix("seed"))) == cell
+
+
+@pytest.mark.parametrize("cell", GRID.cells(), ids=str)
+def test_a_step_depends_on_all_earlier_steps(cell):
+    steps = ("baseline", "evaluate") if cell.is_baseline else STEPS
+    chain = {}
+    for step in steps:
+        config = GRID.config(cell, step)
+        assert config.items() >= chain.items()
+        assert set(config) == {"cell", "fetch", *steps[: steps.index(step) + 1]}
+        assert json.loads(json.dumps(config)) == config
+        chain = config
+
+
+def change_in(*path, value, per_model=None):
+    def change(raw):
+        block = raw["scales"]["quick"]
+        for key in path[:-1]:
+            block = block.setdefault(key, {})
+        block[path[-1]] = value
+
+    return change, per_model
+
+
+def version(step):
+    return (lambda raw: raw["versions"].update({step: 7}), None)
+
+
+ALL = {"baseline/baseline", "baseline/evaluate", *(f"pruned/{step}" for step in STEPS)}
+PRUNING = {"pruned/prune", "pruned/finetune", "pruned/evaluate"}
+
+
+@pytest.mark.parametrize(
+    ("change", "wanted"),
+    [
+        (change_in("datasets", "digits", "split_seed", value=9), ALL),
+        (change_in("baseline", "default", "lr", value=0.5), ALL),
+        (change_in("baseline", "vit_tiny", "lr", value=0.5, per_model="vit_tiny"), ALL),
+        (change_in("prune", "default", "alpha", value=0.5), PRUNING),
+        (change_in("prune", "resnet_tiny", "min_units", value=1, per_model="resnet_tiny"), PRUNING),
+        (change_in("prune", "recovery", "epochs", value=9), PRUNING),
+        (change_in("finetune", "default", "weight_decay", value=0.5), {"pruned/finetune", "pruned/evaluate"}),
+        (change_in("evaluate", "latency_runs", value=9), {"pruned/evaluate", "baseline/evaluate"}),
+        (change_in("seeds", value=[0, 3, 5]), set()),
+        ((lambda raw: raw["tables"]["table-2"].update(title="Another"), None), set()),
+        (version("fetch"), ALL),
+        (version("baseline"), ALL),
+        (version("prune"), PRUNING),
+        (version("finetune"), {"pruned/finetune", "pruned/evaluate"}),
+        (version("evaluate"), {"pruned/evaluate", "baseline/evaluate"}),
+    ],
+)
+def test_a_change_reaches_exactly_the_steps_that_depend_on_it(change, wanted):
+    apply, model = change
+    raw = raw_params()
+    apply(raw)
+    other = grid_of(raw)
+    differs = {
+        (cell, step)
+        for cell in GRID.cells()
+        for step in (("baseline", "evaluate") if cell.is_baseline else STEPS)
+        if GRID.config(cell, step) != other.config(cell, step)
+    }
+    assert {f"{'baseline' if cell.is_baseline else 'pruned'}/{step}" for cell, step in differs} == wanted
+    touched = {cell.model for cell, _ in differs}
+    assert touched == ({model} if model else {"resnet_tiny", "vit_tiny"} if wanted else set())
+    for model_name in touched:  # every seed and method of a model alike
+        cells = {cell for cell, _ in differs if cell.model == model_name}
+        assert {cell for cell in cells if not cell.is_baseline} == {c for c in GRID.pruned() if c.model == model_name}
+
+
+def test_every_option_reaches_the_config_of_its_step():
+    """An option that no configuration holds could change without any step running again."""
+    cell = next(cell for cell in GRID.pruned() if cell.model == "resnet_tiny")
+    config, quick = GRID.config(cell, "evaluate"), raw_params()["scales"]["quick"]
+    assert set(config["fetch"]) == {"version", "dataset", *quick["datasets"]["digits"]}
+    assert set(config["baseline"]) == {"version", *quick["baseline"]["default"]}
+    assert set(config["prune"]) == {"version", "recovery", *quick["prune"]["default"]}
+    assert set(config["prune"]["recovery"]) == set(quick["prune"]["recovery"])
+    assert set(config["finetune"]) == {"version", *quick["finetune"]["default"]}
+    assert set(config["evaluate"]) == {"version", *quick["evaluate"]}
