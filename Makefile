@@ -27,7 +27,7 @@ $(VENV)/.ready: requirements.lock pyproject.toml
 	@touch $@
 
 reproduce: setup ## Run the main job (scale quick): data, training, pruning, tables, figures
-	snakemake --config scale=$(SCALE) --
+	snakemake --quiet host reason rules --config scale=$(SCALE) --
 	@python -m stages.summary --scale $(SCALE)
 
 test: setup ## Run all tests
