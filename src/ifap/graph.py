@@ -403,8 +403,6 @@ def _opaque_functional_shuffles() -> Iterator[None]:
 
 # --- flattening -----------------------------------------------------------------------------------
 
-_MAX_POSITIONS = 50_000_000  # a mapping that multiplies positions without end is a wrong mapping
-
 
 class _Flattener:
     """Turn Torch-Pruning's graph of layers into a graph of positions and find its components."""
@@ -459,6 +457,7 @@ class _Flattener:
                 self._sizes[node, side] = size
                 queue.append((node, side))
         fixed = set(self._sizes)
+        widest = sum(self._sizes.values())  # no operation is wider than all layers together
         while queue:
             node, side = queue.pop()
             for number, dependency in enumerate(node.dependencies):
@@ -470,6 +469,10 @@ class _Flattener:
                     self._unmapped |= {(node, side), target}
                     continue
                 sources, mapped = images
+                if target not in fixed and len(mapped) and mapped.max() >= widest:
+                    # A map that multiplies positions at every turn of a loop is a wrong map.
+                    self._unmapped |= {(node, side), target}
+                    continue
                 if target in fixed:
                     inside = mapped < self._sizes[target]
                     sources, mapped = sources[inside], mapped[inside]
@@ -477,10 +480,6 @@ class _Flattener:
                     self._sizes[target] = int(mapped.max()) + 1
                     queue.append(target)
                 self._edges[node, side, number] = (target, sources, mapped)
-            if sum(self._sizes.values()) > _MAX_POSITIONS:
-                raise GraphError(
-                    "the network reshapes its channels in a way that cannot be followed; ignore those layers"
-                )
 
     def _number_positions(self) -> tuple[dict[tuple[Node, str], int], int]:
         offsets, total = {}, 0
