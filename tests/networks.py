@@ -538,7 +538,8 @@ def encoder(**options):
     mean = 1 if options.get("batch_first") else 0
     return Lambda(
         lambda m, x: m.head(m.layers(m.embed(x)).mean(mean)),
-        embed=nn.Linear(16, 16), layers=nn.TransformerEncoder(layer, 2, enable_nested_tensor=False), head=nn.Linear(16, 3),
+        embed=nn.Linear(16, 16), head=nn.Linear(16, 3),
+        layers=nn.TransformerEncoder(layer, 2, enable_nested_tensor=False),
     )  # fmt: skip
 
 

@@ -247,7 +247,7 @@ def test_activations_that_are_not_finite_name_the_layer(value, site):
     model = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 5), nn.ReLU(), nn.Linear(5, 2))
     with torch.no_grad():
         model[2].bias[1] = value
-    with pytest.raises(ScoreError, match="layer '2'.*not finite"):
+    with pytest.raises(ScoreError, match=r"layer '2'.*not finite"):
         ifap.flow_scores(model, [torch.randn(3, 4)], site=site)
 
 
@@ -256,7 +256,7 @@ def test_no_data_is_an_error():
         ifap.flow_scores(nn.Linear(4, 2), [])
     with pytest.raises(ScoreError, match="empty"):
         CalibrationBatches(torch.empty(0, 4), 2, "train")
-    with pytest.raises(ScoreError, match="empty|sample"):
+    with pytest.raises(ScoreError, match=r"empty|sample"):
         ifap.flow_scores(nn.Sequential(nn.Linear(4, 2)), [torch.empty(0, 4)])
 
 

@@ -351,7 +351,7 @@ def test_one_ignored_layer_may_be_given_as_a_string():
 
 
 def test_unknown_ignored_layer_gives_the_nearest():
-    with pytest.raises(GraphError, match="no layer 'hed'.*did you mean 'head'"):
+    with pytest.raises(GraphError, match=r"no layer 'hed'.*did you mean 'head'"):
         prune(NETWORKS["residual"].build(), IMAGE, ignore=["hed"])
     with pytest.raises(GraphError, match="ReLU"):
         prune(wide(), IMAGE, ignore=[nn.ReLU()])
@@ -440,7 +440,7 @@ def test_callable_scores_decide():
 
 
 def test_scores_of_the_wrong_length_are_an_error():
-    with pytest.raises(ScoreError, match="'2.0'.*3 scores for 64"):
+    with pytest.raises(ScoreError, match=r"'2.0'.*3 scores for 64"):
         prune(wide(), IMAGE, method=lambda *_, **__: {"2.0": torch.ones(3)})
 
 

@@ -56,7 +56,7 @@ def test_head_scores_reach_the_units_of_heads(name, slot):
 
 def test_wrong_number_of_scores_is_an_error():
     model, _, graph, _ = setting("plain")
-    with pytest.raises(ScoreError, match="'0.0'"):
+    with pytest.raises(ScoreError, match=r"'0.0'"):
         unit_scores(graph, model, {"0.0": torch.ones(5)})
 
 
