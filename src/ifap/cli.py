@@ -43,8 +43,13 @@ def prune(
     import ifap
     from ifap.pruning import Target
 
-    network = _load_weights(_builder(builder)(), weights)
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"{out} is a file: give a folder for --out")
+    if batch_size < 1:
+        raise ConfigError(f"--batch-size must be at least 1, not {batch_size}")
+    network = _load_weights(_built(builder), weights)
     inputs = _tensor(data, "inputs")
+    _try(network, inputs, data)
     pruned = ifap.prune(
         network,
         inputs[:1],
@@ -154,6 +159,34 @@ def _builder(text: str) -> Callable[[], nn.Module]:
     if not callable(function):
         raise ConfigError(f"builder '{text}' is not a function")
     return function
+
+
+def _built(text: str) -> nn.Module:
+    from torch import nn
+
+    try:
+        network = _builder(text)()
+    except IfapError:
+        raise
+    except Exception as error:  # whatever the user's code raises
+        raise ConfigError(f"builder '{text}': {type(error).__name__}: {error}") from error
+    if not isinstance(network, nn.Module):
+        raise ConfigError(f"builder '{text}' returned {type(network).__name__}, not a network")
+    return network
+
+
+def _try(network: nn.Module, inputs: Any, data: Path) -> None:
+    import torch
+
+    from ifap.tracing import evaluation_mode
+
+    if not inputs.shape or not len(inputs):
+        raise ConfigError(f"{data}: 'inputs' holds no samples")
+    try:
+        with torch.no_grad(), evaluation_mode(network):
+            network(inputs[:1])
+    except Exception as error:  # whatever the user's code raises
+        raise ConfigError(f"{data}: the network does not run on its inputs: {error}") from error
 
 
 def _tensor(path: Path, name: str) -> Any:

@@ -1,0 +1,293 @@
+"""The ``ifap`` command for real: an engineer's own module, files on disk, exit codes and one-line errors."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import subprocess
+import sys
+from importlib import metadata
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from workflow_project import SCALE, fresh  # noqa: F401
+
+import ifap
+from ifap import cli, paths
+from ifap.plan import read_plan
+
+BUILDERS = """
+import torch
+from torch import nn
+
+not_callable = 3
+
+
+def build():
+    return nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 24, 3), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(24, 5),
+    )
+
+
+def needs_argument(width):
+    return nn.Linear(width, width)
+
+
+def not_a_network():
+    return [1, 2, 3]
+"""
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """The working directory of an engineer: a module with builders, calibration data, weights."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_builders.py").write_text(BUILDERS)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "my_builders", raising=False)
+    save_file({"inputs": torch.randn(12, 3, 10, 10)}, tmp_path / "data.safetensors")
+    save_file({"images": torch.randn(2, 3, 10, 10), "labels": torch.zeros(2)}, tmp_path / "named.safetensors")
+    yield tmp_path
+    sys.modules.pop("my_builders", None)
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Call ``ifap`` inside this process; returns exit code, stdout and stderr."""
+    monkeypatch.setattr(logging, "basicConfig", lambda **options: None)
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["ifap", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        said = capsys.readouterr()
+        return ended.value.code or 0, said.out, said.err
+
+    return call
+
+
+PRUNE = ["prune", "my_builders:build", "--data", "data.safetensors", "--out", "small"]
+
+
+def refused(result):
+    """Return the one line of a refusal."""
+    code, out, err = result
+    assert code == 2, out + err
+    assert err.count("\n") == 1, err
+    assert err.startswith("error: ")
+    assert out == ""
+    return err
+
+
+# --- prune and show -------------------------------------------------------------------------------
+
+
+def test_prune_then_show_then_load(folder, command):
+    torch.manual_seed(3)
+    import my_builders
+
+    weights = my_builders.build().state_dict()
+    save_file(weights, folder / "weights.safetensors")
+    code, out, err = command(
+        *PRUNE, "--weights", "weights.safetensors", "--macs", "0.5", "--steps", "3", "--batch-size", "5"
+    )
+    assert (code, err) == (0, "")
+    before, after = map(int, re.search(r"MACs +([\d,]+) -> +([\d,]+)", out.replace(",", "")).groups())
+    assert 0.5 <= 1 - after / before < 0.6
+    assert sorted(path.name for path in (folder / "small").iterdir()) == ["plan.json", "weights.safetensors"]
+
+    small = ifap.load("small", my_builders.build)
+    kept = read_plan("small").kept["0"]["out"]
+    assert torch.equal(small[0].weight, weights["0.weight"][kept])
+    assert ifap.cost(small, torch.zeros(1, 3, 10, 10)).macs == after
+
+    code, out, _ = command("show", "small")
+    assert code == 0
+    assert f"MACs     {before:,} -> {after:,}" in out
+    assert f"0: out {len(kept)}" in out
+    code, out, _ = command("show", "small", "--json")
+    shown = json.loads(out)
+    assert shown["costs"]["macs_after"] == after
+    assert shown["kept"]["0"] == {"out": len(kept)}
+
+
+def test_prune_can_target_parameters_round_widths_and_leave_layers_alone(folder, command):
+    code, out, _ = command(*PRUNE, "--params", "0.3", "--ignore", "0", "--round-to", "4", "--steps", "2")
+    assert code == 0, out
+    kept = read_plan("small").kept
+    assert "0" not in kept
+    assert len(kept["3"]["out"]) % 4 == 0
+
+
+def test_two_calls_write_the_same_bytes(folder, command):
+    torch.manual_seed(0)
+    import my_builders
+
+    save_file(my_builders.build().state_dict(), folder / "weights.safetensors")
+    for name in ("one", "two"):
+        options = ["--out", name, "--weights", "weights.safetensors", "--macs", "0.4", "--method", "random"]
+        assert command(*PRUNE[:4], *options)[0] == 0
+        torch.rand(3)
+    for file in ("plan.json", "weights.safetensors"):
+        assert (folder / "one" / file).read_bytes() == (folder / "two" / file).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([*PRUNE], "exactly one of macs and params"),
+        ([*PRUNE, "--macs", "0.5", "--params", "0.5"], "exactly one of macs and params"),
+        ([*PRUNE, "--macs", "1.5"], "macs=1.5 must lie between 0 and 1"),
+        ([*PRUNE, "--macs", "0"], "macs=0.0 must lie between 0 and 1"),
+        ([*PRUNE, "--macs", "nan"], "macs=nan must lie between 0 and 1"),
+        ([*PRUNE, "--macs", "0.999"], "cannot be reached|can.* reach"),
+        ([*PRUNE, "--macs", "0.5", "--method", "ifpa"], r"unknown method 'ifpa': did you mean 'ifap'\?"),
+        ([*PRUNE, "--macs", "0.5", "--ignore", "00"], r"'00'.*did you mean '0'\?"),
+        ([*PRUNE, "--macs", "0.5", "--steps", "0"], "steps must be at least 1"),
+        ([*PRUNE, "--macs", "0.5", "--round-to", "0"], "round_to must be at least 1"),
+        ([*PRUNE, "--macs", "0.5", "--batch-size", "0"], "batch.size"),
+        ([*PRUNE, "--macs", "0.5", "--data", "none.safetensors"], "none.safetensors: file not found"),
+        ([*PRUNE, "--macs", "0.5", "--data", "my_builders.py"], "my_builders.py: not a valid safetensors file"),
+        ([*PRUNE, "--macs", "0.5", "--data", "."], r"\.: not a valid safetensors file"),
+        ([*PRUNE, "--macs", "0.5", "--data", "named.safetensors"], r"no tensor 'inputs' \(it has images, labels\)"),
+        ([*PRUNE, "--macs", "0.5", "--weights", "named.safetensors"], "named.safetensors: does not fit the network"),
+        ([*PRUNE, "--macs", "0.5", "--weights", "none.safetensors"], "none.safetensors: file not found"),
+    ],
+)
+def test_a_wrong_option_is_one_line(folder, command, arguments, message):
+    assert re.search(message, refused(command(*arguments)))
+    assert not (folder / "small").exists()
+
+
+@pytest.mark.parametrize(
+    ("builder", "message"),
+    [
+        ("my_builders", "write package.module:function"),
+        ("my_builder:build", "No module named 'my_builder'"),
+        ("my_builders:biuld", "has no attribute 'biuld'"),
+        ("my_builders:not_callable", "is not a function"),
+        (":build", "write package.module:function"),
+        ("", "write package.module:function"),
+        ("my_builders:needs_argument", "missing 1 required positional argument"),
+        ("my_builders:not_a_network", "list, not a network"),
+    ],
+)
+def test_a_wrong_builder_is_one_line(folder, command, builder, message):
+    result = command("prune", builder, "--data", "data.safetensors", "--out", "small", "--macs", "0.5")
+    assert message in refused(result)
+
+
+def test_inputs_that_do_not_fit_the_network_are_one_line(folder, command):
+    for inputs, message in (
+        (torch.randn(4, 7, 10, 10), "the network does not run on its inputs: .*expected input"),
+        (torch.randn(0, 3, 10, 10), "'inputs' holds no samples"),
+        (torch.tensor(1.0), "'inputs' holds no samples"),
+        (torch.ones(4, 3, 10, 10, dtype=torch.int64), "the network does not run on its inputs"),
+    ):
+        save_file({"inputs": inputs}, folder / "data.safetensors")
+        assert re.search(rf"data\.safetensors: {message}", refused(command(*PRUNE, "--macs", "0.5")))
+
+
+def test_an_output_folder_that_is_a_file_is_one_line(folder, command):
+    (folder / "small").write_text("mine")
+    assert "small" in refused(command(*PRUNE, "--macs", "0.5", "--steps", "1"))
+    assert (folder / "small").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda file: file.unlink(), "file not found"),
+        (lambda file: file.write_bytes(file.read_bytes()[:100]), "not valid JSON"),
+        (lambda file: file.write_text("[" * 100_000), "not valid JSON"),
+        (lambda file: file.write_bytes(b"\xff\xfe\x80"), "not valid JSON"),
+        (lambda file: file.write_text("{}"), "example_inputs: Field required"),
+        (lambda file: file.write_text(file.read_text().replace('"kept"', '"kpet"')), "kpet: Extra inputs"),
+        (lambda file: (file.unlink(), file.mkdir()), "cannot be read"),
+    ],
+    ids=["missing", "cut", "deep", "binary", "empty", "key", "folder"],
+)
+def test_show_refuses_a_damaged_plan(folder, command, damage, message):
+    assert command(*PRUNE, "--macs", "0.5", "--steps", "1")[0] == 0
+    damage(folder / "small" / "plan.json")
+    assert message in refused(command("show", "small"))
+
+
+# --- status, doctor and the program itself --------------------------------------------------------
+
+
+def test_status_of_a_project_where_nothing_has_run(fresh, command, monkeypatch):  # noqa: F811
+    monkeypatch.chdir(fresh.root)
+    code, out, _ = command("status")
+    assert code == 0
+    assert out.splitlines() == [f"{cell}: missing, checkpoint not here" for cell in fresh.grid().cells()]
+
+
+def test_status_names_damaged_records(fresh, command, tmp_path, monkeypatch):  # noqa: F811
+    project = fresh.copy(tmp_path / "project")
+    monkeypatch.chdir(project.root)
+    first, second, third = project.grid().cells()
+    for cell, content in ((first, "{"), (second, "[]"), (third, '{"config": {}}')):
+        paths.cell_dir(SCALE, cell).mkdir(parents=True)
+        paths.metrics_file(SCALE, cell).write_text(content)
+    code, out, _ = command("status", "--scale", SCALE)
+    lines = out.splitlines()
+    assert code == 0
+    assert all(
+        f"damaged ({paths.metrics_file(SCALE, cell)})" in line
+        for cell, line in zip([first, second], lines[:2], strict=True)
+    )
+    assert "stale (" in lines[2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["status"], "params.yaml not found: run from the project's root"),
+        (["status", "--params", "other.yaml"], "other.yaml not found"),
+    ],
+)
+def test_status_outside_a_project_is_one_line(folder, command, arguments, message):
+    assert message in refused(command(*arguments))
+
+
+def test_status_of_an_unknown_scale_is_one_line(fresh, command, monkeypatch):  # noqa: F811
+    monkeypatch.chdir(fresh.root)
+    assert "unknown scale 'quik': did you mean 'quick'?" in refused(command("status", "--scale", "quik"))
+
+
+def test_doctor_says_what_is_installed_and_which_device(folder, command):
+    code, out, _ = command("doctor")
+    assert code == 0
+    found = {line[:14].strip(): line[15:] for line in out.splitlines()}
+    assert found["torch"] == metadata.version("torch")
+    assert found["ifap"] == ifap.__version__
+    assert found["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert re.fullmatch(r".+, \d+ cores", found["processor"])
+    assert found["GPUs"]
+    assert re.fullmatch(r"\d+\.\d GiB here", found["free disk"])
+
+
+def test_help_names_every_command_and_option(command):
+    _, out, err = command("--help")
+    text = out + err
+    assert all(name in text for name in ("prune", "show", "status", "doctor"))
+    for name in ("prune", "show", "status", "doctor"):
+        assert command(name, "--help")[0] == 0
+
+
+def test_an_unknown_command_has_exit_code_2(command):
+    code, _, err = command("prnue")
+    assert code == 2
+    assert "No such command 'prnue'" in err
+
+
+def test_the_installed_program_has_the_same_exit_codes(tmp_path):
+    program = [sys.executable, "-c", "from ifap.cli import main; main()"]
+    done = subprocess.run([*program, "show", "nowhere"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == "error: nowhere/plan.json: file not found\n"
+    assert done.stdout == ""
