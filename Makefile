@@ -40,6 +40,7 @@ check: setup ## Check formatting, style, types and the workflow
 	snakefmt --check Snakefile rules
 	snakemake --lint
 	python -m stages.schema --check
+	python -m stages.readme --check
 
 format: setup ## Format Python and Snakemake files, and write the schema of params.yaml again
 	ruff check --fix .
