@@ -46,6 +46,7 @@ rule prune:
         kept=f"results/{SCALE}/cells/{CELL}/plan.json",
         receipts=f"results/{SCALE}/cells/{CELL}/receipts.csv",
         full=f"results/{SCALE}/cells/{CELL}/receipts.json",
+        flow=f"results/{SCALE}/cells/{CELL}/flow.json",
         record=f"results/{SCALE}/cells/{CELL}/timings-prune.json",
     log:
         f"logs/{SCALE}/{CELL}/prune.log",

@@ -10,7 +10,8 @@ from torch import nn
 
 from ifap import plan
 from ifap.files import atomic_write_text
-from ifap.paths import Cell, cell_dir, receipts_file, receipts_json
+from ifap.flow import flow_scores
+from ifap.paths import Cell, cell_dir, flow_json, receipts_file, receipts_json
 from ifap.program import run_stage
 from ifap.pruning import Pruned, Receipt, Target, prune
 from ifap.recover import Distillation, validator
@@ -48,6 +49,7 @@ def main(
     with job.run() as timing:
         result, watched = prune_cell(job, timing)
         save(job, result, watched)
+        atomic_write_text(flow_json(job.grid.scale, job.cell), json.dumps(flow_before(job), indent=1) + "\n")
 
 
 def prune_cell(job: Job, timing: Timing) -> tuple[Pruned, dict[str, dict[str, float]]]:
@@ -82,6 +84,15 @@ def prune_cell(job: Job, timing: Timing) -> tuple[Pruned, dict[str, dict[str, fl
         **chosen,
     )
     return result, state.watched
+
+
+def flow_before(job: Job) -> dict[str, list[float]]:
+    """Return the flow scores of the network before pruning, whatever method then prunes it."""
+    _, network = Job(job.grid, job.cell.baseline, "baseline").load("final")
+    options = job.grid.pruning(job.cell)
+    batches = job.split("train").calibration(options.calibration_samples, options.batch_size, job.cell.seed)
+    scores = flow_scores(network, batches, normalize=options.normalize, site=options.site)
+    return {name: [float(f"{value:.5g}") for value in values] for name, values in scores.items()}
 
 
 class PruneState:

@@ -76,6 +76,11 @@ def receipts_json(scale: str, cell: Cell) -> Path:
     return cell_dir(scale, cell) / "receipts.json"
 
 
+def flow_json(scale: str, cell: Cell) -> Path:
+    """Flow score of every unit of the network before pruning, for the figures."""
+    return cell_dir(scale, cell) / "flow.json"
+
+
 def state_dir(scale: str, cell: Cell, stage: str) -> Path:
     """Where a running job keeps what it needs to resume; no output, not in git."""
     return Path("state") / scale / str(cell) / stage
