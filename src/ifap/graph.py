@@ -11,6 +11,7 @@ plain names and integers are kept: removing units needs no new trace.
 
 from __future__ import annotations
 
+import math
 import sys
 import warnings
 from collections import defaultdict
@@ -372,12 +373,14 @@ def _set_forward(module: nn.Module, function: Callable[..., Any]) -> None:
 
 def _split_attention_couplings(
     module: SplitAttention, query: Tensor, key: Tensor, value: Tensor, *_args: Any, **_kwargs: Any
-) -> tuple[Tensor, None]:
+) -> tuple[Tensor, Tensor]:
     tokens = 1 if module.batch_first else 0
     heads = module.q(query)
     for layer, source in ((module.k, key), (module.v, value)):
         heads = heads + layer(source).mean(dim=tokens, keepdim=True)
-    return module.out(heads), None
+    # Attention weights that the forward may use: they have no channels, so any number will do.
+    weights = heads.detach().new_ones(heads.shape[1 - tokens], heads.shape[tokens], key.shape[tokens])
+    return module.out(heads), weights
 
 
 def _fused_attention_couplings(module: Any, x: Tensor, *_args: Any, **_kwargs: Any) -> Tensor:
@@ -550,7 +553,9 @@ class _Flattener:
     def _pin(self, offsets: dict[tuple[Node, str], int], label: Indices) -> npt.NDArray[np.bool_]:
         """Return which components must stay; says why for each layer in `pinned`."""
         is_pinned = np.zeros(int(label.max()) + 1 if len(label) else 0, dtype=bool)
-        for (node, side), offset in offsets.items():
+        # What a layer says of itself is more to the point than what an operation beside it says.
+        layers_first = sorted(offsets.items(), key=lambda item: item[0][0].module not in self._names)
+        for (node, side), offset in layers_first:
             reason = self._reason(node, side)
             if reason is not None:
                 components = label[offset : offset + self._sizes[node, side]]
@@ -568,13 +573,33 @@ class _Flattener:
             return "it is added to an input of the network"
         if _SHUFFLE in operation:
             return "a channel shuffle fixes its width"
-        if (node, side) in self._unmapped:
+        if (node, side) in self._unmapped or (node.type == tp_ops.OPTYPE.RESHAPE and not self._keeps_channels(node)):
             return "its channels cannot be followed through a reshape"
         if name in self._ignored and side == "out":
             return "ignored by the caller"
         if isinstance(module, nn.Module) and name:
             return self._layer_reason(module, name, side)
         return None
+
+    def _keeps_channels(self, node: Node) -> bool:
+        """Whether Torch-Pruning's map through a reshape is the right one; it looks at widths alone."""
+        before = list(getattr(node.grad_fn, "_saved_self_sym_sizes", []))
+        outputs = getattr(node.grad_fn, "_input_metadata", [])
+        widths = [self._sizes[source, "out"] for source in node.inputs if (source, "out") in self._sizes]
+        if not before or not outputs or not widths:
+            return True
+        after, width = list(outputs[0].shape), max(widths)
+        only_ones_moved = [size for size in before if size != 1] == [size for size in after if size != 1]
+        only_rows_split = len(before) == 2 and before[-1] == after[-1]  # inside a linear layer on tokens
+        if only_ones_moved or only_rows_split:
+            return True
+        stride = next((m._stride for d in node.dependencies for m in d.index_mapping if hasattr(m, "_stride")), 1)
+        channels_first = before[1:2] == [width] and (len(before) != 3 or before[-1] != width)
+        if channels_first:
+            flattened = after == [before[0], math.prod(before[1:])] and stride == math.prod(before[2:])
+            unflattened = len(before) == 2 and after[:1] == before[:1] and stride == math.prod(after[2:])
+            return before[:2] == after[:2] or flattened or unflattened
+        return before[-1] == width and after[-1] == width
 
     def _layer_reason(self, module: nn.Module, name: str, side: str) -> str | None:
         if module in self._shared:
