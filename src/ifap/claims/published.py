@@ -361,6 +361,8 @@ def _table_5(rows: Sequence[list[str]], _: str) -> Iterator[dict[str, Any]]:
 def _read_rows(path: Path) -> list[Claim]:
     try:
         lines = list(csv.reader(io.StringIO(path.read_text("utf-8"), newline=""), strict=True))
+    except FileNotFoundError:
+        raise ResultsError(f"{path}: file not found") from None
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ResultsError(f"{path}: cannot be read as CSV ({error})") from None
     if not lines or tuple(lines[0]) != COLUMNS:
