@@ -106,6 +106,21 @@ def status(
 
 
 @app.command()
+def audit(
+    claims: Annotated[Path, typer.Option(help="The published numbers.")] = Path("data/paper/claims.csv"),
+) -> None:
+    """Check the published numbers against one another; findings are no failure."""
+    from ifap import paths
+
+    try:
+        from ifap.claims.audit import summary, write_audit
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"audit needs {error.name}: pip install 'ifap[workflow]'") from None
+    typer.echo(summary(write_audit(claims)))
+    typer.echo(f"wrote {paths.audit_file('md')} and {paths.audit_file('csv')}")
+
+
+@app.command()
 def doctor() -> None:
     """Show versions, devices, threads and free disk space."""
     import shutil
