@@ -1,0 +1,252 @@
+"""The project as a whole: versions, lock file, import direction, and what must appear nowhere."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from workflow_project import ROOT, tracked_files
+
+import ifap
+from ifap import claims, paths
+from ifap.config import json_schema, load_params
+
+FILES = [name for name in tracked_files() if not name.startswith(("tests/", "results/", "data/"))]
+LIBRARY = sorted((ROOT / "src" / "ifap").rglob("*.py"))
+CODE = [*LIBRARY, *sorted((ROOT / "stages").glob("*.py"))]
+# The method; knows nothing of data sets, the workflow or the paper.
+CORE = (
+    "attention", "costs", "errors", "families", "files", "flow", "graph", "layers", "plan", "pruning", "ranking",
+    "schedule", "splits", "tracing",
+)  # fmt: skip
+OUTER = ("claims", "cli", "config", "datasets", "grid", "models", "paths", "tasks", "training")
+
+
+def name_of(path):
+    return str(path.relative_to(ROOT))
+
+
+def imported(path):
+    """Return every module that a file imports, also inside functions and for type checking."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name_of(path)}: relative import"
+            found.update({node.module} | {f"{node.module}.{alias.name}" for alias in node.names})
+    return found
+
+
+def belongs_to(module, packages):
+    return any(module == package or module.startswith(f"{package}.") for package in packages)
+
+
+# --- versions and the lock file -------------------------------------------------------------------
+
+
+def pyproject():
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+def test_one_version_everywhere():
+    version = pyproject()["project"]["version"]
+    assert ifap.__version__ == version
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == version
+    assert f"## [{version}]" in (ROOT / "CHANGELOG.md").read_text()
+    (image,) = re.findall(r'^container: "[^"]+:([^":]+)"$', (ROOT / "Snakefile").read_text(), flags=re.MULTILINE)
+    assert image == version
+    assert (ROOT / "LICENSE").read_text().startswith("MIT License")
+
+
+def locked():
+    """Return the entries of the lock file: requirement to the lines that go with it."""
+    entries = {}
+    for line in (ROOT / "requirements.lock").read_text().splitlines():
+        if line[:1].strip() and not line.startswith("#"):
+            entries[line.split()[0]] = current = []
+        elif "--hash" in line:
+            current.append(line.strip())
+    return entries
+
+
+def test_every_locked_package_has_a_version_and_hashes():
+    entries = locked()
+    assert len(entries) > 100
+    for requirement, hashes in entries.items():
+        assert re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.+!_-]+", requirement), requirement
+        assert hashes, requirement
+        assert all(re.fullmatch(r"--hash=sha256:[0-9a-f]{64}( \\)?", line) for line in hashes), requirement
+
+
+def test_the_lock_file_names_no_host_and_no_folder():
+    text = (ROOT / "requirements.lock").read_text()
+    assert not re.search(r"://|--(extra-)?index-url|--find-links|--trusted-host|file:| @ |^-e|^-r", text, re.MULTILINE)
+    comments = [line for line in text.splitlines() if line.lstrip().startswith("#")]
+    assert not [line for line in comments if re.search(r"/(home|root|tmp|work|Users)/", line)]
+
+
+def test_the_lock_file_holds_every_declared_dependency():
+    project = pyproject()["project"]
+    declared = [*project["dependencies"], *(r for extra in project["optional-dependencies"].values() for r in extra)]
+    normal = {re.sub(r"[-_.]+", "-", requirement.partition("==")[0]).lower() for requirement in locked()}
+    names = {re.sub(r"[-_.]+", "-", re.match(r"[A-Za-z0-9._-]+", text)[0]).lower() for text in declared}
+    assert names - normal == set()
+
+
+def test_imported_packages_are_declared():
+    project = pyproject()["project"]
+    own = {"ifap", "stages", "benchmarks"}
+    inside = {path: {module.partition(".")[0] for module in imported(path)} for path in CODE}
+    others = set().union(*inside.values()) - sys.stdlib_module_names - own
+    distributions = {"sklearn": "scikit-learn", "yaml": "pyyaml", "torch_pruning": "torch-pruning"}
+    declared = [*project["dependencies"], *project["optional-dependencies"]["workflow"]]
+    names = {re.match(r"[A-Za-z0-9._-]+", text)[0].lower() for text in declared}
+    assert {distributions.get(name, name) for name in others} - names == set()
+
+
+# --- generated and listed things are up to date ---------------------------------------------------
+
+
+def test_the_committed_schema_is_the_one_of_the_types():
+    assert (ROOT / paths.schema_file()).read_text() == json_schema()
+
+
+def test_dvc_knows_the_tables_of_the_parameters_and_the_outputs_of_the_stages():
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    params = load_params(ROOT / "params.yaml")
+    assert set(stages["tables"]["foreach"]) == set(params.tables)
+    scale, published = params.published, "${published}"
+    outs = [next(iter(out)) for out in stages["tables"]["do"]["outs"]]
+    assert [out.replace(published, scale).replace("${item}", "table-2") for out in outs] == [
+        str(paths.table_file(scale, "table-2", extension)) for extension in ("md", "html", "tex")
+    ]
+    for stage in [*(stages[name] for name in stages if name != "tables"), stages["tables"]["do"]]:
+        assert "snakemake" not in stage["cmd"]
+        for out in stage["outs"]:
+            assert next(iter(out.values())) == {"cache": False, "persist": True}
+        written = {next(iter(out)) for out in stages["collect"]["outs"]}
+        for dep in stage["deps"]:
+            known = dep in written or dep == f"results/{published}/cells" or (ROOT / dep).is_file()
+            assert known, f"{dep} does not exist"
+
+
+def test_no_job_waits_for_a_table_or_figure_that_nothing_makes():
+    snakefiles = "".join((ROOT / name).read_text() for name in FILES if name.endswith(".smk"))
+    assert claims.FIGURES
+    assert not re.search(r"^\s+(run|script):", snakefiles, flags=re.MULTILINE)
+    assert not re.search(r"^\s+(threads|resources|retries):", snakefiles, flags=re.MULTILINE)
+
+
+def test_every_make_target_is_phony_and_explained():
+    text = (ROOT / "Makefile").read_text()
+    targets = set(re.findall(r"^([a-z][a-z-]*):", text, flags=re.MULTILINE))
+    phony = set(" ".join(re.findall(r"^\.PHONY: (.*)$", text, flags=re.MULTILINE)).split())
+    assert targets == phony
+    done = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert {line.split()[0] for line in done.stdout.splitlines()} == targets
+
+
+# --- what must appear nowhere ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", CODE, ids=name_of)
+def test_no_code_path_unpickles(path):
+    text = path.read_text()
+    tree = ast.parse(text)
+    attributes = {ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    assert not attributes & {
+        "torch.load",
+        "torch.save",
+        "numpy.load",
+        "np.load",
+        "pandas.read_pickle",
+        "pd.read_pickle",
+    }
+    assert not {module for module in imported(path) if belongs_to(module, ["pickle", "dill", "joblib", "shelve"])}
+    assert "weights_only=False" not in text
+    called = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+    assert not called & {"eval", "exec", "yaml.load", "yaml.unsafe_load", "os.system"}
+    assert "shell=True" not in text
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if not name.endswith((".png", ".lock"))])
+def test_no_file_names_a_folder_of_one_machine(name):
+    text = (ROOT / name).read_text(errors="replace")
+    assert not re.search(r"(?<![\w.$}/])/(home|root|Users|work|tmp)/[\w.-]", text)
+
+
+def test_nothing_binary_or_large_is_in_git():
+    tracked = tracked_files()
+    assert not [name for name in tracked if name.endswith((".safetensors", ".pt", ".pth", ".pkl", ".ckpt", ".npz"))]
+    assert not [name for name in tracked if (ROOT / name).stat().st_size > 2**20 and not name.endswith(".lock")]
+
+
+# --- direction of imports -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", CORE)
+def test_the_method_knows_nothing_of_the_study(name):
+    modules = imported(ROOT / "src" / "ifap" / f"{name}.py")
+    assert not {module for module in modules if belongs_to(module, [*(f"ifap.{outer}" for outer in OUTER), "stages"])}
+    assert not {
+        m for m in modules if belongs_to(m, ["pandas", "sklearn", "snakemake", "dvc", "matplotlib", "torchvision"])
+    }
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=name_of)
+def test_the_library_does_not_import_stages(path):
+    assert not {module for module in imported(path) if belongs_to(module, ["stages", "snakemake"])}
+
+
+def test_every_core_module_is_listed():
+    """A new module must say on which side it is."""
+    here = {path.stem for path in (ROOT / "src" / "ifap").glob("*.py")} - {"__init__"}
+    rest = {"cli", "config", "grid", "latency", "paths", "program", "recover", "registry", "runtime", "training"}
+    assert here == set(CORE) | rest
+
+
+@pytest.mark.parametrize("module", ["ifap", "ifap.cli", "ifap.grid", "ifap.config", "stages.collect", "stages.tables"])
+def test_torch_is_loaded_only_when_needed(module):
+    code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_every_public_name_can_be_had():
+    for name in ifap.__all__:
+        assert getattr(ifap, name).__doc__
+    assert set(ifap.__all__) <= set(dir(ifap))
+    with pytest.raises(AttributeError, match="has no attribute 'prnue'"):
+        _ = ifap.prnue
+
+
+# --- docstrings -----------------------------------------------------------------------------------
+
+
+def undocumented(body, where):
+    for node in body:
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
+            if not ast.get_docstring(node):
+                yield f"{where}.{node.name}"
+            if isinstance(node, ast.ClassDef):
+                yield from undocumented(node.body, f"{where}.{node.name}")
+
+
+@pytest.mark.parametrize("path", CODE, ids=name_of)
+def test_every_public_thing_is_documented(path):
+    tree = ast.parse(path.read_text())
+    assert ast.get_docstring(tree)
+    assert list(undocumented(tree.body, path.stem)) == []
+
+
+def test_registered_entries_live_one_a_file():
+    for package in ("methods", "models", "datasets", "tasks"):
+        for path in sorted((ROOT / "src" / "ifap" / package).glob("*.py")):
+            registered = re.findall(r'\.register\(\s*"(\w+)"', path.read_text())
+            assert registered in ([], [path.stem]), f"{Path(path).name} registers {registered}"
