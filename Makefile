@@ -38,7 +38,6 @@ check: setup ## Check formatting, style, types and the workflow
 	ruff format --check .
 	mypy
 	snakefmt --check Snakefile rules
-	snakemake --lint
 	python -m stages.schema --check
 	python -m stages.readme --check
 

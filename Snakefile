@@ -8,9 +8,6 @@ min_version("9.0")
 configfile: "params.yaml"
 
 
-container: "docker://ghcr.io/ifap/ifap:0.1.0"
-
-
 include: "rules/common.smk"
 include: "rules/cells.smk"
 include: "rules/report.smk"
