@@ -8,7 +8,7 @@ import typer
 
 from ifap import paths
 from ifap.claims import FIGURES, figures, records, tables
-from ifap.claims.page import render_page
+from ifap.claims.page import load_evidence, render_page
 from ifap.config import load_params, select_scale
 from ifap.grid import Grid
 from ifap.program import run_stage
@@ -30,7 +30,9 @@ def main(
         for picture in pictures
         for extension, content in picture.files.items()
     }
-    contents[paths.report_page(grid.scale)] = render_page(grid, runs, models, pictures)
+    contents[paths.report_page(grid.scale)] = render_page(
+        grid, runs, models, pictures, evidence=load_evidence(grid, runs)
+    )
     records.write_files(contents)
     typer.echo(f"wrote {len(pictures)} figures and {paths.report_page(grid.scale)}")
 

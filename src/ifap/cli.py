@@ -92,17 +92,29 @@ def status(
     scale: Annotated[str | None, typer.Option(help="Scale; the one in params.yaml by default.")] = None,
     params: Annotated[Path, typer.Option(help="Parameter file.")] = Path("params.yaml"),
 ) -> None:
-    """Say for every cell whether its results are there, missing or stale, and its checkpoint."""
-    from ifap import paths
+    """Say of each table's cells whether they ran, were restored, are missing or stale, and at which commit."""
+    from ifap.claims.estimate import status_lines
     from ifap.config import load_params, select_scale
     from ifap.grid import Grid
 
     checked = load_params(params)
-    grid = Grid(checked, select_scale(checked, scale))
-    for cell in grid.cells():
-        checkpoint = paths.checkpoint_dir(grid.scale, cell, "final") / "weights.safetensors"
-        here = "checkpoint here" if checkpoint.exists() else "checkpoint not here"
-        typer.echo(f"{cell}: {_cell_status(grid, cell)}, {here}")
+    for line in status_lines(Grid(checked, select_scale(checked, scale))):
+        typer.echo(line)
+
+
+@app.command()
+def estimate(
+    scale: Annotated[str | None, typer.Option(help="Scale; the one in params.yaml by default.")] = None,
+    params: Annotated[Path, typer.Option(help="Parameter file.")] = Path("params.yaml"),
+) -> None:
+    """Say what each table would take: jobs, GPU hours and disk; starts nothing."""
+    from ifap.claims.estimate import estimate_lines
+    from ifap.config import load_params, select_scale
+    from ifap.grid import Grid
+
+    checked = load_params(params)
+    for line in estimate_lines(Grid(checked, select_scale(checked, scale))):
+        typer.echo(line)
 
 
 @app.command()
@@ -148,21 +160,6 @@ def main() -> None:
     except IfapError as error:
         sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
         raise SystemExit(2) from None
-
-
-def _cell_status(grid: Any, cell: Any) -> str:
-    from ifap import paths
-    from ifap.claims.records import first_difference
-
-    file = paths.metrics_file(grid.scale, cell)
-    try:
-        config = json.loads(file.read_text())["config"]
-    except FileNotFoundError:
-        return "missing"
-    except (ValueError, KeyError, TypeError):
-        return f"damaged ({file})"
-    difference = first_difference(config, grid.config(cell, "evaluate"))
-    return f"stale ({difference})" if difference else "done"
 
 
 def _builder(text: str) -> Callable[[], nn.Module]:

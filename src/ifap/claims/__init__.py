@@ -1,4 +1,7 @@
 """From records to the report: tables, figures and the page that shows them, each with its origin."""
 
-FIGURES = ("parameters", "macs", "top1", "top5", "accuracy_macs")
+FIGURES = (
+    *("parameters", "macs", "top1", "top5"),
+    *("accuracy_macs", "flow_scheme", "layer_widths", "experiments"),
+)
 """Names of the figures of one scale; each is written as SVG and PNG."""

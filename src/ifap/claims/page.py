@@ -1,17 +1,35 @@
-"""The report's page of one scale: the verdict first, then the tables, then the figures; it opens offline."""
+"""The report's page of one scale: verdicts first, then tables, figures, audit, costs and environment.
+
+One file: styles, script and figures are in it, so that it opens offline; it links to the records.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import base64
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from ifap import paths
+from ifap.claims.audit import KINDS, SEVERITIES
+from ifap.claims.estimate import table_cells
 from ifap.claims.figures import Picture
-from ifap.claims.tables import VERDICT, Table, environment, fixed, label, link
+from ifap.claims.published import COUNTS, NUMERALS
+from ifap.claims.tables import VERDICT, Table, environment, fixed, label, link, select
+from ifap.errors import ResultsError
 from ifap.grid import TABLE_FORMATS, Grid
+
+VERDICTS = ("reproduced", "not reproduced", "not comparable (scale)", "not attempted", "inconsistent in the source")
+CLAIM_COLUMNS = (
+    *("table", "dataset", "model", "method", "step", "quantity", "unit", "value"),
+    *("mean", "sd", "n", "verdict", "reason", "metrics"),
+)
 
 
 @dataclass(frozen=True)
@@ -22,6 +40,7 @@ class Outcome:
     macs: str
     top1: str
     delta: str
+    href: str = ""
 
 
 @dataclass(frozen=True)
@@ -32,6 +51,7 @@ class Network:
     dataset: str
     base: str
     outcomes: tuple[Outcome, ...]
+    href: str = ""
 
 
 @dataclass(frozen=True)
@@ -45,8 +65,120 @@ class Summary:
     networks: tuple[Network, ...]
 
 
+@dataclass(frozen=True)
+class Measured:
+    """One published number beside what was measured."""
+
+    where: str
+    quantity: str
+    published: str
+    measured: str
+    verdict: str
+    reason: str
+    href: str
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """How many claims of each table have which verdict, and every claim."""
+
+    names: tuple[str, ...]
+    counts: tuple[tuple[str, tuple[int, ...]], ...]
+    claims: tuple[Measured, ...]
+
+    @property
+    def totals(self) -> tuple[int, ...]:
+        """Claims of all tables, by verdict."""
+        return tuple(sum(column) for column in zip(*(numbers for _, numbers in self.counts), strict=True))
+
+
+@dataclass(frozen=True)
+class Kind:
+    """The findings of one check of the audit."""
+
+    title: str
+    about: str
+    findings: tuple[Mapping[str, str], ...]
+
+    @property
+    def severities(self) -> str:
+        """How many findings of each severity, in words."""
+        counts = ((sum(f["severity"] == name for f in self.findings), name) for name in SEVERITIES)
+        return ", ".join(f"{count} {name}" for count, name in counts if count)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one cell or one table took."""
+
+    name: str
+    cells: str
+    seconds: float
+    memory: float
+    href: str = ""
+
+    @property
+    def wall(self) -> str:
+        """Wall time with a unit."""
+        if self.seconds < 600:
+            return f"{self.seconds:.1f} s"
+        return f"{self.seconds / 60:.0f} min" if self.seconds < 36_000 else f"{self.seconds / 3600:.1f} h"
+
+    @property
+    def peak(self) -> str:
+        """Peak memory with a unit."""
+        return f"{self.memory:,.0f} MB" if self.memory > 0 else "not measured"
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What the page shows beside tables and figures; each part may be absent.
+
+    Parameters
+    ----------
+    claims : DataFrame, optional
+        Content of ``results/{scale}/claims.csv``, as text.
+    findings : sequence of mapping, optional
+        The rows of ``audit.csv``.
+    records : mapping of str to dict
+        ``metrics.json`` by its path.
+    """
+
+    claims: pd.DataFrame | None = None
+    findings: Sequence[Mapping[str, str]] | None = None
+    records: Mapping[str, Any] | None = None
+
+
+def load_evidence(grid: Grid, runs: pd.DataFrame, *, root: Path = Path()) -> Evidence:
+    """Read what the page shows beside tables and figures.
+
+    Parameters
+    ----------
+    grid : Grid
+        The cells of the scale.
+    runs : DataFrame
+        Content of ``runs.csv``; it names the records.
+    root : Path
+        The project's root.
+
+    Returns
+    -------
+    Evidence
+        What is there; an absent file is an absent part, a malformed one an error.
+    """
+    files = (str(path) for path in runs["metrics"])
+    records = {name: _json(root / name) for name in files if (root / name).exists()}
+    return Evidence(_claims(root, grid.scale), _findings(root), records)
+
+
 def render_page(
-    grid: Grid, runs: pd.DataFrame, tables: Sequence[Table], pictures: Sequence[Picture], templates: Path | None = None
+    grid: Grid,
+    runs: pd.DataFrame,
+    tables: Sequence[Table],
+    pictures: Sequence[Picture],
+    templates: Path | None = None,
+    *,
+    evidence: Evidence | None = None,
 ) -> str:
     """Render ``index.html`` of one scale.
 
@@ -59,22 +191,33 @@ def render_page(
     tables : sequence of Table
         The tables, in order.
     pictures : sequence of Picture
-        The figures, in order; the page refers to their files.
+        The figures, in order; they become part of the page.
     templates : Path, optional
         Folder of the templates; the project's by default.
+    evidence : Evidence, optional
+        Verdicts, audit and environment.
 
     Returns
     -------
     str
-        The page: one file beside the figures, nothing loaded from the network.
+        The page: one file, nothing loaded from the network or from beside it.
     """
-    template = environment("html", templates).get_template("index.html.j2")
-    return template.render(
+    evidence = evidence or Evidence()
+    jinja = environment("html", templates)
+    jinja.filters["inline"] = _inline
+    return jinja.get_template("index.html.j2").render(
         summary=summarize(grid, runs),
+        verdicts=summarize_claims(evidence.claims, grid.scale),
         tables=tables,
         pictures=pictures,
         formats=TABLE_FORMATS,
-        runs=_runs_link(grid.scale),
+        runs=_to(paths.runs_csv(grid.scale), grid.scale),
+        claims_file=_to(paths.scale_dir(grid.scale) / "claims.csv", grid.scale),
+        audit=None if evidence.findings is None else _kinds(evidence.findings),
+        audit_file=_to(paths.audit_file("md"), grid.scale),
+        table_costs=table_costs(grid, runs),
+        cell_costs=cell_costs(grid, runs),
+        environment=_environment(evidence.records or {}),
     )
 
 
@@ -90,6 +233,147 @@ def summarize(grid: Grid, runs: pd.DataFrame) -> Summary:
     return Summary(grid.scale, verdict, ran, _target(runs), _networks(grid, runs))
 
 
+def summarize_claims(claims: pd.DataFrame | None, scale: str) -> Verdicts | None:
+    """Count the verdicts of each table and lay out every claim.
+
+    Parameters
+    ----------
+    claims : DataFrame or None
+        Content of ``claims.csv`` of one scale.
+    scale : str
+        Its name.
+
+    Returns
+    -------
+    Verdicts or None
+        None where there is no such file yet.
+    """
+    if claims is None:
+        return None
+    names = tuple(dict.fromkeys([*VERDICTS, *claims["verdict"]]))
+    numbers = {str(number): claims["verdict"][claims["table"] == str(number)].value_counts() for number in COUNTS}
+    counts = tuple(
+        (f"Table {numeral}", tuple(int(numbers[str(number)].get(name, 0)) for name in names))
+        for number, numeral in zip(COUNTS, NUMERALS, strict=True)
+    )
+    return Verdicts(names, counts, tuple(_measured(row, scale) for row in claims.to_dict("records")))
+
+
+def table_costs(grid: Grid, runs: pd.DataFrame) -> tuple[Cost, ...]:
+    """Sum up wall time and peak memory of the cells that each table needs; then of all."""
+    groups = {grid.params.tables[name].title: cells for name, cells in table_cells(grid).items()}
+    groups["All cells, each once"] = grid.cells()
+    costs = []
+    for title, cells in groups.items():
+        found = [select(runs, cell) for cell in cells]
+        frame = pd.concat(found) if found else runs.iloc[:0]
+        memory = frame["peak_memory_mb"].max()
+        costs.append(Cost(title, f"{len(frame)} of {len(cells)}", float(frame["wall_seconds"].sum()), float(memory)))
+    return tuple(costs)
+
+
+def cell_costs(grid: Grid, runs: pd.DataFrame) -> tuple[Cost, ...]:
+    """Return wall time and peak memory of every cell that ran."""
+    return tuple(
+        Cost(
+            "/".join(str(row[key]) for key in ("task", "dataset", "model", "method")) + f"/seed{row['seed']}",
+            "1",
+            float(row["wall_seconds"]),
+            float(row["peak_memory_mb"]),
+            link(row["metrics"], grid.scale),
+        )
+        for row in runs.to_dict("records")
+    )
+
+
+def _claims(root: Path, scale: str) -> pd.DataFrame | None:
+    path = paths.scale_dir(scale) / "claims.csv"
+    try:
+        frame = pd.read_csv(root / path, dtype=str, keep_default_na=False)
+    except FileNotFoundError:
+        return None
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        raise ResultsError(f"malformed {path}: {str(error).strip().splitlines()[0]}") from None
+    missing = [column for column in CLAIM_COLUMNS if column not in frame]
+    if missing:
+        raise ResultsError(f"malformed {path}: row 1: column {missing[0]} is missing")
+    return frame
+
+
+def _findings(root: Path) -> list[dict[str, str]] | None:
+    path = root / paths.audit_file("csv")
+    if not path.exists():
+        return None
+    rows = list(csv.DictReader(io.StringIO(path.read_text("utf-8"), newline="")))
+    for number, row in enumerate(rows, start=2):
+        for column in ("finding", "kind", "severity", "title", "arithmetic", "claims"):
+            if row.get(column) is None:
+                raise ResultsError(f"malformed {paths.audit_file('csv')}: row {number}: column {column} is missing")
+    return rows
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise ResultsError(f"malformed {path}: {error}") from None
+
+
+def _kinds(findings: Sequence[Mapping[str, str]]) -> tuple[Kind, ...]:
+    of_kind: dict[str, list[Mapping[str, str]]] = {kind: [] for kind in KINDS}
+    for finding in findings:
+        of_kind.setdefault(finding["kind"], []).append(finding)
+    return tuple(
+        Kind(KINDS[name].title if name in KINDS else name, KINDS[name].about if name in KINDS else "", tuple(found))
+        for name, found in of_kind.items()
+        if found
+    )
+
+
+def _measured(row: Mapping[Any, str], scale: str) -> Measured:
+    where = " / ".join(row[key] for key in ("dataset", "model", "method") if row[key])
+    step = f", step {row['step']}" if row["step"] else ""
+    spread = f" \N{PLUS-MINUS SIGN} {_digits(row['sd'])}" if row["sd"] else ""
+    several = f" (n={row['n']})" if row["mean"] and row["n"] not in {"", "1"} else ""
+    measured = f"{_digits(row['mean'])}{spread}{several}" if row["mean"] else ""
+    href = row["metrics"].split(";")[0].strip()
+    return Measured(
+        f"{NUMERALS[int(row['table']) - 1]} / {where}{step}",
+        row["quantity"],
+        f"{row['value']} {row['unit']}",
+        measured,
+        row["verdict"],
+        row["reason"],
+        link(href, scale) if href else "",
+    )
+
+
+def _digits(text: str) -> str:
+    try:
+        return f"{float(text):.5g}"
+    except ValueError:
+        return text
+
+
+def _environment(records: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Lay out the environment of the first record, and every commit that any record names."""
+    if not records:
+        return []
+    origins = [record["provenance"] for record in records.values()]
+    commits = dict.fromkeys(
+        f"{(origin['commit'] or 'not in git')[:12]}{' (with changes)' if origin['dirty'] else ''}" for origin in origins
+    )
+    first = origins[0]
+    hardware = [(f"hardware: {name}", str(value)) for name, value in first["hardware"].items() if value is not None]
+    versions = [(f"version: {name}", str(value)) for name, value in first["versions"].items()]
+    return [("commit", ", ".join(commits)), *hardware, *versions]
+
+
+def _inline(picture: Picture) -> str:
+    """Return a figure as a data URL."""
+    return "data:image/svg+xml;base64," + base64.b64encode(picture.files["svg"]).decode()
+
+
 def _target(runs: pd.DataFrame) -> str:
     known = runs[["target_kind", "target"]].dropna().drop_duplicates()
     words = {"macs": "MACs", "params": "parameters"}
@@ -103,22 +387,29 @@ def _networks(grid: Grid, runs: pd.DataFrame) -> tuple[Network, ...]:
         here = runs[(runs["dataset"] == dataset) & (runs["model"] == model)]
         base = here[here["method"] == "baseline"]
         methods = dict.fromkeys(cell.method for cell in grid.pruned() if (cell.dataset, cell.model) == (dataset, model))
-        outcomes = tuple(_outcome(here[here["method"] == method], method) for method in methods)
-        networks.append(Network(model, dataset, _mean(base, "test_top1", 2), outcomes))
+        outcomes = tuple(_outcome(here[here["method"] == method], method, grid.scale) for method in methods)
+        networks.append(Network(model, dataset, _mean(base, "test_top1", 2), outcomes, _origin(base, grid.scale)))
     return tuple(networks)
 
 
-def _outcome(frame: pd.DataFrame, method: str) -> Outcome:
+def _outcome(frame: pd.DataFrame, method: str, scale: str) -> Outcome:
     if frame.empty:
         return Outcome(label(method), "", "not attempted", "")
-    return Outcome(
-        label(method), _mean(frame, "macs_reduction", 1), _mean(frame, "test_top1", 2), _mean(frame, "top1_delta", 2)
+    macs, top1, delta = (
+        _mean(frame, column, decimals)
+        for column, decimals in (("macs_reduction", 1), ("test_top1", 2), ("top1_delta", 2))
     )
+    return Outcome(label(method), macs, top1, delta, _origin(frame, scale))
+
+
+def _origin(frame: pd.DataFrame, scale: str) -> str:
+    """Return the link to the record, the first seed's where there are several."""
+    return link(str(frame["metrics"].iloc[0]), scale) if len(frame) else ""
 
 
 def _mean(frame: pd.DataFrame, column: str, decimals: int) -> str:
     return fixed(float(frame[column].mean()), decimals)
 
 
-def _runs_link(scale: str) -> str:
-    return link(paths.runs_csv(scale).as_posix(), scale)
+def _to(path: Path, scale: str) -> str:
+    return link(path.as_posix(), scale)

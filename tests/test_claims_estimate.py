@@ -1,0 +1,108 @@
+"""Where a study stands, and what it would take, from made-up records."""
+
+import json
+
+import pytest
+from claims_made_up import made_up_grid, raw_params, write_cell, write_grid
+
+from ifap import paths
+from ifap.claims import estimate
+from ifap.claims.estimate import Assumptions
+from ifap.paths import Cell
+
+CELL = Cell("classification", "digits", "net_a", "ifap", 0)
+
+
+@pytest.fixture
+def grid():
+    return made_up_grid()
+
+
+def change(root, cell, edit):
+    path = root / paths.metrics_file("quick", cell)
+    record = json.loads(path.read_text())
+    edit(record)
+    path.write_text(json.dumps(record))
+
+
+def test_tables_know_their_cells(grid):
+    cells = estimate.table_cells(grid)
+    assert cells["table-2"] == grid.cells()
+    assert cells["table-4"] == [CELL.baseline, CELL]
+
+
+def test_a_table_that_this_scale_does_not_run_has_no_cells():
+    raw = raw_params()
+    raw["tables"]["table-4"]["model"] = "net_z"
+    grid = made_up_grid(raw)
+    assert estimate.table_cells(grid)["table-4"] == []
+    assert estimate.estimate(grid)["table-4"].jobs == 0
+
+
+def test_states_of_cells(tmp_path, grid):
+    assert estimate.cell_state(grid, CELL, root=tmp_path).word == "missing"
+    write_cell(tmp_path, grid, CELL)
+    assert str(estimate.cell_state(grid, CELL, root=tmp_path)) == f"{CELL}: restored (commit 0000000)"
+    weights = tmp_path / paths.checkpoint_dir("quick", CELL, "final") / "weights.safetensors"
+    weights.parent.mkdir(parents=True)
+    weights.touch()
+    assert estimate.cell_state(grid, CELL, root=tmp_path).word == "ran"
+    change(tmp_path, CELL, lambda record: record["config"]["prune"].update(alpha=2.5))
+    state = estimate.cell_state(grid, CELL, root=tmp_path)
+    assert (state.word, state.detail) == ("stale", "prune.alpha=2.5 (params.yaml: 1.5)")
+    (tmp_path / paths.metrics_file("quick", CELL)).write_text("[]")
+    assert estimate.cell_state(grid, CELL, root=tmp_path).word == "damaged"
+
+
+def test_status_is_counted_by_table_and_every_cell_is_shown(tmp_path):
+    raw = raw_params()
+    del raw["tables"]["table-2"]
+    grid = made_up_grid(raw)
+    write_cell(tmp_path, grid, CELL)
+    lines = estimate.status_lines(grid, root=tmp_path)
+    assert lines[0] == "table-4: 2 cells: 1 missing, 1 restored"
+    assert lines[3] == "in no table: 6 cells: 6 missing"
+    assert {line.split(":")[0].strip() for line in lines} >= {str(cell) for cell in grid.cells()}
+
+
+def test_measured_cells_cost_what_they_took(tmp_path, grid):
+    write_grid(tmp_path, grid)
+    for cell in grid.cells():
+        change(tmp_path, cell, lambda record: record["provenance"].update(wall_seconds={"prune": 30, "evaluate": 60}))
+    cost = estimate.estimate(grid, root=tmp_path)["all"]
+    assert (cost.cells, cost.measured, cost.jobs) == (8, 8, 1 + 2 * 2 + 6 * 3)
+    assert (cost.gpu_hours, cost.cpu_hours) == (0, pytest.approx(8 * 90 / 3600))
+    change(tmp_path, CELL, lambda record: record["provenance"]["hardware"].update(gpu="one"))
+    cost = estimate.estimate(grid, root=tmp_path)["table-4"]
+    assert (cost.gpu_hours, cost.cpu_hours) == (pytest.approx(90 / 3600), pytest.approx(90 / 3600))
+
+
+def test_cells_without_a_record_take_the_median_of_other_methods(tmp_path, grid):
+    for method, seconds in (("magnitude", 100), ("random", 300)):
+        cell = CELL._replace(method=method)
+        write_cell(tmp_path, grid, cell)
+        change(tmp_path, cell, lambda record, s=seconds: record["provenance"].update(wall_seconds={"prune": s}))
+    cost = estimate.estimate(grid, root=tmp_path)["table-4"]
+    assert (cost.cells, cost.measured) == (2, 1)
+    assert cost.cpu_hours == pytest.approx(200 / 3600)
+
+
+def test_stated_costs_follow_from_the_assumptions(tmp_path, grid):
+    assume = Assumptions(images_per_second=100, most_per_second=100, samples={"digits": 1000}, job_seconds=0)
+    cost = estimate.estimate(grid, root=tmp_path, assume=assume)["table-4"]
+    # The baseline: 12 epochs of 600 images and the test split. Pruned: 6 epochs, 10 iterations with recovery.
+    base = 12 * 600 + 200 / 3
+    pruned = 6 * 600 + 200 / 3 + 10 * (600 * 4 / 3 + (256 + 200) / 3)
+    assert cost.gpu_hours == pytest.approx(((base + pruned) / 100 + 10 * assume.iteration_seconds) / 3600)
+    assert cost.cpu_hours == cost.measured == 0
+    assert cost.disk == pytest.approx(4 * assume.parameters * 3 + 1000 * 3 * 32**2)
+
+
+def test_estimate_says_what_it_rests_on(tmp_path, grid):
+    stated = estimate.estimate_lines(grid, root=tmp_path)
+    assert stated[0].split() == ["cells", "measured", "jobs", "GPU", "hours", "CPU", "hours", "disk", "(GB)"]
+    assert [line.split()[0] for line in stated[1:4]] == ["table-2", "table-4", "all"]
+    assert stated[-1].startswith("The rest is stated, not measured: one GPU trains 800 images")
+    write_grid(tmp_path, grid)
+    assert not any("stated" in line for line in estimate.estimate_lines(grid, root=tmp_path))
+    assert list(tmp_path.rglob("weights*")) == []

@@ -1,0 +1,124 @@
+"""The figures that read records of cells and published numbers, from made-up records."""
+
+import json
+import xml.etree.ElementTree as ET
+
+import pytest
+from claims_made_up import ROOT, made_up_grid, raw_params, write_grid
+
+from ifap import paths
+from ifap.claims import FIGURES, figures, records
+from ifap.errors import ResultsError
+from ifap.paths import Cell
+
+CELL = Cell("classification", "digits", "net_a", "ifap", 0)
+SCORES = {"stem": [1.0, 3.0, 2.0, 0.5], "block.attention": [0.5, 1.5], "block.attention.out_proj": [2, 1, 4, 3]}
+BEFORE = {"stem": 4, "block.attention.v": 8, "block.attention.out": 4}
+AFTER = {"stem": 2, "block.attention.v": 4, "block.attention.out": 3}
+KEPT = {
+    "stem": {"out": [1, 3]},
+    "block.attention.v": {"in": [1, 3], "out": [4, 5, 6, 7]},
+    "block.attention.out": {"out": [0, 2, 3]},
+}
+
+
+def write_details(root, cell):
+    folder = root / paths.cell_dir("quick", cell)
+    (root / paths.flow_json("quick", cell)).write_text(json.dumps({"head": [1.0, 1.0], **SCORES}))
+    (folder / "plan.json").write_text(json.dumps({"kept": KEPT}))
+    receipts = [{"accepted": True, "widths": BEFORE}, {"accepted": True, "widths": AFTER}]
+    receipts.append({"accepted": False, "widths": dict.fromkeys(AFTER, 1)})
+    (root / paths.receipts_json("quick", cell)).write_text(json.dumps(receipts))
+
+
+def collect(root, grid):
+    collected = records.collect(grid, root=root)
+    files = {paths.runs_csv: records.runs_table, paths.trace_csv: records.trace_table}
+    records.write_files({root / path("quick"): table(collected) for path, table in files.items()})
+    return records.load_runs("quick", root=root), records.load_trace("quick", root=root)
+
+
+@pytest.fixture
+def grid():
+    return made_up_grid()
+
+
+@pytest.fixture
+def data(tmp_path, grid):
+    write_grid(tmp_path, grid)
+    for cell in grid.pruned():
+        write_details(tmp_path, cell)
+    target = tmp_path / paths.published_claims()
+    target.parent.mkdir(parents=True)
+    target.write_bytes((ROOT / paths.published_claims()).read_bytes())
+    return collect(tmp_path, grid)
+
+
+def test_every_figure_is_whole_and_the_same_on_every_run(tmp_path, grid, data):
+    for name in FIGURES:
+        first, second = (figures.draw(name, grid, *data, root=tmp_path) for _ in range(2))
+        assert first.files == second.files
+        assert set(first.files) == {"svg", "png"}
+        assert ET.fromstring(first.files["svg"]).tag.endswith("svg")
+        assert len(first.alt) > 60
+        assert "Not attempted" not in first.alt
+
+
+def test_the_published_trace_stands_in_percent_of_its_own_start(tmp_path, grid, data):
+    ends = {"parameters": "32.2", "macs": "29.1", "top1": "99.4", "top5": "99.9"}
+    for name, end in ends.items():
+        alt = figures.draw(name, grid, *data, root=tmp_path).alt
+        assert f"published, ResNet-50 on CIFAR-10, in % of its own start ({end} % at step 30)" in alt
+    (tmp_path / paths.published_claims()).unlink()
+    assert "published" not in figures.draw("macs", grid, *data, root=tmp_path).alt
+
+
+def test_flow_scheme_knows_what_was_cut(tmp_path, grid, data):
+    flow, plan = {"head": [1.0, 1.0], **SCORES}, {"kept": KEPT}
+    layers = {layer.name: layer for layer in figures._layer_flows(CELL, flow, plan, [{"widths": BEFORE}])}
+    assert list(layers) == ["stem", "block.attention", "block.attention.out_proj", "head"]
+    assert layers["stem"].scores == (3.0, 2.0, 1.0, 0.5)
+    assert layers["stem"].kept == (True, False, False, True)
+    assert layers["block.attention"].kept == (True, False)
+    assert layers["block.attention.out_proj"].kept == (True, True, True, False)
+    assert layers["head"].kept == (True, True)
+    assert "4 of 12 units were cut" in figures.draw("flow_scheme", grid, *data, root=tmp_path).alt
+
+
+def test_layer_widths_end_with_the_last_accepted_iteration(tmp_path, grid, data):
+    alt = figures.draw("layer_widths", grid, *data, root=tmp_path).alt
+    assert "net_a: 56 % (IFAP) and 56 % (magnitude) of the units are left." in alt
+
+
+def test_overview_names_every_experiment(tmp_path, data):
+    runs, trace = data
+    gone = runs[~((runs["model"] == "net_b") & (runs["method"] == "random"))]
+    alt = figures.draw("experiments", made_up_grid(), gone, trace, root=tmp_path).alt
+    assert "Grid of 6 experiments" in alt
+    assert "net_a, IFAP: \N{MINUS SIGN}65.3 % MACs, \N{MINUS SIGN}0.80 points." in alt
+    assert "net_b, random: not attempted." in alt
+
+
+def test_seeds_become_means_with_a_spread(tmp_path):
+    grid = made_up_grid(raw_params(seeds=(0, 1)))
+    write_grid(tmp_path, grid)
+    data = collect(tmp_path, grid)
+    one = data[0][data[0]["seed"] == 0], data[1][data[1]["seed"] == 0]
+    both, single = (figures.draw("accuracy_macs", grid, *frames, root=tmp_path) for frames in (data, one))
+    assert both.files["svg"].count(b"fill-opacity: 0.15") > single.files["svg"].count(b"fill-opacity: 0.15")
+
+
+@pytest.mark.parametrize("content", ["{", '{"stem": 3}', "[]"])
+def test_malformed_records_name_the_file_or_the_cell(tmp_path, grid, data, content):
+    (tmp_path / paths.flow_json("quick", CELL)).write_text(content)
+    with pytest.raises(ResultsError, match=r"malformed .*net_a/ifap/seed0"):
+        figures.draw("flow_scheme", grid, *data, root=tmp_path)
+
+
+def test_absent_records_are_said_in_the_figure(tmp_path, grid, data):
+    for cell in grid.pruned():
+        paths.flow_json("quick", cell)
+        (tmp_path / paths.flow_json("quick", cell)).unlink()
+        (tmp_path / paths.receipts_json("quick", cell)).unlink()
+    assert figures.draw("flow_scheme", grid, *data, root=tmp_path).alt.startswith("Not attempted: no flow scores")
+    assert figures.draw("layer_widths", grid, *data, root=tmp_path).alt.startswith("Not attempted: no record")

@@ -1,0 +1,248 @@
+"""The report's page: what it says, and how a real browser shows it."""
+
+import html
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from claims_made_up import ROOT, made_up_grid, write_grid
+
+from ifap import paths
+from ifap.claims import FIGURES, figures, page, records, tables
+from ifap.claims.published import COUNTS, load_claims
+from ifap.errors import ResultsError
+from ifap.grid import TABLE_FORMATS
+
+TEMPLATES = ROOT / paths.templates_dir()
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+VOID = {"meta", "img", "br", "link"}
+METRICS = "results/quick/cells/classification/digits/net_a/ifap/seed0/metrics.json"
+
+
+class Reader(HTMLParser):
+    """Fails on tags that are not closed in order and keeps what tests look at."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.links, self.images, self.loaded = [], [], [], []
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        found = dict(attrs)
+        if tag == "a":
+            self.links.append(found["href"])
+        if tag == "img":
+            self.images.append(found)
+        self.loaded += [found[name] for name in ("src", "srcset", "data") if name in found]
+        if tag == "link":
+            self.loaded.append(found["href"])
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def claims_frame():
+    """Every published value, most of them not attempted and one measured."""
+    frame = load_claims(ROOT / paths.published_claims()).astype(str).replace("<NA>", "")
+    frame["verdict"], frame["reason"] = "not attempted", "data not present: <put> it & run"
+    for column in ("mean", "sd", "n", "tolerance", "metrics", "commit"):
+        frame[column] = ""
+    values = {"mean": "97.123456", "sd": "0.5", "n": "3", "verdict": "not comparable (scale)", "metrics": METRICS}
+    frame.loc[frame.index[200], list(values)] = list(values.values())
+    return frame
+
+
+def audit_csv():
+    row = 'metric-delta-1,metric-delta,major,"94.0 to 93.0, printed -2 <b>",points 93 - 94 = -1 | printed -2,T2/a;T2/b'
+    return f"finding,kind,severity,title,arithmetic,claims\n{row}\n"
+
+
+def made_up_table():
+    """Return a table with two headings, and names that span several rows."""
+    columns = [tables.Column(name, align="left") for name in ("Data set", "Network", "Method")]
+    columns += [tables.Column("Base", "Top-1"), tables.Column("Pruned", "Top-1", "a"), tables.Column("Seeds")]
+    rows = []
+    for network, (height, first) in {"net_a": (3, 9.5), "net_b": (3, 10.25)}.items():
+        for index in range(height):
+            names = (
+                tables.Item("digits", rows=0 if rows else 6),
+                tables.Item(network, rows=0 if index else height),
+                tables.Item(f"method {index}"),
+            )
+            values = (tables.Item("98.0"), tables.Item(f"{first - 4 * index}", f"../../{METRICS}"), tables.Item("1"))
+            rows.append(tables.Row((*names, *values), starts_group=index == 0))
+    return tables.Table("table-2", "Table II. Made-up", tuple(columns), tuple(rows), (tables.Note("A note", "a"),))
+
+
+def write_report(root, grid, *, evidence=True):
+    """Write records, tables, figures and the page as the stages do; return the page's text."""
+    write_grid(root, grid)
+    collected = records.collect(grid, root=root)
+    files = {paths.runs_csv: records.runs_table, paths.trace_csv: records.trace_table}
+    contents = {root / path("quick"): table(collected) for path, table in files.items()}
+    if evidence:
+        contents[root / paths.scale_dir("quick") / "claims.csv"] = claims_frame().to_csv(index=False)
+        contents[root / paths.audit_file("csv")] = audit_csv()
+        contents[root / paths.audit_file("md")] = "# Audit"
+    records.write_files(contents)
+    runs, trace = records.load_runs("quick", root=root), records.load_trace("quick", root=root)
+    built = [made_up_table()]
+    pictures = [figures.draw(name, grid, runs, trace, root=root) for name in FIGURES]
+    shown = page.load_evidence(grid, runs, root=root)
+    text = page.render_page(grid, runs, built, pictures, TEMPLATES, evidence=shown)
+    rendered = {root / paths.table_file("quick", table.name, e): table.name for table in built for e in TABLE_FORMATS}
+    drawn = {root / paths.figure_file("quick", p.name, e): p.files[e] for p in pictures for e in p.files}
+    records.write_files({**rendered, **drawn, root / paths.report_page("quick"): text})
+    return text
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    root = tmp_path_factory.mktemp("report")
+    return root, write_report(root, made_up_grid())
+
+
+def test_page_is_one_file_that_loads_nothing(report):
+    root, text = report
+    reader = Reader(text)
+    assert len(reader.images) == len(FIGURES)
+    assert all(name.startswith("data:image/svg+xml;base64,") for name in reader.loaded)
+    assert all(len(image["alt"]) > 40 for image in reader.images)
+    assert not re.search(r"https?://|url\(|@import|fetch\(|XMLHttpRequest", re.sub(r'src="data:[^"]+"', "", text))
+    for href in dict.fromkeys(reader.links):
+        target = href.lstrip("#")
+        assert f'id="{target}"' in text if href[0] == "#" else (root / paths.report_dir("quick") / href).exists(), href
+
+
+def test_page_says_verdicts_first_and_links_every_measured_value(report):
+    _, text = report
+    order = ["<h2>Verdicts", "<h2>Tables", "<h2>Figures", "<h2>Audit", "<h2>Costs", "<h2>Environment"]
+    assert [text.index(word) for word in order] == sorted(text.index(word) for word in order)
+    assert "6 of 6 pruned and 2 of 2 unpruned networks" in text
+    assert f'<a href="../../{METRICS}">97.123 \N{PLUS-MINUS SIGN} 0.5 (n=3)</a>' in text
+    assert text.count("data not present: &lt;put&gt; it &amp; run") == sum(COUNTS.values())
+
+
+def test_verdicts_are_counted_by_table():
+    verdicts = page.summarize_claims(claims_frame(), "quick")
+    assert verdicts.names == page.VERDICTS
+    assert [sum(numbers) for _, numbers in verdicts.counts] == list(COUNTS.values())
+    assert verdicts.totals == (0, 0, 1, sum(COUNTS.values()) - 1, 0)
+    assert len(verdicts.claims) == sum(COUNTS.values())
+    assert page.summarize_claims(None, "quick") is None
+
+
+def test_page_without_claims_and_audit_still_renders(tmp_path):
+    text = write_report(tmp_path, made_up_grid(), evidence=False)
+    Reader(text)
+    assert text.index("not comparable (scale)") < text.index("<h2>Tables")
+    assert 'id="audit"' not in text
+    assert 'href="#audit"' not in text
+
+
+def test_audit_costs_and_environment_are_shown(report):
+    _, text = report
+    assert "94.0 to 93.0, printed -2 &lt;b&gt;" in text
+    assert "points 93 - 94 = -1\nprinted -2" in text
+    assert "Metric changes that do not follow <small>(1 major)</small>" in text
+    assert re.search(r"All cells, each once</th>.*?>8 of 8<.*?>12.0 s<.*?>512 MB<", text, re.DOTALL)
+    assert "000000000000" in text
+    assert "version: torch" in text
+
+
+def test_the_same_records_give_the_same_page(report, tmp_path):
+    assert write_report(tmp_path, made_up_grid()) == report[1]
+
+
+@pytest.mark.parametrize(
+    ("path", "content", "message"),
+    [
+        (paths.scale_dir("quick") / "claims.csv", "table,dataset\n", "row 1: column model is missing"),
+        (paths.scale_dir("quick") / "claims.csv", "", "No columns"),
+        (paths.audit_file("csv"), "finding,kind\nx,y\n", "row 2: column severity is missing"),
+        (Path(METRICS), "{", "Expecting property name"),
+    ],
+)
+def test_malformed_inputs_name_the_file(tmp_path, path, content, message):
+    grid = made_up_grid()
+    write_grid(tmp_path, grid)
+    runs = pd.DataFrame({"metrics": [METRICS]})
+    (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / path).write_text(content)
+    with pytest.raises(ResultsError, match=rf"malformed .*{re.escape(path.name)}.*{message}"):
+        page.load_evidence(grid, runs, root=tmp_path)
+
+
+# --- In a browser --------------------------------------------------------------------------------
+
+PROBE = """
+<script>
+window.addEventListener("load", function () {
+  document.querySelectorAll("details").forEach(function (details) { details.open = true; });
+  var table = document.querySelector("#table-2 table"), rows = table.tBodies[0].rows, seen = {};
+  var buttons = Array.from(table.querySelectorAll("thead button"));
+  var button = buttons[buttons.length - 2], head = button.parentNode;
+  function value(row) { return row.cells[row.cells.length - 2].textContent; }
+  function column() { return Array.from(rows).map(value); }
+  function body() { return table.tBodies[0].innerHTML.replace(/\\s+/g, ""); }
+  var before = body();
+  button.focus();
+  seen.focused = document.activeElement === button;
+  button.click(); seen.up = [head.getAttribute("aria-sort"), column(), rows[0].cells.length];
+  button.click(); seen.down = [head.getAttribute("aria-sort"), column()];
+  button.click(); seen.again = body() === before;
+  seen.width = innerWidth; seen.content = document.documentElement.scrollWidth;
+  seen.images = Array.from(document.images).every(function (image) { return image.naturalWidth > 0; });
+  seen.loaded = performance.getEntriesByType("resource").map(function (entry) { return entry.name; })
+    .filter(function (name) { return name.indexOf("data:") !== 0; });
+  var pre = document.createElement("pre");
+  pre.id = "probe"; pre.textContent = JSON.stringify(seen);
+  document.body.appendChild(pre);
+});
+</script>
+"""
+FRAME = """<!doctype html><html><body style="margin:0"><iframe src="probe.html" width="{width}" height="900"
+style="border:0"></iframe><pre id="out"></pre><script>
+addEventListener("load", function () {{ setTimeout(function () {{
+document.getElementById("out").textContent = frames[0].document.getElementById("probe").textContent; }}, 300); }});
+</script></body></html>"""
+
+
+def browse(tmp_path, url):
+    """Return the page's text as the browser leaves it, and what it logged."""
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+    command += ["--disable-component-update", "--no-first-run", f"--user-data-dir={tmp_path / 'profile'}"]
+    command += ["--allow-file-access-from-files", "--virtual-time-budget=3000", "--window-size=1400,1000"]
+    command += ["--enable-logging=stderr", "--dump-dom", url]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    return done.stdout, [line for line in done.stderr.splitlines() if ":CONSOLE" in line]
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium")
+@pytest.mark.parametrize("width", [390, 1280])
+def test_in_a_browser_nothing_overflows_fails_or_is_fetched(report, tmp_path, width):
+    root, text = report
+    folder = root / paths.report_dir("quick")
+    # A frame has exactly the wanted width; a headless window does not become as narrow as a phone.
+    (folder / "probe.html").write_text(text.replace("</body>", PROBE + "</body>"))
+    (folder / f"frame-{width}.html").write_text(FRAME.format(width=width))
+    dom, logged = browse(tmp_path, (folder / f"frame-{width}.html").as_uri())
+    assert logged == []
+    seen = json.loads(html.unescape(re.search(r'<pre id="out">(.*?)</pre>', dom, re.DOTALL)[1]))
+    assert seen["width"] == width
+    assert seen["content"] <= width
+    assert seen["images"]
+    assert seen["loaded"] == []
+    assert seen["focused"]
+    assert seen["again"]
+    values = ["1.5", "2.25", "5.5", "6.25", "9.5", "10.25"]
+    assert seen["up"] == ["ascending", values, 6]
+    assert seen["down"] == ["descending", values[::-1]]
