@@ -66,7 +66,8 @@ def scale_config(wildcards):
     """Return everything that the tables depend on beside the results, as stable text."""
     block = GRID.params.model_dump(mode="json")
     return json.dumps(
-        [block["scales"][SCALE], block["versions"], block["tables"]], sort_keys=True
+        [block["scales"][SCALE], block["versions"], block["verdicts"], block["tables"]],
+        sort_keys=True,
     )
 
 

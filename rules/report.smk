@@ -2,9 +2,11 @@ rule collect:
     input:
         METRICS,
         RECEIPTS,
+        claims=str(paths.published_claims()),
     output:
         runs=f"results/{SCALE}/runs.csv",
         trace=f"results/{SCALE}/trace.csv",
+        claims=f"results/{SCALE}/claims.csv",
     log:
         f"logs/{SCALE}/collect.log",
     params:
@@ -18,10 +20,13 @@ rule table:
     input:
         runs=f"results/{SCALE}/runs.csv",
         trace=f"results/{SCALE}/trace.csv",
+        claims=f"results/{SCALE}/claims.csv",
+        published=str(paths.published_claims()),
     output:
         md=f"reports/{SCALE}/{{table}}.md",
         html=f"reports/{SCALE}/{{table}}.html",
         tex=f"reports/{SCALE}/{{table}}.tex",
+        csv=f"reports/{SCALE}/{{table}}.csv",
     log:
         f"logs/{SCALE}/{{table}}.log",
     params:
@@ -35,6 +40,7 @@ rule figure:
     input:
         runs=f"results/{SCALE}/runs.csv",
         trace=f"results/{SCALE}/trace.csv",
+        claims=f"results/{SCALE}/claims.csv",
         tables=TABLES,
     output:
         FIGURES,

@@ -1,4 +1,4 @@
-"""Check every cell's records against ``params.yaml`` and write ``runs.csv`` and ``trace.csv``."""
+"""Check every cell's records against ``params.yaml`` and write ``runs.csv``, ``trace.csv`` and ``claims.csv``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ifap import paths
-from ifap.claims import records
+from ifap.claims import records, verdicts
 from ifap.config import load_params, select_scale
 from ifap.grid import Grid
 from ifap.program import run_stage
@@ -25,7 +25,7 @@ def main(
     ] = False,
     params: ParamsOption = PARAMS,
 ) -> None:
-    """Lay out the records of all cells as runs.csv and trace.csv, or say which are missing or stale."""
+    """Lay out all records as CSV files and judge every published number, or say what is missing or stale."""
     options = load_params(params)
     grid = Grid(options, select_scale(options, scale))
     collected = records.collect(grid, allow_missing=allow_missing)
@@ -35,10 +35,13 @@ def main(
         paths.runs_csv(grid.scale): records.runs_table(collected),
         paths.trace_csv(grid.scale): records.trace_table(collected),
     }
+    source = verdicts.Source.of(collected)
+    judged = verdicts.judge_file(paths.published_claims(), source)
+    contents[paths.claims_csv(grid.scale)] = verdicts.judged_table(judged)
     if not check:
         records.write_files(contents)
-    done = "checked" if check else f"wrote {' and '.join(str(path) for path in contents)}"
-    typer.echo(f"{done}: {len(collected.records)} of {len(grid.cells())} cells")
+    done = "checked" if check else f"wrote {', '.join(str(path) for path in contents)}"
+    typer.echo(f"{done}: {len(collected.records)} of {len(grid.cells())} cells; {verdicts.count_verdicts(judged)}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Render the tables of one scale as Markdown, HTML and LaTeX."""
+"""Render the tables of one scale as Markdown, HTML, LaTeX and CSV."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ifap import paths
-from ifap.claims import records, tables
+from ifap.claims import records, tables, verdicts
 from ifap.config import load_params, select_scale
 from ifap.grid import TABLE_FORMATS, Grid
 from ifap.program import run_stage
@@ -20,14 +20,18 @@ def main(
     table: Annotated[str | None, typer.Option(help="One table, for example table-2; all by default.")] = None,
     params: ParamsOption = PARAMS,
 ) -> None:
-    """Render tables from runs.csv and trace.csv of one scale."""
+    """Render tables from runs.csv, trace.csv and claims.csv of one scale."""
     options = load_params(params)
     grid = Grid(options, select_scale(options, scale))
     names = [table] if table else tables.table_names(grid)
     for name in names:
         tables.table_options(name, grid)
     runs, trace = records.load_runs(grid.scale), records.load_trace(grid.scale)
-    models = [tables.build_table(name, grid, runs, trace) for name in names]
+    records.check_cells(runs, grid, paths.runs_csv(grid.scale))
+    records.check_cells(trace, grid, paths.trace_csv(grid.scale))
+    claims = verdicts.load_judged(grid.scale)
+    verdicts.check_against(claims, paths.published_claims(), grid.scale)
+    models = [tables.build_table(name, grid, runs, trace, claims) for name in names]
     contents: dict[Path, str | bytes] = {
         paths.table_file(grid.scale, model.name, extension): tables.render(model, extension)
         for model in models

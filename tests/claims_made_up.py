@@ -6,10 +6,13 @@ import copy
 import json
 from pathlib import Path
 
+import pandas as pd
 import yaml
 
 from ifap import paths
-from ifap.claims.records import Receipt
+from ifap.claims import published, verdicts
+from ifap.claims.audit import Finding
+from ifap.claims.records import RUN_COLUMNS, TRACE_COLUMNS, Receipt
 from ifap.config import Params
 from ifap.grid import Grid
 from ifap.paths import Cell
@@ -21,7 +24,7 @@ METHODS = {"ifap": (0.347, 0.41, 0.8), "magnitude": (0.351, 0.44, 1.9), "random"
 STEPS = 3
 
 
-def raw_params(seeds=(0,), models=tuple(MODELS)):
+def raw_params(seeds=(0,), models=tuple(MODELS), *, every_table=False):
     raw = yaml.safe_load((ROOT / "params.yaml").read_text())
     quick = raw["scales"]["quick"]
     quick["seeds"] = list(seeds)
@@ -33,6 +36,10 @@ def raw_params(seeds=(0,), models=tuple(MODELS)):
     raw["scale"] = raw["published"] = "quick"
     raw["tables"] = {
         "table-2": {"title": "Table II. Made-up results", "task": "classification"},
+        **{
+            f"table-{number}": {"title": f"Table {numeral}. Made-up"}
+            for number, numeral in ((1, "I"), (3, "III"), (5, "V"))
+        },
         "table-4": {
             "title": "Table IV. A made-up network over its pruning iterations",
             "task": "classification",
@@ -42,6 +49,9 @@ def raw_params(seeds=(0,), models=tuple(MODELS)):
             "seed": 0,
         },
     }
+    if every_table:
+        titles = {"table-1": "Table I. Made-up", "table-3": "Table III. Made-up", "table-5": "Table V. Made-up"}
+        raw["tables"] |= {name: {"title": title} for name, title in titles.items()}
     return raw
 
 
@@ -133,3 +143,34 @@ def write_cell(root: Path, grid: Grid, cell: Cell):
 def write_grid(root: Path, grid: Grid):
     for cell in grid.cells():
         write_cell(root, grid, cell)
+
+
+def few_claims():
+    """Return a part of the published claims: some of each table."""
+    claims = published.load_claims(ROOT / paths.published_claims())
+    models = ["DenseNet-121", "BERT", "ResNet-50", "GPT-2", "VGG19 (BN)", "DCGAN", "BERT Base"]
+    first = claims["table"].isin([1, 4]) | claims["dataset"].isin(["CIFAR-10", "Fashion MNIST", "MRPC", "CoLA"])
+    return claims[first & claims["model"].isin(models) & ~(claims["step"] > 4).fillna(value=False)]
+
+
+def judge_all(grid, claims=None, measured=()):
+    """Return verdicts as if one value were inconsistent and the cells in `measured` had run."""
+    claims = few_claims() if claims is None else claims
+    ids = ("T2/Fashion MNIST/ResNet-50/metric_delta",)
+    finding = Finding("metric-delta", "major", "Made up", "1 + 1\n= 3", ids, "metric-delta-1")
+    runs = pd.DataFrame(list(measured), columns=RUN_COLUMNS)
+    source = verdicts.Source(grid, runs, pd.DataFrame(columns=TRACE_COLUMNS), {})
+    return verdicts.judge(claims, source, [finding])
+
+
+def measured_runs():
+    """Return made-up runs of one published cell, two seeds."""
+    cell = {"task": "classification", "dataset": "cifar10", "model": "densenet121"}
+    numbers = {"macs": 1.1e9, "macs_reduction": -61.0, "baseline_top1": 94.0}
+    for seed, top1 in enumerate((93.9, 94.3)):
+        own = {
+            "test_top1": top1,
+            "top1_delta": top1 - 94.0,
+            "metrics": f"results/quick/made-up/seed{seed}/metrics.json",
+        }
+        yield {**cell, "method": "ifap", "seed": seed, **numbers, **own}

@@ -1,6 +1,8 @@
 """The three stages of the report from a folder of made-up records, as a user runs them."""
 
+import csv
 import importlib
+import shutil
 
 import claims_made_up
 import pytest
@@ -10,7 +12,7 @@ from claims_made_up import ROOT, raw_params, write_grid
 from ifap import paths
 from ifap.config import load_params
 from ifap.errors import ConfigError, ResultsError
-from ifap.grid import Grid
+from ifap.grid import TABLE_FORMATS, Grid
 from ifap.paths import Cell
 
 MODEL = "resnet_tiny"
@@ -22,11 +24,13 @@ def stages(tmp_path, monkeypatch):
     monkeypatch.setattr(claims_made_up, "MODELS", {MODEL: claims_made_up.MODELS["net_a"]})
     monkeypatch.syspath_prepend(ROOT)
     monkeypatch.chdir(tmp_path)
-    raw = raw_params(models=[MODEL])
+    raw = raw_params(models=[MODEL], every_table=True)
     raw["tables"]["table-4"]["model"] = MODEL
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
     paths.templates_dir().parent.mkdir()
     paths.templates_dir().symlink_to(ROOT / paths.templates_dir())
+    paths.published_claims().parent.mkdir(parents=True)
+    shutil.copy(ROOT / paths.published_claims(), paths.published_claims())
     write_grid(tmp_path, Grid(load_params(), "quick"))
     return {name: importlib.import_module(f"stages.{name}").main for name in ("collect", "tables", "figures")}
 
@@ -43,7 +47,8 @@ def test_records_to_report_twice_gives_the_same_bytes(stages, tmp_path, capsys):
     assert {path.relative_to(tmp_path) for path in first} >= {
         paths.runs_csv("quick"),
         paths.trace_csv("quick"),
-        *(report / f"table-{number}.{extension}" for number in (2, 4) for extension in ("md", "html", "tex")),
+        paths.claims_csv("quick"),
+        *(report / f"table-{number}.{extension}" for number in (1, 2, 3, 4, 5) for extension in TABLE_FORMATS),
         paths.figure_file("quick", "top1", "svg"),
         paths.report_page("quick"),
     }
@@ -84,3 +89,50 @@ def test_wrong_names_are_refused_before_anything_is_read(stages):
         stages["figures"](scale="quik")
     with pytest.raises(ResultsError, match=r"run python -m stages\.collect"):
         stages["tables"]()
+
+
+@pytest.mark.parametrize(
+    ("name", "column", "change", "message"),
+    [
+        ("runs", "test_top1", "nan", "row 3, column test_top1: 'nan' is not finite"),
+        ("runs", "macs", "many", "row 3, column macs: 'many' is no number"),
+        ("runs", "test_top1", "", "row 3, column test_top1: is empty"),
+        ("runs", "model", "resnet_tini", f"row 3, column model: unknown model 'resnet_tini': did you mean '{MODEL}'"),
+        ("runs", "scale", "paper", "row 3, column scale: 'paper' is not 'quick'"),
+        ("trace", "macs", "inf", "row 3, column macs: 'inf' is not finite"),
+        ("trace", "method", "baseline2", "row 3, column method: unknown method 'baseline2'"),
+        ("claims", "value", "72.1", "row 3, column value: '72.1', but data/paper/claims.csv has '72.0'"),
+        ("claims", "verdict", "good", "row 3, column verdict: "),
+    ],
+)
+def test_a_wrong_value_is_one_line_and_leaves_the_tables_of_yesterday(stages, tmp_path, name, column, change, message):
+    stages["collect"]()
+    stages["tables"]()
+    before = snapshot(tmp_path / "reports/quick")
+    path = paths.scale_dir("quick") / f"{name}.csv"
+    lines = list(csv.reader(path.open(newline="")))
+    lines[2][lines[0].index(column)] = change
+    write_csv(path, lines)
+    with pytest.raises(ResultsError) as error:
+        stages["tables"]()
+    assert f"{path}: {message}" in str(error.value)
+    assert "\n" not in str(error.value)
+    assert snapshot(tmp_path / "reports/quick") == before
+
+
+@pytest.mark.parametrize("name", ["runs", "trace", "claims"])
+def test_missing_and_doubled_columns_are_named(stages, name):
+    stages["collect"]()
+    path = paths.scale_dir("quick") / f"{name}.csv"
+    whole = list(csv.reader(path.open(newline="")))
+    write_csv(path, [line[:3] + line[4:] for line in whole])
+    with pytest.raises(ResultsError, match=rf"{name}.csv: row 1: .*column {whole[0][3]} is missing"):
+        stages["tables"]()
+    write_csv(path, [[*line, line[3]] for line in whole])
+    with pytest.raises(ResultsError, match=rf"{name}.csv: row 1: .*column {whole[0][3]} is doubled"):
+        stages["tables"]()
+
+
+def write_csv(path, lines):
+    with path.open("w", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows(lines)

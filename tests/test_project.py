@@ -16,6 +16,7 @@ from workflow_project import ROOT, tracked_files
 import ifap
 from ifap import claims, paths
 from ifap.config import json_schema, load_params
+from ifap.grid import TABLE_FORMATS
 
 FILES = [name for name in tracked_files() if not name.startswith(("tests/", "results/", "data/"))]
 LIBRARY = sorted((ROOT / "src" / "ifap").rglob("*.py"))
@@ -125,7 +126,7 @@ def test_dvc_knows_the_tables_of_the_parameters_and_the_outputs_of_the_stages():
     scale, published = params.published, "${published}"
     outs = [next(iter(out)) for out in stages["tables"]["do"]["outs"]]
     assert [out.replace(published, scale).replace("${item}", "table-2") for out in outs] == [
-        str(paths.table_file(scale, "table-2", extension)) for extension in ("md", "html", "tex")
+        str(paths.table_file(scale, "table-2", extension)) for extension in TABLE_FORMATS
     ]
     for stage in [*(stages[name] for name in stages if name != "tables"), stages["tables"]["do"]]:
         assert "snakemake" not in stage["cmd"]

@@ -136,11 +136,19 @@ class TableParams(Section):
     """One table of the report."""
 
     title: str
-    task: Name
+    task: Name | None = None
     dataset: Name | None = None
     model: Name | None = None
     method: Name | None = None
     seed: int | None = None
+
+
+class VerdictParams(Section):
+    """How far a measured value may be from the published one and still count as reproduced."""
+
+    accuracy_points: float = Field(ge=0, description="Accuracies: percentage points.")
+    accuracy_sds: float = Field(ge=0, description="Accuracies: standard deviations over seeds; the larger counts.")
+    cost_percent: float = Field(ge=0, description="MACs and parameters: percent, beside rounding of the printed one.")
 
 
 class Params(Section):
@@ -150,6 +158,7 @@ class Params(Section):
     published: Name
     versions: dict[StepName, Annotated[int, Field(ge=1)]]
     scales: dict[Name, ScaleParams] = Field(min_length=1)
+    verdicts: VerdictParams = VerdictParams(accuracy_points=0.5, accuracy_sds=2.0, cost_percent=1.0)
     tables: dict[Annotated[str, Field(pattern=r"^table-[1-5]$")], TableParams]
 
 

@@ -18,7 +18,7 @@ from ifap.config import (
 )
 from ifap.paths import Cell
 
-TABLE_FORMATS = ("md", "html", "tex")
+TABLE_FORMATS = ("md", "html", "tex", "csv")
 FIGURE_FORMATS = ("svg", "png")
 
 

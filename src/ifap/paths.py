@@ -101,6 +101,11 @@ def trace_csv(scale: str) -> Path:
     return scale_dir(scale) / "trace.csv"
 
 
+def claims_csv(scale: str) -> Path:
+    """Every published number with what was measured for it and a verdict."""
+    return scale_dir(scale) / "claims.csv"
+
+
 def templates_dir() -> Path:
     """The Jinja templates of the report."""
     return Path("reports") / "templates"
@@ -112,7 +117,7 @@ def report_dir(scale: str) -> Path:
 
 
 def table_file(scale: str, table: str, extension: str) -> Path:
-    """One rendered table; `extension` is ``md``, ``html`` or ``tex``."""
+    """One rendered table; `extension` is ``md``, ``html``, ``tex`` or ``csv``."""
     return report_dir(scale) / f"{table}.{extension}"
 
 

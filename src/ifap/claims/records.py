@@ -10,6 +10,7 @@ import csv
 import hashlib
 import io
 import json
+import math
 import os
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,7 +22,7 @@ import pandas as pd
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from ifap import paths
-from ifap.errors import ResultsError
+from ifap.errors import ResultsError, nearest
 from ifap.grid import Grid
 from ifap.paths import Cell
 
@@ -57,6 +58,8 @@ RUN_COLUMNS = (
     *RUN_TIMING,
 )
 TRACE_TIMING = ("seconds_score", "seconds_prune", "seconds_recover")
+TEXT_COLUMNS = frozenset({*CELL_COLUMNS[:-1], "data_checksum", "config_hash", "metrics"})
+OPTIONAL_TEXT = frozenset({"target_kind", "accepted", "refused"})
 LISTED = 20  # how many missing or stale cells an error names before it counts the rest
 
 Percent = Annotated[float, Field(ge=0, le=100)]
@@ -200,6 +203,13 @@ class Receipt(BaseModel):
 
 
 TRACE_COLUMNS = (*CELL_COLUMNS, *(name for name in Receipt.model_fields if name not in TRACE_TIMING), *TRACE_TIMING)
+OPTIONAL_NUMBERS = frozenset(
+    {
+        *("target", "macs_base", "macs_reduction", "params_base", "params_reduction", "baseline_top1", "top1_delta"),
+        *("latency_ms", "peak_memory_mb"),
+        *(name for name in Receipt.model_fields if name not in {"iteration", "macs", "params"}),
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -285,7 +295,7 @@ def read_record(file: Path, shown: Path, scale: str, cell: Cell) -> Record:
     try:
         record = Record.model_validate_json(file.read_bytes())
     except ValidationError as error:
-        raise ResultsError(f"malformed {shown}: {_explain(error)}") from None
+        raise ResultsError(f"malformed {shown}: {first_problem(error)}") from None
     wanted = CellName(scale=scale, **cell._asdict())
     if record.cell != wanted:
         difference = first_difference(record.cell.model_dump(), wanted.model_dump(), source="path")
@@ -339,7 +349,7 @@ def first_difference(found: Mapping[str, Any], wanted: Mapping[str, Any], source
 def runs_table(collected: Collected) -> str:
     """Lay out one row a run as CSV text; the timing columns are the last ones."""
     rows = (_run_row(collected, cell, record) for cell, record in collected.records.items())
-    return _csv(RUN_COLUMNS, rows)
+    return as_csv(RUN_COLUMNS, rows)
 
 
 def trace_table(collected: Collected) -> str:
@@ -350,7 +360,7 @@ def trace_table(collected: Collected) -> str:
         for cell, receipts in collected.receipts.items()
         for receipt in receipts
     )
-    return _csv(TRACE_COLUMNS, rows)
+    return as_csv(TRACE_COLUMNS, rows)
 
 
 def load_runs(scale: str, *, root: Path = Path()) -> pd.DataFrame:
@@ -417,7 +427,7 @@ def _receipt(row: Sequence[str], number: int, shown: Path) -> Receipt:
     try:
         return Receipt.model_validate(dict(zip(names, row, strict=True)))
     except ValidationError as error:
-        raise ResultsError(f"malformed {shown}: line {number}: {_explain(error)}") from None
+        raise ResultsError(f"malformed {shown}: line {number}: {first_problem(error)}") from None
 
 
 def _run_row(collected: Collected, cell: Cell, record: Record) -> dict[str, Any]:
@@ -474,7 +484,8 @@ def _against(record: Record, base: Record) -> dict[str, Any]:
     }
 
 
-def _csv(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
+def as_csv(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
+    """Lay out rows as CSV text; what a row lacks stays empty."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(columns)
@@ -490,16 +501,69 @@ def _text(value: object) -> str:
     return f"{value:.9g}" if isinstance(value, float) else str(value)
 
 
-def _load(root: Path, path: Path, columns: Sequence[str]) -> pd.DataFrame:
+def read_lines(file: Path, shown: Path) -> list[list[str]]:
+    """Read a CSV file of `collect`; errors are one line."""
     try:
-        frame = pd.read_csv(root / path)
+        lines = list(csv.reader(io.StringIO(file.read_text(encoding="utf-8"), newline=""), strict=True))
     except FileNotFoundError:
-        raise ResultsError(f"{path} not found: run python -m stages.collect") from None
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise ResultsError(f"malformed {path}: {str(error).strip().splitlines()[0]}") from None
-    if list(frame.columns) != list(columns):
-        raise ResultsError(f"malformed {path}: its columns are not those of python -m stages.collect; run that again")
-    return frame
+        raise ResultsError(f"{shown} not found: run python -m stages.collect") from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ResultsError(f"malformed {shown}: {error}") from None
+    if not lines:
+        raise ResultsError(f"malformed {shown}: the file is empty; run python -m stages.collect")
+    return lines
+
+
+def check_header(found: Sequence[str], wanted: Sequence[str], shown: Path) -> None:
+    """Refuse a missing, doubled, unknown or moved column, by name."""
+    doubled = [column for column in wanted if found.count(column) > 1]
+    missing = [column for column in wanted if column not in found]
+    unknown = [column for column in found if column not in wanted]
+    for problem, columns in (("is doubled", doubled), ("is missing", missing), ("is unknown", unknown)):
+        if columns:
+            text = f"its columns are not those of python -m stages.collect: column {columns[0]} {problem}"
+            raise ResultsError(f"malformed {shown}: row 1: {text}; run that again")
+    if list(found) != list(wanted):
+        raise ResultsError(f"malformed {shown}: row 1: the columns must be in the order {','.join(wanted)}")
+
+
+def check_cells(frame: pd.DataFrame, grid: Grid, shown: Path) -> None:
+    """Refuse rows of a cell that the grid does not have; one line names row and column."""
+    known = grid.cells()
+    for row, values in enumerate(frame[list(CELL_COLUMNS)].itertuples(index=False, name=None), start=2):
+        wanted = known
+        if values[0] != grid.scale:
+            raise ResultsError(f"malformed {shown}: row {row}, column scale: '{values[0]}' is not '{grid.scale}'")
+        for column, value in zip(CELL_COLUMNS[1:], values[1:], strict=True):
+            choices = dict.fromkeys(str(getattr(cell, column)) for cell in wanted)
+            wanted = [cell for cell in wanted if getattr(cell, column) == value]
+            if not wanted:
+                text = f"unknown {column} '{value}': {nearest(str(value), choices)}"
+                raise ResultsError(f"malformed {shown}: row {row}, column {column}: {text}")
+
+
+def _load(root: Path, path: Path, columns: Sequence[str]) -> pd.DataFrame:
+    lines = read_lines(root / path, path)
+    check_header(lines[0], columns, path)
+    for row, line in enumerate(lines[1:], start=2):
+        if len(line) != len(columns):
+            raise ResultsError(f"malformed {path}: row {row}: {len(line)} values for {len(columns)} columns")
+        for column, value in zip(columns, line, strict=True):
+            if problem := _value_problem(column, value):
+                raise ResultsError(f"malformed {path}: row {row}, column {column}: {problem}")
+    return pd.read_csv(root / path)
+
+
+def _value_problem(column: str, value: str) -> str | None:
+    if column in TEXT_COLUMNS:
+        return None if value else "is empty"
+    if column in OPTIONAL_TEXT or (column in OPTIONAL_NUMBERS and not value):
+        return None
+    try:
+        number = float(value)
+    except ValueError:
+        return f"'{value}' is no number" if value else "is empty"
+    return None if math.isfinite(number) else f"'{value}' is not finite"
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
@@ -511,7 +575,8 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _explain(error: ValidationError) -> str:
+def first_problem(error: ValidationError) -> str:
+    """Say in one line which value is wrong and why."""
     first = error.errors(include_url=False, include_context=False)[0]
     location = ".".join(str(part) for part in first["loc"])
     shown = repr(first["input"])

@@ -1,4 +1,4 @@
-"""Tables II and IV: from the CSV files of one scale to a model of the table, to text in three formats.
+"""Tables I-V: from the CSV files of one scale to a model of the table, to text in four formats.
 
 The model holds plain text and links; each format's templates add its own marks, and its escaper is
 applied to every value, so that no name or note can break a rendering.
@@ -6,16 +6,20 @@ applied to every value, so that no name or note can break a rendering.
 
 from __future__ import annotations
 
+import csv
+import io
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateError, TemplateSyntaxError
 from markupsafe import Markup, escape
 
 from ifap import paths
@@ -23,6 +27,9 @@ from ifap.config import TableParams
 from ifap.errors import ConfigError, nearest
 from ifap.grid import Grid
 from ifap.paths import Cell
+
+if TYPE_CHECKING:
+    from ifap.claims.verdicts import Judged
 
 MINUS, PLUS_MINUS, NO_VALUE = "\N{MINUS SIGN}", "\N{PLUS-MINUS SIGN}", "\N{EN DASH}"
 PREFIXES = {"G": 1e9, "M": 1e6, "k": 1e3, "": 1.0}
@@ -49,6 +56,12 @@ class Item:
         Whether it is the best of its group.
     rows, columns : int
         How many rows and columns it spans; an item with ``rows=0`` is covered by the one above.
+    mark : str
+        Mark of its footnote.
+    measured, origin : str, str or None
+        What was measured for a published value, printed beside it, and where that comes from.
+    why : str
+        Mark of the footnote that says why nothing was measured.
     """
 
     text: str
@@ -56,6 +69,10 @@ class Item:
     bold: bool = False
     rows: int = 1
     columns: int = 1
+    mark: str = ""
+    measured: str = ""
+    origin: str | None = None
+    why: str = ""
 
 
 @dataclass(frozen=True)
@@ -98,6 +115,13 @@ class Table:
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
     notes: tuple[Note, ...]
+    published: Table | None = None
+    """The same table of the paper, shown below what was measured."""
+
+    @property
+    def parts(self) -> tuple[Table, ...]:
+        """The table itself and the published one below it."""
+        return (self,) if self.published is None else (self, self.published)
 
     @property
     def number_and_heading(self) -> tuple[str, str]:
@@ -119,7 +143,8 @@ class Table:
     @property
     def links(self) -> list[str]:
         """Every target of a link, once, in reading order."""
-        return list(dict.fromkeys(item.href for row in self.rows for item in row.items if item.href))
+        items = [item for part in self.parts for row in part.rows for item in row.items]
+        return list(dict.fromkeys(href for item in items for href in (item.href, item.origin) if href))
 
     @property
     def group_rules(self) -> list[tuple[int, int]]:
@@ -134,10 +159,16 @@ class Table:
     @property
     def header_columns(self) -> int:
         """How many columns at the left name the row."""
-        return sum(column.align == "left" for column in self.columns)
+        return sum(1 for _ in takewhile(lambda column: column.align == "left", self.columns))
 
 
-def build_table(name: str, grid: Grid, runs: pd.DataFrame, trace: pd.DataFrame) -> Table:
+def build_table(
+    name: str,
+    grid: Grid,
+    runs: pd.DataFrame,
+    trace: pd.DataFrame,
+    claims: Sequence[Judged] | None = None,
+) -> Table:
     """Build one table of ``params.yaml``.
 
     Parameters
@@ -148,27 +179,41 @@ def build_table(name: str, grid: Grid, runs: pd.DataFrame, trace: pd.DataFrame) 
         The cells that the table should show; those without a row in `runs` are shown as not attempted.
     runs, trace : DataFrame
         Content of ``runs.csv`` and ``trace.csv``.
+    claims : sequence of Judged, optional
+        Content of ``claims.csv``; read from the scale's folder by default.
 
     Returns
     -------
     Table
-        The model of the table.
+        The model of the table: what was measured, above the published table where both exist.
     """
+    from ifap.claims.paper_tables import published_table
+    from ifap.claims.verdicts import load_judged
+
     options = table_options(name, grid)
-    return BUILDERS[name](name, options, grid, runs, trace)
+    claims = load_judged(grid.scale) if claims is None else claims
+    number = int(name.removeprefix("table-"))
+    if name not in BUILDERS:
+        return published_table(number, name, options.title, claims, grid.scale)
+    own = BUILDERS[name](name, options, grid, runs, trace)
+    title = f"{options.title.partition('.')[0]} as published, with verdicts"
+    return replace(own, published=published_table(number, f"{name}-published", title, claims, grid.scale))
 
 
 def table_options(name: str, grid: Grid) -> TableParams:
     """Return the block of one table, after checking that it exists and can be built."""
-    known = [table for table in grid.params.tables if table in BUILDERS]
+    known = list(grid.params.tables)
     if name not in known:
         raise ConfigError(f"unknown table '{name}': {nearest(name, known)}")
-    return grid.params.tables[name]
+    options = grid.params.tables[name]
+    if name == "table-2" and options.task is None:
+        raise ConfigError(f"params.yaml: tables.{name}: key is missing: task")
+    return options
 
 
 def table_names(grid: Grid) -> list[str]:
-    """Return the tables of ``params.yaml`` that this version builds, in order."""
-    return sorted(name for name in grid.params.tables if name in BUILDERS)
+    """Return the tables of ``params.yaml``, in order."""
+    return sorted(grid.params.tables)
 
 
 def render(table: Table, extension: str, templates: Path | None = None) -> str:
@@ -178,8 +223,8 @@ def render(table: Table, extension: str, templates: Path | None = None) -> str:
     ----------
     table : Table
         The model.
-    extension : {'md', 'html', 'tex'}
-        The format.
+    extension : {'md', 'html', 'tex', 'csv'}
+        The format; CSV has one row a value and needs no template.
     templates : Path, optional
         Folder of the templates; the project's by default.
 
@@ -188,7 +233,65 @@ def render(table: Table, extension: str, templates: Path | None = None) -> str:
     str
         The text of the file.
     """
-    return environment(extension, templates).get_template(f"table.{extension}.j2").render(table=table)
+    if extension == "csv":
+        return _csv(table)
+    template = f"table.{extension}.j2"
+    try:
+        return environment(extension, templates).get_template(template).render(table=table)
+    except TemplateError as error:
+        line = f", line {error.lineno}" if isinstance(error, TemplateSyntaxError) else _template_line(error)
+        where = (templates or paths.templates_dir()) / template
+        raise ConfigError(f"{where}{line}: {str(error.message).splitlines()[0]} ({table.name})") from None
+
+
+def _template_line(error: TemplateError) -> str:
+    """Say in which template and line a rendering failed: the last frame that a template has."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename.endswith(".j2")]
+    return f", {Path(frames[-1].filename).name} line {frames[-1].lineno}" if frames else ""
+
+
+def _csv(table: Table) -> str:
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(("part", "row", "column", "value", "bold", "measured", "marks", "origin"))
+    for part in table.parts:
+        names: dict[int, str] = {}
+        section = ""
+        for row in part.rows:
+            if len(row.items) == 1:
+                section = row.items[0].text
+                continue
+            writer.writerows(_csv_row(part, row, names, section))
+    for part in table.parts:
+        writer.writerows((part.name, "note", note.mark, note.text, "", "", "", "") for note in part.notes)
+    return buffer.getvalue()
+
+
+def _csv_row(part: Table, row: Row, names: dict[int, str], section: str) -> Iterator[tuple[str, ...]]:
+    """Yield one line a value; its row is named by the left-aligned cells before it."""
+    at = 0
+    for item in row.items:
+        column = part.columns[at]
+        if column.align == "left":
+            names[at] = item.text or names.get(at, "")
+        else:
+            named = [names[key] for key in sorted(names) if _start(part, at) <= key < at]
+            label = " / ".join([*([section] if section else []), *named])
+            value, measured = (text.replace(MINUS, "-") for text in (item.text, item.measured))
+            marks = " ".join(filter(None, (item.mark, item.why)))
+            origin = item.origin or item.href or ""
+            bold = "best" if item.bold else ""
+            yield (part.name, label, column.full_label, value, bold, measured, marks, origin)
+        at += item.columns
+
+
+def _start(part: Table, at: int) -> int:
+    """Return the first of the columns that name the row of a value: those left of it up to another value."""
+    while at and part.columns[at].align == "right":
+        at -= 1
+    while at and part.columns[at - 1].align == "left":
+        at -= 1
+    return at
 
 
 def environment(extension: str, templates: Path | None = None) -> Environment:
@@ -242,6 +345,7 @@ TEX_CHARACTERS = {
     MINUS: "$-$",
     PLUS_MINUS: r"$\pm$",
     NO_VALUE: "--",
+    "\N{DAGGER}": r"\dag{}",
     "\N{MULTIPLICATION SIGN}": r"$\times$",
     "\N{GREEK CAPITAL LETTER DELTA}": r"$\Delta$",
     "\N{NO-BREAK SPACE}": "~",

@@ -1,0 +1,92 @@
+"""What the paper's names are called here, and what has to be put where before a data set can be run.
+
+The one table that joins published cells with runs; a name stands here before its entry exists.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Data(NamedTuple):
+    """A data set: its name in the registry, and what its folder must hold."""
+
+    name: str
+    content: str
+
+    @property
+    def need(self) -> str:
+        """What to put where, in words."""
+        return f"put {self.content} at data/{self.name}"
+
+
+def _glue(name: str, title: str) -> Data:
+    return Data(name, f"GLUE's {title} (train.tsv and dev.tsv)")
+
+
+DATASETS = {
+    "ADE20K": Data("ade20k", "ADEChallengeData2016 (images/ and annotations/)"),
+    "CIFAR-10": Data("cifar10", "CIFAR-10 (cifar-10-batches-py/)"),
+    "CIFAR-100": Data("cifar100", "CIFAR-100 (cifar-100-python/)"),
+    "COCO 2017": Data("coco2017", "COCO 2017 (train2017/, val2017/ and annotations/)"),
+    "COCO-Stuff": Data("coco_stuff", "COCO-Stuff (train2017/, val2017/ and stuffthingmaps/)"),
+    "Cifar-10": Data("cifar10", "CIFAR-10 (cifar-10-batches-py/)"),
+    "Cityscapes": Data("cityscapes", "Cityscapes (leftImg8bit/ and gtFine/; needs an account)"),
+    "CoLA": _glue("cola", "CoLA"),
+    "FER2013": Data("fer2013", "FER2013 (fer2013.csv; needs an account)"),
+    "Fashion MNIST": Data("fashion_mnist", "Fashion MNIST (the four idx-ubyte.gz files)"),
+    "Food101": Data("food101", "Food101 (images/ and meta/)"),
+    "ImageNet": Data("imagenet", "ImageNet (train/ and val/, one folder a class; needs an account)"),
+    "MNLI-m": _glue("mnli", "MNLI (dev_matched.tsv for MNLI-m)"),
+    "MRPC": _glue("mrpc", "MRPC"),
+    "Objects365": Data("objects365", "Objects365 (images/ and annotations/; needs an account)"),
+    "Open Images": Data("open_images", "Open Images (images/ and the box CSV files)"),
+    "Oxford-IIIT Pet": Data("oxford_pet", "Oxford-IIIT Pet (images/ and annotations/)"),
+    "Pascal VOC": Data("pascal_voc", "Pascal VOC (VOCdevkit/)"),
+    "QNLI": _glue("qnli", "QNLI"),
+    "QQP": _glue("qqp", "QQP"),
+    "RTE": _glue("rte", "RTE"),
+    "ReCoRD": Data("record", "SuperGLUE's ReCoRD (train.jsonl and val.jsonl)"),
+    "SQuAD 1.1": Data("squad", "SQuAD 1.1 (train-v1.1.json and dev-v1.1.json)"),
+    "SST-2": _glue("sst2", "SST-2"),
+    "STS-B": _glue("stsb", "STS-B"),
+    "Stanford Cars": Data("stanford_cars", "Stanford Cars (cars_train/, cars_test/ and devkit/)"),
+    "iNaturalist": Data("inaturalist", "iNaturalist (images and the JSON files of its splits)"),
+}
+MODELS = {
+    "BERT": "bert_base",
+    "BERT Base": "bert_base",
+    "ConvNeXt-Small": "convnext_small",
+    "DCGAN": "dcgan",
+    "DETR (ViT-Base/16)": "detr_vit_b_16",
+    "DenseNet-121": "densenet121",
+    "EfficientNet V2-S": "efficientnet_v2_s",
+    "EfficientNet-B4": "efficientnet_b4",
+    "FCN (VGG19-BN)": "fcn_vgg19_bn",
+    "Faster R-CNN (ResNet-50)": "faster_rcnn_resnet50",
+    "GPT-2": "gpt2",
+    "GPT-2 Base": "gpt2",
+    "Inception-v3": "inception_v3",
+    "MobileNetV3-L": "mobilenet_v3_large",
+    "ResNet-50": "resnet50",
+    "SegFormer (ViT-Base/16)": "segformer_vit_b_16",
+    "ShuffleNetV2 x2.0": "shufflenet_v2_x2_0",
+    "Stable Diffusion v1.5": "stable_diffusion_v1_5",
+    "T5": "t5_base",
+    "T5 Base": "t5_base",
+    "U-Net (ResNet-50)": "unet_resnet50",
+    "VGG19 (BN)": "vgg19_bn",
+    "VQGAN": "vqgan",
+    "ViT-Base/16": "vit_b_16",
+    "YOLOv4 (ShuffleNetV2)": "yolov4_shufflenet_v2",
+}
+METHODS = {
+    "Baseline": "baseline",
+    "GraNet": "granet",
+    "LTH": "lth",
+    "MvP": "mvp",
+    "Ours": "ifap",
+    "PDP": "pdp",
+    "RFP": "rfp",
+    "RigL": "rigl",
+}

@@ -1,0 +1,335 @@
+"""A verdict for every published number: what was measured for it, or why nothing was.
+
+The tolerances come from ``params.yaml``, so that they are fixed before anything is measured.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ifap import paths
+from ifap.claims.audit import Finding, delta_conventions, run_audit
+from ifap.claims.names import DATASETS, METHODS, MODELS
+from ifap.claims.published import COLUMNS, COUNTS, load_claims
+from ifap.claims.records import (
+    Blank,
+    Collected,
+    as_csv,
+    check_header,
+    first_problem,
+    read_lines,
+    runs_table,
+    trace_table,
+)
+from ifap.config import VerdictParams
+from ifap.errors import ResultsError
+from ifap.grid import Grid
+
+Verdict = Literal[
+    "reproduced", "not reproduced", "not attempted", "inconsistent in the source", "not comparable (scale)"
+]
+CONTRADICTIONS = {
+    "metric-delta": ("major", "minor"),
+    "cost-delta": ("major", "minor"),
+    "across-tables": ("major", "minor"),
+    "parameter-count": ("major",),
+}
+"""The findings of the audit, by kind and severity, that leave the printed value itself in doubt."""
+SPLIT = "; "  # between what a scale does not run and what it would need
+
+
+class Judged(BaseModel):
+    """One row of ``results/{scale}/claims.csv``; the fields are its columns, in order."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    table: int = Field(ge=1, le=5)
+    dataset: str = Field(min_length=1)
+    model: str = Field(min_length=1)
+    method: str
+    step: Blank[int]
+    quantity: str = Field(min_length=1)
+    unit: str
+    value: str = Field(pattern=r"^[+-]?[0-9]+(\.[0-9]+)?$")
+    id: str
+    mean: Blank[float]
+    sd: Blank[float]
+    n: int = Field(ge=0)
+    tolerance: str
+    verdict: Verdict
+    reason: str = Field(min_length=1)
+    metrics: str
+    commit: str
+
+
+@dataclass(frozen=True)
+class Source:
+    """What claims are compared with.
+
+    Parameters
+    ----------
+    grid : Grid
+        The cells of the scale and the tolerances.
+    runs, trace : DataFrame
+        Content of ``runs.csv`` and ``trace.csv``.
+    commits : mapping of str to str
+        The commit of each record, by the path of its ``metrics.json``.
+    """
+
+    grid: Grid
+    runs: pd.DataFrame
+    trace: pd.DataFrame
+    commits: Mapping[str, str]
+
+    @classmethod
+    def of(cls, collected: Collected) -> Source:
+        """Take what was collected, as the tables will read it."""
+        runs, trace = (pd.read_csv(io.StringIO(text)) for text in (runs_table(collected), trace_table(collected)))
+        commits = {
+            paths.metrics_file(collected.grid.scale, cell).as_posix(): record.provenance.commit or ""
+            for cell, record in collected.records.items()
+        }
+        return cls(collected.grid, runs, trace, commits)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The values of one claim, one a seed, and the records they come from."""
+
+    values: pd.Series[float]
+    metrics: tuple[str, ...]
+
+    @property
+    def sd(self) -> float | None:
+        """Standard deviation; None for a single seed."""
+        return float(self.values.std(ddof=1)) if len(self.values) > 1 else None
+
+
+def judge(claims: pd.DataFrame, source: Source, findings: Iterable[Finding]) -> list[Judged]:
+    """Give every claim a verdict.
+
+    Parameters
+    ----------
+    claims : DataFrame
+        Claims as `ifap.claims.published.load_claims` returns them.
+    source : Source
+        What was measured, and what should have been.
+    findings : iterable of Finding
+        What the audit found in `claims`.
+
+    Returns
+    -------
+    list of Judged
+        One row a claim, in the order of `claims`.
+    """
+    _check_names(claims)
+    contradictions = _contradictions(findings)
+    conventions = delta_conventions(claims).set_index("id")["convention"].to_dict()
+    points = {str(claim) for claim, convention in conventions.items() if convention == "points"}
+    return [_judge(claim, source, contradictions, points) for claim in claims.to_dict("records")]
+
+
+def judge_file(path: Path, source: Source) -> list[Judged]:
+    """Read the published claims, audit them and give each a verdict; see `judge`."""
+    claims = load_claims(path)
+    return judge(claims, source, _audited(path.read_text("utf-8"), path))
+
+
+def count_verdicts(rows: Sequence[Judged]) -> str:
+    """Say how many claims have which verdict."""
+    counts = Counter(row.verdict for row in rows)
+    return f"{len(rows)} claims: " + ", ".join(f"{count} {verdict}" for verdict, count in counts.most_common())
+
+
+def judged_table(rows: Iterable[Judged]) -> str:
+    """Lay out verdicts as CSV text."""
+    return as_csv(tuple(Judged.model_fields), (row.model_dump() for row in rows))
+
+
+def load_judged(scale: str, *, root: Path = Path()) -> list[Judged]:
+    """Read ``claims.csv`` of one scale and check every row.
+
+    Parameters
+    ----------
+    scale : str
+        Name of the scale.
+    root : Path
+        The project's root.
+
+    Returns
+    -------
+    list of Judged
+        One row a claim.
+
+    Raises
+    ------
+    ResultsError
+        One line that names the file, row and column of the first problem.
+    """
+    shown = paths.claims_csv(scale)
+    lines = read_lines(root / shown, shown)
+    header = tuple(Judged.model_fields)
+    check_header(lines[0], header, shown)
+    rows = []
+    for number, line in enumerate(lines[1:], start=2):
+        if len(line) != len(header):
+            raise ResultsError(f"malformed {shown}: row {number}: {len(line)} values for {len(header)} columns")
+        try:
+            rows.append(Judged.model_validate(dict(zip(header, line, strict=True))))
+        except ValidationError as error:
+            raise ResultsError(f"malformed {shown}: row {number}, column {first_problem(error)}") from None
+    return rows
+
+
+def check_against(rows: Sequence[Judged], published: Path, scale: str) -> None:
+    """Refuse verdicts about other numbers than the published ones."""
+    wanted = csv.reader(io.StringIO(published.read_text("utf-8"), newline=""))
+    next(wanted, None)
+    shown = paths.claims_csv(scale)
+    count = sum(COUNTS.values())
+    if len(rows) != count:
+        raise ResultsError(f"malformed {shown}: {len(rows)} rows, not {count}: run python -m stages.collect")
+    for number, (row, line) in enumerate(zip(rows, wanted, strict=False), start=2):
+        values = ["" if value is None else str(value) for value in (getattr(row, column) for column in COLUMNS)]
+        for column, mine, other in zip(COLUMNS, values, line, strict=False):
+            if mine != other:
+                text = f"'{mine}', but {published} has '{other}': run python -m stages.collect"
+                raise ResultsError(f"stale {shown}: row {number}, column {column}: {text}")
+
+
+@lru_cache(maxsize=4)
+def _audited(text: str, path: Path) -> tuple[Finding, ...]:
+    """Audit one file; its text is the key, so that several stages in one process audit it once."""
+    return tuple(run_audit(load_claims(path)))
+
+
+def _check_names(claims: pd.DataFrame) -> None:
+    for column, known in (("dataset", DATASETS), ("model", MODELS), ("method", {"": "", **METHODS})):
+        for row, name in enumerate(claims[column], start=2):
+            if name not in known:
+                raise ResultsError(
+                    f"{paths.published_claims()}: row {row}, column {column}: '{name}' has no name here: "
+                    "add it to src/ifap/claims/names.py"
+                )
+
+
+def _contradictions(findings: Iterable[Finding]) -> dict[str, Finding]:
+    found: dict[str, Finding] = {}
+    for finding in findings:
+        if finding.severity in CONTRADICTIONS.get(finding.kind, ()):
+            for claim in finding.claims:
+                found.setdefault(claim, finding)
+    return found
+
+
+def _judge(claim: dict[Any, Any], source: Source, contradictions: Mapping[str, Finding], points: set[str]) -> Judged:
+    measured = _measured(claim, source, points=claim["id"] in points)
+    tolerance, width = _tolerance(claim, measured, source.grid.params.verdicts)
+    verdict, reason = _verdict(claim, source, measured, width, contradictions.get(claim["id"]))
+    row: dict[str, Any] = {column: claim[column] for column in (*COLUMNS, "id")}
+    row["step"] = None if pd.isna(claim["step"]) else int(claim["step"])
+    row |= {"mean": None, "sd": None, "n": 0, "metrics": "", "commit": ""}
+    if measured:
+        commits = dict.fromkeys(source.commits.get(path, "") for path in measured.metrics)
+        row |= {"mean": float(measured.values.mean()), "sd": measured.sd, "n": len(measured.values)}
+        row |= {"metrics": ";".join(measured.metrics), "commit": ";".join(filter(None, commits))}
+    return Judged(**row, tolerance=tolerance, verdict=verdict, reason=reason)
+
+
+def _verdict(
+    claim: dict[Any, Any], source: Source, measured: Measured | None, width: float, finding: Finding | None
+) -> tuple[Verdict, str]:
+    scale = source.grid.scale
+    if measured and scale != "paper":
+        return "not comparable (scale)", f"measured at scale {scale}, which is not the paper's"
+    if measured:
+        off = abs(float(measured.values.mean()) - claim["number"])
+        shown = f"{off:.4g} from the printed value; tolerance {width:.4g}"
+        return ("reproduced" if off <= width else "not reproduced"), shown
+    if finding:
+        arithmetic = " | ".join(" ".join(line.split()) for line in finding.arithmetic.splitlines())
+        return "inconsistent in the source", f"{finding.name}: {finding.title}: {arithmetic}"
+    return "not attempted", _why_not(claim, source.grid)
+
+
+def _names(claim: Mapping[Any, Any]) -> tuple[str, str, str]:
+    base = claim["quantity"].endswith("_base")
+    method = "baseline" if base else METHODS[claim["method"] or "Ours"]
+    return DATASETS[claim["dataset"]].name, MODELS[claim["model"]], method
+
+
+def _why_not(claim: Mapping[Any, Any], grid: Grid) -> str:
+    dataset, model, method = _names(claim)
+    by = f" by {claim['method']}" if claim["method"] else ""
+    text = f"scale {grid.scale} does not run {claim['dataset']} with {claim['model']}{by}"
+    cells = [cell for cell in grid.cells() if cell.dataset == dataset]
+    if not cells:
+        absent = "" if "paper" in grid.params.scales else ", once params.yaml defines it"
+        return f"{text}{SPLIT}data not present: {DATASETS[claim['dataset']].need} and run scale paper{absent}"
+    if any((cell.model, cell.method) == (model, method) for cell in cells):
+        return f"no record of {dataset}/{model}/{method} holds it{SPLIT}run snakemake --config scale={grid.scale}"
+    return f"{text}{SPLIT}put {model} and {method} into scales.{grid.scale}.grid of params.yaml"
+
+
+def _measured(claim: Mapping[Any, Any], source: Source, *, points: bool) -> Measured | None:
+    dataset, model, method = _names(claim)
+    of_trace = claim["table"] == 4
+    frame = source.trace if of_trace else source.runs
+    chosen = frame[(frame["dataset"] == dataset) & (frame["model"] == model) & (frame["method"] == method)]
+    if of_trace:  # step 1 is the unpruned network
+        chosen = chosen[chosen["iteration"] == int(claim["step"]) - 1]
+    values = _values(claim, chosen, points=points)
+    if values is None or values.dropna().empty:
+        return None
+    return Measured(values.dropna(), _records(chosen.loc[values.dropna().index], source.runs, of_trace=of_trace))
+
+
+def _records(chosen: pd.DataFrame, runs: pd.DataFrame, *, of_trace: bool) -> tuple[str, ...]:
+    if of_trace:
+        keys = ["task", "dataset", "model", "method", "seed"]
+        chosen = chosen[keys].merge(runs[[*keys, "metrics"]], on=keys)
+    return tuple(str(path) for path in chosen["metrics"])
+
+
+def _values(claim: Mapping[Any, Any], frame: pd.DataFrame, *, points: bool) -> pd.Series[float] | None:
+    """Return the measured counterpart of a claim in its unit; None where no column holds it."""
+    quantity, unit = str(claim["quantity"]), claim["unit"]
+    if quantity in {"top1", "top5"}:
+        return frame[quantity].astype(float)
+    if quantity.startswith("metric"):
+        if unit not in {"%", "Accuracy"}:
+            return None
+        if quantity != "metric_delta":
+            return frame["test_top1"].astype(float)
+        return frame["top1_delta"] if points else 100 * frame["top1_delta"] / frame["baseline_top1"]
+    kind = "macs" if quantity.startswith("gmacs") else "params"
+    if quantity.endswith("_delta"):
+        return frame[f"{kind}_reduction"].astype(float)
+    return frame[kind] / (1e9 if kind == "macs" else 1e6)
+
+
+def _tolerance(claim: Mapping[Any, Any], measured: Measured | None, options: VerdictParams) -> tuple[str, float]:
+    """Return the tolerance in words and, for what was measured, as a width."""
+    exponent = Decimal(str(claim["value"])).as_tuple().exponent
+    assert isinstance(exponent, int)
+    half = float(Decimal(1).scaleb(exponent)) / 2
+    quantity = str(claim["quantity"])
+    if quantity.startswith("metric") or quantity in {"top1", "top5"}:
+        sd = (measured.sd or 0.0) if measured else 0.0
+        words = f"max({options.accuracy_points:g} points, {options.accuracy_sds:g} sd)"
+        return words, max(options.accuracy_points, options.accuracy_sds * sd)
+    if quantity.endswith("_delta"):
+        return f"{options.cost_percent:g} points + rounding {half:g}", options.cost_percent + half
+    mean = float(measured.values.mean()) if measured else 0.0
+    return f"{options.cost_percent:g} % of ours + rounding {half:g}", options.cost_percent / 100 * mean + half

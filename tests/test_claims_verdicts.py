@@ -1,0 +1,161 @@
+"""Verdicts on every published number, from made-up runs."""
+
+import csv
+import shutil
+from collections import Counter
+from functools import cache
+
+import pandas as pd
+import pytest
+from claims_made_up import ROOT, made_up_grid, raw_params
+
+from ifap import paths
+from ifap.claims import audit, published, records, verdicts
+from ifap.config import Params
+from ifap.errors import ResultsError
+from ifap.grid import Grid
+
+PUBLISHED = ROOT / paths.published_claims()
+
+
+@cache
+def claims():
+    return published.load_claims(PUBLISHED)
+
+
+@cache
+def findings():
+    return tuple(audit.run_audit(claims()))
+
+
+def source(scale="quick", runs=(), trace=()):
+    raw = raw_params()
+    raw["scales"][scale] = raw["scales"]["quick"]
+    grid = Grid(Params.model_validate(raw), scale)
+    return verdicts.Source(
+        grid,
+        pd.DataFrame(runs, columns=records.RUN_COLUMNS),
+        pd.DataFrame(trace, columns=records.TRACE_COLUMNS),
+        {"m0": "abc"},
+    )
+
+
+def run(seed=0, **values):
+    cell = {"task": "classification", "dataset": "cifar10", "model": "resnet50", "method": "ifap", "seed": seed}
+    return {**cell, "metrics": f"m{seed}", **values}
+
+
+def judge(source):
+    return {row.id: row for row in verdicts.judge(claims(), source, findings())}
+
+
+def test_every_claim_has_a_verdict_and_a_reason():
+    rows = judge(source())
+    assert len(rows) == 1206
+    assert Counter(row.verdict for row in rows.values()) == {"not attempted": 1140, "inconsistent in the source": 66}
+    assert rows["T2/CIFAR-10/ResNet-50/metric_pruned"].reason == (
+        "scale quick does not run CIFAR-10 with ResNet-50; data not present: put CIFAR-10 (cifar-10-batches-py/) at "
+        "data/cifar10 and run scale paper, once params.yaml defines it"
+    )
+    assert rows["T5/SST-2/GPT-2 Base/params_pruned"].verdict == "inconsistent in the source"
+    delta = rows["T2/ImageNet/ConvNeXt-Small/metric_delta"]
+    assert delta.reason.startswith("metric-delta-2: ")
+    assert "printed -1.82" in delta.reason
+
+
+@pytest.mark.parametrize(
+    ("scale", "top1", "verdict"),
+    [
+        ("paper", [97.2, 97.3], "reproduced"),
+        ("paper", [97.0, 97.1], "not reproduced"),
+        ("paper", [96.0, 98.0], "reproduced"),  # 0.63 off, within two standard deviations
+        ("study", [97.63], "not comparable (scale)"),
+    ],
+)
+def test_accuracies_are_compared_within_the_tolerance(scale, top1, verdict):
+    runs = [run(seed, test_top1=value, top1_delta=-0.5, baseline_top1=98.0) for seed, value in enumerate(top1)]
+    row = judge(source(scale, runs))["T2/CIFAR-10/ResNet-50/metric_pruned"]
+    assert (row.verdict, row.n, row.tolerance) == (verdict, len(top1), "max(0.5 points, 2 sd)")
+    assert row.mean == pytest.approx(sum(top1) / len(top1))
+    assert row.metrics.startswith("m0")
+    assert row.commit == "abc"
+
+
+@pytest.mark.parametrize(("factor", "verdict"), [(1.0, "reproduced"), (1.1, "not reproduced")])
+def test_costs_are_compared_within_one_percent_and_rounding(factor, verdict):
+    printed = claims().set_index("id").loc["T2/CIFAR-10/ResNet-50/gmacs_pruned", "number"]
+    rows = judge(source("paper", [run(macs=factor * printed * 1e9, macs_reduction=-68.0)]))
+    row = rows["T2/CIFAR-10/ResNet-50/gmacs_pruned"]
+    assert (row.verdict, row.tolerance.partition(" +")[0]) == (verdict, "1 % of ours")
+
+
+def test_the_trace_begins_with_the_unpruned_network():
+    trace = [run(iteration=0, params=23_530_000, macs=4.09e9, top1=98.1, top5=99.8)]
+    for each in trace:
+        each.pop("metrics")
+    rows = judge(source("paper", [run()], trace))
+    assert rows["T4/Cifar-10/ResNet-50/1/params"].verdict == "reproduced"
+    assert rows["T4/Cifar-10/ResNet-50/2/params"].verdict == "not attempted"
+
+
+def test_a_cell_of_the_grid_without_a_record_says_so():
+    raw = raw_params(models=["resnet50"])
+    task = raw["scales"]["quick"]["grid"]["classification"]
+    task["datasets"] = ["cifar10"]
+    raw["scales"]["quick"]["datasets"]["cifar10"] = raw["scales"]["quick"]["datasets"]["digits"]
+    empty = source()
+    rows = judge(verdicts.Source(made_up_grid(raw), empty.runs, empty.trace, {}))
+    assert rows["T2/CIFAR-10/ResNet-50/metric_pruned"].reason.startswith("no record of cifar10/resnet50/ifap")
+    assert "put densenet121 and ifap into" in rows["T2/CIFAR-10/DenseNet-121/metric_pruned"].reason
+
+
+def test_an_unknown_published_name_is_an_error():
+    wrong = claims().copy()
+    wrong.loc[3, "model"] = "ResNet-51"
+    with pytest.raises(ResultsError, match=r"claims.csv: row 5, column model: 'ResNet-51' has no name here"):
+        verdicts.judge(wrong, source(), ())
+
+
+@pytest.fixture
+def written(tmp_path):
+    """A folder with published claims and verdicts on them."""
+    path = tmp_path / paths.published_claims()
+    path.parent.mkdir(parents=True)
+    shutil.copy(PUBLISHED, path)
+    judged = tmp_path / paths.claims_csv("quick")
+    judged.parent.mkdir(parents=True)
+    judged.write_text(verdicts.judged_table(judge(source()).values()))
+    return tmp_path
+
+
+def test_a_changed_digit_is_caught(written):
+    path = written / paths.published_claims()
+    rows = verdicts.load_judged("quick", root=written)
+    verdicts.check_against(rows, path, "quick")
+    path.write_text(
+        path.read_text().replace("CIFAR-10,DenseNet-121,LTH,,metric,%,89.9", "CIFAR-10,DenseNet-121,LTH,,metric,%,88.9")
+    )
+    with pytest.raises(ResultsError, match=r"row 8, column value: '89.9', but .* has '88.9'"):
+        verdicts.check_against(rows, path, "quick")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda rows: rows[3].__setitem__(9, "nan"), "row 4, column mean: .*finite"),
+        (lambda rows: rows[3].__setitem__(13, "fine"), "row 4, column verdict"),
+        (lambda rows: rows[3].__setitem__(14, ""), "row 4, column reason"),
+        (lambda rows: rows[3].pop(), "row 4: 16 values for 17 columns"),
+        (lambda rows: [row.pop(7) for row in rows], "row 1: .*column value is missing"),
+        (lambda rows: rows[0].__setitem__(8, "value"), "row 1: .*column value is doubled"),
+    ],
+)
+def test_malformed_verdicts_are_one_line(written, change, message):
+    path = written / paths.claims_csv("quick")
+    rows = list(csv.reader(path.open(newline="")))
+    change(rows)
+    with path.open("w", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows(rows)
+    with pytest.raises(ResultsError, match=f"^malformed results/quick/claims.csv: {message}") as error:
+        verdicts.load_judged("quick", root=written)
+    assert "\n" not in str(error.value)
