@@ -261,7 +261,7 @@ def test_estimate_starts_nothing(fresh, command, monkeypatch):  # noqa: F811
     monkeypatch.chdir(fresh.root)
     code, out, _ = command("estimate", "--scale", SCALE)
     assert code == 0
-    assert [line.split()[0] for line in out.splitlines()[1:4]] == ["table-2", "table-4", "all"]
+    assert {"table-2", "table-4", "all"} <= {line.split()[0] for line in out.splitlines()}
     assert not paths.scale_dir(SCALE).exists()
     assert "unknown scale 'quik': did you mean 'quick'?" in refused(command("estimate", "--scale", "quik"))
 

@@ -127,13 +127,13 @@ def table_cells(grid: Grid) -> dict[str, list[Cell]]:
     Returns
     -------
     dict
-        Name of the table to its cells, in order; empty for a table that this scale does not run.
+        Name of the table to its cells, in order; empty for a table that names no task or no cell of this scale.
     """
     tables = {}
     for name in sorted(grid.params.tables):
         options = grid.params.tables[name]
         wanted = {key: getattr(options, key, None) for key in Cell._fields}
-        chosen = [cell for cell in grid.pruned() if _fits(cell, wanted)]
+        chosen = [cell for cell in grid.pruned() if wanted["task"] and _fits(cell, wanted)]
         tables[name] = list(dict.fromkeys([*(cell.baseline for cell in chosen), *chosen]))
     return tables
 
