@@ -41,6 +41,7 @@ rule figure:
         runs=f"results/{SCALE}/runs.csv",
         trace=f"results/{SCALE}/trace.csv",
         claims=f"results/{SCALE}/claims.csv",
+        audit=str(paths.audit_file("csv")),
         tables=TABLES,
     output:
         FIGURES,

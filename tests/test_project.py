@@ -150,7 +150,9 @@ def test_every_make_target_is_phony_and_explained():
     targets = set(re.findall(r"^([a-z][a-z-]*):", text, flags=re.MULTILINE))
     phony = set(" ".join(re.findall(r"^\.PHONY: (.*)$", text, flags=re.MULTILINE)).split())
     assert targets == phony
-    done = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        ["make", "--no-print-directory", "help"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     assert {line.split()[0] for line in done.stdout.splitlines()} == targets
 
 
