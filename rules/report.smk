@@ -16,6 +16,19 @@ rule collect:
         "python -m stages.collect --scale {params.scale} > {log} 2>&1"
 
 
+# The published numbers against one another: needs neither data nor training.
+rule audit:
+    input:
+        claims=str(paths.published_claims()),
+    output:
+        md=str(paths.audit_file("md")),
+        csv=str(paths.audit_file("csv")),
+    log:
+        "logs/audit.log",
+    shell:
+        "python -m stages.audit > {log} 2>&1"
+
+
 rule table:
     input:
         runs=f"results/{SCALE}/runs.csv",

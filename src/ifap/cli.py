@@ -107,13 +107,23 @@ def estimate(
     scale: Annotated[str | None, typer.Option(help="Scale; the one in params.yaml by default.")] = None,
     params: Annotated[Path, typer.Option(help="Parameter file.")] = Path("params.yaml"),
 ) -> None:
-    """Say what each table would take: jobs, GPU hours and disk; starts nothing."""
+    """Say what each table would take: jobs, GPU hours and disk; starts nothing.
+
+    As long as params.yaml has no scale 'paper', that name stands for the cells that the paper prints.
+    """
+    from ifap import paths
     from ifap.claims.estimate import estimate_lines
+    from ifap.claims.published import load_claims
+    from ifap.claims.published_cost import published_lines
     from ifap.config import load_params, select_scale
     from ifap.grid import Grid
 
     checked = load_params(params)
-    for line in estimate_lines(Grid(checked, select_scale(checked, scale))):
+    if scale == "paper" and scale not in checked.scales:
+        lines = published_lines(load_claims(paths.published_claims()))
+    else:
+        lines = estimate_lines(Grid(checked, select_scale(checked, scale)))
+    for line in lines:
         typer.echo(line)
 
 
