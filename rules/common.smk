@@ -1,5 +1,6 @@
 """The grid of the selected scale and small helpers; the only file of the workflow with Python in it."""
 
+import hashlib
 import json
 
 from snakemake.exceptions import WorkflowError
@@ -78,6 +79,7 @@ def final_records(wildcards):
     return [str(folder / f"timings-{stage}.json") for stage in stages]
 
 
+CLAIMS_CHECKSUM = hashlib.sha256(paths.published_claims().read_bytes()).hexdigest()
 DATASETS = [
     str(paths.dataset_dir(dataset) / "manifest.json") for dataset in GRID.datasets()
 ]

@@ -16,15 +16,18 @@ rule collect:
         "python -m stages.collect --scale {params.scale} > {log} 2>&1"
 
 
-# The published numbers against one another: needs neither data nor training.
+# The published numbers against one another: needs neither data nor training. Its result is in git; what counts is
+# what the claims say, not when their file was written.
 rule audit:
     input:
-        claims=str(paths.published_claims()),
+        claims=ancient(str(paths.published_claims())),
     output:
         md=str(paths.audit_file("md")),
         csv=str(paths.audit_file("csv")),
     log:
         "logs/audit.log",
+    params:
+        claims=CLAIMS_CHECKSUM,
     shell:
         "python -m stages.audit > {log} 2>&1"
 

@@ -188,7 +188,9 @@ def test_no_file_names_a_folder_of_one_machine(name):
 def test_nothing_binary_or_large_is_in_git():
     tracked = tracked_files()
     assert not [name for name in tracked if name.endswith((".safetensors", ".pt", ".pth", ".pkl", ".ckpt", ".npz"))]
-    assert not [name for name in tracked if (ROOT / name).stat().st_size > 2**20 and not name.endswith(".lock")]
+    # The report is one file that opens offline, with every figure inside.
+    allowed = {name: 2**21 if name.endswith("index.html") else 2**20 for name in tracked}
+    assert not [name for name, limit in allowed.items() if (ROOT / name).stat().st_size > limit]
 
 
 # --- direction of imports -------------------------------------------------------------------------
