@@ -407,7 +407,7 @@ def _check_names(weights: dict[str, Tensor], plan: Plan, targets: dict[str, Any]
         if name not in weights:
             raise PlanError(f"shared tensor '{alias}' refers to '{name}', which is not stored")
     for name in sorted(names - set(targets)):
-        raise PlanError(f"the network has no tensor '{name}': {_nearest_few(name, targets)}")
+        raise PlanError(f"the network has no tensor '{name}': {nearest(name, targets)}")
     for name in sorted(set(targets) - names):
         raise PlanError(f"tensor '{name}' of the network is not stored")
 
@@ -519,13 +519,6 @@ def _compare(values: list[float], stored: list[float], folder: Path) -> None:
     )
     if not same:
         raise PlanError(f"{folder}: the loaded network's output differs from its fingerprint: is this its builder?")
-
-
-def _nearest_few(name: str, targets: dict[str, Any]) -> str:
-    import difflib
-
-    close = difflib.get_close_matches(name, list(targets), n=1)
-    return f"did you mean '{close[0]}'?" if close else "is this its builder?"
 
 
 def _one_line(error: Exception) -> str:

@@ -21,7 +21,7 @@ from ifap.flow import Normalize, Site
 from ifap.graph import Graph, trace
 from ifap.layers import is_producer
 from ifap.methods import METHODS, Method
-from ifap.plan import PLAN_FILE, Plan, load, pruned_plan, write_network
+from ifap.plan import Plan, load, pruned_plan, read_plan, write_network
 from ifap.ranking import AGGREGATES, Aggregate, Budget, Ranking, floors, unit_scores
 from ifap.schedule import rate, solve_rho_0
 from ifap.splits import refuse_test
@@ -590,7 +590,7 @@ class _Store:
     def read(self) -> tuple[list[Receipt], Plan]:
         """Return the receipts so far and the plan of the saved network."""
         content = json.loads(self._receipts.read_text())
-        plan = Plan.model_validate_json((self.folder / PLAN_FILE).read_text())
+        plan = read_plan(self.folder)
         return [Receipt(**receipt) for receipt in content["receipts"]], plan
 
 
