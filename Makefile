@@ -73,7 +73,7 @@ status: setup ## Say which cells of the scale are there, missing or stale
 
 lock: setup ## Write requirements.lock again from pyproject.toml
 	uv pip compile --quiet --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
-	  --extra workflow --extra dev --constraint constraints.txt --output-file requirements.lock pyproject.toml
+	  --extra workflow --extra export --extra dev --constraint constraints.txt --output-file requirements.lock pyproject.toml
 
 clean: ## Remove results and state of the scale (git has the recorded results)
 	rm -rf results/$(SCALE) reports/$(SCALE) state/$(SCALE) logs/$(SCALE)
