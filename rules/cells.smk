@@ -15,18 +15,20 @@ rule fetch:
 
 
 rule baseline:
-    priority: 1
     input:
         train=f"data/{SCALE}/{{dataset}}/train.safetensors",
         validation=f"data/{SCALE}/{{dataset}}/validation.safetensors",
         manifest=f"data/{SCALE}/{{dataset}}/manifest.json",
     output:
-        weights=saved(f"results/{SCALE}/checkpoints/{BASELINE}/final/weights.safetensors"),
+        weights=saved(
+            f"results/{SCALE}/checkpoints/{BASELINE}/final/weights.safetensors"
+        ),
         plan=saved(f"results/{SCALE}/checkpoints/{BASELINE}/final/plan.json"),
         history=f"results/{SCALE}/cells/{BASELINE}/history.csv",
         record=f"results/{SCALE}/cells/{BASELINE}/timings-baseline.json",
     log:
         f"logs/{SCALE}/{BASELINE}/baseline.log",
+    priority: 1
     params:
         scale=SCALE,
         config=step_config("baseline"),
@@ -36,7 +38,6 @@ rule baseline:
 
 
 rule prune:
-    priority: 2
     input:
         train=f"data/{SCALE}/{{dataset}}/train.safetensors",
         validation=f"data/{SCALE}/{{dataset}}/validation.safetensors",
@@ -53,6 +54,7 @@ rule prune:
         record=f"results/{SCALE}/cells/{CELL}/timings-prune.json",
     log:
         f"logs/{SCALE}/{CELL}/prune.log",
+    priority: 2
     params:
         scale=SCALE,
         config=step_config("prune"),
@@ -62,7 +64,6 @@ rule prune:
 
 
 rule finetune:
-    priority: 3
     input:
         train=f"data/{SCALE}/{{dataset}}/train.safetensors",
         validation=f"data/{SCALE}/{{dataset}}/validation.safetensors",
@@ -76,6 +77,7 @@ rule finetune:
         record=f"results/{SCALE}/cells/{CELL}/timings-finetune.json",
     log:
         f"logs/{SCALE}/{CELL}/finetune.log",
+    priority: 3
     params:
         scale=SCALE,
         config=step_config("finetune"),
@@ -89,7 +91,6 @@ ruleorder: baseline > finetune
 
 
 rule evaluate:
-    priority: 4
     input:
         test=f"data/{SCALE}/{{dataset}}/test.safetensors",
         validation=f"data/{SCALE}/{{dataset}}/validation.safetensors",
@@ -101,6 +102,7 @@ rule evaluate:
         record=f"results/{SCALE}/cells/{CELL}/timings-evaluate.json",
     log:
         f"logs/{SCALE}/{CELL}/evaluate.log",
+    priority: 4
     params:
         scale=SCALE,
         config=step_config("evaluate"),

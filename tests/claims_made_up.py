@@ -160,7 +160,7 @@ def judge_all(grid, claims=None, measured=()):
     ids = ("T2/Fashion MNIST/ResNet-50/metric_delta",)
     finding = Finding("metric-delta", "major", "Made up", "1 + 1\n= 3", ids, "metric-delta-1")
     runs = pd.DataFrame(list(measured), columns=RUN_COLUMNS)
-    source = verdicts.Source(grid, runs, pd.DataFrame(columns=TRACE_COLUMNS), {})
+    source = verdicts.Source(grid, runs, pd.DataFrame(columns=TRACE_COLUMNS), {}, {})
     return verdicts.judge(claims, source, [finding])
 
 

@@ -14,6 +14,7 @@ from ifap.registry import entry_names
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]*$")]
+TableName = Annotated[str, Field(pattern=r"^table-[1-5]$")]
 StepName = Literal["fetch", "baseline", "prune", "finetune", "evaluate"]
 
 
@@ -161,6 +162,7 @@ class ScaleParams(Section):
     prune: Refined
     finetune: Refined
     evaluate: EvaluateOptions
+    tables: dict[TableName, dict[str, Any]] = Field(default={}, description="Keys of tables that differ here.")
     keep_checkpoints: bool = Field(default=True, description="Keep saved networks once nothing needs them any more.")
     resume: bool = Field(
         default=True, description="Write what a killed job needs to go on; jobs of a minute need none."
@@ -194,7 +196,7 @@ class Params(Section):
     versions: dict[StepName, Annotated[int, Field(ge=1)]]
     scales: dict[Name, ScaleParams] = Field(min_length=1)
     verdicts: VerdictParams = VerdictParams(accuracy_points=0.5, accuracy_sds=2.0, cost_percent=1.0)
-    tables: dict[Annotated[str, Field(pattern=r"^table-[1-5]$")], TableParams]
+    tables: dict[TableName, TableParams]
 
 
 SECTIONS: dict[str, type[Section]] = {
@@ -228,7 +230,7 @@ def parse_params(raw: object, source: str = "params.yaml") -> Params:
     """Check a mapping as ``params.yaml`` would be; see `load_params`."""
     if not isinstance(raw, dict):
         raise ConfigError(f"{source}: expected a mapping at the top, got {type(raw).__name__}")
-    params = _validated(Params, raw, source)
+    params = validated(Params, raw, source)
     for key in ("scale", "published"):
         if getattr(params, key) not in params.scales:
             name = getattr(params, key)
@@ -249,7 +251,7 @@ def select_scale(params: Params, scale: str | None) -> str:
 def refine(block: Refined, model: str, section: type[Section], where: str) -> Any:
     """Merge the ``default`` block with the one of `model` and check the result."""
     merged = {**block.get("default", {}), **block.get(model, {})}
-    return _validated(section, merged, where)
+    return validated(section, merged, where)
 
 
 def json_schema() -> str:
@@ -272,7 +274,9 @@ def _check_scale(scale: ScaleParams, where: str) -> None:
         _check_names(f"{where}.{step}", block, "model", allowed)
         for model in sorted(models):
             refine(block, model, section, f"{where}.{step}.{model}")
-    _validated(RecoveryOptions, scale.prune.get("recovery", {}), f"{where}.prune.recovery")
+    validated(RecoveryOptions, scale.prune.get("recovery", {}), f"{where}.prune.recovery")
+    for table, block in scale.tables.items():
+        validated(TableParams, {"title": "", **block}, f"{where}.tables.{table}")
 
 
 def _check_names(where: str, names: Any, kind: str, valid: Any) -> None:
@@ -281,7 +285,8 @@ def _check_names(where: str, names: Any, kind: str, valid: Any) -> None:
             raise ConfigError(f"{where}: unknown {kind} '{name}': {nearest(name, valid)}")
 
 
-def _validated(section: type[Section], raw: dict[str, Any], where: str) -> Any:
+def validated(section: type[Section], raw: dict[str, Any], where: str) -> Any:
+    """Return a block as its type; a wrong one raises one `ConfigError` that names `where` and the key."""
     try:
         return section.model_validate(raw)
     except ValidationError as error:

@@ -16,9 +16,11 @@ from ifap.config import (
     PruneOptions,
     RecoveryOptions,
     ScaleParams,
+    TableParams,
     TargetOptions,
     TrainingOptions,
     refine,
+    validated,
 )
 from ifap.datasets.sources import why_absent
 from ifap.paths import Cell
@@ -69,6 +71,12 @@ class Grid:
     def datasets(self) -> list[str]:
         """Return the data sets in use."""
         return sorted({cell.dataset for cell in self.pruned()})
+
+    def table(self, name: str) -> TableParams:
+        """Return the block of one table, refined by this scale's."""
+        own = self.options.tables.get(name, {})
+        block = {**self.params.tables[name].model_dump(), **own}
+        return validated(TableParams, block, f"scales.{self.scale}.tables.{name}")
 
     def absent(self, root: Path = Path()) -> dict[str, str]:
         """Return the data sets that are not here and cannot be had, each with what to do about it."""

@@ -116,6 +116,11 @@ def trace_csv(scale: str) -> Path:
     return scale_dir(scale) / "trace.csv"
 
 
+def missing_csv(scale: str) -> Path:
+    """One row a cell that has no record, and why."""
+    return scale_dir(scale) / "missing.csv"
+
+
 def claims_csv(scale: str) -> Path:
     """Every published number with what was measured for it and a verdict."""
     return scale_dir(scale) / "claims.csv"

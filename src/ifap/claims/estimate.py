@@ -134,7 +134,7 @@ def table_cells(grid: Grid) -> dict[str, list[Cell]]:
     """
     tables = {}
     for name in sorted(grid.params.tables):
-        options = grid.params.tables[name]
+        options = grid.table(name)
         wanted = {key: getattr(options, key, None) for key in Cell._fields}
         chosen = [cell for cell in grid.pruned() if wanted["task"] and _fits(cell, wanted)]
         tables[name] = list(dict.fromkeys([*(cell.baseline for cell in chosen), *chosen]))
