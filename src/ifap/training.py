@@ -32,7 +32,7 @@ from ifap.errors import TrainingError
 from ifap.files import atomic_write_bytes
 from ifap.runtime import derive_seed, seeded
 from ifap.splits import Split, refuse_test
-from ifap.tasks.base import Augment, Task, batches
+from ifap.tasks.base import Augment, Task, batches, chunks
 from ifap.tracing import call, device_of, evaluation_mode, to_device
 
 log = logging.getLogger(__name__)
@@ -85,7 +85,7 @@ def fit(
     task: Task,
     *,
     seed: int,
-    augment: Augment | None = None,
+    augment: bool | Augment = False,
     state: Path | None = None,
     guard: str = "",
     extra_loss: ExtraLoss | None = None,
@@ -104,8 +104,9 @@ def fit(
         Loss and metrics.
     seed : int
         With the number of the epoch, the source of order, augmentation and dropout.
-    augment : callable, optional
-        Changes a batch of inputs; used if the recipe asks for augmentation.
+    augment : bool or callable, optional
+        True for the training split's own augmentation, or a function that changes a batch of
+        inputs; used if the recipe asks for augmentation.
     state : Path, optional
         Folder of the resume state, replaced after every epoch.
     guard : str, optional
@@ -129,10 +130,10 @@ def fit(
     refuse_test(train, "training")
     refuse_test(validation, "watching the training")
     if not recipe.augment:
-        augment = None
+        augment = False
     run = _Run(model, recipe, state, _fingerprint(model, recipe, seed, guard))
     run.resume()
-    steps = sum(1 for _ in batches(train, recipe.batch_size))
+    steps = len(chunks(len(train), recipe.batch_size))
     with evaluation_mode(model), _bar(recipe.epochs - len(run.rows)) as advance:
         for epoch in range(len(run.rows) + 1, recipe.epochs + 1):
             with seeded(derive_seed(seed, epoch), device_of(model)):
@@ -252,22 +253,22 @@ def _epoch(
     steps: int,
     epoch: int,
     seed: int,
-    augment: Augment | None,
+    augment: bool | Augment,
     extra_loss: ExtraLoss | None,
 ) -> float:
     recipe, where = run.recipe, device_of(run.model)
     generator = torch.Generator().manual_seed(derive_seed(seed, epoch, "order"))
     run.model.train()
     total = 0.0
-    for step, (inputs, targets) in enumerate(batches(train, recipe.batch_size, generator)):
+    for step, (inputs, targets) in enumerate(batches(train, recipe.batch_size, generator, augment=augment)):
         done = (epoch - 1) * steps + step
         for group in run.optimizer.param_groups:
             group["lr"] = learning_rate(done, recipe.epochs * steps, recipe.warmup_epochs * steps, recipe.lr)
-        changed = to_device(augment(inputs, generator) if augment else inputs, where)
-        outputs = call(run.model, changed)
+        inputs = to_device(inputs, where)
+        outputs = call(run.model, inputs)
         loss = task.loss(outputs, targets.to(where), label_smoothing=recipe.label_smoothing)
         if extra_loss is not None:
-            loss = loss + extra_loss(changed, outputs)
+            loss = loss + extra_loss(inputs, outputs)
         value = float(loss.detach())
         if not math.isfinite(value):
             raise TrainingError(

@@ -11,8 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
 from ifap.registry import Registry
+from ifap.runtime import loader_workers
 from ifap.splits import Split
 from ifap.tracing import call, device_of, evaluation_mode, to_device
 
@@ -68,31 +70,71 @@ TASKS: Registry[Task] = Registry("task", "ifap.tasks")
 
 
 def batches(
-    data: Split | Batches, batch_size: int, generator: torch.Generator | None = None
+    data: Split | Batches,
+    batch_size: int,
+    generator: torch.Generator | None = None,
+    *,
+    augment: bool | Augment | None = False,
 ) -> Iterator[tuple[Any, Any]]:
     """Yield batches of (inputs, targets).
 
     Parameters
     ----------
     data : Split or iterable of (inputs, targets)
-        An iterable is passed through as it is.
+        An iterable keeps its own batches and order.
     batch_size : int
         Samples a batch; a single left-over sample joins the batch before it, because batch norm
         cannot train on one sample.
     generator : torch.Generator, optional
-        Shuffles a split; without it the order stays.
+        Shuffles a split and seeds augmentation; without it the order stays and nothing is changed.
+    augment : bool or callable, optional
+        True for the split's own augmentation, or ``augment(inputs, generator)`` for another.
     """
-    if not isinstance(data, Split):
-        yield from data
-        return
-    total = len(data)
+    read = data if not isinstance(data, Split) else _batches_of(data, batch_size, generator, own=augment is True)
+    change = augment if callable(augment) else None
+    for inputs, targets in read:
+        yield (inputs if change is None or generator is None else change(inputs, generator)), targets
+
+
+def chunks(total: int, batch_size: int, generator: torch.Generator | None = None) -> list[Tensor]:
+    """Return the rows of each batch; see `batches`."""
     order = torch.arange(total) if generator is None else torch.randperm(total, generator=generator)
-    chunks = list(torch.split(order, batch_size))
-    if len(chunks) > 1 and len(chunks[-1]) == 1:
-        last = chunks.pop()
-        chunks[-1] = torch.cat([chunks[-1], last])
-    for rows in chunks:
-        yield data.inputs[rows], data.targets[rows]
+    rows = list(torch.split(order, batch_size))
+    if len(rows) > 1 and len(rows[-1]) == 1:
+        last = rows.pop()
+        rows[-1] = torch.cat([rows[-1], last])
+    return rows
+
+
+class _Reading(Dataset[tuple[Tensor, Tensor]]):
+    """The batches of one pass over a split; item n is batch n."""
+
+    def __init__(self, split: Split, plan: list[tuple[Tensor, int | None]]) -> None:
+        self._split, self._plan = split, plan
+
+    def __len__(self) -> int:
+        return len(self._plan)
+
+    def __getitem__(self, number: int) -> tuple[Tensor, Tensor]:
+        return self._split.read(*self._plan[number])
+
+
+def _batches_of(
+    split: Split, batch_size: int, generator: torch.Generator | None, *, own: bool
+) -> Iterable[tuple[Tensor, Tensor]]:
+    rows = chunks(len(split), batch_size, generator)
+    # One seed a batch, drawn here: what is read does not depend on how many processes read it.
+    seeds = [_draw(generator) if own and generator is not None else None for _ in rows]
+    reading = _Reading(split, list(zip(rows, seeds, strict=True)))
+    workers = loader_workers() if getattr(split.inputs, "decodes", False) else 0
+    if not workers:
+        return (reading[number] for number in range(len(reading)))
+    # Its own generator: the loader would otherwise draw from the one that seeds dropout.
+    return DataLoader(reading, batch_size=None, num_workers=workers, generator=torch.Generator())
+
+
+def _draw(generator: torch.Generator) -> int:
+    return int(torch.randint(2**62, (), generator=generator))
 
 
 def logits(outputs: Any) -> Tensor:
