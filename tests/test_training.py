@@ -156,3 +156,95 @@ def test_biases_and_norms_are_not_decayed():
     assert len(decayed["params"]) == 2
     assert len(free["params"]) == 4
     assert build_optimizer(model, "sgd", 0.1, 0.5).param_groups[0]["nesterov"]
+
+
+class Mask:
+    """A toy method: random masks that move in the first step of every epoch, instead of a step of the weights."""
+
+    def __init__(self):
+        self.generator = torch.Generator().manual_seed(5)
+        self.masks, self.calls, self.densities, self.gradients = {}, [], [], []
+
+    def start(self, model, optimizer, *, steps, steps_per_epoch):
+        self.calls.append("start")
+        assert not self.masks
+        self.steps, self.steps_per_epoch = steps, steps_per_epoch
+        self.weights = {name: p for name, p in model.named_parameters() if p.ndim > 1}
+        assert {id(p) for p in self.weights.values()} <= {id(p) for g in optimizer.param_groups for p in g["params"]}
+        self.draw()
+
+    def draw(self):
+        for name, weight in self.weights.items():
+            self.masks[name] = torch.rand(weight.shape, generator=self.generator) < 0.5
+
+    def before_step(self, step):
+        self.calls.append(("before", step))
+        self.before = [weight.detach().clone() for weight in self.weights.values()]
+
+    def after_backward(self, step):
+        self.gradients.append(torch.cat([weight.grad.flatten() for weight in self.weights.values()]))
+        moves = step % self.steps_per_epoch == 0 and step > 0
+        if moves:
+            self.draw()
+        return not moves
+
+    def after_step(self, step):
+        if step % self.steps_per_epoch == 0 and step > 0:
+            assert all(map(torch.equal, self.before, self.weights.values()))
+        self.apply()
+
+    def apply(self):
+        with torch.no_grad():
+            for name, weight in self.weights.items():
+                weight.mul_(self.masks[name])
+
+    def finish(self):
+        self.calls.append("finish")
+        self.apply()
+
+    def state(self):
+        return {"generator": self.generator.get_state(), **{f"mask.{name}": mask for name, mask in self.masks.items()}}
+
+    def restore(self, tensors):
+        self.calls.append("restore")
+        self.generator.set_state(tensors["generator"])
+        self.masks = {name.removeprefix("mask."): t for name, t in tensors.items() if name != "generator"}
+
+
+def test_a_controller_acts_around_every_step():
+    mask = Mask()
+    model, rows = train(controller=mask)
+    assert (mask.steps, mask.steps_per_epoch) == (12, 3)
+    assert mask.calls == ["start", *(("before", step) for step in range(12)), "finish"]
+    assert len(rows) == 4
+    for name, weight in mask.weights.items():
+        assert not weight[~mask.masks[name]].any()
+        assert weight[mask.masks[name]].all()
+    assert weights(model) != weights(train()[0])
+
+
+def test_a_controller_resumes_to_the_same_bytes(tmp_path):
+    whole, rows = train(state=tmp_path / "whole", controller=Mask())
+    with pytest.raises(KeyboardInterrupt):
+        train(state=tmp_path / "killed", extra_loss=Killer(8), controller=Mask())
+    mask = Mask()
+    resumed, again = train(state=tmp_path / "killed", controller=mask)
+    assert mask.calls[:3] == ["start", "restore", ("before", 6)]
+    assert rows == again
+    assert weights(whole) == weights(resumed)
+
+
+def test_no_epochs_still_start_and_finish_a_controller():
+    mask = Mask()
+    train(recipe=RECIPE.model_copy(update={"epochs": 0}), controller=mask)
+    assert mask.calls == ["start", "finish"]
+
+
+def test_the_state_is_not_written_after_the_last_epoch(tmp_path):
+    train(state=tmp_path, recipe=RECIPE.model_copy(update={"epochs": 1}))
+    assert not list(tmp_path.iterdir())
+    train(state=tmp_path)
+    before = (tmp_path / STATE_FILE).read_bytes()
+    train(state=tmp_path, guard="other", recipe=RECIPE.model_copy(update={"epochs": 1}))
+    assert before
+    assert not list(tmp_path.iterdir())  # the state of the other recipe is gone, so that nobody reads its resumes

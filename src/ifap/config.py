@@ -106,6 +106,9 @@ class PruneOptions(Section):
     aggregate: Literal["mean", "sum", "max"]
     min_units: int = Field(ge=1, description="Channels that every layer keeps.")
     max_layer_ratio: Fraction = Field(description="Largest share of a layer's units that may go.")
+    spatial_only: bool = Field(
+        default=False, description="Remove nothing for the sake of a 1x1 convolution or a linear layer, as the paper."
+    )
     round_to: int | None = Field(default=None, ge=1, description="Keep widths a multiple of this.")
     max_drop: float | None = Field(
         default=None, ge=0, description="Largest fall of validation top-1, in percentage points."

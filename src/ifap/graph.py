@@ -35,7 +35,7 @@ from torch_pruning.dependency.node import Node
 from ifap.attention import SplitAttention, fused_attention
 from ifap.errors import GraphError, nearest
 from ifap.families import sync
-from ifap.layers import cut, cut_tensor, is_conv, is_depthwise, is_producer, sides, why_not
+from ifap.layers import cut, cut_tensor, is_conv, is_depthwise, is_producer, is_spatial, sides, why_not
 from ifap.tracing import (
     Inputs,
     call,
@@ -196,7 +196,9 @@ def cut_bare_tensor(model: nn.Module, name: str, keep: dict[str, Tensor]) -> Non
         cut_tensor(model.get_submodule(parent), leaf, positions, int(side.removeprefix("dim")))
 
 
-def trace(model: nn.Module, example_inputs: Inputs, ignore: Iterable[str | nn.Module] = ()) -> Graph:
+def trace(
+    model: nn.Module, example_inputs: Inputs, ignore: Iterable[str | nn.Module] = (), *, spatial_only: bool = False
+) -> Graph:
     """Trace a network and flatten its dependencies into units.
 
     Parameters
@@ -207,6 +209,8 @@ def trace(model: nn.Module, example_inputs: Inputs, ignore: Iterable[str | nn.Mo
         Inputs of one forward.
     ignore : iterable of str or nn.Module
         Layers, or parts of the network with all their layers, whose outputs must stay.
+    spatial_only : bool
+        Let only those units go that a convolution larger than 1x1 produces; see `ifap.prune`.
 
     Returns
     -------
@@ -220,12 +224,11 @@ def trace(model: nn.Module, example_inputs: Inputs, ignore: Iterable[str | nn.Mo
     """
     ignored = _ignored_layers(model, ignore)
     try:
-        return _Flattener(
-            *_torch_pruning_graph(skip_values(meta_copy(model)), example_inputs, on_meta=True), ignored
-        ).graph()
+        found = _traced(lambda: skip_values(meta_copy(model)), example_inputs, on_meta=True)
     except (RuntimeError, NotImplementedError, TypeError):
         # The forward looks at values, which data-free tensors do not have: trace a real copy.
-        return _Flattener(*_torch_pruning_graph(private_copy(model), example_inputs, on_meta=False), ignored).graph()
+        found = _traced(lambda: private_copy(model), example_inputs, on_meta=False)
+    return _Flattener(*found, ignored, spatial_only=spatial_only).graph()
 
 
 def _ignored_layers(model: nn.Module, ignore: Iterable[str | nn.Module]) -> set[str]:
@@ -284,9 +287,30 @@ class _InputAwareGraph(tp.DependencyGraph):  # type: ignore[misc]
         return channels
 
 
+_Traced = tuple[nn.Module, tp.DependencyGraph, list[str]]
+
+
+def _traced(copy: Callable[[], nn.Module], example_inputs: Inputs, *, on_meta: bool) -> _Traced:
+    """Trace what evaluation runs or, if training runs more layers (an auxiliary head), what training runs."""
+    found = _torch_pruning_graph(copy(), example_inputs, on_meta=on_meta)
+    reached = _reached(found)
+    if all(name in reached for name, module in found[0].named_modules() if is_producer(module)):
+        return found
+    try:
+        in_training = _torch_pruning_graph(copy(), example_inputs, on_meta=on_meta, as_training=True)
+    except Exception:  # whatever a forward raises that wants targets, for example, in training
+        return found
+    return in_training if reached < _reached(in_training) else found
+
+
+def _reached(found: _Traced) -> set[str]:
+    model, graph, _ = found
+    return {name for name, module in model.named_modules() if is_producer(module) and module in graph.module2node}
+
+
 def _torch_pruning_graph(
-    model: nn.Module, example_inputs: Inputs, *, on_meta: bool
-) -> tuple[nn.Module, tp.DependencyGraph, list[str]]:
+    model: nn.Module, example_inputs: Inputs, *, on_meta: bool, as_training: bool = False
+) -> _Traced:
     """Let Torch-Pruning trace `model`, a copy that may be changed; returns it, its graph and bare buffers."""
     buffers = _buffers_as_parameters(model)
     bare = [(parameter, _channel_dim(parameter)) for parameter in _bare_parameters(model).values()]
@@ -294,6 +318,9 @@ def _torch_pruning_graph(
     graph = _InputAwareGraph()
 
     def forward(network: nn.Module, tree: Inputs) -> list[Tensor]:
+        for module in network.modules() if as_training else ():
+            # What chooses the way through the network trains; norms and dropout are leaves and evaluate.
+            module.training = any(True for _ in module.children())
         outputs = call(network, map_tensors(tree, _mark_input))
         # One more operation makes every output end in a node of its own, which pins what feeds it.
         return [tensor * 1 for tensor in tensors(outputs) if tensor.grad_fn is not None]
@@ -410,8 +437,11 @@ def _opaque_functional_shuffles() -> Iterator[None]:
 class _Flattener:
     """Turn Torch-Pruning's graph of layers into a graph of positions and find its components."""
 
-    def __init__(self, model: nn.Module, graph: tp.DependencyGraph, buffers: list[str], ignored: set[str]) -> None:
+    def __init__(
+        self, model: nn.Module, graph: tp.DependencyGraph, buffers: list[str], ignored: set[str], *, spatial_only: bool
+    ) -> None:
         self._model = model
+        self._spatial_only = spatial_only
         self._graph = graph
         self._ignored = ignored
         self._modules = dict(model.named_modules())
@@ -562,7 +592,19 @@ class _Flattener:
                 fresh = np.unique(components[~is_pinned[components]])
                 is_pinned[fresh] = True
                 self._explain(offsets, label, fresh, reason)
+        if self._spatial_only:
+            fresh = np.flatnonzero(~is_pinned & ~self._spatial(offsets, label))
+            is_pinned[fresh] = True
+            self._explain(offsets, label, fresh, "spatial_only: no convolution larger than 1x1 produces it")
         return is_pinned
+
+    def _spatial(self, offsets: dict[tuple[Node, str], int], label: Indices) -> npt.NDArray[np.bool_]:
+        """Return which components a convolution larger than 1x1 produces."""
+        found = np.zeros(int(label.max()) + 1 if len(label) else 0, dtype=bool)
+        for (node, side), offset in offsets.items():
+            if side == "out" and node.module in self._names and is_spatial(node.module):
+                found[label[offset : offset + self._sizes[node, side]]] = True
+        return found
 
     def _reason(self, node: Node, side: str) -> str | None:
         module, name = node.module, self._names.get(node.module, "")

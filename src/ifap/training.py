@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from rich.console import Console
@@ -77,6 +77,46 @@ class Progress:
     earlier_seconds: float = 0.0
 
 
+class Controller(Protocol):
+    """What a sparse-training method does around the steps of `fit`.
+
+    Steps are optimiser steps, counted from 0 over the whole run. Random draws must come from a
+    generator of the controller's own, whose state it returns from `state`: the global ones depend
+    on the network's dropout, and differ between processes.
+    """
+
+    def start(self, model: nn.Module, optimizer: torch.optim.Optimizer, *, steps: int, steps_per_epoch: int) -> None:
+        """Prepare, once before the first epoch of a session; a resumed session then calls `restore`.
+
+        The network still has its first weights here, also in a session that goes on with others.
+        """
+        ...
+
+    def before_step(self, step: int) -> None:
+        """Act before the forward of a step."""
+        ...
+
+    def after_backward(self, step: int) -> bool:
+        """Act on the gradients, averaged and unscaled; False leaves the weights alone in this step."""
+        ...
+
+    def after_step(self, step: int) -> None:
+        """Act at the end of every step, skipped ones included."""
+        ...
+
+    def finish(self) -> None:
+        """Act on the network that is returned, after the last step and before it is validated."""
+        ...
+
+    def state(self) -> dict[str, Tensor]:
+        """Return what `restore` needs to go on after an epoch."""
+        ...
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Take up what `state` returned; network and optimiser are already those of that moment."""
+        ...
+
+
 def fit(
     model: nn.Module,
     train: Split,
@@ -89,6 +129,7 @@ def fit(
     state: Path | None = None,
     guard: str = "",
     extra_loss: ExtraLoss | None = None,
+    controller: Controller | None = None,
 ) -> list[EpochRow]:
     """Train `model` in place and return its history.
 
@@ -108,12 +149,14 @@ def fit(
         True for the training split's own augmentation, or a function that changes a batch of
         inputs; used if the recipe asks for augmentation.
     state : Path, optional
-        Folder of the resume state, replaced after every epoch.
+        Folder of the resume state, replaced after every epoch but the last.
     guard : str, optional
         What else the result depends on, such as a hash of the resolved configuration; a state
         with another guard or recipe is discarded.
     extra_loss : callable, optional
         ``extra_loss(inputs, outputs)`` is added to the loss of every batch.
+    controller : Controller, optional
+        Acts around every step, such as a sparse-training method; its state is part of the resume state.
 
     Returns
     -------
@@ -131,13 +174,19 @@ def fit(
     refuse_test(validation, "watching the training")
     if not recipe.augment:
         augment = False
-    run = _Run(model, recipe, state, _fingerprint(model, recipe, seed, guard))
-    run.resume()
+    run = _Run(model, recipe, state, _fingerprint(model, recipe, seed, guard), controller)
     steps = len(chunks(len(train), recipe.batch_size))
+    if controller is not None:
+        controller.start(model, run.optimizer, steps=recipe.epochs * steps, steps_per_epoch=steps)
+    run.resume()
+    if controller is not None and recipe.epochs == 0:
+        controller.finish()
     with evaluation_mode(model), _bar(recipe.epochs - len(run.rows)) as advance:
         for epoch in range(len(run.rows) + 1, recipe.epochs + 1):
             with seeded(derive_seed(seed, epoch), device_of(model)):
                 loss = _epoch(run, train, task, steps, epoch, seed, augment, extra_loss)
+            if controller is not None and epoch == recipe.epochs:
+                controller.finish()
             measured = task.evaluate(model, validation, recipe.batch_size)
             lr = run.optimizer.param_groups[0]["lr"]
             run.rows.append(EpochRow(epoch, lr, loss, measured["loss"], measured[task.primary]))
@@ -187,9 +236,17 @@ def build_optimizer(model: nn.Module, name: str, lr: float, weight_decay: float)
 class _Run:
     """A training run in memory and, after every epoch, on disk."""
 
-    def __init__(self, model: nn.Module, recipe: TrainingOptions, state: Path | None, fingerprint: str) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        recipe: TrainingOptions,
+        state: Path | None,
+        fingerprint: str,
+        controller: Controller | None,
+    ) -> None:
         self.model = model
         self.recipe = recipe
+        self.controller = controller
         self.optimizer = build_optimizer(model, recipe.optimizer, recipe.lr, recipe.weight_decay)
         self.rows: list[EpochRow] = []
         self._file = None if state is None else state / STATE_FILE
@@ -199,8 +256,11 @@ class _Run:
         self._start = time.monotonic()
 
     def save(self) -> None:
-        """Replace the state on disk: network, optimiser, history."""
-        if self._file is None:
+        """Replace the state on disk: network, optimiser, history.
+
+        Not after the last epoch: the caller writes the result at once.
+        """
+        if self._file is None or len(self.rows) == self.recipe.epochs:
             return
         stored = {
             "fingerprint": self._fingerprint,
@@ -212,6 +272,8 @@ class _Run:
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         for index, slots in self.optimizer.state_dict()["state"].items():
             tensors.update({f"optimizer.{index}.{slot}": value for slot, value in slots.items() if value is not None})
+        if self.controller is not None:
+            tensors.update({f"controller.{name}": value for name, value in self.controller.state().items()})
         copies = {name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}
         atomic_write_bytes(self._file, save(copies, {"run": json.dumps(stored)}))
 
@@ -222,6 +284,7 @@ class _Run:
             return
         if stored["fingerprint"] != self._fingerprint:
             log.info("starting over: the state in %s belongs to another recipe", self._file.parent)
+            self._file.unlink()
             return
         with safe_open(self._file, "pt") as stream:
             self._restore({name: stream.get_tensor(name) for name in stream.keys()})  # noqa: SIM118 (no mapping)
@@ -233,17 +296,18 @@ class _Run:
 
     def _restore(self, tensors: dict[str, Tensor]) -> None:
         slots: dict[int, dict[str, Tensor]] = {}
-        weights = {}
+        parts: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}, "controller": {}}
         for name, value in tensors.items():
             kind, _, rest = name.partition(".")
-            if kind == "model":
-                weights[rest] = value
-            else:
-                index, _, slot = rest.partition(".")
-                slots.setdefault(int(index), {})[slot] = value
-        self.model.load_state_dict(weights)
+            parts[kind][rest] = value
+        for name, value in parts["optimizer"].items():
+            index, _, slot = name.partition(".")
+            slots.setdefault(int(index), {})[slot] = value
+        self.model.load_state_dict(parts["model"])
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": slots, "param_groups": groups})
+        if self.controller is not None:
+            self.controller.restore(parts["controller"])
 
 
 def _epoch(
@@ -264,6 +328,8 @@ def _epoch(
         done = (epoch - 1) * steps + step
         for group in run.optimizer.param_groups:
             group["lr"] = learning_rate(done, recipe.epochs * steps, recipe.warmup_epochs * steps, recipe.lr)
+        if run.controller is not None:
+            run.controller.before_step(done)
         inputs = to_device(inputs, where)
         outputs = call(run.model, inputs)
         loss = task.loss(outputs, targets.to(where), label_smoothing=recipe.label_smoothing)
@@ -276,7 +342,10 @@ def _epoch(
             )
         run.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        run.optimizer.step()
+        if run.controller is None or run.controller.after_backward(done):
+            run.optimizer.step()
+        if run.controller is not None:
+            run.controller.after_step(done)
         total += value * len(targets)
     return total / len(train)
 
@@ -295,6 +364,7 @@ def _read_metadata(path: Path) -> dict[str, Any] | None:
         return None
     except (SafetensorError, KeyError, ValueError, OSError):
         log.warning("starting over: %s is damaged", path)
+        path.unlink(missing_ok=True)
         return None
     return stored
 
