@@ -250,9 +250,7 @@ def test_a_server_that_breaks_off_or_is_not_there_is_one_clear_error(tmp_path):
         thread = threading.Thread(target=running.handle_request)
         thread.start()
         address = f"http://127.0.0.1:{running.server_port}"
-        with pytest.raises(
-            ResultsError, match=r"a\.tar\.gz (cannot be fetched|is not the published .* 10 bytes)"
-        ):
+        with pytest.raises(ResultsError, match=r"a\.tar\.gz (cannot be fetched|is not the published .* 10 bytes)"):
             download([Archive(f"{address}/a.tar.gz", "md5:" + "0" * 32, 10)], tmp_path / "raw" / "set")
         thread.join()
     with pytest.raises(ResultsError, match=r"a\.tar\.gz cannot be fetched \(.*refused"):
