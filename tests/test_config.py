@@ -100,7 +100,11 @@ def test_every_value_of_a_wrong_type_is_refused(path):
         ("scales.quick.baseline.vit_tiny", {"epochs": -1}, "scales.quick.baseline.vit_tiny: epochs: "),
         ("scales.quick.finetune.resnet_tny", {}, "finetune: unknown model 'resnet_tny': did you mean 'resnet_tiny'?"),
         ("scales.quick.finetune.recovery", {}, "finetune: unknown model 'recovery'"),
-        ("scales.quick.prune.default.target", {"macs": 0.5, "params": 0.5}, "exactly one of macs, params and published"),
+        (
+            "scales.quick.prune.default.target",
+            {"macs": 0.5, "params": 0.5},
+            "exactly one of macs, params and published",
+        ),
         ("scales.quick.prune.default.target", {}, "exactly one of macs, params and published"),
         ("scales.quick.prune.default.target", {"macs": 1.5}, "target.macs: "),
         ("scales.quick.prune.default.steps", 0, "steps: "),

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from ifap.tasks.base import TASKS, Task, logits
 
-
 AUXILIARY_WEIGHT = 0.4
 
 
