@@ -25,6 +25,7 @@ from ifap.errors import ConfigError, ResultsError, nearest
 from ifap.files import atomic_write_text
 from ifap.grid import Grid
 from ifap.models import MODELS, builder_from_id, builder_id
+from ifap.models.base import load_pretrained
 from ifap.runtime import LOCK_FILE, Lock, configure, device, peak_memory_mb, sha256_file, write_csv
 from ifap.splits import Role, Split
 from ifap.tasks import TASKS, Task

@@ -151,7 +151,7 @@ def test_every_option_reaches_the_config_of_its_step():
     assert set(config["fetch"]) == {"version", "dataset", *DatasetOptions.model_fields}
     assert set(config["model"]) == set(ModelOptions.model_fields)
     assert set(config["baseline"]) == {"version", *TrainingOptions.model_fields}
-    assert set(config["prune"]) == {"version", "recovery", *PruneOptions.model_fields}
+    assert set(config["prune"]) == {"version", "method", "recovery", *PruneOptions.model_fields}
     assert set(config["prune"]["recovery"]) == set(RecoveryOptions.model_fields)
     assert set(config["finetune"]) == {"version", *TrainingOptions.model_fields}
     assert set(config["evaluate"]) == {"version", *EvaluateOptions.model_fields}
