@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ifap.registry import Registry
+from ifap.runtime import derive_seed
 from ifap.splits import Split
 from ifap.tracing import call, device_of, evaluation_mode, to_device
 
@@ -68,7 +69,11 @@ TASKS: Registry[Task] = Registry("task", "ifap.tasks")
 
 
 def batches(
-    data: Split | Batches, batch_size: int, generator: torch.Generator | None = None
+    data: Split | Batches,
+    batch_size: int,
+    generator: torch.Generator | None = None,
+    *,
+    share: tuple[int, int] = (0, 1),
 ) -> Iterator[tuple[Any, Any]]:
     """Yield batches of (inputs, targets).
 
@@ -81,18 +86,35 @@ def batches(
         cannot train on one sample.
     generator : torch.Generator, optional
         Shuffles a split; without it the order stays.
+    share : tuple of int, optional
+        Which process this is and how many there are: only its part of every batch of a split is
+        read. Parts are equal, so the last few samples of an epoch may be left out.
     """
     if not isinstance(data, Split):
         yield from data
         return
-    total = len(data)
+    for rows in batch_rows(len(data), batch_size, generator, share=share):
+        yield data.inputs[rows], data.targets[rows]
+
+
+def batch_rows(
+    total: int, batch_size: int, generator: torch.Generator | None = None, *, share: tuple[int, int] = (0, 1)
+) -> list[Tensor]:
+    """Return which samples of a split make up each batch; see `batches`."""
     order = torch.arange(total) if generator is None else torch.randperm(total, generator=generator)
     chunks = list(torch.split(order, batch_size))
     if len(chunks) > 1 and len(chunks[-1]) == 1:
         last = chunks.pop()
         chunks[-1] = torch.cat([chunks[-1], last])
-    for rows in chunks:
-        yield data.inputs[rows], data.targets[rows]
+    rank, processes = share
+    if processes == 1:
+        return chunks
+    if rank and generator is not None:
+        # What is drawn from here on, such as augmentation, differs between the processes.
+        generator.manual_seed(derive_seed(generator.initial_seed(), rank))
+    # Batch norm cannot train on a part of one sample either.
+    shared = [rows[: len(rows) // processes * processes] for rows in chunks if len(rows) >= 2 * processes]
+    return [rows[rank::processes] for rows in shared]
 
 
 def logits(outputs: Any) -> Tensor:
