@@ -53,7 +53,7 @@ bench: setup ## Measure speed as ratios, side by side
 
 record: setup ## Version a finished scale: data and checkpoints in DVC, then its tables
 	python -m stages.collect --scale $(SCALE) --check
-	dvc add --quiet $$(dirname data/*/manifest.json) results/$(SCALE)/checkpoints
+	dvc add --quiet $$(dirname data/$(SCALE)/*/manifest.json) results/$(SCALE)/checkpoints
 	dvc repro
 	dvc status
 	@echo "now: git add --all && git commit, then make push"

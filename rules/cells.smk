@@ -1,11 +1,12 @@
+# Later steps of a cell come first (`priority`), so that what is temporary is soon no longer needed.
 rule fetch:
     output:
-        train="data/{dataset}/train.safetensors",
-        validation="data/{dataset}/validation.safetensors",
-        test="data/{dataset}/test.safetensors",
-        manifest="data/{dataset}/manifest.json",
+        train=f"data/{SCALE}/{{dataset}}/train.safetensors",
+        validation=f"data/{SCALE}/{{dataset}}/validation.safetensors",
+        test=f"data/{SCALE}/{{dataset}}/test.safetensors",
+        manifest=f"data/{SCALE}/{{dataset}}/manifest.json",
     log:
-        "logs/fetch/{dataset}.log",
+        f"logs/{SCALE}/fetch/{{dataset}}.log",
     params:
         scale=SCALE,
         config=fetch_config,
@@ -15,16 +16,19 @@ rule fetch:
 
 rule baseline:
     input:
-        train="data/{dataset}/train.safetensors",
-        validation="data/{dataset}/validation.safetensors",
-        manifest="data/{dataset}/manifest.json",
+        train=f"data/{SCALE}/{{dataset}}/train.safetensors",
+        validation=f"data/{SCALE}/{{dataset}}/validation.safetensors",
+        manifest=f"data/{SCALE}/{{dataset}}/manifest.json",
     output:
-        weights=f"results/{SCALE}/checkpoints/{BASELINE}/final/weights.safetensors",
-        plan=f"results/{SCALE}/checkpoints/{BASELINE}/final/plan.json",
+        weights=saved(
+            f"results/{SCALE}/checkpoints/{BASELINE}/final/weights.safetensors"
+        ),
+        plan=saved(f"results/{SCALE}/checkpoints/{BASELINE}/final/plan.json"),
         history=f"results/{SCALE}/cells/{BASELINE}/history.csv",
         record=f"results/{SCALE}/cells/{BASELINE}/timings-baseline.json",
     log:
         f"logs/{SCALE}/{BASELINE}/baseline.log",
+    priority: 1
     params:
         scale=SCALE,
         config=step_config("baseline"),
@@ -35,14 +39,14 @@ rule baseline:
 
 rule prune:
     input:
-        train="data/{dataset}/train.safetensors",
-        validation="data/{dataset}/validation.safetensors",
+        train=f"data/{SCALE}/{{dataset}}/train.safetensors",
+        validation=f"data/{SCALE}/{{dataset}}/validation.safetensors",
         weights=f"results/{SCALE}/checkpoints/{BASELINE}/final/weights.safetensors",
         plan=f"results/{SCALE}/checkpoints/{BASELINE}/final/plan.json",
         record=f"results/{SCALE}/cells/{BASELINE}/timings-baseline.json",
     output:
-        weights=f"results/{SCALE}/checkpoints/{CELL}/pruned/weights.safetensors",
-        plan=f"results/{SCALE}/checkpoints/{CELL}/pruned/plan.json",
+        weights=saved(f"results/{SCALE}/checkpoints/{CELL}/pruned/weights.safetensors"),
+        plan=saved(f"results/{SCALE}/checkpoints/{CELL}/pruned/plan.json"),
         kept=f"results/{SCALE}/cells/{CELL}/plan.json",
         receipts=f"results/{SCALE}/cells/{CELL}/receipts.csv",
         full=f"results/{SCALE}/cells/{CELL}/receipts.json",
@@ -50,6 +54,7 @@ rule prune:
         record=f"results/{SCALE}/cells/{CELL}/timings-prune.json",
     log:
         f"logs/{SCALE}/{CELL}/prune.log",
+    priority: 2
     params:
         scale=SCALE,
         config=step_config("prune"),
@@ -60,18 +65,19 @@ rule prune:
 
 rule finetune:
     input:
-        train="data/{dataset}/train.safetensors",
-        validation="data/{dataset}/validation.safetensors",
+        train=f"data/{SCALE}/{{dataset}}/train.safetensors",
+        validation=f"data/{SCALE}/{{dataset}}/validation.safetensors",
         weights=f"results/{SCALE}/checkpoints/{CELL}/pruned/weights.safetensors",
         plan=f"results/{SCALE}/checkpoints/{CELL}/pruned/plan.json",
         record=f"results/{SCALE}/cells/{CELL}/timings-prune.json",
     output:
-        weights=f"results/{SCALE}/checkpoints/{CELL}/final/weights.safetensors",
-        plan=f"results/{SCALE}/checkpoints/{CELL}/final/plan.json",
+        weights=saved(f"results/{SCALE}/checkpoints/{CELL}/final/weights.safetensors"),
+        plan=saved(f"results/{SCALE}/checkpoints/{CELL}/final/plan.json"),
         history=f"results/{SCALE}/cells/{CELL}/history.csv",
         record=f"results/{SCALE}/cells/{CELL}/timings-finetune.json",
     log:
         f"logs/{SCALE}/{CELL}/finetune.log",
+    priority: 3
     params:
         scale=SCALE,
         config=step_config("finetune"),
@@ -86,8 +92,8 @@ ruleorder: baseline > finetune
 
 rule evaluate:
     input:
-        test="data/{dataset}/test.safetensors",
-        validation="data/{dataset}/validation.safetensors",
+        test=f"data/{SCALE}/{{dataset}}/test.safetensors",
+        validation=f"data/{SCALE}/{{dataset}}/validation.safetensors",
         weights=f"results/{SCALE}/checkpoints/{CELL}/final/weights.safetensors",
         plan=f"results/{SCALE}/checkpoints/{CELL}/final/plan.json",
         records=final_records,
@@ -96,6 +102,7 @@ rule evaluate:
         record=f"results/{SCALE}/cells/{CELL}/timings-evaluate.json",
     log:
         f"logs/{SCALE}/{CELL}/evaluate.log",
+    priority: 4
     params:
         scale=SCALE,
         config=step_config("evaluate"),

@@ -4,6 +4,7 @@ import hashlib
 import json
 
 from snakemake.exceptions import WorkflowError
+from snakemake.logging import logger
 
 from ifap import claims, paths
 from ifap.config import load_params, parse_params, select_scale
@@ -30,11 +31,21 @@ def selected_grid():
 
 GRID = selected_grid()
 SCALE = GRID.scale
+# What is not here and cannot be had is left out, with what was measured on it before left as it is.
+ABSENT = GRID.absent()
+for dataset, reason in ABSENT.items():
+    logger.warning(f"{dataset} is left out: {reason}")
+PRESENT = [cell for cell in GRID.cells() if cell.dataset not in ABSENT]
+REPORTED = [
+    cell
+    for cell in GRID.cells()
+    if cell in PRESENT or paths.metrics_file(SCALE, cell).exists()
+]
 
 
 wildcard_constraints:
     task="|".join(sorted(GRID.options.grid)),
-    dataset="|".join(GRID.datasets()),
+    dataset="|".join(sorted({cell.dataset for cell in PRESENT})) or "none",
     model="|".join(sorted({cell.model for cell in GRID.cells()})),
     method="|".join(sorted({cell.method for cell in GRID.cells()})),
     seed=r"\d+",
@@ -47,6 +58,11 @@ def cell_of(wildcards):
     return paths.Cell(
         wildcards.task, wildcards.dataset, wildcards.model, method, int(wildcards.seed)
     )
+
+
+def saved(path):
+    """Return an output for a saved network: temporary at scales that do not keep them."""
+    return path if GRID.options.keep_checkpoints else temp(path)
 
 
 def step_config(step):
@@ -81,14 +97,19 @@ def final_records(wildcards):
 
 CLAIMS_CHECKSUM = hashlib.sha256(paths.published_claims().read_bytes()).hexdigest()
 DATASETS = [
-    str(paths.dataset_dir(dataset) / "manifest.json") for dataset in GRID.datasets()
+    str(paths.manifest_file(SCALE, dataset))
+    for dataset in GRID.datasets()
+    if dataset not in ABSENT
 ]
 CHECKPOINTS = [
     str(paths.checkpoint_dir(SCALE, cell, "final") / "weights.safetensors")
-    for cell in GRID.cells()
+    for cell in PRESENT
+    if GRID.options.keep_checkpoints
 ]
-METRICS = [str(paths.metrics_file(SCALE, cell)) for cell in GRID.cells()]
-RECEIPTS = [str(paths.receipts_file(SCALE, cell)) for cell in GRID.pruned()]
+METRICS = [str(paths.metrics_file(SCALE, cell)) for cell in REPORTED]
+RECEIPTS = [
+    str(paths.receipts_file(SCALE, cell)) for cell in REPORTED if not cell.is_baseline
+]
 TABLES = [
     str(paths.table_file(SCALE, table, extension))
     for table in GRID.params.tables

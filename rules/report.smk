@@ -6,6 +6,7 @@ rule collect:
     output:
         runs=f"results/{SCALE}/runs.csv",
         trace=f"results/{SCALE}/trace.csv",
+        missing=f"results/{SCALE}/missing.csv",
         claims=f"results/{SCALE}/claims.csv",
     log:
         f"logs/{SCALE}/collect.log",
@@ -36,6 +37,7 @@ rule table:
     input:
         runs=f"results/{SCALE}/runs.csv",
         trace=f"results/{SCALE}/trace.csv",
+        missing=f"results/{SCALE}/missing.csv",
         claims=f"results/{SCALE}/claims.csv",
         published=str(paths.published_claims()),
     output:
@@ -56,6 +58,7 @@ rule figure:
     input:
         runs=f"results/{SCALE}/runs.csv",
         trace=f"results/{SCALE}/trace.csv",
+        missing=f"results/{SCALE}/missing.csv",
         claims=f"results/{SCALE}/claims.csv",
         audit=str(paths.audit_file("csv")),
         tables=TABLES,

@@ -29,11 +29,12 @@ def main(
     options = load_params(params)
     grid = Grid(options, select_scale(options, scale))
     collected = records.collect(grid, allow_missing=allow_missing)
-    for cell in collected.missing:
-        typer.echo(f"missing: {cell}", err=True)
+    for cell, reason in collected.missing.items():
+        typer.echo(f"missing: {cell}: {reason}", err=True)
     contents: dict[Path, str | bytes] = {
         paths.runs_csv(grid.scale): records.runs_table(collected),
         paths.trace_csv(grid.scale): records.trace_table(collected),
+        paths.missing_csv(grid.scale): records.missing_table(collected),
     }
     source = verdicts.Source.of(collected)
     judged = verdicts.judge_file(paths.published_claims(), source)

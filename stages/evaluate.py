@@ -73,6 +73,7 @@ def measure(job: Job) -> dict[str, Any]:
         "validation": {name: validation[name] for name in WATCHED},
         "split_sizes": {role: entry["samples"] for role, entry in manifest["splits"].items()},
         "data_checksum": manifest["checksum"],
+        "synthetic": manifest["synthetic"],
         "macs": counted.macs,
         "params": counted.params,
         "params_nonzero": sum(int(p.count_nonzero()) for p in network.parameters()),

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import logging
+import shutil
+from pathlib import Path
 
 from ifap import paths
-from ifap.datasets import DATASETS
+from ifap.config import DatasetOptions
+from ifap.datasets import DATASETS, DatasetSpec
 from ifap.datasets.base import write_dataset
+from ifap.datasets.sources import obtain
 from ifap.errors import ConfigError, nearest
 from ifap.program import run_stage
 from ifap.runtime import configure
@@ -24,10 +28,22 @@ def main(dataset: DatasetOption, scale: ScaleOption = None, params: ParamsOption
         )
     options = grid.options.datasets[dataset]
     configure(options.split_seed)
-    folder = paths.dataset_dir(dataset)
-    manifest = write_dataset(DATASETS.get(dataset), options, grid.fetch_config(dataset), folder)
+    spec, folder = DATASETS.get(dataset), paths.dataset_dir(grid.scale, dataset)
+    raw, source = raw_data(spec, options, paths.synthetic_dir(grid.scale, dataset))
+    manifest = write_dataset(spec, options, grid.fetch_config(dataset), source, raw, folder)
     sizes = ", ".join(f"{role} {entry['samples']}" for role, entry in manifest["splits"].items())
     log.info("%s: %s (%s)", folder, sizes, manifest["checksum"])
+
+
+def raw_data(spec: DatasetSpec, options: DatasetOptions, folder: Path) -> tuple[Path, str]:
+    """Return the folder of the raw data and, in words, where they come from; a twin is generated into `folder`."""
+    if options.synthetic is None:
+        return obtain(spec.name, options)
+    if spec.twin is None:
+        raise ConfigError(f"data set '{spec.name}' has no synthetic twin: leave out datasets.{spec.name}.synthetic")
+    shutil.rmtree(folder, ignore_errors=True)
+    spec.twin(folder, options.synthetic.classes, options.synthetic.per_class, options.synthetic.seed)
+    return folder, f"synthetic: generated in the format of {spec.title}"
 
 
 if __name__ == "__main__":

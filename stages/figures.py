@@ -24,7 +24,8 @@ def main(
     grid = Grid(options, select_scale(options, scale))
     runs, trace = records.load_runs(grid.scale), records.load_trace(grid.scale)
     pictures = [figures.draw(name, grid, runs, trace) for name in FIGURES]
-    models = [tables.build_table(name, grid, runs, trace) for name in tables.table_names(grid)]
+    missing = records.load_missing(grid.scale)
+    models = [tables.build_table(name, grid, runs, trace, missing=missing) for name in tables.table_names(grid)]
     contents: dict[Path, str | bytes] = {
         paths.figure_file(grid.scale, picture.name, extension): content
         for picture in pictures

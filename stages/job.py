@@ -18,13 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from ifap import paths, plan
-from ifap.config import DatasetOptions
+from ifap.config import ModelOptions
 from ifap.datasets import DATASETS, DatasetSpec
 from ifap.datasets.base import read_manifest
 from ifap.errors import ConfigError, ResultsError, nearest
 from ifap.files import atomic_write_text
 from ifap.grid import Grid
-from ifap.models import build, builder_args, builder_from_id, builder_id
+from ifap.models import MODELS, builder_from_id, builder_id
 from ifap.runtime import LOCK_FILE, Lock, configure, device, peak_memory_mb, sha256_file, write_csv
 from ifap.splits import Role, Split
 from ifap.tasks import TASKS, Task
@@ -67,9 +67,9 @@ class Job:
         object.__setattr__(self, "spec", DATASETS.get(self.cell.dataset))
 
     @property
-    def dataset_options(self) -> DatasetOptions:
-        """How the data set is prepared."""
-        return self.grid.options.datasets[self.cell.dataset]
+    def model_options(self) -> ModelOptions:
+        """What the network is given and starts from."""
+        return self.grid.model(self.cell)
 
     @property
     def task(self) -> Task:
@@ -124,7 +124,7 @@ class Job:
 
     def manifest(self) -> dict[str, Any]:
         """Return the data set's manifest, after checking that it fits this scale's options."""
-        manifest = read_manifest(paths.dataset_dir(self.cell.dataset))
+        manifest = read_manifest(paths.dataset_dir(self.grid.scale, self.cell.dataset))
         if manifest.get("config") != self.grid.fetch_config(self.cell.dataset):
             raise ResultsError(
                 f"data set '{self.cell.dataset}' was prepared with other options: run the fetch stage again"
@@ -133,11 +133,11 @@ class Job:
 
     def split(self, role: Role) -> Split:
         """Load one split, after checking the file against the manifest."""
-        path = paths.split_file(self.cell.dataset, role)
+        path = paths.split_file(self.grid.scale, self.cell.dataset, role)
         wanted = self.manifest()["splits"][role]["sha256"]
         if path.exists() and sha256_file(path) != wanted:
             raise ResultsError(f"{path} differs from its manifest: run the fetch stage again")
-        return self.spec.load(path, role)
+        return self.spec.load(path, role, self.model_options.image_size)
 
     def discard_state(self) -> None:
         """Remove the resume state of this stage; the lock stays, because it may be held."""
@@ -149,12 +149,15 @@ class Job:
 
     def example_inputs(self, batch: int = 1) -> Tensor:
         """Return zeros of the network's input shape."""
-        side = self.dataset_options.image_size
-        return torch.zeros(batch, self.spec.channels, side, side)
+        size = self.builder()[1]
+        return torch.zeros(batch, size["in_channels"], size["image_size"], size["image_size"])
 
     def build(self) -> nn.Module:
-        """Build the cell's unpruned network from torch's global generator."""
-        return build(self.cell.model, self.spec, self.dataset_options)
+        """Build the cell's unpruned network from torch's global generator, or from pretrained weights."""
+        network = MODELS.get(self.cell.model)(**self.builder()[1])
+        if self.model_options.pretrained:
+            load_pretrained(network, Path(self.model_options.pretrained))
+        return network
 
     def load(self, name: str) -> tuple[plan.Plan, nn.Module]:
         """Load a saved network of this cell, ``pruned`` or ``final``, with its plan."""
@@ -164,7 +167,12 @@ class Job:
 
     def builder(self) -> tuple[str, dict[str, int]]:
         """Return the identifier and arguments under which a plan finds the unpruned network."""
-        return builder_id(self.cell.model), builder_args(self.spec, self.dataset_options)
+        manifest = self.manifest()
+        return builder_id(self.cell.model), {
+            "num_classes": manifest["classes"],
+            "in_channels": manifest["channels"],
+            "image_size": self.model_options.image_size,
+        }
 
     def train(self, network: nn.Module, timing: Timing) -> nn.Module:
         """Train a network by the cell's recipe and write its history; returns it on the CPU, in evaluation mode."""
@@ -176,8 +184,8 @@ class Job:
             self.grid.training(self.cell),
             self.task,
             seed=self.cell.seed,
-            augment=self.spec.augment,
-            state=self.state,
+            augment=True,
+            state=self.state if self.grid.options.resume else None,
             guard=self.guard,
         )
         progress = read_progress(self.state)

@@ -72,15 +72,13 @@ def prune_cell(job: Job, timing: Timing) -> tuple[Pruned, dict[str, dict[str, fl
         job.example_inputs().to(device()),
         train.calibration(options.calibration_samples, options.batch_size, job.cell.seed),
         target=Target(**options.target.model_dump()),
-        recover=Distillation.from_options(
-            train, validation, recovery, task=job.task, augment=job.spec.augment, seed=job.cell.seed
-        ),
+        recover=Distillation.from_options(train, validation, recovery, task=job.task, augment=True, seed=job.cell.seed),
         validate=validator(validation, job.task, options.batch_size),
         method=job.cell.method,
         seed=job.cell.seed,
         teacher=recovery.teacher,
         on_step=watch,
-        resume=state.folder,
+        resume=state.folder if job.grid.options.resume else None,
         **chosen,
     )
     return result, state.watched

@@ -31,7 +31,8 @@ def main(
     records.check_cells(trace, grid, paths.trace_csv(grid.scale))
     claims = verdicts.load_judged(grid.scale)
     verdicts.check_against(claims, paths.published_claims(), grid.scale)
-    models = [tables.build_table(name, grid, runs, trace, claims) for name in names]
+    missing = records.load_missing(grid.scale)
+    models = [tables.build_table(name, grid, runs, trace, claims, missing) for name in names]
     contents: dict[Path, str | bytes] = {
         paths.table_file(grid.scale, model.name, extension): tables.render(model, extension)
         for model in models

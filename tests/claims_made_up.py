@@ -29,7 +29,8 @@ def raw_params(seeds=(0,), models=tuple(MODELS), *, every_table=False):
     quick = raw["scales"]["quick"]
     quick["seeds"] = list(seeds)
     quick["grid"] = {"classification": {"datasets": ["digits"], "models": list(models), "methods": list(METHODS)}}
-    quick["datasets"] = {"digits": {"image_size": 32, "validation": 0.2, "test": 0.2, "split_seed": 0}}
+    quick["models"] = {"default": {"image_size": 32}}
+    quick["datasets"] = {"digits": {"validation": 0.2, "test": 0.2, "split_seed": 0}}
     for step in ("baseline", "prune", "finetune"):
         quick[step] = {key: value for key, value in quick[step].items() if key in ("default", "recovery")}
     raw["scales"] = {"quick": quick}
@@ -83,6 +84,7 @@ def metrics(grid: Grid, cell: Cell):
         "validation": {"top1": top1 - 0.5, "top5": 99.25, "loss": 0.15},
         "split_sizes": {"train": 1077, "validation": 360, "test": 360},
         "data_checksum": "sha256:made-up",
+        "synthetic": False,
         "macs": macs,
         "params": params,
         "params_nonzero": params,
@@ -159,7 +161,7 @@ def judge_all(grid, claims=None, measured=()):
     ids = ("T2/Fashion MNIST/ResNet-50/metric_delta",)
     finding = Finding("metric-delta", "major", "Made up", "1 + 1\n= 3", ids, "metric-delta-1")
     runs = pd.DataFrame(list(measured), columns=RUN_COLUMNS)
-    source = verdicts.Source(grid, runs, pd.DataFrame(columns=TRACE_COLUMNS), {})
+    source = verdicts.Source(grid, runs, pd.DataFrame(columns=TRACE_COLUMNS), {}, {})
     return verdicts.judge(claims, source, [finding])
 
 

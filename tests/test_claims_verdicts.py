@@ -37,6 +37,7 @@ def source(scale="quick", runs=(), trace=()):
         pd.DataFrame(runs, columns=records.RUN_COLUMNS),
         pd.DataFrame(trace, columns=records.TRACE_COLUMNS),
         {"m0": "abc"},
+        {},
     )
 
 
@@ -104,7 +105,7 @@ def test_a_cell_of_the_grid_without_a_record_says_so():
     task["datasets"] = ["cifar10"]
     raw["scales"]["quick"]["datasets"]["cifar10"] = raw["scales"]["quick"]["datasets"]["digits"]
     empty = source()
-    rows = judge(verdicts.Source(made_up_grid(raw), empty.runs, empty.trace, {}))
+    rows = judge(verdicts.Source(made_up_grid(raw), empty.runs, empty.trace, {}, {}))
     assert rows["T2/CIFAR-10/ResNet-50/metric_pruned"].reason.startswith("no record of cifar10/resnet50/ifap")
     assert "put densenet121 and ifap into" in rows["T2/CIFAR-10/DenseNet-121/metric_pruned"].reason
 

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
 
 from ifap.config import DatasetOptions
 from ifap.datasets import DATASETS
-from ifap.datasets.base import ROLES, data_checksum, random_shift, read_manifest, write_dataset
+from ifap.datasets.base import ROLES, data_checksum, read_manifest, write_dataset
+from ifap.datasets.images import random_shift
 from ifap.errors import ConfigError, ResultsError, SplitError
 
-OPTIONS = DatasetOptions(image_size=32, validation=0.2, test=0.2, split_seed=0)
+OPTIONS = DatasetOptions(validation=0.2, test=0.2, split_seed=0)
+NOWHERE = Path("nowhere")
+
+
+def write(digits, folder, options=OPTIONS):
+    return write_dataset(digits, options, {"version": 1}, "scikit-learn", NOWHERE, folder)
 
 
 @pytest.fixture(scope="module")
@@ -23,56 +30,79 @@ def digits():
 @pytest.fixture(scope="module")
 def folder(digits, tmp_path_factory):
     folder = tmp_path_factory.mktemp("digits")
-    write_dataset(digits, OPTIONS, {"version": 1}, folder)
+    write(digits, folder)
     return folder
 
 
+def inputs_of(split):
+    return split.read(torch.arange(len(split)))[0]
+
+
 def test_the_splits_are_all_samples_once(digits):
-    samples = digits.prepare(OPTIONS)
-    images, _ = digits.read()
-    assert {role: len(targets) for role, (_, targets) in samples.items()} == {
+    samples = digits.prepare(OPTIONS, NOWHERE)
+    images = digits.read(NOWHERE)["train"].images
+    assert {role: len(part.targets) for role, part in samples.items()} == {
         "train": 1079,
         "validation": 359,
         "test": 359,
     }
-    together = torch.cat([samples[role][0] for role in ROLES]).flatten(1)
+    together = torch.cat([samples[role].images for role in ROLES]).flatten(1)
     assert sorted(map(tuple, together.tolist())) == sorted(map(tuple, images.flatten(1).tolist()))
-    for _, targets in samples.values():
-        share = torch.bincount(targets, minlength=10) / len(targets)
+    for part in samples.values():
+        share = torch.bincount(part.targets, minlength=10) / len(part.targets)
         assert (share - 0.1).abs().max() < 0.01
 
 
+def test_a_share_is_asked_for_exactly_what_the_data_set_lacks(digits):
+    with pytest.raises(ConfigError, match=r"'digits' has no test split: set datasets\.digits\.test"):
+        digits.prepare(OPTIONS.model_copy(update={"test": None}), NOWHERE)
+    parts = digits.prepare(OPTIONS, NOWHERE)
+    whole = dataclasses.replace(digits, read=lambda _: parts)
+    with pytest.raises(ConfigError, match=r"has its own test split: leave out datasets\.digits\.test"):
+        whole.prepare(OPTIONS, NOWHERE)
+    kept = whole.prepare(DatasetOptions(split_seed=0), NOWHERE)
+    assert all(torch.equal(kept[role].images, parts[role].images) for role in ROLES)
+
+
 def test_loaded_inputs_are_resized_and_normalised_by_the_training_split(digits, folder):
-    train = digits.load(folder / "train.safetensors", "train")
-    test = digits.load(folder / "test.safetensors", "test")
-    assert train.inputs.shape == (1079, 1, 32, 32)
-    assert train.inputs.dtype == torch.float32
-    assert abs(float(train.inputs.mean())) < 0.05
+    train = digits.load(folder / "train.safetensors", "train", 32)
+    test = digits.load(folder / "test.safetensors", "test", 32)
+    inputs = inputs_of(train)
+    assert inputs.shape == (1079, 1, 32, 32)
+    assert inputs.dtype == torch.float32
+    assert abs(float(inputs.mean())) < 0.05
     assert test.role == "test"
-    raw = digits.prepare(OPTIONS)["train"][0].double() / 16
-    assert float(train.inputs.min()) == pytest.approx(float(-raw.mean() / raw.std()), abs=1e-5)
+    raw = digits.prepare(OPTIONS, NOWHERE)["train"].images.double() / 16
+    assert float(inputs.min()) == pytest.approx(float(-raw.mean() / raw.std()), abs=1e-5)
+
+
+def test_a_grey_image_can_be_repeated_for_networks_of_three_channels(digits, folder, tmp_path):
+    write(digits, tmp_path, OPTIONS.model_copy(update={"channels": 3}))
+    grey, repeated = (inputs_of(digits.load(at / "test.safetensors", "test", 8)) for at in (folder, tmp_path))
+    assert repeated.shape == (359, 3, 8, 8)
+    assert torch.equal(repeated, grey.expand(-1, 3, -1, -1))
 
 
 def test_files_and_checksum_repeat_byte_for_byte(digits, folder, tmp_path):
-    again = write_dataset(digits, OPTIONS, {"version": 1}, tmp_path)
+    again = write(digits, tmp_path)
     for name in (*(f"{role}.safetensors" for role in ROLES), "manifest.json"):
         assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
     manifest = read_manifest(folder)
     assert manifest == again
     assert manifest["checksum"] == data_checksum({role: manifest["splits"][role]["sha256"] for role in ROLES})
     assert sum(manifest["splits"]["train"]["class_counts"]) == 1079
-    other = write_dataset(digits, OPTIONS.model_copy(update={"split_seed": 1}), {"version": 1}, tmp_path)
+    other = write(digits, tmp_path, OPTIONS.model_copy(update={"split_seed": 1}))
     assert other["checksum"] != manifest["checksum"]
 
 
 def test_a_split_under_another_name_is_refused(digits, folder):
     with pytest.raises(SplitError, match="holds the test split"):
-        digits.load(folder / "test.safetensors", "train")
+        digits.load(folder / "test.safetensors", "train", 32)
 
 
 def test_missing_and_damaged_files_are_one_clear_error(digits, folder, tmp_path):
     with pytest.raises(ResultsError, match="run the fetch stage first"):
-        digits.load(tmp_path / "train.safetensors", "train")
+        digits.load(tmp_path / "train.safetensors", "train", 32)
     with pytest.raises(ResultsError, match="run the fetch stage first"):
         read_manifest(tmp_path)
     (tmp_path / "manifest.json").write_text("{")
@@ -83,12 +113,12 @@ def test_missing_and_damaged_files_are_one_clear_error(digits, folder, tmp_path)
     for damaged in (good[:1000], b"", flipped):
         (tmp_path / "train.safetensors").write_bytes(damaged)
         with pytest.raises(ResultsError, match="damaged"):
-            digits.load(tmp_path / "train.safetensors", "train")
+            digits.load(tmp_path / "train.safetensors", "train", 32)
 
 
 def test_a_wrong_class_count_is_noticed(digits):
     with pytest.raises(ConfigError, match="claims 12 classes, its data have 10"):
-        dataclasses.replace(digits, classes=12).prepare(OPTIONS)
+        dataclasses.replace(digits, classes=12).prepare(OPTIONS, NOWHERE)
 
 
 def test_shifts_are_whole_pixels_within_an_eighth_and_repeatable():

@@ -35,8 +35,8 @@ def test_an_unknown_name_gives_the_nearest(package):
     name = registry.names()[0]
     with pytest.raises(ConfigError) as error:
         registry.get(name[:-1] + "q")
-    text = f"unknown {registry.kind} '{name[:-1]}q': did you mean '{name}'? Valid: {', '.join(registry.names())}"
-    assert str(error.value) == text
+    shown = ", ".join(registry.names()[:12])  # a long list ends with how many there are
+    assert str(error.value).startswith(f"unknown {registry.kind} '{name[:-1]}q': did you mean '{name}'? Valid: {shown}")
 
 
 def test_a_name_far_from_all_gets_no_guess():

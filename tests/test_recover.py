@@ -302,7 +302,7 @@ def test_options_become_arguments():
     distil = Distillation.from_options(TRAIN, VALIDATION, options, task=TASK, augment=lambda x, g: x, seed=7)
     assert (distil.batch_size, distil.lr, distil.weight_decay) == (8, 0.1, 0.2)
     assert (distil.feature_weight, distil.logit_weight, distil.temperature) == (0.3, 0.4, 5.0)
-    assert (distil.patience, distil.augment, distil.seed) == (6, None, 7)
+    assert (distil.patience, distil.augment, distil.seed) == (6, False, 7)
     student = convnet(4)
     before = weights(student)
     distil(student, convnet(), 1)

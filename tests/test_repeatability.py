@@ -64,7 +64,7 @@ def disturbed(tmp_path_factory):
     folder.mkdir()
     project, seen = make_project(folder, methods=["ifap"]), {}
     project.stage("fetch", options=["--dataset=digits"])
-    test = project.root / paths.split_file("digits", "test")
+    test = project.root / paths.split_file("quick", "digits", "test")
     hidden = shutil.move(test, folder.parent / "test.safetensors")
 
     kill(freeze(project, BASELINE, "baseline", has_trained_an_epoch))
@@ -108,7 +108,9 @@ def test_networks_and_plans_have_the_same_bytes(both, cell):
 
 
 def test_data_have_the_same_bytes(both):
-    one, other = ({f.name: f.read_bytes() for f in (root / paths.dataset_dir("digits")).iterdir()} for root in both)
+    one, other = (
+        {f.name: f.read_bytes() for f in (root / paths.dataset_dir("quick", "digits")).iterdir()} for root in both
+    )
     assert len(one) == 4
     assert one == other
 

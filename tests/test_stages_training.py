@@ -122,7 +122,7 @@ def test_a_repeat_gives_the_same_bytes(project):
 
 
 def test_only_evaluate_opens_the_test_split(project):
-    paths.split_file("digits", "test").unlink()
+    paths.split_file("quick", "digits", "test").unlink()
     pretend_pruned()
     baseline.main(**CELL, params=PARAMS)
     finetune.main(**CELL, method="ifap", params=PARAMS)
@@ -152,7 +152,7 @@ def test_a_stage_refuses_results_of_other_parameters(project):
 
 
 def test_a_stage_refuses_a_split_that_differs_from_the_manifest(project):
-    shutil.copy(paths.split_file("digits", "test"), paths.split_file("digits", "train"))
+    shutil.copy(paths.split_file("quick", "digits", "test"), paths.split_file("quick", "digits", "train"))
     with pytest.raises(ResultsError, match="differs from its manifest"):
         baseline.main(**CELL, params=PARAMS)
 

@@ -29,7 +29,8 @@ def tiny_params(methods=("ifap", "random")):
     quick = raw["scales"]["quick"]
     quick["seeds"] = [0]
     quick["grid"]["classification"] = {"datasets": ["digits"], "models": ["resnet_tiny"], "methods": list(methods)}
-    quick["datasets"]["digits"].update(image_size=16, validation=0.2, test=0.5)
+    quick["datasets"] = {"digits": {"validation": 0.2, "test": 0.5, "split_seed": 0}}
+    quick["models"] = {"default": {"image_size": 16}}
     for step in ("baseline", "prune", "finetune"):
         quick[step] = {name: block for name, block in quick[step].items() if name in {"default", "recovery"}}
     quick["baseline"]["default"].update(RECIPE, epochs=2)

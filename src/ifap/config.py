@@ -23,6 +23,7 @@ from ifap.registry import entry_names
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]*$")]
 Precision = Literal["fp32", "bf16", "fp16"]
+TableName = Annotated[str, Field(pattern=r"^table-[1-5]$")]
 StepName = Literal["fetch", "baseline", "prune", "finetune", "evaluate"]
 
 
@@ -32,19 +33,46 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
-class DatasetOptions(Section):
-    """How a data set is prepared and split."""
+class SyntheticOptions(Section):
+    """A generated twin of a data set, in the real one's on-disk format."""
 
-    image_size: int = Field(gt=0, description="Side of the square network input, in pixels.")
-    validation: Fraction = Field(description="Share of all samples that goes to validation.")
-    test: Fraction = Field(description="Share of all samples that goes to the test split.")
+    classes: int = Field(ge=2)
+    per_class: int = Field(ge=2, description="Training samples of each class; the test split gets half as many.")
+    seed: int = Field(ge=0)
+
+
+class DatasetOptions(Section):
+    """How a data set is found, prepared and split."""
+
+    validation: Fraction | None = Field(
+        default=None, description="Share of the training samples for validation; only if the data set has none."
+    )
+    test: Fraction | None = Field(
+        default=None, description="Share of the training samples for the test split; only if the data set has none."
+    )
     split_seed: int = Field(ge=0, description="Seed of the stratified split; the same for every run.")
+    channels: Literal[1, 3] | None = Field(
+        default=None, description="3 repeats a grey image; the set's own by default."
+    )
+    root: str | None = Field(default=None, description="Folder of the raw data; data/raw/NAME by default.")
+    download: bool = Field(default=False, description="Fetch the data where their makers offer them freely.")
+    max_undecodable: float = Field(default=0.0, ge=0, lt=1, description="Share of image files that may be damaged.")
+    synthetic: SyntheticOptions | None = Field(default=None, description="Generate the data instead.")
 
     @model_validator(mode="after")
     def _leave_training_data(self) -> DatasetOptions:
-        if self.validation + self.test >= 1:
+        if (self.validation or 0) + (self.test or 0) >= 1:
             raise ValueError("validation and test together must leave training data (sum below 1)")
         return self
+
+
+class ModelOptions(Section):
+    """What a network is given and starts from."""
+
+    image_size: int = Field(gt=0, description="Side of the square network input, in pixels.")
+    pretrained: str | None = Field(
+        default=None, description="Weights to start from (.safetensors); none: initialised at random."
+    )
 
 
 class StepOptions(Section):
@@ -107,15 +135,18 @@ class TrainingOptions(StepOptions):
 
 
 class TargetOptions(Section):
-    """The wanted reduction; exactly one of the two."""
+    """The wanted reduction; exactly one of the keys."""
 
     macs: Fraction | None = None
     params: Fraction | None = None
+    published: Literal["macs", "params"] | None = Field(
+        default=None, description="The reduction that the paper prints for the cell's data set and model."
+    )
 
     @model_validator(mode="after")
-    def _one_of_both(self) -> TargetOptions:
-        if (self.macs is None) == (self.params is None):
-            raise ValueError("name exactly one of macs and params")
+    def _exactly_one(self) -> TargetOptions:
+        if [self.macs, self.params, self.published].count(None) != 2:
+            raise ValueError("name exactly one of macs, params and published")
         return self
 
 
@@ -180,10 +211,16 @@ class ScaleParams(Section):
     seeds: list[Annotated[int, Field(ge=0)]] = Field(min_length=1)
     grid: dict[Name, TaskGrid] = Field(min_length=1)
     datasets: dict[Name, DatasetOptions]
+    models: Refined
     baseline: Refined
     prune: Refined
     finetune: Refined
     evaluate: EvaluateOptions
+    tables: dict[TableName, dict[str, Any]] = Field(default={}, description="Keys of tables that differ here.")
+    keep_checkpoints: bool = Field(default=True, description="Keep saved networks once nothing needs them any more.")
+    resume: bool = Field(
+        default=True, description="Write what a killed job needs to go on; jobs of a minute need none."
+    )
 
 
 class TableParams(Section):
@@ -213,7 +250,16 @@ class Params(Section):
     versions: dict[StepName, Annotated[int, Field(ge=1)]]
     scales: dict[Name, ScaleParams] = Field(min_length=1)
     verdicts: VerdictParams = VerdictParams(accuracy_points=0.5, accuracy_sds=2.0, cost_percent=1.0)
-    tables: dict[Annotated[str, Field(pattern=r"^table-[1-5]$")], TableParams]
+    tables: dict[TableName, TableParams]
+
+
+SECTIONS: dict[str, type[Section]] = {
+    "models": ModelOptions,
+    "baseline": TrainingOptions,
+    "prune": PruneOptions,
+    "finetune": TrainingOptions,
+}
+"""The refined blocks of a scale, one merged section a model each."""
 
 
 def load_params(path: Path | str = "params.yaml") -> Params:
@@ -238,7 +284,7 @@ def parse_params(raw: object, source: str = "params.yaml") -> Params:
     """Check a mapping as ``params.yaml`` would be; see `load_params`."""
     if not isinstance(raw, dict):
         raise ConfigError(f"{source}: expected a mapping at the top, got {type(raw).__name__}")
-    params = _validated(Params, raw, source)
+    params = validated(Params, raw, source)
     for key in ("scale", "published"):
         if getattr(params, key) not in params.scales:
             name = getattr(params, key)
@@ -259,7 +305,7 @@ def select_scale(params: Params, scale: str | None) -> str:
 def refine(block: Refined, model: str, section: type[Section], where: str) -> Any:
     """Merge the ``default`` block with the one of `model` and check the result."""
     merged = {**block.get("default", {}), **block.get(model, {})}
-    return _validated(section, merged, where)
+    return validated(section, merged, where)
 
 
 def json_schema() -> str:
@@ -276,13 +322,15 @@ def _check_scale(scale: ScaleParams, where: str) -> None:
         _check_names(f"{where}.grid.{task}.models", grid.models, "model", entry_names("ifap.models"))
         _check_names(f"{where}.grid.{task}.methods", grid.methods, "method", entry_names("ifap.methods"))
         models.update(grid.models)
-    for step, section in (("baseline", TrainingOptions), ("prune", PruneOptions), ("finetune", TrainingOptions)):
+    for step, section in SECTIONS.items():
         block: Refined = getattr(scale, step)
         allowed = {"default", "recovery", *models} if step == "prune" else {"default", *models}
         _check_names(f"{where}.{step}", block, "model", allowed)
         for model in sorted(models):
             refine(block, model, section, f"{where}.{step}.{model}")
-    _validated(RecoveryOptions, scale.prune.get("recovery", {}), f"{where}.prune.recovery")
+    validated(RecoveryOptions, scale.prune.get("recovery", {}), f"{where}.prune.recovery")
+    for table, block in scale.tables.items():
+        validated(TableParams, {"title": "", **block}, f"{where}.tables.{table}")
 
 
 def _check_names(where: str, names: Any, kind: str, valid: Any) -> None:
@@ -291,7 +339,8 @@ def _check_names(where: str, names: Any, kind: str, valid: Any) -> None:
             raise ConfigError(f"{where}: unknown {kind} '{name}': {nearest(name, valid)}")
 
 
-def _validated(section: type[Section], raw: dict[str, Any], where: str) -> Any:
+def validated(section: type[Section], raw: dict[str, Any], where: str) -> Any:
+    """Return a block as its type; a wrong one raises one `ConfigError` that names `where` and the key."""
     try:
         return section.model_validate(raw)
     except ValidationError as error:

@@ -220,12 +220,11 @@ def trace(model: nn.Module, example_inputs: Inputs, ignore: Iterable[str | nn.Mo
     """
     ignored = _ignored_layers(model, ignore)
     try:
-        return _Flattener(
-            *_torch_pruning_graph(skip_values(meta_copy(model)), example_inputs, on_meta=True), ignored
-        ).graph()
+        found = _traced(lambda: skip_values(meta_copy(model)), example_inputs, on_meta=True)
     except (RuntimeError, NotImplementedError, TypeError):
         # The forward looks at values, which data-free tensors do not have: trace a real copy.
-        return _Flattener(*_torch_pruning_graph(private_copy(model), example_inputs, on_meta=False), ignored).graph()
+        found = _traced(lambda: private_copy(model), example_inputs, on_meta=False)
+    return _Flattener(*found, ignored).graph()
 
 
 def _ignored_layers(model: nn.Module, ignore: Iterable[str | nn.Module]) -> set[str]:
@@ -284,9 +283,30 @@ class _InputAwareGraph(tp.DependencyGraph):  # type: ignore[misc]
         return channels
 
 
+_Traced = tuple[nn.Module, tp.DependencyGraph, list[str]]
+
+
+def _traced(copy: Callable[[], nn.Module], example_inputs: Inputs, *, on_meta: bool) -> _Traced:
+    """Trace what evaluation runs or, if training runs more layers (an auxiliary head), what training runs."""
+    found = _torch_pruning_graph(copy(), example_inputs, on_meta=on_meta)
+    reached = _reached(found)
+    if all(name in reached for name, module in found[0].named_modules() if is_producer(module)):
+        return found
+    try:
+        in_training = _torch_pruning_graph(copy(), example_inputs, on_meta=on_meta, as_training=True)
+    except Exception:  # whatever a forward raises that wants targets, for example, in training
+        return found
+    return in_training if reached < _reached(in_training) else found
+
+
+def _reached(found: _Traced) -> set[str]:
+    model, graph, _ = found
+    return {name for name, module in model.named_modules() if is_producer(module) and module in graph.module2node}
+
+
 def _torch_pruning_graph(
-    model: nn.Module, example_inputs: Inputs, *, on_meta: bool
-) -> tuple[nn.Module, tp.DependencyGraph, list[str]]:
+    model: nn.Module, example_inputs: Inputs, *, on_meta: bool, as_training: bool = False
+) -> _Traced:
     """Let Torch-Pruning trace `model`, a copy that may be changed; returns it, its graph and bare buffers."""
     buffers = _buffers_as_parameters(model)
     bare = [(parameter, _channel_dim(parameter)) for parameter in _bare_parameters(model).values()]
@@ -294,6 +314,9 @@ def _torch_pruning_graph(
     graph = _InputAwareGraph()
 
     def forward(network: nn.Module, tree: Inputs) -> list[Tensor]:
+        for module in network.modules() if as_training else ():
+            # What chooses the way through the network trains; norms and dropout are leaves and evaluate.
+            module.training = any(True for _ in module.children())
         outputs = call(network, map_tensors(tree, _mark_input))
         # One more operation makes every output end in a node of its own, which pins what feeds it.
         return [tensor * 1 for tensor in tensors(outputs) if tensor.grad_fn is not None]

@@ -6,16 +6,23 @@ The Snakefile, `collect` and the tests ask here, so that they cannot disagree.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from ifap.claims.targets import published_reduction
 from ifap.config import (
+    ModelOptions,
     Params,
     PruneOptions,
     RecoveryOptions,
     ScaleParams,
+    TableParams,
+    TargetOptions,
     TrainingOptions,
     refine,
+    validated,
 )
+from ifap.datasets.sources import why_absent
 from ifap.paths import Cell
 
 TABLE_FORMATS = ("md", "html", "tex", "csv")
@@ -65,6 +72,17 @@ class Grid:
         """Return the data sets in use."""
         return sorted({cell.dataset for cell in self.pruned()})
 
+    def table(self, name: str) -> TableParams:
+        """Return the block of one table, refined by this scale's."""
+        own = self.options.tables.get(name, {})
+        block = {**self.params.tables[name].model_dump(), **own}
+        return validated(TableParams, block, f"scales.{self.scale}.tables.{name}")
+
+    def absent(self, root: Path = Path()) -> dict[str, str]:
+        """Return the data sets that are not here and cannot be had, each with what to do about it."""
+        reasons = {name: why_absent(name, self.options.datasets[name], root) for name in self.datasets()}
+        return {name: reason for name, reason in reasons.items() if reason is not None}
+
     def training(self, cell: Cell) -> TrainingOptions:
         """Return the recipe of the cell's baseline training, or of its fine-tuning."""
         step = "baseline" if cell.is_baseline else "finetune"
@@ -72,9 +90,20 @@ class Grid:
             getattr(self.options, step), cell.model, TrainingOptions, f"scales.{self.scale}.{step}.{cell.model}"
         )
 
+    def model(self, cell: Cell) -> ModelOptions:
+        """Return what the cell's network is given and starts from."""
+        return refine(self.options.models, cell.model, ModelOptions, f"scales.{self.scale}.models.{cell.model}")
+
     def pruning(self, cell: Cell) -> PruneOptions:
-        """Return the options of the cell's pruning loop."""
-        return refine(self.options.prune, cell.model, PruneOptions, f"scales.{self.scale}.prune.{cell.model}")
+        """Return the options of the cell's pruning loop; a published target is replaced by its value."""
+        options: PruneOptions = refine(
+            self.options.prune, cell.model, PruneOptions, f"scales.{self.scale}.prune.{cell.model}"
+        )
+        kind = options.target.published
+        if kind is None:
+            return options
+        target = TargetOptions.model_validate({kind: published_reduction(cell, kind)})
+        return options.model_copy(update={"target": target})
 
     def recovery(self) -> RecoveryOptions:
         """Return the options of the distillation after each iteration."""
@@ -107,6 +136,7 @@ class Grid:
         chain: dict[str, Any] = {
             "cell": cell._asdict(),
             "fetch": self.fetch_config(cell.dataset),
+            "model": self.model(cell).model_dump(),
             "baseline": {"version": versions["baseline"], **self.training(cell.baseline).model_dump()},
         }
         if step == "baseline" or (cell.is_baseline and step != "evaluate"):

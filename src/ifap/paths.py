@@ -31,14 +31,29 @@ class Cell(NamedTuple):
         return self.method == "baseline"
 
 
-def dataset_dir(dataset: str) -> Path:
-    """Folder of one prepared data set."""
-    return Path("data") / dataset
+def raw_dir(dataset: str) -> Path:
+    """Where a data set is looked for as its makers publish it."""
+    return Path("data") / "raw" / dataset
 
 
-def split_file(dataset: str, split: str) -> Path:
+def dataset_dir(scale: str, dataset: str) -> Path:
+    """Folder of one data set as a scale prepares it."""
+    return Path("data") / scale / dataset
+
+
+def synthetic_dir(scale: str, dataset: str) -> Path:
+    """Where a scale writes the generated twin of a data set, in the format of the real one."""
+    return dataset_dir(scale, dataset) / "synthetic"
+
+
+def split_file(scale: str, dataset: str, split: str) -> Path:
     """One split of a prepared data set; each has its own file, so that a rule sees only what it may."""
-    return dataset_dir(dataset) / f"{split}.safetensors"
+    return dataset_dir(scale, dataset) / f"{split}.safetensors"
+
+
+def manifest_file(scale: str, dataset: str) -> Path:
+    """What a prepared data set is and where it comes from."""
+    return dataset_dir(scale, dataset) / "manifest.json"
 
 
 def scale_dir(scale: str) -> Path:
@@ -104,6 +119,11 @@ def runs_csv(scale: str) -> Path:
 def trace_csv(scale: str) -> Path:
     """The pruning iterations of every pruned cell, one row each."""
     return scale_dir(scale) / "trace.csv"
+
+
+def missing_csv(scale: str) -> Path:
+    """One row a cell that has no record, and why."""
+    return scale_dir(scale) / "missing.csv"
 
 
 def claims_csv(scale: str) -> Path:

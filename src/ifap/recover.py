@@ -68,8 +68,8 @@ class Distillation:
         Epochs without a better validation loss before stopping.
     loss : callable, optional
         ``loss(outputs, targets)`` of the task.
-    augment : callable, optional
-        ``augment(inputs, generator)`` changes a batch of training inputs.
+    augment : bool or callable, optional
+        True for the training split's own augmentation, or ``augment(inputs, generator)``.
     seed : int, optional
         Source of order, augmentation, dropout and adapters, with the pruning step and the epoch.
 
@@ -95,7 +95,7 @@ class Distillation:
         temperature: float = 2.0,
         patience: int = 3,
         loss: Loss = cross_entropy,
-        augment: Augment | None = None,
+        augment: bool | Augment | None = False,
         seed: int = 0,
     ) -> None:
         for data, purpose in ((train, "distilling"), (validation, "stopping the distillation")):
@@ -118,7 +118,7 @@ class Distillation:
         options: RecoveryOptions,
         *,
         task: Task,
-        augment: Augment | None = None,
+        augment: bool | Augment | None = False,
         seed: int = 0,
     ) -> Distillation:
         """Return the distillation that a scale's options ask for.
@@ -137,7 +137,9 @@ class Distillation:
             See the class.
         """
         values = options.model_dump(exclude={"teacher", "augment"})
-        return cls(train, validation, loss=task.loss, augment=augment if options.augment else None, seed=seed, **values)
+        return cls(
+            train, validation, loss=task.loss, augment=augment if options.augment else False, seed=seed, **values
+        )
 
     def __call__(self, model: nn.Module, teacher: nn.Module, step: int) -> None:
         """Train `model` in place.
@@ -197,9 +199,9 @@ class Distillation:
         where = device_of(model)
         generator = torch.Generator().manual_seed(derive_seed(self.seed, step, epoch))
         model.train()
-        for number, (inputs, targets) in enumerate(batches(self.train, self.batch_size, generator), 1):
-            changed = to_device(self.augment(inputs, generator) if self.augment else inputs, where)
-            loss = self._batch_loss(model, teacher, pairs, changed, to_device(targets, where))
+        reading = batches(self.train, self.batch_size, generator, augment=self.augment)
+        for number, (inputs, targets) in enumerate(reading, 1):
+            loss = self._batch_loss(model, teacher, pairs, to_device(inputs, where), to_device(targets, where))
             if not math.isfinite(loss.item()):
                 raise TrainingError(
                     f"distillation loss is {loss.item()} in pruning step {step}, epoch {epoch}, batch {number}: "

@@ -171,6 +171,12 @@ def peak_memory_mb() -> float:
     return round(peak / unit, 1)
 
 
+def loader_workers() -> int:
+    """Return how many processes decode images: ``IFAP_LOADER_WORKERS``, else none beside this one."""
+    value = os.environ.get("IFAP_LOADER_WORKERS", "")
+    return int(value) if value.isdigit() else 0
+
+
 def _threads_from_environment() -> int:
     value = os.environ.get("OMP_NUM_THREADS", "")
     return int(value) if value.isdigit() and int(value) > 0 else 1

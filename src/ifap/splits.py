@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -19,22 +19,43 @@ from ifap.errors import ScoreError, SplitError
 Role = Literal["train", "validation", "test"]
 
 
+class Samples(Protocol):
+    """Network inputs that are made when they are asked for, such as images that stay on disk."""
+
+    @property
+    def decodes(self) -> bool:
+        """Whether reading is slow enough to be worth other processes."""
+        ...
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        ...
+
+    def __getitem__(self, rows: Tensor) -> Tensor:
+        """Return the inputs of some samples, always the same, shape (rows, ...)."""
+        ...
+
+    def augmented(self, rows: Tensor, seed: int) -> Tensor:
+        """Return the inputs of some samples, changed at random by `seed` alone, shape (rows, ...)."""
+        ...
+
+
 @dataclass(frozen=True)
 class Split:
-    """Inputs and targets of one role, held in memory.
+    """Inputs and targets of one role.
 
     Parameters
     ----------
     role : {'train', 'validation', 'test'}
         What the samples may be used for.
-    inputs : Tensor, shape (samples, ...)
-        Network inputs.
+    inputs : Tensor, shape (samples, ...), or Samples
+        Network inputs, held in memory or made on demand.
     targets : Tensor, shape (samples, ...)
         What the task compares outputs with.
     """
 
     role: Role
-    inputs: Tensor
+    inputs: Tensor | Samples
     targets: Tensor
 
     def __post_init__(self) -> None:
@@ -43,6 +64,20 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.inputs)
+
+    def read(self, rows: Tensor, seed: int | None = None) -> tuple[Tensor, Tensor]:
+        """Return inputs and targets of some samples.
+
+        Parameters
+        ----------
+        rows : Tensor, shape (batch,)
+            Which samples.
+        seed : int, optional
+            Source of the split's own augmentation; a split held in memory has none.
+        """
+        augments = seed is not None and not isinstance(self.inputs, Tensor)
+        inputs = self.inputs.augmented(rows, seed) if augments else self.inputs[rows]  # type: ignore[union-attr, arg-type]
+        return inputs, self.targets[rows]
 
     def calibration(self, samples: int, batch_size: int, seed: int) -> CalibrationBatches:
         """Return batches of inputs for scoring, drawn without replacement by `seed`."""

@@ -30,7 +30,7 @@ from ifap.files import atomic_write_bytes
 from ifap.monitor import OnEpoch, Speed, StepBar
 from ifap.runtime import derive_seed, seeded
 from ifap.splits import Split, refuse_test
-from ifap.tasks.base import Augment, Task, batch_rows, batches
+from ifap.tasks.base import Augment, Task, batches, chunks
 from ifap.tracing import evaluation_mode
 
 log = logging.getLogger(__name__)
@@ -128,7 +128,7 @@ def fit(
     task: Task,
     *,
     seed: int,
-    augment: Augment | None = None,
+    augment: bool | Augment = False,
     state: Path | None = None,
     guard: str = "",
     extra_loss: ExtraLoss | None = None,
@@ -152,8 +152,9 @@ def fit(
         Loss and metrics.
     seed : int
         With the number of the epoch, the source of order, augmentation and dropout.
-    augment : callable, optional
-        Changes a batch of inputs; used if the recipe asks for augmentation.
+    augment : bool or callable, optional
+        True for the training split's own augmentation, or a function that changes a batch of
+        inputs; used if the recipe asks for augmentation.
     state : Path, optional
         Folder of the resume state, replaced after every epoch but the last.
     guard : str, optional
@@ -188,7 +189,7 @@ def fit(
         compile=recipe.compile,
     )
     _check_shares(recipe, engine)
-    reader = _Reader(train, recipe, augment if recipe.augment else None, engine)
+    reader = _Reader(train, recipe, augment if recipe.augment else False, engine)
     run = _Run(model, recipe, state, _fingerprint(model, recipe, seed, guard, engine, controller), controller, engine)
     if controller is not None:
         steps = recipe.epochs * reader.steps
@@ -276,20 +277,19 @@ def build_optimizer(
 class _Reader:
     """The training data of `fit`: the only place that reads them."""
 
-    def __init__(self, train: Split, recipe: TrainingOptions, augment: Augment | None, engine: Engine) -> None:
+    def __init__(self, train: Split, recipe: TrainingOptions, augment: bool | Augment, engine: Engine) -> None:
         self._train = train
         self._batch_size = recipe.batch_size
         self._augment = augment
         self._share = (engine.rank, engine.processes)
-        self.steps = len(batch_rows(len(train), recipe.batch_size, share=self._share))
+        self.steps = len(chunks(len(train), recipe.batch_size, share=self._share))
         if self.steps == 0 and len(train):
             raise TrainingError(f"{len(train)} training samples cannot be shared by {engine.processes} processes")
 
     def epoch(self, seed: int, epoch: int) -> Iterator[tuple[Any, Any]]:
         """Yield this process's part of every batch of an epoch."""
         generator = torch.Generator().manual_seed(derive_seed(seed, epoch, "order"))
-        for inputs, targets in batches(self._train, self._batch_size, generator, share=self._share):
-            yield self._augment(inputs, generator) if self._augment else inputs, targets
+        return batches(self._train, self._batch_size, generator, augment=self._augment, share=self._share)
 
 
 class _Losses:

@@ -42,6 +42,8 @@ class Assumptions:
         Start of one job: imports, reading data and network.
     parameters : float
         Parameters of an unpruned network, 4 bytes each.
+    split_share : float
+        Share of validation and of test samples where the data set itself has such a split.
     samples : mapping of str to int
         Images of known data sets; others have `other_samples`.
     """
@@ -54,6 +56,7 @@ class Assumptions:
     job_seconds: float = 30.0
     parameters: float = 30e6
     other_samples: int = 60_000
+    split_share: float = 0.15
     samples: Mapping[str, int] = field(
         default_factory=lambda: {
             "digits": 1_797,
@@ -131,7 +134,7 @@ def table_cells(grid: Grid) -> dict[str, list[Cell]]:
     """
     tables = {}
     for name in sorted(grid.params.tables):
-        options = grid.params.tables[name]
+        options = grid.table(name)
         wanted = {key: getattr(options, key, None) for key in Cell._fields}
         chosen = [cell for cell in grid.pruned() if wanted["task"] and _fits(cell, wanted)]
         tables[name] = list(dict.fromkeys([*(cell.baseline for cell in chosen), *chosen]))
@@ -298,17 +301,18 @@ def _alike(cell: Cell, measured: Mapping[Cell, _Measured]) -> list[_Measured]:
 
 def _stated(grid: Grid, cell: Cell, assume: Assumptions) -> float:
     """Return the seconds that the jobs of one cell take by the assumptions."""
-    data = grid.options.datasets[cell.dataset]
-    samples = assume.samples.get(cell.dataset, assume.other_samples)
-    train, test = samples * (1 - data.validation - data.test), samples * data.test
-    speed = min(assume.most_per_second, assume.images_per_second * (224 / data.image_size) ** 2)
+    size = grid.model(cell).image_size
+    data, samples = grid.options.datasets[cell.dataset], _samples(grid, cell.dataset, assume)
+    validation, test = (assume.split_share if share is None else share for share in (data.validation, data.test))
+    train, test = samples * (1 - validation - test), samples * test
+    speed = min(assume.most_per_second, assume.images_per_second * (224 / size) ** 2)
     images = grid.training(cell).epochs * train + assume.forward * test
     extra = 2 * assume.job_seconds
     if not cell.is_baseline:
         options, recovery = grid.pruning(cell), grid.recovery()
         per_iteration = (
             recovery.epochs * train * assume.distillation
-            + (options.calibration_samples + samples * data.validation) * assume.forward
+            + (options.calibration_samples + samples * validation) * assume.forward
         )
         images += options.steps * per_iteration
         extra += assume.job_seconds + options.steps * assume.iteration_seconds
@@ -316,6 +320,11 @@ def _stated(grid: Grid, cell: Cell, assume: Assumptions) -> float:
 
 
 def _data_bytes(grid: Grid, dataset: str, assume: Assumptions) -> float:
-    """Return the size of a prepared data set: one byte a colour and pixel."""
-    samples = assume.samples.get(dataset, assume.other_samples)
-    return float(samples * 3 * grid.options.datasets[dataset].image_size ** 2)
+    """Return the size of a data set at most: one byte a colour and pixel of the largest network input."""
+    side = max(grid.model(cell).image_size for cell in grid.baselines() if cell.dataset == dataset)
+    return float(_samples(grid, dataset, assume) * 3 * side**2)
+
+
+def _samples(grid: Grid, dataset: str, assume: Assumptions) -> float:
+    twin = grid.options.datasets[dataset].synthetic
+    return 1.5 * twin.classes * twin.per_class if twin else assume.samples.get(dataset, assume.other_samples)

@@ -261,7 +261,7 @@ def summarize_claims(claims: pd.DataFrame | None, scale: str) -> Verdicts | None
 
 def table_costs(grid: Grid, runs: pd.DataFrame) -> tuple[Cost, ...]:
     """Sum up wall time and peak memory of the cells that each table needs; then of all."""
-    groups = {grid.params.tables[name].title: cells for name, cells in table_cells(grid).items()}
+    groups = {grid.table(name).title: cells for name, cells in table_cells(grid).items()}
     groups["All cells, each once"] = grid.cells()
     costs = []
     for title, cells in groups.items():

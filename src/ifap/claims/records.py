@@ -52,6 +52,7 @@ RUN_COLUMNS = (
     "train_size",
     "validation_size",
     "test_size",
+    "synthetic",
     "data_checksum",
     "config_hash",
     "metrics",
@@ -59,7 +60,9 @@ RUN_COLUMNS = (
 )
 TRACE_TIMING = ("seconds_score", "seconds_prune", "seconds_recover")
 TEXT_COLUMNS = frozenset({*CELL_COLUMNS[:-1], "data_checksum", "config_hash", "metrics"})
-OPTIONAL_TEXT = frozenset({"target_kind", "accepted", "refused"})
+OPTIONAL_TEXT = frozenset({"target_kind", "accepted", "refused", "synthetic"})
+MISSING_COLUMNS = (*CELL_COLUMNS, "reason")
+NO_RECORD = "no record"
 LISTED = 20  # how many missing or stale cells an error names before it counts the rest
 
 Percent = Annotated[float, Field(ge=0, le=100)]
@@ -161,6 +164,7 @@ class Record(_Strict):
     validation: ValidationMetrics
     split_sizes: SplitSizes
     data_checksum: str
+    synthetic: bool
     macs: Annotated[int, Field(gt=0)]
     params: Annotated[int, Field(gt=0)]
     params_nonzero: Count
@@ -224,18 +228,18 @@ class Collected:
         The cells that have a valid, up-to-date record, in the order of the grid.
     receipts : dict of Cell to list of Receipt
         The pruning iterations of the pruned cells among them.
-    missing : tuple of Cell
-        The cells of the grid that have none.
+    missing : dict of Cell to str
+        The cells of the grid that have none, and why.
     """
 
     grid: Grid
     records: dict[Cell, Record]
     receipts: dict[Cell, list[Receipt]]
-    missing: tuple[Cell, ...]
+    missing: dict[Cell, str]
 
 
 def collect(grid: Grid, *, root: Path = Path(), allow_missing: bool = False) -> Collected:
-    """Read and check the records of every cell of a grid.
+    """Read and check the records of every cell of a grid; cells whose data are not here may be missing.
 
     Parameters
     ----------
@@ -258,21 +262,23 @@ def collect(grid: Grid, *, root: Path = Path(), allow_missing: bool = False) -> 
         the malformed file.
     """
     records: dict[Cell, Record] = {}
-    missing: list[Cell] = []
+    missing: dict[Cell, str] = {}
+    absent = {name: f"data absent: {reason}" for name, reason in grid.absent(root).items()}
     stale: list[str] = []
     for cell in grid.cells():
         path = paths.metrics_file(grid.scale, cell)
         if not (root / path).exists():
-            missing.append(cell)
+            missing[cell] = absent.get(cell.dataset, NO_RECORD)
             continue
         record = read_record(root / path, path, grid.scale, cell)
         difference = first_difference(record.config, grid.config(cell, "evaluate"))
         if difference:
             stale.append(f"stale {path}: {difference}")
         records[cell] = record
-    _refuse_gaps([] if allow_missing else missing, stale)
+    unexplained = [cell for cell, reason in missing.items() if reason == NO_RECORD]
+    _refuse_gaps([] if allow_missing else unexplained, stale)
     receipts = {cell: _receipts(grid, cell, record, root) for cell, record in records.items() if not cell.is_baseline}
-    return Collected(grid, records, receipts, tuple(missing))
+    return Collected(grid, records, receipts, missing)
 
 
 def read_record(file: Path, shown: Path, scale: str, cell: Cell) -> Record:
@@ -363,6 +369,27 @@ def trace_table(collected: Collected) -> str:
     return as_csv(TRACE_COLUMNS, rows)
 
 
+def missing_table(collected: Collected) -> str:
+    """Lay out one row a cell that has no record, and why, as CSV text."""
+    scale = collected.grid.scale
+    rows = ({"scale": scale, **cell._asdict(), "reason": why} for cell, why in collected.missing.items())
+    return as_csv(MISSING_COLUMNS, rows)
+
+
+def load_missing(scale: str, *, root: Path = Path()) -> dict[Cell, str]:
+    """Read ``missing.csv`` of one scale: the cells without a record, and why."""
+    path = paths.missing_csv(scale)
+    lines = read_lines(root / path, path)
+    check_header(lines[0], MISSING_COLUMNS, path)
+    found = {}
+    for row, line in enumerate(lines[1:], start=2):
+        if len(line) != len(MISSING_COLUMNS) or not line[-2].isdecimal() or not line[-1]:
+            raise ResultsError(f"malformed {path}: row {row}: not {','.join(MISSING_COLUMNS)}")
+        task, dataset, model, method, seed = line[1:6]
+        found[Cell(task, dataset, model, method, int(seed))] = line[-1]
+    return found
+
+
 def load_runs(scale: str, *, root: Path = Path()) -> pd.DataFrame:
     """Read ``runs.csv`` of one scale."""
     return _load(root, paths.runs_csv(scale), RUN_COLUMNS)
@@ -451,6 +478,7 @@ def _run_row(collected: Collected, cell: Cell, record: Record) -> dict[str, Any]
         "train_size": sizes.train,
         "validation_size": sizes.validation,
         "test_size": sizes.test,
+        "synthetic": record.synthetic,
         "data_checksum": record.data_checksum,
         "config_hash": config_hash(record.config),
         "metrics": paths.metrics_file(collected.grid.scale, cell).as_posix(),

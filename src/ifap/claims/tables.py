@@ -12,7 +12,7 @@ import math
 import os
 import re
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path
@@ -23,6 +23,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateError
 from markupsafe import Markup, escape
 
 from ifap import paths
+from ifap.claims.records import NO_RECORD
 from ifap.config import TableParams
 from ifap.errors import ConfigError, nearest
 from ifap.grid import Grid
@@ -37,6 +38,10 @@ METHOD_LABELS = {"ifap": "IFAP"}
 DATASET_NOTES = {
     "digits": "digits holds real scans of handwritten digits, 8\N{MULTIPLICATION SIGN}8 pixels each",
 }
+SYNTHETIC_NOTE = (
+    "data sets marked synthetic are generated in the on-disk format of the real ones, with fewer classes and samples: "
+    "accuracies on them say nothing about the real data"
+)
 VERDICT = "not comparable (scale)"
 
 Align = Literal["left", "right"]
@@ -168,6 +173,7 @@ def build_table(
     runs: pd.DataFrame,
     trace: pd.DataFrame,
     claims: Sequence[Judged] | None = None,
+    missing: Mapping[Cell, str] | None = None,
 ) -> Table:
     """Build one table of ``params.yaml``.
 
@@ -181,6 +187,8 @@ def build_table(
         Content of ``runs.csv`` and ``trace.csv``.
     claims : sequence of Judged, optional
         Content of ``claims.csv``; read from the scale's folder by default.
+    missing : mapping of Cell to str, optional
+        Content of ``missing.csv``: why a cell has no row.
 
     Returns
     -------
@@ -195,7 +203,7 @@ def build_table(
     number = int(name.removeprefix("table-"))
     if name not in BUILDERS:
         return published_table(number, name, options.title, claims, grid.scale)
-    own = BUILDERS[name](name, options, grid, runs, trace)
+    own = BUILDERS[name](name, options, grid, runs, trace, missing or {})
     title = f"{options.title.partition('.')[0]} as published, with verdicts"
     return replace(own, published=published_table(number, f"{name}-published", title, claims, grid.scale))
 
@@ -205,7 +213,7 @@ def table_options(name: str, grid: Grid) -> TableParams:
     known = list(grid.params.tables)
     if name not in known:
         raise ConfigError(f"unknown table '{name}': {nearest(name, known)}")
-    options = grid.params.tables[name]
+    options = grid.table(name)
     if name == "table-2" and options.task is None:
         raise ConfigError(f"params.yaml: tables.{name}: key is missing: task")
     return options
@@ -411,7 +419,14 @@ def link(path: str, scale: str) -> str:
 # --- Table II ------------------------------------------------------------------------------------
 
 
-def _table_2(name: str, options: TableParams, grid: Grid, runs: pd.DataFrame, trace: pd.DataFrame) -> Table:
+def _table_2(
+    name: str,
+    options: TableParams,
+    grid: Grid,
+    runs: pd.DataFrame,
+    trace: pd.DataFrame,
+    missing: Mapping[Cell, str],
+) -> Table:
     runs = runs[runs["task"] == options.task]
     if options.dataset:
         runs = runs[runs["dataset"] == options.dataset]
@@ -426,9 +441,9 @@ def _table_2(name: str, options: TableParams, grid: Grid, runs: pd.DataFrame, tr
     rows: list[Row] = []
     for (dataset, model), methods in blocks.items():
         wanted = [cell for cell in cells if (cell.dataset, cell.model) == (dataset, model)]
-        new = not rows or rows[-1].items[0].text != dataset
+        new = not rows or rows[-1].items[0].text != dataset_label(dataset, grid)
         height = sum(len(names) for (other, _), names in blocks.items() if other == dataset)
-        rows += _block(wanted, methods, runs, macs, params, dataset_rows=height if new else 0)
+        rows += _block(wanted, methods, runs, macs, params, missing, grid=grid, dataset_rows=height if new else 0)
     return Table(name, options.title, _table_2_columns(macs, params), tuple(rows), _table_2_notes(grid, cells, runs))
 
 
@@ -451,7 +466,15 @@ def _table_2_columns(macs: Unit, params: Unit) -> tuple[Column, ...]:
 
 
 def _block(
-    cells: Sequence[Cell], methods: Sequence[str], runs: pd.DataFrame, macs: Unit, params: Unit, dataset_rows: int
+    cells: Sequence[Cell],
+    methods: Sequence[str],
+    runs: pd.DataFrame,
+    macs: Unit,
+    params: Unit,
+    missing: Mapping[Cell, str],
+    *,
+    grid: Grid,
+    dataset_rows: int,
 ) -> list[Row]:
     """Lay out the methods of one network on one data set, the best pruned accuracy in bold."""
     dataset, model = cells[0].dataset, cells[0].model
@@ -461,13 +484,15 @@ def _block(
     rows = []
     for index, method in enumerate(methods):
         names = (
-            Item(dataset, rows=0 if index else dataset_rows),
+            Item(dataset_label(dataset, grid), rows=0 if index else dataset_rows),
             Item(model, rows=0 if index else len(methods)),
             Item(label(method)),
         )
         wanted = [cell for cell in cells if cell.method == method]
         frame = of_method[method]
-        values = _method_items(frame, len(wanted), macs, params, best) if len(frame) else _not_attempted(wanted)
+        values = (
+            _method_items(frame, len(wanted), macs, params, best) if len(frame) else _not_attempted(wanted, missing)
+        )
         rows.append(Row((*names, *values), starts_group=index == 0))
     return rows
 
@@ -516,10 +541,12 @@ def _origin(metrics: Sequence[str], scale: str) -> str:
     return link(metrics[0] if len(metrics) == 1 else os.path.dirname(os.path.dirname(metrics[0])) + "/", scale)
 
 
-def _not_attempted(cells: Sequence[Cell], columns: int = 10) -> tuple[Item, ...]:
+def _not_attempted(cells: Sequence[Cell], missing: Mapping[Cell, str], columns: int = 10) -> tuple[Item, ...]:
     seeds = ", ".join(str(cell.seed) for cell in cells)
     noun = "seed" if len(cells) == 1 else "seeds"
-    return (Item(f"not attempted: no record for {noun} {seeds}", columns=columns),)
+    reason = missing.get(cells[0], NO_RECORD)
+    text = f"{reason} for {noun} {seeds}" if reason == NO_RECORD else reason
+    return (Item(f"not attempted: {text}", columns=columns),)
 
 
 def _table_2_notes(grid: Grid, cells: Sequence[Cell], runs: pd.DataFrame) -> tuple[Note, ...]:
@@ -539,11 +566,20 @@ def _table_2_notes(grid: Grid, cells: Sequence[Cell], runs: pd.DataFrame) -> tup
     )
 
 
+def dataset_label(dataset: str, grid: Grid) -> str:
+    """Return the name of a data set in print; a generated one says so."""
+    return f"{dataset} (synthetic)" if grid.options.datasets[dataset].synthetic else dataset
+
+
 def _scale_notes(grid: Grid, datasets: Sequence[str], published: str) -> tuple[Note, ...]:
     known = [DATASET_NOTES[name] for name in dict.fromkeys(datasets) if name in DATASET_NOTES]
+    if any(grid.options.datasets[name].synthetic for name in datasets):
+        known.append(SYNTHETIC_NOTE)
     if grid.scale == "paper":
         return tuple(Note(f"{text}.") for text in known)
-    reason = "; ".join([*known, "the networks are small"])
+    sizes = sorted({grid.model(cell).image_size for cell in grid.baselines() if cell.dataset in datasets})
+    inputs = " or ".join(f"{size}\N{MULTIPLICATION SIGN}{size}" for size in sizes)
+    reason = "; ".join([*known, f"the networks take inputs of {inputs} pixels"])
     return (Note(f"Scale {grid.scale}: {reason}. Verdict against the paper's {published}: {VERDICT}."),)
 
 
@@ -555,7 +591,14 @@ def _samples(runs: pd.DataFrame, column: str) -> str:
 # --- Table IV ------------------------------------------------------------------------------------
 
 
-def _table_4(name: str, options: TableParams, grid: Grid, runs: pd.DataFrame, trace: pd.DataFrame) -> Table:
+def _table_4(
+    name: str,
+    options: TableParams,
+    grid: Grid,
+    runs: pd.DataFrame,
+    trace: pd.DataFrame,
+    missing: Mapping[Cell, str],
+) -> Table:
     cell = table_cell(name, options)
     own, base = select(runs, cell), select(runs, cell.baseline)
     steps = select(trace, cell)
@@ -568,7 +611,7 @@ def _table_4(name: str, options: TableParams, grid: Grid, runs: pd.DataFrame, tr
             *_test_row("final network", own, macs, params, new=base.empty),
         ]
     else:
-        rows = [Row((Item("all"), *_not_attempted([cell], columns=6)), starts_group=True)]
+        rows = [Row((Item("all"), *_not_attempted([cell], missing, columns=6)), starts_group=True)]
     return Table(
         name, options.title, _table_4_columns(macs, params), tuple(rows), _table_4_notes(grid, cell, own, steps)
     )
@@ -656,7 +699,8 @@ def _table_4_notes(grid: Grid, cell: Cell, own: pd.DataFrame, steps: pd.DataFram
     )
 
 
-BUILDERS: dict[str, Callable[[str, TableParams, Grid, pd.DataFrame, pd.DataFrame], Table]] = {
+Builder = Callable[[str, TableParams, Grid, pd.DataFrame, pd.DataFrame, Mapping[Cell, str]], Table]
+BUILDERS: dict[str, Builder] = {
     "table-2": _table_2,
     "table-4": _table_4,
 }

@@ -23,6 +23,7 @@ from ifap.claims.audit import Finding, delta_conventions, run_audit
 from ifap.claims.names import DATASETS, METHODS, MODELS
 from ifap.claims.published import COLUMNS, COUNTS, load_claims
 from ifap.claims.records import (
+    NO_RECORD,
     Blank,
     Collected,
     as_csv,
@@ -35,6 +36,7 @@ from ifap.claims.records import (
 from ifap.config import VerdictParams
 from ifap.errors import ResultsError
 from ifap.grid import Grid
+from ifap.paths import Cell
 
 Verdict = Literal[
     "reproduced", "not reproduced", "not attempted", "inconsistent in the source", "not comparable (scale)"
@@ -85,12 +87,15 @@ class Source:
         Content of ``runs.csv`` and ``trace.csv``.
     commits : mapping of str to str
         The commit of each record, by the path of its ``metrics.json``.
+    missing : mapping of Cell to str
+        The cells without a record, and why.
     """
 
     grid: Grid
     runs: pd.DataFrame
     trace: pd.DataFrame
     commits: Mapping[str, str]
+    missing: Mapping[Cell, str]
 
     @classmethod
     def of(cls, collected: Collected) -> Source:
@@ -100,7 +105,7 @@ class Source:
             paths.metrics_file(collected.grid.scale, cell).as_posix(): record.provenance.commit or ""
             for cell, record in collected.records.items()
         }
-        return cls(collected.grid, runs, trace, commits)
+        return cls(collected.grid, runs, trace, commits, collected.missing)
 
 
 @dataclass(frozen=True)
@@ -260,7 +265,7 @@ def _verdict(
     if finding:
         arithmetic = " | ".join(" ".join(line.split()) for line in finding.arithmetic.splitlines())
         return "inconsistent in the source", f"{finding.name}: {finding.title}: {arithmetic}"
-    return "not attempted", _why_not(claim, source.grid)
+    return "not attempted", _why_not(claim, source)
 
 
 def _names(claim: Mapping[Any, Any]) -> tuple[str, str, str]:
@@ -269,7 +274,8 @@ def _names(claim: Mapping[Any, Any]) -> tuple[str, str, str]:
     return DATASETS[claim["dataset"]].name, MODELS[claim["model"]], method
 
 
-def _why_not(claim: Mapping[Any, Any], grid: Grid) -> str:
+def _why_not(claim: Mapping[Any, Any], source: Source) -> str:
+    grid = source.grid
     dataset, model, method = _names(claim)
     by = f" by {claim['method']}" if claim["method"] else ""
     text = f"scale {grid.scale} does not run {claim['dataset']} with {claim['model']}{by}"
@@ -277,7 +283,11 @@ def _why_not(claim: Mapping[Any, Any], grid: Grid) -> str:
     if not cells:
         absent = "" if "paper" in grid.params.scales else ", once params.yaml defines it"
         return f"{text}{SPLIT}data not present: {DATASETS[claim['dataset']].need} and run scale paper{absent}"
-    if any((cell.model, cell.method) == (model, method) for cell in cells):
+    here = [cell for cell in cells if (cell.model, cell.method) == (model, method)]
+    explained = [why for cell, why in source.missing.items() if cell in here and why != NO_RECORD]
+    if explained:
+        return f"no record of {dataset}/{model}/{method} holds it{SPLIT}{explained[0]}"
+    if here:
         return f"no record of {dataset}/{model}/{method} holds it{SPLIT}run snakemake --config scale={grid.scale}"
     return f"{text}{SPLIT}put {model} and {method} into scales.{grid.scale}.grid of params.yaml"
 

@@ -1,7 +1,21 @@
-"""Data sets: one file an entry."""
+"""Data sets: one file an entry.
+
+Names are loaded on first use: Snakemake asks `ifap.datasets.sources` what is there, without torch.
+"""
 
 from __future__ import annotations
 
-from ifap.datasets.base import DATASETS, DatasetSpec
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ifap.datasets.base import DATASETS, DatasetSpec
 
 __all__ = ["DATASETS", "DatasetSpec"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'ifap.datasets' has no attribute '{name}'")
+    from ifap.datasets import base
+
+    return getattr(base, name)

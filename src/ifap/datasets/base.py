@@ -4,83 +4,105 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from ifap.config import DatasetOptions
+from ifap.datasets.check import drop_undecodable
+from ifap.datasets.images import ImageArrays, ImageFiles, Scaling, View
+from ifap.datasets.raw import Arrays, Files
+from ifap.datasets.sources import Source
 from ifap.errors import ConfigError, ResultsError, SplitError
 from ifap.files import atomic_write_bytes, atomic_write_text
 from ifap.paths import SPLITS
 from ifap.registry import Registry
 from ifap.runtime import sha256_file
-from ifap.splits import Role, Split
+from ifap.splits import Role, Samples, Split
 
-Augment = Callable[[Tensor, torch.Generator], Tensor]
-Samples = tuple[Tensor, Tensor]
+log = logging.getLogger(__name__)
+
+Raw = Arrays | Files
+Read = Callable[[Path], dict[Role, Raw]]
+Twin = Callable[[Path, int, int, int], None]
 
 ROLES: tuple[Role, ...] = ("train", "validation", "test")
-MANIFEST_VERSION = 1
+MANIFEST_VERSION = 2
+# Image files are not all read to take their moments: these are ImageNet's, which pretrained networks expect.
+IMAGENET_MOMENTS = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+NAMED = 20  # damaged files that a manifest names before it only counts
 
 
 @dataclass(frozen=True)
 class DatasetSpec:
-    """A set of images with one class each, small enough to stay in memory.
+    """A set of images with one class each.
 
     Parameters
     ----------
-    name : str
-        Its name in ``params.yaml``.
+    name, title : str
+        Its name in ``params.yaml`` and in print.
     classes : int
         Number of classes; the data are checked against it.
     channels : int
-        Channels of an image.
-    maximum : float
-        Largest raw value; raw values are divided by it.
-    source : str
-        Where the samples come from.
+        Channels of a raw image, 1 or 3.
     licence : str
         Under which terms.
+    layout : str
+        What its folder must hold, in words.
+    sources : tuple of Source
+        Where it may come from, in the order in which they are tried.
     read : callable
-        Returns all raw images, uint8 of shape (samples, channels, height, width), and their
-        classes, int64 of shape (samples,).
-    augment : callable
-        Changes a batch of network inputs at random, drawing from the given generator only.
+        ``read(folder)`` returns the raw samples of the roles that the data set itself defines.
+    twin : callable or None
+        ``twin(folder, classes, per_class, seed)`` writes a synthetic set in the same format.
+    view : str
+        How raw images become network inputs; see `ifap.datasets.images.View`.
+    maximum : float
+        Largest raw value; raw values are divided by it.
     """
 
     name: str
+    title: str
     classes: int
     channels: int
-    maximum: float
-    source: str
     licence: str
-    read: Callable[[], Samples]
-    augment: Augment
+    layout: str
+    sources: tuple[Source, ...]
+    read: Read
+    twin: Twin | None
+    view: View
+    maximum: float = 255.0
 
-    def prepare(self, options: DatasetOptions) -> dict[Role, Samples]:
-        """Return the raw samples of each role, split with every class in proportion.
+    def prepare(self, options: DatasetOptions, folder: Path) -> dict[Role, Raw]:
+        """Return the raw samples of each role; what the data set does not define is split off its training samples.
 
         Raises
         ------
         ConfigError
-            If the data do not have the classes that this data set claims.
+            If the data do not have the classes that this data set claims, or the options ask for
+            a split that the data set has.
         """
-        images, targets = self.read()
-        found = sorted(set(targets.tolist()))
-        if found != list(range(self.classes)):
-            raise ConfigError(
-                f"data set '{self.name}' claims {self.classes} classes, its data have {len(found)}: {found}"
-            )
-        return {role: (images[rows], targets[rows]) for role, rows in stratified_rows(targets, options).items()}
+        found = self.read(folder)
+        classes = options.synthetic.classes if options.synthetic else self.classes
+        for role, raw in found.items():
+            _check_classes(f"data set '{self.name}', {role} split", raw.targets, classes, complete=role == "train")
+        for role, share in _shares(options):
+            if (share is None) != (role in found):
+                has = "has its own" if role in found else "has no"
+                wanted = "leave out" if role in found else "set"
+                raise ConfigError(f"data set '{self.name}' {has} {role} split: {wanted} datasets.{self.name}.{role}")
+        rows = stratified_rows(found["train"].targets, options)
+        return {role: found[role] if role in found and role != "train" else found["train"].take(rows[role])
+                for role in ROLES}  # fmt: skip
 
-    def load(self, path: Path, role: Role) -> Split:
+    def load(self, path: Path, role: Role, size: int) -> Split:
         """Return one prepared split as network inputs: resized and normalised.
 
         Parameters
@@ -89,6 +111,8 @@ class DatasetSpec:
             The split's file.
         role : {'train', 'validation', 'test'}
             What the file must hold.
+        size : int
+            Side of the square network input, in pixels.
 
         Raises
         ------
@@ -104,42 +128,40 @@ class DatasetSpec:
             )
         if about.get("sha256") != content_hash(tensors):
             raise ResultsError(f"{path} is damaged (checksum differs): run the fetch stage again")
-        return Split(role, self.network_inputs(tensors["inputs"], about), tensors["targets"])
+        scaling = Scaling(size, about["channels"], self.maximum, tuple(about["mean"]), tuple(about["std"]))
+        return Split(role, self._samples(tensors, about, scaling), tensors["targets"])
 
-    def network_inputs(self, images: Tensor, about: Mapping[str, Any]) -> Tensor:
-        """Resize raw images bilinearly and normalise them with the training split's mean and deviation."""
-        side = int(about["image_size"])
-        values = F.interpolate(images.float() / self.maximum, (side, side), mode="bilinear", align_corners=False)
-        mean, std = (torch.tensor(about[key]).view(1, -1, 1, 1) for key in ("mean", "std"))
-        return (values - mean) / std
+    def _samples(self, tensors: Mapping[str, Tensor], about: Mapping[str, Any], scaling: Scaling) -> Samples:
+        if "inputs" in tensors:
+            return ImageArrays(tensors["inputs"], self.view, scaling)
+        names = bytes(tensors["names"].numpy()).decode().split("\n")
+        return ImageFiles(Path(about["root"]), tuple(names), self.view, scaling)
 
 
 DATASETS: Registry[DatasetSpec] = Registry("data set", "ifap.datasets")
 
 
 def stratified_rows(targets: Tensor, options: DatasetOptions) -> dict[Role, Tensor]:
-    """Return which samples belong to which role; the same for the same seed."""
+    """Return which training samples belong to which role, every class in proportion; the same for the same seed."""
     from sklearn.model_selection import train_test_split  # slow to import, and only fetching needs it
 
-    total = len(targets)
-    rest, test = train_test_split(
-        torch.arange(total).numpy(),
-        test_size=round(total * options.test),
-        random_state=options.split_seed,
-        stratify=targets.numpy(),
-    )
-    train, validation = train_test_split(
-        rest,
-        test_size=round(total * options.validation),
-        random_state=options.split_seed,
-        stratify=targets.numpy()[rest],
-    )
-    rows = {"train": train, "validation": validation, "test": test}
-    return {role: torch.from_numpy(rows[role]) for role in ROLES}
+    left = torch.arange(len(targets)).numpy()
+    rows: dict[Role, Tensor] = {}
+    for role, share in _shares(options):
+        if share is None:
+            continue
+        left, taken = train_test_split(
+            left,
+            test_size=round(len(targets) * share),
+            random_state=options.split_seed,
+            stratify=targets.numpy()[left],
+        )
+        rows[role] = torch.from_numpy(taken)
+    return {**rows, "train": torch.from_numpy(left)}
 
 
 def write_dataset(
-    spec: DatasetSpec, options: DatasetOptions, config: Mapping[str, Any], folder: Path
+    spec: DatasetSpec, options: DatasetOptions, config: Mapping[str, Any], source: str, raw: Path, folder: Path
 ) -> dict[str, Any]:
     """Prepare a data set and write one file a split and, last, ``manifest.json``.
 
@@ -148,9 +170,13 @@ def write_dataset(
     spec : DatasetSpec
         What to prepare.
     options : DatasetOptions
-        How to split and resize.
+        How to split.
     config : mapping
         What the prepared data depend on; kept in the manifest.
+    source : str
+        Where the raw data come from, in words.
+    raw : Path
+        Their folder.
     folder : Path
         Where the files go.
 
@@ -159,31 +185,32 @@ def write_dataset(
     dict
         The manifest.
     """
-    samples = spec.prepare(options)
-    moments = _moments(samples["train"][0].float() / spec.maximum)
+    samples = spec.prepare(options, raw)
+    damaged: list[str] = []
+    for role, part in samples.items():
+        if isinstance(part, Files):
+            samples[role], bad = drop_undecodable(part, options.max_undecodable)
+            damaged.extend(bad)
+    moments = _moments(samples["train"], spec)
     splits: dict[str, dict[str, Any]] = {}
-    for role, (images, targets) in samples.items():
-        tensors = {"inputs": images.contiguous(), "targets": targets.contiguous()}
-        about = {
-            "name": spec.name,
-            "role": role,
-            "classes": spec.classes,
-            "image_size": options.image_size,
-            **moments,
-            "sha256": content_hash(tensors),
-        }
+    for role, part in samples.items():
+        about = {"name": spec.name, "role": role, "channels": options.channels or spec.channels, **moments}
         path = folder / f"{role}.safetensors"
-        # One metadata entry: the library writes several in no fixed order, and bytes must repeat.
-        atomic_write_bytes(path, save(tensors, {"split": json.dumps(about, sort_keys=True)}))
-        counts = torch.bincount(targets, minlength=spec.classes).tolist()
-        splits[role] = {"samples": len(targets), "class_counts": counts, "sha256": sha256_file(path)}
+        _write_split(path, part, about)
+        splits[role] = {
+            "samples": len(part.targets),
+            "class_counts": torch.bincount(part.targets).tolist(),
+            "sha256": sha256_file(path),
+        }
     manifest = {
         "schema_version": MANIFEST_VERSION,
         "config": dict(config),
-        "classes": spec.classes,
-        "channels": spec.channels,
-        "source": spec.source,
-        "licence": spec.licence,
+        "classes": options.synthetic.classes if options.synthetic else spec.classes,
+        "channels": options.channels or spec.channels,
+        "synthetic": options.synthetic is not None,
+        "source": source,
+        "licence": "none: generated" if options.synthetic else spec.licence,
+        "undecodable": {"count": len(damaged), "files": damaged[:NAMED]},
         "splits": splits,
         "checksum": data_checksum({role: entry["sha256"] for role, entry in splits.items()}),
     }
@@ -223,51 +250,54 @@ def content_hash(tensors: Mapping[str, Tensor]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name].contiguous()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.numpy().tobytes())
+        digest.update(tensor.numpy().data)
     return digest.hexdigest()
 
 
-def random_shift(inputs: Tensor, generator: torch.Generator, share: float = 1 / 8) -> Tensor:
-    """Shift each image by a random whole number of pixels, repeating its edge pixels.
-
-    Parameters
-    ----------
-    inputs : Tensor, shape (batch, channels, height, width)
-        Network inputs.
-    generator : torch.Generator
-        Source of the shifts, on the CPU.
-    share : float, optional
-        Largest shift as a share of each side.
-
-    Returns
-    -------
-    Tensor, same shape
-        A new tensor.
-    """
-    batch, _, height, width = inputs.shape
-    rows = _shifted(height, share, batch, generator).to(inputs.device)
-    columns = _shifted(width, share, batch, generator).to(inputs.device)
-    samples = torch.arange(batch, device=inputs.device)
-    picked = inputs[samples[:, None, None], :, rows[:, :, None], columns[:, None, :]]
-    return picked.permute(0, 3, 1, 2).contiguous()
+def _shares(options: DatasetOptions) -> tuple[tuple[Role, float | None], ...]:
+    return ("test", options.test), ("validation", options.validation)
 
 
-def _shifted(side: int, share: float, batch: int, generator: torch.Generator) -> Tensor:
-    reach = int(side * share)
-    shift = torch.randint(-reach, reach + 1, (batch, 1), generator=generator)
-    return (torch.arange(side)[None] + shift).clamp(0, side - 1)
+def _check_classes(where: str, targets: Tensor, classes: int, *, complete: bool) -> None:
+    found = sorted(set(targets.tolist()))
+    wanted = range(classes)
+    if (found != list(wanted)) if complete else not set(found) <= set(wanted):
+        shown = ", ".join(map(str, found[:10])) + (", ..." if len(found) > 10 else "")
+        raise ConfigError(f"{where} claims {classes} classes, its data have {len(found)}: {shown}")
 
 
-def _moments(values: Tensor) -> dict[str, list[float]]:
-    by_channel = values.double().transpose(0, 1).flatten(1)
-    return {"mean": by_channel.mean(1).tolist(), "std": by_channel.std(1).clamp_min(1e-6).tolist()}
+def _write_split(path: Path, part: Raw, about: dict[str, Any]) -> None:
+    tensors = {"targets": part.targets.contiguous()}
+    if isinstance(part, Arrays):
+        tensors["inputs"] = part.images.contiguous()
+    else:
+        # Names as one tensor: the header of the file is limited, and millions of names are not.
+        tensors["names"] = torch.frombuffer(bytearray("\n".join(part.names).encode()), dtype=torch.uint8)
+        tensors["sizes"] = torch.tensor([(part.root / name).stat().st_size for name in part.names])
+        about = {**about, "root": str(part.root)}
+    about = {**about, "sha256": content_hash(tensors)}
+    # One metadata entry: the library writes several in no fixed order, and bytes must repeat.
+    atomic_write_bytes(path, save(tensors, {"split": json.dumps(about, sort_keys=True)}))
+
+
+def _moments(part: Raw, spec: DatasetSpec) -> dict[str, list[float]]:
+    if isinstance(part, Files):
+        return {name: values[: spec.channels] for name, values in IMAGENET_MOMENTS.items()}
+    means, deviations = [], []
+    for channel in range(part.images.shape[1]):
+        values = part.images[:, channel].double() / spec.maximum
+        means.append(float(values.mean()))
+        deviations.append(max(float(values.std()), 1e-6))
+    return {"mean": means, "std": deviations}
 
 
 def _read_split(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safe_open(path, "pt") as stream:
-            tensors = {name: stream.get_tensor(name) for name in ("inputs", "targets")}
+            tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 (no mapping)
             about = json.loads((stream.metadata() or {})["split"])
+            if not {"inputs", "names"} & set(tensors) or "targets" not in tensors:
+                raise KeyError("inputs")
     except FileNotFoundError:
         raise ResultsError(f"{path} not found: run the fetch stage first") from None
     except (SafetensorError, KeyError, ValueError, OSError) as error:

@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 
-from ifap.datasets.base import DATASETS, DatasetSpec, Samples, random_shift
+from ifap.datasets.base import DATASETS, DatasetSpec, Raw
+from ifap.datasets.raw import Arrays
+from ifap.splits import Role
 
 
-def read() -> Samples:
-    """Return all scans, uint8 of shape (1797, 1, 8, 8) with values 0 to 16, and their digits."""
+def read(folder: Path) -> dict[Role, Raw]:
+    """Return all scans as training samples, uint8 of shape (1797, 1, 8, 8) with values 0 to 16; no folder is needed."""
     from sklearn.datasets import load_digits  # slow to import, and only fetching needs it
 
     bunch = load_digits()
-    return torch.from_numpy(bunch.images).to(torch.uint8)[:, None], torch.from_numpy(bunch.target).long()
+    images = torch.from_numpy(bunch.images).to(torch.uint8)[:, None]
+    return {"train": Arrays(images, torch.from_numpy(bunch.target).long())}
 
 
 DATASETS.register("digits")(
     DatasetSpec(
         name="digits",
+        title="digits",
         classes=10,
         channels=1,
         maximum=16.0,
-        source="scikit-learn load_digits: the test part of UCI's Optical Recognition of Handwritten Digits (1998)",
         licence="CC BY 4.0",
+        layout="nothing: the scans come with scikit-learn",
+        sources=(),
         read=read,
-        augment=random_shift,  # no flips: a mirrored digit is another sign or none
+        twin=None,
+        view="shift",  # no flips: a mirrored digit is another sign or none
     )
 )

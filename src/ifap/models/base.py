@@ -11,7 +11,6 @@ from typing import Any, Protocol
 
 from torch import nn
 
-from ifap.config import DatasetOptions
 from ifap.errors import PlanError, nearest
 from ifap.registry import Registry
 
@@ -28,36 +27,12 @@ class Build(Protocol):
         ...
 
 
-class HasClasses(Protocol):
-    """The part of a data set that shapes a network."""
-
-    @property
-    def classes(self) -> int:
-        """Number of classes."""
-        ...
-
-    @property
-    def channels(self) -> int:
-        """Channels of an input."""
-        ...
-
-
 MODELS: Registry[Build] = Registry("model", "ifap.models")
 
 
 def builder_id(model: str) -> str:
     """Return the identifier that a plan keeps for a model of this package."""
     return PREFIX + model
-
-
-def builder_args(dataset: HasClasses, options: DatasetOptions) -> dict[str, int]:
-    """Return the arguments that fit a model to a data set."""
-    return {"num_classes": dataset.classes, "in_channels": dataset.channels, "image_size": options.image_size}
-
-
-def build(model: str, dataset: HasClasses, options: DatasetOptions) -> nn.Module:
-    """Build a registered model for a data set."""
-    return MODELS.get(model)(**builder_args(dataset, options))
 
 
 def builder_from_id(identifier: str | None, args: Mapping[str, Any]) -> nn.Module:

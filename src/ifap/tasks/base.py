@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
 from ifap.registry import Registry
-from ifap.runtime import derive_seed
+from ifap.runtime import derive_seed, loader_workers
 from ifap.splits import Split
 from ifap.tracing import call, device_of, evaluation_mode, to_device
 
@@ -73,6 +74,7 @@ def batches(
     batch_size: int,
     generator: torch.Generator | None = None,
     *,
+    augment: bool | Augment | None = False,
     share: tuple[int, int] = (0, 1),
 ) -> Iterator[tuple[Any, Any]]:
     """Yield batches of (inputs, targets).
@@ -80,41 +82,74 @@ def batches(
     Parameters
     ----------
     data : Split or iterable of (inputs, targets)
-        An iterable is passed through as it is.
+        An iterable keeps its own batches and order.
     batch_size : int
         Samples a batch; a single left-over sample joins the batch before it, because batch norm
         cannot train on one sample.
     generator : torch.Generator, optional
-        Shuffles a split; without it the order stays.
+        Shuffles a split and seeds augmentation; without it the order stays and nothing is changed.
+    augment : bool or callable, optional
+        True for the split's own augmentation, or ``augment(inputs, generator)`` for another.
     share : tuple of int, optional
         Which process this is and how many there are: only its part of every batch of a split is
         read. Parts are equal, so the last few samples of an epoch may be left out.
     """
-    if not isinstance(data, Split):
-        yield from data
-        return
-    for rows in batch_rows(len(data), batch_size, generator, share=share):
-        yield data.inputs[rows], data.targets[rows]
+    own = augment is True
+    read = data if not isinstance(data, Split) else _batches_of(data, batch_size, generator, own=own, share=share)
+    change = augment if callable(augment) else None
+    for inputs, targets in read:
+        yield (inputs if change is None or generator is None else change(inputs, generator)), targets
 
 
-def batch_rows(
+def chunks(
     total: int, batch_size: int, generator: torch.Generator | None = None, *, share: tuple[int, int] = (0, 1)
 ) -> list[Tensor]:
-    """Return which samples of a split make up each batch; see `batches`."""
+    """Return the rows of each batch; see `batches`."""
     order = torch.arange(total) if generator is None else torch.randperm(total, generator=generator)
-    chunks = list(torch.split(order, batch_size))
-    if len(chunks) > 1 and len(chunks[-1]) == 1:
-        last = chunks.pop()
-        chunks[-1] = torch.cat([chunks[-1], last])
+    rows = list(torch.split(order, batch_size))
+    if len(rows) > 1 and len(rows[-1]) == 1:
+        last = rows.pop()
+        rows[-1] = torch.cat([rows[-1], last])
     rank, processes = share
     if processes == 1:
-        return chunks
+        return rows
     if rank and generator is not None:
         # What is drawn from here on, such as augmentation, differs between the processes.
         generator.manual_seed(derive_seed(generator.initial_seed(), rank))
     # Batch norm cannot train on a part of one sample either.
-    shared = [rows[: len(rows) // processes * processes] for rows in chunks if len(rows) >= 2 * processes]
-    return [rows[rank::processes] for rows in shared]
+    shared = [batch[: len(batch) // processes * processes] for batch in rows if len(batch) >= 2 * processes]
+    return [batch[rank::processes] for batch in shared]
+
+
+class _Reading(Dataset[tuple[Tensor, Tensor]]):
+    """The batches of one pass over a split; item n is batch n."""
+
+    def __init__(self, split: Split, plan: list[tuple[Tensor, int | None]]) -> None:
+        self._split, self._plan = split, plan
+
+    def __len__(self) -> int:
+        return len(self._plan)
+
+    def __getitem__(self, number: int) -> tuple[Tensor, Tensor]:
+        return self._split.read(*self._plan[number])
+
+
+def _batches_of(
+    split: Split, batch_size: int, generator: torch.Generator | None, *, own: bool, share: tuple[int, int]
+) -> Iterable[tuple[Tensor, Tensor]]:
+    rows = chunks(len(split), batch_size, generator, share=share)
+    # One seed a batch, drawn here: what is read does not depend on how many processes read it.
+    seeds = [_draw(generator) if own and generator is not None else None for _ in rows]
+    reading = _Reading(split, list(zip(rows, seeds, strict=True)))
+    workers = loader_workers() if getattr(split.inputs, "decodes", False) else 0
+    if not workers:
+        return (reading[number] for number in range(len(reading)))
+    # Its own generator: the loader would otherwise draw from the one that seeds dropout.
+    return DataLoader(reading, batch_size=None, num_workers=workers, generator=torch.Generator())
+
+
+def _draw(generator: torch.Generator) -> int:
+    return int(torch.randint(2**62, (), generator=generator))
 
 
 def logits(outputs: Any) -> Tensor:

@@ -1,0 +1,39 @@
+"""The reductions that the paper prints, as targets of our own runs."""
+
+from __future__ import annotations
+
+import csv
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+from ifap.claims.names import DATASETS, MODELS
+from ifap.errors import ConfigError
+from ifap.paths import Cell, published_claims
+
+
+def published_reduction(cell: Cell, kind: Literal["macs", "params"]) -> float:
+    """Return the share of MACs or parameters that the paper removes for a data set and model, in (0, 1).
+
+    Raises
+    ------
+    ConfigError
+        If it prints none.
+    """
+    found = _reductions(published_claims()).get((cell.dataset, cell.model, kind))
+    if found is None:
+        raise ConfigError(
+            f"the paper prints no reduction of {kind} for {cell.model} on {cell.dataset}: set target.{kind}"
+        )
+    return found
+
+
+@cache
+def _reductions(path: Path) -> dict[tuple[str, str, str], float]:
+    kinds = {"gmacs_delta": "macs", "params_delta": "params"}
+    with path.open(encoding="utf-8", newline="") as stream:
+        return {
+            (DATASETS[row["dataset"]].name, MODELS[row["model"]], kinds[row["quantity"]]): -float(row["value"]) / 100
+            for row in csv.DictReader(stream)
+            if row["quantity"] in kinds
+        }
