@@ -77,9 +77,7 @@ class Engine:
             for network in networks:
                 network.to(memory_format=torch.channels_last)
         try:
-            self._runner = self._wrap(optimizer)
-            if self._compile:
-                self._runner = torch.compile(self._runner)
+            self._runner = self.compiled(self._wrap(optimizer))
             yield
         finally:
             self._runner = self.model
@@ -89,6 +87,10 @@ class Engine:
 
     def _wrap(self, optimizer: torch.optim.Optimizer) -> nn.Module:
         return self.model
+
+    def compiled(self, network: nn.Module) -> Callable[..., Any]:
+        """Return the network as it is to be called: compiled if that is wanted."""
+        return torch.compile(network) if self._compile else network
 
     def place(self, tree: Any) -> Any:
         """Move a batch to the network's device, in its memory format."""
