@@ -25,6 +25,7 @@ from ifap.errors import ConfigError, ResultsError, nearest
 from ifap.files import atomic_write_text
 from ifap.grid import Grid
 from ifap.models import MODELS, builder_from_id, builder_id
+from ifap.models.base import load_pretrained
 from ifap.monitor import tensorboard
 from ifap.runtime import (
     LOCK_FILE,

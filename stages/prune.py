@@ -54,7 +54,7 @@ def main(
 
 def prune_cell(job: Job, timing: Timing) -> tuple[Pruned, dict[str, dict[str, float]]]:
     """Return the pruned network of a cell, and what was measured on validation data after each iteration."""
-    options, recovery = job.grid.pruning(job.cell), job.grid.recovery()
+    options, recovery = job.grid.pruning(job.cell), job.grid.recovery(job.cell)
     train, validation = job.split("train"), job.split("validation")
     baseline = Job(job.grid, job.cell.baseline, "baseline")
     baseline.check_stage("baseline")
@@ -66,7 +66,7 @@ def prune_cell(job: Job, timing: Timing) -> tuple[Pruned, dict[str, dict[str, fl
         state.note(receipt.iteration, job.task.evaluate(model, validation, options.batch_size))
 
     chosen = options.model_dump(include={"steps", "alpha", "normalize", "site", "aggregate", "min_units",
-                                         "max_layer_ratio", "round_to", "max_drop"})  # fmt: skip
+                                         "max_layer_ratio", "spatial_only", "round_to", "max_drop"})  # fmt: skip
     result = prune(
         network,
         job.example_inputs().to(device()),
@@ -74,7 +74,7 @@ def prune_cell(job: Job, timing: Timing) -> tuple[Pruned, dict[str, dict[str, fl
         target=Target(**options.target.model_dump()),
         recover=Distillation.from_options(train, validation, recovery, task=job.task, augment=True, seed=job.cell.seed),
         validate=validator(validation, job.task, options.batch_size),
-        method=job.cell.method,
+        method=job.grid.variant(job.cell).method,
         seed=job.cell.seed,
         teacher=recovery.teacher,
         on_step=watch,

@@ -77,7 +77,7 @@ def test_allow_missing_names_the_gaps(stages, capsys):
     gone = Cell("classification", "digits", MODEL, "random", 0)
     paths.metrics_file("quick", gone).unlink()
     stages["collect"](allow_missing=True)
-    assert capsys.readouterr().err == f"missing: {gone}\n"
+    assert capsys.readouterr().err == f"missing: {gone}: no record\n"
     stages["tables"](table="table-2")
     assert "not attempted: no record for seed 0" in paths.table_file("quick", "table-2", "md").read_text()
 

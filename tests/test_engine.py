@@ -7,7 +7,6 @@ import os
 import socket
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import shared_training
@@ -25,7 +24,6 @@ from ifap.tasks.base import batches, chunks
 from ifap.training import _Average, build_optimizer, fit, learning_rate
 
 TASK = TASKS.get("classification")
-PLAIN = {"ema_decay": None, "grad_clip": None}
 
 
 def weights(model):
@@ -49,7 +47,7 @@ def test_parts_of_a_batch_add_up_to_the_batch(changes):
     (one, rows), (four, again) = train(**changes), train(accumulate=4, **changes)
     assert not same(weights(one), weights(four))  # the sums are rounded elsewhere
     assert furthest(weights(one), weights(four)) < 1e-5
-    assert furthest(weights(one), weights(network())) > 0.1
+    assert furthest(weights(one), weights(network())) > 0.02
     for row, other in zip(rows, again, strict=True):
         assert row.train_loss == pytest.approx(other.train_loss, abs=1e-5)
 
@@ -148,17 +146,19 @@ def test_what_is_compiled_is_the_network_for_the_steps(monkeypatch):
     assert same(weights(plain), weights(model))
 
 
-def test_a_plain_run_needs_no_accelerator():
-    code = "import sys, shared_training as s; s.train(accumulate=2); sys.exit('accelerate' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent).returncode == 0
+def test_a_plain_run_needs_no_accelerator(monkeypatch):
+    monkeypatch.setitem(sys.modules, "accelerate", None)  # importing it is an error
+    train(accumulate=2)
     assert type(open_engine(network(), "fp32")) is Engine
+    with pytest.raises(ImportError):
+        train(precision="bf16")
 
 
 # --- averaging ------------------------------------------------------------------------------------
 
 
-def test_the_average_follows_the_weights_and_copies_statistics():
-    model = nn.Sequential(nn.Linear(1, 1, bias=False), nn.BatchNorm1d(1))
+def test_the_average_is_short_at_first_and_then_as_long_as_asked_for():
+    model = nn.Sequential(nn.Linear(1, 1, bias=False))
     weight = model[0].weight
     with torch.no_grad():
         weight.fill_(0.0)
@@ -178,10 +178,11 @@ def test_the_average_follows_the_weights_and_copies_statistics():
 
 
 def test_the_averaged_network_is_validated_and_returned():
-    (plain, rows), (averaged, other) = train(ema_decay=None), train(ema_decay=0.9)
+    (plain, rows), (averaged, other) = train(norm=True, ema_decay=None), train(norm=True)
     assert furthest(weights(plain), weights(averaged)) > 0.01
     assert [row.train_loss for row in rows] == [row.train_loss for row in other]  # training itself is the same
     measured = TASK.evaluate(averaged, split("validation", 20), 16)
+    assert same(dict(averaged.named_buffers()), dict(plain.named_buffers()))
     assert (other[-1].validation_loss, other[-1].validation_metric) == (measured["loss"], measured["top1"])
 
 
@@ -379,7 +380,7 @@ def test_processes_change_their_parts_differently():
 
 def test_a_batch_that_cannot_be_shared_is_refused(monkeypatch):
     monkeypatch.setattr(Engine, "processes", 3)
-    with pytest.raises(TrainingError, match="batch_size 16 cannot be shared by 3 processes .* a multiple of 6"):
+    with pytest.raises(TrainingError, match=r"batch_size 16 cannot be shared by 3 processes .* a multiple of 6"):
         train(accumulate=2)
 
 

@@ -11,7 +11,15 @@ import yaml
 from workflow_project import ROOT
 
 from ifap import paths
-from ifap.config import parse_params
+from ifap.config import (
+    DatasetOptions,
+    EvaluateOptions,
+    ModelOptions,
+    PruneOptions,
+    RecoveryOptions,
+    TrainingOptions,
+    parse_params,
+)
 from ifap.grid import Grid
 from ifap.paths import Cell
 
@@ -74,7 +82,7 @@ def test_a_step_depends_on_all_earlier_steps(cell):
     for step in steps:
         config = GRID.config(cell, step)
         assert config.items() >= chain.items()
-        assert set(config) == {"cell", "fetch", *steps[: steps.index(step) + 1]}
+        assert set(config) == {"cell", "fetch", "model", *steps[: steps.index(step) + 1]}
         assert json.loads(json.dumps(config)) == config
         chain = config
 
@@ -139,10 +147,11 @@ def test_a_change_reaches_exactly_the_steps_that_depend_on_it(change, wanted):
 def test_every_option_reaches_the_config_of_its_step():
     """An option that no configuration holds could change without any step running again."""
     cell = next(cell for cell in GRID.pruned() if cell.model == "resnet_tiny")
-    config, quick = GRID.config(cell, "evaluate"), raw_params()["scales"]["quick"]
-    assert set(config["fetch"]) == {"version", "dataset", *quick["datasets"]["digits"]}
-    assert set(config["baseline"]) == {"version", *quick["baseline"]["default"]}
-    assert set(config["prune"]) == {"version", "recovery", *quick["prune"]["default"]}
-    assert set(config["prune"]["recovery"]) == set(quick["prune"]["recovery"])
-    assert set(config["finetune"]) == {"version", *quick["finetune"]["default"]}
-    assert set(config["evaluate"]) == {"version", *quick["evaluate"]}
+    config = GRID.config(cell, "evaluate")
+    assert set(config["fetch"]) == {"version", "dataset", *DatasetOptions.model_fields}
+    assert set(config["model"]) == set(ModelOptions.model_fields)
+    assert set(config["baseline"]) == {"version", *TrainingOptions.model_fields}
+    assert set(config["prune"]) == {"version", "method", "recovery", *PruneOptions.model_fields}
+    assert set(config["prune"]["recovery"]) == set(RecoveryOptions.model_fields)
+    assert set(config["finetune"]) == {"version", *TrainingOptions.model_fields}
+    assert set(config["evaluate"]) == {"version", *EvaluateOptions.model_fields}

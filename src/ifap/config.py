@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -161,6 +162,9 @@ class PruneOptions(Section):
     aggregate: Literal["mean", "sum", "max"]
     min_units: int = Field(ge=1, description="Channels that every layer keeps.")
     max_layer_ratio: Fraction = Field(description="Largest share of a layer's units that may go.")
+    spatial_only: bool = Field(
+        default=False, description="Remove nothing for the sake of a 1x1 convolution or a linear layer, as the paper."
+    )
     round_to: int | None = Field(default=None, ge=1, description="Keep widths a multiple of this.")
     max_drop: float | None = Field(
         default=None, ge=0, description="Largest fall of validation top-1, in percentage points."
@@ -201,6 +205,14 @@ class TaskGrid(Section):
     methods: list[Name] = Field(min_length=1)
 
 
+class Variant(Section):
+    """A method under options of its own, run beside the others: another target, another score."""
+
+    method: Name = Field(description="The registered method.")
+    prune: dict[str, Any] = Field(default={}, description="Keys of the pruning block that differ.")
+    recovery: dict[str, Any] = Field(default={}, description="Keys of the recovery block that differ.")
+
+
 # Blocks of defaults that a model's own block refines; parsed after the merge, so raw here.
 Refined = dict[str, dict[str, Any]]
 
@@ -216,6 +228,7 @@ class ScaleParams(Section):
     prune: Refined
     finetune: Refined
     evaluate: EvaluateOptions
+    variants: dict[Name, Variant] = Field(default={}, description="Further methods of the grid, by their own names.")
     tables: dict[TableName, dict[str, Any]] = Field(default={}, description="Keys of tables that differ here.")
     keep_checkpoints: bool = Field(default=True, description="Keep saved networks once nothing needs them any more.")
     resume: bool = Field(
@@ -302,9 +315,11 @@ def select_scale(params: Params, scale: str | None) -> str:
     return chosen
 
 
-def refine(block: Refined, model: str, section: type[Section], where: str) -> Any:
-    """Merge the ``default`` block with the one of `model` and check the result."""
-    merged = {**block.get("default", {}), **block.get(model, {})}
+def refine(
+    block: Refined, model: str, section: type[Section], where: str, changes: Mapping[str, Any] | None = None
+) -> Any:
+    """Merge the ``default`` block with the one of `model` and further changes, and check the result."""
+    merged = {**block.get("default", {}), **block.get(model, {}), **(changes or {})}
     return validated(section, merged, where)
 
 
@@ -320,7 +335,8 @@ def _check_scale(scale: ScaleParams, where: str) -> None:
         _check_names(f"{where}.grid.{task}.datasets", grid.datasets, "data set", entry_names("ifap.datasets"))
         _check_names(f"{where}.grid.{task}.datasets", grid.datasets, "data set with options", scale.datasets)
         _check_names(f"{where}.grid.{task}.models", grid.models, "model", entry_names("ifap.models"))
-        _check_names(f"{where}.grid.{task}.methods", grid.methods, "method", entry_names("ifap.methods"))
+        known = {*entry_names("ifap.methods"), *scale.variants}
+        _check_names(f"{where}.grid.{task}.methods", grid.methods, "method", known)
         models.update(grid.models)
     for step, section in SECTIONS.items():
         block: Refined = getattr(scale, step)
@@ -329,8 +345,16 @@ def _check_scale(scale: ScaleParams, where: str) -> None:
         for model in sorted(models):
             refine(block, model, section, f"{where}.{step}.{model}")
     validated(RecoveryOptions, scale.prune.get("recovery", {}), f"{where}.prune.recovery")
+    for name, variant in scale.variants.items():
+        _check_variant(scale, variant, f"{where}.variants.{name}")
     for table, block in scale.tables.items():
         validated(TableParams, {"title": "", **block}, f"{where}.tables.{table}")
+
+
+def _check_variant(scale: ScaleParams, variant: Variant, where: str) -> None:
+    _check_names(where, [variant.method], "method", entry_names("ifap.methods"))
+    validated(PruneOptions, {**scale.prune.get("default", {}), **variant.prune}, f"{where}.prune")
+    validated(RecoveryOptions, {**scale.prune.get("recovery", {}), **variant.recovery}, f"{where}.recovery")
 
 
 def _check_names(where: str, names: Any, kind: str, valid: Any) -> None:

@@ -35,7 +35,7 @@ from torch_pruning.dependency.node import Node
 from ifap.attention import SplitAttention, fused_attention
 from ifap.errors import GraphError, nearest
 from ifap.families import sync
-from ifap.layers import cut, cut_tensor, is_conv, is_depthwise, is_producer, sides, why_not
+from ifap.layers import cut, cut_tensor, is_conv, is_depthwise, is_producer, is_spatial, sides, why_not
 from ifap.tracing import (
     Inputs,
     call,
@@ -196,7 +196,9 @@ def cut_bare_tensor(model: nn.Module, name: str, keep: dict[str, Tensor]) -> Non
         cut_tensor(model.get_submodule(parent), leaf, positions, int(side.removeprefix("dim")))
 
 
-def trace(model: nn.Module, example_inputs: Inputs, ignore: Iterable[str | nn.Module] = ()) -> Graph:
+def trace(
+    model: nn.Module, example_inputs: Inputs, ignore: Iterable[str | nn.Module] = (), *, spatial_only: bool = False
+) -> Graph:
     """Trace a network and flatten its dependencies into units.
 
     Parameters
@@ -207,6 +209,8 @@ def trace(model: nn.Module, example_inputs: Inputs, ignore: Iterable[str | nn.Mo
         Inputs of one forward.
     ignore : iterable of str or nn.Module
         Layers, or parts of the network with all their layers, whose outputs must stay.
+    spatial_only : bool
+        Let only those units go that a convolution larger than 1x1 produces; see `ifap.prune`.
 
     Returns
     -------
@@ -224,7 +228,7 @@ def trace(model: nn.Module, example_inputs: Inputs, ignore: Iterable[str | nn.Mo
     except (RuntimeError, NotImplementedError, TypeError):
         # The forward looks at values, which data-free tensors do not have: trace a real copy.
         found = _traced(lambda: private_copy(model), example_inputs, on_meta=False)
-    return _Flattener(*found, ignored).graph()
+    return _Flattener(*found, ignored, spatial_only=spatial_only).graph()
 
 
 def _ignored_layers(model: nn.Module, ignore: Iterable[str | nn.Module]) -> set[str]:
@@ -433,8 +437,11 @@ def _opaque_functional_shuffles() -> Iterator[None]:
 class _Flattener:
     """Turn Torch-Pruning's graph of layers into a graph of positions and find its components."""
 
-    def __init__(self, model: nn.Module, graph: tp.DependencyGraph, buffers: list[str], ignored: set[str]) -> None:
+    def __init__(
+        self, model: nn.Module, graph: tp.DependencyGraph, buffers: list[str], ignored: set[str], *, spatial_only: bool
+    ) -> None:
         self._model = model
+        self._spatial_only = spatial_only
         self._graph = graph
         self._ignored = ignored
         self._modules = dict(model.named_modules())
@@ -585,7 +592,19 @@ class _Flattener:
                 fresh = np.unique(components[~is_pinned[components]])
                 is_pinned[fresh] = True
                 self._explain(offsets, label, fresh, reason)
+        if self._spatial_only:
+            fresh = np.flatnonzero(~is_pinned & ~self._spatial(offsets, label))
+            is_pinned[fresh] = True
+            self._explain(offsets, label, fresh, "spatial_only: no convolution larger than 1x1 produces it")
         return is_pinned
+
+    def _spatial(self, offsets: dict[tuple[Node, str], int], label: Indices) -> npt.NDArray[np.bool_]:
+        """Return which components a convolution larger than 1x1 produces."""
+        found = np.zeros(int(label.max()) + 1 if len(label) else 0, dtype=bool)
+        for (node, side), offset in offsets.items():
+            if side == "out" and node.module in self._names and is_spatial(node.module):
+                found[label[offset : offset + self._sizes[node, side]]] = True
+        return found
 
     def _reason(self, node: Node, side: str) -> str | None:
         module, name = node.module, self._names.get(node.module, "")

@@ -19,6 +19,7 @@ from ifap.config import (
     TableParams,
     TargetOptions,
     TrainingOptions,
+    Variant,
     refine,
     validated,
 )
@@ -94,10 +95,18 @@ class Grid:
         """Return what the cell's network is given and starts from."""
         return refine(self.options.models, cell.model, ModelOptions, f"scales.{self.scale}.models.{cell.model}")
 
+    def variant(self, cell: Cell) -> Variant:
+        """Return the method of a cell and what it changes; a registered method changes nothing."""
+        return self.options.variants.get(cell.method, Variant(method=cell.method))
+
     def pruning(self, cell: Cell) -> PruneOptions:
         """Return the options of the cell's pruning loop; a published target is replaced by its value."""
         options: PruneOptions = refine(
-            self.options.prune, cell.model, PruneOptions, f"scales.{self.scale}.prune.{cell.model}"
+            self.options.prune,
+            cell.model,
+            PruneOptions,
+            f"scales.{self.scale}.prune.{cell.model}",
+            self.variant(cell).prune,
         )
         kind = options.target.published
         if kind is None:
@@ -105,9 +114,9 @@ class Grid:
         target = TargetOptions.model_validate({kind: published_reduction(cell, kind)})
         return options.model_copy(update={"target": target})
 
-    def recovery(self) -> RecoveryOptions:
+    def recovery(self, cell: Cell) -> RecoveryOptions:
         """Return the options of the distillation after each iteration."""
-        return RecoveryOptions.model_validate(self.options.prune["recovery"])
+        return RecoveryOptions.model_validate({**self.options.prune["recovery"], **self.variant(cell).recovery})
 
     def fetch_config(self, dataset: str) -> dict[str, Any]:
         """Return what the prepared data of `dataset` depend on."""
@@ -144,8 +153,9 @@ class Grid:
         if not cell.is_baseline:
             chain["prune"] = {
                 "version": versions["prune"],
+                "method": self.variant(cell).method,
                 **self.pruning(cell).model_dump(),
-                "recovery": self.recovery().model_dump(),
+                "recovery": self.recovery(cell).model_dump(),
             }
             if step == "prune":
                 return chain

@@ -40,6 +40,11 @@ def is_depthwise(module: nn.Module) -> bool:
     return isinstance(module, _ConvNd) and 1 < module.groups == module.out_channels == module.in_channels
 
 
+def is_spatial(module: nn.Module) -> bool:
+    """Whether `module` is a convolution that looks at more than one position, so not 1x1."""
+    return isinstance(module, _ConvNd) and any(size > 1 for size in module.kernel_size)
+
+
 def is_producer(module: nn.Module) -> bool:
     """Whether `module` has weights that produce units: a convolution, linear layer or embedding."""
     return isinstance(module, (_ConvNd, nn.Linear, nn.Embedding))

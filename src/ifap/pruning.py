@@ -158,6 +158,7 @@ class _Options:
     aggregate: Aggregate
     min_units: int
     max_layer_ratio: float
+    spatial_only: bool
     round_to: int | None
     max_drop: float | None
     seed: int
@@ -184,6 +185,7 @@ def prune(
     aggregate: Aggregate = "mean",
     min_units: int = 2,
     max_layer_ratio: float = 0.95,
+    spatial_only: bool = False,
     teacher: Literal["original", "previous"] = "original",
     on_step: OnStep | None = None,
     resume: str | Path | None = None,
@@ -229,6 +231,10 @@ def prune(
         Channels that every layer keeps.
     max_layer_ratio : float
         Largest share of a layer's units that may go.
+    spatial_only : bool
+        The rule of the paper: nothing is removed for the sake of a 1x1 convolution or a linear
+        layer. Only units that a convolution with a larger kernel produces can go; 1x1 convolutions,
+        linear layers and norms follow where they are coupled to one.
     teacher : {'original', 'previous'}
         What `recover` is given: the network before all pruning, or before this iteration.
     on_step : callable, optional
@@ -259,7 +265,19 @@ def prune(
     refuse_test(batches, "scoring")
     refuse_test(validate, "stopping")
     options = _Options(
-        target, steps, alpha, normalize, site, aggregate, min_units, max_layer_ratio, round_to, max_drop, seed, teacher
+        target=target,
+        steps=steps,
+        alpha=alpha,
+        normalize=normalize,
+        site=site,
+        aggregate=aggregate,
+        min_units=min_units,
+        max_layer_ratio=max_layer_ratio,
+        spatial_only=spatial_only,
+        round_to=round_to,
+        max_drop=max_drop,
+        seed=seed,
+        teacher=teacher,
     )
     _check(options, validate)
     scorer = METHODS.get(method) if isinstance(method, str) else method
@@ -333,7 +351,9 @@ class _Run:
         self.model = private_copy(model)
         ignored = [_name_of(model, item) for item in ignore]
         self._split = split_attention(self.model)
-        self._graph: Graph = clock.measure("trace", lambda: trace(self.model, example_inputs, ignored))
+        self._graph: Graph = clock.measure(
+            "trace", lambda: trace(self.model, example_inputs, ignored, spatial_only=options.spatial_only)
+        )
         if self._graph.num_units == 0:
             raise GraphError(f"nothing in this network can be pruned{_because(self._graph.pinned)}")
         start = probe(self.model, example_inputs)

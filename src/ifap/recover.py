@@ -329,7 +329,8 @@ def feature_shapes(model: nn.Module, inputs: Any) -> dict[Event, torch.Size]:
 
 def capture(model: nn.Module, events: list[Event]) -> contextlib.AbstractContextManager[dict[Event, Tensor]]:
     """Record the outputs of some module calls inside the block; the hooks are removed at its end."""
-    return _recorded(model, sorted({name for name, _ in events}), lambda value: value)
+    # A copy: MobileNetV3 drops out its last activation in place.
+    return _recorded(model, sorted({name for name, _ in events}), lambda value: value.clone())
 
 
 class Adapter(nn.Module):

@@ -309,7 +309,7 @@ def _stated(grid: Grid, cell: Cell, assume: Assumptions) -> float:
     images = grid.training(cell).epochs * train + assume.forward * test
     extra = 2 * assume.job_seconds
     if not cell.is_baseline:
-        options, recovery = grid.pruning(cell), grid.recovery()
+        options, recovery = grid.pruning(cell), grid.recovery(cell)
         per_iteration = (
             recovery.epochs * train * assume.distillation
             + (options.calibration_samples + samples * validation) * assume.forward

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from ifap.datasets.sources import PLACES
+from ifap.paths import raw_dir
+
 
 class Data(NamedTuple):
     """A data set: its name in the registry, and what its folder must hold."""
@@ -17,7 +20,11 @@ class Data(NamedTuple):
     @property
     def need(self) -> str:
         """What to put where, in words."""
-        return f"put {self.content} at data/{self.name}"
+        return f"put {self.content} at {raw_dir(self.name)}"
+
+
+def _known(name: str) -> Data:
+    return Data(name, PLACES[name].layout)
 
 
 def _glue(name: str, title: str) -> Data:
@@ -26,22 +33,22 @@ def _glue(name: str, title: str) -> Data:
 
 DATASETS = {
     "ADE20K": Data("ade20k", "ADEChallengeData2016 (images/ and annotations/)"),
-    "CIFAR-10": Data("cifar10", "CIFAR-10 (cifar-10-batches-py/)"),
-    "CIFAR-100": Data("cifar100", "CIFAR-100 (cifar-100-python/)"),
+    "CIFAR-10": _known("cifar10"),
+    "CIFAR-100": _known("cifar100"),
     "COCO 2017": Data("coco2017", "COCO 2017 (train2017/, val2017/ and annotations/)"),
     "COCO-Stuff": Data("coco_stuff", "COCO-Stuff (train2017/, val2017/ and stuffthingmaps/)"),
-    "Cifar-10": Data("cifar10", "CIFAR-10 (cifar-10-batches-py/)"),
+    "Cifar-10": _known("cifar10"),
     "Cityscapes": Data("cityscapes", "Cityscapes (leftImg8bit/ and gtFine/; needs an account)"),
     "CoLA": _glue("cola", "CoLA"),
-    "FER2013": Data("fer2013", "FER2013 (fer2013.csv; needs an account)"),
-    "Fashion MNIST": Data("fashion_mnist", "Fashion MNIST (the four idx-ubyte.gz files)"),
-    "Food101": Data("food101", "Food101 (images/ and meta/)"),
-    "ImageNet": Data("imagenet", "ImageNet (train/ and val/, one folder a class; needs an account)"),
+    "FER2013": _known("fer2013"),
+    "Fashion MNIST": _known("fashion_mnist"),
+    "Food101": _known("food101"),
+    "ImageNet": _known("imagenet"),
     "MNLI-m": _glue("mnli", "MNLI (dev_matched.tsv for MNLI-m)"),
     "MRPC": _glue("mrpc", "MRPC"),
     "Objects365": Data("objects365", "Objects365 (images/ and annotations/; needs an account)"),
     "Open Images": Data("open_images", "Open Images (images/ and the box CSV files)"),
-    "Oxford-IIIT Pet": Data("oxford_pet", "Oxford-IIIT Pet (images/ and annotations/)"),
+    "Oxford-IIIT Pet": _known("oxford_pet"),
     "Pascal VOC": Data("pascal_voc", "Pascal VOC (VOCdevkit/)"),
     "QNLI": _glue("qnli", "QNLI"),
     "QQP": _glue("qqp", "QQP"),
@@ -50,8 +57,8 @@ DATASETS = {
     "SQuAD 1.1": Data("squad", "SQuAD 1.1 (train-v1.1.json and dev-v1.1.json)"),
     "SST-2": _glue("sst2", "SST-2"),
     "STS-B": _glue("stsb", "STS-B"),
-    "Stanford Cars": Data("stanford_cars", "Stanford Cars (cars_train/, cars_test/ and devkit/)"),
-    "iNaturalist": Data("inaturalist", "iNaturalist (images and the JSON files of its splits)"),
+    "Stanford Cars": _known("stanford_cars"),
+    "iNaturalist": _known("inaturalist"),
 }
 MODELS = {
     "BERT": "bert_base",

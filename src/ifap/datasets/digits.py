@@ -8,6 +8,7 @@ import torch
 
 from ifap.datasets.base import DATASETS, DatasetSpec, Raw
 from ifap.datasets.raw import Arrays
+from ifap.datasets.sources import PLACES
 from ifap.splits import Role
 
 
@@ -23,13 +24,13 @@ def read(folder: Path) -> dict[Role, Raw]:
 DATASETS.register("digits")(
     DatasetSpec(
         name="digits",
-        title="digits",
+        title=PLACES["digits"].title,
         classes=10,
         channels=1,
         maximum=16.0,
-        licence="CC BY 4.0",
-        layout="nothing: the scans come with scikit-learn",
-        sources=(),
+        licence=PLACES["digits"].licence,
+        layout=PLACES["digits"].layout,
+        sources=PLACES["digits"].sources,
         read=read,
         twin=None,
         view="shift",  # no flips: a mirrored digit is another sign or none

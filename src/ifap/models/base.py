@@ -6,13 +6,19 @@ A network on disk names its builder as an identifier and arguments (``ifap:resne
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Protocol
 
-from torch import nn
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
-from ifap.errors import PlanError, nearest
+from ifap.errors import ConfigError, PlanError, nearest
 from ifap.registry import Registry
+
+log = logging.getLogger(__name__)
 
 PREFIX = "ifap:"
 # A plan may come from anywhere: bounds keep a hostile one from asking for all memory.
@@ -68,3 +74,82 @@ def _checked(args: Mapping[str, Any]) -> dict[str, int]:
         if type(value) is not int or not 1 <= value <= limit:
             raise PlanError(f"builder argument {name} must be a whole number from 1 to {limit}, not {value!r}")
     return dict(args)
+
+
+def load_pretrained(model: nn.Module, path: str | Path) -> None:
+    """Load weights from a safetensors file into an unpruned network, in place.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The network. If it has another number of classes than the file, its heads keep the weights
+        they have, which the log says.
+    path : str or Path
+        A file with one tensor for each of the network's own, under the same name (torchvision's for
+        its networks). Only counters of batch norm may be missing.
+
+    Raises
+    ------
+    ConfigError
+        If the file cannot be read or does not fit; nothing is loaded then.
+    """
+    stored, wanted = _read_tensors(Path(path)), model.state_dict()
+    heads = _other_heads(model, stored)
+    for name, tensor in wanted.items():
+        if name not in heads and not (name not in stored and name.endswith("num_batches_tracked")):
+            _check_fit(name, tensor, stored, path)
+    unknown = next((name for name in stored if name not in wanted), None)
+    if unknown is not None:
+        raise ConfigError(f"{path}: the network has no tensor '{unknown}': {nearest(unknown, wanted)}")
+    for name, layer in heads.items():
+        if name.endswith("weight"):
+            log.info(
+                "%s: '%s' keeps its own weights: %d classes stored, %d wanted",
+                path, name.rpartition(".")[0], len(stored[name]), layer.out_features,
+            )  # fmt: skip
+    model.load_state_dict({name: tensor for name, tensor in stored.items() if name not in heads}, strict=False)
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: file not found") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ConfigError(f"{path}: not a safetensors file ({reason})") from None
+
+
+def _other_heads(model: nn.Module, stored: Mapping[str, Tensor]) -> dict[str, nn.Linear]:
+    """Return the tensors of heads for another number of classes than the stored ones, and their layers.
+
+    The last linear layer is the head, and an auxiliary head has as many outputs, here and in the file.
+    """
+    linear = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    last = stored.get(f"{next(reversed(linear))}.weight") if linear else None
+    if last is None:
+        return {}
+    here, there = next(reversed(linear.values())).out_features, last.shape[0]
+    return {
+        f"{name}.{leaf}": layer
+        for name, layer in linear.items()
+        if here != there
+        and layer.out_features == here
+        and f"{name}.weight" in stored
+        and stored[f"{name}.weight"].shape == (there, layer.in_features)
+        for leaf, _ in layer.named_parameters()
+    }
+
+
+def _check_fit(name: str, wanted: Tensor, stored: Mapping[str, Tensor], path: str | Path) -> None:
+    if name not in stored:
+        raise ConfigError(f"{path}: tensor '{name}' of the network is missing: {nearest(name, stored)}")
+    found = stored[name]
+    if found.shape != wanted.shape:
+        raise ConfigError(
+            f"{path}: tensor '{name}' has shape {list(found.shape)}, the network's has {list(wanted.shape)}"
+        )
+    if found.is_floating_point() != wanted.is_floating_point():
+        raise ConfigError(f"{path}: tensor '{name}' is stored as {found.dtype}, the network has {wanted.dtype}")

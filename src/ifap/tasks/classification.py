@@ -10,6 +10,8 @@ from torch import Tensor
 
 from ifap.tasks.base import TASKS, Task, logits
 
+AUXILIARY_WEIGHT = 0.4
+
 
 class Classification(Task):
     """One class a sample."""
@@ -17,8 +19,15 @@ class Classification(Task):
     primary = "top1"
 
     def loss(self, outputs: Any, targets: Any, *, label_smoothing: float = 0.0) -> Tensor:
-        """Return the mean cross-entropy in nats; `targets` are class numbers, shape (batch,)."""
-        return F.cross_entropy(logits(outputs), targets, label_smoothing=label_smoothing)
+        """Return the mean cross-entropy in nats; `targets` are class numbers, shape (batch,).
+
+        An auxiliary head, which Inception has in training, adds 0.4 times its own (Szegedy et al. 2016).
+        """
+        loss = F.cross_entropy(logits(outputs), targets, label_smoothing=label_smoothing)
+        auxiliary = getattr(outputs, "aux_logits", None)
+        if auxiliary is None:
+            return loss
+        return loss + AUXILIARY_WEIGHT * F.cross_entropy(auxiliary, targets, label_smoothing=label_smoothing)
 
     def metrics(self, outputs: Any, targets: Any, *, bins: int | None = None) -> dict[str, float]:
         """Return ``top1`` and ``top5`` in percent, ``loss`` in nats and, if `bins` is given, ``ece`` in percent.
