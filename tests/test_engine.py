@@ -179,7 +179,7 @@ def test_the_average_is_short_at_first_and_then_as_long_as_asked_for():
 
 def test_the_averaged_network_is_validated_and_returned():
     (plain, rows), (averaged, other) = train(norm=True, ema_decay=None), train(norm=True)
-    assert furthest(weights(plain), weights(averaged)) > 0.01
+    assert furthest(weights(plain), weights(averaged)) > 1e-3
     assert [row.train_loss for row in rows] == [row.train_loss for row in other]  # training itself is the same
     measured = TASK.evaluate(averaged, split("validation", 20), 16)
     assert same(dict(averaged.named_buffers()), dict(plain.named_buffers()))
