@@ -21,7 +21,7 @@ from ifap.errors import TrainingError
 from ifap.recover import Distillation
 from ifap.tasks import TASKS
 from ifap.tasks.base import batches, chunks
-from ifap.training import _Average, build_optimizer, fit, learning_rate
+from ifap.training import _Average, build_optimizer, fit, learning_rate, read_progress
 
 TASK = TASKS.get("classification")
 
@@ -415,6 +415,9 @@ def test_two_processes_end_with_the_same_network_as_one(tmp_path):
     for row, other in zip(histories[0], rows, strict=True):
         assert row["train_loss"] == pytest.approx(other.train_loss, abs=1e-5)
         assert row["validation_metric"] == other.validation_metric
-    # With batch norm as well: its statistics are those of the first process.
-    assert same(*(load_file(tmp_path / f"with-norm-{rank}.safetensors") for rank in range(2)))
-    assert [path.name for path in (tmp_path / "state").iterdir()] == ["state.safetensors"]
+    # With batch norm as well: its statistics are those of the first process. And after a kill in the second epoch.
+    names = ("with-norm-0", "with-norm-1", "resumed-0", "resumed-1")
+    whole, *others = (load_file(tmp_path / f"{name}.safetensors") for name in names)
+    assert all(same(whole, other) for other in others)
+    assert not same(whole, first)
+    assert read_progress(tmp_path / "state").resumes == 1
