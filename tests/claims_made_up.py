@@ -86,6 +86,7 @@ def metrics(grid: Grid, cell: Cell):
         "data_checksum": "sha256:made-up",
         "synthetic": False,
         "macs": macs,
+        "macs_nonzero": macs,
         "params": params,
         "params_nonzero": params,
         "latency": {
