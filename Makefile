@@ -8,10 +8,10 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export DVC_NO_ANALYTICS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce test check format bench record sync pull push status lock clean
+.PHONY: help setup reproduce test check format bench record sync pull push status lock tensorboard clean
 
 help: ## Show this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-11s %s\n", $$1, $$2}'
 
 setup: $(VENV)/.ready ## Make .venv from requirements.lock (Python 3.11)
 
@@ -75,5 +75,8 @@ lock: setup ## Write requirements.lock again from pyproject.toml
 	uv pip compile --quiet --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
 	  --extra workflow --extra export --extra dev --constraint constraints.txt --output-file requirements.lock pyproject.toml
 
+tensorboard: setup ## Show the curves of trainings that ran with IFAP_TENSORBOARD=1
+	tensorboard --logdir logs/tensorboard/$(SCALE)
+
 clean: ## Remove results and state of the scale (git has the recorded results)
-	rm -rf results/$(SCALE) reports/$(SCALE) state/$(SCALE) logs/$(SCALE)
+	rm -rf results/$(SCALE) reports/$(SCALE) state/$(SCALE) logs/$(SCALE) logs/tensorboard/$(SCALE)

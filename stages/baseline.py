@@ -5,6 +5,7 @@ from __future__ import annotations
 from ifap import plan
 from ifap.paths import Cell
 from ifap.program import run_stage
+from ifap.runtime import rank
 from stages.job import open_job
 from stages.options import (
     PARAMS,
@@ -33,7 +34,9 @@ def main(
         network = job.build()
         identifier, arguments = job.builder()
         record = plan.unpruned_plan(network, job.example_inputs(), plan.Builder(id=identifier, args=arguments))
-        plan.write_network(job.train(network, timing), record, job.checkpoint("final"))
+        trained = job.train(network, timing)
+        if rank() == 0:
+            plan.write_network(trained, record, job.checkpoint("final"))
 
 
 if __name__ == "__main__":

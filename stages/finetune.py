@@ -5,6 +5,7 @@ from __future__ import annotations
 from ifap import plan
 from ifap.paths import Cell
 from ifap.program import run_stage
+from ifap.runtime import rank
 from stages.job import open_job
 from stages.options import (
     PARAMS,
@@ -32,7 +33,9 @@ def main(
     with job.run() as timing:
         job.check_stage("prune")
         record, network = job.load("pruned")
-        plan.write_network(job.train(network, timing), record, job.checkpoint("final"))
+        trained = job.train(network, timing)
+        if rank() == 0:
+            plan.write_network(trained, record, job.checkpoint("final"))
 
 
 if __name__ == "__main__":

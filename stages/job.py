@@ -26,7 +26,18 @@ from ifap.files import atomic_write_text
 from ifap.grid import Grid
 from ifap.models import MODELS, builder_from_id, builder_id
 from ifap.models.base import load_pretrained
-from ifap.runtime import LOCK_FILE, Lock, configure, device, peak_memory_mb, sha256_file, write_csv
+from ifap.monitor import tensorboard
+from ifap.runtime import (
+    LOCK_FILE,
+    Lock,
+    configure,
+    device,
+    peak_memory_mb,
+    processes,
+    rank,
+    sha256_file,
+    write_csv,
+)
 from ifap.splits import Role, Split
 from ifap.tasks import TASKS, Task
 from ifap.training import HISTORY_FIELDS, fit, read_progress
@@ -35,6 +46,8 @@ from stages.options import open_grid
 log = logging.getLogger(__name__)
 
 TIMING_VERSION = 1
+SHARED_STAGES = ("baseline", "finetune")
+"""Those that several processes can do together."""
 
 
 @dataclass
@@ -178,17 +191,21 @@ class Job:
     def train(self, network: nn.Module, timing: Timing) -> nn.Module:
         """Train a network by the cell's recipe and write its history; returns it on the CPU, in evaluation mode."""
         where = device()
-        rows = fit(
-            network.to(where),
-            self.split("train"),
-            self.split("validation"),
-            self.grid.training(self.cell),
-            self.task,
-            seed=self.cell.seed,
-            augment=True,
-            state=self.state if self.grid.options.resume else None,
-            guard=self.guard,
-        )
+        with tensorboard(paths.tensorboard_dir(self.grid.scale, self.cell, self.stage)) as board:
+            rows = fit(
+                network.to(where),
+                self.split("train"),
+                self.split("validation"),
+                self.grid.training(self.cell),
+                self.task,
+                seed=self.cell.seed,
+                augment=True,
+                state=self.state if self.grid.options.resume else None,
+                guard=self.guard,
+                on_epoch=board,
+            )
+        if rank():
+            return network
         progress = read_progress(self.state)
         timing.resume_count, timing.extra_seconds = progress.resumes, progress.earlier_seconds
         write_csv(paths.history_file(self.grid.scale, self.cell), map(dataclasses.asdict, rows), HISTORY_FIELDS)
@@ -200,7 +217,13 @@ class Job:
     def run(self) -> Iterator[Timing]:
         """Seed the process, hold the cell's lock; after success note what the stage cost and drop its resume state."""
         start, timing = time.monotonic(), Timing()
+        if processes() > 1 and self.stage not in SHARED_STAGES:
+            raise ConfigError(f"stage {self.stage} runs in one process: leave out `accelerate launch` or `torchrun`")
         configure(self.cell.seed)
+        if rank():
+            # The first process holds the lock and writes for all.
+            yield timing
+            return
         with Lock(self.state, f"{self.stage} of {self.cell}"):
             yield timing
             seconds = time.monotonic() - start + timing.extra_seconds

@@ -71,7 +71,7 @@ def prune_cell(job: Job, timing: Timing) -> tuple[Pruned, dict[str, dict[str, fl
         network,
         job.example_inputs().to(device()),
         train.calibration(options.calibration_samples, options.batch_size, job.cell.seed),
-        target=Target(**options.target.model_dump()),
+        target=Target(**options.target.model_dump(exclude={"published"})),
         recover=Distillation.from_options(train, validation, recovery, task=job.task, augment=True, seed=job.cell.seed),
         validate=validator(validation, job.task, options.batch_size),
         method=job.grid.variant(job.cell).method,

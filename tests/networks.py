@@ -722,6 +722,20 @@ def masked(model, plan):
     return full
 
 
+def assert_equivalent(model, pruned, inputs, mixes_channels=False):
+    """Check that a pruned network computes what the unpruned one does without the units that went."""
+    full, small = masked(model, pruned.plan), copy.deepcopy(pruned.model)
+    if mixes_channels:
+        without_layer_norm(full)
+        without_layer_norm(small)
+    with torch.no_grad():
+        expected, got, whole = run(full.eval(), inputs), run(small.eval(), inputs), run(model.eval(), inputs)
+    for a, b in zip(expected, got, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+    # The masks removed something that counted, so that the comparison says something.
+    assert any((a - b).abs().max() > 1e-6 for a, b in zip(expected, whole, strict=True))
+
+
 def mask_inputs(layer, lost):
     """Zero the weights that read the input positions `lost`, in place."""
     if isinstance(layer, (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)):

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from workflow_project import ROOT
 
-from ifap.config import PruneOptions, TrainingOptions, load_params, parse_params, refine, select_scale
+from ifap.config import PruneOptions, RecoveryOptions, TrainingOptions, load_params, parse_params, refine, select_scale
 from ifap.errors import ConfigError
 from ifap.grid import Grid
 from ifap.paths import Cell
@@ -176,3 +176,48 @@ def test_parsed_parameters_cannot_be_changed():
     params = parse_params(COMMITTED)
     with pytest.raises(ValueError, match="frozen"):
         params.scale = "paper"
+
+
+OPTIONAL = {
+    "precision": "bf16", "accumulate": 2, "channels_last": True, "compile": True, "momentum": 0.5, "decay_norms": True,
+    "grad_clip": 1.0, "ema_decay": 0.9, "gamma": 0.5,
+}  # fmt: skip
+
+
+def test_optional_keys_of_a_recipe_are_dumped_where_they_differ():
+    """A recorded result stays valid when a recipe gets a new optional key."""
+    recipe = COMMITTED["scales"]["quick"]["baseline"]["default"]
+    assert TrainingOptions(**recipe).model_dump() == recipe
+    steps = {"schedule": "step", "milestones": [0.5]}
+    dumped = TrainingOptions(**recipe, **OPTIONAL, **steps).model_dump()
+    assert dumped == {**recipe, **OPTIONAL, **steps}
+    fields = TrainingOptions.model_fields
+    assert set(dumped) == set(fields)
+    defaults = {name: field.get_default(call_default_factory=True) for name, field in fields.items()}
+    assert TrainingOptions(**{**defaults, **recipe}).model_dump() == recipe
+    recovery = COMMITTED["scales"]["quick"]["prune"]["recovery"]
+    assert RecoveryOptions(**recovery, precision="bf16").model_dump() == {**recovery, "precision": "bf16"}
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ({"precision": "bf61"}, "precision: Input should be 'fp32', 'bf16' or 'fp16' (got 'bf61')"),
+        ({"accumulate": 3}, "accumulate 3 must divide batch_size 64"),
+        ({"accumulate": 0}, "accumulate: Input should be greater than or equal to 1 (got 0)"),
+        ({"schedule": "step"}, "milestones belong to schedule 'step', which needs at least one"),
+        ({"milestones": [0.5]}, "milestones belong to schedule 'step'"),
+        ({"schedule": "step", "milestones": [0.7, 0.5]}, "milestones must rise, without repetition"),
+        ({"schedule": "step", "milestones": [30]}, "milestones.0: Input should be"),
+        ({"ema_decay": 1.0}, "ema_decay: Input should be less than 1"),
+        ({"grad_clip": 0.0}, "grad_clip: Input should be greater than 0"),
+        ({"momentum": 1.0}, "momentum: Input should be less than 1"),
+        ({"ema_deca": 0.9}, "unknown key: did you mean 'ema_decay'?"),
+    ],
+)
+def test_a_recipe_that_cannot_be_followed_is_refused(keys, expected):
+    raw = copy.deepcopy(COMMITTED)
+    raw["scales"]["quick"]["baseline"]["default"].update(keys)
+    text = message(raw)
+    assert text.startswith("params.yaml: scales.quick.baseline.")
+    assert expected in text

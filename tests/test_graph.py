@@ -183,3 +183,77 @@ def test_attention_that_cannot_be_split_stays():
 def test_network_that_does_not_run_is_an_error():
     with pytest.raises((GraphError, RuntimeError)):
         trace(nn.Linear(3, 4), torch.randn(2, 5))
+
+
+# --- layers that only training runs ---------------------------------------------------------------
+
+
+def with_auxiliary_head(in_training):
+    def forward(m, x):
+        x = m.body(m.stem(x))
+        return (m.head(m.last(x)), *in_training(m, x)) if m.training else m.head(m.last(x))
+
+    return Lambda(
+        forward, stem=unit(3, 12), body=unit(12, 10), last=unit(10, 8), head=head(8), auxiliary=nn.Sequential(
+            unit(10, 6), nn.Dropout(0.5), head(6)
+        ),
+    )  # fmt: skip
+
+
+X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def test_an_auxiliary_head_that_only_training_runs_follows_what_it_reads():
+    model = with_auxiliary_head(lambda m, x: [m.auxiliary(x)])
+    graph = trace(model, X)
+    body, reader = graph.slot("body.0", "out"), graph.slot("auxiliary.0.0", "in")
+    assert np.array_equal(graph.unit_of[body], graph.unit_of[reader])
+    assert graph.pinned["auxiliary.2.2"] == "it feeds an output of the network"
+    graph.apply(model, graph.unit_of[body][:3])
+    assert [output.shape for output in run(model.train(), X)] == [(2, 4), (2, 4)]
+
+
+def test_a_network_that_cannot_run_in_training_is_followed_in_evaluation():
+    def wants_targets(m, x):
+        raise AssertionError("targets should not be none when in training mode")
+
+    graph = trace(with_auxiliary_head(wants_targets), X)
+    assert graph.slot("auxiliary.0.0", "in") is None
+    assert (graph.unit_of[graph.slot("body.0", "out")] >= 0).all()
+
+
+def test_a_layer_that_nothing_runs_is_left_out():
+    model = with_auxiliary_head(lambda m, x: [])
+    assert trace(model, X).slot("auxiliary.0.0", "in") is None
+
+
+# --- the rule on 1x1 convolutions -----------------------------------------------------------------
+
+
+def bottleneck():
+    def forward(m, x):
+        x = m.stem(x)
+        return m.head(x + m.widen(m.spatial(m.narrow(x))))
+
+    return Lambda(
+        forward, stem=unit(3, 12, 1), narrow=unit(12, 8, 1), spatial=unit(8, 9), widen=conv(9, 12, 1),
+        head=nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 6), nn.ReLU(), nn.Linear(6, 4)),
+    )  # fmt: skip
+
+
+def test_only_units_of_larger_convolutions_go_if_asked():
+    assert {group.name for group in trace(bottleneck(), X).groups} == {"stem.0", "narrow.0", "spatial.0", "head.2"}
+    graph = trace(bottleneck(), X, spatial_only=True)
+    assert [group.name for group in graph.groups] == ["spatial.0"]
+    assert graph.num_units == 9
+    reason = "spatial_only: no convolution larger than 1x1 produces it"
+    assert {name for name, why in graph.pinned.items() if why == reason} == {"stem.0", "narrow.0", "widen", "head.2"}
+
+
+def test_1x1_convolutions_follow_a_larger_one():
+    model = bottleneck()
+    model.stem = unit(3, 12)
+    graph = trace(model, X, spatial_only=True)
+    widths = {group.name: {slot.name for slot in group.slots if slot.side == "out"} for group in graph.groups}
+    assert {"stem.0", "widen"} <= widths["stem.0"]
+    assert set(widths) == {"stem.0", "spatial.0"}

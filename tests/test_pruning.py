@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch_pruning
-from networks import NETWORKS, batches, double, head, masked, prune, randomize, run, unit, without_layer_norm
+from networks import NETWORKS, assert_equivalent, batches, double, head, prune, randomize, run, unit
 from torch import nn
 
 import ifap
@@ -128,19 +128,6 @@ def test_pruned_network_computes_what_the_masked_one_does(name):
     model, inputs = net.build().double().eval(), double(net.inputs())
     pruned = prune(model, inputs, method="random", macs=0.45, seed=1)
     assert_equivalent(model, pruned, inputs, net.mixes_channels)
-
-
-def assert_equivalent(model, pruned, inputs, mixes_channels=False):
-    full, small = masked(model, pruned.plan), copy.deepcopy(pruned.model)
-    if mixes_channels:
-        without_layer_norm(full)
-        without_layer_norm(small)
-    with torch.no_grad():
-        expected, got, whole = run(full.eval(), inputs), run(small.eval(), inputs), run(model.eval(), inputs)
-    for a, b in zip(expected, got, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
-    # The masks removed something that counted, so that the comparison says something.
-    assert any((a - b).abs().max() > 1e-6 for a, b in zip(expected, whole, strict=True))
 
 
 def test_mask_check_notices_swapped_channels():

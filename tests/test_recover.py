@@ -321,3 +321,11 @@ def test_the_library_part_knows_nothing_of_the_workflow():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_features_are_what_the_activation_returned_although_dropout_overwrites_it():
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Dropout(1.0, inplace=True), nn.Linear(6, 2)).train()
+    x = torch.randn(3, 4)
+    with recover.capture(model, [("1", 0)]) as features:
+        model(x)
+    assert torch.equal(features["1", 0], model[0](x).relu())

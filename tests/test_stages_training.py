@@ -121,6 +121,28 @@ def test_a_repeat_gives_the_same_bytes(project):
     assert [path.name for path in paths.state_dir("quick", BASELINE, "baseline").iterdir()] == ["lock"]
 
 
+def test_curves_are_beside_the_logs_and_change_no_result(project, monkeypatch):
+    before = paths.history_file("quick", BASELINE).read_bytes()
+    folder = paths.tensorboard_dir("quick", BASELINE, "baseline")
+    assert not folder.exists()
+    monkeypatch.setenv("IFAP_TENSORBOARD", "1")
+    baseline.main(**CELL, params=PARAMS)
+    assert [file.name.split(".")[:2] for file in folder.iterdir()] == [["events", "out"]]
+    assert paths.history_file("quick", BASELINE).read_bytes() == before
+
+
+def test_of_several_processes_the_others_write_nothing(project, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(ConfigError, match="stage evaluate runs in one process: leave out `accelerate launch`"):
+        evaluate.main(**CELL, method="baseline", params=PARAMS)
+    job = open_job(PARAMS, None, BASELINE, "baseline")
+    before = job.timing_file("baseline").stat().st_mtime_ns
+    with job.run(), job.run():  # two locks would be one too many
+        pass
+    assert job.timing_file("baseline").stat().st_mtime_ns == before
+
+
 def test_only_evaluate_opens_the_test_split(project):
     paths.split_file("quick", "digits", "test").unlink()
     pretend_pruned()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import namedtuple
 
 import pytest
 import torch
@@ -28,6 +29,21 @@ def test_metrics_match_hand_worked_values():
 def test_calibration_error_is_in_percent():
     found = TASK.metrics(torch.tensor([[0.9, 0.1]] * 4).log(), torch.tensor([1, 1, 1, 1]), bins=15)
     assert found["ece"] == pytest.approx(90.0, abs=1e-3)
+
+
+def test_an_auxiliary_head_adds_its_loss():
+    """What Inception returns in training: a named tuple of two score tensors."""
+    outputs = namedtuple("InceptionOutputs", ["logits", "aux_logits"])
+    scores, targets = torch.tensor([[0.8, 0.2], [0.7, 0.3]]).log(), torch.tensor([0, 0])
+    main, auxiliary = -math.log(0.8 * 0.7) / 2, -math.log(0.2 * 0.3) / 2
+    both = outputs(scores, scores.flip(1))
+    assert TASK.loss(both, targets).item() == pytest.approx(main + 0.4 * auxiliary)
+    assert TASK.loss(outputs(scores, None), targets).item() == pytest.approx(main)
+    assert torch.equal(logits(both), scores)
+    smooth = TASK.loss(scores, targets, label_smoothing=0.1) + 0.4 * TASK.loss(
+        scores.flip(1), targets, label_smoothing=0.1
+    )
+    assert TASK.loss(both, targets, label_smoothing=0.1).item() == pytest.approx(smooth.item())
 
 
 @pytest.mark.parametrize("bins", [1, 5, 15])

@@ -12,6 +12,7 @@ from ifap.splits import Split
 from ifap.tasks import TASKS
 from ifap.training import (
     STATE_FILE,
+    _Losses,
     build_optimizer,
     fit,
     learning_rate,
@@ -136,8 +137,34 @@ def test_a_loss_that_is_not_finite_names_epoch_and_step():
     def explode(inputs, outputs):
         return outputs.sum() * float("nan")
 
-    with pytest.raises(TrainingError, match="loss is nan in epoch 1, step 1 of 3"):
+    with pytest.raises(TrainingError, match=r"loss is nan in epoch 1, step 1 of 3: .*no earlier state was kept"):
         train(extra_loss=explode)
+
+
+def test_a_loss_that_is_not_finite_says_where_the_last_good_state_is(tmp_path):
+    calls = iter(range(100))
+
+    def explode(inputs, outputs):
+        return outputs.sum() * (float("inf") if next(calls) == 7 else 0)
+
+    with pytest.raises(TrainingError, match=rf"epoch 3, step 2 of 3: .*state after epoch 2 is in {tmp_path}\)"):
+        train(extra_loss=explode, state=tmp_path)
+    assert len(train(state=tmp_path)[1]) == 4  # and that state is good
+
+
+def test_on_a_gpu_losses_are_read_in_blocks():
+    losses = _Losses(torch.device("cuda"))
+    for step in range(49):
+        assert losses.add(step, torch.tensor(1.0 if step != 30 else float("nan")), 2) is None
+    assert losses.newest is None
+    assert losses.add(49, torch.tensor(2.0), 2)[0] == 30
+    losses = _Losses(torch.device("cuda"))
+    for step in range(50):
+        losses.add(step, torch.tensor(float(step)), 1)
+    losses.add(50, torch.tensor(75.0), 25)
+    assert losses.newest == 49.0
+    assert losses.read() is None
+    assert losses.mean == (sum(range(50)) + 75 * 25) / 75
 
 
 def test_the_schedule_rises_and_then_falls_along_a_half_cosine():

@@ -5,16 +5,25 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from ifap.errors import ConfigError, nearest
 from ifap.registry import entry_names
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]*$")]
+Precision = Literal["fp32", "bf16", "fp16"]
 TableName = Annotated[str, Field(pattern=r"^table-[1-5]$")]
 StepName = Literal["fetch", "baseline", "prune", "finetune", "evaluate"]
 
@@ -67,17 +76,63 @@ class ModelOptions(Section):
     )
 
 
-class TrainingOptions(Section):
+class StepOptions(Section):
+    """How the steps of a training are computed; the defaults are the plain ones."""
+
+    batch_size: int = Field(gt=0, description="Samples of one step of the optimiser, whatever they are split into.")
+    precision: Precision = Field(default="fp32", description="Mixed precision of forward and backward.")
+    accumulate: int = Field(default=1, ge=1, description="Parts that a batch is split into to save memory.")
+    channels_last: bool = Field(default=False, description="Channels last in memory: faster on recent GPUs.")
+    compile: bool = Field(default=False, description="Compile the network with torch.compile.")
+
+    @model_validator(mode="after")
+    def _split_evenly(self) -> Self:
+        if self.batch_size % self.accumulate:
+            raise ValueError(f"accumulate {self.accumulate} must divide batch_size {self.batch_size}")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _leave_out_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # The configuration of a result holds no optional key at its default: a new one makes no result stale.
+        fields = type(self).model_fields
+        return {
+            key: value
+            for key, value in handler(self).items()
+            if fields[key].is_required() or value != fields[key].get_default(call_default_factory=True)
+        }
+
+
+class TrainingOptions(StepOptions):
     """A training recipe: baseline training and fine-tuning use the same kind."""
 
     epochs: int = Field(ge=0)
-    batch_size: int = Field(gt=0)
     optimizer: Literal["adamw", "sgd"]
-    lr: float = Field(gt=0, description="Peak learning rate; it then falls along a half cosine.")
+    lr: float = Field(gt=0, description="Peak learning rate, from which the schedule falls.")
     weight_decay: float = Field(ge=0)
-    warmup_epochs: int = Field(ge=0, description="Epochs of linear warm-up before the cosine.")
+    warmup_epochs: int = Field(ge=0, description="Epochs of linear warm-up before the schedule.")
     label_smoothing: float = Field(ge=0, lt=1)
     augment: bool
+    schedule: Literal["cosine", "step"] = Field(
+        default="cosine", description="Half a cosine towards zero, or a factor gamma at every milestone."
+    )
+    milestones: list[Fraction] = Field(
+        default_factory=list, description="Shares of the run at which schedule 'step' lowers the learning rate."
+    )
+    gamma: Fraction = Field(default=0.1, description="Factor of schedule 'step' at every milestone.")
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="Nesterov momentum of sgd; adamw has none.")
+    decay_norms: bool = Field(default=False, description="Decay biases and the parameters of norms as well.")
+    grad_clip: float | None = Field(default=None, gt=0, description="Largest norm of the gradient of a step.")
+    ema_decay: Fraction | None = Field(
+        default=None, description="Return a moving average of the weights, which keeps this share of itself each step."
+    )
+
+    @model_validator(mode="after")
+    def _fit_the_schedule(self) -> Self:
+        if (self.schedule == "step") != bool(self.milestones):
+            raise ValueError("milestones belong to schedule 'step', which needs at least one (such as [0.5, 0.75])")
+        if self.milestones != sorted(set(self.milestones)):
+            raise ValueError(f"milestones must rise, without repetition: {self.milestones}")
+        return self
 
 
 class TargetOptions(Section):
@@ -118,11 +173,10 @@ class PruneOptions(Section):
     batch_size: int = Field(gt=0)
 
 
-class RecoveryOptions(Section):
+class RecoveryOptions(StepOptions):
     """Distillation after each pruning iteration."""
 
     epochs: int = Field(ge=0)
-    batch_size: int = Field(gt=0)
     lr: float = Field(gt=0)
     weight_decay: float = Field(ge=0)
     feature_weight: float = Field(ge=0, description="Weight of the L1 feature loss.")

@@ -106,6 +106,11 @@ def log_file(scale: str, cell: Cell, stage: str) -> Path:
     return Path("logs") / scale / str(cell) / f"{stage}.log"
 
 
+def tensorboard_dir(scale: str, cell: Cell, stage: str) -> Path:
+    """Where a training writes what TensorBoard shows, if it is asked to."""
+    return Path("logs") / "tensorboard" / scale / str(cell) / stage
+
+
 def runs_csv(scale: str) -> Path:
     """One row a finished run."""
     return scale_dir(scale) / "runs.csv"

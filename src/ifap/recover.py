@@ -19,7 +19,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from ifap.config import RecoveryOptions
+from ifap.config import Precision, RecoveryOptions
+from ifap.engine import Engine, explain_memory, open_engine
 from ifap.errors import TrainingError
 from ifap.layers import is_activation
 from ifap.runtime import derive_seed, seeded
@@ -72,13 +73,22 @@ class Distillation:
         True for the training split's own augmentation, or ``augment(inputs, generator)``.
     seed : int, optional
         Source of order, augmentation, dropout and adapters, with the pruning step and the epoch.
+    precision : {'fp32', 'bf16', 'fp16'}, optional
+        Mixed precision of both networks; losses are computed in single precision.
+    accumulate : int, optional
+        Parts that a batch is split into to save memory.
+    channels_last : bool, optional
+        Channels last in memory.
+    compile : bool, optional
+        Compile both networks with `torch.compile`, anew in every call: worth it for long ones only.
 
     Raises
     ------
     SplitError
         If either split is, or wraps, the test split.
     TrainingError
-        On a call: if the loss is not finite or the teacher is the student itself.
+        On a call: if the loss is not finite, memory does not suffice, the teacher is the student
+        itself, or several processes were started.
     """
 
     def __init__(
@@ -97,6 +107,10 @@ class Distillation:
         loss: Loss = cross_entropy,
         augment: bool | Augment | None = False,
         seed: int = 0,
+        precision: Precision = "fp32",
+        accumulate: int = 1,
+        channels_last: bool = False,
+        compile: bool = False,  # noqa: A002 (the name of the option)
     ) -> None:
         for data, purpose in ((train, "distilling"), (validation, "stopping the distillation")):
             refuse_test(data, purpose)
@@ -109,6 +123,8 @@ class Distillation:
         self.lr, self.weight_decay = lr, weight_decay
         self.feature_weight, self.logit_weight, self.temperature = feature_weight, logit_weight, temperature
         self.loss, self.augment, self.seed = loss, augment, seed
+        self.precision, self.accumulate = precision, accumulate
+        self.channels_last, self.compile = channels_last, compile
 
     @classmethod
     def from_options(
@@ -169,10 +185,32 @@ class Distillation:
         adapters = nn.ModuleList([pair.adapter for pair in pairs])
         trained = [p for p in (*model.parameters(), *adapters.parameters()) if p.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=self.lr, weight_decay=self.weight_decay)
+        engine = open_engine(
+            model,
+            self.precision,
+            accumulate=self.accumulate,
+            channels_last=self.channels_last,
+            compile=self.compile,
+        )
+        if engine.processes > 1:
+            raise TrainingError("distillation runs in one process: leave out `accelerate launch` or `torchrun`")
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(explain_memory(self.batch_size, self.accumulate))
+            stack.enter_context(engine.ready(optimizer, teacher))
+            lesson = _Lesson(
+                engine,
+                engine.compiled(teacher),
+                pairs,
+                stack.enter_context(capture(model, [pair.student for pair in pairs])),
+                stack.enter_context(capture(teacher, [pair.teacher for pair in pairs])),
+            )
+            self._epochs(model, lesson, optimizer, step)
+
+    def _epochs(self, model: nn.Module, lesson: _Lesson, optimizer: torch.optim.Optimizer, step: int) -> None:
         plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=0)
         best_loss, best_weights, waited = math.inf, None, 0
         for epoch in range(1, self.epochs + 1):
-            self._epoch(model, teacher, pairs, optimizer, step, epoch)
+            self._epoch(model, lesson, optimizer, step, epoch)
             if self.epochs == 1:
                 return
             loss = self._validation_loss(model)
@@ -188,42 +226,39 @@ class Distillation:
             model.load_state_dict(best_weights)
 
     def _epoch(
-        self,
-        model: nn.Module,
-        teacher: nn.Module,
-        pairs: list[_Pair],
-        optimizer: torch.optim.Optimizer,
-        step: int,
-        epoch: int,
+        self, model: nn.Module, lesson: _Lesson, optimizer: torch.optim.Optimizer, step: int, epoch: int
     ) -> None:
-        where = device_of(model)
+        engine = lesson.engine
         generator = torch.Generator().manual_seed(derive_seed(self.seed, step, epoch))
         model.train()
         reading = batches(self.train, self.batch_size, generator, augment=self.augment)
         for number, (inputs, targets) in enumerate(reading, 1):
-            loss = self._batch_loss(model, teacher, pairs, to_device(inputs, where), to_device(targets, where))
-            if not math.isfinite(loss.item()):
-                raise TrainingError(
-                    f"distillation loss is {loss.item()} in pruning step {step}, epoch {epoch}, batch {number}: "
-                    "lower the learning rate"
-                )
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
+            for some, expected, share, _ in engine.parts(inputs, targets):
+                loss = self._batch_loss(lesson, engine.place(some), engine.place(expected))
+                if not math.isfinite(loss.item()):
+                    raise TrainingError(
+                        f"distillation loss is {loss.item()} in pruning step {step}, epoch {epoch}, batch {number}: "
+                        "lower the learning rate"
+                    )
+                engine.backward(loss if share == 1 else loss * share)
+            engine.unscale(optimizer)
+            engine.step(optimizer)
         model.eval()
 
-    def _batch_loss(
-        self, model: nn.Module, teacher: nn.Module, pairs: list[_Pair], inputs: Any, targets: Any
-    ) -> Tensor:
-        with capture(model, [pair.student for pair in pairs]) as student:
-            outputs = call(model, inputs)
+    def _batch_loss(self, lesson: _Lesson, inputs: Any, targets: Any) -> Tensor:
+        outputs = lesson.engine.forward(inputs)
         loss = self.loss(outputs, targets)
-        if not pairs and not self.logit_weight:
+        if not lesson.pairs and not self.logit_weight:
             return loss
-        with torch.no_grad(), capture(teacher, [pair.teacher for pair in pairs]) as wanted:
-            expected = call(teacher, inputs)
-        if pairs:
-            distances = [F.l1_loss(pair.adapter(student[pair.student]), wanted[pair.teacher]) for pair in pairs]
+        with torch.no_grad():
+            expected = lesson.engine.run(lesson.teacher, inputs)
+        if lesson.pairs:
+            # What is captured has the precision of the forward; the distance has single precision.
+            distances = [
+                F.l1_loss(pair.adapter(lesson.student[pair.student].float()), lesson.wanted[pair.teacher].float())
+                for pair in lesson.pairs
+            ]
             loss = loss + self.feature_weight * torch.stack(distances).mean()
         if self.logit_weight:
             loss = loss + self.logit_weight * _soft_distance(logits(outputs), logits(expected), self.temperature)
@@ -329,6 +364,17 @@ class _Pair:
     adapter: nn.Module
 
 
+@dataclass(frozen=True)
+class _Lesson:
+    """What the batches of one call share; `student` and `wanted` are the features of the newest forward."""
+
+    engine: Engine
+    teacher: Callable[..., Any]
+    pairs: list[_Pair]
+    student: dict[Event, Tensor]
+    wanted: dict[Event, Tensor]
+
+
 def _adapter(shape: torch.Size, wanted: torch.Size, name: str) -> nn.Module:
     if shape == wanted:
         return nn.Identity()
@@ -348,7 +394,10 @@ def _three(events: list[Event]) -> list[Event]:
 
 @contextlib.contextmanager
 def _recorded(model: nn.Module, names: list[str], keep: Callable[[Tensor], Any]) -> Iterator[dict[Event, Any]]:
-    """Keep something of every output of the named modules; the hooks live inside the block only."""
+    """Keep something of every output of the named modules in the newest forward.
+
+    The hooks live inside the block only; a network that is compiled inside it has them compiled in.
+    """
     record: dict[Event, Any] = {}
     calls: dict[str, int] = {}
 
@@ -360,7 +409,12 @@ def _recorded(model: nn.Module, names: list[str], keep: Callable[[Tensor], Any])
 
         return note
 
+    def restart(module: nn.Module, inputs: Any) -> None:
+        record.clear()
+        calls.clear()
+
     with contextlib.ExitStack() as hooks:
+        hooks.callback(model.register_forward_pre_hook(restart).remove)
         for name in names:
             handle = model.get_submodule(name).register_forward_hook(hook(name))
             hooks.callback(handle.remove)

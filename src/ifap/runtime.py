@@ -64,10 +64,21 @@ def seeded(seed: int, where: torch.device) -> Iterator[None]:
         yield
 
 
+def rank() -> int:
+    """Return the number of this process among those that train one network together, from 0."""
+    return int(os.environ.get("RANK", "0")) if processes() > 1 else 0
+
+
+def processes() -> int:
+    """Return how many processes train one network together, as their launcher says."""
+    return int(os.environ.get("WORLD_SIZE") or "1")
+
+
 @functools.cache
 def device() -> torch.device:
-    """Return the GPU if there is one, else the CPU, and say so once in the log."""
-    chosen = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """Return the GPU if there is one (of several processes each has its own), else the CPU; says so once in the log."""
+    own = f":{os.environ.get('LOCAL_RANK', '0')}" if processes() > 1 else ""
+    chosen = torch.device(f"cuda{own}" if torch.cuda.is_available() else "cpu")
     log.info("device: %s", torch.cuda.get_device_name(chosen) if chosen.type == "cuda" else "cpu (no GPU found)")
     return chosen
 

@@ -26,7 +26,7 @@ _HOOKS = (
 )
 
 
-def call(model: nn.Module, inputs: Inputs) -> Any:
+def call(model: Callable[..., Any], inputs: Inputs) -> Any:
     """Run `model` on a tensor, on a tuple or list of arguments, or on a dict of keyword arguments."""
     if isinstance(inputs, dict):
         return model(**inputs)

@@ -93,7 +93,7 @@ def write_batches(
         content = {
             "batch_label": f"synthetic {part} batch {index + 1} of {shares}",
             **{key: [targets[row] // group for row in rows] for key, group in labels.items()},
-            "data": images[rows].transpose(0, 3, 1, 2).reshape(len(rows), -1),
+            "data": images[rows].transpose(0, 3, 1, 2).reshape(len(rows), 3 * SIDE * SIDE),
             "filenames": [f"synthetic_{part}_{row:06d}.png" for row in rows],
         }
         (place / file).write_bytes(plain_pickle(content))

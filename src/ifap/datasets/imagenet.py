@@ -82,6 +82,9 @@ def twin(folder: Path, classes: int, per_class: int, seed: int) -> None:
 
 def _flat(place: Path, order: Mapping[str, int]) -> list[tuple[str, int]]:
     """Return the validation images of a flat folder, whose classes the devkit lists by its own numbers."""
+    for file in (META, TRUTH):
+        if not (place / file).exists():
+            raise ResultsError(f"{place / file} not found: a flat {place / 'val'} needs the devkit, or class folders")
     wnids = _wnids(place / META)
     with reading(place / TRUTH):
         truth = [int(line) for line in (place / TRUTH).read_text().split()]

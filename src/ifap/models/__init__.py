@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from ifap.models.base import MODELS, Build, builder_from_id, builder_id
+from ifap.models.base import MODELS, Build, builder_from_id, builder_id, load_pretrained
 
-__all__ = ["MODELS", "Build", "builder_from_id", "builder_id"]
+__all__ = ["MODELS", "Build", "builder_from_id", "builder_id", "load_pretrained"]

@@ -132,15 +132,13 @@ def _other_heads(model: nn.Module, stored: Mapping[str, Tensor]) -> dict[str, nn
     if last is None:
         return {}
     here, there = next(reversed(linear.values())).out_features, last.shape[0]
-    return {
-        f"{name}.{leaf}": layer
-        for name, layer in linear.items()
-        if here != there
-        and layer.out_features == here
-        and f"{name}.weight" in stored
-        and stored[f"{name}.weight"].shape == (there, layer.in_features)
-        for leaf, _ in layer.named_parameters()
-    }
+    found: dict[str, nn.Linear] = {}
+    for name, layer in linear.items():
+        shapes = {f"{name}.{leaf}": (there, *tensor.shape[1:]) for leaf, tensor in layer.named_parameters()}
+        fits = all(leaf in stored and stored[leaf].shape == shape for leaf, shape in shapes.items())
+        if layer.out_features == here != there and fits:
+            found.update(dict.fromkeys(shapes, layer))
+    return found
 
 
 def _check_fit(name: str, wanted: Tensor, stored: Mapping[str, Tensor], path: str | Path) -> None:

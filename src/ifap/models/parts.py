@@ -57,7 +57,7 @@ def fit_stem(network: nn.Module, name: str, in_channels: int) -> None:
         bias=old.bias is not None,
     )
     with torch.no_grad():
-        new.weight.normal_(std=float(old.weight.std()) * (old.in_channels / in_channels) ** 0.5)
+        new.weight.normal_().mul_(old.weight.std() * (old.in_channels / in_channels) ** 0.5)
         if new.bias is not None:
             new.bias.zero_()
     network.set_submodule(name, new)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from ifap.registry import Registry
-from ifap.runtime import loader_workers
+from ifap.runtime import derive_seed, loader_workers
 from ifap.splits import Split
 from ifap.tracing import call, device_of, evaluation_mode, to_device
 
@@ -75,6 +75,7 @@ def batches(
     generator: torch.Generator | None = None,
     *,
     augment: bool | Augment | None = False,
+    share: tuple[int, int] = (0, 1),
 ) -> Iterator[tuple[Any, Any]]:
     """Yield batches of (inputs, targets).
 
@@ -89,21 +90,35 @@ def batches(
         Shuffles a split and seeds augmentation; without it the order stays and nothing is changed.
     augment : bool or callable, optional
         True for the split's own augmentation, or ``augment(inputs, generator)`` for another.
+    share : tuple of int, optional
+        Which process this is and how many there are: only its part of every batch of a split is
+        read. Parts are equal, so the last few samples of an epoch may be left out.
     """
-    read = data if not isinstance(data, Split) else _batches_of(data, batch_size, generator, own=augment is True)
+    own = augment is True
+    read = data if not isinstance(data, Split) else _batches_of(data, batch_size, generator, own=own, share=share)
     change = augment if callable(augment) else None
     for inputs, targets in read:
         yield (inputs if change is None or generator is None else change(inputs, generator)), targets
 
 
-def chunks(total: int, batch_size: int, generator: torch.Generator | None = None) -> list[Tensor]:
+def chunks(
+    total: int, batch_size: int, generator: torch.Generator | None = None, *, share: tuple[int, int] = (0, 1)
+) -> list[Tensor]:
     """Return the rows of each batch; see `batches`."""
     order = torch.arange(total) if generator is None else torch.randperm(total, generator=generator)
     rows = list(torch.split(order, batch_size))
     if len(rows) > 1 and len(rows[-1]) == 1:
         last = rows.pop()
         rows[-1] = torch.cat([rows[-1], last])
-    return rows
+    rank, processes = share
+    if processes == 1:
+        return rows
+    if rank and generator is not None:
+        # What is drawn from here on, such as augmentation, differs between the processes.
+        generator.manual_seed(derive_seed(generator.initial_seed(), rank))
+    # Batch norm cannot train on a part of one sample either.
+    shared = [batch[: len(batch) // processes * processes] for batch in rows if len(batch) >= 2 * processes]
+    return [batch[rank::processes] for batch in shared]
 
 
 class _Reading(Dataset[tuple[Tensor, Tensor]]):
@@ -120,9 +135,9 @@ class _Reading(Dataset[tuple[Tensor, Tensor]]):
 
 
 def _batches_of(
-    split: Split, batch_size: int, generator: torch.Generator | None, *, own: bool
+    split: Split, batch_size: int, generator: torch.Generator | None, *, own: bool, share: tuple[int, int]
 ) -> Iterable[tuple[Tensor, Tensor]]:
-    rows = chunks(len(split), batch_size, generator)
+    rows = chunks(len(split), batch_size, generator, share=share)
     # One seed a batch, drawn here: what is read does not depend on how many processes read it.
     seeds = [_draw(generator) if own and generator is not None else None for _ in rows]
     reading = _Reading(split, list(zip(rows, seeds, strict=True)))
