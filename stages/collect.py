@@ -9,6 +9,7 @@ import typer
 
 from ifap import paths
 from ifap.claims import records, verdicts
+from ifap.claims.structure import load_structure
 from ifap.config import load_params, select_scale
 from ifap.grid import Grid
 from ifap.program import run_stage
@@ -36,7 +37,7 @@ def main(
         paths.trace_csv(grid.scale): records.trace_table(collected),
         paths.missing_csv(grid.scale): records.missing_table(collected),
     }
-    source = verdicts.Source.of(collected)
+    source = verdicts.Source.of(collected, load_structure())
     judged = verdicts.judge_file(paths.published_claims(), source)
     contents[paths.claims_csv(grid.scale)] = verdicts.judged_table(judged)
     if not check:

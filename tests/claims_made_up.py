@@ -13,6 +13,7 @@ from ifap import paths
 from ifap.claims import published, verdicts
 from ifap.claims.audit import Finding
 from ifap.claims.records import RUN_COLUMNS, TRACE_COLUMNS, Receipt
+from ifap.claims.structure import Structure
 from ifap.config import Params
 from ifap.grid import Grid
 from ifap.paths import Cell
@@ -156,14 +157,30 @@ def few_claims():
     return claims[first & claims["model"].isin(models) & ~(claims["step"] > 4).fillna(value=False)]
 
 
-def judge_all(grid, claims=None, measured=()):
-    """Return verdicts as if one value were inconsistent and the cells in `measured` had run."""
+def judge_all(grid, claims=None, measured=(), structure=None):
+    """Return verdicts as if one value were inconsistent, `measured` had run and `structure` had been counted."""
     claims = few_claims() if claims is None else claims
     ids = ("T2/Fashion MNIST/ResNet-50/metric_delta",)
     finding = Finding("metric-delta", "major", "Made up", "1 + 1\n= 3", ids, "metric-delta-1")
     runs = pd.DataFrame(list(measured), columns=RUN_COLUMNS)
-    source = verdicts.Source(grid, runs, pd.DataFrame(columns=TRACE_COLUMNS), {}, {})
+    source = verdicts.Source(grid, runs, pd.DataFrame(columns=TRACE_COLUMNS), {}, {}, structure or {})
     return verdicts.judge(claims, source, [finding])
+
+
+def made_up_structure(**values):
+    """Return made-up counts of two networks on CIFAR-10: one pruned, one out of reach."""
+    row = {"dataset": "cifar10", "classes": 10, "image_size": 224, "version": 1}
+    reached = {"macs_pruned": 1_174_500_000, "params_pruned": 5_000_000, "reduction": 0.71, "note": ""}
+    missed = {
+        "macs_pruned": None,
+        "params_pruned": None,
+        "reduction": None,
+        "note": "target macs=0.7 cannot be reached",
+    }
+    first = {"model": "resnet50", "macs_base": 4_050_000_000, "params_base": 23_500_000, "reduction_published": 0.71}
+    second = {"model": "vgg19_bn", "macs_base": 21_000_000_000, "params_base": 140_000_000, "reduction_published": 0.7}
+    rows = [Structure(**row, **first, **{**reached, **values}), Structure(**row, **second, **missed)]
+    return {(each.dataset, each.model): (number, each) for number, each in enumerate(rows, start=2)}
 
 
 def measured_runs():

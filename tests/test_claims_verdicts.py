@@ -7,10 +7,11 @@ from functools import cache
 
 import pandas as pd
 import pytest
-from claims_made_up import ROOT, made_up_grid, raw_params
+from claims_made_up import ROOT, made_up_grid, made_up_structure, raw_params
 
 from ifap import paths
 from ifap.claims import audit, published, records, verdicts
+from ifap.claims.structure import load_structure
 from ifap.config import Params
 from ifap.errors import ResultsError
 from ifap.grid import Grid
@@ -28,7 +29,7 @@ def findings():
     return tuple(audit.run_audit(claims()))
 
 
-def source(scale="quick", runs=(), trace=()):
+def source(scale="quick", runs=(), trace=(), structure=()):
     raw = raw_params()
     raw["scales"][scale] = raw["scales"]["quick"]
     grid = Grid(Params.model_validate(raw), scale)
@@ -38,6 +39,7 @@ def source(scale="quick", runs=(), trace=()):
         pd.DataFrame(trace, columns=records.TRACE_COLUMNS),
         {"m0": "abc"},
         {},
+        dict(structure),
     )
 
 
@@ -56,7 +58,7 @@ def test_every_claim_has_a_verdict_and_a_reason():
     assert Counter(row.verdict for row in rows.values()) == {"not attempted": 1140, "inconsistent in the source": 66}
     assert rows["T2/CIFAR-10/ResNet-50/metric_pruned"].reason == (
         "scale quick does not run CIFAR-10 with ResNet-50; data not present: put CIFAR-10 (cifar-10-batches-py/) at "
-        "data/cifar10 and run scale paper, once params.yaml defines it"
+        "data/raw/cifar10 and run scale paper, once params.yaml defines it"
     )
     assert rows["T5/SST-2/GPT-2 Base/params_pruned"].verdict == "inconsistent in the source"
     delta = rows["T2/ImageNet/ConvNeXt-Small/metric_delta"]
@@ -97,6 +99,62 @@ def test_the_trace_begins_with_the_unpruned_network():
     rows = judge(source("paper", [run()], trace))
     assert rows["T4/Cifar-10/ResNet-50/1/params"].verdict == "reproduced"
     assert rows["T4/Cifar-10/ResNet-50/2/params"].verdict == "not attempted"
+
+
+@pytest.mark.parametrize("scale", ["quick", "paper"])
+def test_costs_counted_at_full_size_are_compared_at_every_scale(scale):
+    rows = judge(source(scale, structure=made_up_structure()))
+    base, pruned, delta = (rows[f"T2/CIFAR-10/ResNet-50/gmacs_{name}"] for name in ("base", "pruned", "delta"))
+    assert (base.mean, pruned.mean, delta.mean) == (4.05, 1.1745, -71.0)
+    assert [row.verdict for row in (base, pruned, delta)] == ["reproduced"] * 3  # 0.05 off, 0.0405 + 0.05 allowed
+    assert base.reason.startswith("full-size network at 224 px, no training needed; 0.05 from the printed value")
+    assert "pruned to this very reduction: says that it can be reached, not at which accuracy" in delta.reason
+    assert {row.metrics for row in (base, pruned, delta)} == {"results/structure.csv#L2"}
+    assert all(map(verdicts.is_counted, (base, pruned, delta)))
+    assert rows["T4/Cifar-10/ResNet-50/1/params"].mean == 23.5
+    assert rows["T4/Cifar-10/ResNet-50/2/params"].verdict == "not attempted"
+    assert rows["T2/CIFAR-10/ResNet-50/metric_pruned"].verdict == "not attempted"
+    wrong = rows["T2/CIFAR-10/VGG19 (BN)/gmacs_base"]
+    assert (wrong.verdict, wrong.mean) == ("not reproduced", 21.0)
+
+
+def test_a_reduction_that_was_not_reached_says_why():
+    rows = judge(source(structure=made_up_structure()))
+    row = rows["T2/CIFAR-10/VGG19 (BN)/gmacs_delta"]
+    assert (row.verdict, row.mean, row.metrics) == ("not attempted", None, "")
+    assert row.reason == (
+        "the full-size network at 224 px could not be pruned to the printed reduction; "
+        "target macs=0.7 cannot be reached"
+    )
+
+
+def test_a_trained_network_of_the_paper_s_size_is_better_than_a_count():
+    runs = [run(macs=1.3e9, macs_reduction=-68.0)]
+    name = "T2/CIFAR-10/ResNet-50/gmacs_pruned"
+    assert judge(source("paper", runs, structure=made_up_structure()))[name].metrics == "m0"
+    assert judge(source("quick", runs, structure=made_up_structure()))[name].metrics == "results/structure.csv#L2"
+
+
+def test_a_measured_claim_keeps_what_the_audit_found():
+    name = "T2/CIFAR-10/ResNet-50/gmacs_pruned"
+    finding = audit.Finding("cost-delta", "minor", "Made up", "1 + 1\n= 3", (name,), "cost-delta-9")
+    own = source(structure=made_up_structure())
+    rows = {row.id: row for row in verdicts.judge(claims(), own, [finding])}
+    assert rows[name].verdict == "reproduced"
+    assert rows[name].reason.endswith("; inconsistent in the source: cost-delta-9: Made up: 1 + 1 | = 3")
+    assert verdicts.finding_name(rows[name]) == "cost-delta-9"
+    assert verdicts.finding_name(rows["T2/CIFAR-10/ResNet-50/gmacs_base"]) is None
+    unmeasured = {row.id: row for row in verdicts.judge(claims(), source(), [finding])}[name]
+    assert (unmeasured.verdict, verdicts.finding_name(unmeasured)) == ("inconsistent in the source", "cost-delta-9")
+
+
+def test_table_3_takes_only_unpruned_networks():
+    rows = judge(source(structure=load_structure(root=ROOT)))
+    taken = {(row.table, row.quantity) for row in rows.values() if row.metrics}
+    assert taken == {
+        *((2, f"gmacs_{name}") for name in ("base", "pruned", "delta")), (3, "gmacs_base"), (4, "gmacs"), (4, "params"),
+    }  # fmt: skip
+    assert all(row.n == 1 and row.sd is None for row in rows.values() if row.metrics)
 
 
 def test_a_cell_of_the_grid_without_a_record_says_so():

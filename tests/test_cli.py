@@ -216,6 +216,61 @@ def test_show_refuses_a_damaged_plan(folder, command, damage, message):
     assert message in refused(command("show", "small"))
 
 
+# --- export ---------------------------------------------------------------------------------------
+
+
+def test_export_by_a_builder_of_ones_own(folder, command):
+    assert command(*PRUNE, "--macs", "0.5", "--steps", "1")[0] == 0
+    assert "give --builder package.module:function" in refused(command("export", "small", "--to", "small.pt2"))
+    code, out, _ = command("export", "small", "--to", "small.pt2", "--builder", "my_builders:build")
+    assert code == 0
+    assert re.match(r"wrote small\.pt2: \d+\.\d MiB, any batch size; differs by \S+ of the largest output", out)
+    import my_builders
+
+    inputs = torch.randn(7, 3, 10, 10)
+    with torch.no_grad():
+        wanted = ifap.load("small", my_builders.build)(inputs)
+        torch.testing.assert_close(torch.export.load("small.pt2").module()(inputs), wanted)
+
+
+def test_export_by_the_builder_in_the_plan(folder, command):
+    pytest.importorskip("onnxruntime")
+    from ifap.models import builder_from_id
+    from ifap.plan import Builder, unpruned_plan, write_network
+
+    args = {"num_classes": 3, "in_channels": 1, "image_size": 16}
+    network = builder_from_id("ifap:resnet_tiny", args)
+    plan = unpruned_plan(network, torch.zeros(1, 1, 16, 16), Builder(id="ifap:resnet_tiny", args=args))
+    write_network(network, plan, folder / "whole")
+    code, out, err = command("export", "whole", "--to", "whole.onnx")
+    assert code == 0, err
+    assert "wrote whole.onnx" in out
+    assert (folder / "whole.onnx").stat().st_size > 4 * plan.costs.params_after
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["small", "--to", "small.pb"], r"--to small\.pb: the name must end in \.onnx or \.pt2"),
+        (["small", "--to", "folder.pt2"], r"--to folder\.pt2 is a folder"),
+        (["nowhere", "--to", "small.pt2"], r"nowhere/plan\.json: file not found"),
+        (["small", "--to", "small.pt2", "--builder", "my_builders:biuld"], "has no attribute 'biuld'"),
+    ],
+)
+def test_a_wrong_export_is_one_line(folder, command, arguments, message):
+    (folder / "folder.pt2").mkdir()
+    assert command(*PRUNE, "--macs", "0.5", "--steps", "1")[0] == 0
+    assert re.search(message, refused(command("export", *arguments)))
+    assert not (folder / "small.pt2").exists()
+
+
+def test_export_without_its_packages_is_one_line(folder, command, monkeypatch):
+    assert command(*PRUNE, "--macs", "0.5", "--steps", "1")[0] == 0
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    said = refused(command("export", "small", "--to", "small.onnx", "--builder", "my_builders:build"))
+    assert "ONNX export needs onnxruntime: pip install 'ifap[export]'" in said
+
+
 # --- status, doctor and the program itself --------------------------------------------------------
 
 
@@ -281,8 +336,8 @@ def test_doctor_says_what_is_installed_and_which_device(folder, command):
 def test_help_names_every_command_and_option(command):
     _, out, err = command("--help")
     text = out + err
-    assert all(name in text for name in ("prune", "show", "status", "estimate", "doctor"))
-    for name in ("prune", "show", "status", "estimate", "doctor"):
+    assert all(name in text for name in ("prune", "show", "export", "status", "estimate", "doctor"))
+    for name in ("prune", "show", "export", "status", "estimate", "doctor"):
         assert command(name, "--help")[0] == 0
 
 

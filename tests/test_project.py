@@ -23,8 +23,8 @@ LIBRARY = sorted((ROOT / "src" / "ifap").rglob("*.py"))
 CODE = [*LIBRARY, *sorted((ROOT / "stages").glob("*.py"))]
 # The method; knows nothing of data sets, the workflow or the paper.
 CORE = (
-    "attention", "costs", "errors", "families", "files", "flow", "graph", "layers", "plan", "pruning", "ranking",
-    "schedule", "splits", "tracing",
+    "attention", "costs", "errors", "export", "families", "files", "flow", "graph", "layers", "plan", "pruning",
+    "ranking", "schedule", "splits", "tracing",
 )  # fmt: skip
 OUTER = ("claims", "cli", "config", "datasets", "engine", "grid", "models", "monitor", "paths", "tasks", "training")
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ifap.costs import Cost, cost
     from ifap.errors import IfapError
+    from ifap.export import export_onnx
     from ifap.families import register_sync
     from ifap.flow import flow_scores
     from ifap.plan import load, save
@@ -24,6 +25,7 @@ _HOME = {
     "Cost": "costs",
     "cost": "costs",
     "IfapError": "errors",
+    "export_onnx": "export",
     "register_sync": "families",
     "flow_scores": "flow",
     "load": "plan",
@@ -43,6 +45,7 @@ __all__ = [
     "Receipt",
     "Target",
     "cost",
+    "export_onnx",
     "flow_scores",
     "load",
     "prune",

@@ -17,8 +17,11 @@ from ifap.errors import ConfigError, IfapError
 if TYPE_CHECKING:
     from torch import nn
 
+    from ifap.plan import Plan
+
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
+EXPORTS = {".onnx": "export_onnx", ".pt2": "export_program"}
 BuilderArgument = Annotated[str, typer.Argument(help="Function that builds the network: package.module:function.")]
 FolderArgument = Annotated[Path, typer.Argument(help="Folder with weights.safetensors and plan.json.")]
 
@@ -85,6 +88,32 @@ def show(folder: FolderArgument, as_json: Annotated[bool, typer.Option("--json",
         typer.echo(f"{name}: {heads} heads")
     for name, sides in widths.items():
         typer.echo(f"{name}: {', '.join(f'{side} {width}' for side, width in sides.items())}")
+
+
+@app.command()
+def export(
+    folder: FolderArgument,
+    to: Annotated[Path, typer.Option(help="File to write: .onnx, or .pt2 for torch.export.")],
+    builder: Annotated[
+        str | None, typer.Option(help="package.module:function, if the plan does not name a model of this package.")
+    ] = None,
+) -> None:
+    """Export a saved network, with any batch size, after comparing what was exported with it."""
+    from ifap.plan import load, make_inputs, read_plan
+
+    if to.suffix not in EXPORTS:
+        raise ConfigError(f"--to {to}: the name must end in {' or '.join(EXPORTS)}")
+    if to.is_dir():
+        raise ConfigError(f"--to {to} is a folder: give a file")
+    import ifap.export
+
+    if to.suffix == ".onnx":
+        ifap.export.onnx_packages()
+    plan = read_plan(folder)
+    network = load(folder, lambda: _plan_network(plan, builder))
+    difference = getattr(ifap.export, EXPORTS[to.suffix])(network, make_inputs(plan.example_inputs), to)
+    size = to.stat().st_size / 2**20
+    typer.echo(f"wrote {to}: {size:.1f} MiB, any batch size; differs by {difference:.1g} of the largest output")
 
 
 @app.command()
@@ -195,6 +224,16 @@ def _built(text: str) -> nn.Module:
     if not isinstance(network, nn.Module):
         raise ConfigError(f"builder '{text}' returned {type(network).__name__}, not a network")
     return network
+
+
+def _plan_network(plan: Plan, builder: str | None) -> nn.Module:
+    from ifap.models import builder_from_id
+
+    if builder is not None:
+        return _built(builder)
+    if plan.builder.id is None:
+        raise ConfigError("the plan does not say who builds the network: give --builder package.module:function")
+    return builder_from_id(plan.builder.id, plan.builder.args)
 
 
 def _try(network: nn.Module, inputs: Any, data: Path) -> None:

@@ -34,6 +34,10 @@ class PlanError(IfapError):
     """A saved network is damaged, incomplete or does not belong to the builder."""
 
 
+class ExportError(IfapError):
+    """A network cannot be exported, or what was exported computes something else."""
+
+
 class TrainingError(IfapError):
     """Training cannot go on, for example because the loss is not finite."""
 

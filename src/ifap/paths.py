@@ -131,6 +131,11 @@ def claims_csv(scale: str) -> Path:
     return scale_dir(scale) / "claims.csv"
 
 
+def structure_csv() -> Path:
+    """What the paper's networks cost at full size, unpruned and pruned; the same at every scale, in git."""
+    return Path("results") / "structure.csv"
+
+
 def templates_dir() -> Path:
     """The Jinja templates of the report."""
     return Path("reports") / "templates"

@@ -215,6 +215,19 @@ def read_plan(folder: str | Path) -> Plan:
         raise PlanError(f"{path}: not valid JSON ({_one_line(error)})") from None
 
 
+def make_inputs(spec: InputSpec | InputList | InputDict, seed: int = 0) -> Inputs:
+    """Return random inputs of the shapes and types that a plan names, on the CPU.
+
+    Raises
+    ------
+    PlanError
+        If they would be too large, or a type is unknown.
+    """
+    if _elements(spec) > _MAX_INPUT_ELEMENTS:
+        raise PlanError("example_inputs: the shapes are too large")
+    return _make_inputs(spec, torch.Generator().manual_seed(seed))
+
+
 def unpruned_plan(model: nn.Module, example_inputs: Inputs, builder: Builder | None = None) -> Plan:
     """Return the plan of a network that lost nothing, for saving a baseline in the same format."""
     whole = cost(model, example_inputs)
@@ -471,9 +484,7 @@ def _check_widths(model: nn.Module, plan: Plan, original: dict[tuple[str, str], 
 
 def _fingerprint(model: nn.Module, spec: Any) -> list[float]:
     """Return some outputs of the network, in evaluation mode, on inputs that follow from `spec` alone."""
-    if _elements(spec) > _MAX_INPUT_ELEMENTS:
-        raise PlanError("example_inputs: the shapes are too large")
-    inputs = to_device(_make_inputs(spec, torch.Generator().manual_seed(0)), device_of(model))
+    inputs = to_device(make_inputs(spec), device_of(model))
     with evaluation_mode(model), torch.no_grad():
         output = next((t for t in tensors(call(model, inputs)) if t.is_floating_point()), None)
     if output is None or output.numel() == 0:

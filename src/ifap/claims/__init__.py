@@ -5,3 +5,5 @@ FIGURES = (
     *("accuracy_macs", "flow_scheme", "layer_widths", "experiments"),
 )
 """Names of the figures of one scale; each is written as SVG and PNG."""
+STRUCTURE_VERSION = 1
+"""Raise it when the way of counting full-size networks changes: all of them are then counted again."""

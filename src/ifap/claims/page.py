@@ -91,6 +91,16 @@ class Verdicts:
         """Claims of all tables, by verdict."""
         return tuple(sum(column) for column in zip(*(numbers for _, numbers in self.counts), strict=True))
 
+    @property
+    def counted(self) -> tuple[Measured, ...]:
+        """Claims about costs that were counted on full-size networks, not taken from a run."""
+        return tuple(claim for claim in self.claims if f"{paths.structure_csv()}#" in claim.href)
+
+    @property
+    def by_construction(self) -> int:
+        """How many of them compare a reduction with itself, since the network was pruned to it."""
+        return sum(claim.quantity == "gmacs_delta" for claim in self.counted)
+
 
 @dataclass(frozen=True)
 class Kind:
@@ -213,6 +223,7 @@ def render_page(
         formats=TABLE_FORMATS,
         runs=_to(paths.runs_csv(grid.scale), grid.scale),
         claims_file=_to(paths.scale_dir(grid.scale) / "claims.csv", grid.scale),
+        structure=paths.structure_csv(),
         audit=None if evidence.findings is None else _kinds(evidence.findings),
         audit_file=_to(paths.audit_file("md"), grid.scale),
         table_costs=table_costs(grid, runs),

@@ -10,9 +10,9 @@ from itertools import groupby
 
 from ifap import paths
 from ifap.claims.tables import MINUS, NO_VALUE, PLUS_MINUS, Column, Item, Note, Row, Table, fixed, link
-from ifap.claims.verdicts import SPLIT, Judged
+from ifap.claims.verdicts import SPLIT, Judged, finding_name, is_counted
 
-DAGGER = "\N{DAGGER}"
+DAGGER, DOUBLE_DAGGER = "\N{DAGGER}", "\N{DOUBLE DAGGER}"
 DELTA = "\N{GREEK CAPITAL LETTER DELTA} %"
 TASKS = {
     "%": "Image classification (top-1 accuracy, %)",
@@ -24,6 +24,12 @@ CV_DATASETS, NLP_DATASETS = ("CIFAR-10", "CIFAR-100", "ImageNet"), ("QQP", "MNLI
 MACS_NOTE = "The paper prints this column as GFlops; the numbers are multiply-accumulates (GMACs)."
 DELTA_NOTE = "As printed; some changes of the metric are relative and some are percentage points, see the audit."
 TRACE_NOTE = "Step 1 is the unpruned network. What is measured here is taken on the validation split."
+COUNTED_NOTE = (
+    "Counted on the network itself at its full input size (224 pixels; 299 for Inception-v3, 380 for EfficientNet-B4, "
+    "384 for EfficientNet V2-S) with the data set's number of classes and random weights: costs need neither data nor "
+    "training. A pruned one was pruned without training to the printed reduction, 1x1 convolutions included. So the change "
+    "is the printed one by construction: it says that the reduction can be reached, and nothing about accuracy. See"
+)
 
 Key = tuple[str, str, str, int | None]
 
@@ -36,6 +42,7 @@ class Footnotes:
     taken: int
     reasons: dict[str, str] = field(default_factory=dict)
     findings: dict[str, None] = field(default_factory=dict)
+    counted: bool = False
 
     def mark(self, claims: Iterable[Judged]) -> str:
         """Return the letters of why these claims were not measured."""
@@ -46,14 +53,15 @@ class Footnotes:
 
     def published(self, claim: Judged, *, best: bool = False) -> Item:
         """Return the printed value, marked and linked where it is inconsistent, with what was measured."""
-        href, mark = None, ""
-        if claim.verdict == "inconsistent in the source":
-            finding = claim.reason.partition(":")[0]
+        href, mark, why = None, "", ""
+        if finding := finding_name(claim):
             self.findings[finding] = None
             href, mark = link(f"{paths.audit_file('md')}#{finding}", self.scale), DAGGER
+        if is_counted(claim):
+            self.counted, why = True, DOUBLE_DAGGER
         measured, origin = _measured(claim, self.scale)
         text = claim.value.replace("-", MINUS)
-        return Item(text, href, best, mark=mark, measured=measured, origin=origin)
+        return Item(text, href, best, mark=mark, measured=measured, origin=origin, why=why)
 
     def notes(self) -> tuple[Note, ...]:
         """Return the footnotes."""
@@ -61,6 +69,8 @@ class Footnotes:
             Note(f"{NO_VALUE} not attempted at scale {self.scale}: {why}.", letters)
             for why, letters in self.reasons.items()
         ]
+        if self.counted:
+            notes.append(Note(f"{COUNTED_NOTE} {paths.structure_csv()}.", DOUBLE_DAGGER))
         if self.findings:
             audit = paths.audit_file("md")
             named = ", ".join(self.findings)
@@ -128,19 +138,23 @@ def _measured(claim: Judged, scale: str) -> tuple[str, str | None]:
         return "", None
     exponent = Decimal(claim.value).as_tuple().exponent
     decimals = max(1, -exponent) if isinstance(exponent, int) else 1
+    if is_counted(claim):  # exact, so one digit more than printed says more
+        return fixed(claim.mean, decimals + (claim.value.count(".") > 0)), link(claim.metrics, scale)
     spread = f" {PLUS_MINUS} {fixed(claim.sd, decimals)}" if claim.sd is not None else ""
     return f"{fixed(claim.mean, decimals)}{spread} ({claim.n})", link(claim.metrics.split(";")[0], scale)
 
 
 def _verdict_item(claims: Sequence[Judged], notes: Footnotes) -> Item:
     """Return what the last column says of one row: its verdicts, or that it was not attempted."""
-    verdicts = [claim.verdict for claim in claims if claim.mean is not None]
+    measured = [claim for claim in claims if claim.mean is not None]
+    verdicts = [claim.verdict for claim in measured]
     mark = notes.mark(claims)
     if not verdicts:
         return Item(NO_VALUE, mark=mark or DAGGER)
     counts = {verdict: verdicts.count(verdict) for verdict in dict.fromkeys(verdicts)}
     words = [name if len(counts) == 1 else f"{count} {name}" for name, count in counts.items()]
-    return Item(", ".join(words), mark=mark)
+    about = "costs: " if all(map(is_counted, measured)) else ""  # of a row whose accuracy nothing was measured for
+    return Item(f"{about}{', '.join(words)}", mark=mark)
 
 
 def _by_row(claims: Iterable[Judged]) -> dict[Key, dict[str, Judged]]:

@@ -66,7 +66,7 @@ class Item:
     measured, origin : str, str or None
         What was measured for a published value, printed beside it, and where that comes from.
     why : str
-        Mark of the footnote that says why nothing was measured.
+        Mark of the footnote that says why nothing was measured, or how.
     """
 
     text: str
@@ -354,6 +354,7 @@ TEX_CHARACTERS = {
     PLUS_MINUS: r"$\pm$",
     NO_VALUE: "--",
     "\N{DAGGER}": r"\dag{}",
+    "\N{DOUBLE DAGGER}": r"\ddag{}",
     "\N{MULTIPLICATION SIGN}": r"$\times$",
     "\N{GREEK CAPITAL LETTER DELTA}": r"$\Delta$",
     "\N{NO-BREAK SPACE}": "~",

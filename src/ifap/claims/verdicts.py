@@ -9,7 +9,7 @@ import csv
 import io
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
 from functools import lru_cache
 from pathlib import Path
@@ -33,6 +33,7 @@ from ifap.claims.records import (
     runs_table,
     trace_table,
 )
+from ifap.claims.structure import Key, Structure, counted
 from ifap.config import VerdictParams
 from ifap.errors import ResultsError
 from ifap.grid import Grid
@@ -48,6 +49,7 @@ CONTRADICTIONS = {
     "parameter-count": ("major",),
 }
 """The findings of the audit, by kind and severity, that leave the printed value itself in doubt."""
+INCONSISTENT: Literal["inconsistent in the source"] = "inconsistent in the source"
 SPLIT = "; "  # between what a scale does not run and what it would need
 
 
@@ -89,6 +91,8 @@ class Source:
         The commit of each record, by the path of its ``metrics.json``.
     missing : mapping of Cell to str
         The cells without a record, and why.
+    structure : mapping of (str, str) to (int, Structure)
+        The networks counted at full size, by data set and model; see `ifap.claims.structure`.
     """
 
     grid: Grid
@@ -96,24 +100,29 @@ class Source:
     trace: pd.DataFrame
     commits: Mapping[str, str]
     missing: Mapping[Cell, str]
+    structure: Mapping[Key, tuple[int, Structure]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, collected: Collected) -> Source:
-        """Take what was collected, as the tables will read it."""
+    def of(cls, collected: Collected, structure: Mapping[Key, tuple[int, Structure]]) -> Source:
+        """Take what was collected, as the tables will read it, and the networks counted at full size."""
         runs, trace = (pd.read_csv(io.StringIO(text)) for text in (runs_table(collected), trace_table(collected)))
         commits = {
             paths.metrics_file(collected.grid.scale, cell).as_posix(): record.provenance.commit or ""
             for cell, record in collected.records.items()
         }
-        return cls(collected.grid, runs, trace, commits, collected.missing)
+        return cls(collected.grid, runs, trace, commits, collected.missing, structure)
 
 
 @dataclass(frozen=True)
 class Measured:
-    """The values of one claim, one a seed, and the records they come from."""
+    """The values of one claim, one a seed, and the records they come from.
+
+    `about` says of a network counted at full size what was counted; it is empty for a run.
+    """
 
     values: pd.Series[float]
     metrics: tuple[str, ...]
+    about: str = ""
 
     @property
     def sd(self) -> float | None:
@@ -240,6 +249,8 @@ def _contradictions(findings: Iterable[Finding]) -> dict[str, Finding]:
 
 def _judge(claim: dict[Any, Any], source: Source, contradictions: Mapping[str, Finding], points: set[str]) -> Judged:
     measured = _measured(claim, source, points=claim["id"] in points)
+    if measured is None or source.grid.scale != "paper":  # a trained network of the paper's size would be better
+        measured = _counted(claim, source) or measured
     tolerance, width = _tolerance(claim, measured, source.grid.params.verdicts)
     verdict, reason = _verdict(claim, source, measured, width, contradictions.get(claim["id"]))
     row: dict[str, Any] = {column: claim[column] for column in (*COLUMNS, "id")}
@@ -256,16 +267,33 @@ def _verdict(
     claim: dict[Any, Any], source: Source, measured: Measured | None, width: float, finding: Finding | None
 ) -> tuple[Verdict, str]:
     scale = source.grid.scale
-    if measured and scale != "paper":
-        return "not comparable (scale)", f"measured at scale {scale}, which is not the paper's"
-    if measured:
-        off = abs(float(measured.values.mean()) - claim["number"])
-        shown = f"{off:.4g} from the printed value; tolerance {width:.4g}"
-        return ("reproduced" if off <= width else "not reproduced"), shown
+    if measured is None and finding is None:
+        return "not attempted", _why_not(claim, source)
+    found = ""
     if finding:
         arithmetic = " | ".join(" ".join(line.split()) for line in finding.arithmetic.splitlines())
-        return "inconsistent in the source", f"{finding.name}: {finding.title}: {arithmetic}"
-    return "not attempted", _why_not(claim, source)
+        found = f"{finding.name}: {finding.title}: {arithmetic}"
+    if measured is None:
+        return INCONSISTENT, found
+    also = f"{SPLIT}{INCONSISTENT}: {found}" if found else ""
+    if scale != "paper" and not measured.about:
+        return "not comparable (scale)", f"measured at scale {scale}, which is not the paper's{also}"
+    off = abs(float(measured.values.mean()) - claim["number"])
+    shown = f"{off:.4g} from the printed value; tolerance {width:.4g}"
+    about = f"{measured.about}{SPLIT}" if measured.about else ""
+    return ("reproduced" if off <= width else "not reproduced"), f"{about}{shown}{also}"
+
+
+def is_counted(claim: Judged) -> bool:
+    """Whether the measured value is a count of the full-size network, not of a run of the scale."""
+    return claim.metrics.startswith(f"{paths.structure_csv().as_posix()}#")
+
+
+def finding_name(claim: Judged) -> str | None:
+    """Return the audit's finding that leaves a published value in doubt, measured or not; None if there is none."""
+    if claim.verdict == INCONSISTENT:
+        return claim.reason.partition(":")[0]
+    return claim.reason.partition(f"{SPLIT}{INCONSISTENT}: ")[2].partition(":")[0] or None
 
 
 def _names(claim: Mapping[Any, Any]) -> tuple[str, str, str]:
@@ -274,9 +302,28 @@ def _names(claim: Mapping[Any, Any]) -> tuple[str, str, str]:
     return DATASETS[claim["dataset"]].name, MODELS[claim["model"]], method
 
 
+def _counted(claim: Mapping[Any, Any], source: Source) -> Measured | None:
+    """Return what the full-size network says about a claim, at whatever scale; None if nothing."""
+    dataset, model, _ = _names(claim)
+    line, row = source.structure.get((dataset, model), (0, None))
+    value = None if row is None else counted(claim, row)
+    if row is None or value is None:
+        return None
+    about = f"full-size network at {row.image_size} px, no training needed"
+    if claim["quantity"] == "gmacs_pruned":
+        about += ", pruned to the printed reduction"
+    if claim["quantity"] == "gmacs_delta":
+        about += ", pruned to this very reduction: says that it can be reached, not at which accuracy"
+    return Measured(pd.Series([value]), (f"{paths.structure_csv().as_posix()}#L{line}",), about)
+
+
 def _why_not(claim: Mapping[Any, Any], source: Source) -> str:
     grid = source.grid
     dataset, model, method = _names(claim)
+    _, row = source.structure.get((dataset, model), (0, None))
+    if row is not None and claim["table"] == 2 and claim["quantity"] in {"gmacs_pruned", "gmacs_delta"}:
+        size = f"the full-size network at {row.image_size} px"
+        return f"{size} could not be pruned to the printed reduction{SPLIT}{row.note}"
     by = f" by {claim['method']}" if claim["method"] else ""
     text = f"scale {grid.scale} does not run {claim['dataset']} with {claim['model']}{by}"
     cells = [cell for cell in grid.cells() if cell.dataset == dataset]

@@ -1,0 +1,238 @@
+"""Hand a network to other programs: ONNX, or a ``torch.export`` archive; each is compared with the network first."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import inspect
+import io
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ifap.errors import ExportError
+from ifap.files import atomic_write_bytes
+from ifap.tracing import Inputs, call, map_tensors, tensors
+
+TOLERANCE = 1e-4
+"""Largest accepted difference of an output, as a share of the largest value in it."""
+BATCHES = (1, 3)
+_TRACED_BATCH = 2  # a size of 1 would be taken for a constant
+_LARGEST = 2**31 - 1  # bytes of one protocol buffer message
+
+
+def export_onnx(model: nn.Module, example_inputs: Inputs, path: str | Path) -> float:
+    """Write a network as one ONNX file whose batch size is free.
+
+    The file is written only if onnxruntime computes from it what torch computes, on random inputs of
+    batch 1 and 3.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The network, pruned or not. It is exported in evaluation mode and is not changed.
+    example_inputs : Tensor, tuple, list or dict
+        What one forward takes; dimension 0 of every tensor is the batch.
+    path : str or Path
+        The file, for example ``model.onnx``; replaced at once.
+
+    Returns
+    -------
+    float
+        The largest difference found, as a share of the largest output.
+
+    Raises
+    ------
+    ExportError
+        If packages are missing, the network cannot be exported, or the file computes something
+        else. No file is written then.
+
+    Examples
+    --------
+    >>> ifap.export_onnx(ifap.load("small/", build), torch.zeros(1, 3, 224, 224), "small.onnx")
+    """
+    onnx_packages()
+    twin = _twin(model)
+    args, kwargs = _arguments(_batch_of(example_inputs, _TRACED_BATCH))
+    with _traceable("ONNX"):
+        shapes = _free_batch(twin, args, kwargs)
+        program = torch.onnx.export(twin, args, kwargs=kwargs, dynamo=True, dynamic_shapes=shapes, verbose=False)
+        assert program is not None
+        if sum(tensor.nbytes for tensor in twin.state_dict().values()) > _LARGEST:
+            raise ExportError("the network is larger than 2 GiB, which one ONNX file cannot hold")
+        content = program.model_proto.SerializeToString()
+    difference = _largest_difference(twin, _onnx_forward(content), example_inputs)
+    atomic_write_bytes(Path(path), content)
+    return difference
+
+
+def export_program(model: nn.Module, example_inputs: Inputs, path: str | Path) -> float:
+    """Write a network as a ``torch.export`` archive (``.pt2``) whose batch size is free.
+
+    It runs without this package and without the network's code: ``torch.export.load(path).module()``.
+    Open only archives that you trust.
+
+    Parameters
+    ----------
+    model, example_inputs, path
+        See `export_onnx`.
+
+    Returns
+    -------
+    float
+        See `export_onnx`.
+
+    Raises
+    ------
+    ExportError
+        If the network cannot be exported or the program computes something else.
+    """
+    twin = _twin(model)
+    args, kwargs = _arguments(_batch_of(example_inputs, _TRACED_BATCH))
+    stream = io.BytesIO()
+    with _traceable("torch.export"):
+        shapes = _free_batch(twin, args, kwargs)
+        program = torch.export.export(
+            twin, args, kwargs, dynamic_shapes=shapes, prefer_deferred_runtime_asserts_over_guards=True
+        )
+        torch.export.save(program, stream)
+    exported = program.module()
+    difference = _largest_difference(twin, lambda batch: list(tensors(call(exported, batch))), example_inputs)
+    atomic_write_bytes(Path(path), stream.getvalue())
+    return difference
+
+
+def onnx_packages() -> None:
+    """Import what ONNX export needs, or say how to get it."""
+    for name in ("onnx", "onnxscript", "onnxruntime"):
+        try:
+            importlib.import_module(name)
+        except ImportError:
+            raise ExportError(f"ONNX export needs {name}: pip install 'ifap[export]'") from None
+
+
+def _twin(model: nn.Module) -> nn.Module:
+    return copy.deepcopy(model).cpu().eval()
+
+
+def _arguments(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return positional and keyword arguments of one forward."""
+    if isinstance(inputs, dict):
+        return (), inputs
+    return (tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)), {}
+
+
+def _free_batch(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Say of each argument of the forward, by name, that dimension 0 of its tensors has any size."""
+    return {
+        name: _free(value) for name, value in inspect.signature(model.forward).bind(*args, **kwargs).arguments.items()
+    }
+
+
+def _free(tree: Any) -> Any:
+    if isinstance(tree, Tensor):
+        return {0: torch.export.Dim.DYNAMIC}
+    if isinstance(tree, dict):
+        return {key: _free(value) for key, value in tree.items()}
+    return type(tree)(map(_free, tree)) if isinstance(tree, (tuple, list)) else None
+
+
+def _batch_of(inputs: Inputs, batch: int, generator: torch.Generator | None = None) -> Inputs:
+    """Return random inputs of a batch size that are like the given ones."""
+
+    def draw(tensor: Tensor) -> Tensor:
+        if tensor.dim() == 0:
+            raise ExportError("an input without dimensions has no batch")
+        shape = (batch, *tensor.shape[1:])
+        if tensor.is_floating_point():
+            return torch.randn(shape, generator=generator).to(tensor.dtype)
+        high = int(tensor.max()) if tensor.numel() else 0
+        return torch.randint(0, max(high, 0) + 1, shape, generator=generator).to(tensor.dtype)
+
+    return map_tensors(inputs, draw)
+
+
+@contextmanager
+def _traceable(kind: str) -> Iterator[None]:
+    """Turn what goes wrong inside an exporter into one line, and keep its remarks to itself."""
+    # The fast path of attention is one opaque operation that no exporter knows.
+    fastpath = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            yield
+    except ExportError:
+        raise
+    except Exception as error:  # whatever an exporter raises about the user's network
+        cause: BaseException = error
+        while cause.__cause__ is not None:  # the exporters wrap it in their advice
+            cause = cause.__cause__
+        reason = " ".join(str(cause).split())[:300]
+        raise ExportError(f"the network cannot be exported by {kind}: {type(cause).__name__}: {reason}") from error
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fastpath)
+
+
+def _onnx_forward(content: bytes) -> Callable[[Inputs], list[Tensor]]:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3  # errors alone
+    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    names = [each.name for each in session.get_inputs()]
+
+    def forward(inputs: Inputs) -> list[Tensor]:
+        given = list(tensors(inputs))
+        if isinstance(inputs, dict) and set(names) == set(inputs):
+            given = [inputs[name] for name in names]
+        if len(given) != len(names):
+            raise ExportError(f"the exported network takes {len(names)} inputs, the network {len(given)}")
+        found = session.run(None, {name: tensor.numpy() for name, tensor in zip(names, given, strict=True)})
+        return [torch.as_tensor(value) for value in found]
+
+    return forward
+
+
+def _largest_difference(model: nn.Module, exported: Callable[[Inputs], Sequence[Tensor]], example: Inputs) -> float:
+    """Compare a network and what was exported, on random inputs of each batch size."""
+    largest = 0.0
+    generator = torch.Generator().manual_seed(0)
+    for batch in BATCHES:
+        inputs = _batch_of(example, batch, generator)
+        with torch.no_grad():
+            wanted = list(tensors(call(model, inputs)))
+            try:
+                found = exported(inputs)
+            except ExportError:
+                raise
+            except Exception as error:  # whatever the other runtime raises
+                reason = (str(error).splitlines() or [""])[0][:300]
+                raise ExportError(f"the exported network does not run with batch {batch}: {reason}") from error
+        largest = max(largest, _difference(wanted, found, batch))
+    return largest
+
+
+def _difference(wanted: Sequence[Tensor], found: Sequence[Tensor], batch: int) -> float:
+    shapes = [[tuple(tensor.shape) for tensor in side] for side in (wanted, found)]
+    if shapes[0] != shapes[1]:
+        raise ExportError(f"the exported network returns {shapes[1]} with batch {batch}, the network {shapes[0]}")
+    largest = 0.0
+    for mine, other in zip(wanted, found, strict=True):
+        if not mine.numel():
+            continue
+        scale = max(float(mine.double().abs().max()), 1e-12)
+        difference = float((mine.double() - other.double()).abs().max()) / scale
+        if not difference <= TOLERANCE:  # nor is "not a number" a small difference
+            raise ExportError(
+                f"the exported network differs by {difference:.2g} of its largest output, "
+                f"more than {TOLERANCE:g}, with batch {batch}"
+            )
+        largest = max(largest, difference)
+    return largest

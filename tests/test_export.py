@@ -1,0 +1,104 @@
+"""Exported networks compute what the network computes, for any batch size, or nothing is written."""
+
+from __future__ import annotations
+
+import sys
+
+import networks
+import pytest
+import torch
+from torch import nn
+
+import ifap
+from ifap import export
+from ifap.errors import ExportError
+
+onnxruntime = pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+
+
+def onnx_outputs(path, inputs):
+    session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
+    given = {each.name: tensor.numpy() for each, tensor in zip(session.get_inputs(), inputs, strict=True)}
+    return session.run(None, given)
+
+
+def pruned(name, share=0.4):
+    case = networks.NETWORKS[name]
+    model, inputs = case.build(), case.inputs()
+    return networks.prune(model, inputs, macs=share).model, inputs
+
+
+@pytest.mark.parametrize("name", ["residual", "vit", "dict_inputs"])
+def test_onnx_of_a_pruned_network_takes_any_batch(tmp_path, name):
+    model, inputs = pruned(name)
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    model.train()
+    path = tmp_path / "new" / "model.onnx"
+    assert 0 < ifap.export_onnx(model, inputs, path) <= export.TOLERANCE
+    assert model.training
+    assert all(torch.equal(state[key], value) for key, value in model.state_dict().items())
+    assert [file.name for file in path.parent.iterdir()] == ["model.onnx"]
+    model.eval()
+    for batch in (1, 5):
+        given = export._batch_of(inputs, batch)
+        with torch.no_grad():
+            wanted = next(iter(export.tensors(export.call(model, given))))
+        (found, *_) = onnx_outputs(path, list(export.tensors(given)))
+        torch.testing.assert_close(torch.as_tensor(found), wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["residual", "self_attention_batch_first", "two_inputs"])
+def test_programs_of_a_pruned_network_take_any_batch(tmp_path, name):
+    model, inputs = pruned(name)
+    path = tmp_path / "model.pt2"
+    assert export.export_program(model, inputs, path) <= export.TOLERANCE
+    loaded = torch.export.load(path).module()
+    given = export._batch_of(inputs, 4)
+    with torch.no_grad():
+        wanted = next(iter(export.tensors(export.call(model.eval(), given))))
+        torch.testing.assert_close(next(iter(export.tensors(export.call(loaded, given)))), wanted)
+
+
+class Different(nn.Module):
+    """A network that computes something else while it is exported."""
+
+    def forward(self, x):
+        return x.flatten(1) + (1e-3 if torch.compiler.is_compiling() else 0.0)
+
+
+@pytest.mark.parametrize(("function", "name"), [(export.export_onnx, "m.onnx"), (export.export_program, "m.pt2")])
+def test_a_different_network_is_not_written(tmp_path, function, name):
+    (tmp_path / name).write_text("old")
+    with pytest.raises(ExportError, match=r"differs by \S+ of its largest output, more than 0.0001, with batch 1"):
+        function(Different(), torch.randn(2, 3), tmp_path / name)
+    assert (tmp_path / name).read_text() == "old"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+class ReadsValues(nn.Module):
+    def forward(self, x):
+        return x if x.sum().item() > 0 else -x
+
+
+def test_what_cannot_be_exported_is_one_line(tmp_path):
+    with pytest.raises(ExportError, match=r"cannot be exported by torch\.export: \w+") as error:
+        export.export_program(ReadsValues(), torch.randn(2, 3), tmp_path / "m.pt2")
+    assert "\n" not in str(error.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_outputs_that_are_not_finite_are_refused():
+    with pytest.raises(ExportError, match="differs by nan"):
+        export._difference([torch.tensor([1.0, float("nan")])], [torch.tensor([1.0, 1.0])], 1)
+
+
+def test_another_number_or_shape_of_outputs_is_refused():
+    with pytest.raises(ExportError, match=r"returns \[\(3,\)\] with batch 3, the network \[\(2,\)\]"):
+        export._difference([torch.zeros(2)], [torch.zeros(3)], 3)
+
+
+def test_missing_packages_are_one_line(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(ExportError, match=r"^ONNX export needs onnxscript: pip install 'ifap\[export\]'$"):
+        ifap.export_onnx(nn.Linear(2, 2), torch.zeros(1, 2), tmp_path / "m.onnx")
