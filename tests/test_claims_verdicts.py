@@ -108,7 +108,7 @@ def test_costs_counted_at_full_size_are_compared_at_every_scale(scale):
     assert (base.mean, pruned.mean, delta.mean) == (4.05, 1.1745, -71.0)
     assert [row.verdict for row in (base, pruned, delta)] == ["reproduced"] * 3  # 0.05 off, 0.0405 + 0.05 allowed
     assert base.reason.startswith("full-size network at 224 px, no training needed; 0.05 from the printed value")
-    assert "pruned to this very reduction: says that it can be reached, not at which accuracy" in delta.reason
+    assert "pruned to this very reduction, 1x1 convolutions included: it can be reached" in delta.reason
     assert {row.metrics for row in (base, pruned, delta)} == {"results/structure.csv#L2"}
     assert all(map(verdicts.is_counted, (base, pruned, delta)))
     assert rows["T4/Cifar-10/ResNet-50/1/params"].mean == 23.5
