@@ -3,12 +3,13 @@ SHELL := /bin/bash
 VENV := .venv
 PYTHON ?= python3
 SCALE ?= quick
+STUDY_ONE := classification/fashion_mnist/resnet_tiny
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 # DVC's and Snakemake's usage reports are not wanted in a reproduction.
 export DVC_NO_ANALYTICS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce test check format bench record sync pull push status lock tensorboard clean
+.PHONY: help setup reproduce smoke study-one test check format bench record sync pull push status lock tensorboard clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-11s %s\n", $$1, $$2}'
@@ -29,6 +30,14 @@ $(VENV)/.ready: requirements.lock pyproject.toml
 reproduce: setup ## Run the main job (scale quick): data, training, pruning, tables, figures
 	snakemake --quiet host reason rules --config scale=$(SCALE) --
 	@python -m stages.summary --scale $(SCALE)
+
+smoke: SCALE := smoke
+smoke: reproduce ## Run every cell of the paper's grid on generated data: about an hour on two cores
+
+study-one: setup ## Train, prune and test one residual network on all of Fashion-MNIST: about an hour on one core
+	snakemake --quiet host reason rules --config scale=study -- \
+	  results/study/cells/$(STUDY_ONE)/baseline/seed0/metrics.json results/study/cells/$(STUDY_ONE)/ifap/seed0/metrics.json
+	@python -m stages.summary --scale study --cell $(STUDY_ONE)/ifap/seed0
 
 test: setup ## Run all tests
 	pytest -n 2 --dist loadscope

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from ifap.costs import cost
+from ifap.costs import cost, nonzero_macs
 from ifap.files import atomic_write_text
 from ifap.latency import latency
 from ifap.paths import Cell, metrics_file
@@ -75,6 +75,7 @@ def measure(job: Job) -> dict[str, Any]:
         "data_checksum": manifest["checksum"],
         "synthetic": manifest["synthetic"],
         "macs": counted.macs,
+        "macs_nonzero": nonzero_macs(network, job.example_inputs()),
         "params": counted.params,
         "params_nonzero": sum(int(p.count_nonzero()) for p in network.parameters()),
         "latency": dataclasses.asdict(timed),

@@ -47,19 +47,24 @@ def main(
     """Prune the baseline of a cell to its target and save it with its receipts."""
     job = open_job(params, scale, Cell(task, dataset, model, method, seed), "prune")
     with job.run() as timing:
-        result, watched = prune_cell(job, timing)
+        network = baseline_network(job)
+        flow = flow_before(job, network)
+        result, watched = prune_cell(job, network, timing)
         save(job, result, watched)
-        atomic_write_text(flow_json(job.grid.scale, job.cell), json.dumps(flow_before(job), indent=1) + "\n")
+        atomic_write_text(flow_json(job.grid.scale, job.cell), json.dumps(flow, indent=1) + "\n")
 
 
-def prune_cell(job: Job, timing: Timing) -> tuple[Pruned, dict[str, dict[str, float]]]:
+def baseline_network(job: Job) -> nn.Module:
+    """Load the trained, unpruned network of a cell."""
+    baseline = Job(job.grid, job.cell.baseline, "baseline")
+    baseline.check_stage("baseline")
+    return baseline.load("final")[1].to(device())
+
+
+def prune_cell(job: Job, network: nn.Module, timing: Timing) -> tuple[Pruned, dict[str, dict[str, float]]]:
     """Return the pruned network of a cell, and what was measured on validation data after each iteration."""
     options, recovery = job.grid.pruning(job.cell), job.grid.recovery(job.cell)
     train, validation = job.split("train"), job.split("validation")
-    baseline = Job(job.grid, job.cell.baseline, "baseline")
-    baseline.check_stage("baseline")
-    _, network = baseline.load("final")
-    network = network.to(device())
     state = PruneState(job, timing)
 
     def watch(model: nn.Module, receipt: Receipt) -> None:
@@ -84,9 +89,8 @@ def prune_cell(job: Job, timing: Timing) -> tuple[Pruned, dict[str, dict[str, fl
     return result, state.watched
 
 
-def flow_before(job: Job) -> dict[str, list[float]]:
+def flow_before(job: Job, network: nn.Module) -> dict[str, list[float]]:
     """Return the flow scores of the network before pruning, whatever method then prunes it."""
-    _, network = Job(job.grid, job.cell.baseline, "baseline").load("final")
     options = job.grid.pruning(job.cell)
     batches = job.split("train").calibration(options.calibration_samples, options.batch_size, job.cell.seed)
     scores = flow_scores(network, batches, normalize=options.normalize, site=options.site)

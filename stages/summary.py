@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import subprocess
+from typing import Annotated
 
+import typer
 from rich.console import Console
 from rich.table import Table
 
 from ifap import paths
 from ifap.claims import records
+from ifap.errors import ConfigError, nearest
+from ifap.grid import Grid
 from ifap.program import run_stage
 from stages.options import PARAMS, ParamsOption, ScaleOption, open_grid
 
 
-def main(scale: ScaleOption = None, params: ParamsOption = PARAMS) -> None:
+def main(
+    scale: ScaleOption = None,
+    cell: Annotated[str | None, typer.Option(help="One pruned cell: task/dataset/model/method/seedN.")] = None,
+    params: ParamsOption = PARAMS,
+) -> None:
     """Print the measured reduction and accuracy of every cell and the paths of the tables."""
     grid = open_grid(params, scale)
+    if cell is not None:
+        typer.echo(one_cell(grid, cell))
+        return
     runs = records.load_runs(grid.scale)
     console = Console(width=100)
     table = Table(title=f"scale {grid.scale}: {len(runs)} of {len(grid.cells())} cells", title_justify="left")
@@ -34,6 +45,28 @@ def main(scale: ScaleOption = None, params: ParamsOption = PARAMS) -> None:
         console.print(f"{name}: {paths.table_file(grid.scale, name, 'md')}", highlight=False)
     console.print(f"report:  {paths.report_page(grid.scale)} (open it in a browser)", highlight=False)
     console.print(compared_with_recorded(grid.scale), highlight=False)
+
+
+def one_cell(grid: Grid, name: str) -> str:
+    """Say what one pruned cell reached; `name` is its path."""
+    cells = {str(cell): cell for cell in grid.pruned()}
+    if name not in cells:
+        raise ConfigError(f"scale '{grid.scale}' has no pruned cell '{name}': {nearest(name, cells)}")
+    cell = cells[name]
+    files = [paths.metrics_file(grid.scale, which) for which in (cell.baseline, cell)]
+    before, after = (
+        records.read_record(file, file, grid.scale, which)
+        for file, which in zip(files, (cell.baseline, cell), strict=True)
+    )
+    drop = after.metrics.top1.value - before.metrics.top1.value
+    return "\n".join(
+        (
+            f"MACs    {before.macs:>12,} -> {after.macs:>12,}  ({100 * (after.macs / before.macs - 1):+.1f} %)",
+            f"params  {before.params:>12,} -> {after.params:>12,}  ({100 * (after.params / before.params - 1):+.1f} %)",
+            f"top-1   {before.metrics.top1.value:>11.2f}% -> {after.metrics.top1.value:>11.2f}%  ({drop:+.2f} points)",
+            f"records {files[0]}, {files[1]}",
+        )
+    )
 
 
 def compared_with_recorded(scale: str) -> str:

@@ -87,6 +87,7 @@ def metrics(grid: Grid, cell: Cell):
         "data_checksum": "sha256:made-up",
         "synthetic": False,
         "macs": macs,
+        "macs_nonzero": macs,
         "params": params,
         "params_nonzero": params,
         "latency": {

@@ -11,7 +11,7 @@ from torch import nn
 
 import ifap
 from ifap.attention import split_attention
-from ifap.costs import macs_by_module
+from ifap.costs import cost, macs_by_module, nonzero_macs
 
 
 @pytest.mark.parametrize("bias", [False, True])
@@ -168,3 +168,13 @@ def test_base_values_of_torchvision_networks(name, gmacs):
     assert round(ifap.cost(model, torch.randn(1, 3, 224, 224)).macs / 1e9, digits) == pytest.approx(
         gmacs, abs=10**-digits
     )
+
+
+def test_products_with_zero_weights_are_left_out_of_the_theoretical_macs():
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 16, 5))
+    inputs = torch.zeros(1, 3, 4, 4)
+    assert nonzero_macs(net, inputs) == cost(net, inputs).macs == 3 * 8 * 9 * 16 + 8 * 16 * 5
+    with torch.no_grad():
+        net[0].weight[:2] = 0
+        net[3].weight[:, ::2] = 0
+    assert nonzero_macs(net, inputs) == 3 * 6 * 9 * 16 + 8 * 8 * 5

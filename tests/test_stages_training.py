@@ -84,7 +84,7 @@ def test_metrics_say_what_was_measured_and_how(project):
     job = open_job(PARAMS, None, BASELINE, "evaluate")
     assert set(metrics) == {
         "schema_version", "cell", "config", "metrics", "validation", "split_sizes", "data_checksum", "synthetic",
-        "macs", "params", "params_nonzero", "latency", "provenance",
+        "macs", "macs_nonzero", "params", "params_nonzero", "latency", "provenance",
     }  # fmt: skip
     assert metrics["cell"] == {"scale": "quick", "method": "baseline", **CELL}
     assert metrics["config"] == job.config

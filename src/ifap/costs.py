@@ -89,6 +89,22 @@ def macs_by_module(model: nn.Module, example_inputs: Inputs) -> dict[str, int]:
     return probe(model, example_inputs).macs
 
 
+def nonzero_macs(model: nn.Module, example_inputs: Inputs) -> int:
+    """Count the MACs that are left if products with a weight of zero are not done.
+
+    Theoretical: dense kernels do them all the same. Attention products count in full.
+    """
+    modules = dict(model.named_modules())
+    return round(sum(macs * _density(modules[name]) for name, macs in macs_by_module(model, example_inputs).items()))
+
+
+def _density(module: nn.Module) -> float:
+    weight = getattr(module, "weight", None)
+    if not isinstance(weight, torch.Tensor) or weight.dim() < 2:
+        return 1.0
+    return int(weight.count_nonzero()) / weight.numel()
+
+
 @dataclass(frozen=True)
 class Probe:
     """What one forward without data shows.

@@ -45,7 +45,8 @@ def configure(seed: int, threads: int | None = None) -> None:
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.set_num_threads(threads or _threads_from_environment())
-    torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
+    # The same switch as `torch.use_deterministic_algorithms`, which loads the compiler for seconds.
+    torch.set_deterministic_debug_mode("warn" if torch.cuda.is_available() else "error")
     torch.backends.cudnn.benchmark = False
     torch.manual_seed(seed)
 

@@ -35,6 +35,7 @@ RUN_COLUMNS = (
     "target",
     "macs_base",
     "macs",
+    "macs_nonzero",
     "macs_reduction",
     "params_base",
     "params",
@@ -166,6 +167,7 @@ class Record(_Strict):
     data_checksum: str
     synthetic: bool
     macs: Annotated[int, Field(gt=0)]
+    macs_nonzero: Count
     params: Annotated[int, Field(gt=0)]
     params_nonzero: Count
     latency: Latency | None
@@ -466,6 +468,7 @@ def _run_row(collected: Collected, cell: Cell, record: Record) -> dict[str, Any]
         row |= _against(record, base) if base else {}
     return row | {
         "macs": record.macs,
+        "macs_nonzero": record.macs_nonzero,
         "params": record.params,
         "params_nonzero": record.params_nonzero,
         "test_top1": test.top1.value,
