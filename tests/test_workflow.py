@@ -91,7 +91,8 @@ def test_a_fresh_checkout_plans_exactly_the_grid(plan_of_everything, fresh):  # 
     assert {str(paths.receipts_file(SCALE, cell)) for cell in grid.pruned()} <= made["prune"]
     assert made["table"] == all_tables()
     assert made["figure"] == all_figures() | {str(paths.report_page(SCALE))}
-    assert made["collect"] == {str(paths.runs_csv(SCALE)), str(paths.trace_csv(SCALE)), str(paths.claims_csv(SCALE))}
+    collected = (paths.runs_csv, paths.trace_csv, paths.missing_csv, paths.claims_csv)
+    assert made["collect"] == {str(path(SCALE)) for path in collected}
 
 
 def test_only_evaluate_is_given_the_test_split(plan_of_everything):
@@ -307,7 +308,7 @@ def test_recording_leaves_nothing_to_do(recorded):
     assert "up to date" in recorded.run("dvc", "status")
     assert nothing_to_do(recorded.snakemake("--dry-run"))
     listed = recorded.run("git", "ls-files").splitlines()
-    assert {"data/digits.dvc", f"results/{SCALE}/checkpoints.dvc", "dvc.lock"} <= set(listed)
+    assert {f"data/{SCALE}/digits.dvc", f"results/{SCALE}/checkpoints.dvc", "dvc.lock"} <= set(listed)
     assert not [name for name in listed if name.endswith(".safetensors")]
 
 
