@@ -5,6 +5,7 @@ The Snakefile, `collect` and the tests ask here, so that they cannot disagree.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from ifap.config import (
     validated,
 )
 from ifap.datasets.sources import why_absent
-from ifap.paths import Cell
+from ifap.paths import SPLITS, Cell, manifest_file, split_file
 
 TABLE_FORMATS = ("md", "html", "tex", "csv")
 FIGURE_FORMATS = ("svg", "png")
@@ -81,8 +82,19 @@ class Grid:
 
     def absent(self, root: Path = Path()) -> dict[str, str]:
         """Return the data sets that are not here and cannot be had, each with what to do about it."""
-        reasons = {name: why_absent(name, self.options.datasets[name], root) for name in self.datasets()}
+        wanted = [name for name in self.datasets() if not self._is_prepared(name, root)]
+        reasons = {name: why_absent(name, self.options.datasets[name], root) for name in wanted}
         return {name: reason for name, reason in reasons.items() if reason is not None}
+
+    def _is_prepared(self, dataset: str, root: Path) -> bool:
+        """Whether a data set can be read as it was prepared, wherever its raw data are by now."""
+        try:
+            manifest = json.loads((root / manifest_file(self.scale, dataset)).read_text())
+            images = manifest["root"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+        splits = [root / split_file(self.scale, dataset, split) for split in SPLITS]
+        return all(split.exists() for split in splits) and (images is None or (root / images).exists())
 
     def training(self, cell: Cell) -> TrainingOptions:
         """Return the recipe of the cell's baseline training, or of its fine-tuning."""
