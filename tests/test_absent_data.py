@@ -56,16 +56,24 @@ def test_data_that_go_away_leave_a_finished_report(project):
     assert "not attempted: data absent: put Oxford-IIIT Pet" in table
     assert "| digits | resnet\\_tiny | IFAP | [" in table
     assert (project.root / paths.report_page(SCALE)).exists()
-    claims = (project.root / paths.claims_csv(SCALE)).read_text()
-    assert "data absent" in claims
     assert "Nothing to be done" in project.snakemake()
 
 
-def test_prepared_data_are_enough_without_the_folder_they_came_from(project):
+def test_prepared_data_need_their_images_alone(project):
     folder = project.root / paths.raw_dir("oxford_pet")
     fill(folder)
     project.stage("fetch", options=["--dataset=oxford_pet"])
-    shutil.rmtree(folder)
+    shutil.rmtree(folder / "annotations")
     assert project.grid().absent(project.root) == {}
+    # Large sets are not copied: their images are read where they lie.
+    shutil.rmtree(folder)
+    assert list(project.grid().absent(project.root)) == ["oxford_pet"]
+
+
+def test_a_split_that_is_gone_cannot_be_made_without_the_folder(project):
+    folder = project.root / paths.raw_dir("oxford_pet")
+    fill(folder)
+    project.stage("fetch", options=["--dataset=oxford_pet"])
+    shutil.rmtree(folder / "annotations")
     (project.root / paths.split_file(SCALE, "oxford_pet", "test")).unlink()
     assert list(project.grid().absent(project.root)) == ["oxford_pet"]

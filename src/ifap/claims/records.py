@@ -265,7 +265,7 @@ def collect(grid: Grid, *, root: Path = Path(), allow_missing: bool = False) -> 
     """
     records: dict[Cell, Record] = {}
     missing: dict[Cell, str] = {}
-    absent = {name: f"data absent: {reason}" for name, reason in grid.absent(root).items()}
+    absent = grid.absent(root)
     stale: list[str] = []
     for cell in grid.cells():
         path = paths.metrics_file(grid.scale, cell)
