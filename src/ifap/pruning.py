@@ -20,7 +20,8 @@ from ifap.files import atomic_write_text
 from ifap.flow import Normalize, Site
 from ifap.graph import Graph, trace
 from ifap.layers import is_producer
-from ifap.methods import METHODS, Method
+from ifap.methods import METHODS, AnyMethod
+from ifap.methods.base import Loss, score
 from ifap.plan import Plan, load, pruned_plan, read_plan, write_network
 from ifap.ranking import AGGREGATES, Aggregate, Budget, Ranking, floors, unit_scores
 from ifap.schedule import rate, solve_rho_0
@@ -177,7 +178,9 @@ def prune(
     max_drop: float | None = None,
     ignore: Iterable[str | nn.Module] = (),
     round_to: int | None = None,
-    method: str | Method = "ifap",
+    method: str | AnyMethod = "ifap",
+    labelled: Iterable[tuple[Inputs, Any]] | None = None,
+    loss: Loss | None = None,
     seed: int = 0,
     alpha: float = 1.5,
     normalize: Normalize = "layer",
@@ -217,8 +220,12 @@ def prune(
     round_to : int, optional
         Keep widths that change a multiple of this (8 suits most hardware).
     method : str or callable
-        A name from the registry (``ifap``, ``magnitude``, ``random``) or a function like
+        A name from the registry (``ifap``, ``magnitude``, ``random``, ...) or a function like
         `ifap.methods.base.Method`.
+    labelled : iterable of (inputs, targets), optional
+        For methods that need labels (``taylor``); iterated once an iteration. Never the test split.
+    loss : callable, optional
+        ``loss(outputs, targets)`` returns a scalar; for methods that need gradients.
     seed : int
         Seed of methods that draw numbers.
     alpha : float
@@ -263,6 +270,7 @@ def prune(
     >>> ifap.save(pruned, "small/")
     """
     refuse_test(batches, "scoring")
+    refuse_test(labelled, "scoring")
     refuse_test(validate, "stopping")
     options = _Options(
         target=target,
@@ -287,6 +295,7 @@ def prune(
         batches,
         options,
         scorer,
+        {"labelled": labelled, "loss": loss},
         recover,
         validate,
         on_step,
@@ -338,14 +347,15 @@ class _Run:
         example_inputs: Inputs,
         batches: Iterable[Inputs],
         options: _Options,
-        scorer: Method,
+        scorer: AnyMethod,
+        labels: dict[str, Any],
         recover: Recover | None,
         validate: Validate | None,
         on_step: OnStep | None,
         ignore: Sequence[str | nn.Module],
     ) -> None:
         self._original, self._inputs, self._batches = model, example_inputs, batches
-        self._options, self._scorer = options, scorer
+        self._options, self._scorer, self._labels = options, scorer, labels
         self._recover, self._validate, self._on_step = recover, validate, on_step
         clock = _Clock()
         self.model = private_copy(model)
@@ -457,8 +467,16 @@ class _Run:
 
     def _rank(self, step: int) -> Ranking:
         options = self._options
-        scores = self._scorer(
-            self.model, self._batches, normalize=options.normalize, site=options.site, seed=options.seed * 1000 + step
+        scores = score(
+            self._scorer,
+            self.model,
+            self._batches,
+            normalize=options.normalize,
+            site=options.site,
+            seed=options.seed * 1000 + step,
+            graph=self._graph,
+            macs=self._macs,
+            **self._labels,
         )
         limits = floors(self._graph, self._original_sizes, options.min_units, options.max_layer_ratio)
         budget = Budget(self._graph, self.model, self._macs)
