@@ -697,7 +697,7 @@ def test_like_ends_with_the_widths_of_the_other_network(name, method):
 def test_like_refuses_the_plan_of_another_network():
     plan = prune(NETWORKS["residual"].build(), NETWORKS["residual"].inputs(), macs=0.4).plan
     net = NETWORKS["plain"]
-    with pytest.raises(PlanError, match="like: .* belongs to another network"):
+    with pytest.raises(PlanError, match=r"like: .* belongs to another network"):
         ifap.prune(net.build(), net.inputs(), batches(net), like=plan)
 
 
