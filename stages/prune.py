@@ -72,7 +72,8 @@ def prune_cell(job: Job, network: nn.Module, timing: Timing) -> tuple[Pruned, di
         state.note(receipt.iteration, job.task.evaluate(model, validation, options.batch_size))
 
     chosen = options.model_dump(include={"steps", "alpha", "normalize", "site", "aggregate", "min_units",
-                                         "max_layer_ratio", "spatial_only", "round_to", "max_drop", "pace"})  # fmt: skip
+                                         "max_layer_ratio", "spatial_only", "round_to", "max_drop",
+                                         "pace"})  # fmt: skip
     result = prune(
         network,
         job.example_inputs().to(device()),
