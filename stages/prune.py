@@ -65,21 +65,25 @@ def prune_cell(job: Job, network: nn.Module, timing: Timing) -> tuple[Pruned, di
     """Return the pruned network of a cell, and what was measured on validation data after each iteration."""
     options, recovery = job.grid.pruning(job.cell), job.grid.recovery(job.cell)
     train, validation = job.split("train"), job.split("validation")
+    calibration = train.calibration(options.calibration_samples, options.batch_size, job.cell.seed)
     state = PruneState(job, timing)
 
     def watch(model: nn.Module, receipt: Receipt) -> None:
         state.note(receipt.iteration, job.task.evaluate(model, validation, options.batch_size))
 
     chosen = options.model_dump(include={"steps", "alpha", "normalize", "site", "aggregate", "min_units",
-                                         "max_layer_ratio", "spatial_only", "round_to", "max_drop"})  # fmt: skip
+                                         "max_layer_ratio", "spatial_only", "round_to", "max_drop",
+                                         "pace"})  # fmt: skip
     result = prune(
         network,
         job.example_inputs().to(device()),
-        train.calibration(options.calibration_samples, options.batch_size, job.cell.seed),
+        calibration,
         target=Target(**options.target.model_dump(exclude={"published"})),
         recover=Distillation.from_options(train, validation, recovery, task=job.task, augment=True, seed=job.cell.seed),
         validate=validator(validation, job.task, options.batch_size),
         method=job.grid.variant(job.cell).method,
+        labelled=calibration.labelled,
+        loss=job.task.loss,
         seed=job.cell.seed,
         teacher=recovery.teacher,
         on_step=watch,

@@ -171,6 +171,14 @@ class PruneOptions(Section):
     )
     calibration_samples: int = Field(gt=0)
     batch_size: int = Field(gt=0)
+    pace: Literal["units", "macs"] = Field(
+        default="units", description="What an iteration removes its share of: the units that are left, or their MACs."
+    )
+
+    @model_serializer(mode="wrap")
+    def _leave_out_pace(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # The configuration of a result has had no such key: at its default it makes no result stale.
+        return {key: value for key, value in handler(self).items() if (key, value) != ("pace", "units")}
 
 
 class RecoveryOptions(StepOptions):
