@@ -69,7 +69,7 @@ class MaskController:
         if (step + 1) % self.steps_per_epoch == 0:
             self.end_epoch(step)
             self._kept.append([int(mask.sum()) for mask in self.masks.values()])
-            self._check(len(self._kept))
+            self._check((step + 1) // self.steps_per_epoch)
 
     def finish(self) -> None:
         """Mask the network that is returned."""
@@ -146,9 +146,9 @@ class MaskController:
         macs = round(self._priced.of(kept)) if self._priced is not None else 0
         return Event(number, total, total / size, macs, row)
 
-    def training_macs(self, samples: int, steps: int) -> tuple[int, int]:
-        """Return theoretical and dense MACs of the steps so far, from their mean and the number of samples."""
-        theory, dense = (self._total * samples / max(1, steps)).tolist()
+    def training_macs(self, samples: int) -> tuple[int, int]:
+        """Return theoretical and dense MACs of all steps, in epochs of so many samples."""
+        theory, dense = (self._total * samples / max(1, self.steps_per_epoch)).tolist()
         return round(theory), round(dense)
 
     def _slots(self, weight: Tensor) -> list[Tensor]:
@@ -169,3 +169,8 @@ class MaskController:
 def counted(masks: Mapping[str, Tensor]) -> dict[str, int]:
     """Return how many weights each mask keeps."""
     return {name: int(mask.sum()) for name, mask in masks.items()}
+
+
+def all_kept(weights: Mapping[str, Tensor]) -> Masks:
+    """Return masks that mask nothing."""
+    return {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in weights.items()}

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor, nn
 
 from ifap.costs import count_params, macs_by_module
@@ -174,7 +173,9 @@ def uniform(shapes: Mapping[str, Iterable[int]], density: float) -> Densities:
 
 def counts(densities: Densities, sizes: Mapping[str, int]) -> dict[str, int]:
     """Return how many weights each layer keeps; floor((1 - density) size) are masked."""
-    return {name: sizes[name] - math.floor((1 - density) * sizes[name] + _NEARLY) for name, density in densities.items()}
+    return {
+        name: sizes[name] - math.floor((1 - density) * sizes[name] + _NEARLY) for name, density in densities.items()
+    }
 
 
 def solve_density(

@@ -11,12 +11,12 @@ import math
 from typing import ClassVar, Literal
 
 from ifap.config import RiglOptions
+from ifap.sparse import SPARSE
 from ifap.sparse.base import Context, Masks, Outcome, options_of
 from ifap.sparse.controller import MaskController
 from ifap.sparse.density import Prices, erdos_renyi_kernel, maskable, prices, solve_density
 from ifap.sparse.ranking import random_masks, regrow
 from ifap.sparse.run import outcome, train
-from ifap.sparse import SPARSE
 
 _EVERY = 100
 _SHARE_OF_A_SHORT_RUN = 20

@@ -13,8 +13,8 @@ from ifap.sparse.controller import MaskController
 from ifap.training import EpochRow, Progress, fit, read_progress
 
 
-def train(context: Context, model: nn.Module, controller: MaskController) -> list[EpochRow]:
-    """Train in place by the context's recipe with a controller around the steps."""
+def train(context: Context, model: nn.Module, controller: MaskController, *, done: int = 0) -> list[EpochRow]:
+    """Train in place by the context's recipe with a controller around the steps; `done` epochs are behind it."""
     if not context.recipe.epochs:
         raise ConfigError("training with masks needs at least one epoch: there is no budget for it")
     return fit(
@@ -28,6 +28,7 @@ def train(context: Context, model: nn.Module, controller: MaskController) -> lis
         state=context.state,
         guard=context.guard,
         controller=controller,
+        done=done,
     )
 
 
@@ -41,7 +42,7 @@ def outcome(
     start: Mapping[str, int],
 ) -> Outcome:
     """Return what one training made; `start` is how many weights each layer kept before it."""
-    theory, dense = controller.training_macs(len(context.train) * len(rows), controller.steps)
+    theory, dense = controller.training_macs(len(context.train))
     return Outcome(
         model=model.eval(),
         masks=controller.masks,
