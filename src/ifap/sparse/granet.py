@@ -123,7 +123,6 @@ class GranetController(MaskController):
         return 3 * self.sparse_forward
 
 
-@SPARSE.register("granet")
 class Granet:
     """GraNet from ERK masks of some density, or from all weights (`initial_density` 1)."""
 
@@ -150,3 +149,6 @@ class Granet:
         controller = GranetController(masks, options, priced, goal, macs)
         rows = train(context, model, controller)
         return outcome(context, model, split, controller, rows, start=kept)
+
+
+SPARSE.register("granet")(Granet())

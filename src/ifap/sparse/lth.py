@@ -127,7 +127,6 @@ def pruned_further(
     return found
 
 
-@SPARSE.register("lth")
 class Lth:
     """Iterative magnitude pruning, global, with rewinding."""
 
@@ -144,6 +143,9 @@ class Lth:
                 "epochs of a training"
             )
         return _Run(context, options).finish()
+
+
+SPARSE.register("lth")(Lth())
 
 
 class _Run:

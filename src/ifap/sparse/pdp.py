@@ -184,7 +184,6 @@ class PdpController(MaskController):
         self._latent, self._slopes = {}, {}
 
 
-@SPARSE.register("pdp")
 class Pdp:
     """PDP of single weights; the first convolution and the last linear layer stay dense."""
 
@@ -206,3 +205,6 @@ class Pdp:
         kept = counted(masks)
         rows = train(context, model, controller)
         return outcome(context, model, split, controller, rows, start=kept)
+
+
+SPARSE.register("pdp")(Pdp())

@@ -73,7 +73,6 @@ class RiglController(MaskController):
         return 3 * self.sparse_forward
 
 
-@SPARSE.register("rigl")
 class Rigl:
     """RigL with ERK densities that meet the target."""
 
@@ -92,3 +91,6 @@ class Rigl:
         controller = RiglController(random_masks(shapes, kept, context.seed), options, macs)
         rows = train(context, model, controller)
         return outcome(context, model, split, controller, rows, start=kept)
+
+
+SPARSE.register("rigl")(Rigl())
