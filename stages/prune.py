@@ -6,6 +6,7 @@ import dataclasses
 import json
 from typing import Any
 
+import torch
 from torch import nn
 
 from ifap import plan
@@ -15,7 +16,8 @@ from ifap.paths import Cell, cell_dir, flow_json, receipts_file, receipts_json
 from ifap.program import run_stage
 from ifap.pruning import Pruned, Receipt, Target, prune
 from ifap.recover import Distillation, validator
-from ifap.runtime import device, write_csv
+from ifap.runtime import device, seeded, write_csv
+from ifap.sparse import SPARSE, Context, Event, Outcome
 from stages.job import Job, Timing, open_job
 from stages.options import (
     PARAMS,
@@ -49,8 +51,10 @@ def main(
     with job.run() as timing:
         network = baseline_network(job)
         flow = flow_before(job, network)
-        result, watched = prune_cell(job, network, timing)
-        save(job, result, watched)
+        if job.grid.mask_options(job.cell) is not None:
+            save_masked(job, mask_cell(job, network, timing))
+        else:
+            save(job, *prune_cell(job, network, timing))
         atomic_write_text(flow_json(job.grid.scale, job.cell), json.dumps(flow, indent=1) + "\n")
 
 
@@ -91,6 +95,37 @@ def prune_cell(job: Job, network: nn.Module, timing: Timing) -> tuple[Pruned, di
         **chosen,
     )
     return result, state.watched
+
+
+def mask_cell(job: Job, network: nn.Module, timing: Timing) -> Outcome:
+    """Return the network of a cell whose method trains with masks."""
+    options, target = job.grid.mask_options(job.cell), job.grid.pruning(job.cell).target
+    assert options is not None
+
+    def untrained() -> nn.Module:
+        # The network that the baseline started from as well.
+        with seeded(job.cell.seed, torch.device("cpu")):
+            return job.build().to(device())
+
+    result = SPARSE.get(job.grid.variant(job.cell).method).run(
+        Context(
+            build=untrained,
+            baseline=lambda: network,
+            example_inputs=job.example_inputs(),
+            train=job.split("train"),
+            validation=job.split("validation"),
+            task=job.task,
+            options=options,
+            target=Target(**target.model_dump(exclude={"published"})),
+            recipe=job.grid.masked_training(job.cell),
+            seed=job.cell.seed,
+            augment=True,
+            state=job.state if job.grid.options.resume else None,
+            guard=job.guard,
+        )
+    )
+    timing.resume_count, timing.extra_seconds = result.progress.resumes, result.progress.earlier_seconds
+    return result
 
 
 def flow_before(job: Job, network: nn.Module) -> dict[str, list[float]]:
@@ -160,6 +195,43 @@ def save(job: Job, result: Pruned, watched: dict[str, dict[str, float]]) -> None
     write_csv(receipts_file(scale, cell), rows, RECEIPT_FIELDS)
     full = [{k: v for k, v in dataclasses.asdict(receipt).items() if k != "seconds"} for receipt in result.receipts]
     atomic_write_text(receipts_json(scale, cell), json.dumps(full, indent=1) + "\n")
+
+
+def save_masked(job: Job, result: Outcome) -> None:
+    """Write the masked network, its plan and its receipts: costs of dense kernels, and in receipts.json theory."""
+    identifier, arguments = job.builder()
+    model = result.model.cpu()
+    record = plan.unpruned_plan(model, job.example_inputs(), plan.Builder(id=identifier, args=arguments))
+    record = record.model_copy(update={"split_attention": result.split_attention})
+    folder = job.checkpoint("pruned")
+    plan.write_network(model, record, folder, result.masks)
+    scale, cell = job.grid.scale, job.cell
+    atomic_write_text(cell_dir(scale, cell) / "plan.json", (folder / "plan.json").read_text())
+    rows = [masked_row(event, record.costs, result) for event in result.events]
+    write_csv(receipts_file(scale, cell), [{k: row.get(k) for k in RECEIPT_FIELDS} for row in rows], RECEIPT_FIELDS)
+    atomic_write_text(receipts_json(scale, cell), json.dumps(rows, indent=1) + "\n")
+
+
+def masked_row(event: Event, costs: plan.Costs, result: Outcome) -> dict[str, Any]:
+    """Return what receipts.json says of one event; receipts.csv has the part that fits its columns."""
+    row = {
+        "iteration": event.number,
+        "accepted": True,
+        "macs": costs.macs_after,
+        "params": costs.params_after,
+        "macs_nonzero": event.macs,
+        "weights_kept": event.kept,
+        "density": event.density,
+    }
+    if event.validation is not None:
+        row |= {"metric_after": event.validation.validation_metric, "loss": event.validation.validation_loss}
+    if event is result.events[-1]:
+        row |= {
+            "training_macs": result.training_macs,
+            "dense_training_macs": result.dense_training_macs,
+            "history": [dataclasses.asdict(epoch) for epoch in result.history],
+        }
+    return row
 
 
 def receipt_row(receipt: Receipt, watched: dict[str, float]) -> dict[str, Any]:

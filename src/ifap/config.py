@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import yaml
 from pydantic import (
@@ -195,6 +195,70 @@ class RecoveryOptions(StepOptions):
     augment: bool
 
 
+class MaskOptions(Section):
+    """Options of a method that trains with masks, and what must be known of it before torch is loaded."""
+
+    start: ClassVar[Literal["baseline", "init"]] = "init"
+    tasks: ClassVar[frozenset[str]] = frozenset({"classification"})
+
+
+class LthOptions(MaskOptions):
+    """Iterative magnitude pruning with rewinding: the lottery ticket hypothesis."""
+
+    rate: Fraction = Field(default=0.2, description="Share of the kept weights that goes after each training.")
+    levels: int | None = Field(
+        default=None, ge=1, description="Prunings in equal shares; as many of `rate` as the target needs by default."
+    )
+    rewind_epochs: int = Field(default=1, ge=0, description="Epochs after which weights are kept to go back to.")
+
+
+class RiglOptions(MaskOptions):
+    """Sparse training whose masks move: RigL."""
+
+    update_every: int | None = Field(
+        default=None, ge=2, description="Steps from one change of the masks to the next; 100, or a 20th of a short run."
+    )
+    drop_fraction: Fraction = Field(default=0.3, description="Share of a layer's weights that moves at first.")
+    end_share: Fraction = Field(default=0.75, description="Share of the run after which the masks stay.")
+
+
+class GranetOptions(MaskOptions):
+    """Gradual pruning with regeneration: GraNet."""
+
+    initial_density: float = Field(default=0.5, gt=0, le=1, description="Share of the weights that is kept at first.")
+    update_every: int | None = Field(
+        default=None, ge=1, description="Steps from one change of the masks to the next; a 56th of the run by default."
+    )
+    regrow: Fraction = Field(default=0.5, description="Share of a layer's weights that is regenerated at first.")
+    window_share: Fraction = Field(default=0.5, description="Share of the run after which pruning is done.")
+
+
+class PdpOptions(MaskOptions):
+    """Soft masks that follow from the weights: PDP."""
+
+    warmup_share: float = Field(default=0.16, ge=0, lt=1, description="Share of the epochs before pruning begins.")
+    ramp_share: Fraction = Field(default=0.67, description="Share of the epochs in which sparsity rises.")
+    temperature: float = Field(default=0.05, gt=0, description="Softness of the masks; its unit is `temperature_of`.")
+    temperature_of: Literal["threshold", "weights"] = Field(
+        default="threshold", description="Times the layer's squared threshold, or a squared weight for all layers."
+    )
+
+    @model_validator(mode="after")
+    def _fit_the_run(self) -> Self:
+        if self.warmup_share + self.ramp_share > 1:
+            raise ValueError("warmup_share and ramp_share together must not exceed 1")
+        return self
+
+
+class MethodOptions(Section):
+    """Options of the methods that have some of their own."""
+
+    lth: LthOptions = LthOptions()
+    rigl: RiglOptions = RiglOptions()
+    granet: GranetOptions = GranetOptions()
+    pdp: PdpOptions = PdpOptions()
+
+
 class EvaluateOptions(Section):
     """What the only reader of the test split measures."""
 
@@ -219,6 +283,7 @@ class Variant(Section):
     method: Name = Field(description="The registered method.")
     prune: dict[str, Any] = Field(default={}, description="Keys of the pruning block that differ.")
     recovery: dict[str, Any] = Field(default={}, description="Keys of the recovery block that differ.")
+    options: dict[str, Any] = Field(default={}, description="Keys of the method's own options that differ.")
 
 
 # Blocks of defaults that a model's own block refines, and then a data set's; parsed after the merge, so raw here.
@@ -236,6 +301,7 @@ class ScaleParams(Section):
     prune: Refined
     finetune: Refined
     evaluate: EvaluateOptions
+    methods: MethodOptions = MethodOptions()
     variants: dict[Name, Variant] = Field(default={}, description="Further methods of the grid, by their own names.")
     tables: dict[TableName, dict[str, Any]] = Field(default={}, description="Keys of tables that differ here.")
     keep_checkpoints: bool = Field(default=True, description="Keep saved networks once nothing needs them any more.")
@@ -331,6 +397,28 @@ def refine(
     return validated(section, merged, where)
 
 
+def method_names() -> frozenset[str]:
+    """Return the names of all methods: those that score units and those that train with masks."""
+    return entry_names("ifap.methods") | entry_names("ifap.sparse")
+
+
+def mask_options(method: str) -> type[MaskOptions] | None:
+    """Return the type of a method's own options if it trains with masks, else None."""
+    field = MethodOptions.model_fields.get(method)
+    section = field.annotation if field is not None else None
+    return section if isinstance(section, type) and issubclass(section, MaskOptions) else None
+
+
+def refine_method(block: MethodOptions, method: str, changes: Mapping[str, Any], where: str) -> Section | None:
+    """Return a method's own options with some changed; None if it has none."""
+    if method in MethodOptions.model_fields:
+        own: Section = getattr(block, method)
+        return validated(type(own), {**own.model_dump(), **changes}, f"{where}.options") if changes else own
+    if changes:
+        raise ConfigError(f"{where}.options: method '{method}' has no options of its own")
+    return None
+
+
 def json_schema() -> str:
     """Return the JSON schema of ``params.yaml`` (committed under ``schemas/`` for editors)."""
     return json.dumps(Params.model_json_schema(), indent=2, sort_keys=True) + "\n"
@@ -343,8 +431,10 @@ def _check_scale(scale: ScaleParams, where: str) -> None:
         _check_names(f"{where}.grid.{task}.datasets", grid.datasets, "data set", entry_names("ifap.datasets"))
         _check_names(f"{where}.grid.{task}.datasets", grid.datasets, "data set with options", scale.datasets)
         _check_names(f"{where}.grid.{task}.models", grid.models, "model", entry_names("ifap.models"))
-        known = {*entry_names("ifap.methods"), *scale.variants}
-        _check_names(f"{where}.grid.{task}.methods", grid.methods, "method", known)
+        _check_names(f"{where}.grid.{task}.methods", grid.methods, "method", {*method_names(), *scale.variants})
+        for name in grid.methods:
+            method = scale.variants[name].method if name in scale.variants else name
+            _check_task(f"{where}.grid.{task}.methods", method, task)
         models.update(grid.models)
     for step, section in SECTIONS.items():
         block: Refined = getattr(scale, step)
@@ -360,9 +450,16 @@ def _check_scale(scale: ScaleParams, where: str) -> None:
 
 
 def _check_variant(scale: ScaleParams, variant: Variant, where: str) -> None:
-    _check_names(where, [variant.method], "method", entry_names("ifap.methods"))
+    _check_names(where, [variant.method], "method", method_names())
+    refine_method(scale.methods, variant.method, variant.options, where)
     validated(PruneOptions, {**scale.prune.get("default", {}), **variant.prune}, f"{where}.prune")
     validated(RecoveryOptions, {**scale.prune.get("recovery", {}), **variant.recovery}, f"{where}.recovery")
+
+
+def _check_task(where: str, method: str, task: str) -> None:
+    options = mask_options(method)
+    if options is not None and task not in options.tasks:
+        raise ConfigError(f"{where}: method '{method}' is not defined for task '{task}': not attempted")
 
 
 def _check_names(where: str, names: Any, kind: str, valid: Any) -> None:

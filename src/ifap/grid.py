@@ -13,6 +13,7 @@ from typing import Any
 
 from ifap.claims.targets import published_reduction
 from ifap.config import (
+    MaskOptions,
     ModelOptions,
     Params,
     PruneOptions,
@@ -24,10 +25,13 @@ from ifap.config import (
     TargetOptions,
     TrainingOptions,
     Variant,
+    mask_options,
     refine,
+    refine_method,
     validated,
 )
 from ifap.datasets.sources import why_absent
+from ifap.fairness import after_pruning, masked_run, starts_untrained
 from ifap.paths import SPLITS, Cell, manifest_file, split_file
 
 TABLE_FORMATS = ("md", "html", "tex", "csv")
@@ -101,8 +105,29 @@ class Grid:
 
     def training(self, cell: Cell) -> TrainingOptions:
         """Return the recipe of the cell's baseline training, or of its fine-tuning."""
-        step = "baseline" if cell.is_baseline else "finetune"
-        return self._refined(step, cell, TrainingOptions)
+        if cell.is_baseline:
+            return self._recipe(cell, "baseline")
+        untrained = starts_untrained(mask_options(self.variant(cell).method))
+        return after_pruning(self._recipe(cell, "finetune"), untrained=untrained)
+
+    def masked_training(self, cell: Cell) -> TrainingOptions:
+        """Return the recipe by which the method of a cell trains with masks."""
+        method = mask_options(self.variant(cell).method)
+        assert method is not None, f"{cell} does not train with masks"
+        baseline, finetune = self._recipe(cell, "baseline"), self._recipe(cell, "finetune")
+        return masked_run(method, baseline, self.pruning(cell), self.recovery(cell), finetune)
+
+    def mask_options(self, cell: Cell) -> MaskOptions | None:
+        """Return the own options of a method that trains with masks; None for one that scores units."""
+        variant = self.variant(cell)
+        options = refine_method(
+            self.options.methods, variant.method, variant.options, f"scales.{self.scale}.variants.{cell.method}"
+        )
+        return options if isinstance(options, MaskOptions) else None
+
+    def _recipe(self, cell: Cell, step: str) -> TrainingOptions:
+        recipe: TrainingOptions = self._refined(step, cell, TrainingOptions)
+        return recipe
 
     def model(self, cell: Cell) -> ModelOptions:
         """Return what the cell's network is given and starts from."""
@@ -167,8 +192,7 @@ class Grid:
             chain["prune"] = {
                 "version": versions["prune"],
                 "method": self.variant(cell).method,
-                **self.pruning(cell).model_dump(),
-                "recovery": self.recovery(cell).model_dump(),
+                **self._pruning_config(cell),
             }
             if step == "prune":
                 return chain
@@ -177,3 +201,11 @@ class Grid:
                 return chain
         chain["evaluate"] = {"version": versions["evaluate"], **self.options.evaluate.model_dump()}
         return chain
+
+    def _pruning_config(self, cell: Cell) -> dict[str, Any]:
+        options, own = self.pruning(cell).model_dump(), self.mask_options(cell)
+        if own is None:
+            return {**options, "recovery": self.recovery(cell).model_dump()}
+        # Nothing of the pruning loop but the target and what the flow before pruning is measured with.
+        used = {key: options[key] for key in ("target", "normalize", "site", "calibration_samples", "batch_size")}
+        return {**used, "options": own.model_dump(), "training": self.masked_training(cell).model_dump()}
