@@ -212,8 +212,13 @@ def test_a_variant_is_a_point_of_its_method_or_a_method_of_its_own():
     }
     grid = grid_of(with_targets({"macs": [0.3]}, variants=variants))
     assert grid.lines() == {
-        **{"ifap": "ifap", "ifap_m30": "ifap", "random": "random", "random_m30": "random"},
-        **{"ifap_half": "ifap", "ifap_sum": "ifap_sum", "ifap_sum_m30": "ifap_sum"},
+        "ifap": "ifap",
+        "ifap_m30": "ifap",
+        "random": "random",
+        "random_m30": "random",
+        "ifap_half": "ifap",
+        "ifap_sum": "ifap_sum",
+        "ifap_sum_m30": "ifap_sum",
     }
     cell = next(cell for cell in grid.pruned() if cell.method == "ifap_sum_m30")
     pruning = grid.config(cell, "prune")["prune"]
