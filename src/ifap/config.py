@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -286,6 +287,30 @@ class Variant(Section):
     options: dict[str, Any] = Field(default={}, description="Keys of the method's own options that differ.")
 
 
+class TargetLists(Section):
+    """Targets that every method of the grid is run at, beside its own: the points of a trade-off curve."""
+
+    macs: list[Fraction] = Field(default=[], description="Shares of the MACs to remove.")
+    params: list[Fraction] = Field(default=[], description="Shares of the parameters to remove.")
+
+    @model_validator(mode="after")
+    def _each_once(self) -> TargetLists:
+        for values in (self.macs, self.params):
+            if len(set(values)) < len(values):
+                raise ValueError(f"a target is named twice: {values}")
+        return self
+
+    @property
+    def named(self) -> dict[str, dict[str, float]]:
+        """The targets by the ending of the names that they give: ``{"m30": {"macs": 0.3}}``."""
+        lists = {"macs": self.macs, "params": self.params}
+        return {
+            f"{kind[0]}{100 * value:.6g}".replace(".", "_"): {kind: value}
+            for kind, values in lists.items()
+            for value in values
+        }
+
+
 # Blocks of defaults that a model's own block refines, and then a data set's; parsed after the merge, so raw here.
 Refined = dict[str, dict[str, Any]]
 
@@ -303,11 +328,35 @@ class ScaleParams(Section):
     evaluate: EvaluateOptions
     methods: MethodOptions = MethodOptions()
     variants: dict[Name, Variant] = Field(default={}, description="Further methods of the grid, by their own names.")
+    targets: TargetLists = Field(
+        default=TargetLists(), description="Further targets of every method: METHOD_m30 removes 30 % of the MACs."
+    )
     tables: dict[TableName, dict[str, Any]] = Field(default={}, description="Keys of tables that differ here.")
     keep_checkpoints: bool = Field(default=True, description="Keep saved networks once nothing needs them any more.")
     resume: bool = Field(
         default=True, description="Write what a killed job needs to go on; jobs of a minute need none."
     )
+
+    @cached_property
+    def points(self) -> dict[str, dict[str, Variant]]:
+        """The variants that `targets` makes of each method of the grid, by their names.
+
+        A variant that names a target of its own is a point already and is not multiplied.
+        """
+        made: dict[str, dict[str, Variant]] = {}
+        for method in dict.fromkeys(method for grid in self.grid.values() for method in grid.methods):
+            base = self.variants.get(method, Variant(method=method))
+            ends = {} if "target" in base.prune else self.targets.named
+            made[method] = {
+                f"{method}_{end}": base.model_copy(update={"prune": {**base.prune, "target": target}})
+                for end, target in ends.items()
+            }
+        return made
+
+    @cached_property
+    def every_variant(self) -> dict[str, Variant]:
+        """The variants by name, those that `targets` makes included."""
+        return {**self.variants, **{name: made for points in self.points.values() for name, made in points.items()}}
 
 
 class TableParams(Section):
@@ -445,6 +494,10 @@ def _check_scale(scale: ScaleParams, where: str) -> None:
     validated(RecoveryOptions, scale.prune.get("recovery", {}), f"{where}.prune.recovery")
     for name, variant in scale.variants.items():
         _check_variant(scale, variant, f"{where}.variants.{name}")
+    known = {*method_names(), *scale.variants}
+    for name in (name for points in scale.points.values() for name in points):
+        if name in known:
+            raise ConfigError(f"{where}.targets: '{name}' is the name of a method already: rename it under variants")
     for table, block in scale.tables.items():
         validated(TableParams, {"title": "", **block}, f"{where}.tables.{table}")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -63,15 +64,44 @@ class Grid:
         return list(dict.fromkeys(cell.baseline for cell in self.pruned()))
 
     def pruned(self) -> list[Cell]:
-        """Return the pruned networks."""
+        """Return the pruned networks: each method, then the further targets that the scale asks of it."""
+        return list(self._pruned)
+
+    @cached_property
+    def _pruned(self) -> list[Cell]:
         return [
             Cell(task, dataset, model, method, seed)
             for task, grid in self.options.grid.items()
             for dataset in grid.datasets
             for model in grid.models
-            for method in grid.methods
+            for first in grid.methods
+            for method in self._at_targets(Cell(task, dataset, model, first, self.options.seeds[0]))
             for seed in self.options.seeds
         ]
+
+    def _at_targets(self, cell: Cell) -> list[str]:
+        """Return a method and its points at further targets; what has the method's own target is the method."""
+        points = [cell._replace(method=name) for name in self.options.points[cell.method]]
+        own = self.pruning(cell).target if points else None
+        return [cell.method, *(point.method for point in points if self.pruning(point).target != own)]
+
+    def methods(self) -> list[str]:
+        """Return the methods of the cells, further targets included, in order."""
+        return list(dict.fromkeys(cell.method for cell in self.pruned()))
+
+    def lines(self) -> dict[str, str]:
+        """Return for every method of the cells which trade-off curve it is a point of.
+
+        Further targets of a method belong to it, and so does a variant in which nothing but the target
+        differs; any other variant is a method of its own.
+        """
+        of_point = {name: first for first, points in self.options.points.items() for name in points}
+        return {method: of_point.get(method) or self._line(method) for method in self.methods()}
+
+    def _line(self, method: str) -> str:
+        variant = self.options.variants.get(method)
+        only_target = variant is not None and set(variant.prune) == {"target"} and not variant.recovery
+        return variant.method if variant is not None and only_target else method
 
     def cells(self) -> list[Cell]:
         """Return every cell: baselines first."""
@@ -135,7 +165,7 @@ class Grid:
 
     def variant(self, cell: Cell) -> Variant:
         """Return the method of a cell and what it changes; a registered method changes nothing."""
-        return self.options.variants.get(cell.method, Variant(method=cell.method))
+        return self.options.every_variant.get(cell.method, Variant(method=cell.method))
 
     def pruning(self, cell: Cell) -> PruneOptions:
         """Return the options of the cell's pruning loop; a published target is replaced by its value."""
