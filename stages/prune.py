@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
 from ifap import plan
+from ifap.config import LIMITS
 from ifap.files import atomic_write_text
 from ifap.flow import flow_scores
 from ifap.paths import Cell, cell_dir, flow_json, receipts_file, receipts_json
@@ -51,10 +53,14 @@ def main(
     with job.run() as timing:
         network = baseline_network(job)
         flow = flow_before(job, network)
-        if job.grid.mask_options(job.cell) is not None:
-            save_masked(job, mask_cell(job, network, timing))
-        else:
+        if job.grid.mask_options(job.cell) is None:
             save(job, *prune_cell(job, network, timing))
+        else:
+            trained = mask_cell(job, network, timing)
+            if trained.cut is None:
+                save_masked(job, trained)
+            else:
+                save(job, trained.cut, {}, own_training(trained))
         atomic_write_text(flow_json(job.grid.scale, job.cell), json.dumps(flow, indent=1) + "\n")
 
 
@@ -98,8 +104,8 @@ def prune_cell(job: Job, network: nn.Module, timing: Timing) -> tuple[Pruned, di
 
 
 def mask_cell(job: Job, network: nn.Module, timing: Timing) -> Outcome:
-    """Return the network of a cell whose method trains with masks."""
-    options, target = job.grid.mask_options(job.cell), job.grid.pruning(job.cell).target
+    """Return the network of a cell whose method prunes in a training of its own."""
+    options, pruning = job.grid.mask_options(job.cell), job.grid.pruning(job.cell)
     assert options is not None
 
     def untrained() -> nn.Module:
@@ -116,10 +122,11 @@ def mask_cell(job: Job, network: nn.Module, timing: Timing) -> Outcome:
             validation=job.split("validation"),
             task=job.task,
             options=options,
-            target=Target(**target.model_dump(exclude={"published"})),
+            target=Target(**pruning.target.model_dump(exclude={"published"})),
             recipe=job.grid.masked_training(job.cell),
             seed=job.cell.seed,
             augment=True,
+            limits=pruning.model_dump(include=set(LIMITS)),
             state=job.state if job.grid.options.resume else None,
             guard=job.guard,
         )
@@ -183,8 +190,10 @@ def earlier_seconds(receipts: Any) -> float:
     return float(sum(sum(receipt["seconds"].values()) for receipt in json.loads(receipts.read_text())["receipts"]))
 
 
-def save(job: Job, result: Pruned, watched: dict[str, dict[str, float]]) -> None:
-    """Write the pruned network, its plan and its receipts."""
+def save(
+    job: Job, result: Pruned, watched: dict[str, dict[str, float]], further: Mapping[str, Any] | None = None
+) -> None:
+    """Write the pruned network, its plan and its receipts; receipts.json ends with what there is to say further."""
     identifier, arguments = job.builder()
     record = result.plan.model_copy(update={"builder": plan.Builder(id=identifier, args=arguments)})
     folder = job.checkpoint("pruned")
@@ -194,6 +203,7 @@ def save(job: Job, result: Pruned, watched: dict[str, dict[str, float]]) -> None
     rows = [receipt_row(receipt, watched.get(str(receipt.iteration), {})) for receipt in result.receipts]
     write_csv(receipts_file(scale, cell), rows, RECEIPT_FIELDS)
     full = [{k: v for k, v in dataclasses.asdict(receipt).items() if k != "seconds"} for receipt in result.receipts]
+    full[-1] |= further or {}
     atomic_write_text(receipts_json(scale, cell), json.dumps(full, indent=1) + "\n")
 
 
@@ -226,12 +236,17 @@ def masked_row(event: Event, costs: plan.Costs, result: Outcome) -> dict[str, An
     if event.validation is not None:
         row |= {"metric_after": event.validation.validation_metric, "loss": event.validation.validation_loss}
     if event is result.events[-1]:
-        row |= {
-            "training_macs": result.training_macs,
-            "dense_training_macs": result.dense_training_macs,
-            "history": [dataclasses.asdict(epoch) for epoch in result.history],
-        }
+        row |= own_training(result)
     return row
+
+
+def own_training(result: Outcome) -> dict[str, Any]:
+    """Return what receipts.json says at its end of a method that prunes in a training of its own."""
+    return {
+        "training_macs": result.training_macs,
+        "dense_training_macs": result.dense_training_macs,
+        "history": [dataclasses.asdict(epoch) for epoch in result.history],
+    }
 
 
 def receipt_row(receipt: Receipt, watched: dict[str, float]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from claims_made_up import made_up_grid, raw_params, write_grid
 
 from ifap import paths
 from ifap.claims import ledger, names, records
+from ifap.config import MethodOptions
 from ifap.errors import ResultsError
 from ifap.paths import Cell
 from ifap.registry import entry_names
@@ -46,15 +47,22 @@ def test_training_is_baseline_recovery_and_fine_tuning(recovery, teachers):
     assert found == BASELINE + wanted + FINETUNING
 
 
-def test_a_method_without_a_baseline_costs_its_own_training_or_nothing_is_said(monkeypatch):
+def test_a_method_without_a_baseline_costs_its_own_training_or_nothing_is_said():
     assert ledger.training_macs(CONFIG, 10, 100, 30, STEPS, from_init=True) is None
-    rounds = {"lth": lambda config, steps: len(steps) * config["baseline"]["epochs"]}
-    monkeypatch.setattr(ledger, "OWN_TRAINING", rounds)
-    assert ledger.training_macs(CONFIG, 10, 100, 30, STEPS, from_init=True) == 3 * BASELINE + FINETUNING
+    assert ledger.training_macs(CONFIG, 10, 100, 30, STEPS, from_init=True, own=7) == 7 + FINETUNING
+
+
+def test_a_method_that_trains_on_from_the_baseline_has_no_recovery():
+    assert ledger.training_macs(CONFIG, 10, 100, 30, STEPS, from_init=False, own=7) == BASELINE + 7 + FINETUNING
 
 
 def test_every_registered_method_says_what_it_takes_away_and_starts_from():
-    assert entry_names("ifap.methods") <= set(names.KINDS)
+    assert entry_names("ifap.methods") | entry_names("ifap.sparse") <= set(names.KINDS)
+    for method, field in MethodOptions.model_fields.items():
+        options = field.annotation
+        assert names.kind(method) == names.Kind(options.structure, options.start), method
+    scoring = entry_names("ifap.methods")
+    assert {names.kind(method) for method in scoring} == {names.Kind("channels", "baseline")}
     with pytest.raises(ResultsError, match=r"method 'ifpa' has no kind: did you mean 'ifap'\?.*; add it"):
         names.kind("ifpa")
 

@@ -26,7 +26,10 @@ CORE = (
     "attention", "costs", "errors", "export", "families", "files", "flow", "graph", "layers", "plan", "pruning",
     "ranking", "schedule", "splits", "tracing",
 )  # fmt: skip
-OUTER = ("claims", "cli", "config", "datasets", "engine", "grid", "models", "monitor", "paths", "tasks", "training")
+OUTER = (
+    "claims", "cli", "config", "datasets", "engine", "fairness", "grid", "models", "monitor", "paths", "sparse",
+    "tasks", "training",
+)  # fmt: skip
 
 
 def name_of(path):
@@ -258,7 +261,7 @@ def test_every_public_thing_is_documented(path):
 
 
 def test_registered_entries_live_one_a_file():
-    for package in ("methods", "models", "datasets", "tasks"):
+    for package in ("methods", "models", "datasets", "sparse", "tasks"):
         for path in sorted((ROOT / "src" / "ifap" / package).glob("*.py")):
             registered = re.findall(r'\.register\(\s*"(\w+)"', path.read_text())
             # The networks of one family share a file, which has the family's name.

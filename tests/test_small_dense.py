@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from networks import NETWORKS
 from torch import nn
 
 import ifap
-from ifap.config import PruneOptions, RecoveryOptions, TrainingOptions
+from ifap.config import PruneOptions, RecoveryOptions, SmallDenseOptions, TrainingOptions
 from ifap.errors import TargetError
-from ifap.methods.small_dense import reinitialise, structure, total_epochs, train
+from ifap.fairness import one_run
+from ifap.methods.small_dense import reinitialise, structure
 from ifap.models import MODELS
+from ifap.sparse import SPARSE, Context
 from ifap.splits import Split
 from ifap.tasks import TASKS
 from ifap.tracing import call
@@ -106,13 +110,31 @@ def test_positions_and_tokens_keep_their_values():
     assert not torch.equal(weight, net.layer.weight)
 
 
-def test_it_is_trained_for_as_long_as_the_pruned_network_was(small):
+def test_it_is_trained_for_as_long_as_the_pruned_network_was(wide):
     recipe = TrainingOptions(**RECIPE)
     pruning = PruneOptions.model_construct(steps=3)
     recovery = RecoveryOptions.model_construct(epochs=2)
-    epochs = total_epochs(recipe, pruning, recovery, TrainingOptions(**{**RECIPE, "epochs": 1}))
-    assert epochs == 2 + 3 * 2 + 1
+    whole = one_run(recipe, pruning, recovery, TrainingOptions(**{**RECIPE, "epochs": 1}))
+    assert whole.epochs == 2 + 3 * 2 + 1
     data = Split("train", torch.randn(8, 3, 32, 32), torch.arange(8) % 4)
-    rows = train(small.model, data, data, recipe, TASKS.get("classification"), epochs=epochs, seed=0)
-    assert len(rows) == epochs
-    assert rows[-1].lr < rows[0].lr  # one schedule over all of them
+    made = SPARSE.get("small_dense").run(
+        Context(
+            build=lambda: wide,
+            baseline=lambda: wide,
+            example_inputs=X,
+            train=data,
+            validation=dataclasses.replace(data, role="validation"),
+            task=TASKS.get("classification"),
+            options=SmallDenseOptions(),
+            target=ifap.Target(macs=0.65),
+            recipe=whole,
+            seed=0,
+            limits={"min_units": 2},
+        )
+    )
+    assert len(made.history) == whole.epochs
+    assert made.history[-1].lr < made.history[0].lr  # one schedule over all of them
+    assert made.cut.after == ifap.cost(made.model, X)
+    assert made.cut.after.reduction(made.cut.before, "macs") >= 0.65
+    assert made.training_macs == made.dense_training_macs == 3 * 8 * whole.epochs * made.cut.after.macs
+    assert made.cut.receipts[-1].metric_after == made.history[-1].validation_metric

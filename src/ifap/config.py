@@ -196,10 +196,15 @@ class RecoveryOptions(StepOptions):
     augment: bool
 
 
+LIMITS = ("min_units", "max_layer_ratio", "round_to", "spatial_only")
+"""The pruning options that bound what may be cut, whatever chooses it."""
+
+
 class MaskOptions(Section):
-    """Options of a method that trains with masks, and what must be known of it before torch is loaded."""
+    """Options of a method that prunes in a training of its own, and what must be known of it before torch is loaded."""
 
     start: ClassVar[Literal["baseline", "init"]] = "init"
+    structure: ClassVar[Literal["channels", "weights"]] = "weights"
     tasks: ClassVar[frozenset[str]] = frozenset({"classification"})
 
 
@@ -251,6 +256,29 @@ class PdpOptions(MaskOptions):
         return self
 
 
+class PdpChannelOptions(MaskOptions):
+    """PDP over channels, from the trained network."""
+
+    start: ClassVar[Literal["baseline", "init"]] = "baseline"
+    structure: ClassVar[Literal["channels", "weights"]] = "channels"
+
+    warmup_share: float = Field(default=0.16, ge=0, lt=1, description="Share of the steps before pruning begins.")
+    ramp_share: Fraction = Field(default=0.67, description="Share of the steps in which more and more channels go.")
+    sharpness: float = Field(default=0.05, gt=0, description="Softness of the gates, times their squared threshold.")
+
+    @model_validator(mode="after")
+    def _fit_the_run(self) -> Self:
+        if self.warmup_share + self.ramp_share > 1:
+            raise ValueError("warmup_share and ramp_share together must not exceed 1")
+        return self
+
+
+class SmallDenseOptions(MaskOptions):
+    """A network with fewer channels, trained from scratch: nothing is left to choose."""
+
+    structure: ClassVar[Literal["channels", "weights"]] = "channels"
+
+
 class MethodOptions(Section):
     """Options of the methods that have some of their own."""
 
@@ -258,6 +286,8 @@ class MethodOptions(Section):
     rigl: RiglOptions = RiglOptions()
     granet: GranetOptions = GranetOptions()
     pdp: PdpOptions = PdpOptions()
+    pdp_channel: PdpChannelOptions = PdpChannelOptions()
+    small_dense: SmallDenseOptions = SmallDenseOptions()
 
 
 class EvaluateOptions(Section):

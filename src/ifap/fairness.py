@@ -16,12 +16,18 @@ def starts_untrained(method: type[MaskOptions] | None) -> bool:
     return method is not None and method.start == "init"
 
 
+def total_epochs(
+    baseline: TrainingOptions, prune: PruneOptions, recovery: RecoveryOptions, finetune: TrainingOptions
+) -> int:
+    """Return the epochs that a pruned network has seen in all: baseline, recovery of every iteration, fine-tuning."""
+    return baseline.epochs + prune.steps * recovery.epochs + finetune.epochs
+
+
 def one_run(
     baseline: TrainingOptions, prune: PruneOptions, recovery: RecoveryOptions, finetune: TrainingOptions
 ) -> TrainingOptions:
     """Return the recipe of a method that starts from the untrained network: the baseline's, for longer."""
-    epochs = baseline.epochs + prune.steps * recovery.epochs + finetune.epochs
-    return baseline.model_copy(update={"epochs": epochs})
+    return baseline.model_copy(update={"epochs": total_epochs(baseline, prune, recovery, finetune)})
 
 
 def after_pruning(finetune: TrainingOptions, *, untrained: bool) -> TrainingOptions:

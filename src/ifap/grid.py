@@ -14,6 +14,7 @@ from typing import Any
 
 from ifap.claims.targets import published_reduction
 from ifap.config import (
+    LIMITS,
     MaskOptions,
     ModelOptions,
     Params,
@@ -237,5 +238,6 @@ class Grid:
         if own is None:
             return {**options, "recovery": self.recovery(cell).model_dump()}
         # Nothing of the pruning loop but the target and what the flow before pruning is measured with.
-        used = {key: options[key] for key in ("target", "normalize", "site", "calibration_samples", "batch_size")}
+        keys = ("target", "normalize", "site", "calibration_samples", "batch_size")
+        used = {key: options[key] for key in (*keys, *(LIMITS if own.structure == "channels" else ()))}
         return {**used, "options": own.model_dump(), "training": self.masked_training(cell).model_dump()}

@@ -8,7 +8,7 @@ adapters of the distillation and the optimiser are left out.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any, Protocol
 
@@ -23,15 +23,6 @@ class Step(Protocol):
     def macs(self) -> int:
         """Multiply-accumulates of one input after the iteration."""
         ...
-
-
-OwnTraining = Callable[[Mapping[str, Any], Sequence[Step]], float]
-OWN_TRAINING: dict[str, OwnTraining] = {}
-"""For methods that start from the initialisation: epochs of the unpruned network that their own training costs.
-
-``OWN_TRAINING[method](config, receipts)`` gets the resolved configuration of the cell and its
-receipts. A method that is not here has no training cost in the tables.
-"""
 
 
 def baseline_macs(config: Mapping[str, Any], samples: int, macs: int) -> int:
@@ -55,7 +46,14 @@ def baseline_macs(config: Mapping[str, Any], samples: int, macs: int) -> int:
 
 
 def training_macs(
-    config: Mapping[str, Any], samples: int, base: int, macs: int, receipts: Sequence[Step], *, from_init: bool
+    config: Mapping[str, Any],
+    samples: int,
+    base: int,
+    macs: int,
+    receipts: Sequence[Step],
+    *,
+    from_init: bool,
+    own: int | None = None,
 ) -> int | None:
     """Return what all training of a pruned cell costs, its baseline's included.
 
@@ -76,16 +74,19 @@ def training_macs(
         The pruning iterations, from the unpruned start on.
     from_init : bool
         Whether the method trains from the initialisation and not from the trained baseline.
+    own : int, optional
+        What its own training cost, of a method that prunes while it trains; there is no recovery then.
 
     Returns
     -------
     int or None
-        None for a method whose own training is not known; see `OWN_TRAINING`.
+        None for a method from the initialisation whose own training is not known.
     """
     finetuning = TRAINING * int(config["finetune"]["epochs"]) * samples * macs
     if from_init:
-        own = OWN_TRAINING.get(config["prune"]["method"])
-        return None if own is None else round(TRAINING * own(config, receipts) * samples * base) + finetuning
+        return None if own is None else own + finetuning
+    if own is not None:
+        return baseline_macs(config, samples, base) + own + finetuning
     recovery = config["prune"]["recovery"]
     taught = bool(recovery["feature_weight"] or recovery["logit_weight"])
     distilled = 0

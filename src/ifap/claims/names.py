@@ -112,6 +112,9 @@ KINDS = {
     "bn_scale": Kind("channels", "baseline"),
     "granet": Kind("weights", "init"),
     "ifap": Kind("channels", "baseline"),
+    "ifap_centered": Kind("channels", "baseline"),
+    "ifap_cost": Kind("channels", "baseline"),
+    "ifap_rms": Kind("channels", "baseline"),
     "lth": Kind("weights", "init"),
     "magnitude": Kind("channels", "baseline"),
     "mvp": Kind("weights", "baseline"),
@@ -122,6 +125,7 @@ KINDS = {
     "rigl": Kind("weights", "init"),
     "small_dense": Kind("channels", "init"),
     "taylor": Kind("channels", "baseline"),
+    "uniform": Kind("channels", "baseline"),
 }
 """The registered methods: channels are cut out, weights are masked; from the trained baseline or the initialisation."""
 

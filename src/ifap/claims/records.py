@@ -50,6 +50,7 @@ RUN_COLUMNS = (
     "nonzero_params_reduction",
     "sparsity",
     "training_macs",
+    "training_macs_theoretical",
     "baseline_top1",
     "test_top1",
     "test_top5",
@@ -187,6 +188,8 @@ class Record(_Strict):
     macs_nonzero: Count
     params: Annotated[int, Field(gt=0)]
     params_nonzero: Count
+    training_macs: Count | None = None
+    dense_training_macs: Count | None = None
     latency: Latency | None
     provenance: Provenance
 
@@ -230,6 +233,7 @@ OPTIONAL_NUMBERS = frozenset(
     {
         *("target", "macs_base", "macs_reduction", "params_base", "params_reduction", "baseline_top1", "top1_delta"),
         *("macs_theoretical_reduction", "nonzero_params_reduction", "training_macs"),
+        "training_macs_theoretical",
         *("validation_before_recovery", "validation_after_recovery"),
         *("latency_ms", "peak_memory_mb"),
         *(name for name in Receipt.model_fields if name not in {"iteration", "macs", "params"}),
@@ -485,6 +489,7 @@ def _run_row(collected: Collected, cell: Cell, record: Record) -> dict[str, Any]
     row["base_method"] = collected.grid.variant(cell).method
     if cell.is_baseline:
         row["training_macs"] = ledger.baseline_macs(record.config, sizes.train, record.macs)
+        row["training_macs_theoretical"] = row["training_macs"]
     else:
         row |= kind(row["base_method"])._asdict()
         row |= _target(collected.grid, cell)
@@ -545,15 +550,16 @@ def _against(record: Record, base: Record) -> dict[str, Any]:
 def _pruning(row: Mapping[str, Any], record: Record, receipts: Sequence[Receipt]) -> dict[str, Any]:
     """Return what training cost, and the validation metric around the last recovery that was kept."""
     last = [receipt for receipt in receipts if receipt.accepted is not False][-1:]
+    macs, samples = record.macs, record.split_sizes.train
+    spent, theoretical = (
+        ledger.training_macs(
+            record.config, samples, receipts[0].macs, macs, receipts, from_init=row["start"] == "init", own=own
+        )
+        for own in (record.dense_training_macs, record.training_macs)
+    )
     return {
-        "training_macs": ledger.training_macs(
-            record.config,
-            record.split_sizes.train,
-            receipts[0].macs,
-            record.macs,
-            receipts,
-            from_init=row["start"] == "init",
-        ),
+        "training_macs": spent,
+        "training_macs_theoretical": theoretical,
         "validation_before_recovery": last[0].metric_before if last else None,
         "validation_after_recovery": last[0].metric_after if last else None,
     }

@@ -1,13 +1,13 @@
 """A small dense network: the same MACs, every layer narrowed alike, trained from scratch (a control).
 
 It answers whether pruning a trained network is worth more than training a small one for as long.
-Nothing is scored, so that nothing is registered as a scoring method here.
+Nothing is scored, so that nothing is registered as a scoring method here; `ifap.sparse.small_dense`
+trains what this file builds.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -15,12 +15,6 @@ from torch import nn
 from ifap.pruning import Pruned, Target, prune
 from ifap.runtime import derive_seed, seeded
 from ifap.tracing import Inputs
-
-if TYPE_CHECKING:
-    from ifap.config import PruneOptions, RecoveryOptions, TrainingOptions
-    from ifap.splits import Split
-    from ifap.tasks.base import Task
-    from ifap.training import EpochRow
 
 
 def structure(
@@ -93,51 +87,3 @@ def reinitialise(model: nn.Module, seed: int) -> None:
             reset = getattr(module, "reset_parameters", None)
             if callable(reset):
                 reset()
-
-
-def total_epochs(
-    baseline: TrainingOptions, pruning: PruneOptions, recovery: RecoveryOptions, finetune: TrainingOptions
-) -> int:
-    """Return the epochs that a pruned network has seen in all: baseline, recovery of every iteration, fine-tuning."""
-    return baseline.epochs + pruning.steps * recovery.epochs + finetune.epochs
-
-
-def train(
-    model: nn.Module,
-    train: Split,
-    validation: Split,
-    recipe: TrainingOptions,
-    task: Task,
-    *,
-    epochs: int,
-    seed: int,
-    **options: Any,
-) -> list[EpochRow]:
-    """Train a network from `structure` in place, by the recipe of the unpruned one but for `epochs` epochs.
-
-    Parameters
-    ----------
-    model : nn.Module
-        The network, on its device.
-    train, validation : Split
-        What to learn from and what to watch.
-    recipe : TrainingOptions
-        Recipe of the baseline; its schedule is stretched over all epochs.
-    task : Task
-        Loss and metrics.
-    epochs : int
-        See `total_epochs`.
-    seed : int
-        Seed of the cell.
-    **options
-        See `ifap.training.fit`.
-
-    Returns
-    -------
-    list of EpochRow
-        The history.
-    """
-    from ifap.training import fit  # heavy, and only this control trains
-
-    whole = recipe.model_copy(update={"epochs": epochs})
-    return fit(model, train, validation, whole, task, seed=seed, **options)

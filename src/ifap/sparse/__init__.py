@@ -1,7 +1,8 @@
-"""Methods that train with masks of single weights: one file a method.
+"""Methods that prune in a training of their own: one file a method.
 
-They leave the shape of a network as it is and set weights to zero, so nothing gets faster; what
-they save is theoretical (`ifap.costs.nonzero_macs`).
+Most mask single weights. They leave the shape of a network as it is and set weights to zero, so
+nothing gets faster; what they save is theoretical (`ifap.costs.nonzero_macs`). Those that cut
+channels return a smaller network.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""What a method is that trains with masks: what it is given and what it returns."""
+"""What a method is that prunes in a training of its own: what it is given and what it returns."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
@@ -17,7 +17,7 @@ from ifap.tracing import Inputs
 from ifap.training import EpochRow, Progress
 
 if TYPE_CHECKING:
-    from ifap.pruning import Target
+    from ifap.pruning import Pruned, Target
 
 Masks = dict[str, Tensor]
 """Name of a weight to a boolean tensor of its shape; True is kept."""
@@ -50,6 +50,8 @@ class Context:
         Source of order, augmentation, dropout and random masks.
     augment : bool or callable, optional
         See `ifap.training.fit`.
+    limits : mapping, optional
+        For methods that cut channels: `min_units`, `max_layer_ratio` and so on, as `ifap.prune` has them.
     state : Path, optional
         Folder of the resume state.
     guard : str, optional
@@ -67,6 +69,7 @@ class Context:
     recipe: TrainingOptions
     seed: int
     augment: bool | Augment = False
+    limits: Mapping[str, Any] = field(default_factory=dict)
     state: Path | None = None
     guard: str = ""
 
@@ -110,20 +113,20 @@ class Event:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A network with masked weights, and how it came to be.
+    """A network with masked weights or fewer channels, and how it came to be.
 
     Parameters
     ----------
     model : nn.Module
-        The network in its unpruned shape; masked weights are exactly zero.
+        The network: in its unpruned shape with masked weights exactly zero, or a smaller one.
     masks : dict of str to Tensor
-        Weight to mask; an active weight may be zero as well.
+        Weight to mask; an active weight may be zero as well. Empty where channels were cut.
     split_attention : list of str
         Attention modules that were split; see `ifap.attention`.
     history : list of EpochRow
         Every epoch, in order; numbers repeat where a method trains repeatedly.
     events : list of Event
-        From the start to the end.
+        From the start to the end, of masks.
     training_macs : int
         Theoretical MACs of the whole training: three forwards a sample and step, without products
         with masked weights where the method needs none.
@@ -131,6 +134,8 @@ class Outcome:
         What the same steps cost with dense kernels, which is what they took here.
     progress : Progress
         What earlier, interrupted sessions contributed.
+    cut : Pruned or None
+        Plan, receipts and costs of a network with fewer channels; None where weights are masked.
     """
 
     model: nn.Module
@@ -141,10 +146,11 @@ class Outcome:
     training_macs: int
     dense_training_macs: int
     progress: Progress = field(default_factory=Progress)
+    cut: Pruned | None = None
 
 
 class SparseMethod(Protocol):
-    """A method that trains with masks."""
+    """A method that prunes in a training of its own."""
 
     start: ClassVar[Literal["baseline", "init"]]
     """What it starts from: the trained network, or the untrained one."""
@@ -154,12 +160,12 @@ class SparseMethod(Protocol):
     """For which tasks it is defined."""
 
     def run(self, context: Context) -> Outcome:
-        """Train and mask.
+        """Train and mask, or cut.
 
         Raises
         ------
         TargetError
-            If masks cannot express the target; the message gives the reachable range.
+            If the target cannot be met; the message gives the reachable range.
         ConfigError
             If the options do not fit the length of the training.
         TrainingError

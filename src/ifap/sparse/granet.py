@@ -127,7 +127,7 @@ class Granet:
     """GraNet from ERK masks of some density, or from all weights (`initial_density` 1)."""
 
     start: ClassVar[Literal["baseline", "init"]] = GranetOptions.start
-    structure: ClassVar[Literal["channels", "weights"]] = "weights"
+    structure: ClassVar[Literal["channels", "weights"]] = GranetOptions.structure
     tasks: ClassVar[frozenset[str]] = GranetOptions.tasks
 
     def run(self, context: Context) -> Outcome:

@@ -131,7 +131,7 @@ class Lth:
     """Iterative magnitude pruning, global, with rewinding."""
 
     start: ClassVar[Literal["baseline", "init"]] = LthOptions.start
-    structure: ClassVar[Literal["channels", "weights"]] = "weights"
+    structure: ClassVar[Literal["channels", "weights"]] = LthOptions.structure
     tasks: ClassVar[frozenset[str]] = LthOptions.tasks
 
     def run(self, context: Context) -> Outcome:

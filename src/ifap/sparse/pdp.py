@@ -188,7 +188,7 @@ class Pdp:
     """PDP of single weights; the first convolution and the last linear layer stay dense."""
 
     start: ClassVar[Literal["baseline", "init"]] = PdpOptions.start
-    structure: ClassVar[Literal["channels", "weights"]] = "weights"
+    structure: ClassVar[Literal["channels", "weights"]] = PdpOptions.structure
     tasks: ClassVar[frozenset[str]] = PdpOptions.tasks
 
     def run(self, context: Context) -> Outcome:

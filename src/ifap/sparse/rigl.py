@@ -77,7 +77,7 @@ class Rigl:
     """RigL with ERK densities that meet the target."""
 
     start: ClassVar[Literal["baseline", "init"]] = RiglOptions.start
-    structure: ClassVar[Literal["channels", "weights"]] = "weights"
+    structure: ClassVar[Literal["channels", "weights"]] = RiglOptions.structure
     tasks: ClassVar[frozenset[str]] = RiglOptions.tasks
 
     def run(self, context: Context) -> Outcome:
