@@ -12,6 +12,7 @@ from torch import nn
 from ifap import plan
 from ifap.files import atomic_write_text
 from ifap.flow import flow_scores
+from ifap.layers import is_producer, sides
 from ifap.paths import Cell, cell_dir, flow_json, receipts_file, receipts_json
 from ifap.program import run_stage
 from ifap.pruning import Pruned, Receipt, Target, prune
@@ -203,7 +204,9 @@ def save_masked(job: Job, result: Outcome) -> None:
     plan.write_network(model, record, folder, result.masks)
     scale, cell = job.grid.scale, job.cell
     atomic_write_text(cell_dir(scale, cell) / "plan.json", (folder / "plan.json").read_text())
-    rows = [masked_row(event, record.costs, result) for event in result.events]
+    # No unit goes: the widths are those of the unpruned network.
+    widths = {name: sides(module)["out"] for name, module in model.named_modules() if is_producer(module)}
+    rows = [{**masked_row(event, record.costs, result), "widths": widths} for event in result.events]
     write_csv(receipts_file(scale, cell), [{k: row.get(k) for k in RECEIPT_FIELDS} for row in rows], RECEIPT_FIELDS)
     atomic_write_text(receipts_json(scale, cell), json.dumps(rows, indent=1) + "\n")
 

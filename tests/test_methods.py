@@ -15,9 +15,12 @@ from ifap.errors import ConfigError
 from ifap.methods import METHODS
 from ifap.models import MODELS
 from ifap.registry import Registry, entry_names
+from ifap.sparse import SPARSE
 from ifap.tasks import TASKS
 
-REGISTRIES = {"ifap.methods": METHODS, "ifap.models": MODELS, "ifap.datasets": DATASETS, "ifap.tasks": TASKS}
+REGISTRIES = {
+    "ifap.methods": METHODS, "ifap.models": MODELS, "ifap.datasets": DATASETS, "ifap.sparse": SPARSE, "ifap.tasks": TASKS,
+}  # fmt: skip
 OPTIONS = {"normalize": "layer", "site": "output"}
 
 

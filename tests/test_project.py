@@ -26,7 +26,10 @@ CORE = (
     "attention", "costs", "errors", "export", "families", "files", "flow", "graph", "layers", "plan", "pruning",
     "ranking", "schedule", "splits", "tracing",
 )  # fmt: skip
-OUTER = ("claims", "cli", "config", "datasets", "engine", "grid", "models", "monitor", "paths", "tasks", "training")
+OUTER = (
+    "claims", "cli", "config", "datasets", "engine", "fairness", "grid", "models", "monitor", "paths", "sparse",
+    "tasks", "training",
+)  # fmt: skip
 
 
 def name_of(path):
@@ -214,8 +217,8 @@ def test_every_core_module_is_listed():
     """A new module must say on which side it is."""
     here = {path.stem for path in (ROOT / "src" / "ifap").glob("*.py")} - {"__init__"}
     rest = {
-        "cli", "config", "engine", "grid", "latency", "monitor", "paths", "program", "recover", "registry", "runtime",
-        "training",
+        "cli", "config", "engine", "fairness", "grid", "latency", "monitor", "paths", "program", "recover",
+        "registry", "runtime", "training",
     }  # fmt: skip
     assert here == set(CORE) | rest
 
@@ -254,7 +257,7 @@ def test_every_public_thing_is_documented(path):
 
 
 def test_registered_entries_live_one_a_file():
-    for package in ("methods", "models", "datasets", "tasks"):
+    for package in ("methods", "models", "datasets", "sparse", "tasks"):
         for path in sorted((ROOT / "src" / "ifap" / package).glob("*.py")):
             registered = re.findall(r'\.register\(\s*"(\w+)"', path.read_text())
             # The networks of one family share a file, which has the family's name.

@@ -172,7 +172,7 @@ class _Run:
             if self._priced.of(counted(self.masks)) <= self._goal + _NEARLY * self._priced.whole:
                 return self._outcome()
             trained = dict(self.model.named_parameters())
-            weights = {name: trained[name] for name in self.masks}
+            weights: dict[str, Tensor] = {name: trained[name] for name in self.masks}
             self.masks = pruned_further(weights, self.masks, self._options, self._priced, self._goal, len(self.levels))
             self._write()
 
