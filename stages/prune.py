@@ -213,7 +213,7 @@ def save_masked(job: Job, result: Outcome) -> None:
 
 def masked_row(event: Event, costs: plan.Costs, result: Outcome) -> dict[str, Any]:
     """Return what receipts.json says of one event; receipts.csv has the part that fits its columns."""
-    row = {
+    row: dict[str, Any] = {
         "iteration": event.number,
         "accepted": True,
         "macs": costs.macs_after,

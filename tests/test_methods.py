@@ -19,7 +19,8 @@ from ifap.sparse import SPARSE
 from ifap.tasks import TASKS
 
 REGISTRIES = {
-    "ifap.methods": METHODS, "ifap.models": MODELS, "ifap.datasets": DATASETS, "ifap.sparse": SPARSE, "ifap.tasks": TASKS,
+    "ifap.methods": METHODS, "ifap.models": MODELS, "ifap.datasets": DATASETS, "ifap.sparse": SPARSE,
+    "ifap.tasks": TASKS,
 }  # fmt: skip
 OPTIONS = {"normalize": "layer", "site": "output"}
 

@@ -1,4 +1,4 @@
-"""Methods that train with masks of single weights: counts, targets, schedules, and what stays exact after every step."""
+"""Methods that train with masks of single weights: counts, targets, schedules, and what is exact after every step."""
 
 from __future__ import annotations
 
@@ -497,7 +497,7 @@ def test_the_hard_network_of_pdp_computes_nearly_what_the_soft_one_does():
 
 
 def test_soft_masks_cannot_be_averaged():
-    with pytest.raises(ConfigError, match="method 'pdp' .* leave out ema_decay"):
+    with pytest.raises(ConfigError, match=r"method 'pdp' .* leave out ema_decay"):
         SPARSE.get("pdp").run(context("pdp", ema_decay=0.9))
 
 
