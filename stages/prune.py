@@ -14,6 +14,7 @@ from ifap import plan
 from ifap.config import LIMITS
 from ifap.files import atomic_write_text
 from ifap.flow import flow_scores
+from ifap.layers import is_producer, sides
 from ifap.paths import Cell, cell_dir, flow_json, receipts_file, receipts_json
 from ifap.program import run_stage
 from ifap.pruning import Pruned, Receipt, Target, prune
@@ -217,14 +218,16 @@ def save_masked(job: Job, result: Outcome) -> None:
     plan.write_network(model, record, folder, result.masks)
     scale, cell = job.grid.scale, job.cell
     atomic_write_text(cell_dir(scale, cell) / "plan.json", (folder / "plan.json").read_text())
-    rows = [masked_row(event, record.costs, result) for event in result.events]
+    # No unit goes: the widths are those of the unpruned network.
+    widths = {name: sides(module)["out"] for name, module in model.named_modules() if is_producer(module)}
+    rows = [{**masked_row(event, record.costs, result), "widths": widths} for event in result.events]
     write_csv(receipts_file(scale, cell), [{k: row.get(k) for k in RECEIPT_FIELDS} for row in rows], RECEIPT_FIELDS)
     atomic_write_text(receipts_json(scale, cell), json.dumps(rows, indent=1) + "\n")
 
 
 def masked_row(event: Event, costs: plan.Costs, result: Outcome) -> dict[str, Any]:
     """Return what receipts.json says of one event; receipts.csv has the part that fits its columns."""
-    row = {
+    row: dict[str, Any] = {
         "iteration": event.number,
         "accepted": True,
         "macs": costs.macs_after,

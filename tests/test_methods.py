@@ -19,10 +19,14 @@ from ifap.methods import METHODS
 from ifap.methods.base import EXTRAS, score
 from ifap.models import MODELS
 from ifap.registry import Registry, entry_names
+from ifap.sparse import SPARSE
 from ifap.splits import Split
 from ifap.tasks import TASKS
 
-REGISTRIES = {"ifap.methods": METHODS, "ifap.models": MODELS, "ifap.datasets": DATASETS, "ifap.tasks": TASKS}
+REGISTRIES = {
+    "ifap.methods": METHODS, "ifap.models": MODELS, "ifap.datasets": DATASETS, "ifap.sparse": SPARSE,
+    "ifap.tasks": TASKS,
+}  # fmt: skip
 OPTIONS = {"normalize": "layer", "site": "output"}
 
 

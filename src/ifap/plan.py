@@ -296,9 +296,7 @@ def pruned_plan(
     return _plan(model, example_inputs, before, after, kept=kept, split=split, builder=Builder())
 
 
-def write_network(
-    model: nn.Module, plan: Plan, folder: str | Path, masks: Mapping[str, Tensor] | None = None
-) -> None:
+def write_network(model: nn.Module, plan: Plan, folder: str | Path, masks: Mapping[str, Tensor] | None = None) -> None:
     """Write a network and its plan, with a fresh fingerprint, checksum and costs.
 
     Parameters

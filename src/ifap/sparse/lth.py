@@ -14,6 +14,7 @@ import logging
 import math
 import shutil
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -94,7 +95,7 @@ class Level:
 
 
 def pruned_further(
-    weights: dict[str, Tensor], masks: Masks, options: LthOptions, priced: Prices, goal: float, level: int
+    weights: Mapping[str, Tensor], masks: Masks, options: LthOptions, priced: Prices, goal: float, level: int
 ) -> Masks:
     """Return the masks of the next level, which keep the largest weights of those that are kept.
 
