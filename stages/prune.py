@@ -220,12 +220,12 @@ def save_masked(job: Job, result: Outcome) -> None:
     atomic_write_text(cell_dir(scale, cell) / "plan.json", (folder / "plan.json").read_text())
     # No unit goes: the widths are those of the unpruned network.
     widths = {name: sides(module)["out"] for name, module in model.named_modules() if is_producer(module)}
-    rows = [{**masked_row(event, record.costs, result), "widths": widths} for event in result.events]
+    rows = [{**masked_row(event, record.costs, result, job.task.primary), "widths": widths} for event in result.events]
     write_csv(receipts_file(scale, cell), [{k: row.get(k) for k in RECEIPT_FIELDS} for row in rows], RECEIPT_FIELDS)
     atomic_write_text(receipts_json(scale, cell), json.dumps(rows, indent=1) + "\n")
 
 
-def masked_row(event: Event, costs: plan.Costs, result: Outcome) -> dict[str, Any]:
+def masked_row(event: Event, costs: plan.Costs, result: Outcome, metric: str) -> dict[str, Any]:
     """Return what receipts.json says of one event; receipts.csv has the part that fits its columns."""
     row: dict[str, Any] = {
         "iteration": event.number,
@@ -237,7 +237,8 @@ def masked_row(event: Event, costs: plan.Costs, result: Outcome) -> dict[str, An
         "density": event.density,
     }
     if event.validation is not None:
-        row |= {"metric_after": event.validation.validation_metric, "loss": event.validation.validation_loss}
+        measured = event.validation.validation_metric
+        row |= {"metric_after": measured, metric: measured, "loss": event.validation.validation_loss}
     if event is result.events[-1]:
         row |= own_training(result)
     return row

@@ -212,6 +212,12 @@ def test_the_method_knows_nothing_of_the_study(name):
     }
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "src" / "ifap" / "sparse").glob("*.py")), ids=name_of)
+def test_methods_with_masks_know_training_but_no_data_set(path):
+    outer = {"claims", "cli", "datasets", "grid", "models", "paths"}
+    assert not {m for m in imported(path) if belongs_to(m, [f"ifap.{name}" for name in outer])}
+
+
 @pytest.mark.parametrize("path", LIBRARY, ids=name_of)
 def test_the_library_does_not_import_stages(path):
     assert not {module for module in imported(path) if belongs_to(module, ["stages", "snakemake"])}

@@ -79,6 +79,7 @@ def test_a_cell_of_masks_runs_through_all_stages(project, method):
     # The budget of recovery and fine-tuning was used in one run.
     receipts = list(csv.DictReader(paths.receipts_file("quick", cell(method)).open()))
     assert len(receipts) == 1 + 2 + 2 * 1 + 1
+    assert float(receipts[-1]["top1"]) == float(receipts[-1]["metric_after"]) == metrics["validation"]["top1"]
     assert list(csv.DictReader(paths.history_file("quick", cell(method)).open())) == []
     full = json.loads(paths.receipts_json("quick", cell(method)).read_text())
     assert full[-1]["history"][-1]["validation_metric"] == metrics["validation"]["top1"]
