@@ -632,8 +632,8 @@ def test_a_method_refuses_the_test_split_and_a_budget_of_nothing(name):
 def test_what_is_known_without_torch_is_what_the_method_says(name):
     method, options = SPARSE.get(name), mask_options(name)
     assert issubclass(options, MaskOptions)
-    assert (method.start, method.tasks) == (options.start, options.tasks)
-    assert method.structure == "weights"
+    assert (method.start, method.structure, method.tasks) == (options.start, options.structure, options.tasks)
+    assert (method.structure == "weights") == (name in OPTIONS)
     assert isinstance(getattr(MethodOptions(), name), options)
 
 

@@ -14,7 +14,7 @@ from workflow_project import tiny_params
 
 from ifap import paths, plan
 from ifap.claims.records import collect, runs_table
-from ifap.config import RiglOptions, load_params, mask_options
+from ifap.config import LIMITS, RiglOptions, load_params, mask_options
 from ifap.errors import ConfigError
 from ifap.grid import Grid
 from ifap.paths import Cell
@@ -24,7 +24,7 @@ from stages.job import open_job
 
 CELL = {"task": "classification", "dataset": "digits", "model": "resnet_tiny", "seed": 0}
 PARAMS = Path("params.yaml")
-METHODS = ("ifap", "rigl", "pdp", "brief")
+METHODS = ("ifap", "rigl", "pdp", "brief", "small_dense", "pdp_channel")
 
 
 def cell(method):
@@ -88,6 +88,38 @@ def test_a_cell_of_masks_runs_through_all_stages(project, method):
     assert set(json.loads(paths.flow_json("quick", cell(method)).read_text())) >= {"head"}
 
 
+@pytest.mark.parametrize("method", ["small_dense", "pdp_channel"])
+def test_a_cell_that_cuts_channels_in_its_own_training_runs_through_all_stages(project, method):
+    for stage in (prune, finetune, evaluate):
+        stage.main(**CELL, method=method, params=PARAMS)
+    base, metrics = (json.loads(paths.metrics_file("quick", cell(m)).read_text()) for m in ("baseline", method))
+    assert 0.45 * base["macs"] < metrics["macs"] == metrics["macs_nonzero"] <= 0.5 * base["macs"]
+    assert metrics["params"] < base["params"]
+    assert not plan.read_plan(paths.checkpoint_dir("quick", cell(method), "final")).sparsity
+    receipts = list(csv.DictReader(paths.receipts_file("quick", cell(method)).open()))
+    assert [int(row["macs"]) for row in receipts] == [base["macs"], metrics["macs"]]
+    full = json.loads(paths.receipts_json("quick", cell(method)).read_text())
+    assert float(receipts[-1]["metric_after"]) == full[-1]["history"][-1]["validation_metric"]
+    # From the untrained network the whole budget in one run; from the trained one that of the recovery.
+    epochs, trained = (2 + 2 * 1 + 1, metrics["macs"]) if method == "small_dense" else (2 * 1, base["macs"])
+    samples = metrics["split_sizes"]["train"]
+    assert metrics["training_macs"] == metrics["dense_training_macs"] == 3 * epochs * samples * trained
+    fine_tuned = list(csv.DictReader(paths.history_file("quick", cell(method)).open()))
+    assert len(fine_tuned) == (0 if method == "small_dense" else 1)
+    config = write_params().config(cell(method), "prune")["prune"]
+    assert set(LIMITS) < set(config)
+    assert "recovery" not in config
+
+
+def test_the_same_small_dense_network_comes_again(project):
+    file = paths.checkpoint_dir("quick", cell("small_dense"), "pruned") / "weights.safetensors"
+    prune.main(**CELL, method="small_dense", params=PARAMS)
+    before = file.read_bytes()
+    torch.rand(5)
+    prune.main(**CELL, method="small_dense", params=PARAMS)
+    assert file.read_bytes() == before
+
+
 def test_the_records_are_collected_without_pretending_a_smaller_network(project):
     for stage in (prune, finetune, evaluate):
         stage.main(**CELL, method="rigl", params=PARAMS)
@@ -95,6 +127,10 @@ def test_the_records_are_collected_without_pretending_a_smaller_network(project)
     row = next(row for row in csv.DictReader(table) if row["method"] == "rigl")
     assert float(row["macs_reduction"]) == 0
     assert int(row["macs_nonzero"]) < 0.51 * int(row["macs"])
+    # Updates of the masks cost a dense gradient, all other steps three sparse forwards.
+    spent, theory = int(row["training_macs"]), int(row["training_macs_theoretical"])
+    assert spent == 3 * 5 * int(row["train_size"]) * int(row["macs"])
+    assert 0.5 * spent < theory < 0.6 * spent
 
 
 def test_a_repeat_gives_the_same_bytes(project):
