@@ -209,6 +209,20 @@ def test_masks_only_shrink_and_what_goes_is_smallest():
     assert not any((masks[n] & ~alive[n]).any() for n in weights)
 
 
+def test_a_layer_of_small_weights_keeps_a_hundredth():
+    torch.manual_seed(2)
+    weights = {"large": torch.rand(300) + 1, "small": torch.rand(20, 10) / 10, "tiny": torch.tensor([1e-6, 1e-3])}
+    masks = global_top(weights, all_kept(weights), 60)
+    assert counted(masks) == {"large": 57, "small": 2, "tiny": 1}
+    assert masks["tiny"].tolist() == [False, True]
+    for name in ("large", "small"):
+        assert weights[name][masks[name]].min() > weights[name][~masks[name]].max()
+    found = Prices("params", 502, {"large": 300, "small": 200, "tiny": 2}, {"large": 1.0, "small": 1.0, "tiny": 1.0})
+    assert affordable(weights, all_kept(weights), found, 60.0) == 60
+    with pytest.raises(TargetError, match="no weight of 'small'"):  # three of the first layer come first
+        refuse_empty(counted(global_top(weights, all_kept(weights), 2)))
+
+
 def test_the_largest_weights_that_a_cost_allows_are_counted():
     weights = {"a": torch.tensor([3.0, 1.0]), "b": torch.tensor([2.0, 4.0])}
     found = Prices("macs", 1 + 2 * 10 + 2 * 1, {"a": 2, "b": 2}, {"a": 10.0, "b": 1.0})

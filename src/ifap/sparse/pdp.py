@@ -3,7 +3,9 @@
 After a warm-up the share that each layer loses is read off a global ranking, and rises epoch by
 epoch. In every forward a weight w is multiplied by m = sigmoid((w^2 - t^2) / tau), with t midway
 between the smallest kept and the largest pruned magnitude of its layer. What is validated after an
-epoch, and returned, has hard masks. The stem and the classifier stay dense.
+epoch, and returned, has hard masks. The stem, the classifier and depthwise convolutions stay dense;
+which layers the publication leaves out is not known, and the ranking comes early, when weights still
+have the size of their initialisation.
 
 The published text leaves tau open (1e-4 and 1e-5 are in use, for weights of other sizes). By
 default it is a share of t^2 here, the same softness in every layer.
@@ -185,7 +187,7 @@ class PdpController(MaskController):
 
 
 class Pdp:
-    """PDP of single weights; the first convolution and the last linear layer stay dense."""
+    """PDP of single weights; first convolution, last linear layer and depthwise convolutions stay dense."""
 
     start: ClassVar[Literal["baseline", "init"]] = PdpOptions.start
     structure: ClassVar[Literal["channels", "weights"]] = PdpOptions.structure
@@ -197,7 +199,7 @@ class Pdp:
         if context.recipe.ema_decay is not None:
             raise ConfigError("method 'pdp' has soft masks, which cannot be averaged: leave out ema_decay")
         model, split = context.network()
-        weights = maskable(model, first=False, last=False)
+        weights = maskable(model, first=False, last=False, depthwise=False)
         priced = prices(model, context.example_inputs, context.target.kind, weights)
         macs = prices(model, context.example_inputs, "macs", weights)
         masks = all_kept(weights)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -10,6 +11,13 @@ from torch import Tensor
 from ifap.runtime import derive_seed
 from ifap.sparse.base import Masks
 from ifap.sparse.density import Prices
+
+LEAST = 0.01
+"""Share of a layer's weights that a ranking over all layers leaves, and one weight at least.
+
+Layers whose weights are small by their initialisation, such as depthwise convolutions, would vanish
+at modest targets and cut the network in two. `ifap.prune` has floors for the same reason.
+"""
 
 
 def top(scores: Tensor, count: int) -> Tensor:
@@ -38,7 +46,7 @@ def affordable(magnitudes: Mapping[str, Tensor], alive: Masks, priced: Prices, g
     goal : float
         The cost that is allowed.
     """
-    ranked = order(_pooled(magnitudes, alive))
+    ranked = _ranked(magnitudes, alive)
     each = torch.cat([torch.full((int(alive[n].sum()),), priced.each[n], dtype=torch.float64) for n in magnitudes])
     total = priced.fixed + each[ranked.cpu()].cumsum(0)
     # A cost is whole numbers up to rounding far below one weight.
@@ -46,10 +54,10 @@ def affordable(magnitudes: Mapping[str, Tensor], alive: Masks, priced: Prices, g
 
 
 def global_top(magnitudes: Mapping[str, Tensor], alive: Masks, count: int) -> Masks:
-    """Keep the `count` largest alive weights of all layers together."""
-    pooled = _pooled(magnitudes, alive)
-    chosen = torch.zeros(len(pooled), dtype=torch.bool, device=pooled.device)
-    chosen[order(pooled)[:count]] = True
+    """Keep the `count` largest alive weights of all layers together; those within `LEAST` of a layer come first."""
+    ranked = _ranked(magnitudes, alive)
+    chosen = torch.zeros(len(ranked), dtype=torch.bool, device=ranked.device)
+    chosen[ranked[:count]] = True
     masks: Masks = {}
     parts = chosen.split([int(alive[name].sum()) for name in magnitudes])
     for name, part in zip(magnitudes, parts, strict=True):
@@ -79,5 +87,14 @@ def random_masks(shapes: Mapping[str, torch.Size], kept: Mapping[str, int], seed
     return masks
 
 
-def _pooled(magnitudes: Mapping[str, Tensor], alive: Masks) -> Tensor:
-    return torch.cat([value.detach()[alive[name]].flatten() for name, value in magnitudes.items()])
+def _ranked(magnitudes: Mapping[str, Tensor], alive: Masks) -> Tensor:
+    """Return the alive positions of all layers together: first what no layer goes without, then the rest."""
+    pools = {name: value.detach()[alive[name]] for name, value in magnitudes.items()}
+    floors = torch.cat([_floor(pool, alive[name].numel()) for name, pool in pools.items()])
+    ranked = order(torch.cat(list(pools.values())))
+    return ranked[order(floors[ranked].to(torch.uint8))]
+
+
+def _floor(values: Tensor, size: int) -> Tensor:
+    """Return a mask of the largest values of a layer, as many as `LEAST` of its size."""
+    return top(values, max(1, math.ceil(LEAST * size)))
