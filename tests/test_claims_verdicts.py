@@ -108,7 +108,7 @@ def test_costs_counted_at_full_size_are_compared_at_every_scale(scale):
     assert (base.mean, pruned.mean, delta.mean) == (4.05, 1.1745, -71.0)
     assert [row.verdict for row in (base, pruned, delta)] == ["reproduced"] * 3  # 0.05 off, 0.0405 + 0.05 allowed
     assert base.reason.startswith("full-size network at 224 px, no training needed; 0.05 from the printed value")
-    assert "pruned to this very reduction: says that it can be reached, not at which accuracy" in delta.reason
+    assert "pruned to this very reduction, 1x1 convolutions included: it can be reached" in delta.reason
     assert {row.metrics for row in (base, pruned, delta)} == {"results/structure.csv#L2"}
     assert all(map(verdicts.is_counted, (base, pruned, delta)))
     assert rows["T4/Cifar-10/ResNet-50/1/params"].mean == 23.5
@@ -154,6 +154,8 @@ def test_table_3_takes_only_unpruned_networks():
     assert taken == {
         *((2, f"gmacs_{name}") for name in ("base", "pruned", "delta")), (3, "gmacs_base"), (4, "gmacs"), (4, "params"),
     }  # fmt: skip
+    bases = Counter(row.verdict for row in rows.values() if (row.table, row.quantity) == (2, "gmacs_base"))
+    assert bases == {"reproduced": 63, "not reproduced": 27}  # as README.md says
     assert all(row.n == 1 and row.sd is None for row in rows.values() if row.metrics)
 
 

@@ -27,8 +27,9 @@ TRACE_NOTE = "Step 1 is the unpruned network. What is measured here is taken on 
 COUNTED_NOTE = (
     "Counted on the network itself at its full input size (224 pixels; 299 for Inception-v3, 380 for EfficientNet-B4, "
     "384 for EfficientNet V2-S) with the data set's number of classes and random weights: costs need neither data nor "
-    "training. A pruned one was pruned without training to the printed reduction, 1x1 convolutions included. So the change "
-    "is the printed one by construction: it says that the reduction can be reached, and nothing about accuracy. See"
+    "training. A pruned one was pruned without training to the printed reduction, 1x1 convolutions included. So the "
+    "change is the printed one by construction: it says that the reduction can be reached, and nothing about "
+    "accuracy. See"
 )
 
 Key = tuple[str, str, str, int | None]
