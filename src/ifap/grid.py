@@ -137,15 +137,19 @@ class Grid:
     def training(self, cell: Cell) -> TrainingOptions:
         """Return the recipe of the cell's baseline training, or of its fine-tuning."""
         if cell.is_baseline:
-            return self._recipe(cell, "baseline")
+            recipe: TrainingOptions = self._refined("baseline", cell, TrainingOptions)
+            return recipe
         untrained = starts_untrained(mask_options(self.variant(cell).method))
-        return after_pruning(self._recipe(cell, "finetune"), untrained=untrained)
+        return after_pruning(self._refined("finetune", cell, TrainingOptions), untrained=untrained)
 
     def masked_training(self, cell: Cell) -> TrainingOptions:
         """Return the recipe by which the method of a cell trains with masks."""
         method = mask_options(self.variant(cell).method)
         assert method is not None, f"{cell} does not train with masks"
-        baseline, finetune = self._recipe(cell, "baseline"), self._recipe(cell, "finetune")
+        baseline, finetune = (
+            self._refined("baseline", cell, TrainingOptions),
+            self._refined("finetune", cell, TrainingOptions),
+        )
         return masked_run(method, baseline, self.pruning(cell), self.recovery(cell), finetune)
 
     def mask_options(self, cell: Cell) -> MaskOptions | None:
@@ -155,10 +159,6 @@ class Grid:
             self.options.methods, variant.method, variant.options, f"scales.{self.scale}.variants.{cell.method}"
         )
         return options if isinstance(options, MaskOptions) else None
-
-    def _recipe(self, cell: Cell, step: str) -> TrainingOptions:
-        recipe: TrainingOptions = self._refined(step, cell, TrainingOptions)
-        return recipe
 
     def model(self, cell: Cell) -> ModelOptions:
         """Return what the cell's network is given and starts from."""
