@@ -20,7 +20,6 @@ from ifap.config import (
     TrainingOptions,
     parse_params,
 )
-from ifap.errors import ConfigError
 from ifap.grid import Grid
 from ifap.paths import Cell
 
@@ -155,87 +154,14 @@ def required(section):
 def test_every_option_reaches_the_config_of_its_step():
     """An option that no configuration holds could change without any step running again.
 
-    Optional keys of a recipe are there where they differ from their default; see test_config.
+    Optional keys of a recipe, and `pace`, are there where they differ from their default; see test_config.
     """
     cell = next(cell for cell in GRID.pruned() if cell.model == "resnet_tiny")
     config = GRID.config(cell, "evaluate")
     assert set(config["fetch"]) == {"version", "dataset", *DatasetOptions.model_fields}
     assert set(config["model"]) == set(ModelOptions.model_fields)
     assert set(config["baseline"]) == {"version", *required(TrainingOptions)}
-    # `pace` came later, and is there where it differs from its default as well.
     assert set(config["prune"]) == {"version", "method", "recovery", *PruneOptions.model_fields} - {"pace"}
     assert set(config["prune"]["recovery"]) == required(RecoveryOptions)
     assert set(config["finetune"]) == {"version", *required(TrainingOptions)}
     assert set(config["evaluate"]) == {"version", *EvaluateOptions.model_fields}
-
-
-def with_targets(targets, *, variants=None):
-    raw = raw_params()
-    quick = raw["scales"]["quick"]
-    quick["targets"] = targets
-    quick["variants"] = variants or {}
-    quick["grid"]["classification"]["methods"] += list(quick["variants"])
-    return raw
-
-
-def test_targets_run_every_method_at_further_targets_and_change_nothing_else():
-    grid = grid_of(with_targets({"macs": [0.3, 0.65, 0.855], "params": [0.5]}))
-    # 0.65 is the default target: that point is the method itself.
-    ends = ("", "_m30", "_m85_5", "_p50")
-    assert grid.methods() == [f"{method}{end}" for method in ("ifap", "random") for end in ends]
-    assert grid.lines() == {f"{method}{end}": method for method in ("ifap", "random") for end in ends}
-    assert grid.baselines() == GRID.baselines()
-    for cell in GRID.cells():
-        assert grid.config(cell, "evaluate") == GRID.config(cell, "evaluate")
-    point = next(cell for cell in grid.pruned() if cell.method == "ifap_m30" and cell.model == "vit_tiny")
-    config, own = (grid.config(cell, "evaluate") for cell in (point, point._replace(method="ifap")))
-    assert config["prune"].pop("target") == {"macs": 0.3, "params": None, "published": None}
-    assert own["prune"].pop("target")["macs"] == 0.65
-    assert {**config, "cell": None} == {**own, "cell": None}
-    assert grid.pruning(point._replace(method="ifap_p50")).target.params == 0.5
-
-
-def test_a_network_with_a_target_of_its_own_leaves_out_its_own_point():
-    raw = with_targets({"macs": [0.3, 0.65]})
-    raw["scales"]["quick"]["prune"]["vit_tiny"] = {"target": {"macs": 0.3}}
-    cells = grid_of(raw).pruned()
-    of_model = {model: {cell.method for cell in cells if cell.model == model} for model in ("resnet_tiny", "vit_tiny")}
-    assert of_model == {
-        "resnet_tiny": {"ifap", "ifap_m30", "random", "random_m30"},
-        "vit_tiny": {"ifap", "ifap_m65", "random", "random_m65"},
-    }
-
-
-def test_a_variant_is_a_point_of_its_method_or_a_method_of_its_own():
-    variants = {
-        "ifap_half": {"method": "ifap", "prune": {"target": {"macs": 0.5}}},
-        "ifap_sum": {"method": "ifap", "prune": {"aggregate": "sum"}},
-    }
-    grid = grid_of(with_targets({"macs": [0.3]}, variants=variants))
-    assert grid.lines() == {
-        "ifap": "ifap",
-        "ifap_m30": "ifap",
-        "random": "random",
-        "random_m30": "random",
-        "ifap_half": "ifap",
-        "ifap_sum": "ifap_sum",
-        "ifap_sum_m30": "ifap_sum",
-    }
-    cell = next(cell for cell in grid.pruned() if cell.method == "ifap_sum_m30")
-    pruning = grid.config(cell, "prune")["prune"]
-    assert (pruning["method"], pruning["aggregate"], pruning["target"]["macs"]) == ("ifap", "sum", 0.3)
-
-
-@pytest.mark.parametrize(
-    ("targets", "variants", "message"),
-    [
-        ({"macs": [0.3, 0.3]}, {}, r"targets: a target is named twice"),
-        ({"macs": [1.0]}, {}, r"targets.macs.0: .*less than 1"),
-        ({"mac": [0.3]}, {}, r"unknown key: did you mean 'macs'"),
-        ({"macs": [0.3]}, {"ifap_m30": {"method": "random"}}, r"targets: 'ifap_m30' is the name of a method already"),
-    ],
-)
-def test_wrong_targets_are_one_line(targets, variants, message):
-    with pytest.raises(ConfigError, match=message) as error:
-        grid_of(with_targets(targets, variants=variants))
-    assert "\n" not in str(error.value)
