@@ -28,7 +28,9 @@ $(VENV)/.ready: requirements.lock pyproject.toml
 	@touch $@
 
 reproduce: setup ## Run the main job (scale quick): data, training, pruning, tables, figures
-	snakemake --quiet host reason rules --config scale=$(SCALE) --
+	@# The second time leaves out data that have gone meanwhile; jobs go on where they were.
+	snakemake --quiet host reason rules --config scale=$(SCALE) -- \
+	  || snakemake --quiet host reason rules --config scale=$(SCALE) --
 	@python -m stages.summary --scale $(SCALE)
 
 smoke: SCALE := smoke

@@ -147,7 +147,7 @@ def measure(name: str, size: int) -> list[Row]:
     warnings.simplefilter("ignore")
     args = {"num_classes": CLASSES, "in_channels": 3, "image_size": size}
     builder = Builder(id=builder_id(name), args=args)
-    original = MODELS.get(name)(**args).eval()
+    original = _with_effect(MODELS.get(name)(**args)).eval()
     images = torch.randn(max(BATCHES), 3, size, size)
     networks: dict[str, nn.Module] = {}
     plans: dict[str, Plan] = {}
@@ -174,6 +174,19 @@ def measure(name: str, size: int) -> list[Row]:
     for variant, network in networks.items():  # last: a step changes the running statistics
         _train(rows[variant], network, images[:2])
     return [{**row, **_machine()} for row in rows.values()]
+
+
+def _with_effect(network: nn.Module) -> nn.Module:
+    """Change parameters that are constant as they are drawn, in place; returns the network.
+
+    A head of zeros or a scale of 1e-6 would let parts of a network, or all of it, have no effect, and
+    then equal outputs would mean nothing.
+    """
+    with torch.no_grad():
+        for parameter in network.parameters():
+            if parameter.min() == parameter.max():
+                parameter.add_(0.1 * torch.rand_like(parameter))
+    return network
 
 
 def _costs(rows: Mapping[str, Row], plans: Mapping[str, Plan]) -> None:
@@ -219,6 +232,8 @@ def _reload(
             path = folder / "outputs.safetensors"
             with torch.no_grad():
                 wanted = networks[variant](images)
+            if wanted.std(0).max() == 0:
+                rows[variant]["note"] += "outputs do not depend on the input; "
             rows[variant]["reloads"] = path.exists() and torch.equal(load_file(path)["outputs"], wanted)
             if not path.exists():
                 rows[variant]["note"] += f"does not reload: {(done.stderr.strip().splitlines() or ['?'])[-1][:200]}; "

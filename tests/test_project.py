@@ -107,7 +107,11 @@ def test_imported_packages_are_declared():
     inside = {path: {module.partition(".")[0] for module in imported(path)} for path in CODE}
     others = set().union(*inside.values()) - sys.stdlib_module_names - own
     distributions = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml", "torch_pruning": "torch-pruning"}
-    declared = [*project["dependencies"], *project["optional-dependencies"]["workflow"]]
+    declared = [
+        *project["dependencies"],
+        *project["optional-dependencies"]["workflow"],
+        *project["optional-dependencies"]["export"],
+    ]
     names = {re.match(r"[A-Za-z0-9._-]+", text)[0].lower() for text in declared}
     assert {distributions.get(name, name) for name in others} - names == set()
 

@@ -238,7 +238,7 @@ class TargetLists(Section):
         }
 
 
-# Blocks of defaults that a model's own block refines; parsed after the merge, so raw here.
+# Blocks of defaults that a model's own block refines, and then a data set's; parsed after the merge, so raw here.
 Refined = dict[str, dict[str, Any]]
 
 
@@ -389,10 +389,10 @@ def _check_scale(scale: ScaleParams, where: str) -> None:
         models.update(grid.models)
     for step, section in SECTIONS.items():
         block: Refined = getattr(scale, step)
-        allowed = {"default", "recovery", *models} if step == "prune" else {"default", *models}
+        allowed = {"default", *models, *scale.datasets, *({"recovery"} if step == "prune" else ())}
         _check_names(f"{where}.{step}", block, "model", allowed)
-        for model in sorted(models):
-            refine(block, model, section, f"{where}.{step}.{model}")
+        for name in sorted(models | set(block) & set(scale.datasets)):
+            refine(block, name, section, f"{where}.{step}.{name}")
     validated(RecoveryOptions, scale.prune.get("recovery", {}), f"{where}.prune.recovery")
     for name, variant in scale.variants.items():
         _check_variant(scale, variant, f"{where}.variants.{name}")

@@ -5,6 +5,8 @@ The Snakefile, `collect` and the tests ask here, so that they cannot disagree.
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +18,9 @@ from ifap.config import (
     Params,
     PruneOptions,
     RecoveryOptions,
+    Refined,
     ScaleParams,
+    Section,
     TableParams,
     TargetOptions,
     TrainingOptions,
@@ -25,7 +29,7 @@ from ifap.config import (
     validated,
 )
 from ifap.datasets.sources import why_absent
-from ifap.paths import Cell
+from ifap.paths import SPLITS, Cell, manifest_file, split_file
 
 TABLE_FORMATS = ("md", "html", "tex", "csv")
 FIGURE_FORMATS = ("svg", "png")
@@ -111,19 +115,28 @@ class Grid:
 
     def absent(self, root: Path = Path()) -> dict[str, str]:
         """Return the data sets that are not here and cannot be had, each with what to do about it."""
-        reasons = {name: why_absent(name, self.options.datasets[name], root) for name in self.datasets()}
+        wanted = [name for name in self.datasets() if not self._is_prepared(name, root)]
+        reasons = {name: why_absent(name, self.options.datasets[name], root) for name in wanted}
         return {name: reason for name, reason in reasons.items() if reason is not None}
+
+    def _is_prepared(self, dataset: str, root: Path) -> bool:
+        """Whether a data set can be read as it was prepared, wherever its raw data are by now."""
+        try:
+            manifest = json.loads((root / manifest_file(self.scale, dataset)).read_text())
+            images = manifest["root"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+        splits = [root / split_file(self.scale, dataset, split) for split in SPLITS]
+        return all(split.exists() for split in splits) and (images is None or (root / images).exists())
 
     def training(self, cell: Cell) -> TrainingOptions:
         """Return the recipe of the cell's baseline training, or of its fine-tuning."""
         step = "baseline" if cell.is_baseline else "finetune"
-        return refine(
-            getattr(self.options, step), cell.model, TrainingOptions, f"scales.{self.scale}.{step}.{cell.model}"
-        )
+        return self._refined(step, cell, TrainingOptions)
 
     def model(self, cell: Cell) -> ModelOptions:
         """Return what the cell's network is given and starts from."""
-        return refine(self.options.models, cell.model, ModelOptions, f"scales.{self.scale}.models.{cell.model}")
+        return self._refined("models", cell, ModelOptions)
 
     def variant(self, cell: Cell) -> Variant:
         """Return the method of a cell and what it changes; a registered method changes nothing."""
@@ -131,18 +144,18 @@ class Grid:
 
     def pruning(self, cell: Cell) -> PruneOptions:
         """Return the options of the cell's pruning loop; a published target is replaced by its value."""
-        options: PruneOptions = refine(
-            self.options.prune,
-            cell.model,
-            PruneOptions,
-            f"scales.{self.scale}.prune.{cell.model}",
-            self.variant(cell).prune,
-        )
+        options: PruneOptions = self._refined("prune", cell, PruneOptions, self.variant(cell).prune)
         kind = options.target.published
         if kind is None:
             return options
         target = TargetOptions.model_validate({kind: published_reduction(cell, kind)})
         return options.model_copy(update={"target": target})
+
+    def _refined(self, step: str, cell: Cell, section: type[Section], changes: Mapping[str, Any] | None = None) -> Any:
+        """Return a block for a cell: the default, refined by its model, then its data set, then `changes`."""
+        block: Refined = getattr(self.options, step)
+        changes = {**block.get(cell.dataset, {}), **(changes or {})}
+        return refine(block, cell.model, section, f"scales.{self.scale}.{step}.{cell.model}", changes)
 
     def recovery(self, cell: Cell) -> RecoveryOptions:
         """Return the options of the distillation after each iteration."""

@@ -208,6 +208,7 @@ def write_dataset(
         "classes": options.synthetic.classes if options.synthetic else spec.classes,
         "channels": options.channels or spec.channels,
         "synthetic": options.synthetic is not None,
+        "root": str(raw) if any(isinstance(part, Files) for part in samples.values()) else None,
         "source": source,
         "licence": "none: generated" if options.synthetic else spec.licence,
         "undecodable": {"count": len(damaged), "files": damaged[:NAMED]},

@@ -1,0 +1,58 @@
+"""Each of the paper's architectures and each of its data sets once, through the whole chain, at scale smoke."""
+
+from __future__ import annotations
+
+import shutil
+from itertools import cycle
+
+import pytest
+from workflow_project import ROOT, make_project
+
+from ifap import paths
+from ifap.claims.records import read_receipts, read_record
+from ifap.claims.targets import published_reduction
+from ifap.config import load_params
+from ifap.grid import Grid
+from ifap.paths import Cell
+
+GRID = Grid(load_params(ROOT / "params.yaml"), "smoke")
+AXES = GRID.options.grid["classification"]
+CELLS = [
+    Cell("classification", dataset, model, "ifap", 0)
+    for dataset, model in zip(cycle(AXES.datasets), AXES.models, strict=False)
+]
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """The committed parameters, ten cells of ninety."""
+    made = make_project(tmp_path_factory.mktemp("smoke") / "project")
+    shutil.copy(ROOT / "params.yaml", made.root / "params.yaml")
+    targets = [str(paths.metrics_file("smoke", cell)) for cell in CELLS]
+    made.snakemake("--config", "scale=smoke", "--", *targets, timeout=1200)
+    return made
+
+
+def test_ten_cells_cover_all_architectures_and_data_sets():
+    assert len({cell.model for cell in CELLS}) == len(AXES.models) == 10
+    assert len({cell.dataset for cell in CELLS}) == len(AXES.datasets) == 9
+    assert len(GRID.pruned()) == 90
+
+
+@pytest.mark.parametrize("cell", CELLS, ids=lambda cell: f"{cell.model}-{cell.dataset}")
+def test_the_cell_reached_the_published_reduction_in_three_iterations(project, cell):
+    shown = paths.metrics_file("smoke", cell)
+    record = read_record(project.root / shown, shown, "smoke", cell)
+    receipts = read_receipts(project.root / paths.receipts_file("smoke", cell), shown)
+    assert record.synthetic
+    assert len(receipts) == 4
+    wanted = published_reduction(cell, "macs")
+    assert 0 <= (1 - record.macs / receipts[0].macs) - wanted < 0.01
+    assert record.macs == receipts[-1].macs
+
+
+def test_networks_are_not_kept(project):
+    left = [path for path in (project.root / "results/smoke/checkpoints").rglob("*") if path.is_file()]
+    # The unpruned networks were asked for by no other step, and are gone too.
+    assert left == []
+    assert not any(path.is_file() and path.name != "lock" for path in (project.root / "state").rglob("*"))
