@@ -293,13 +293,14 @@ def _panel(axes: Axes, grid: Grid, frame: pd.DataFrame, axis: _Axis, named: str)
         points = _points(own, axis.masked if masked else axis.cut)
         style = _style(lines, line)
         theoretical = masked and axis.cut != axis.masked
+        several = bool(points["top1_sd"].notna().any())
         if theoretical:
             style |= {"markerfacecolor": "white", "label": f"{style['label']} (theoretical {axis.words})"}
         axes.errorbar(
             points["left"],
             points["top1"],
-            yerr=points["top1_sd"],
-            xerr=points["left_sd"],
+            yerr=points["top1_sd"] if several else None,
+            xerr=points["left_sd"] if several else None,
             capsize=2.5,
             elinewidth=0.9,
             **style,
@@ -315,7 +316,7 @@ def _points(frame: pd.DataFrame, column: str) -> pd.DataFrame:
     points = by_target.agg(
         left=("left", "mean"), left_sd=("left", "std"), top1=("test_top1", "mean"), top1_sd=("test_top1", "std")
     )
-    return points.sort_values("left", ascending=False).fillna(0.0)
+    return points.sort_values("left", ascending=False)
 
 
 def _baseline(axes: Axes, frame: pd.DataFrame) -> None:
