@@ -473,6 +473,18 @@ def test_pdp_ramps_to_a_share_read_off_a_global_ranking():
     assert all(not model.get_parameter(n)[~mask].any() for n, mask in controller.masks.items())
 
 
+def test_no_layer_of_pdp_falls_below_its_floor():
+    model = network()
+    with torch.no_grad():
+        model.get_parameter("7.weight").mul_(1e-6)
+    found = priced(first=False, last=False)
+    masks = all_kept(maskable(model, first=False, last=False))
+    controller = PdpController(masks, PdpOptions(warmup_share=0.0, ramp_share=0.5), found, found.fixed + 400)
+    controller.start(model, torch.optim.SGD(model.parameters(), 0.1), steps=8, steps_per_epoch=4)
+    controller.before_step(0)
+    assert controller.budget == {"3.weight": 379, "7.weight": 21}  # a hundredth of 2048
+
+
 def test_the_hard_network_of_pdp_computes_nearly_what_the_soft_one_does():
     class Watch(PdpController):
         def end_epoch(self, step):

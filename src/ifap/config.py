@@ -230,6 +230,7 @@ class PdpOptions(MaskOptions):
 
     warmup_share: float = Field(default=0.16, ge=0, lt=1, description="Share of the epochs before pruning begins.")
     ramp_share: Fraction = Field(default=0.67, description="Share of the epochs in which sparsity rises.")
+    layer_floor: Fraction = Field(default=0.01, description="Share of its weights that every layer keeps.")
     temperature: float = Field(default=0.05, gt=0, description="Softness of the masks; its unit is `temperature_of`.")
     temperature_of: Literal["threshold", "weights"] = Field(
         default="threshold", description="Times the layer's squared threshold, or a squared weight for all layers."

@@ -6,11 +6,13 @@ between the smallest kept and the largest pruned magnitude of its layer. What is
 epoch, and returned, has hard masks. The stem and the classifier stay dense.
 
 The published text leaves tau open (1e-4 and 1e-5 are in use, for weights of other sizes). By
-default it is a share of t^2 here, the same softness in every layer.
+default it is a share of t^2 here, the same softness in every layer. A floor for every layer is an
+addition as well.
 """
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar, Literal
 
 import torch
@@ -168,7 +170,12 @@ class PdpController(MaskController):
 
     def _share_out(self) -> None:
         """Read off a global ranking how many weights each layer keeps in the end."""
-        magnitudes = {name: weight.detach().abs() for name, weight in self.weights.items()}
+        magnitudes = {}
+        for name, weight in self.weights.items():
+            size = weight.detach().abs()
+            # A global ranking may leave a layer nothing, which would cut the network in two.
+            floor = math.ceil(self._options.layer_floor * size.numel())
+            magnitudes[name] = size.masked_fill(top(size, floor), torch.inf)
         keep = affordable(magnitudes, self.masks, self._target, self._goal)
         self.budget = counted(global_top(magnitudes, self.masks, keep))
         refuse_empty(self.budget)
