@@ -212,15 +212,16 @@ def test_masks_only_shrink_and_what_goes_is_smallest():
 def test_a_layer_of_small_weights_keeps_a_hundredth():
     torch.manual_seed(2)
     weights = {"large": torch.rand(300) + 1, "small": torch.rand(20, 10) / 10, "tiny": torch.tensor([1e-6, 1e-3])}
-    masks = global_top(weights, all_kept(weights), 60)
+    masks = global_top(weights, all_kept(weights), 60, 0.01)
     assert counted(masks) == {"large": 57, "small": 2, "tiny": 1}
     assert masks["tiny"].tolist() == [False, True]
     for name in ("large", "small"):
         assert weights[name][masks[name]].min() > weights[name][~masks[name]].max()
     found = Prices("params", 502, {"large": 300, "small": 200, "tiny": 2}, {"large": 1.0, "small": 1.0, "tiny": 1.0})
-    assert affordable(weights, all_kept(weights), found, 60.0) == 60
+    assert affordable(weights, all_kept(weights), found, 60.0, 0.01) == 60
+    assert counted(global_top(weights, all_kept(weights), 60)) == {"large": 60, "small": 0, "tiny": 0}
     with pytest.raises(TargetError, match="no weight of 'small'"):  # three of the first layer come first
-        refuse_empty(counted(global_top(weights, all_kept(weights), 2)))
+        refuse_empty(counted(global_top(weights, all_kept(weights), 2, 0.01)))
 
 
 def test_the_largest_weights_that_a_cost_allows_are_counted():
@@ -485,6 +486,18 @@ def test_pdp_ramps_to_a_share_read_off_a_global_ranking():
             assert kept[name] == size - round(share * (size - controller.budget[name]))
     assert sum(p.numel() for p in model.parameters()) == parameters
     assert all(not model.get_parameter(n)[~mask].any() for n, mask in controller.masks.items())
+
+
+def test_no_layer_of_pdp_falls_below_its_floor():
+    model = network()
+    with torch.no_grad():
+        model.get_parameter("7.weight").mul_(1e-6)
+    found = priced(first=False, last=False)
+    masks = all_kept(maskable(model, first=False, last=False))
+    controller = PdpController(masks, PdpOptions(warmup_share=0.0, ramp_share=0.5), found, found.fixed + 400)
+    controller.start(model, torch.optim.SGD(model.parameters(), 0.1), steps=8, steps_per_epoch=4)
+    controller.before_step(0)
+    assert controller.budget == {"3.weight": 379, "7.weight": 21}  # a hundredth of 2048
 
 
 def test_the_hard_network_of_pdp_computes_nearly_what_the_soft_one_does():

@@ -208,7 +208,13 @@ class MaskOptions(Section):
     tasks: ClassVar[frozenset[str]] = frozenset({"classification"})
 
 
-class LthOptions(MaskOptions):
+class RankingOptions(MaskOptions):
+    """Options of a method that ranks the weights of all layers together."""
+
+    layer_floor: float = Field(default=0.01, ge=0, lt=1, description="Share of its weights that every layer keeps.")
+
+
+class LthOptions(RankingOptions):
     """Iterative magnitude pruning with rewinding: the lottery ticket hypothesis."""
 
     rate: Fraction = Field(default=0.2, description="Share of the kept weights that goes after each training.")
@@ -228,7 +234,7 @@ class RiglOptions(MaskOptions):
     end_share: Fraction = Field(default=0.75, description="Share of the run after which the masks stay.")
 
 
-class GranetOptions(MaskOptions):
+class GranetOptions(RankingOptions):
     """Gradual pruning with regeneration: GraNet."""
 
     initial_density: float = Field(default=0.5, gt=0, le=1, description="Share of the weights that is kept at first.")
@@ -239,7 +245,7 @@ class GranetOptions(MaskOptions):
     window_share: Fraction = Field(default=0.5, description="Share of the run after which pruning is done.")
 
 
-class PdpOptions(MaskOptions):
+class PdpOptions(RankingOptions):
     """Soft masks that follow from the weights: PDP."""
 
     warmup_share: float = Field(default=0.16, ge=0, lt=1, description="Share of the epochs before pruning begins.")

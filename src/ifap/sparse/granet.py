@@ -101,8 +101,9 @@ class GranetController(MaskController):
     def prune(self, update: int) -> None:
         """Keep the largest weights of all layers together."""
         magnitudes = {name: weight.detach().abs() for name, weight in self.weights.items()}
-        keep = affordable(magnitudes, self.masks, self._target, self.cost_at(update))
-        masks = global_top(magnitudes, self.masks, keep)
+        floor = self._options.layer_floor
+        keep = affordable(magnitudes, self.masks, self._target, self.cost_at(update), floor)
+        masks = global_top(magnitudes, self.masks, keep, floor)
         refuse_empty(counted(masks))
         self.set_masks(masks)
 

@@ -115,15 +115,17 @@ def pruned_further(
         The next level; the first training is level 0.
     """
     magnitudes = {name: weight.detach().abs() for name, weight in weights.items()}
-    last = affordable(magnitudes, masks, priced, goal)
+    floor = options.layer_floor
+    last = affordable(magnitudes, masks, priced, goal, floor)
     if options.levels is not None:
         free = priced.whole - priced.fixed
         left = ((goal - priced.fixed) / free) ** (level / options.levels)
-        keep = affordable(magnitudes, masks, priced, priced.fixed + free * left) if level < options.levels else last
+        here = priced.fixed + free * left
+        keep = affordable(magnitudes, masks, priced, here, floor) if level < options.levels else last
     else:
         alive = sum(counted(masks).values())
         keep = max(last, alive - math.ceil(options.rate * alive - _NEARLY))
-    found = global_top(magnitudes, masks, keep)
+    found = global_top(magnitudes, masks, keep, floor)
     refuse_empty(counted(found))
     return found
 

@@ -8,7 +8,8 @@ which layers the publication leaves out is not known, and the ranking comes earl
 have the size of their initialisation.
 
 The published text leaves tau open (1e-4 and 1e-5 are in use, for weights of other sizes). By
-default it is a share of t^2 here, the same softness in every layer.
+default it is a share of t^2 here, the same softness in every layer. A floor for every layer is an
+addition as well.
 """
 
 from __future__ import annotations
@@ -171,8 +172,9 @@ class PdpController(MaskController):
     def _share_out(self) -> None:
         """Read off a global ranking how many weights each layer keeps in the end."""
         magnitudes = {name: weight.detach().abs() for name, weight in self.weights.items()}
-        keep = affordable(magnitudes, self.masks, self._target, self._goal)
-        self.budget = counted(global_top(magnitudes, self.masks, keep))
+        floor = self._options.layer_floor
+        keep = affordable(magnitudes, self.masks, self._target, self._goal, floor)
+        self.budget = counted(global_top(magnitudes, self.masks, keep, floor))
         refuse_empty(self.budget)
 
     def _tau(self, t: Tensor) -> Tensor:

@@ -12,13 +12,6 @@ from ifap.runtime import derive_seed
 from ifap.sparse.base import Masks
 from ifap.sparse.density import Prices
 
-LEAST = 0.01
-"""Share of a layer's weights that a ranking over all layers leaves, and one weight at least.
-
-Layers whose weights are small by their initialisation, such as depthwise convolutions, would vanish
-at modest targets and cut the network in two. `ifap.prune` has floors for the same reason.
-"""
-
 
 def top(scores: Tensor, count: int) -> Tensor:
     """Return a mask of the `count` largest scores; of equal ones the first in memory win."""
@@ -32,7 +25,7 @@ def order(scores: Tensor) -> Tensor:
     return torch.argsort(scores, descending=True, stable=True)
 
 
-def affordable(magnitudes: Mapping[str, Tensor], alive: Masks, priced: Prices, goal: float) -> int:
+def affordable(magnitudes: Mapping[str, Tensor], alive: Masks, priced: Prices, goal: float, floor: float = 0.0) -> int:
     """Return how many of the largest weights of all layers together cost no more than `goal`.
 
     Parameters
@@ -45,17 +38,24 @@ def affordable(magnitudes: Mapping[str, Tensor], alive: Masks, priced: Prices, g
         What each costs.
     goal : float
         The cost that is allowed.
+    floor : float, optional
+        See `global_top`.
     """
-    ranked = _ranked(magnitudes, alive)
+    ranked = _ranked(magnitudes, alive, floor)
     each = torch.cat([torch.full((int(alive[n].sum()),), priced.each[n], dtype=torch.float64) for n in magnitudes])
     total = priced.fixed + each[ranked.cpu()].cumsum(0)
     # A cost is whole numbers up to rounding far below one weight.
     return int((total <= goal + 1e-6 * priced.whole / max(1, len(each))).sum())
 
 
-def global_top(magnitudes: Mapping[str, Tensor], alive: Masks, count: int) -> Masks:
-    """Keep the `count` largest alive weights of all layers together; those within `LEAST` of a layer come first."""
-    ranked = _ranked(magnitudes, alive)
+def global_top(magnitudes: Mapping[str, Tensor], alive: Masks, count: int, floor: float = 0.0) -> Masks:
+    """Keep the `count` largest alive weights of all layers together.
+
+    The largest of each layer come first, up to `floor`, a share of its size. Layers whose weights are
+    small by their initialisation, such as depthwise convolutions, would vanish at modest targets and
+    cut the network in two; `ifap.prune` has floors for the same reason.
+    """
+    ranked = _ranked(magnitudes, alive, floor)
     chosen = torch.zeros(len(ranked), dtype=torch.bool, device=ranked.device)
     chosen[ranked[:count]] = True
     masks: Masks = {}
@@ -87,14 +87,9 @@ def random_masks(shapes: Mapping[str, torch.Size], kept: Mapping[str, int], seed
     return masks
 
 
-def _ranked(magnitudes: Mapping[str, Tensor], alive: Masks) -> Tensor:
+def _ranked(magnitudes: Mapping[str, Tensor], alive: Masks, floor: float) -> Tensor:
     """Return the alive positions of all layers together: first what no layer goes without, then the rest."""
     pools = {name: value.detach()[alive[name]] for name, value in magnitudes.items()}
-    floors = torch.cat([_floor(pool, alive[name].numel()) for name, pool in pools.items()])
+    first = torch.cat([top(pool, math.ceil(floor * alive[name].numel())) for name, pool in pools.items()])
     ranked = order(torch.cat(list(pools.values())))
-    return ranked[order(floors[ranked].to(torch.uint8))]
-
-
-def _floor(values: Tensor, size: int) -> Tensor:
-    """Return a mask of the largest values of a layer, as many as `LEAST` of its size."""
-    return top(values, max(1, math.ceil(LEAST * size)))
+    return ranked[order(first[ranked].to(torch.uint8))]
