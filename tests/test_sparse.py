@@ -361,7 +361,7 @@ class GranetWatch(GranetController):
 
     def start(self, *arguments, **named):
         super().start(*arguments, **named)
-        self.kept, self.checked = [], 0
+        self.kept, self.checked, self.regenerated = [], 0, []
 
     def prune(self, update):
         super().prune(update)
@@ -372,6 +372,7 @@ class GranetWatch(GranetController):
     def regenerate(self, done):
         before, values = dict(self.masks), {n: w.detach().clone() for n, w in self.weights.items()}
         super().regenerate(done)
+        self.regenerated.append(done)
         assert counted(before) == counted(self.masks)
         for name, weight in self.weights.items():
             grown = self.masks[name] & ~before[name]
@@ -397,6 +398,8 @@ def test_granet_prunes_by_the_cubic_schedule_and_regenerates():
     train(watch)
     assert len(watch.kept) == watch.last_pruning == 6
     assert watch.checked
+    # Pruning is done after 12 of 24 steps; regeneration goes on, and only the last step has none.
+    assert watch.regenerated == list(range(2, 24, 2))
     first = sum(kept.values())
     final = math.floor(goal - found.fixed)
     expected = [math.floor(goal - found.fixed + (first - goal + found.fixed) * (1 - c / 6) ** 3) for c in range(1, 7)]
