@@ -43,7 +43,7 @@ def raw_data(spec: DatasetSpec, options: DatasetOptions, folder: Path) -> tuple[
         raise ConfigError(f"data set '{spec.name}' has no synthetic twin: leave out datasets.{spec.name}.synthetic")
     shutil.rmtree(folder, ignore_errors=True)
     spec.twin(folder, options.synthetic.classes, options.synthetic.per_class, options.synthetic.seed)
-    return folder, f"synthetic: generated in the format of {spec.title}"
+    return folder, f"synthetic: generated in the format of {spec.place.title}"
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ def main(scale: ScaleOption = None, params: ParamsOption = PARAMS) -> None:
 
 def tracked(scale: str) -> list[str]:
     """Return the DVC files of the data sets and of a scale's checkpoints."""
-    files = [*paths.dataset_dir(scale, "x").parent.glob("*.dvc"), *paths.scale_dir(scale).glob("*.dvc")]
+    files = [*paths.data_dir(scale).glob("*.dvc"), *paths.scale_dir(scale).glob("*.dvc")]
     if not files:
         raise ResultsError("nothing is recorded in DVC yet: run `make record` after a finished run")
     return sorted(map(str, files))

@@ -110,7 +110,7 @@ def test_every_image_set_is_in_the_table_and_takes_its_words_from_it():
     for name in PLACES:
         spec = DATASETS.get(name)
         place = sources.PLACES[name]
-        assert (spec.title, spec.layout, spec.licence) == (place.title, place.layout, place.licence)
+        assert (spec.place.title, spec.place.layout, spec.place.licence) == (place.title, place.layout, place.licence)
     with pytest.raises(ConfigError, match="did you mean 'cifar10'"):
         why_absent("cifar11", OPTIONS)
 

@@ -36,9 +36,14 @@ def raw_dir(dataset: str) -> Path:
     return Path("data") / "raw" / dataset
 
 
+def data_dir(scale: str) -> Path:
+    """The data sets as a scale prepares them."""
+    return Path("data") / scale
+
+
 def dataset_dir(scale: str, dataset: str) -> Path:
     """Folder of one data set as a scale prepares it."""
-    return Path("data") / scale / dataset
+    return data_dir(scale) / dataset
 
 
 def synthetic_dir(scale: str, dataset: str) -> Path:

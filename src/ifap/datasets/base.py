@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,15 +18,13 @@ from ifap.config import DatasetOptions
 from ifap.datasets.check import drop_undecodable
 from ifap.datasets.images import ImageArrays, ImageFiles, Scaling, View
 from ifap.datasets.raw import Arrays, Files
-from ifap.datasets.sources import Source
+from ifap.datasets.sources import PLACES, Place
 from ifap.errors import ConfigError, ResultsError, SplitError
 from ifap.files import atomic_write_bytes, atomic_write_text
 from ifap.paths import SPLITS
 from ifap.registry import Registry
 from ifap.runtime import sha256_file
 from ifap.splits import Role, Samples, Split
-
-log = logging.getLogger(__name__)
 
 Raw = Arrays | Files
 Read = Callable[[Path], dict[Role, Raw]]
@@ -46,18 +43,12 @@ class DatasetSpec:
 
     Parameters
     ----------
-    name, title : str
-        Its name in ``params.yaml`` and in print.
+    name : str
+        Its name in ``params.yaml``, under which `ifap.datasets.sources` knows where it comes from.
     classes : int
         Number of classes; the data are checked against it.
     channels : int
         Channels of a raw image, 1 or 3.
-    licence : str
-        Under which terms.
-    layout : str
-        What its folder must hold, in words.
-    sources : tuple of Source
-        Where it may come from, in the order in which they are tried.
     read : callable
         ``read(folder)`` returns the raw samples of the roles that the data set itself defines.
     twin : callable or None
@@ -69,16 +60,17 @@ class DatasetSpec:
     """
 
     name: str
-    title: str
     classes: int
     channels: int
-    licence: str
-    layout: str
-    sources: tuple[Source, ...]
     read: Read
     twin: Twin | None
     view: View
     maximum: float = 255.0
+
+    @property
+    def place(self) -> Place:
+        """What is known about it without reading it: title, licence and sources."""
+        return PLACES[self.name]
 
     def prepare(self, options: DatasetOptions, folder: Path) -> dict[Role, Raw]:
         """Return the raw samples of each role; what the data set does not define is split off its training samples.
@@ -210,7 +202,7 @@ def write_dataset(
         "synthetic": options.synthetic is not None,
         "root": str(raw) if any(isinstance(part, Files) for part in samples.values()) else None,
         "source": source,
-        "licence": "none: generated" if options.synthetic else spec.licence,
+        "licence": "none: generated" if options.synthetic else spec.place.licence,
         "undecodable": {"count": len(damaged), "files": damaged[:NAMED]},
         "splits": splits,
         "checksum": data_checksum({role: entry["sha256"] for role, entry in splits.items()}),

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from ifap.datasets.base import DATASETS, DatasetSpec, Raw
 from ifap.datasets.cifar import read_batches, write_batches
-from ifap.datasets.sources import PLACES
 from ifap.datasets.twins import Patterns
 from ifap.splits import Role
 
@@ -32,12 +31,8 @@ def twin(folder: Path, classes: int, per_class: int, seed: int) -> None:
 DATASETS.register("cifar10")(
     DatasetSpec(
         name=NAME,
-        title=PLACES[NAME].title,
         classes=CLASSES,
         channels=3,
-        licence=PLACES[NAME].licence,
-        layout=PLACES[NAME].layout,
-        sources=PLACES[NAME].sources,
         read=read,
         twin=twin,
         view="crop_flip",

@@ -8,7 +8,6 @@ import torch
 
 from ifap.datasets.base import DATASETS, DatasetSpec, Raw
 from ifap.datasets.raw import Arrays
-from ifap.datasets.sources import PLACES
 from ifap.splits import Role
 
 
@@ -24,13 +23,9 @@ def read(folder: Path) -> dict[Role, Raw]:
 DATASETS.register("digits")(
     DatasetSpec(
         name="digits",
-        title=PLACES["digits"].title,
         classes=10,
         channels=1,
         maximum=16.0,
-        licence=PLACES["digits"].licence,
-        layout=PLACES["digits"].layout,
-        sources=PLACES["digits"].sources,
         read=read,
         twin=None,
         view="shift",  # no flips: a mirrored digit is another sign or none

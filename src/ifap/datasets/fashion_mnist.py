@@ -14,7 +14,7 @@ import numpy as np
 
 from ifap.datasets.base import DATASETS, DatasetSpec, Raw
 from ifap.datasets.raw import Arrays
-from ifap.datasets.sources import PLACES, home
+from ifap.datasets.sources import home
 from ifap.datasets.torchvision_readers import reading
 from ifap.datasets.twins import Patterns, check_classes, mark
 from ifap.splits import Role
@@ -71,12 +71,8 @@ def _plain(path: Path) -> Iterator[Path]:
 DATASETS.register("fashion_mnist")(
     DatasetSpec(
         name=NAME,
-        title=PLACES[NAME].title,
         classes=CLASSES,
         channels=1,
-        licence=PLACES[NAME].licence,
-        layout=PLACES[NAME].layout,
-        sources=PLACES[NAME].sources,
         read=read,
         twin=twin,
         view="crop_flip",

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ifap.datasets.base import DATASETS, DatasetSpec, Raw
 from ifap.datasets.raw import Arrays
-from ifap.datasets.sources import PLACES, home
+from ifap.datasets.sources import home
 from ifap.datasets.torchvision_readers import known_as, reading
 from ifap.datasets.twins import Patterns, check_classes, check_sums, checksums, mark
 from ifap.splits import Role
@@ -79,12 +79,8 @@ def _stacked(samples: Sequence[tuple[Tensor, int]]) -> Arrays:
 DATASETS.register("fer2013")(
     DatasetSpec(
         name=NAME,
-        title=PLACES[NAME].title,
         classes=CLASSES,
         channels=1,
-        licence=PLACES[NAME].licence,
-        layout=PLACES[NAME].layout,
-        sources=PLACES[NAME].sources,
         read=read,
         twin=twin,
         view="crop_flip",

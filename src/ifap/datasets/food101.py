@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from ifap.datasets.base import DATASETS, DatasetSpec, Raw
-from ifap.datasets.sources import PLACES, home
+from ifap.datasets.sources import home
 from ifap.datasets.torchvision_readers import known_as, listed, reading
 from ifap.datasets.twins import Patterns, check_classes, mark, write_jpeg
 from ifap.errors import ResultsError
@@ -58,12 +58,8 @@ def twin(folder: Path, classes: int, per_class: int, seed: int) -> None:
 DATASETS.register("food101")(
     DatasetSpec(
         name=NAME,
-        title=PLACES[NAME].title,
         classes=CLASSES,
         channels=3,
-        licence=PLACES[NAME].licence,
-        layout=PLACES[NAME].layout,
-        sources=PLACES[NAME].sources,
         read=read,
         twin=twin,
         view="resized_crop",

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from ifap.datasets.base import DATASETS, DatasetSpec, Raw
-from ifap.datasets.sources import PLACES, home
+from ifap.datasets.sources import home
 from ifap.datasets.torchvision_readers import listed, reading
 from ifap.datasets.twins import Patterns, check_classes, mark, struct_array, write_jpeg, write_mat
 from ifap.errors import ResultsError
@@ -123,12 +123,8 @@ def _synset(number: int, wnid: str, children: list[int] | None = None) -> dict[s
 DATASETS.register("imagenet")(
     DatasetSpec(
         name=NAME,
-        title=PLACES[NAME].title,
         classes=CLASSES,
         channels=3,
-        licence=PLACES[NAME].licence,
-        layout=PLACES[NAME].layout,
-        sources=PLACES[NAME].sources,
         read=read,
         twin=twin,
         view="resized_crop",

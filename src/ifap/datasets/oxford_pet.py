@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ifap.datasets.base import DATASETS, DatasetSpec, Raw
-from ifap.datasets.sources import PLACES, home
+from ifap.datasets.sources import home
 from ifap.datasets.torchvision_readers import known_as, listed, reading
 from ifap.datasets.twins import Patterns, check_classes, mark, write_jpeg
 from ifap.splits import Role
@@ -52,12 +52,8 @@ def twin(folder: Path, classes: int, per_class: int, seed: int) -> None:
 DATASETS.register("oxford_pet")(
     DatasetSpec(
         name=NAME,
-        title=PLACES[NAME].title,
         classes=CLASSES,
         channels=3,
-        licence=PLACES[NAME].licence,
-        layout=PLACES[NAME].layout,
-        sources=PLACES[NAME].sources,
         read=read,
         twin=twin,
         view="resized_crop",
