@@ -9,6 +9,7 @@ rule collect:
         trace=f"results/{SCALE}/trace.csv",
         missing=f"results/{SCALE}/missing.csv",
         claims=f"results/{SCALE}/claims.csv",
+        comparison=f"results/{SCALE}/comparison.csv",
     log:
         f"logs/{SCALE}/collect.log",
     params:

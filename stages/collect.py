@@ -1,4 +1,4 @@
-"""Check every cell's records against ``params.yaml`` and write ``runs.csv``, ``trace.csv`` and ``claims.csv``."""
+"""Check every cell's records against ``params.yaml`` and write what the report is made from as CSV files."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ifap import paths
-from ifap.claims import records, verdicts
+from ifap.claims import comparison, records, verdicts
 from ifap.claims.structure import load_structure
 from ifap.config import load_params, select_scale
 from ifap.grid import Grid
@@ -40,6 +40,7 @@ def main(
     source = verdicts.Source.of(collected, load_structure())
     judged = verdicts.judge_file(paths.published_claims(), source)
     contents[paths.claims_csv(grid.scale)] = verdicts.judged_table(judged)
+    contents[paths.comparison_csv(grid.scale)] = comparison.comparison_table(grid, source.runs)
     if not check:
         records.write_files(contents)
     done = "checked" if check else f"wrote {', '.join(str(path) for path in contents)}"

@@ -11,7 +11,7 @@ from torch import nn
 from ifap.costs import cost, nonzero_macs
 from ifap.files import atomic_write_text
 from ifap.latency import latency
-from ifap.paths import Cell, metrics_file
+from ifap.paths import Cell, metrics_file, receipts_json
 from ifap.program import run_stage
 from ifap.runtime import device, provenance
 from ifap.splits import Role
@@ -78,9 +78,18 @@ def measure(job: Job) -> dict[str, Any]:
         "macs_nonzero": nonzero_macs(network, job.example_inputs()),
         "params": counted.params,
         "params_nonzero": sum(int(p.count_nonzero()) for p in network.parameters()),
+        **own_training(job),
         "latency": dataclasses.asdict(timed),
         "provenance": provenance(),
     }
+
+
+def own_training(job: Job) -> dict[str, int]:
+    """Return what the training of a method cost that prunes while it trains; other costs follow from receipts.csv."""
+    if job.cell.is_baseline or job.grid.mask_options(job.cell) is None:
+        return {}
+    last = json.loads(receipts_json(job.grid.scale, job.cell).read_text())[-1]
+    return {name: last[name] for name in ("training_macs", "dense_training_macs")}
 
 
 def split_metrics(job: Job, network: nn.Module, role: Role) -> dict[str, float]:

@@ -6,6 +6,7 @@ from ifap import plan
 from ifap.paths import Cell
 from ifap.program import run_stage
 from ifap.runtime import rank
+from ifap.sparse.controller import MaskController
 from stages.job import open_job
 from stages.options import (
     PARAMS,
@@ -33,9 +34,10 @@ def main(
     with job.run() as timing:
         job.check_stage("prune")
         record, network = job.load("pruned")
-        trained = job.train(network, timing)
+        masks = plan.read_masks(job.checkpoint("pruned"))
+        trained = job.train(network, timing, MaskController(masks) if masks else None)
         if rank() == 0:
-            plan.write_network(trained, record, job.checkpoint("final"))
+            plan.write_network(trained, record, job.checkpoint("final"), masks)
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ from ifap.runtime import (
 )
 from ifap.splits import Role, Split
 from ifap.tasks import TASKS, Task
-from ifap.training import HISTORY_FIELDS, fit, read_progress
+from ifap.training import HISTORY_FIELDS, Controller, fit, read_progress
 from stages.options import open_grid
 
 log = logging.getLogger(__name__)
@@ -188,7 +188,7 @@ class Job:
             "image_size": self.model_options.image_size,
         }
 
-    def train(self, network: nn.Module, timing: Timing) -> nn.Module:
+    def train(self, network: nn.Module, timing: Timing, controller: Controller | None = None) -> nn.Module:
         """Train a network by the cell's recipe and write its history; returns it on the CPU, in evaluation mode."""
         where = device()
         with tensorboard(paths.tensorboard_dir(self.grid.scale, self.cell, self.stage)) as board:
@@ -202,6 +202,7 @@ class Job:
                 augment=True,
                 state=self.state if self.grid.options.resume else None,
                 guard=self.guard,
+                controller=controller,
                 on_epoch=board,
             )
         if rank():

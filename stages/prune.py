@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
 from ifap import plan
+from ifap.config import LIMITS
 from ifap.files import atomic_write_text
 from ifap.flow import flow_scores
+from ifap.layers import is_producer, sides
 from ifap.paths import Cell, cell_dir, flow_json, receipts_file, receipts_json
 from ifap.program import run_stage
 from ifap.pruning import Pruned, Receipt, Target, prune
 from ifap.recover import Distillation, validator
-from ifap.runtime import device, write_csv
+from ifap.runtime import device, seeded, write_csv
+from ifap.sparse import SPARSE, Context, Event, Outcome
 from stages.job import Job, Timing, open_job
 from stages.options import (
     PARAMS,
@@ -49,8 +54,14 @@ def main(
     with job.run() as timing:
         network = baseline_network(job)
         flow = flow_before(job, network)
-        result, watched = prune_cell(job, network, timing)
-        save(job, result, watched)
+        if job.grid.mask_options(job.cell) is None:
+            save(job, *prune_cell(job, network, timing))
+        else:
+            trained = mask_cell(job, network, timing)
+            if trained.cut is None:
+                save_masked(job, trained)
+            else:
+                save(job, trained.cut, {}, own_training(trained))
         atomic_write_text(flow_json(job.grid.scale, job.cell), json.dumps(flow, indent=1) + "\n")
 
 
@@ -65,21 +76,25 @@ def prune_cell(job: Job, network: nn.Module, timing: Timing) -> tuple[Pruned, di
     """Return the pruned network of a cell, and what was measured on validation data after each iteration."""
     options, recovery = job.grid.pruning(job.cell), job.grid.recovery(job.cell)
     train, validation = job.split("train"), job.split("validation")
+    calibration = train.calibration(options.calibration_samples, options.batch_size, job.cell.seed)
     state = PruneState(job, timing)
 
     def watch(model: nn.Module, receipt: Receipt) -> None:
         state.note(receipt.iteration, job.task.evaluate(model, validation, options.batch_size))
 
     chosen = options.model_dump(include={"steps", "alpha", "normalize", "site", "aggregate", "min_units",
-                                         "max_layer_ratio", "spatial_only", "round_to", "max_drop"})  # fmt: skip
+                                         "max_layer_ratio", "spatial_only", "round_to", "max_drop",
+                                         "pace"})  # fmt: skip
     result = prune(
         network,
         job.example_inputs().to(device()),
-        train.calibration(options.calibration_samples, options.batch_size, job.cell.seed),
+        calibration,
         target=Target(**options.target.model_dump(exclude={"published"})),
         recover=Distillation.from_options(train, validation, recovery, task=job.task, augment=True, seed=job.cell.seed),
         validate=validator(validation, job.task, options.batch_size),
         method=job.grid.variant(job.cell).method,
+        labelled=calibration.labelled,
+        loss=job.task.loss,
         seed=job.cell.seed,
         teacher=recovery.teacher,
         on_step=watch,
@@ -87,6 +102,38 @@ def prune_cell(job: Job, network: nn.Module, timing: Timing) -> tuple[Pruned, di
         **chosen,
     )
     return result, state.watched
+
+
+def mask_cell(job: Job, network: nn.Module, timing: Timing) -> Outcome:
+    """Return the network of a cell whose method prunes in a training of its own."""
+    options, pruning = job.grid.mask_options(job.cell), job.grid.pruning(job.cell)
+    assert options is not None
+
+    def untrained() -> nn.Module:
+        # The network that the baseline started from as well.
+        with seeded(job.cell.seed, torch.device("cpu")):
+            return job.build().to(device())
+
+    result = SPARSE.get(job.grid.variant(job.cell).method).run(
+        Context(
+            build=untrained,
+            baseline=lambda: network,
+            example_inputs=job.example_inputs(),
+            train=job.split("train"),
+            validation=job.split("validation"),
+            task=job.task,
+            options=options,
+            target=Target(**pruning.target.model_dump(exclude={"published"})),
+            recipe=job.grid.masked_training(job.cell),
+            seed=job.cell.seed,
+            augment=True,
+            limits=pruning.model_dump(include=set(LIMITS)),
+            state=job.state if job.grid.options.resume else None,
+            guard=job.guard,
+        )
+    )
+    timing.resume_count, timing.extra_seconds = result.progress.resumes, result.progress.earlier_seconds
+    return result
 
 
 def flow_before(job: Job, network: nn.Module) -> dict[str, list[float]]:
@@ -144,8 +191,10 @@ def earlier_seconds(receipts: Any) -> float:
     return float(sum(sum(receipt["seconds"].values()) for receipt in json.loads(receipts.read_text())["receipts"]))
 
 
-def save(job: Job, result: Pruned, watched: dict[str, dict[str, float]]) -> None:
-    """Write the pruned network, its plan and its receipts."""
+def save(
+    job: Job, result: Pruned, watched: dict[str, dict[str, float]], further: Mapping[str, Any] | None = None
+) -> None:
+    """Write the pruned network, its plan and its receipts; receipts.json ends with what there is to say further."""
     identifier, arguments = job.builder()
     record = result.plan.model_copy(update={"builder": plan.Builder(id=identifier, args=arguments)})
     folder = job.checkpoint("pruned")
@@ -155,7 +204,53 @@ def save(job: Job, result: Pruned, watched: dict[str, dict[str, float]]) -> None
     rows = [receipt_row(receipt, watched.get(str(receipt.iteration), {})) for receipt in result.receipts]
     write_csv(receipts_file(scale, cell), rows, RECEIPT_FIELDS)
     full = [{k: v for k, v in dataclasses.asdict(receipt).items() if k != "seconds"} for receipt in result.receipts]
+    full[-1] |= further or {}
     atomic_write_text(receipts_json(scale, cell), json.dumps(full, indent=1) + "\n")
+
+
+def save_masked(job: Job, result: Outcome) -> None:
+    """Write the masked network, its plan and its receipts: costs of dense kernels, and in receipts.json theory."""
+    identifier, arguments = job.builder()
+    model = result.model.cpu()
+    record = plan.unpruned_plan(model, job.example_inputs(), plan.Builder(id=identifier, args=arguments))
+    record = record.model_copy(update={"split_attention": result.split_attention})
+    folder = job.checkpoint("pruned")
+    plan.write_network(model, record, folder, result.masks)
+    scale, cell = job.grid.scale, job.cell
+    atomic_write_text(cell_dir(scale, cell) / "plan.json", (folder / "plan.json").read_text())
+    # No unit goes: the widths are those of the unpruned network.
+    widths = {name: sides(module)["out"] for name, module in model.named_modules() if is_producer(module)}
+    rows = [{**masked_row(event, record.costs, result, job.task.primary), "widths": widths} for event in result.events]
+    write_csv(receipts_file(scale, cell), [{k: row.get(k) for k in RECEIPT_FIELDS} for row in rows], RECEIPT_FIELDS)
+    atomic_write_text(receipts_json(scale, cell), json.dumps(rows, indent=1) + "\n")
+
+
+def masked_row(event: Event, costs: plan.Costs, result: Outcome, metric: str) -> dict[str, Any]:
+    """Return what receipts.json says of one event; receipts.csv has the part that fits its columns."""
+    row: dict[str, Any] = {
+        "iteration": event.number,
+        "accepted": True,
+        "macs": costs.macs_after,
+        "params": costs.params_after,
+        "macs_nonzero": event.macs,
+        "weights_kept": event.kept,
+        "density": event.density,
+    }
+    if event.validation is not None:
+        measured = event.validation.validation_metric
+        row |= {"metric_after": measured, metric: measured, "loss": event.validation.validation_loss}
+    if event is result.events[-1]:
+        row |= own_training(result)
+    return row
+
+
+def own_training(result: Outcome) -> dict[str, Any]:
+    """Return what receipts.json says at its end of a method that prunes in a training of its own."""
+    return {
+        "training_macs": result.training_macs,
+        "dense_training_macs": result.dense_training_macs,
+        "history": [dataclasses.asdict(epoch) for epoch in result.history],
+    }
 
 
 def receipt_row(receipt: Receipt, watched: dict[str, float]) -> dict[str, Any]:

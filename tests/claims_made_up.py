@@ -66,7 +66,7 @@ def final_numbers(cell: Cell):
     macs, params, top1 = MODELS[cell.model]
     if cell.is_baseline:
         return macs, params, top1
-    left_macs, left_params, drop = METHODS[cell.method]
+    left_macs, left_params, drop = METHODS[cell.method if cell.method in METHODS else cell.method.rpartition("_")[0]]
     return int(macs * left_macs), int(params * left_params), top1 - drop + 0.3 * cell.seed
 
 

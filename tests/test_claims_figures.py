@@ -3,6 +3,7 @@
 import json
 import xml.etree.ElementTree as ET
 
+import claims_made_up
 import pytest
 from claims_made_up import ROOT, made_up_grid, raw_params, write_grid
 
@@ -122,3 +123,55 @@ def test_absent_records_are_said_in_the_figure(tmp_path, grid, data):
         (tmp_path / paths.receipts_json("quick", cell)).unlink()
     assert figures.draw("flow_scheme", grid, *data, root=tmp_path).alt.startswith("Not attempted: no flow scores")
     assert figures.draw("layer_widths", grid, *data, root=tmp_path).alt.startswith("Not attempted: no record")
+
+
+def test_one_target_keeps_the_iterations_and_shows_final_networks_by_parameters(tmp_path, grid, data):
+    alt = figures.draw("accuracy_macs", grid, *data, root=tmp_path).alt
+    assert "Validation top-1 after recovery" in alt
+    alt = figures.draw("accuracy_params", grid, *data, root=tmp_path).alt
+    assert "net_a, IFAP: 96.70 % at 41 %." in alt
+
+
+def with_curves(tmp_path, monkeypatch, seeds=(0, 1)):
+    methods = {**claims_made_up.METHODS, "rigl": (1.0, 1.0, 0.5)}
+    monkeypatch.setattr(claims_made_up, "METHODS", methods)
+    raw = raw_params(seeds=seeds)
+    raw["scales"]["quick"]["targets"] = {"macs": [0.3]}
+    grid = made_up_grid(raw)
+    write_grid(tmp_path, grid)
+    for cell in grid.pruned():
+        path = tmp_path / paths.metrics_file("quick", cell)
+        content = json.loads(path.read_text())
+        if cell.method.endswith("_m30"):
+            content["params_nonzero"] = int(0.8 * claims_made_up.MODELS[cell.model][1])
+        if cell.method.startswith("rigl"):
+            content["macs_nonzero"] = int(content["macs"] * (0.7 if cell.method.endswith("_m30") else 0.35))
+        path.write_text(json.dumps(content))
+    return grid, collect(tmp_path, grid)
+
+
+def test_several_targets_make_curves_of_what_was_reached(tmp_path, monkeypatch):
+    grid, data = with_curves(tmp_path, monkeypatch)
+    picture = figures.draw("accuracy_macs", grid, *data, root=tmp_path)
+    assert "mean and standard deviation over seeds" in picture.alt
+    # Both targets of RigL are reached only if zeros are skipped; IFAP's made-up networks have one size.
+    assert "net_a, RigL (theoretical MACs): 97.15 % at 70 %, 97.15 % at 35 %." in picture.alt
+    assert "net_a, IFAP: 96.85 % at 35 %, 96.85 % at 35 %." in picture.alt
+    assert picture.title.endswith("hollow: weights are masked, so that fewer MACs are theoretical")
+    params = figures.draw("accuracy_params", grid, *data, root=tmp_path)
+    assert "net_a, IFAP: 96.85 % at 80 %, 96.85 % at 41 %." in params.alt
+    assert "theoretical" not in params.alt + params.title
+    assert params.files == figures.draw("accuracy_params", grid, *data, root=tmp_path).files
+
+
+def test_figures_of_single_networks_leave_further_targets_out(tmp_path, monkeypatch):
+    grid, data = with_curves(tmp_path, monkeypatch, seeds=(0,))
+    assert "Grid of 8 experiments" in figures.draw("experiments", grid, *data, root=tmp_path).alt
+    assert "_m30" not in figures.draw("macs", grid, *data, root=tmp_path).alt
+
+
+def test_too_many_networks_for_one_figure_are_said(tmp_path, monkeypatch):
+    grid, data = with_curves(tmp_path, monkeypatch, seeds=(0,))
+    monkeypatch.setattr(figures, "MOST_PANELS", 1)
+    alt = figures.draw("accuracy_params", grid, *data, root=tmp_path).alt
+    assert alt == "Not attempted: 2 networks are too many for one figure: see Table I."

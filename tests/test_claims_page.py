@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -88,13 +89,15 @@ def write_report(root, grid, *, evidence=True):
     collected = records.collect(grid, root=root)
     files = {paths.runs_csv: records.runs_table, paths.trace_csv: records.trace_table}
     contents = {root / path("quick"): table(collected) for path, table in files.items()}
+    contents[root / paths.comparison_csv("quick")] = "made up"
     if evidence:
         contents[root / paths.scale_dir("quick") / "claims.csv"] = claims_frame().to_csv(index=False)
         contents[root / paths.audit_file("csv")] = audit_csv()
         contents[root / paths.audit_file("md")] = "# Audit"
     records.write_files(contents)
     runs, trace = records.load_runs("quick", root=root), records.load_trace("quick", root=root)
-    built = [made_up_table()]
+    table = made_up_table()
+    built = [replace(table, detail=replace(table, name="table-2-comparison", title="A made-up comparison"))]
     pictures = [figures.draw(name, grid, runs, trace, root=root) for name in FIGURES]
     shown = page.load_evidence(grid, runs, root=root)
     text = page.render_page(grid, runs, built, pictures, TEMPLATES, evidence=shown)
@@ -124,11 +127,20 @@ def test_page_is_one_file_that_loads_nothing(report):
 
 def test_page_says_verdicts_first_and_links_every_measured_value(report):
     _, text = report
-    order = ["<h2>Verdicts", "<h2>Tables", "<h2>Figures", "<h2>Audit", "<h2>Costs", "<h2>Environment"]
+    order = ["<h2>Verdicts", "<h2>Comparison", "<h2>Tables", "<h2>Figures", "<h2>Audit", "<h2>Costs", "<h2>Environment"]
     assert [text.index(word) for word in order] == sorted(text.index(word) for word in order)
     assert "6 of 6 pruned and 2 of 2 unpruned networks" in text
     assert f'<a href="../../{METRICS}">97.123 \N{PLUS-MINUS SIGN} 0.5 (n=3)</a>' in text
     assert text.count("data not present: &lt;put&gt; it &amp; run") == sum(COUNTS.values())
+
+
+def test_the_comparison_has_its_own_section_and_is_there_once(report):
+    _, text = report
+    comparison = text[text.index('<section id="comparison">') : text.index('<section id="tables">')]
+    assert "A made-up comparison" in comparison
+    assert '<a href="../../results/quick/comparison.csv">' in comparison
+    assert text.count('id="table-2-comparison"') == text.count('id="table-2"') == 1
+    assert '<a href="#comparison">' in text
 
 
 def test_verdicts_are_counted_by_table():

@@ -225,3 +225,14 @@ def test_a_recipe_that_cannot_be_followed_is_refused(keys, expected):
     text = message(raw)
     assert text.startswith("params.yaml: scales.quick.baseline.")
     assert expected in text
+
+
+def test_pace_is_in_the_configuration_of_a_result_only_where_it_is_not_the_default():
+    """A result from before the key was there stays valid."""
+    block = load_params(ROOT / "params.yaml").scales["quick"].prune["default"]
+    plain, paced = (PruneOptions.model_validate({**block, **extra}) for extra in ({}, {"pace": "macs"}))
+    assert plain.pace == "units"
+    assert PruneOptions.model_validate({**block, "pace": "units"}).model_dump() == plain.model_dump()
+    assert paced.model_dump() == {**plain.model_dump(), "pace": "macs"}
+    assert paced.model_dump(include={"steps", "pace"}) == {"steps": block["steps"], "pace": "macs"}
+    assert plain.model_dump(include={"steps", "pace"}) == {"steps": block["steps"]}

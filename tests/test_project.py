@@ -26,7 +26,10 @@ CORE = (
     "attention", "costs", "errors", "export", "families", "files", "flow", "graph", "layers", "plan", "pruning",
     "ranking", "schedule", "splits", "tracing",
 )  # fmt: skip
-OUTER = ("claims", "cli", "config", "datasets", "engine", "grid", "models", "monitor", "paths", "tasks", "training")
+OUTER = (
+    "claims", "cli", "config", "datasets", "engine", "fairness", "grid", "models", "monitor", "paths", "sparse",
+    "tasks", "training",
+)  # fmt: skip
 
 
 def name_of(path):
@@ -209,6 +212,12 @@ def test_the_method_knows_nothing_of_the_study(name):
     }
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "src" / "ifap" / "sparse").glob("*.py")), ids=name_of)
+def test_methods_with_masks_know_training_but_no_data_set(path):
+    outer = {"claims", "cli", "datasets", "grid", "models", "paths"}
+    assert not {m for m in imported(path) if belongs_to(m, [f"ifap.{name}" for name in outer])}
+
+
 @pytest.mark.parametrize("path", LIBRARY, ids=name_of)
 def test_the_library_does_not_import_stages(path):
     assert not {module for module in imported(path) if belongs_to(module, ["stages", "snakemake"])}
@@ -218,8 +227,8 @@ def test_every_core_module_is_listed():
     """A new module must say on which side it is."""
     here = {path.stem for path in (ROOT / "src" / "ifap").glob("*.py")} - {"__init__"}
     rest = {
-        "cli", "config", "engine", "grid", "latency", "monitor", "paths", "program", "recover", "registry", "runtime",
-        "training",
+        "cli", "config", "engine", "fairness", "grid", "latency", "monitor", "paths", "program", "recover",
+        "registry", "runtime", "training",
     }  # fmt: skip
     assert here == set(CORE) | rest
 
@@ -258,7 +267,7 @@ def test_every_public_thing_is_documented(path):
 
 
 def test_registered_entries_live_one_a_file():
-    for package in ("methods", "models", "datasets", "tasks"):
+    for package in ("methods", "models", "datasets", "sparse", "tasks"):
         for path in sorted((ROOT / "src" / "ifap" / package).glob("*.py")):
             registered = re.findall(r'\.register\(\s*"(\w+)"', path.read_text())
             # The networks of one family share a file, which has the family's name.

@@ -16,7 +16,7 @@ from torch import nn
 
 import ifap
 from ifap.attention import split_attention
-from ifap.errors import GraphError, ScoreError, SplitError, TargetError
+from ifap.errors import GraphError, PlanError, ScoreError, SplitError, TargetError
 from ifap.splits import Split
 
 EVERY = sorted(NETWORKS)
@@ -674,3 +674,72 @@ def test_ranking_is_global():
     assert pruned.model[0][0].out_channels == 48
     assert pruned.model[2][0].out_channels < 64
     assert np.isclose(pruned.receipts[1].score_low, 0.5)
+
+
+# --- the widths of another network, and the pace --------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["residual", "grouped", "self_attention_batch_first", "fused_qkv"])
+@pytest.mark.parametrize("method", ["random", "magnitude"])
+def test_like_ends_with_the_widths_of_the_other_network(name, method):
+    net = NETWORKS[name]
+    model, inputs = net.build(), net.inputs()
+    first = prune(model, inputs, batches(net), macs=0.4)
+    given = {"like": first.plan, "method": method, "steps": 2, "seed": 3}
+    control = ifap.prune(model, inputs, batches(net), **given)
+    assert control.receipts[-1].widths == first.receipts[-1].widths
+    assert control.after == first.after
+    assert len(control.receipts) == 3
+    if method == "random":
+        assert control.plan.kept != first.plan.kept
+
+
+def test_like_refuses_the_plan_of_another_network():
+    plan = prune(NETWORKS["residual"].build(), NETWORKS["residual"].inputs(), macs=0.4).plan
+    net = NETWORKS["plain"]
+    with pytest.raises(PlanError, match=r"like: .* belongs to another network"):
+        ifap.prune(net.build(), net.inputs(), batches(net), like=plan)
+
+
+def test_like_refuses_to_cut_what_must_stay():
+    net = NETWORKS["residual"]
+    plan = prune(net.build(), net.inputs(), macs=0.4).plan
+    with pytest.raises(PlanError, match=r"like: the plan cuts '.*', which stays here: ignored by the caller"):
+        ifap.prune(net.build(), net.inputs(), batches(net), like=plan, ignore=["stem.0"])
+
+
+def test_exactly_one_of_target_and_like():
+    net = NETWORKS["plain"]
+    with pytest.raises(TargetError, match="exactly one of target and like"):
+        ifap.prune(net.build(), net.inputs(), batches(net))
+
+
+@pytest.mark.parametrize("kind", ["macs", "params"])
+def test_pace_by_macs_takes_the_shares_of_the_schedule_from_the_macs(kind):
+    torch.manual_seed(0)
+    # The narrow first layers are dear at full resolution, the wide last ones cheap.
+    net = nn.Sequential(
+        nn.Conv2d(3, 64, 3, padding=1), nn.ReLU(), nn.Conv2d(64, 64, 3, padding=1), nn.ReLU(), nn.MaxPool2d(8),
+        nn.Conv2d(64, 256, 1), nn.ReLU(), nn.Conv2d(256, 256, 1), nn.ReLU(), nn.Flatten(), nn.Linear(256, 4),
+    )  # fmt: skip
+    x = torch.randn(2, 3, 8, 8)
+    pruned = ifap.prune(
+        net, x[:1], [x], target=ifap.Target(**{kind: 0.6}), steps=6, method="magnitude", normalize="none", pace="macs"
+    )
+    macs = [receipt.macs for receipt in pruned.receipts]
+    shares = [1 - b / a for a, b in itertools.pairwise(macs)]
+    for share, receipt in zip(shares, pruned.receipts[1:], strict=True):
+        assert share == pytest.approx(receipt.rho, abs=0.03)
+    assert pruned.after.reduction(pruned.before, kind) >= 0.6
+    if kind == "macs":
+        by_units = ifap.prune(
+            net, x[:1], [x], target=ifap.Target(macs=0.6), steps=6, method="magnitude", normalize="none"
+        )
+        steps = [a.macs - b.macs for a, b in itertools.pairwise(by_units.receipts)]
+        assert max(steps) > 1.2 * max(a - b for a, b in itertools.pairwise(macs))
+
+
+def test_an_unknown_pace_gives_the_nearest():
+    net = NETWORKS["plain"]
+    with pytest.raises(ifap.IfapError, match="unknown pace 'mac': did you mean 'macs'"):
+        prune(net.build(), net.inputs(), batches(net), pace="mac")

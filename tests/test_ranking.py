@@ -13,7 +13,9 @@ from ifap.costs import macs_by_module
 from ifap.errors import ScoreError
 from ifap.graph import trace
 from ifap.methods import METHODS
-from ifap.ranking import Budget, Ranking, floors, unit_scores
+from ifap.methods.base import score
+from ifap.ranking import Budget, Ranking, floors, unit_macs, unit_scores
+from ifap.tracing import tensors
 
 
 def setting(name):
@@ -64,7 +66,18 @@ def test_wrong_number_of_scores_is_an_error():
 @pytest.mark.parametrize("name", sorted(NETWORKS))
 def test_every_method_scores_every_unit(name, method):
     model, inputs, graph, _ = setting(name)
-    scores = METHODS.get(method)(model, [inputs], normalize="layer", site="output", seed=0)
+    scores = score(
+        METHODS.get(method),
+        model,
+        [inputs],
+        normalize="layer",
+        site="output",
+        seed=0,
+        labelled=[(inputs, None)],
+        loss=lambda outputs, _: sum(t.square().sum() for t in tensors(outputs) if t.is_floating_point()),
+        graph=graph,
+        macs=macs_by_module(model, inputs),
+    )
     values = unit_scores(graph, model, scores)
     produced = ~np.isnan(values)
     # embeddings alone have no flow of their own
@@ -123,3 +136,13 @@ def test_rounding_keeps_multiples_of_channels():
         lost = ranking.removed_per_group(count)
         assert all(n == 0 or (size - n) % 4 == 0 for n, size in zip(lost, sizes, strict=True))
         assert ((sizes - lost) >= 1).all()
+
+
+@pytest.mark.parametrize("name", ["plain", "residual", "grouped", "fused_qkv"])
+def test_macs_of_a_unit_are_what_its_cut_saves(name):
+    model, inputs, graph, budget = setting(name)
+    lost = unit_macs(graph, budget)
+    before = ifap.cost(model, inputs).macs
+    unit = graph.num_units // 2
+    graph.apply(model, np.array([unit]))
+    assert before - ifap.cost(model, inputs).macs == pytest.approx(lost[unit], abs=1)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import yaml
 from pydantic import (
@@ -171,6 +172,14 @@ class PruneOptions(Section):
     )
     calibration_samples: int = Field(gt=0)
     batch_size: int = Field(gt=0)
+    pace: Literal["units", "macs"] = Field(
+        default="units", description="What an iteration removes its share of: the units that are left, or their MACs."
+    )
+
+    @model_serializer(mode="wrap")
+    def _leave_out_pace(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # The configuration of a result has had no such key: at its default it makes no result stale.
+        return {key: value for key, value in handler(self).items() if (key, value) != ("pace", "units")}
 
 
 class RecoveryOptions(StepOptions):
@@ -185,6 +194,106 @@ class RecoveryOptions(StepOptions):
     teacher: Literal["original", "previous"]
     patience: int = Field(ge=1, description="Epochs without a better validation loss before stopping.")
     augment: bool
+
+
+LIMITS = ("min_units", "max_layer_ratio", "round_to", "spatial_only")
+"""The pruning options that bound what may be cut, whatever chooses it."""
+
+
+class MaskOptions(Section):
+    """Options of a method that prunes in a training of its own, and what must be known of it before torch is loaded."""
+
+    start: ClassVar[Literal["baseline", "init"]] = "init"
+    structure: ClassVar[Literal["channels", "weights"]] = "weights"
+    tasks: ClassVar[frozenset[str]] = frozenset({"classification"})
+
+
+class RankingOptions(MaskOptions):
+    """Options of a method that ranks the weights of all layers together."""
+
+    layer_floor: float = Field(default=0.01, ge=0, lt=1, description="Share of its weights that every layer keeps.")
+
+
+class LthOptions(RankingOptions):
+    """Iterative magnitude pruning with rewinding: the lottery ticket hypothesis."""
+
+    rate: Fraction = Field(default=0.2, description="Share of the kept weights that goes after each training.")
+    levels: int | None = Field(
+        default=None, ge=1, description="Prunings in equal shares; as many of `rate` as the target needs by default."
+    )
+    rewind_epochs: int = Field(default=1, ge=0, description="Epochs after which weights are kept to go back to.")
+
+
+class RiglOptions(MaskOptions):
+    """Sparse training whose masks move: RigL."""
+
+    update_every: int | None = Field(
+        default=None, ge=2, description="Steps from one change of the masks to the next; 100, or a 20th of a short run."
+    )
+    drop_fraction: Fraction = Field(default=0.3, description="Share of a layer's weights that moves at first.")
+    end_share: Fraction = Field(default=0.75, description="Share of the run after which the masks stay.")
+
+
+class GranetOptions(RankingOptions):
+    """Gradual pruning with regeneration: GraNet."""
+
+    initial_density: float = Field(default=0.5, gt=0, le=1, description="Share of the weights that is kept at first.")
+    update_every: int | None = Field(
+        default=None, ge=1, description="Steps from one change of the masks to the next; a 56th of the run by default."
+    )
+    regrow: Fraction = Field(default=0.5, description="Share of a layer's weights that is regenerated at first.")
+    window_share: Fraction = Field(default=0.5, description="Share of the run after which pruning is done.")
+
+
+class PdpOptions(RankingOptions):
+    """Soft masks that follow from the weights: PDP."""
+
+    warmup_share: float = Field(default=0.16, ge=0, lt=1, description="Share of the epochs before pruning begins.")
+    ramp_share: Fraction = Field(default=0.67, description="Share of the epochs in which sparsity rises.")
+    temperature: float = Field(default=0.05, gt=0, description="Softness of the masks; its unit is `temperature_of`.")
+    temperature_of: Literal["threshold", "weights"] = Field(
+        default="threshold", description="Times the layer's squared threshold, or a squared weight for all layers."
+    )
+
+    @model_validator(mode="after")
+    def _fit_the_run(self) -> Self:
+        if self.warmup_share + self.ramp_share > 1:
+            raise ValueError("warmup_share and ramp_share together must not exceed 1")
+        return self
+
+
+class PdpChannelOptions(MaskOptions):
+    """PDP over channels, from the trained network."""
+
+    start: ClassVar[Literal["baseline", "init"]] = "baseline"
+    structure: ClassVar[Literal["channels", "weights"]] = "channels"
+
+    warmup_share: float = Field(default=0.16, ge=0, lt=1, description="Share of the steps before pruning begins.")
+    ramp_share: Fraction = Field(default=0.67, description="Share of the steps in which more and more channels go.")
+    sharpness: float = Field(default=0.05, gt=0, description="Softness of the gates, times their squared threshold.")
+
+    @model_validator(mode="after")
+    def _fit_the_run(self) -> Self:
+        if self.warmup_share + self.ramp_share > 1:
+            raise ValueError("warmup_share and ramp_share together must not exceed 1")
+        return self
+
+
+class SmallDenseOptions(MaskOptions):
+    """A network with fewer channels, trained from scratch: nothing is left to choose."""
+
+    structure: ClassVar[Literal["channels", "weights"]] = "channels"
+
+
+class MethodOptions(Section):
+    """Options of the methods that have some of their own."""
+
+    lth: LthOptions = LthOptions()
+    rigl: RiglOptions = RiglOptions()
+    granet: GranetOptions = GranetOptions()
+    pdp: PdpOptions = PdpOptions()
+    pdp_channel: PdpChannelOptions = PdpChannelOptions()
+    small_dense: SmallDenseOptions = SmallDenseOptions()
 
 
 class EvaluateOptions(Section):
@@ -211,6 +320,31 @@ class Variant(Section):
     method: Name = Field(description="The registered method.")
     prune: dict[str, Any] = Field(default={}, description="Keys of the pruning block that differ.")
     recovery: dict[str, Any] = Field(default={}, description="Keys of the recovery block that differ.")
+    options: dict[str, Any] = Field(default={}, description="Keys of the method's own options that differ.")
+
+
+class TargetLists(Section):
+    """Targets that every method of the grid is run at, beside its own: the points of a trade-off curve."""
+
+    macs: list[Fraction] = Field(default=[], description="Shares of the MACs to remove.")
+    params: list[Fraction] = Field(default=[], description="Shares of the parameters to remove.")
+
+    @model_validator(mode="after")
+    def _each_once(self) -> TargetLists:
+        for values in (self.macs, self.params):
+            if len(set(values)) < len(values):
+                raise ValueError(f"a target is named twice: {values}")
+        return self
+
+    @property
+    def named(self) -> dict[str, dict[str, float]]:
+        """The targets by the ending of the names that they give: ``{"m30": {"macs": 0.3}}``."""
+        lists = {"macs": self.macs, "params": self.params}
+        return {
+            f"{kind[0]}{100 * value:.6g}".replace(".", "_"): {kind: value}
+            for kind, values in lists.items()
+            for value in values
+        }
 
 
 # Blocks of defaults that a model's own block refines, and then a data set's; parsed after the merge, so raw here.
@@ -228,12 +362,37 @@ class ScaleParams(Section):
     prune: Refined
     finetune: Refined
     evaluate: EvaluateOptions
+    methods: MethodOptions = MethodOptions()
     variants: dict[Name, Variant] = Field(default={}, description="Further methods of the grid, by their own names.")
+    targets: TargetLists = Field(
+        default=TargetLists(), description="Further targets of every method: METHOD_m30 removes 30 % of the MACs."
+    )
     tables: dict[TableName, dict[str, Any]] = Field(default={}, description="Keys of tables that differ here.")
     keep_checkpoints: bool = Field(default=True, description="Keep saved networks once nothing needs them any more.")
     resume: bool = Field(
         default=True, description="Write what a killed job needs to go on; jobs of a minute need none."
     )
+
+    @cached_property
+    def points(self) -> dict[str, dict[str, Variant]]:
+        """The variants that `targets` makes of each method of the grid, by their names.
+
+        A variant that names a target of its own is a point already and is not multiplied.
+        """
+        made: dict[str, dict[str, Variant]] = {}
+        for method in dict.fromkeys(method for grid in self.grid.values() for method in grid.methods):
+            base = self.variants.get(method, Variant(method=method))
+            ends = {} if "target" in base.prune else self.targets.named
+            made[method] = {
+                f"{method}_{end}": base.model_copy(update={"prune": {**base.prune, "target": target}})
+                for end, target in ends.items()
+            }
+        return made
+
+    @cached_property
+    def every_variant(self) -> dict[str, Variant]:
+        """The variants by name, those that `targets` makes included."""
+        return {**self.variants, **{name: made for points in self.points.values() for name, made in points.items()}}
 
 
 class TableParams(Section):
@@ -323,6 +482,28 @@ def refine(
     return validated(section, merged, where)
 
 
+def method_names() -> frozenset[str]:
+    """Return the names of all methods: those that score units and those that train with masks."""
+    return entry_names("ifap.methods") | entry_names("ifap.sparse")
+
+
+def mask_options(method: str) -> type[MaskOptions] | None:
+    """Return the type of a method's own options if it trains with masks, else None."""
+    field = MethodOptions.model_fields.get(method)
+    section = field.annotation if field is not None else None
+    return section if isinstance(section, type) and issubclass(section, MaskOptions) else None
+
+
+def refine_method(block: MethodOptions, method: str, changes: Mapping[str, Any], where: str) -> Section | None:
+    """Return a method's own options with some changed; None if it has none."""
+    if method in MethodOptions.model_fields:
+        own: Section = getattr(block, method)
+        return validated(type(own), {**own.model_dump(), **changes}, f"{where}.options") if changes else own
+    if changes:
+        raise ConfigError(f"{where}.options: method '{method}' has no options of its own")
+    return None
+
+
 def json_schema() -> str:
     """Return the JSON schema of ``params.yaml`` (committed under ``schemas/`` for editors)."""
     return json.dumps(Params.model_json_schema(), indent=2, sort_keys=True) + "\n"
@@ -335,8 +516,10 @@ def _check_scale(scale: ScaleParams, where: str) -> None:
         _check_names(f"{where}.grid.{task}.datasets", grid.datasets, "data set", entry_names("ifap.datasets"))
         _check_names(f"{where}.grid.{task}.datasets", grid.datasets, "data set with options", scale.datasets)
         _check_names(f"{where}.grid.{task}.models", grid.models, "model", entry_names("ifap.models"))
-        known = {*entry_names("ifap.methods"), *scale.variants}
-        _check_names(f"{where}.grid.{task}.methods", grid.methods, "method", known)
+        _check_names(f"{where}.grid.{task}.methods", grid.methods, "method", {*method_names(), *scale.variants})
+        for name in grid.methods:
+            method = scale.variants[name].method if name in scale.variants else name
+            _check_task(f"{where}.grid.{task}.methods", method, task)
         models.update(grid.models)
     for step, section in SECTIONS.items():
         block: Refined = getattr(scale, step)
@@ -347,14 +530,25 @@ def _check_scale(scale: ScaleParams, where: str) -> None:
     validated(RecoveryOptions, scale.prune.get("recovery", {}), f"{where}.prune.recovery")
     for name, variant in scale.variants.items():
         _check_variant(scale, variant, f"{where}.variants.{name}")
+    known = {*method_names(), *scale.variants}
+    for name in (name for points in scale.points.values() for name in points):
+        if name in known:
+            raise ConfigError(f"{where}.targets: '{name}' is the name of a method already: rename it under variants")
     for table, block in scale.tables.items():
         validated(TableParams, {"title": "", **block}, f"{where}.tables.{table}")
 
 
 def _check_variant(scale: ScaleParams, variant: Variant, where: str) -> None:
-    _check_names(where, [variant.method], "method", entry_names("ifap.methods"))
+    _check_names(where, [variant.method], "method", method_names())
+    refine_method(scale.methods, variant.method, variant.options, where)
     validated(PruneOptions, {**scale.prune.get("default", {}), **variant.prune}, f"{where}.prune")
     validated(RecoveryOptions, {**scale.prune.get("recovery", {}), **variant.recovery}, f"{where}.recovery")
+
+
+def _check_task(where: str, method: str, task: str) -> None:
+    options = mask_options(method)
+    if options is not None and task not in options.tasks:
+        raise ConfigError(f"{where}: method '{method}' is not defined for task '{task}': not attempted")
 
 
 def _check_names(where: str, names: Any, kind: str, valid: Any) -> None:

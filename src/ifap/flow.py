@@ -34,12 +34,18 @@ from ifap.tracing import Inputs, call, device_of, evaluation_mode, to_device
 
 Normalize = Literal["layer", "volume", "none"]
 Site = Literal["output", "activation"]
+Statistic = Literal["norm", "rms", "centered"]
 NORMALIZE = ("layer", "volume", "none")
 SITES = ("output", "activation")
+STATISTICS = ("norm", "rms", "centered")
 
 
 def flow_scores(
-    model: nn.Module, batches: Iterable[Inputs], normalize: Normalize = "layer", site: Site = "output"
+    model: nn.Module,
+    batches: Iterable[Inputs],
+    normalize: Normalize = "layer",
+    site: Site = "output",
+    statistic: Statistic = "norm",
 ) -> dict[str, Tensor]:
     """Score every unit of every convolution, linear layer and attention head of `model`.
 
@@ -58,6 +64,10 @@ def flow_scores(
     site : {'output', 'activation'}
         Measure a layer's own output, or that output after the norm and the non-linearity that
         follow it directly.
+    statistic : {'norm', 'rms', 'centered'}
+        What stands for the activation: the mean over samples of its norm (the paper's), the root of
+        the mean squared norm, or that root after the mean over samples and positions, which a bias
+        could stand in for, is taken off.
 
     Returns
     -------
@@ -73,17 +83,16 @@ def flow_scores(
     SplitError
         If `batches` is a test split.
     """
-    _check_choice("normalize", normalize, NORMALIZE)
-    _check_choice("site", site, SITES)
-    refuse_test(batches, "scoring")
-    meters = _measure(model, batches, site)
+    meters = _measure(model, batches, normalize, site, statistic)
     return {name: _normalized(meter.flow(), meter, normalize) for name, meter in meters.items()}
 
 
-def activation_norms(model: nn.Module, batches: Iterable[Inputs], site: Site = "output") -> dict[str, Tensor]:
+def activation_norms(
+    model: nn.Module, batches: Iterable[Inputs], site: Site = "output", normalize: Normalize = "none"
+) -> dict[str, Tensor]:
     """Return the mean activation norm of every unit alone, without weights; see `flow_scores`."""
-    refuse_test(batches, "scoring")
-    return {name: meter.mean() for name, meter in _measure(model, batches, site).items()}
+    meters = _measure(model, batches, normalize, site, "norm")
+    return {name: _normalized(meter.mean(), meter, normalize) for name, meter in meters.items()}
 
 
 @dataclass
@@ -102,6 +111,14 @@ class _Meter:
         self.samples += norms.shape[0]
         self.volume = volume
 
+    def output(self, output: Tensor, axis: int) -> None:
+        """Add one output of a layer, with units along `axis`."""
+        self.add(unit_norms(output, axis), _volume(output))
+
+    def heads(self, probabilities: Tensor) -> None:
+        """Add attention probabilities, shape (samples, heads, n, m)."""
+        self.add(_head_norms(probabilities), probabilities.shape[1])
+
     def mean(self) -> Tensor:
         """Return the mean norm over samples, shape (units,)."""
         assert self.total is not None
@@ -112,10 +129,64 @@ class _Meter:
         return self.mean() * self.weights.to(self.mean().device)
 
 
-def _measure(model: nn.Module, batches: Iterable[Inputs], site: Site) -> dict[str, _Meter]:
+class _SquareMeter(_Meter):
+    """The root of the mean squared norm."""
+
+    def add(self, norms: Tensor, volume: int) -> None:
+        super().add(norms.float().square(), volume)
+
+    def mean(self) -> Tensor:
+        return super().mean().sqrt()
+
+
+class _SpreadMeter(_Meter):
+    """The root of the mean squared norm around the mean over samples and positions.
+
+    Batches are centred each on its own mean and joined by the formula of Chan et al. (1983): the
+    difference of two large sums would be all rounding where the mean is far from zero.
+    """
+
+    _centre: Tensor | None = None
+    _values = 0
+
+    def output(self, output: Tensor, axis: int) -> None:
+        if output.dim() + axis == 0:
+            output = output.unsqueeze(0)
+        self._join(output.movedim(axis, 1).unsqueeze(-1).flatten(2), _volume(output))
+
+    def heads(self, probabilities: Tensor) -> None:
+        self._join(probabilities.flatten(2) / probabilities.shape[-2], probabilities.shape[1])
+
+    def _join(self, values: Tensor, volume: int) -> None:
+        """Add values of shape (samples, units, positions)."""
+        values = values.float()
+        number, centre = values.shape[0] * values.shape[2], values.mean(dim=(0, 2))
+        squares = (values - centre[:, None]).square().sum(dim=(0, 2))
+        if self._centre is not None and self.total is not None:
+            both, shift = self._values + number, centre - self._centre
+            squares = self.total + squares + shift.square() * (self._values * number / both)
+            number, centre = both, self._centre + shift * (number / both)
+        self.total, self._centre, self._values = squares, centre, number
+        self.samples += values.shape[0]
+        self.volume = volume
+
+    def mean(self) -> Tensor:
+        return super().mean().sqrt()
+
+
+_METERS: dict[str, type[_Meter]] = {"norm": _Meter, "rms": _SquareMeter, "centered": _SpreadMeter}
+
+
+def _measure(
+    model: nn.Module, batches: Iterable[Inputs], normalize: Normalize, site: Site, statistic: Statistic
+) -> dict[str, _Meter]:
+    _check_choice("normalize", normalize, NORMALIZE)
+    _check_choice("site", site, SITES)
+    _check_choice("statistic", statistic, STATISTICS)
+    refuse_test(batches, "scoring")
     meters: dict[str, _Meter] = {}
     device, is_empty = device_of(model), True
-    with evaluation_mode(model), torch.no_grad(), _observe(model, meters, site) as flush:
+    with evaluation_mode(model), torch.no_grad(), _observe(model, meters, site, _METERS[statistic]) as flush:
         for batch in batches:
             is_empty = False
             _call(model, to_device(batch, device))
@@ -135,15 +206,17 @@ def _call(model: nn.Module, batch: Inputs) -> None:
 
 
 @contextmanager
-def _observe(model: nn.Module, meters: dict[str, _Meter], site: Site) -> Iterator[Callable[[], None]]:
+def _observe(
+    model: nn.Module, meters: dict[str, _Meter], site: Site, make: type[_Meter]
+) -> Iterator[Callable[[], None]]:
     """Keep every layer and head of `model` hooked inside the block; gives what to call after each forward."""
     handles: list[RemovableHandle] = []
     follower = _Follower(meters) if site == "activation" else None
     try:
-        inside_attention = set(_hook_attention(model, meters, handles))
+        inside_attention = set(_hook_attention(model, meters, handles, make))
         for name, module in model.named_modules():
             if module not in inside_attention and (is_conv(module) or isinstance(module, nn.Linear)):
-                meters[name] = _Meter(weight_norms(module))
+                meters[name] = make(weight_norms(module))
                 handles.append(module.register_forward_hook(_layer_hook(meters[name], name, follower)))
         if follower is None:
             yield lambda: None
@@ -159,7 +232,7 @@ def _layer_hook(meter: _Meter, name: str, follower: _Follower | None) -> Callabl
     def hook(module: nn.Module, _args: Any, output: Tensor) -> None:
         axis = unit_axis(module, output)
         if follower is None:
-            meter.add(unit_norms(output, axis), _volume(output))
+            meter.output(output, axis)
         else:
             follower.start(name, output, axis)
 
@@ -200,16 +273,18 @@ def _volume(output: Tensor) -> int:
 # --- attention ------------------------------------------------------------------------------------
 
 
-def _hook_attention(model: nn.Module, meters: dict[str, _Meter], handles: list[RemovableHandle]) -> Iterator[nn.Module]:
+def _hook_attention(
+    model: nn.Module, meters: dict[str, _Meter], handles: list[RemovableHandle], make: type[_Meter]
+) -> Iterator[nn.Module]:
     """Hook every attention module and yield the layers inside it that are scored as heads."""
     fused = fused_attention(model)
     for name, module in model.named_modules():
         if isinstance(module, (nn.MultiheadAttention, SplitAttention)):
-            meters[name] = _Meter(head_weight_norms(module))
+            meters[name] = make(head_weight_norms(module))
             handles += _hook_probabilities(module, meters, name)
             yield from (m for n, m in module.named_children() if n in ("q", "k", "v", "out_proj"))
         elif name in fused:
-            meters[name] = _Meter(head_weight_norms(module))
+            meters[name] = make(head_weight_norms(module))
             handles.append(module.qkv.register_forward_hook(_fused_hook(module, meters[name])))
             yield module.qkv
 
@@ -228,7 +303,7 @@ def _hook_probabilities(module: nn.Module, meters: dict[str, _Meter], name: str)
     def after(_module: nn.Module, _args: Any, output: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor | None]:
         result, weights = output
         heads = weights if weights.dim() == 4 else weights.unsqueeze(0)
-        meters[name].add(_head_norms(heads), heads.shape[1])
+        meters[name].heads(heads)
         if isinstance(module, nn.MultiheadAttention):
             _add_projection(module, meters, name, result)
         need, average = asked.pop()
@@ -257,11 +332,12 @@ _ATTENTION_ARGUMENTS = (
 def _add_projection(module: nn.MultiheadAttention, meters: dict[str, _Meter], name: str, result: Tensor) -> None:
     # out_proj is used through its weight, so that a hook on it would never fire.
     key = f"{name}.out_proj"
-    meter = meters.setdefault(key, _Meter(weight_norms(module.out_proj)))
+    if key not in meters:
+        meters[key] = type(meters[name])(weight_norms(module.out_proj))
     if result.dim() == 3 and not module.batch_first:
         result = result.transpose(0, 1)
     batched = result if result.dim() == 3 else result.unsqueeze(0)
-    meter.add(unit_norms(batched, -1), _volume(batched))
+    meters[key].output(batched, -1)
 
 
 def _fused_hook(block: Any, meter: _Meter) -> Callable[[nn.Module, Any, Tensor], None]:
@@ -272,7 +348,7 @@ def _fused_hook(block: Any, meter: _Meter) -> Callable[[nn.Module, Any, Tensor],
         scale = getattr(block, "scale", q.shape[-1] ** -0.5)
         logits = (q * scale).transpose(-3, -2) @ k.transpose(-3, -2).transpose(-2, -1)
         heads = logits.softmax(dim=-1)
-        meter.add(_head_norms(heads.flatten(0, -4)), heads.shape[-3])
+        meter.heads(heads.flatten(0, -4))
 
     return hook
 
@@ -343,7 +419,7 @@ class _Follower(TorchFunctionMode):
     def _measure(self, key: int) -> None:
         name, value, axis = self._open.pop(key)
         with torch._C.DisableTorchFunction():
-            self._meters[name].add(unit_norms(value, axis), _volume(value))
+            self._meters[name].output(value, axis)
 
 
 # Asked inside modules before the data are used; like attributes (``__get__``) they read no values.

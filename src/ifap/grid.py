@@ -8,11 +8,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from ifap.claims.targets import published_reduction
 from ifap.config import (
+    LIMITS,
+    MaskOptions,
     ModelOptions,
     Params,
     PruneOptions,
@@ -24,10 +27,13 @@ from ifap.config import (
     TargetOptions,
     TrainingOptions,
     Variant,
+    mask_options,
     refine,
+    refine_method,
     validated,
 )
 from ifap.datasets.sources import why_absent
+from ifap.fairness import after_pruning, masked_run, starts_untrained
 from ifap.paths import SPLITS, Cell, manifest_file, split_file
 
 TABLE_FORMATS = ("md", "html", "tex", "csv")
@@ -59,15 +65,44 @@ class Grid:
         return list(dict.fromkeys(cell.baseline for cell in self.pruned()))
 
     def pruned(self) -> list[Cell]:
-        """Return the pruned networks."""
+        """Return the pruned networks: each method, then the further targets that the scale asks of it."""
+        return list(self._pruned)
+
+    @cached_property
+    def _pruned(self) -> list[Cell]:
         return [
             Cell(task, dataset, model, method, seed)
             for task, grid in self.options.grid.items()
             for dataset in grid.datasets
             for model in grid.models
-            for method in grid.methods
+            for first in grid.methods
+            for method in self._at_targets(Cell(task, dataset, model, first, self.options.seeds[0]))
             for seed in self.options.seeds
         ]
+
+    def _at_targets(self, cell: Cell) -> list[str]:
+        """Return a method and its points at further targets; what has the method's own target is the method."""
+        points = [cell._replace(method=name) for name in self.options.points[cell.method]]
+        own = self.pruning(cell).target if points else None
+        return [cell.method, *(point.method for point in points if self.pruning(point).target != own)]
+
+    def methods(self) -> list[str]:
+        """Return the methods of the cells, further targets included, in order."""
+        return list(dict.fromkeys(cell.method for cell in self.pruned()))
+
+    def lines(self) -> dict[str, str]:
+        """Return for every method of the cells which trade-off curve it is a point of.
+
+        Further targets of a method belong to it, and so does a variant in which nothing but the target
+        differs; any other variant is a method of its own.
+        """
+        of_point = {name: first for first, points in self.options.points.items() for name in points}
+        return {method: of_point.get(method) or self._line(method) for method in self.methods()}
+
+    def _line(self, method: str) -> str:
+        variant = self.options.variants.get(method)
+        only_target = variant is not None and set(variant.prune) == {"target"} and not variant.recovery
+        return variant.method if variant is not None and only_target else method
 
     def cells(self) -> list[Cell]:
         """Return every cell: baselines first."""
@@ -101,8 +136,29 @@ class Grid:
 
     def training(self, cell: Cell) -> TrainingOptions:
         """Return the recipe of the cell's baseline training, or of its fine-tuning."""
-        step = "baseline" if cell.is_baseline else "finetune"
-        return self._refined(step, cell, TrainingOptions)
+        if cell.is_baseline:
+            recipe: TrainingOptions = self._refined("baseline", cell, TrainingOptions)
+            return recipe
+        untrained = starts_untrained(mask_options(self.variant(cell).method))
+        return after_pruning(self._refined("finetune", cell, TrainingOptions), untrained=untrained)
+
+    def masked_training(self, cell: Cell) -> TrainingOptions:
+        """Return the recipe by which the method of a cell trains with masks."""
+        method = mask_options(self.variant(cell).method)
+        assert method is not None, f"{cell} does not train with masks"
+        baseline, finetune = (
+            self._refined("baseline", cell, TrainingOptions),
+            self._refined("finetune", cell, TrainingOptions),
+        )
+        return masked_run(method, baseline, self.pruning(cell), self.recovery(cell), finetune)
+
+    def mask_options(self, cell: Cell) -> MaskOptions | None:
+        """Return the own options of a method that trains with masks; None for one that scores units."""
+        variant = self.variant(cell)
+        options = refine_method(
+            self.options.methods, variant.method, variant.options, f"scales.{self.scale}.variants.{cell.method}"
+        )
+        return options if isinstance(options, MaskOptions) else None
 
     def model(self, cell: Cell) -> ModelOptions:
         """Return what the cell's network is given and starts from."""
@@ -110,7 +166,7 @@ class Grid:
 
     def variant(self, cell: Cell) -> Variant:
         """Return the method of a cell and what it changes; a registered method changes nothing."""
-        return self.options.variants.get(cell.method, Variant(method=cell.method))
+        return self.options.every_variant.get(cell.method, Variant(method=cell.method))
 
     def pruning(self, cell: Cell) -> PruneOptions:
         """Return the options of the cell's pruning loop; a published target is replaced by its value."""
@@ -167,8 +223,7 @@ class Grid:
             chain["prune"] = {
                 "version": versions["prune"],
                 "method": self.variant(cell).method,
-                **self.pruning(cell).model_dump(),
-                "recovery": self.recovery(cell).model_dump(),
+                **self._pruning_config(cell),
             }
             if step == "prune":
                 return chain
@@ -177,3 +232,12 @@ class Grid:
                 return chain
         chain["evaluate"] = {"version": versions["evaluate"], **self.options.evaluate.model_dump()}
         return chain
+
+    def _pruning_config(self, cell: Cell) -> dict[str, Any]:
+        options, own = self.pruning(cell).model_dump(), self.mask_options(cell)
+        if own is None:
+            return {**options, "recovery": self.recovery(cell).model_dump()}
+        # Nothing of the pruning loop but the target and what the flow before pruning is measured with.
+        keys = ("target", "normalize", "site", "calibration_samples", "batch_size")
+        used = {key: options[key] for key in (*keys, *(LIMITS if own.structure == "channels" else ()))}
+        return {**used, "options": own.model_dump(), "training": self.masked_training(cell).model_dump()}

@@ -93,7 +93,11 @@ def unit_axis(module: nn.Module, output: Tensor) -> int:
 
 def unit_weights(module: nn.Module) -> Tensor:
     """Return the weights that produce each output unit, one row a unit: shape (units, weights)."""
-    weight: Tensor = module.get_parameter("weight").detach()
+    return unit_rows(module, module.get_parameter("weight").detach())
+
+
+def unit_rows(module: nn.Module, weight: Tensor) -> Tensor:
+    """Return a tensor of the shape of a layer's weight, such as its gradient, with one row a unit."""
     if isinstance(module, _ConvTransposeNd):
         # (in, out / groups, ...) -> (out, in / groups * ...)
         grouped = weight.unflatten(0, (module.groups, -1)).transpose(1, 2)

@@ -126,6 +126,11 @@ def trace_csv(scale: str) -> Path:
     return scale_dir(scale) / "trace.csv"
 
 
+def comparison_csv(scale: str) -> Path:
+    """One row a method, network, data set and target, with its difference to the reference."""
+    return scale_dir(scale) / "comparison.csv"
+
+
 def missing_csv(scale: str) -> Path:
     """One row a cell that has no record, and why."""
     return scale_dir(scale) / "missing.csv"

@@ -14,11 +14,12 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
@@ -43,6 +44,8 @@ FORMAT = 1
 _MAX_PLAN_BYTES = 64 * 2**20
 _MAX_INPUT_ELEMENTS = 2**26
 _FINGERPRINT_VALUES = 64
+_MASK = "mask:"
+"""Before the name of a mask in the weights file; no module of torch has a colon in its name."""
 _DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (
     torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.bool,
 )}  # fmt: skip
@@ -93,6 +96,13 @@ class Costs(_Part):
     params_after: Count
 
 
+class LayerMask(_Part):
+    """How many weights of a layer are kept, and how many there are."""
+
+    kept: Count
+    size: Count
+
+
 class Plan(_Part):
     """Which units of which layer were kept, in order, and what it takes to rebuild the network.
 
@@ -115,6 +125,8 @@ class Plan(_Part):
         Tensors that are another tensor under a second name.
     fingerprint : list of float
         Outputs on an input that follows from `example_inputs`.
+    sparsity : dict of str to LayerMask
+        Weights that are masked: their masks are in the weights file, as packed bits.
     weights_sha256 : str
         Checksum of the weights file.
     versions : dict of str to str
@@ -130,6 +142,7 @@ class Plan(_Part):
     costs: Costs
     shared: dict[str, str] = {}
     fingerprint: list[float] = []
+    sparsity: dict[str, LayerMask] = {}
     weights_sha256: str = ""
     versions: dict[str, str] = {}
 
@@ -173,6 +186,7 @@ def load(folder: str | Path, builder: Callable[[], nn.Module]) -> nn.Module:
     folder = Path(folder)
     plan = read_plan(folder)
     weights = _read_weights(folder / WEIGHTS_FILE, plan)
+    _take_masks(weights, plan, folder)
     model = builder()
     if not isinstance(model, nn.Module):
         raise PlanError(f"{folder}: the builder returned {type(model).__name__}, not a network")
@@ -213,6 +227,29 @@ def read_plan(folder: str | Path) -> Plan:
         if isinstance(error, PlanError):
             raise
         raise PlanError(f"{path}: not valid JSON ({_one_line(error)})") from None
+
+
+def read_masks(folder: str | Path) -> dict[str, Tensor]:
+    """Read the masks of a network whose single weights were masked; empty for any other.
+
+    Parameters
+    ----------
+    folder : str or Path
+        The folder with the two files.
+
+    Returns
+    -------
+    dict of str to Tensor
+        Weight to a boolean tensor of its shape; True is kept.
+
+    Raises
+    ------
+    PlanError
+        If a file is missing, damaged or hostile, or a masked weight is not zero.
+    """
+    folder = Path(folder)
+    plan = read_plan(folder)
+    return _take_masks(_read_weights(folder / WEIGHTS_FILE, plan), plan, folder) if plan.sparsity else {}
 
 
 def make_inputs(spec: InputSpec | InputList | InputDict, seed: int = 0) -> Inputs:
@@ -259,7 +296,7 @@ def pruned_plan(
     return _plan(model, example_inputs, before, after, kept=kept, split=split, builder=Builder())
 
 
-def write_network(model: nn.Module, plan: Plan, folder: str | Path) -> None:
+def write_network(model: nn.Module, plan: Plan, folder: str | Path, masks: Mapping[str, Tensor] | None = None) -> None:
     """Write a network and its plan, with a fresh fingerprint, checksum and costs.
 
     Parameters
@@ -270,18 +307,26 @@ def write_network(model: nn.Module, plan: Plan, folder: str | Path) -> None:
         From `ifap.prune`, `unpruned_plan` or `read_plan`.
     folder : str or Path
         Where to.
+    masks : mapping of str to Tensor, optional
+        Boolean masks of single weights, by name; False entries of the weights must be zero.
     """
     state, shared = _state(model)
-    content = save_safetensors(state)
+    masks = masks or {}
+    sparsity = {name: LayerMask(kept=int(mask.sum()), size=mask.numel()) for name, mask in masks.items()}
+    _check_masked(state, masks)
+    content = save_safetensors({**state, **{_MASK + name: _packed(mask) for name, mask in masks.items()}})
     plan = plan.model_copy(
         update={
             "fingerprint": _finite(_fingerprint(model, plan.example_inputs)),
             "weights_sha256": hashlib.sha256(content).hexdigest(),
             "shared": shared,
+            "sparsity": sparsity,
             "versions": _versions(),
         }
     )
-    _replace_files(Path(folder), {WEIGHTS_FILE: content, PLAN_FILE: (plan.model_dump_json(indent=1) + "\n").encode()})
+    # A plan without masks stays the text that it was before there were any.
+    text = plan.model_dump_json(indent=1, exclude=None if sparsity else {"sparsity"})
+    _replace_files(Path(folder), {WEIGHTS_FILE: content, PLAN_FILE: (text + "\n").encode()})
 
 
 # --- writing --------------------------------------------------------------------------------------
@@ -477,6 +522,40 @@ def _check_widths(model: nn.Module, plan: Plan, original: dict[tuple[str, str], 
             raise PlanError(f"'{name}' {side}: {present[name, side]} units stored, {expected} in the plan")
     if _heads(model) != plan.heads:
         raise PlanError("the numbers of attention heads differ from those in the plan")
+
+
+# --- masks ----------------------------------------------------------------------------------------
+
+
+def _packed(mask: Tensor) -> Tensor:
+    return torch.from_numpy(np.packbits(mask.cpu().numpy().reshape(-1)))
+
+
+def _take_masks(weights: dict[str, Tensor], plan: Plan, folder: Path) -> dict[str, Tensor]:
+    """Take the masks that the plan lists out of the stored tensors, and check them against the weights."""
+    masks: dict[str, Tensor] = {}
+    for name, layer in plan.sparsity.items():
+        weight, packed = weights.get(name), weights.pop(_MASK + name, None)
+        if weight is None or packed is None:
+            raise PlanError(f"{folder}: sparsity: '{name}' has no stored {'weight' if weight is None else 'mask'}")
+        if packed.dtype != torch.uint8 or packed.numel() != -(-weight.numel() // 8) or layer.size != weight.numel():
+            raise PlanError(f"{folder}: sparsity: the mask of '{name}' does not fit its {weight.numel()} weights")
+        bits = np.unpackbits(packed.numpy(), count=weight.numel())
+        masks[name] = torch.from_numpy(bits).bool().view(weight.shape)
+        if int(masks[name].sum()) != layer.kept:
+            raise PlanError(f"{folder}: sparsity: the mask of '{name}' does not keep {layer.kept} weights")
+    try:
+        _check_masked(weights, masks)
+    except PlanError as error:
+        raise PlanError(f"{folder}: {error}") from None
+    return masks
+
+
+def _check_masked(weights: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> None:
+    for name, mask in masks.items():
+        wrong = int((weights[name] != 0).logical_and(~mask.cpu()).sum())
+        if wrong:
+            raise PlanError(f"{wrong} masked weights of '{name}' are not zero")
 
 
 # --- fingerprint ----------------------------------------------------------------------------------

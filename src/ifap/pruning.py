@@ -15,12 +15,13 @@ from torch import nn
 
 from ifap.attention import split_attention
 from ifap.costs import Cost, count_params, macs_by_module, probe
-from ifap.errors import ConfigError, GraphError, TargetError, nearest
+from ifap.errors import ConfigError, GraphError, PlanError, TargetError, nearest
 from ifap.files import atomic_write_text
 from ifap.flow import Normalize, Site
-from ifap.graph import Graph, trace
+from ifap.graph import Graph, Indices, trace
 from ifap.layers import is_producer
-from ifap.methods import METHODS, Method
+from ifap.methods import METHODS, AnyMethod
+from ifap.methods.base import Loss, score
 from ifap.plan import Plan, load, pruned_plan, read_plan, write_network
 from ifap.ranking import AGGREGATES, Aggregate, Budget, Ranking, floors, unit_scores
 from ifap.schedule import rate, solve_rho_0
@@ -29,6 +30,7 @@ from ifap.tracing import Inputs, private_copy
 
 Recover = Callable[[nn.Module, nn.Module, int], object]
 Validate = Callable[[nn.Module], float]
+Pace = Literal["units", "macs"]
 OnStep = Callable[[nn.Module, "Receipt"], None]
 
 _LOG = logging.getLogger(__name__)
@@ -150,7 +152,8 @@ class Pruned:
 
 @dataclass(frozen=True)
 class _Options:
-    target: Target
+    target: Target | None
+    like: Plan | None
     steps: int
     alpha: float
     normalize: Normalize
@@ -163,6 +166,7 @@ class _Options:
     max_drop: float | None
     seed: int
     teacher: Literal["original", "previous"]
+    pace: Pace
 
 
 def prune(
@@ -170,14 +174,17 @@ def prune(
     example_inputs: Inputs,
     batches: Iterable[Inputs],
     *,
-    target: Target,
+    target: Target | None = None,
+    like: Plan | None = None,
     steps: int = 30,
     recover: Recover | None = None,
     validate: Validate | None = None,
     max_drop: float | None = None,
     ignore: Iterable[str | nn.Module] = (),
     round_to: int | None = None,
-    method: str | Method = "ifap",
+    method: str | AnyMethod = "ifap",
+    labelled: Iterable[tuple[Inputs, Any]] | None = None,
+    loss: Loss | None = None,
     seed: int = 0,
     alpha: float = 1.5,
     normalize: Normalize = "layer",
@@ -187,6 +194,7 @@ def prune(
     max_layer_ratio: float = 0.95,
     spatial_only: bool = False,
     teacher: Literal["original", "previous"] = "original",
+    pace: Pace = "units",
     on_step: OnStep | None = None,
     resume: str | Path | None = None,
 ) -> Pruned:
@@ -202,6 +210,11 @@ def prune(
         Calibration inputs without labels; iterated once an iteration. A few hundred samples do.
     target : Target
         Wanted reduction. It is met to within one unit from above.
+    like : Plan, optional
+        Instead of a target: the plan of a pruned network of the same architecture, whose widths this
+        one ends with exactly; the method chooses within each width only. Limits such as `min_units`
+        and `round_to` are then those of that plan. This is the control that tells the choice of
+        units from the choice of widths.
     steps : int
         Number of iterations T.
     recover : callable, optional
@@ -217,8 +230,12 @@ def prune(
     round_to : int, optional
         Keep widths that change a multiple of this (8 suits most hardware).
     method : str or callable
-        A name from the registry (``ifap``, ``magnitude``, ``random``) or a function like
+        A name from the registry (``ifap``, ``magnitude``, ``random``, ...) or a function like
         `ifap.methods.base.Method`.
+    labelled : iterable of (inputs, targets), optional
+        For methods that need labels (``taylor``); iterated once an iteration. Never the test split.
+    loss : callable, optional
+        ``loss(outputs, targets)`` returns a scalar; for methods that need gradients.
     seed : int
         Seed of methods that draw numbers.
     alpha : float
@@ -237,6 +254,9 @@ def prune(
         linear layers and norms follow where they are coupled to one.
     teacher : {'original', 'previous'}
         What `recover` is given: the network before all pruning, or before this iteration.
+    pace : {'units', 'macs'}
+        What rho_k is a share of: the units that are left (the paper's), or their multiply-accumulates.
+        Where cheap units go first, counting units leaves a large step in cost for the last iteration.
     on_step : callable, optional
         ``on_step(model, receipt)`` is called with the start and after each accepted iteration.
     resume : str or Path, optional
@@ -252,6 +272,8 @@ def prune(
     ------
     TargetError
         If the target cannot be reached; the message says how far it goes and what limits it.
+    PlanError
+        If `like` is the plan of another network.
     GraphError
         If nothing in the network can be pruned, or it does not run after a cut.
     ScoreError, SplitError
@@ -263,9 +285,11 @@ def prune(
     >>> ifap.save(pruned, "small/")
     """
     refuse_test(batches, "scoring")
+    refuse_test(labelled, "scoring")
     refuse_test(validate, "stopping")
     options = _Options(
         target=target,
+        like=like,
         steps=steps,
         alpha=alpha,
         normalize=normalize,
@@ -278,6 +302,7 @@ def prune(
         max_drop=max_drop,
         seed=seed,
         teacher=teacher,
+        pace=pace,
     )
     _check(options, validate)
     scorer = METHODS.get(method) if isinstance(method, str) else method
@@ -287,6 +312,7 @@ def prune(
         batches,
         options,
         scorer,
+        {"labelled": labelled, "loss": loss},
         recover,
         validate,
         on_step,
@@ -297,6 +323,8 @@ def prune(
 
 
 def _check(options: _Options, validate: Validate | None) -> None:
+    if (options.target is None) == (options.like is None):
+        raise TargetError("give exactly one of target and like")
     if options.steps < 1:
         raise TargetError(f"steps must be at least 1, not {options.steps}")
     if options.max_drop is not None and validate is None:
@@ -310,6 +338,7 @@ def _check(options: _Options, validate: Validate | None) -> None:
     for key, value, valid in (
         ("aggregate", options.aggregate, AGGREGATES),
         ("teacher", options.teacher, ("original", "previous")),
+        ("pace", options.pace, ("units", "macs")),
     ):
         if value not in valid:
             raise ConfigError(f"unknown {key} '{value}': {nearest(str(value), valid)}")
@@ -338,14 +367,15 @@ class _Run:
         example_inputs: Inputs,
         batches: Iterable[Inputs],
         options: _Options,
-        scorer: Method,
+        scorer: AnyMethod,
+        labels: dict[str, Any],
         recover: Recover | None,
         validate: Validate | None,
         on_step: OnStep | None,
         ignore: Sequence[str | nn.Module],
     ) -> None:
         self._original, self._inputs, self._batches = model, example_inputs, batches
-        self._options, self._scorer = options, scorer
+        self._options, self._scorer, self._labels = options, scorer, labels
         self._recover, self._validate, self._on_step = recover, validate, on_step
         clock = _Clock()
         self.model = private_copy(model)
@@ -363,7 +393,15 @@ class _Run:
         self._teacher = private_copy(model).eval().requires_grad_(False) if recover is not None else None
         self._start_seconds = clock.seconds
         self.receipts: list[Receipt] = []
-        self._goal = getattr(self.before, options.target.kind) * (1.0 - options.target.share)
+        self._wanted: Indices | None = None  # units of each group at the end, if a plan says so
+        if options.target is not None:
+            self._target = options.target
+            self._goal = getattr(self.before, self._target.kind) * (1.0 - self._target.share)
+        elif options.like is not None:
+            end = _follow(self._graph, options.like)
+            self._wanted = end.units_per_group()
+            self._goal = Budget(self._graph, self.model, self._macs).predict(end.widths().astype(float)).macs
+            self._target = Target(macs=1.0 - self._goal / self.before.macs)
 
     # the loop
 
@@ -389,8 +427,12 @@ class _Run:
         return pruned_plan(self.model, self._graph, self._split, self._inputs, self.before, self.after)
 
     def _is_done(self) -> bool:
-        reached = getattr(self.after, self._options.target.kind) <= self._goal
-        return reached or not self.receipts[-1].accepted or len(self.receipts) > self._options.steps
+        return self._is_reached() or not self.receipts[-1].accepted or len(self.receipts) > self._options.steps
+
+    def _is_reached(self) -> bool:
+        if self._wanted is not None:
+            return bool((self._graph.units_per_group() == self._wanted).all())
+        return bool(getattr(self.after, self._target.kind) <= self._goal)
 
     def _begin(self) -> None:
         metric = self._validate(self.model) if self._validate is not None else None
@@ -426,7 +468,7 @@ class _Run:
         )
         if self._fell_too_far(metric):
             assert previous is not None
-            _LOG.info("iteration %d is rolled back: %s fell to %s", step, self._options.target.kind, metric)
+            _LOG.info("iteration %d is rolled back: %s fell to %s", step, self._target.kind, metric)
             self.model, self._graph, self._macs, self.after = previous, graph, macs, after
             return replace(receipt, accepted=False)
         return receipt
@@ -457,31 +499,47 @@ class _Run:
 
     def _rank(self, step: int) -> Ranking:
         options = self._options
-        scores = self._scorer(
-            self.model, self._batches, normalize=options.normalize, site=options.site, seed=options.seed * 1000 + step
+        scores = score(
+            self._scorer,
+            self.model,
+            self._batches,
+            normalize=options.normalize,
+            site=options.site,
+            seed=options.seed * 1000 + step,
+            graph=self._graph,
+            macs=self._macs,
+            **self._labels,
         )
-        limits = floors(self._graph, self._original_sizes, options.min_units, options.max_layer_ratio)
         budget = Budget(self._graph, self.model, self._macs)
         values = unit_scores(self._graph, self.model, scores, options.aggregate)
-        return Ranking(self._graph, values, limits, budget, options.round_to)
+        round_to = options.round_to if self._wanted is None else None
+        return Ranking(self._graph, values, self._floors(), budget, round_to)
+
+    def _floors(self) -> Indices:
+        if self._wanted is not None:
+            return self._wanted
+        return floors(self._graph, self._original_sizes, self._options.min_units, self._options.max_layer_ratio)
 
     def _ask(self, ranking: Ranking, step: int) -> tuple[int, float]:
         """Return how many units this iteration asks for, and its rho."""
-        options = self._options
-        total = ranking.smallest_count(options.target.kind, self._goal)
+        options, every = self._options, ranking.num_candidates
+        total = every if self._wanted is not None else ranking.smallest_count(self._target.kind, self._goal)
         if total is None:
             raise TargetError(self._unreachable(ranking))
         units = self._graph.num_units
-        rho_0 = solve_rho_0(1.0 - total / units, step, options.steps, options.alpha)
-        rho = rate(step, options.steps, rho_0, options.alpha)
+        by_macs = options.pace == "macs"
+        whole = 1.0 - ranking.cost(total).macs / self.after.macs if by_macs else total / units
         if step == options.steps:
-            return total, total / units
-        return ranking.at_least_one(min(total, max(1, round(rho * units)))), rho
+            return total, whole
+        rho = rate(step, options.steps, solve_rho_0(1.0 - whole, step, options.steps, options.alpha), options.alpha)
+        goal = (1.0 - rho) * self.after.macs
+        count = (ranking.smallest_count("macs", goal) or 0) if by_macs else round(rho * units)
+        return ranking.at_least_one(min(total, max(1, count))), rho
 
     def _cut(self, ranking: Ranking, count: int, rho: float, step: int) -> Receipt:
         lost, asked = ranking.removed_per_group(count), ranking.cost(count)
-        if step == self._options.steps:
-            lost = ranking.spare(lost, self._options.target.kind, self._goal)
+        if step == self._options.steps and self._wanted is None:
+            lost = ranking.spare(lost, self._target.kind, self._goal)
         removed = ranking.units(lost)
         if len(removed) == 0:
             raise TargetError(f"iteration {step} makes no progress: {self._limits(ranking)}")
@@ -523,7 +581,7 @@ class _Run:
     def _top_up(self, step: int, clock: _Clock, receipt: Receipt) -> Receipt:
         """Cut a little more where products outside any layer made the prediction too low."""
         for _ in range(_MAX_TOP_UPS):
-            if getattr(self.after, self._options.target.kind) <= self._goal:
+            if self._is_reached():
                 return receipt
             more = self._shrink(step, clock)
             receipt = replace(
@@ -533,7 +591,7 @@ class _Run:
                 rho=receipt.rho + more.rho,
                 score_low=min(receipt.score_low, more.score_low),  # type: ignore[type-var]
             )
-        target = self._options.target
+        target = self._target
         raise TargetError(f"target {target.kind}={target.share:g} was missed after {_MAX_TOP_UPS} corrections")
 
     # words
@@ -547,12 +605,12 @@ class _Run:
         }
 
     def _at_floor(self) -> list[str]:
-        limits = floors(self._graph, self._original_sizes, self._options.min_units, self._options.max_layer_ratio)
+        limits = self._floors()
         sizes = self._graph.units_per_group()
         return [group.name for group in self._graph.groups if sizes[group.index] <= limits[group.index]]
 
     def _unreachable(self, ranking: Ranking) -> str:
-        target = self._options.target
+        target = self._target
         least = getattr(ranking.cost(ranking.num_candidates), target.kind)
         reach = 1.0 - least / getattr(self.before, target.kind)
         return f"target {target.kind}={target.share:g} cannot be reached: at most {reach:.3f}; {self._limits(ranking)}"
@@ -623,6 +681,19 @@ def _replay(graph: Graph, plan: Plan) -> Graph:
             lost = np.setdiff1d(np.arange(len(units)), np.array(left))
             alive[units[lost]] = False
     return graph.without(np.flatnonzero(~alive))
+
+
+def _follow(graph: Graph, plan: Plan) -> Graph:
+    """Return what `_replay` does, after checking that the plan describes this network."""
+    for name, by_side in plan.kept.items():
+        for side, left in by_side.items():
+            slot = graph.slot(name, side)
+            if slot is None or left[-1] >= len(graph.unit_of[slot]):
+                raise PlanError(f"like: '{name}' {side} of the plan does not exist: it belongs to another network")
+            if (np.delete(graph.unit_of[slot], left) < 0).any():
+                reason = graph.pinned.get(name, "it cannot be pruned")
+                raise PlanError(f"like: the plan cuts '{name}', which stays here: {reason}")
+    return _replay(graph, plan)
 
 
 def _restore_modes(original: nn.Module, model: nn.Module) -> None:

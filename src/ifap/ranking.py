@@ -117,6 +117,14 @@ class Budget:
         )
 
 
+def unit_macs(graph: Graph, budget: Budget) -> Floats:
+    """Return the MACs that the network loses with one unit, alone, of the group of each: shape (units,)."""
+    widths = graph.widths().astype(float)
+    whole = budget.predict(widths).macs
+    by_group = [whole - budget.predict(widths - positions).macs for positions in graph.positions_per_unit()]
+    return np.array(by_group, dtype=float)[graph.group_of]
+
+
 @dataclass(frozen=True)
 class _CostRow:
     first: int | None

@@ -82,24 +82,46 @@ class Split:
     def calibration(self, samples: int, batch_size: int, seed: int) -> CalibrationBatches:
         """Return batches of inputs for scoring, drawn without replacement by `seed`."""
         refuse_test(self, "scoring")
-        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
-        return CalibrationBatches(self.inputs[order[:samples]], batch_size, self.role)
+        rows = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))[:samples]
+        return CalibrationBatches(self.inputs[rows], batch_size, self.role, self.targets[rows])
 
 
 class CalibrationBatches:
     """Batches of network inputs, without targets, that remember the role of their split."""
 
-    def __init__(self, inputs: Tensor, batch_size: int, role: Role) -> None:
+    def __init__(self, inputs: Tensor, batch_size: int, role: Role, targets: Tensor | None = None) -> None:
         if len(inputs) == 0:
             raise ScoreError("calibration data are empty: give at least one sample")
         self._chunks = inputs.split(batch_size)
+        self._targets = None if targets is None else targets.split(batch_size)
         self.role = role
+
+    @property
+    def labelled(self) -> LabelledBatches:
+        """The same batches, each with its targets."""
+        if self._targets is None:
+            raise ScoreError("these calibration batches were made without targets")
+        return LabelledBatches(list(zip(self._chunks, self._targets, strict=True)), self.role)
 
     def __iter__(self) -> Iterator[Tensor]:
         return iter(self._chunks)
 
     def __len__(self) -> int:
         return len(self._chunks)
+
+
+class LabelledBatches:
+    """Batches of (inputs, targets) that remember the role of their split."""
+
+    def __init__(self, pairs: list[tuple[Tensor, Tensor]], role: Role) -> None:
+        self._pairs = pairs
+        self.role = role
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return iter(self._pairs)
+
+    def __len__(self) -> int:
+        return len(self._pairs)
 
 
 def refuse_test(data: object, purpose: str) -> None:

@@ -134,6 +134,7 @@ def fit(
     extra_loss: ExtraLoss | None = None,
     controller: Controller | None = None,
     on_epoch: OnEpoch | None = None,
+    done: int = 0,
 ) -> list[EpochRow]:
     """Train `model` in place and return its history.
 
@@ -166,11 +167,14 @@ def fit(
         Acts around every step, such as a sparse-training method; its state is part of the resume state.
     on_epoch : callable, optional
         ``on_epoch(row, speed)`` is called after every epoch, such as an `ifap.monitor.TensorBoard`.
+    done : int, optional
+        Epochs of the recipe that the network has behind it: training begins after them, with their
+        place in the schedule and in the order of the data, and with a new optimiser.
 
     Returns
     -------
     list of EpochRow
-        All epochs, those of earlier sessions included.
+        All epochs of this training, those of earlier sessions included.
 
     Raises
     ------
@@ -195,12 +199,12 @@ def fit(
         steps = recipe.epochs * reader.steps
         controller.start(model, run.optimizer, steps=steps, steps_per_epoch=reader.steps)
     run.resume()
-    if recipe.epochs == 0:
+    if recipe.epochs <= done:
         run.finish()
     bar = StepBar(recipe.epochs, reader.steps, shown=engine.is_main)
     memory = explain_memory(recipe.batch_size, recipe.accumulate * engine.processes)
     with evaluation_mode(model), memory, engine.ready(run.optimizer), bar:
-        for epoch in range(len(run.rows) + 1, recipe.epochs + 1):
+        for epoch in range(done + len(run.rows) + 1, recipe.epochs + 1):
             start = time.monotonic()
             # Processes see different samples, so they must drop out different units as well.
             own = (seed, epoch, engine.rank) if engine.rank else (seed, epoch)
@@ -428,14 +432,14 @@ class _Run:
         """Say where the state of the last epoch is."""
         if self._file is None or not self.rows:
             return "no earlier state was kept"
-        return f"the state after epoch {len(self.rows)} is in {self._file.parent}"
+        return f"the state after epoch {self.rows[-1].epoch} is in {self._file.parent}"
 
     def save(self) -> None:
         """Replace the state on disk: network, optimiser, history.
 
         Not after the last epoch: the caller writes the result at once.
         """
-        if self._file is None or len(self.rows) == self.recipe.epochs or not self.engine.is_main:
+        if self._file is None or self.rows[-1].epoch == self.recipe.epochs or not self.engine.is_main:
             return
         stored = {
             "fingerprint": self._fingerprint,
@@ -476,7 +480,7 @@ class _Run:
         self.rows = [EpochRow(**row) for row in stored["rows"]]
         self._resumes = stored["resumes"] + 1
         self._earlier_seconds = stored["seconds"]
-        log.info("resuming after epoch %d of %d", len(self.rows), self.recipe.epochs)
+        log.info("resuming after epoch %d of %d", self.rows[-1].epoch, self.recipe.epochs)
         self.save()
 
     def _restore(self, tensors: dict[str, Tensor]) -> None:

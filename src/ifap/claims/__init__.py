@@ -2,7 +2,7 @@
 
 FIGURES = (
     *("parameters", "macs", "top1", "top5"),
-    *("accuracy_macs", "flow_scheme", "layer_widths", "experiments"),
+    *("accuracy_macs", "accuracy_params", "flow_scheme", "layer_widths", "experiments"),
 )
 """Names of the figures of one scale; each is written as SVG and PNG."""
 STRUCTURE_VERSION = 1

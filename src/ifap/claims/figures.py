@@ -1,9 +1,10 @@
 """The figures of one scale, as files that have the same bytes on every run.
 
 The four dynamics plots follow one network (the one of Table IV) over its pruning iterations, the
-paper's method beside the controls, and the published trace in grey as a share of its own start. All
-curves are measured on the validation split. The flow evaluation scheme and the layer widths read the
-records of the cells; a figure whose records are missing says so in its place.
+paper's method beside the controls, and the published trace in grey as a share of its own start; their
+curves are measured on the validation split. The trade-off plots show final networks on the test split,
+every method at every target beside the unpruned network. The flow evaluation scheme and the layer
+widths read the records of the cells; a figure whose records are missing says so in its place.
 """
 
 from __future__ import annotations
@@ -33,11 +34,14 @@ from ifap.paths import Cell
 
 PIXELS_PER_INCH = 160
 COLUMNS = 3  # panels side by side
+MOST_PANELS = 24  # of a trade-off plot: more could not be read, and make the page too large
+PANEL = ["task", "dataset", "model"]
 VECTOR_UNITS = 4000  # more units than this are drawn as an image inside the SVG
 GREY = "#8a8a8a"
 # Okabe and Ito's colours, told apart with any colour vision; markers tell the methods apart in grey.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+# Where there are more methods than those seven, Tol's darker ones follow.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#882255", "#999933", "#6F4C9B")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p", "<", "h")
 DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.5)), "-.")
 STYLE: dict[Any, Any] = {
     "svg.hashsalt": "ifap",
@@ -125,6 +129,8 @@ def draw(name: str, grid: Grid, runs: pd.DataFrame, trace: pd.DataFrame, *, root
             return _layer_widths(name, grid, root)
         if name == "experiments":
             return _experiments(name, grid, runs)
+        if name == "accuracy_params" or _has_curves(grid, runs):
+            return _trade_off(name, grid, runs)
         return _accuracy_over_macs(name, grid, runs, trace)
 
 
@@ -206,6 +212,165 @@ def _journey(frame: pd.DataFrame, method: str, quantity: _Quantity, unit: str) -
     suffix = unit or ("" if quantity.is_count else " %")
     ends = f": {values.iloc[0]:.2f}{suffix} to {values.iloc[-1]:.2f}{suffix}" if len(values) else ""
     return label(method) + ends
+
+
+# --- Trade-off of accuracy and cost --------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Axis:
+    """What stands along the cost axis of a trade-off plot: columns of ``runs.csv`` for cut and for masked networks."""
+
+    cut: str
+    masked: str
+    words: str
+
+
+AXES = {
+    "accuracy_macs": _Axis("macs_reduction", "macs_theoretical_reduction", "MACs"),
+    "accuracy_params": _Axis("nonzero_params_reduction", "nonzero_params_reduction", "Non-zero parameters"),
+}
+
+
+def _has_curves(grid: Grid, runs: pd.DataFrame) -> bool:
+    """Whether final networks say more than pruning iterations: at several targets, or with masks that cut nothing."""
+    pruned = _with_lines(grid, runs)
+    points = pruned.groupby([*PANEL, "line"])["method"].nunique()
+    return bool((points > 1).any() or (pruned["structure"] == "weights").any())
+
+
+def _with_lines(grid: Grid, runs: pd.DataFrame) -> pd.DataFrame:
+    """Return the pruned runs, each with the method whose curve it is a point of."""
+    lines = grid.lines()
+    pruned = runs[runs["method"].isin(lines)]
+    return pruned.assign(line=pruned["method"].map(lines))
+
+
+def _trade_off(name: str, grid: Grid, runs: pd.DataFrame) -> Picture:
+    """Draw one curve a method over its targets: mean and standard deviation over seeds of what was reached."""
+    axis = AXES[name]
+    title = f"Top-1 accuracy on the test split against {_lower(axis.words)}"
+    pruned = _with_lines(grid, runs).dropna(subset=[axis.cut, axis.masked])
+    panels = list(dict.fromkeys((cell.task, cell.dataset, cell.model) for cell in grid.pruned()))
+    panels = [panel for panel in panels if len(_of(pruned, panel))]
+    if not panels:
+        return _not_attempted(name, title, "no record of any pruned network beside its unpruned one")
+    if len(panels) > MOST_PANELS:
+        return _not_attempted(name, title, f"{len(panels)} networks are too many for one figure: see Table I")
+    columns = min(COLUMNS, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(3.4 * columns + 1.4, 3.1 * rows + 0.9), layout="constrained")
+    grid_axes: Any = figure.subplots(rows, columns, squeeze=False)
+    for axes in grid_axes.flat[len(panels) :]:
+        axes.set_visible(False)
+    words = []
+    for axes, panel in zip(grid_axes.flat, panels, strict=False):
+        named = panel[2] if len(grid.datasets()) == 1 else f"{panel[2]}, {panel[1]}"
+        words += _panel(axes, grid, _of(pruned, panel), axis, named)
+        _baseline(axes, _of(runs, panel))
+        axes.set_title(named)
+        _label_axes(axes, f"{axis.words} (% of unpruned)", "Top-1, test (%)")
+        # The unpruned network is at the left, so that pruning reads from left to right.
+        axes.invert_xaxis()
+        axes.margins(x=0.06)
+    _joint_legend(figure, grid_axes.flat[: len(panels)])
+    several = ", mean and standard deviation over seeds" if pruned["seed"].nunique() > 1 else ""
+    hollow = "; hollow: weights are masked, so that fewer MACs are theoretical" if _any_masked(pruned, axis) else ""
+    alt = (
+        f"Line charts, one a network. {title}{several}; a curve a method, a point a target, the unpruned network as a "
+        f"dashed line. {' '.join(words)}"
+    )
+    return _picture(name, f"{title}{several}{hollow}", alt, figure)
+
+
+def _panel(axes: Axes, grid: Grid, frame: pd.DataFrame, axis: _Axis, named: str) -> list[str]:
+    """Draw the curves of one network and return them in words."""
+    lines = list(dict.fromkeys(grid.lines().values()))
+    words = []
+    for line in [name for name in lines if name in set(frame["line"])]:
+        own = frame[frame["line"] == line]
+        masked = bool((own["structure"] == "weights").any())
+        points = _points(own, axis.masked if masked else axis.cut)
+        style = _style(lines, line)
+        theoretical = masked and axis.cut != axis.masked
+        several = bool(points["top1_sd"].notna().any())
+        if theoretical:
+            style |= {"markerfacecolor": "white", "label": f"{style['label']} (theoretical {axis.words})"}
+        axes.errorbar(
+            points["left"],
+            points["top1"],
+            yerr=points["top1_sd"] if several else None,
+            xerr=points["left_sd"] if several else None,
+            capsize=2.5,
+            elinewidth=0.9,
+            **style,
+        )
+        ends = ", ".join(f"{row.top1:.2f} % at {row.left:.0f} %" for row in points.itertuples())
+        words.append(f"{named}, {style['label']}: {ends}.")
+    return words
+
+
+def _points(frame: pd.DataFrame, column: str) -> pd.DataFrame:
+    """Return one row a target: what is left and the accuracy, means and deviations over the seeds."""
+    by_target = frame.assign(left=100 + frame[column]).groupby("method", sort=False)
+    points = by_target.agg(
+        left=("left", "mean"), left_sd=("left", "std"), top1=("test_top1", "mean"), top1_sd=("test_top1", "std")
+    )
+    return points.sort_values("left", ascending=False)
+
+
+def _baseline(axes: Axes, frame: pd.DataFrame) -> None:
+    top1 = frame.loc[frame["method"] == "baseline", "test_top1"]
+    if top1.empty:
+        return
+    mean, sd = float(top1.mean()), float(top1.std()) if len(top1) > 1 else 0.0
+    axes.axhline(mean, color="#444444", linestyle=(0, (4, 3)), linewidth=1.2, zorder=1, label="unpruned")
+    if sd:
+        axes.axhspan(mean - sd, mean + sd, color="#444444", alpha=0.1, linewidth=0, zorder=0)
+
+
+def _any_masked(frame: pd.DataFrame, axis: _Axis) -> bool:
+    return axis.cut != axis.masked and bool((frame["structure"] == "weights").any())
+
+
+def _lower(words: str) -> str:
+    return words if words.isupper() or words == "MACs" else words[0].lower() + words[1:]
+
+
+def _style(lines: Sequence[str], line: str) -> dict[str, Any]:
+    """Return the look of one curve; the paper's method is bold and underneath."""
+    index = lines.index(line)
+    bold = line == "ifap"
+    return {
+        "color": COLOURS[index % len(COLOURS)],
+        "marker": MARKERS[(index + index // len(COLOURS)) % len(MARKERS)],
+        "linestyle": DASHES[(index + index // len(COLOURS)) % len(DASHES)],
+        "label": label(line),
+        "linewidth": 2.6 if bold else 1.3,
+        "markersize": 6.5 if bold else 4.8,
+        "zorder": 2 if bold else 3,
+    }
+
+
+def _joint_legend(figure: Figure, panels: Sequence[Axes]) -> None:
+    """Place one legend for all panels, with every curve that any of them has."""
+    entries: dict[str, Any] = {}
+    for axes in panels:
+        for handle, text in zip(*axes.get_legend_handles_labels(), strict=True):
+            entries.setdefault(text, getattr(handle, "lines", [handle])[0])  # an error bar by its line alone
+    last = entries.pop("unpruned", None)
+    if last is not None:
+        entries["unpruned"] = last
+    columns = max(1, min(4 if len(panels) > 1 else 2, len(entries)))
+    figure.legend(
+        list(entries.values()),
+        list(entries),
+        loc="outside lower center",
+        ncols=columns,
+        handlelength=2.6,
+        columnspacing=1.2,
+        fontsize=8.5,
+    )
 
 
 # --- Accuracy against MACs -----------------------------------------------------------------------
@@ -529,12 +694,16 @@ def _accepted(trace: pd.DataFrame) -> pd.DataFrame:
 
 def _ordered(grid: Grid, frame: pd.DataFrame) -> list[str]:
     """Return the methods that have rows, in the order of the grid."""
-    present = set(frame["method"])
+    present = set(frame["method"])  # further targets among them, which these figures leave out
     return [name for name in _methods(grid) if name in present]
 
 
 def _methods(grid: Grid) -> list[str]:
-    return list(dict.fromkeys(cell.method for cell in grid.pruned()))
+    """Return the methods, each once: of those that differ in their target only, the first."""
+    first: dict[str, str] = {}
+    for method, line in grid.lines().items():
+        first.setdefault(line, method)
+    return list(first.values())
 
 
 def _line(grid: Grid, method: str) -> dict[str, Any]:

@@ -5,9 +5,10 @@ The one table that joins published cells with runs; a name stands here before it
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from ifap.datasets.sources import PLACES
+from ifap.errors import ResultsError, nearest
 from ifap.paths import raw_dir
 
 
@@ -97,3 +98,41 @@ METHODS = {
     "RFP": "rfp",
     "RigL": "rigl",
 }
+
+
+class Kind(NamedTuple):
+    """What a method takes away and what it starts from."""
+
+    structure: Literal["channels", "weights"]
+    start: Literal["baseline", "init"]
+
+
+KINDS = {
+    "activation": Kind("channels", "baseline"),
+    "bn_scale": Kind("channels", "baseline"),
+    "granet": Kind("weights", "init"),
+    "ifap": Kind("channels", "baseline"),
+    "ifap_centered": Kind("channels", "baseline"),
+    "ifap_cost": Kind("channels", "baseline"),
+    "ifap_rms": Kind("channels", "baseline"),
+    "lth": Kind("weights", "init"),
+    "magnitude": Kind("channels", "baseline"),
+    "mvp": Kind("weights", "baseline"),
+    "pdp": Kind("weights", "init"),
+    "pdp_channel": Kind("channels", "baseline"),
+    "random": Kind("channels", "baseline"),
+    "rfp": Kind("channels", "baseline"),
+    "rigl": Kind("weights", "init"),
+    "small_dense": Kind("channels", "init"),
+    "taylor": Kind("channels", "baseline"),
+    "uniform": Kind("channels", "baseline"),
+}
+"""The registered methods: channels are cut out, weights are masked; from the trained baseline or the initialisation."""
+
+
+def kind(method: str) -> Kind:
+    """Return what a registered method takes away and starts from."""
+    if method not in KINDS:
+        text = f"method '{method}' has no kind: {nearest(method, KINDS)}; add it to src/ifap/claims/names.py"
+        raise ResultsError(text)
+    return KINDS[method]

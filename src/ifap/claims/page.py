@@ -1,4 +1,4 @@
-"""The report's page of one scale: verdicts first, then tables, figures, audit, costs and environment.
+"""The report's page of one scale: verdicts first, then comparison, tables, figures, audit, costs and environment.
 
 One file: styles, script and figures are in it, so that it opens offline; it links to the records.
 """
@@ -10,7 +10,7 @@ import csv
 import io
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -218,7 +218,9 @@ def render_page(
     return jinja.get_template("index.html.j2").render(
         summary=summarize(grid, runs),
         verdicts=summarize_claims(evidence.claims, grid.scale),
-        tables=tables,
+        tables=[replace(table, detail=None) for table in tables],
+        comparisons=[table.detail for table in tables if table.detail is not None],
+        comparison_file=_to(paths.comparison_csv(grid.scale), grid.scale),
         pictures=pictures,
         formats=TABLE_FORMATS,
         runs=_to(paths.runs_csv(grid.scale), grid.scale),

@@ -22,6 +22,8 @@ import pandas as pd
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from ifap import paths
+from ifap.claims import ledger
+from ifap.claims.names import kind
 from ifap.errors import ResultsError, nearest
 from ifap.grid import Grid
 from ifap.paths import Cell
@@ -31,16 +33,24 @@ CELL_COLUMNS = ("scale", "task", "dataset", "model", "method", "seed")
 RUN_TIMING = ("latency_ms", "wall_seconds", "peak_memory_mb")
 RUN_COLUMNS = (
     *CELL_COLUMNS,
+    "base_method",
+    "structure",
+    "start",
     "target_kind",
     "target",
     "macs_base",
     "macs",
     "macs_nonzero",
     "macs_reduction",
+    "macs_theoretical_reduction",
     "params_base",
     "params",
     "params_nonzero",
     "params_reduction",
+    "nonzero_params_reduction",
+    "sparsity",
+    "training_macs",
+    "training_macs_theoretical",
     "baseline_top1",
     "test_top1",
     "test_top5",
@@ -50,6 +60,8 @@ RUN_COLUMNS = (
     "validation_top1",
     "validation_top5",
     "validation_loss",
+    "validation_before_recovery",
+    "validation_after_recovery",
     "train_size",
     "validation_size",
     "test_size",
@@ -60,8 +72,14 @@ RUN_COLUMNS = (
     *RUN_TIMING,
 )
 TRACE_TIMING = ("seconds_score", "seconds_prune", "seconds_recover")
-TEXT_COLUMNS = frozenset({*CELL_COLUMNS[:-1], "data_checksum", "config_hash", "metrics"})
-OPTIONAL_TEXT = frozenset({"target_kind", "accepted", "refused", "synthetic"})
+TEXT_COLUMNS = frozenset({*CELL_COLUMNS[:-1], "base_method", "data_checksum", "config_hash", "metrics"})
+OPTIONAL_TEXT = frozenset({"accepted", "refused", "synthetic"})
+CHOICES = {
+    "structure": ("channels", "weights", ""),
+    "start": ("baseline", "init", ""),
+    "target_kind": ("macs", "params", ""),
+}
+"""The values of columns that a baseline leaves empty."""
 MISSING_COLUMNS = (*CELL_COLUMNS, "reason")
 NO_RECORD = "no record"
 LISTED = 20  # how many missing or stale cells an error names before it counts the rest
@@ -170,6 +188,8 @@ class Record(_Strict):
     macs_nonzero: Count
     params: Annotated[int, Field(gt=0)]
     params_nonzero: Count
+    training_macs: Count | None = None
+    dense_training_macs: Count | None = None
     latency: Latency | None
     provenance: Provenance
 
@@ -212,6 +232,9 @@ TRACE_COLUMNS = (*CELL_COLUMNS, *(name for name in Receipt.model_fields if name 
 OPTIONAL_NUMBERS = frozenset(
     {
         *("target", "macs_base", "macs_reduction", "params_base", "params_reduction", "baseline_top1", "top1_delta"),
+        *("macs_theoretical_reduction", "nonzero_params_reduction", "training_macs"),
+        "training_macs_theoretical",
+        *("validation_before_recovery", "validation_after_recovery"),
         *("latency_ms", "peak_memory_mb"),
         *(name for name in Receipt.model_fields if name not in {"iteration", "macs", "params"}),
     }
@@ -463,14 +486,21 @@ def _run_row(collected: Collected, cell: Cell, record: Record) -> dict[str, Any]
     base = collected.records.get(cell.baseline)
     test, validation, sizes = record.metrics, record.validation, record.split_sizes
     row: dict[str, Any] = {"scale": collected.grid.scale, **cell._asdict()}
-    if not cell.is_baseline:
+    row["base_method"] = collected.grid.variant(cell).method
+    if cell.is_baseline:
+        row["training_macs"] = ledger.baseline_macs(record.config, sizes.train, record.macs)
+        row["training_macs_theoretical"] = row["training_macs"]
+    else:
+        row |= kind(row["base_method"])._asdict()
         row |= _target(collected.grid, cell)
         row |= _against(record, base) if base else {}
+        row |= _pruning(row, record, collected.receipts[cell])
     return row | {
         "macs": record.macs,
         "macs_nonzero": record.macs_nonzero,
         "params": record.params,
         "params_nonzero": record.params_nonzero,
+        "sparsity": 100 * (1 - record.params_nonzero / record.params),
         "test_top1": test.top1.value,
         "test_top5": test.top5.value,
         "test_loss": test.loss.value,
@@ -508,10 +538,30 @@ def _against(record: Record, base: Record) -> dict[str, Any]:
     return {
         "macs_base": base.macs,
         "macs_reduction": 100 * (record.macs / base.macs - 1),
+        "macs_theoretical_reduction": 100 * (record.macs_nonzero / base.macs - 1),
         "params_base": base.params,
         "params_reduction": 100 * (record.params / base.params - 1),
+        "nonzero_params_reduction": 100 * (record.params_nonzero / base.params - 1),
         "baseline_top1": base.metrics.top1.value,
         "top1_delta": record.metrics.top1.value - base.metrics.top1.value,
+    }
+
+
+def _pruning(row: Mapping[str, Any], record: Record, receipts: Sequence[Receipt]) -> dict[str, Any]:
+    """Return what training cost, and the validation metric around the last recovery that was kept."""
+    last = [receipt for receipt in receipts if receipt.accepted is not False][-1:]
+    macs, samples = record.macs, record.split_sizes.train
+    spent, theoretical = (
+        ledger.training_macs(
+            record.config, samples, receipts[0].macs, macs, receipts, from_init=row["start"] == "init", own=own
+        )
+        for own in (record.dense_training_macs, record.training_macs)
+    )
+    return {
+        "training_macs": spent,
+        "training_macs_theoretical": theoretical,
+        "validation_before_recovery": last[0].metric_before if last else None,
+        "validation_after_recovery": last[0].metric_after if last else None,
     }
 
 
@@ -571,6 +621,17 @@ def check_cells(frame: pd.DataFrame, grid: Grid, shown: Path) -> None:
             if not wanted:
                 text = f"unknown {column} '{value}': {nearest(str(value), choices)}"
                 raise ResultsError(f"malformed {shown}: row {row}, column {column}: {text}")
+    if "base_method" in frame:
+        _check_methods(frame, grid, shown)
+
+
+def _check_methods(frame: pd.DataFrame, grid: Grid, shown: Path) -> None:
+    """Refuse a row whose registered method is not that of its name."""
+    for row, values in enumerate(frame.to_dict("records"), start=2):
+        wanted = grid.variant(Cell(*(values[column] for column in CELL_COLUMNS[1:]))).method
+        if values["base_method"] != wanted:
+            text = f"'{values['base_method']}', but '{values['method']}' is {wanted} in params.yaml"
+            raise ResultsError(f"malformed {shown}: row {row}, column base_method: {text}")
 
 
 def _load(root: Path, path: Path, columns: Sequence[str]) -> pd.DataFrame:
@@ -588,6 +649,9 @@ def _load(root: Path, path: Path, columns: Sequence[str]) -> pd.DataFrame:
 def _value_problem(column: str, value: str) -> str | None:
     if column in TEXT_COLUMNS:
         return None if value else "is empty"
+    if column in CHOICES:
+        known = value in CHOICES[column]
+        return None if known else f"unknown {column} '{value}': {nearest(value, CHOICES[column][:-1])}"
     if column in OPTIONAL_TEXT or (column in OPTIONAL_NUMBERS and not value):
         return None
     try:

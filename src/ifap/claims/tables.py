@@ -34,7 +34,22 @@ if TYPE_CHECKING:
 
 MINUS, PLUS_MINUS, NO_VALUE = "\N{MINUS SIGN}", "\N{PLUS-MINUS SIGN}", "\N{EN DASH}"
 PREFIXES = {"G": 1e9, "M": 1e6, "k": 1e3, "": 1.0}
-METHOD_LABELS = {"ifap": "IFAP"}
+METHOD_LABELS = {
+    "bn_scale": "BN scale",
+    "granet": "GraNet",
+    "ifap": "IFAP",
+    "ifap_centered": "IFAP (centred)",
+    "ifap_cost": "IFAP (per MAC)",
+    "ifap_rms": "IFAP (RMS)",
+    "lth": "LTH",
+    "mvp": "MvP",
+    "pdp": "PDP",
+    "pdp_channel": "PDP (channels)",
+    "rfp": "RFP",
+    "rigl": "RigL",
+    "small_dense": "small dense",
+    "taylor": "Taylor",
+}
 DATASET_NOTES = {
     "digits": "digits holds real scans of handwritten digits, 8\N{MULTIPLICATION SIGN}8 pixels each",
 }
@@ -122,11 +137,13 @@ class Table:
     notes: tuple[Note, ...]
     published: Table | None = None
     """The same table of the paper, shown below what was measured."""
+    detail: Table | None = None
+    """Further columns of the same rows, too many for one table."""
 
     @property
     def parts(self) -> tuple[Table, ...]:
-        """The table itself and the published one below it."""
-        return (self,) if self.published is None else (self, self.published)
+        """The table itself, its further columns and the published one below it."""
+        return tuple(part for part in (self, self.detail, self.published) if part is not None)
 
     @property
     def number_and_heading(self) -> tuple[str, str]:
@@ -417,6 +434,22 @@ def link(path: str, scale: str) -> str:
     return os.path.relpath(path, paths.report_dir(scale)).replace(os.sep, "/")
 
 
+# --- Table I -------------------------------------------------------------------------------------
+
+
+def _table_1(
+    name: str,
+    options: TableParams,
+    grid: Grid,
+    runs: pd.DataFrame,
+    trace: pd.DataFrame,
+    missing: Mapping[Cell, str],
+) -> Table:
+    from ifap.claims.comparison import table_1
+
+    return table_1(name, options, grid, runs, missing)
+
+
 # --- Table II ------------------------------------------------------------------------------------
 
 
@@ -491,9 +524,7 @@ def _block(
         )
         wanted = [cell for cell in cells if cell.method == method]
         frame = of_method[method]
-        values = (
-            _method_items(frame, len(wanted), macs, params, best) if len(frame) else _not_attempted(wanted, missing)
-        )
+        values = _method_items(frame, len(wanted), macs, params, best) if len(frame) else not_attempted(wanted, missing)
         rows.append(Row((*names, *values), starts_group=index == 0))
     return rows
 
@@ -507,7 +538,7 @@ def _method_items(frame: pd.DataFrame, seeds: int, macs: Unit, params: Unit, bes
     scale = str(frame["scale"].iloc[0])
     own = [str(path) for path in frame["metrics"]]
     base = [re.sub(r"/[^/]+/(seed\d+/[^/]+)$", r"/baseline/\1", path) for path in own]
-    own_link, base_link = _origin(own, scale), _origin(base, scale)
+    own_link, base_link = origin(own, scale), origin(base, scale)
 
     def item(column: str, show: Callable[[float], str], href: str) -> Item:
         known = frame[column].dropna().astype(float)
@@ -537,12 +568,13 @@ def _method_items(frame: pd.DataFrame, seeds: int, macs: Unit, params: Unit, bes
     )
 
 
-def _origin(metrics: Sequence[str], scale: str) -> str:
+def origin(metrics: Sequence[str], scale: str) -> str:
     """Return the link to one seed's record, or to the folder of several seeds."""
     return link(metrics[0] if len(metrics) == 1 else os.path.dirname(os.path.dirname(metrics[0])) + "/", scale)
 
 
-def _not_attempted(cells: Sequence[Cell], missing: Mapping[Cell, str], columns: int = 10) -> tuple[Item, ...]:
+def not_attempted(cells: Sequence[Cell], missing: Mapping[Cell, str], columns: int = 10) -> tuple[Item, ...]:
+    """Say across a row's value columns that nothing ran, and why."""
     seeds = ", ".join(str(cell.seed) for cell in cells)
     noun = "seed" if len(cells) == 1 else "seeds"
     reason = missing.get(cells[0], NO_RECORD)
@@ -554,7 +586,7 @@ def _table_2_notes(grid: Grid, cells: Sequence[Cell], runs: pd.DataFrame) -> tup
     several = f": accuracies are mean {PLUS_MINUS} standard deviation, counts are means"
     sd = several if len(grid.options.seeds) > 1 else ""
     return (
-        *_scale_notes(grid, [cell.dataset for cell in cells], "Table II"),
+        *scale_notes(grid, [cell.dataset for cell in cells], "Table II"),
         Note("Bold: the best pruned accuracy of each network on each data set; equal printed values share it."),
         Note("MACs: multiply-accumulates of one input; what the paper prints as GFlops are GMACs.", "a"),
         Note(
@@ -572,7 +604,8 @@ def dataset_label(dataset: str, grid: Grid) -> str:
     return f"{dataset} (synthetic)" if grid.options.datasets[dataset].synthetic else dataset
 
 
-def _scale_notes(grid: Grid, datasets: Sequence[str], published: str) -> tuple[Note, ...]:
+def scale_notes(grid: Grid, datasets: Sequence[str], published: str) -> tuple[Note, ...]:
+    """Say what sets the scale apart from the paper, and so what its numbers cannot be compared with."""
     known = [DATASET_NOTES[name] for name in dict.fromkeys(datasets) if name in DATASET_NOTES]
     if any(grid.options.datasets[name].synthetic for name in datasets):
         known.append(SYNTHETIC_NOTE)
@@ -612,7 +645,7 @@ def _table_4(
             *_test_row("final network", own, macs, params, new=base.empty),
         ]
     else:
-        rows = [Row((Item("all"), *_not_attempted([cell], missing, columns=6)), starts_group=True)]
+        rows = [Row((Item("all"), *not_attempted([cell], missing, columns=6)), starts_group=True)]
     return Table(
         name, options.title, _table_4_columns(macs, params), tuple(rows), _table_4_notes(grid, cell, own, steps)
     )
@@ -690,7 +723,7 @@ def _table_4_notes(grid: Grid, cell: Cell, own: pd.DataFrame, steps: pd.DataFram
             f"{label(cell.method)} applied to {cell.model} on {cell.dataset}, seed {cell.seed}, over {last} pruning "
             "iterations; iteration 0 is the network before pruning."
         ),
-        *_scale_notes(grid, [cell.dataset], "Table IV"),
+        *scale_notes(grid, [cell.dataset], "Table IV"),
         Note("MACs: multiply-accumulates of one input; what the paper prints as GFlops are GMACs.", "a"),
         Note(
             f"The iterations are measured on the validation split{_samples(own, 'validation_size')}. The test split"
@@ -702,6 +735,7 @@ def _table_4_notes(grid: Grid, cell: Cell, own: pd.DataFrame, steps: pd.DataFram
 
 Builder = Callable[[str, TableParams, Grid, pd.DataFrame, pd.DataFrame, Mapping[Cell, str]], Table]
 BUILDERS: dict[str, Builder] = {
+    "table-1": _table_1,
     "table-2": _table_2,
     "table-4": _table_4,
 }

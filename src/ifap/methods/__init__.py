@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from ifap.methods.base import Method
+from ifap.methods.base import AnyMethod, Method
 from ifap.registry import Registry
 
-__all__ = ["METHODS", "Method"]
+__all__ = ["METHODS", "AnyMethod", "Method"]
 
-METHODS: Registry[Method] = Registry("method", __name__)
+METHODS: Registry[AnyMethod] = Registry("method", __name__)

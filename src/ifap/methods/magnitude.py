@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ifap.attention import head_weight_norms
 from ifap.layers import weight_norms
 from ifap.methods import METHODS
-from ifap.methods.units import map_units
+from ifap.methods.units import by_layer_mean, map_units
 
 
 @METHODS.register("magnitude")
@@ -20,6 +20,4 @@ def magnitude(model: nn.Module, batches: Iterable[Any], *, normalize: str, site:
     ``'volume'`` has no meaning without activations and leaves the scores as they are.
     """
     scores = map_units(model, layer=lambda _, module: weight_norms(module), heads=lambda _, m: head_weight_norms(m))
-    if normalize == "layer":
-        scores = {name: value / value.mean().clamp_min(1e-30) for name, value in scores.items()}
-    return scores
+    return by_layer_mean(scores, normalize)

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
+import torch
 from torch import Tensor, nn
 
-from ifap.attention import SplitAttention, fused_attention
-from ifap.layers import is_conv
+from ifap.attention import SplitAttention, fused_attention, num_heads
+from ifap.graph import Graph
+from ifap.layers import is_conv, sides
+from ifap.ranking import Floats
 
 Score = Callable[[str, nn.Module], Tensor]
 
@@ -42,3 +46,45 @@ def map_units(model: nn.Module, *, layer: Score, heads: Score) -> dict[str, Tens
         elif module not in inside and (is_conv(module) or isinstance(module, nn.Linear)):
             scores[name] = layer(name, module)
     return scores
+
+
+def by_layer_mean(scores: dict[str, Tensor], normalize: str) -> dict[str, Tensor]:
+    """Divide each layer's scores by their mean if `normalize` is ``'layer'``; else leave them as they are."""
+    if normalize != "layer":
+        return scores
+    return {name: value / value.mean().clamp_min(1e-30) for name, value in scores.items()}
+
+
+def spread(graph: Graph, model: nn.Module, values: Floats, *, pinned: float) -> dict[str, Tensor]:
+    """Give every scored layer the values of the units that it produces: the reverse of `unit_scores`.
+
+    Parameters
+    ----------
+    graph : Graph
+        The units of `model`.
+    model : nn.Module
+        The network as it is.
+    values : array, shape (units,)
+        One value a unit.
+    pinned : float
+        The value of positions that belong to no unit.
+
+    Returns
+    -------
+    dict of str to Tensor
+        As `map_units`.
+    """
+    padded = np.append(values, pinned)  # the unit -1 of a pinned position is the last entry
+
+    def positions(name: str, width: int) -> Tensor:
+        slot = graph.slot(name, "out")
+        units = np.full(width, -1) if slot is None else graph.unit_of[slot]
+        return torch.from_numpy(padded[units])
+
+    def heads(name: str, module: nn.Module) -> Tensor:
+        # A head is one unit, so that its first position in the first projection speaks for it.
+        first = f"{name}.q" if isinstance(module, SplitAttention) else f"{name}.qkv"
+        width = int(module.head_dim)  # type: ignore[arg-type]
+        return positions(first, 3 * num_heads(module) * width)[::width][: num_heads(module)]
+
+    return map_units(model, layer=lambda name, module: positions(name, sides(module)["out"]), heads=heads)
