@@ -60,6 +60,14 @@ class DatasetOptions(Section):
     download: bool = Field(default=False, description="Fetch the data where their makers offer them freely.")
     max_undecodable: float = Field(default=0.0, ge=0, lt=1, description="Share of image files that may be damaged.")
     synthetic: SyntheticOptions | None = Field(default=None, description="Generate the data instead.")
+    train_samples: int | None = Field(
+        default=None, ge=1, description="Training samples to keep, every class in proportion; all by default."
+    )
+
+    @model_serializer(mode="wrap")
+    def _leave_out_train_samples(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # The configuration of a result has had no such key: at its default it makes no result stale.
+        return {key: value for key, value in handler(self).items() if (key, value) != ("train_samples", None)}
 
     @model_validator(mode="after")
     def _leave_training_data(self) -> DatasetOptions:
