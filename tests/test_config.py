@@ -90,6 +90,16 @@ def test_every_value_of_a_wrong_type_is_refused(path):
         ("published", "papers", "published: unknown scale 'papers'"),
         ("versions.prune", 0, "versions.prune: Input should be greater than or equal to 1 (got 0)"),
         ("scales.quick.seeds", [], "scales.quick.seeds: "),
+        (
+            "scales.quick.grid.classification.fewer_seeds",
+            {"ifap": 2},
+            "scales.quick.grid.classification.fewer_seeds.ifap: 1 to 1 seeds of the scale, not 2",
+        ),
+        (
+            "scales.quick.grid.classification.fewer_seeds",
+            {"ifpa": 1},
+            "method of the grid 'ifpa': did you mean 'ifap'",
+        ),
         ("scales.quick.seeds", [-1], "scales.quick.seeds.0: "),
         ("scales.quick.seeds", ["0"], "scales.quick.seeds.0: Input should be a valid integer (got '0')"),
         ("scales.quick.evaluate.batch_size", True, "valid integer (got True)"),

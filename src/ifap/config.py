@@ -320,6 +320,9 @@ class TaskGrid(Section):
     datasets: list[Name] = Field(min_length=1)
     models: list[Name] = Field(min_length=1)
     methods: list[Name] = Field(min_length=1)
+    fewer_seeds: dict[Name, int] = Field(
+        default={}, description="Methods that run under only so many of the scale's first seeds."
+    )
 
 
 class Variant(Section):
@@ -525,6 +528,12 @@ def _check_scale(scale: ScaleParams, where: str) -> None:
         _check_names(f"{where}.grid.{task}.datasets", grid.datasets, "data set with options", scale.datasets)
         _check_names(f"{where}.grid.{task}.models", grid.models, "model", entry_names("ifap.models"))
         _check_names(f"{where}.grid.{task}.methods", grid.methods, "method", {*method_names(), *scale.variants})
+        _check_names(f"{where}.grid.{task}.fewer_seeds", grid.fewer_seeds, "method of the grid", grid.methods)
+        for name, count in grid.fewer_seeds.items():
+            if not 1 <= count <= len(scale.seeds):
+                raise ConfigError(
+                    f"{where}.grid.{task}.fewer_seeds.{name}: 1 to {len(scale.seeds)} seeds of the scale, not {count}"
+                )
         for name in grid.methods:
             method = scale.variants[name].method if name in scale.variants else name
             _check_task(f"{where}.grid.{task}.methods", method, task)

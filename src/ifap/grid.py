@@ -77,7 +77,7 @@ class Grid:
             for model in grid.models
             for first in grid.methods
             for method in self._at_targets(Cell(task, dataset, model, first, self.options.seeds[0]))
-            for seed in self.options.seeds
+            for seed in self.options.seeds[: grid.fewer_seeds.get(first)]
         ]
 
     def _at_targets(self, cell: Cell) -> list[str]:
