@@ -20,6 +20,7 @@ from ifap.config import (
     TrainingOptions,
     parse_params,
 )
+from ifap.errors import ConfigError
 from ifap.grid import Grid
 from ifap.paths import Cell
 
@@ -165,3 +166,59 @@ def test_every_option_reaches_the_config_of_its_step():
     assert set(config["prune"]["recovery"]) == required(RecoveryOptions)
     assert set(config["finetune"]) == {"version", *required(TrainingOptions)}
     assert set(config["evaluate"]) == {"version", *EvaluateOptions.model_fields}
+
+
+# --- widths of another cell, fewer seeds -------------------------------------------------------------
+
+
+def with_widths(**changes):
+    raw = raw_params()
+    quick = raw["scales"]["quick"]
+    quick["variants"] = {"random_same": {"method": "random", "like": "ifap"}}
+    quick["targets"] = {"macs": [0.3]}
+    quick["grid"]["classification"] |= {"methods": ["ifap", "random_same"], **changes}
+    return raw
+
+
+def test_a_variant_takes_the_widths_of_another_cell_at_each_target():
+    grid = grid_of(with_widths())
+    cell = Cell("classification", "digits", "vit_tiny", "random_same", 3)
+    assert grid.like(cell) == cell._replace(method="ifap")
+    assert grid.like(cell._replace(method="random_same_m30")) == cell._replace(method="ifap_m30")
+    assert grid.like(cell._replace(method="ifap")) is None
+    assert grid.lines()["random_same_m30"] == "random_same"
+
+
+def test_a_change_of_the_cell_whose_widths_are_taken_runs_the_other_again():
+    raw = with_widths()
+    cell = Cell("classification", "digits", "vit_tiny", "random_same", 3)
+    before = grid_of(raw).config(cell, "prune")
+    raw["versions"]["prune"] += 1
+    assert grid_of(raw).config(cell, "prune") != before
+    raw["versions"]["prune"] -= 1
+    raw["scales"]["quick"]["variants"]["ifap_max"] = {"method": "ifap", "prune": {"aggregate": "max"}}
+    raw["scales"]["quick"]["variants"]["random_same"]["like"] = "ifap_max"
+    raw["scales"]["quick"]["grid"]["classification"]["methods"].append("ifap_max")
+    assert grid_of(raw).config(cell, "prune")["prune"]["like"]["aggregate"] == "max"
+
+
+@pytest.mark.parametrize(
+    ("like", "fewer", "message"),
+    [
+        ("ifpa", {}, "random_same.like: unknown method of the grid 'ifpa': did you mean 'ifap'"),
+        ("random_same", {}, "unknown method of the grid 'random_same'"),
+        ("rigl", {}, "only widths that a score has chosen can be taken"),
+        ("ifap", {"ifap": 1}, "'ifap' runs under fewer seeds than 'random_same'"),
+    ],
+)
+def test_widths_that_cannot_be_taken_are_refused(like, fewer, message):
+    raw = with_widths(methods=["ifap", "random_same", "rigl"], fewer_seeds=fewer)
+    raw["scales"]["quick"]["variants"]["random_same"]["like"] = like
+    with pytest.raises(ConfigError, match=message):
+        grid_of(raw)
+
+
+def test_a_method_may_run_under_fewer_seeds():
+    cells = grid_of(with_widths(fewer_seeds={"random_same": 1})).pruned()
+    assert {cell.seed for cell in cells if cell.method.startswith("random_same")} == {0}
+    assert {cell.seed for cell in cells if cell.method.startswith("ifap")} == {0, 3}

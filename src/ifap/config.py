@@ -332,6 +332,9 @@ class Variant(Section):
     prune: dict[str, Any] = Field(default={}, description="Keys of the pruning block that differ.")
     recovery: dict[str, Any] = Field(default={}, description="Keys of the recovery block that differ.")
     options: dict[str, Any] = Field(default={}, description="Keys of the method's own options that differ.")
+    like: Name | None = Field(
+        default=None, description="A method of the grid whose networks' widths are taken, whatever the target."
+    )
 
 
 class TargetLists(Section):
@@ -395,7 +398,12 @@ class ScaleParams(Section):
             base = self.variants.get(method, Variant(method=method))
             ends = {} if "target" in base.prune else self.targets.named
             made[method] = {
-                f"{method}_{end}": base.model_copy(update={"prune": {**base.prune, "target": target}})
+                f"{method}_{end}": base.model_copy(
+                    update={
+                        "prune": {**base.prune, "target": target},
+                        "like": base.like and f"{base.like}_{end}",
+                    }
+                )
                 for end, target in ends.items()
             }
         return made
@@ -520,6 +528,27 @@ def json_schema() -> str:
     return json.dumps(Params.model_json_schema(), indent=2, sort_keys=True) + "\n"
 
 
+def _check_seeds(where: str, scale: ScaleParams, grid: TaskGrid) -> None:
+    _check_names(where, grid.fewer_seeds, "method of the grid", grid.methods)
+    for name, count in grid.fewer_seeds.items():
+        if not 1 <= count <= len(scale.seeds):
+            raise ConfigError(f"{where}.{name}: 1 to {len(scale.seeds)} seeds of the scale, not {count}")
+
+
+def _check_like(where: str, name: str, scale: ScaleParams, grid: TaskGrid) -> None:
+    """Refuse widths of what is not in the grid, does not cut channels by itself, or has fewer seeds."""
+    like = scale.variants[name].like if name in scale.variants else None
+    if like is None:
+        return
+    _check_names(where, [like], "method of the grid", set(grid.methods) - {name})
+    other = scale.variants.get(like, Variant(method=like))
+    if other.like is not None or mask_options(other.method) is not None or mask_options(scale.variants[name].method):
+        raise ConfigError(f"{where}: only widths that a score has chosen can be taken, by a method that scores units")
+    count = len(scale.seeds)
+    if grid.fewer_seeds.get(like, count) < grid.fewer_seeds.get(name, count):
+        raise ConfigError(f"{where}: '{like}' runs under fewer seeds than '{name}' (fewer_seeds)")
+
+
 def _check_scale(scale: ScaleParams, where: str) -> None:
     models: set[str] = set()
     for task, grid in scale.grid.items():
@@ -528,15 +557,11 @@ def _check_scale(scale: ScaleParams, where: str) -> None:
         _check_names(f"{where}.grid.{task}.datasets", grid.datasets, "data set with options", scale.datasets)
         _check_names(f"{where}.grid.{task}.models", grid.models, "model", entry_names("ifap.models"))
         _check_names(f"{where}.grid.{task}.methods", grid.methods, "method", {*method_names(), *scale.variants})
-        _check_names(f"{where}.grid.{task}.fewer_seeds", grid.fewer_seeds, "method of the grid", grid.methods)
-        for name, count in grid.fewer_seeds.items():
-            if not 1 <= count <= len(scale.seeds):
-                raise ConfigError(
-                    f"{where}.grid.{task}.fewer_seeds.{name}: 1 to {len(scale.seeds)} seeds of the scale, not {count}"
-                )
+        _check_seeds(f"{where}.grid.{task}.fewer_seeds", scale, grid)
         for name in grid.methods:
             method = scale.variants[name].method if name in scale.variants else name
             _check_task(f"{where}.grid.{task}.methods", method, task)
+            _check_like(f"{where}.variants.{name}.like", name, scale, grid)
         models.update(grid.models)
     for step, section in SECTIONS.items():
         block: Refined = getattr(scale, step)
