@@ -168,7 +168,7 @@ def test_every_option_reaches_the_config_of_its_step():
     assert set(config["evaluate"]) == {"version", *EvaluateOptions.model_fields}
 
 
-# --- widths of another cell, fewer seeds -------------------------------------------------------------
+# --- widths of another cell, parts of the grid -------------------------------------------------------------
 
 
 def with_widths(**changes):
@@ -203,22 +203,22 @@ def test_a_change_of_the_cell_whose_widths_are_taken_runs_the_other_again():
 
 
 @pytest.mark.parametrize(
-    ("like", "fewer", "message"),
+    ("like", "part", "message"),
     [
         ("ifpa", {}, "random_same.like: unknown method of the grid 'ifpa': did you mean 'ifap'"),
         ("random_same", {}, "unknown method of the grid 'random_same'"),
         ("rigl", {}, "only widths that a score has chosen can be taken"),
-        ("ifap", {"ifap": 1}, "'ifap' runs under fewer seeds than 'random_same'"),
+        ("ifap", {"ifap": {"seeds": 1}}, "'ifap' runs on a part of the grid only"),
     ],
 )
-def test_widths_that_cannot_be_taken_are_refused(like, fewer, message):
-    raw = with_widths(methods=["ifap", "random_same", "rigl"], fewer_seeds=fewer)
+def test_widths_that_cannot_be_taken_are_refused(like, part, message):
+    raw = with_widths(methods=["ifap", "random_same", "rigl"], only=part)
     raw["scales"]["quick"]["variants"]["random_same"]["like"] = like
     with pytest.raises(ConfigError, match=message):
         grid_of(raw)
 
 
-def test_a_method_may_run_under_fewer_seeds():
-    cells = grid_of(with_widths(fewer_seeds={"random_same": 1})).pruned()
-    assert {cell.seed for cell in cells if cell.method.startswith("random_same")} == {0}
-    assert {cell.seed for cell in cells if cell.method.startswith("ifap")} == {0, 3}
+def test_a_method_may_run_on_a_part_of_the_grid():
+    cells = grid_of(with_widths(only={"random_same": {"seeds": 1, "models": ["vit_tiny"]}})).pruned()
+    assert {(cell.model, cell.seed) for cell in cells if cell.method.startswith("random_same")} == {("vit_tiny", 0)}
+    assert len({(cell.model, cell.seed) for cell in cells if cell.method.startswith("ifap")}) == 4

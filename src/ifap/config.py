@@ -314,15 +314,30 @@ class EvaluateOptions(Section):
     latency_runs: int = Field(gt=0)
 
 
+class Part(Section):
+    """The part of a grid that a method runs on; what is left out is whole."""
+
+    datasets: list[Name] | None = Field(default=None, min_length=1)
+    models: list[Name] | None = Field(default=None, min_length=1)
+    seeds: int | None = Field(default=None, ge=1, description="How many of the scale's seeds, from the first.")
+
+
 class TaskGrid(Section):
     """The axes of one task's grid; their product is the list of cells."""
 
     datasets: list[Name] = Field(min_length=1)
     models: list[Name] = Field(min_length=1)
     methods: list[Name] = Field(min_length=1)
-    fewer_seeds: dict[Name, int] = Field(
-        default={}, description="Methods that run under only so many of the scale's first seeds."
-    )
+    only: dict[Name, Part] = Field(default={}, description="Methods that run on a part of the axes.")
+
+    def runs(self, method: str, dataset: str, model: str) -> bool:
+        """Return whether a method runs on a data set and a model."""
+        part = self.only.get(method, Part())
+        return dataset in (part.datasets or self.datasets) and model in (part.models or self.models)
+
+    def seeds(self, method: str) -> int | None:
+        """Return how many seeds a method runs under; None for all."""
+        return self.only.get(method, Part()).seeds
 
 
 class Variant(Section):
@@ -528,11 +543,13 @@ def json_schema() -> str:
     return json.dumps(Params.model_json_schema(), indent=2, sort_keys=True) + "\n"
 
 
-def _check_seeds(where: str, scale: ScaleParams, grid: TaskGrid) -> None:
-    _check_names(where, grid.fewer_seeds, "method of the grid", grid.methods)
-    for name, count in grid.fewer_seeds.items():
-        if not 1 <= count <= len(scale.seeds):
-            raise ConfigError(f"{where}.{name}: 1 to {len(scale.seeds)} seeds of the scale, not {count}")
+def _check_parts(where: str, scale: ScaleParams, grid: TaskGrid) -> None:
+    _check_names(where, grid.only, "method of the grid", grid.methods)
+    for name, part in grid.only.items():
+        _check_names(f"{where}.{name}.datasets", part.datasets or (), "data set of the grid", grid.datasets)
+        _check_names(f"{where}.{name}.models", part.models or (), "model of the grid", grid.models)
+        if (part.seeds or 0) > len(scale.seeds):
+            raise ConfigError(f"{where}.{name}.seeds: the scale has {len(scale.seeds)} seeds, not {part.seeds}")
 
 
 def _check_like(where: str, name: str, scale: ScaleParams, grid: TaskGrid) -> None:
@@ -544,9 +561,8 @@ def _check_like(where: str, name: str, scale: ScaleParams, grid: TaskGrid) -> No
     other = scale.variants.get(like, Variant(method=like))
     if other.like is not None or mask_options(other.method) is not None or mask_options(scale.variants[name].method):
         raise ConfigError(f"{where}: only widths that a score has chosen can be taken, by a method that scores units")
-    count = len(scale.seeds)
-    if grid.fewer_seeds.get(like, count) < grid.fewer_seeds.get(name, count):
-        raise ConfigError(f"{where}: '{like}' runs under fewer seeds than '{name}' (fewer_seeds)")
+    if grid.only.get(like) not in (None, grid.only.get(name)):
+        raise ConfigError(f"{where}: '{like}' runs on a part of the grid only, '{name}' on another (only)")
 
 
 def _check_scale(scale: ScaleParams, where: str) -> None:
@@ -557,7 +573,7 @@ def _check_scale(scale: ScaleParams, where: str) -> None:
         _check_names(f"{where}.grid.{task}.datasets", grid.datasets, "data set with options", scale.datasets)
         _check_names(f"{where}.grid.{task}.models", grid.models, "model", entry_names("ifap.models"))
         _check_names(f"{where}.grid.{task}.methods", grid.methods, "method", {*method_names(), *scale.variants})
-        _check_seeds(f"{where}.grid.{task}.fewer_seeds", scale, grid)
+        _check_parts(f"{where}.grid.{task}.only", scale, grid)
         for name in grid.methods:
             method = scale.variants[name].method if name in scale.variants else name
             _check_task(f"{where}.grid.{task}.methods", method, task)

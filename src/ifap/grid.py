@@ -76,8 +76,9 @@ class Grid:
             for dataset in grid.datasets
             for model in grid.models
             for first in grid.methods
+            if grid.runs(first, dataset, model)
             for method in self._at_targets(Cell(task, dataset, model, first, self.options.seeds[0]))
-            for seed in self.options.seeds[: grid.fewer_seeds.get(first)]
+            for seed in self.options.seeds[: grid.seeds(first)]
         ]
 
     def _at_targets(self, cell: Cell) -> list[str]:
