@@ -21,6 +21,7 @@ from ifap.pruning import Pruned, Receipt, Target, prune
 from ifap.recover import Distillation, validator
 from ifap.runtime import device, seeded, write_csv
 from ifap.sparse import SPARSE, Context, Event, Outcome
+from ifap.tracing import to_device
 from stages.job import Job, Timing, open_job
 from stages.options import (
     PARAMS,
@@ -87,7 +88,7 @@ def prune_cell(job: Job, network: nn.Module, timing: Timing) -> tuple[Pruned, di
                                          "pace"})  # fmt: skip
     result = prune(
         network,
-        job.example_inputs().to(device()),
+        to_device(job.example_inputs(), device()),
         calibration,
         target=Target(**options.target.model_dump(exclude={"published"})),
         recover=Distillation.from_options(train, validation, recovery, task=job.task, augment=True, seed=job.cell.seed),

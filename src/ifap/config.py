@@ -77,6 +77,27 @@ class ModelOptions(Section):
     )
 
 
+class TextOptions(Section):
+    """What a network for text is given and starts from."""
+
+    max_length: int = Field(gt=0, description="Tokens of an input; longer texts are cut, passages read in windows.")
+    tokenizer: str = Field(
+        description="'word' or 'wordpiece', trained on the training texts; or a folder or hub name of a pretrained one."
+    )
+    vocab_size: int | None = Field(
+        default=None, gt=0, description="Most words of a trained tokenizer; rows of a pretrained network's table."
+    )
+    pretrained: str | None = Field(
+        default=None, description="Weights to start from (.safetensors); none: initialised at random."
+    )
+
+    @model_validator(mode="after")
+    def _size_of_a_trained_one(self) -> Self:
+        if self.tokenizer in {"word", "wordpiece"} and (self.vocab_size is None or self.pretrained):
+            raise ValueError(f"tokenizer '{self.tokenizer}' is trained here: it needs vocab_size, and no pretrained")
+        return self
+
+
 class StepOptions(Section):
     """How the steps of a training are computed; the defaults are the plain ones."""
 
@@ -312,6 +333,27 @@ class TaskGrid(Section):
     datasets: list[Name] = Field(min_length=1)
     models: list[Name] = Field(min_length=1)
     methods: list[Name] = Field(min_length=1)
+    also: dict[Name, list[Name]] = Field(default={}, description="Further methods on some of the data sets.")
+
+    def methods_on(self, dataset: str) -> list[str]:
+        """Return the methods that run on a data set."""
+        return list(dict.fromkeys([*self.methods, *self.also.get(dataset, [])]))
+
+    @property
+    def every_method(self) -> list[str]:
+        """The methods that run on any of the data sets."""
+        return list(dict.fromkeys([*self.methods, *(name for names in self.also.values() for name in names)]))
+
+    @model_validator(mode="after")
+    def _know_the_data_sets(self) -> Self:
+        for name in self.also:
+            if name not in self.datasets:
+                raise ValueError(f"also: '{name}' is none of the data sets: {nearest(name, self.datasets)}")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _leave_out_what_is_empty(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {key: value for key, value in handler(self).items() if key != "also" or value}
 
 
 class Variant(Section):
@@ -380,7 +422,7 @@ class ScaleParams(Section):
         A variant that names a target of its own is a point already and is not multiplied.
         """
         made: dict[str, dict[str, Variant]] = {}
-        for method in dict.fromkeys(method for grid in self.grid.values() for method in grid.methods):
+        for method in dict.fromkeys(method for grid in self.grid.values() for method in grid.every_method):
             base = self.variants.get(method, Variant(method=method))
             ends = {} if "target" in base.prune else self.targets.named
             made[method] = {
@@ -424,6 +466,9 @@ class Params(Section):
     verdicts: VerdictParams = VerdictParams(accuracy_points=0.5, accuracy_sds=2.0, cost_percent=1.0)
     tables: dict[TableName, TableParams]
 
+
+TEXT_TASKS = frozenset({"text_classification", "text_regression", "question_answering", "cloze"})
+"""The tasks whose networks are given text; their block ``text`` refines, and under ``models`` replaces, ``default``."""
 
 SECTIONS: dict[str, type[Section]] = {
     "models": ModelOptions,
@@ -482,6 +527,17 @@ def refine(
     return validated(section, merged, where)
 
 
+def options_type(step: str, task: str) -> type[Section]:
+    """Return the type of the options of a step, for the networks of a task."""
+    return TextOptions if step == "models" and task in TEXT_TASKS else SECTIONS[step]
+
+
+def for_texts(step: str, block: Refined) -> Refined:
+    """Return a block as the networks for text see it: ``text`` refines ``default``, or replaces it under ``models``."""
+    first = {} if step == "models" else block.get("default", {})
+    return {**block, "default": {**first, **block.get("text", {})}}
+
+
 def method_names() -> frozenset[str]:
     """Return the names of all methods: those that score units and those that train with masks."""
     return entry_names("ifap.methods") | entry_names("ifap.sparse")
@@ -516,17 +572,20 @@ def _check_scale(scale: ScaleParams, where: str) -> None:
         _check_names(f"{where}.grid.{task}.datasets", grid.datasets, "data set", entry_names("ifap.datasets"))
         _check_names(f"{where}.grid.{task}.datasets", grid.datasets, "data set with options", scale.datasets)
         _check_names(f"{where}.grid.{task}.models", grid.models, "model", entry_names("ifap.models"))
-        _check_names(f"{where}.grid.{task}.methods", grid.methods, "method", {*method_names(), *scale.variants})
-        for name in grid.methods:
+        methods = grid.every_method
+        _check_names(f"{where}.grid.{task}.methods", methods, "method", {*method_names(), *scale.variants})
+        for name in methods:
             method = scale.variants[name].method if name in scale.variants else name
             _check_task(f"{where}.grid.{task}.methods", method, task)
         models.update(grid.models)
-    for step, section in SECTIONS.items():
+    for step in SECTIONS:
         block: Refined = getattr(scale, step)
-        allowed = {"default", *models, *scale.datasets, *({"recovery"} if step == "prune" else ())}
+        allowed = {"default", "text", *models, *scale.datasets, *({"recovery"} if step == "prune" else ())}
         _check_names(f"{where}.{step}", block, "model", allowed)
-        for name in sorted(models | set(block) & set(scale.datasets)):
-            refine(block, name, section, f"{where}.{step}.{name}")
+        for task, grid in scale.grid.items():
+            own = for_texts(step, block) if task in TEXT_TASKS else block
+            for name in sorted({*grid.models} | set(block) & {*grid.datasets}):
+                refine(own, name, options_type(step, task), f"{where}.{step}.{name}")
     validated(RecoveryOptions, scale.prune.get("recovery", {}), f"{where}.prune.recovery")
     for name, variant in scale.variants.items():
         _check_variant(scale, variant, f"{where}.variants.{name}")

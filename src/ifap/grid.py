@@ -15,6 +15,7 @@ from typing import Any
 from ifap.claims.targets import published_reduction
 from ifap.config import (
     LIMITS,
+    TEXT_TASKS,
     MaskOptions,
     ModelOptions,
     Params,
@@ -25,9 +26,12 @@ from ifap.config import (
     Section,
     TableParams,
     TargetOptions,
+    TextOptions,
     TrainingOptions,
     Variant,
+    for_texts,
     mask_options,
+    options_type,
     refine,
     refine_method,
     validated,
@@ -75,7 +79,7 @@ class Grid:
             for task, grid in self.options.grid.items()
             for dataset in grid.datasets
             for model in grid.models
-            for first in grid.methods
+            for first in grid.methods_on(dataset)
             for method in self._at_targets(Cell(task, dataset, model, first, self.options.seeds[0]))
             for seed in self.options.seeds
         ]
@@ -160,9 +164,15 @@ class Grid:
         )
         return options if isinstance(options, MaskOptions) else None
 
-    def model(self, cell: Cell) -> ModelOptions:
+    def model(self, cell: Cell) -> ModelOptions | TextOptions:
         """Return what the cell's network is given and starts from."""
-        return self._refined("models", cell, ModelOptions)
+        options: ModelOptions | TextOptions = self._refined("models", cell, options_type("models", cell.task))
+        return options
+
+    def readers(self, dataset: str) -> dict[str, TextOptions]:
+        """Return the networks that read a set of texts, and how each is given them; none for images."""
+        cells = {cell.model: self.model(cell) for cell in self.pruned() if cell.dataset == dataset}
+        return {model: options for model, options in cells.items() if isinstance(options, TextOptions)}
 
     def variant(self, cell: Cell) -> Variant:
         """Return the method of a cell and what it changes; a registered method changes nothing."""
@@ -180,6 +190,8 @@ class Grid:
     def _refined(self, step: str, cell: Cell, section: type[Section], changes: Mapping[str, Any] | None = None) -> Any:
         """Return a block for a cell: the default, refined by its model, then its data set, then `changes`."""
         block: Refined = getattr(self.options, step)
+        if cell.task in TEXT_TASKS:
+            block = for_texts(step, block)
         changes = {**block.get(cell.dataset, {}), **(changes or {})}
         return refine(block, cell.model, section, f"scales.{self.scale}.{step}.{cell.model}", changes)
 
@@ -189,10 +201,13 @@ class Grid:
 
     def fetch_config(self, dataset: str) -> dict[str, Any]:
         """Return what the prepared data of `dataset` depend on."""
+        readers = {model: options.model_dump() for model, options in self.readers(dataset).items()}
         return {
             "version": self.params.versions["fetch"],
             "dataset": dataset,
             **self.options.datasets[dataset].model_dump(),
+            # Texts are prepared as the tokens of the networks that read them.
+            **({"readers": readers} if readers else {}),
         }
 
     def config(self, cell: Cell, step: str) -> dict[str, Any]:

@@ -28,10 +28,6 @@ def _known(name: str) -> Data:
     return Data(name, PLACES[name].layout)
 
 
-def _glue(name: str, title: str) -> Data:
-    return Data(name, f"GLUE's {title} (train.tsv and dev.tsv)")
-
-
 DATASETS = {
     "ADE20K": Data("ade20k", "ADEChallengeData2016 (images/ and annotations/)"),
     "CIFAR-10": _known("cifar10"),
@@ -40,24 +36,24 @@ DATASETS = {
     "COCO-Stuff": Data("coco_stuff", "COCO-Stuff (train2017/, val2017/ and stuffthingmaps/)"),
     "Cifar-10": _known("cifar10"),
     "Cityscapes": Data("cityscapes", "Cityscapes (leftImg8bit/ and gtFine/; needs an account)"),
-    "CoLA": _glue("cola", "CoLA"),
+    "CoLA": _known("cola"),
     "FER2013": _known("fer2013"),
     "Fashion MNIST": _known("fashion_mnist"),
     "Food101": _known("food101"),
     "ImageNet": _known("imagenet"),
-    "MNLI-m": _glue("mnli", "MNLI (dev_matched.tsv for MNLI-m)"),
-    "MRPC": _glue("mrpc", "MRPC"),
+    "MNLI-m": _known("mnli"),
+    "MRPC": _known("mrpc"),
     "Objects365": Data("objects365", "Objects365 (images/ and annotations/; needs an account)"),
     "Open Images": Data("open_images", "Open Images (images/ and the box CSV files)"),
     "Oxford-IIIT Pet": _known("oxford_pet"),
     "Pascal VOC": Data("pascal_voc", "Pascal VOC (VOCdevkit/)"),
-    "QNLI": _glue("qnli", "QNLI"),
-    "QQP": _glue("qqp", "QQP"),
-    "RTE": _glue("rte", "RTE"),
-    "ReCoRD": Data("record", "SuperGLUE's ReCoRD (train.jsonl and val.jsonl)"),
-    "SQuAD 1.1": Data("squad", "SQuAD 1.1 (train-v1.1.json and dev-v1.1.json)"),
-    "SST-2": _glue("sst2", "SST-2"),
-    "STS-B": _glue("stsb", "STS-B"),
+    "QNLI": _known("qnli"),
+    "QQP": _known("qqp"),
+    "RTE": _known("rte"),
+    "ReCoRD": _known("record"),
+    "SQuAD 1.1": _known("squad"),
+    "SST-2": _known("sst2"),
+    "STS-B": _known("stsb"),
     "Stanford Cars": _known("stanford_cars"),
     "iNaturalist": _known("inaturalist"),
 }
