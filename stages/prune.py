@@ -130,6 +130,7 @@ def mask_cell(job: Job, network: nn.Module, timing: Timing) -> Outcome:
             limits=pruning.model_dump(include=set(LIMITS)),
             state=job.state if job.grid.options.resume else None,
             guard=job.guard,
+            pretrained=job.model_options.pretrained is not None,
         )
     )
     timing.resume_count, timing.extra_seconds = result.progress.resumes, result.progress.earlier_seconds

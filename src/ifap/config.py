@@ -200,12 +200,20 @@ LIMITS = ("min_units", "max_layer_ratio", "round_to", "spatial_only")
 """The pruning options that bound what may be cut, whatever chooses it."""
 
 
+TEXT_TASKS = frozenset({"text_classification", "text_regression", "question_answering", "cloze"})
+"""The tasks whose networks are given text."""
+
+
 class MaskOptions(Section):
     """Options of a method that prunes in a training of its own, and what must be known of it before torch is loaded."""
 
     start: ClassVar[Literal["baseline", "init"]] = "init"
     structure: ClassVar[Literal["channels", "weights"]] = "weights"
     tasks: ClassVar[frozenset[str]] = frozenset({"classification"})
+    pretrained_first: ClassVar[bool] = False
+    """Whether it starts from the untrained network after all where that has pre-trained weights."""
+    retrains: ClassVar[bool] = True
+    """Whether its network is trained on after pruning."""
 
 
 class RankingOptions(MaskOptions):
@@ -216,6 +224,8 @@ class RankingOptions(MaskOptions):
 
 class LthOptions(RankingOptions):
     """Iterative magnitude pruning with rewinding: the lottery ticket hypothesis."""
+
+    tasks: ClassVar[frozenset[str]] = MaskOptions.tasks | TEXT_TASKS
 
     rate: Fraction = Field(default=0.2, description="Share of the kept weights that goes after each training.")
     levels: int | None = Field(
@@ -248,6 +258,8 @@ class GranetOptions(RankingOptions):
 class PdpOptions(RankingOptions):
     """Soft masks that follow from the weights: PDP."""
 
+    tasks: ClassVar[frozenset[str]] = MaskOptions.tasks | TEXT_TASKS
+
     warmup_share: float = Field(default=0.16, ge=0, lt=1, description="Share of the epochs before pruning begins.")
     ramp_share: Fraction = Field(default=0.67, description="Share of the epochs in which sparsity rises.")
     temperature: float = Field(default=0.05, gt=0, description="Softness of the masks; its unit is `temperature_of`.")
@@ -279,6 +291,47 @@ class PdpChannelOptions(MaskOptions):
         return self
 
 
+class MvpOptions(MaskOptions):
+    """Movement pruning of language models: MvP."""
+
+    start: ClassVar[Literal["baseline", "init"]] = "baseline"
+    tasks: ClassVar[frozenset[str]] = TEXT_TASKS
+    pretrained_first: ClassVar[bool] = True
+
+    scores: Literal["hard", "soft"] = Field(
+        default="hard", description="Keep the target's share of the scores, or those above a threshold."
+    )
+    score_lr: float = Field(default=0.01, ge=0, description="Peak learning rate of the scores.")
+    warmup_steps: int | None = Field(
+        default=None, ge=1, description="Steps in which learning rates rise; a tenth of the run by default."
+    )
+    initial_warmup: float = Field(default=1, ge=0, description="Warm-ups before pruning begins.")
+    final_warmup: float = Field(default=2, ge=0, description="Warm-ups after pruning is done.")
+    initial: float = Field(default=1.0, gt=0, le=1, description="Share of each layer's scores that is kept at first.")
+    block_rows: int = Field(default=1, ge=1, description="Output rows of a weight that share a score.")
+    block_columns: int = Field(default=1, ge=1, description="Input columns of a weight that share a score.")
+    final_threshold: Fraction = Field(default=0.1, description="Threshold of soft scores after their sigmoid.")
+    penalty: float = Field(default=400, ge=0, description="Final weight of the penalty on soft scores.")
+    grad_clip: float | None = Field(default=1.0, gt=0, description="Largest norm of all gradients, scores included.")
+
+
+class RfpOptions(MaskOptions):
+    """Removal of heads and neurons of a trained language model without training: RFP."""
+
+    start: ClassVar[Literal["baseline", "init"]] = "baseline"
+    structure: ClassVar[Literal["channels", "weights"]] = "channels"
+    tasks: ClassVar[frozenset[str]] = TEXT_TASKS
+    retrains: ClassVar[bool] = False
+
+    samples: int = Field(default=2048, ge=1, description="Training samples that are drawn, with replacement.")
+    batch_size: int = Field(default=32, ge=1, description="Samples of one gradient of the masks.")
+    per_sample: bool = Field(default=False, description="One gradient a sample instead, whatever the batch.")
+    rearrange: bool = Field(default=True, description="Exchange units within a layer after the search.")
+    tune: bool = Field(default=True, description="Scale the kept units by least squares, layer by layer.")
+    damping: float = Field(default=1.0, gt=0, description="Damping of the least squares.")
+    largest_scale: float = Field(default=10.0, gt=1, description="Scales beyond this, of either sign, end the tuning.")
+
+
 class SmallDenseOptions(MaskOptions):
     """A network with fewer channels, trained from scratch: nothing is left to choose."""
 
@@ -294,6 +347,8 @@ class MethodOptions(Section):
     pdp: PdpOptions = PdpOptions()
     pdp_channel: PdpChannelOptions = PdpChannelOptions()
     small_dense: SmallDenseOptions = SmallDenseOptions()
+    mvp: MvpOptions = MvpOptions()
+    rfp: RfpOptions = RfpOptions()
 
 
 class EvaluateOptions(Section):

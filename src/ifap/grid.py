@@ -33,7 +33,7 @@ from ifap.config import (
     validated,
 )
 from ifap.datasets.sources import why_absent
-from ifap.fairness import after_pruning, masked_run, starts_untrained
+from ifap.fairness import after_pruning, is_finetuned, masked_run
 from ifap.paths import SPLITS, Cell, manifest_file, split_file
 
 TABLE_FORMATS = ("md", "html", "tex", "csv")
@@ -139,8 +139,8 @@ class Grid:
         if cell.is_baseline:
             recipe: TrainingOptions = self._refined("baseline", cell, TrainingOptions)
             return recipe
-        untrained = starts_untrained(mask_options(self.variant(cell).method))
-        return after_pruning(self._refined("finetune", cell, TrainingOptions), untrained=untrained)
+        finetuned = is_finetuned(mask_options(self.variant(cell).method), pretrained=self._is_pretrained(cell))
+        return after_pruning(self._refined("finetune", cell, TrainingOptions), finetuned=finetuned)
 
     def masked_training(self, cell: Cell) -> TrainingOptions:
         """Return the recipe by which the method of a cell trains with masks."""
@@ -150,7 +150,11 @@ class Grid:
             self._refined("baseline", cell, TrainingOptions),
             self._refined("finetune", cell, TrainingOptions),
         )
-        return masked_run(method, baseline, self.pruning(cell), self.recovery(cell), finetune)
+        pretrained = self._is_pretrained(cell)
+        return masked_run(method, baseline, self.pruning(cell), self.recovery(cell), finetune, pretrained=pretrained)
+
+    def _is_pretrained(self, cell: Cell) -> bool:
+        return self.model(cell).pretrained is not None
 
     def mask_options(self, cell: Cell) -> MaskOptions | None:
         """Return the own options of a method that trains with masks; None for one that scores units."""

@@ -296,6 +296,13 @@ def pruned_plan(
     return _plan(model, example_inputs, before, after, kept=kept, split=split, builder=Builder())
 
 
+def sliced_plan(
+    model: nn.Module, kept: dict[str, dict[str, list[int]]], example_inputs: Inputs, before: Cost, after: Cost
+) -> Plan:
+    """Return the plan of a network that was cut without a graph; `kept` is what `Plan` says of it."""
+    return _plan(model, example_inputs, before, after, kept=kept, split=[], builder=Builder())
+
+
 def write_network(model: nn.Module, plan: Plan, folder: str | Path, masks: Mapping[str, Tensor] | None = None) -> None:
     """Write a network and its plan, with a fresh fingerprint, checksum and costs.
 
