@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ifap.layers import cut, cut_tensor
 
 UnitKind = Literal["heads", "neurons"]
+_OWN_TABLE = "OwnTableAttention"
 _HEAD_WIDTHS = ("attention_head_size", "head_dim", "key_value_proj_dim")
 
 
@@ -85,14 +86,15 @@ class _Pattern:
     columns: str = ""
 
 
-# T5 hands the position bias of its first block, one column a head, on to all others of the stack:
-# a head can only leave all of them together.
+# T5 hands the position bias of its first block, one column a head, on to all others of the stack: a
+# head can only leave all of them together, unless `ifap.attention.split_attention` gave each its own.
 _PATTERNS = (
     _Pattern(
         "heads", ("self.query", "self.key", "self.value"), "output.dense", ("output", 1), "self.attention_head_size"
     ),
     _Pattern("neurons", ("intermediate.dense",), "output.dense", ("output", 1)),
     _Pattern("heads", ("c_attn",), "c_proj", ("^ln_1", 0), "head_dim"),
+    _Pattern("heads", ("c_attn.q", "c_attn.k", "c_attn.v"), "c_proj", ("^ln_1", 0), "head_dim"),
     _Pattern("neurons", ("c_fc",), "c_proj", ("^ln_2", 0)),
     _Pattern("heads", ("q", "k", "v"), "o", ("^", 0), "key_value_proj_dim", "relative_attention_bias"),
     _Pattern("neurons", ("wi",), "wo", ("^", 0)),
@@ -136,7 +138,8 @@ def find_groups(model: nn.Module) -> list[Group]:
                 continue
             width = _attribute(modules[name], pattern.head_width) if pattern.head_width else 1
             size = matrix(modules[part.reader]).shape[1] // width
-            key = _key(name, pattern)
+            tied = pattern.columns and type(modules[name]).__name__ != _OWN_TABLE
+            key = _stack(name) if tied else name
             found.setdefault(key, (pattern.kind, size, width, []))[3].append(part)
             break
     return [Group(kind, units, width, tuple(parts)) for kind, units, width, parts in found.values()]
@@ -205,9 +208,7 @@ def _attribute(module: nn.Module, path: str) -> Any:
     return owner
 
 
-def _key(name: str, pattern: _Pattern) -> str:
-    if not pattern.columns:
-        return name
+def _stack(name: str) -> str:
     stack, _, rest = name.rpartition(".block.")
     return f"{stack}:{rest.rpartition('.')[2]}"
 

@@ -22,6 +22,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from ifap.attention import split_attention
 from ifap.config import MvpOptions
 from ifap.errors import ConfigError, TargetError
 from ifap.sparse import SPARSE
@@ -244,6 +245,7 @@ class Mvp:
         options: MvpOptions = options_of(context, MvpOptions)
         _check_recipe(context)
         model = context.build() if context.pretrained else context.baseline()
+        split = split_attention(model)
         groups = find_groups(model)
         weights = block_weights(model, groups)
         if not weights:
@@ -263,7 +265,7 @@ class Mvp:
             for parameter in frozen:
                 parameter.requires_grad_(True)
         _check_reached(context, controller, priced, goal)
-        return outcome(context, model, [], controller, rows, start=start)
+        return outcome(context, model, split, controller, rows, start=start)
 
 
 SPARSE.register("mvp")(Mvp())

@@ -31,6 +31,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from ifap.attention import split_attention
 from ifap.config import RfpOptions
 from ifap.costs import Cost, cost, count_params, macs_by_module
 from ifap.errors import ConfigError, ScoreError, TargetError
@@ -62,13 +63,15 @@ class Budget:
     kind : {'macs', 'params'}
         The cost.
     whole : int
-        Cost of the unpruned network.
+        Cost of the unpruned network, of which the target is a share.
     prices : list of float
         Cost of one unit of each group.
     units : float
         Cost of all units; the rest of the network is not pruned.
     allowed : float
         What the kept units may cost.
+    left : float
+        Share of `whole` that may be left.
     """
 
     kind: str
@@ -76,6 +79,7 @@ class Budget:
     prices: list[float]
     units: float
     allowed: float
+    left: float
 
     @property
     def constraint(self) -> float:
@@ -130,8 +134,21 @@ class Decision:
 # --- what units cost ------------------------------------------------------------------------------
 
 
-def budget_of(model: nn.Module, groups: Sequence[Group], example_inputs: Any, target: Target) -> Budget:
+def budget_of(
+    model: nn.Module, groups: Sequence[Group], example_inputs: Any, target: Target, before: Cost | None = None
+) -> Budget:
     """Return what the units may cost for a target of the whole network.
+
+    Parameters
+    ----------
+    model, groups
+        The network and its units.
+    example_inputs : dict
+        Inputs of one forward, of the length that MACs are counted at.
+    target : Target
+        Wanted reduction.
+    before : Cost, optional
+        What it is a reduction of, if that is not this network.
 
     Raises
     ------
@@ -139,17 +156,18 @@ def budget_of(model: nn.Module, groups: Sequence[Group], example_inputs: Any, ta
         If the best unit of each layer alone costs more; the message says how far it goes.
     """
     macs = macs_by_module(model, example_inputs)
-    whole = count_params(model) if target.kind == "params" else sum(macs.values())
+    here = count_params(model) if target.kind == "params" else sum(macs.values())
+    whole = here if before is None else getattr(before, target.kind)
     prices = [unit_price(group, model, target.kind, macs) for group in groups]
     units = sum(price * group.units for price, group in zip(prices, groups, strict=True))
-    allowed = whole * (1 - target.share) - (whole - units)
+    allowed = whole * (1 - target.share) - (here - units)
     if allowed < sum(prices):
-        reach = 1 - (whole - units + sum(prices)) / whole
+        reach = 1 - (here - units + sum(prices)) / whole
         raise TargetError(
             f"target: {target.kind}={target.share:g} cannot be reached by removing heads and neurons: at most "
             f"{reach:.4f}; every layer keeps one"
         )
-    return Budget(target.kind, whole, prices, units, allowed)
+    return Budget(target.kind, whole, prices, units, allowed, 1 - target.share)
 
 
 # --- importance -----------------------------------------------------------------------------------
@@ -244,10 +262,9 @@ def search(
         If those that each group keeps cost more.
     """
     heads, neurons = (_Pool(importance, prices, kinds, kind, least) for kind in ("heads", "neurons"))
-    slack = _NEARLY * max(allowed, 1.0)
     best: tuple[float, int, int] | None = None
     for number in range(heads.least, len(heads.order) + 1):
-        left = allowed - float(heads.costs[number]) + slack
+        left = allowed - float(heads.costs[number])
         if left < float(neurons.costs[neurons.least]):
             break
         others = int(torch.searchsorted(neurons.costs, torch.tensor(left, dtype=torch.float64), right=True)) - 1
@@ -622,19 +639,20 @@ def prune_units(
     ScoreError
         If there are no data, or gradients are not finite.
     """
-    groups = find_groups(model)
+    small = private_copy(model)
+    split = split_attention(small)
+    groups = find_groups(small)
     if not groups:
         raise ConfigError(f"method 'rfp' is not defined for {type(model).__name__}: it has no transformer blocks")
-    small = private_copy(model)
-    budget = budget_of(small, groups, example_inputs, target)
+    before = cost(model, example_inputs)
+    budget = budget_of(small, groups, example_inputs, target, before)
     decision = decide(small, groups, labelled, loss, budget, options)
-    before = cost(small, example_inputs)
     kept = fold_and_cut(small, groups, decision)
     after = cost(small, example_inputs)
     left = getattr(after, budget.kind)
-    if left > budget.whole * (1 - target.share) * (1 + _NEARLY):
+    if left > budget.whole * budget.left * (1 + _NEARLY):
         raise TargetError(f"target: {budget.kind}={target.share:g} was missed: {left} of {budget.whole} are left")
-    plan = sliced_plan(small, kept, example_inputs, before, after)
+    plan = sliced_plan(small, kept, split, example_inputs, before, after)
     return Pruned(small, plan, _receipts(model, small, decision, budget, before, after), before, after), decision
 
 
@@ -678,7 +696,7 @@ class Rfp:
         return Outcome(
             model=pruned.model.eval(),
             masks={},
-            split_attention=[],
+            split_attention=pruned.plan.split_attention,
             history=[],
             events=[],
             training_macs=spent,
@@ -735,7 +753,7 @@ def _receipts(
 
     total = sum(len(mask) for mask in decision.kept)
     removed = sum(int((~mask).sum()) for mask in decision.kept)
-    asked = round(budget.whole - budget.units + budget.allowed)
+    asked = round(budget.whole * budget.left)
     return [
         Receipt(0, before.macs, before.params, widths=widths(model)),
         Receipt(
