@@ -60,6 +60,14 @@ class DatasetOptions(Section):
     download: bool = Field(default=False, description="Fetch the data where their makers offer them freely.")
     max_undecodable: float = Field(default=0.0, ge=0, lt=1, description="Share of image files that may be damaged.")
     synthetic: SyntheticOptions | None = Field(default=None, description="Generate the data instead.")
+    train_samples: int | None = Field(
+        default=None, ge=1, description="Training samples to keep, every class in proportion; all by default."
+    )
+
+    @model_serializer(mode="wrap")
+    def _leave_out_train_samples(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # The configuration of a result has had no such key: at its default it makes no result stale.
+        return {key: value for key, value in handler(self).items() if (key, value) != ("train_samples", None)}
 
     @model_validator(mode="after")
     def _leave_training_data(self) -> DatasetOptions:
@@ -221,12 +229,20 @@ LIMITS = ("min_units", "max_layer_ratio", "round_to", "spatial_only")
 """The pruning options that bound what may be cut, whatever chooses it."""
 
 
+TEXT_TASKS = frozenset({"text_classification", "text_regression", "question_answering", "cloze"})
+"""The tasks whose networks are given text."""
+
+
 class MaskOptions(Section):
     """Options of a method that prunes in a training of its own, and what must be known of it before torch is loaded."""
 
     start: ClassVar[Literal["baseline", "init"]] = "init"
     structure: ClassVar[Literal["channels", "weights"]] = "weights"
     tasks: ClassVar[frozenset[str]] = frozenset({"classification"})
+    pretrained_first: ClassVar[bool] = False
+    """Whether it starts from the untrained network after all where that has pre-trained weights."""
+    retrains: ClassVar[bool] = True
+    """Whether its network is trained on after pruning."""
 
 
 class RankingOptions(MaskOptions):
@@ -237,6 +253,8 @@ class RankingOptions(MaskOptions):
 
 class LthOptions(RankingOptions):
     """Iterative magnitude pruning with rewinding: the lottery ticket hypothesis."""
+
+    tasks: ClassVar[frozenset[str]] = MaskOptions.tasks | TEXT_TASKS
 
     rate: Fraction = Field(default=0.2, description="Share of the kept weights that goes after each training.")
     levels: int | None = Field(
@@ -269,6 +287,8 @@ class GranetOptions(RankingOptions):
 class PdpOptions(RankingOptions):
     """Soft masks that follow from the weights: PDP."""
 
+    tasks: ClassVar[frozenset[str]] = MaskOptions.tasks | TEXT_TASKS
+
     warmup_share: float = Field(default=0.16, ge=0, lt=1, description="Share of the epochs before pruning begins.")
     ramp_share: Fraction = Field(default=0.67, description="Share of the epochs in which sparsity rises.")
     temperature: float = Field(default=0.05, gt=0, description="Softness of the masks; its unit is `temperature_of`.")
@@ -300,6 +320,47 @@ class PdpChannelOptions(MaskOptions):
         return self
 
 
+class MvpOptions(MaskOptions):
+    """Movement pruning of language models: MvP."""
+
+    start: ClassVar[Literal["baseline", "init"]] = "baseline"
+    tasks: ClassVar[frozenset[str]] = TEXT_TASKS
+    pretrained_first: ClassVar[bool] = True
+
+    scores: Literal["hard", "soft"] = Field(
+        default="hard", description="Keep the target's share of the scores, or those above a threshold."
+    )
+    score_lr: float = Field(default=0.01, ge=0, description="Peak learning rate of the scores.")
+    warmup_steps: int | None = Field(
+        default=None, ge=1, description="Steps in which learning rates rise; a tenth of the run by default."
+    )
+    initial_warmup: float = Field(default=1, ge=0, description="Warm-ups before pruning begins.")
+    final_warmup: float = Field(default=2, ge=0, description="Warm-ups after pruning is done.")
+    initial: float = Field(default=1.0, gt=0, le=1, description="Share of each layer's scores that is kept at first.")
+    block_rows: int = Field(default=1, ge=1, description="Output rows of a weight that share a score.")
+    block_columns: int = Field(default=1, ge=1, description="Input columns of a weight that share a score.")
+    final_threshold: Fraction = Field(default=0.1, description="Threshold of soft scores after their sigmoid.")
+    penalty: float = Field(default=400, ge=0, description="Final weight of the penalty on soft scores.")
+    grad_clip: float | None = Field(default=1.0, gt=0, description="Largest norm of all gradients, scores included.")
+
+
+class RfpOptions(MaskOptions):
+    """Removal of heads and neurons of a trained language model without training: RFP."""
+
+    start: ClassVar[Literal["baseline", "init"]] = "baseline"
+    structure: ClassVar[Literal["channels", "weights"]] = "channels"
+    tasks: ClassVar[frozenset[str]] = TEXT_TASKS
+    retrains: ClassVar[bool] = False
+
+    samples: int = Field(default=2048, ge=1, description="Training samples that are drawn, with replacement.")
+    batch_size: int = Field(default=32, ge=1, description="Samples of one gradient of the masks.")
+    per_sample: bool = Field(default=False, description="One gradient a sample instead, whatever the batch.")
+    rearrange: bool = Field(default=True, description="Exchange units within a layer after the search.")
+    tune: bool = Field(default=True, description="Scale the kept units by least squares, layer by layer.")
+    damping: float = Field(default=1.0, gt=0, description="Damping of the least squares.")
+    largest_scale: float = Field(default=10.0, gt=1, description="Scales beyond this, of either sign, end the tuning.")
+
+
 class SmallDenseOptions(MaskOptions):
     """A network with fewer channels, trained from scratch: nothing is left to choose."""
 
@@ -315,6 +376,8 @@ class MethodOptions(Section):
     pdp: PdpOptions = PdpOptions()
     pdp_channel: PdpChannelOptions = PdpChannelOptions()
     small_dense: SmallDenseOptions = SmallDenseOptions()
+    mvp: MvpOptions = MvpOptions()
+    rfp: RfpOptions = RfpOptions()
 
 
 class EvaluateOptions(Section):
@@ -327,33 +390,30 @@ class EvaluateOptions(Section):
     latency_runs: int = Field(gt=0)
 
 
+class Part(Section):
+    """The part of a grid that a method runs on; what is left out is whole."""
+
+    datasets: list[Name] | None = Field(default=None, min_length=1)
+    models: list[Name] | None = Field(default=None, min_length=1)
+    seeds: int | None = Field(default=None, ge=1, description="How many of the scale's seeds, from the first.")
+
+
 class TaskGrid(Section):
     """The axes of one task's grid; their product is the list of cells."""
 
     datasets: list[Name] = Field(min_length=1)
     models: list[Name] = Field(min_length=1)
     methods: list[Name] = Field(min_length=1)
-    also: dict[Name, list[Name]] = Field(default={}, description="Further methods on some of the data sets.")
+    only: dict[Name, Part] = Field(default={}, description="Methods that run on a part of the axes.")
 
-    def methods_on(self, dataset: str) -> list[str]:
-        """Return the methods that run on a data set."""
-        return list(dict.fromkeys([*self.methods, *self.also.get(dataset, [])]))
+    def runs(self, method: str, dataset: str, model: str) -> bool:
+        """Return whether a method runs on a data set and a model."""
+        part = self.only.get(method, Part())
+        return dataset in (part.datasets or self.datasets) and model in (part.models or self.models)
 
-    @property
-    def every_method(self) -> list[str]:
-        """The methods that run on any of the data sets."""
-        return list(dict.fromkeys([*self.methods, *(name for names in self.also.values() for name in names)]))
-
-    @model_validator(mode="after")
-    def _know_the_data_sets(self) -> Self:
-        for name in self.also:
-            if name not in self.datasets:
-                raise ValueError(f"also: '{name}' is none of the data sets: {nearest(name, self.datasets)}")
-        return self
-
-    @model_serializer(mode="wrap")
-    def _leave_out_what_is_empty(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return {key: value for key, value in handler(self).items() if key != "also" or value}
+    def seeds(self, method: str) -> int | None:
+        """Return how many seeds a method runs under; None for all."""
+        return self.only.get(method, Part()).seeds
 
 
 class Variant(Section):
@@ -363,6 +423,9 @@ class Variant(Section):
     prune: dict[str, Any] = Field(default={}, description="Keys of the pruning block that differ.")
     recovery: dict[str, Any] = Field(default={}, description="Keys of the recovery block that differ.")
     options: dict[str, Any] = Field(default={}, description="Keys of the method's own options that differ.")
+    like: Name | None = Field(
+        default=None, description="A method of the grid whose networks' widths are taken, whatever the target."
+    )
 
 
 class TargetLists(Section):
@@ -422,11 +485,16 @@ class ScaleParams(Section):
         A variant that names a target of its own is a point already and is not multiplied.
         """
         made: dict[str, dict[str, Variant]] = {}
-        for method in dict.fromkeys(method for grid in self.grid.values() for method in grid.every_method):
+        for method in dict.fromkeys(method for grid in self.grid.values() for method in grid.methods):
             base = self.variants.get(method, Variant(method=method))
             ends = {} if "target" in base.prune else self.targets.named
             made[method] = {
-                f"{method}_{end}": base.model_copy(update={"prune": {**base.prune, "target": target}})
+                f"{method}_{end}": base.model_copy(
+                    update={
+                        "prune": {**base.prune, "target": target},
+                        "like": base.like and f"{base.like}_{end}",
+                    }
+                )
                 for end, target in ends.items()
             }
         return made
@@ -565,6 +633,28 @@ def json_schema() -> str:
     return json.dumps(Params.model_json_schema(), indent=2, sort_keys=True) + "\n"
 
 
+def _check_parts(where: str, scale: ScaleParams, grid: TaskGrid) -> None:
+    _check_names(where, grid.only, "method of the grid", grid.methods)
+    for name, part in grid.only.items():
+        _check_names(f"{where}.{name}.datasets", part.datasets or (), "data set of the grid", grid.datasets)
+        _check_names(f"{where}.{name}.models", part.models or (), "model of the grid", grid.models)
+        if (part.seeds or 0) > len(scale.seeds):
+            raise ConfigError(f"{where}.{name}.seeds: the scale has {len(scale.seeds)} seeds, not {part.seeds}")
+
+
+def _check_like(where: str, name: str, scale: ScaleParams, grid: TaskGrid) -> None:
+    """Refuse widths of what is not in the grid, does not cut channels by itself, or has fewer seeds."""
+    like = scale.variants[name].like if name in scale.variants else None
+    if like is None:
+        return
+    _check_names(where, [like], "method of the grid", set(grid.methods) - {name})
+    other = scale.variants.get(like, Variant(method=like))
+    if other.like is not None or mask_options(other.method) is not None or mask_options(scale.variants[name].method):
+        raise ConfigError(f"{where}: only widths that a score has chosen can be taken, by a method that scores units")
+    if grid.only.get(like) not in (None, grid.only.get(name)):
+        raise ConfigError(f"{where}: '{like}' runs on a part of the grid only, '{name}' on another (only)")
+
+
 def _check_scale(scale: ScaleParams, where: str) -> None:
     models: set[str] = set()
     for task, grid in scale.grid.items():
@@ -572,11 +662,12 @@ def _check_scale(scale: ScaleParams, where: str) -> None:
         _check_names(f"{where}.grid.{task}.datasets", grid.datasets, "data set", entry_names("ifap.datasets"))
         _check_names(f"{where}.grid.{task}.datasets", grid.datasets, "data set with options", scale.datasets)
         _check_names(f"{where}.grid.{task}.models", grid.models, "model", entry_names("ifap.models"))
-        methods = grid.every_method
-        _check_names(f"{where}.grid.{task}.methods", methods, "method", {*method_names(), *scale.variants})
-        for name in methods:
+        _check_names(f"{where}.grid.{task}.methods", grid.methods, "method", {*method_names(), *scale.variants})
+        _check_parts(f"{where}.grid.{task}.only", scale, grid)
+        for name in grid.methods:
             method = scale.variants[name].method if name in scale.variants else name
             _check_task(f"{where}.grid.{task}.methods", method, task)
+            _check_like(f"{where}.variants.{name}.like", name, scale, grid)
         models.update(grid.models)
     for step in SECTIONS:
         block: Refined = getattr(scale, step)

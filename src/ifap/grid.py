@@ -37,7 +37,7 @@ from ifap.config import (
     validated,
 )
 from ifap.datasets.sources import why_absent
-from ifap.fairness import after_pruning, masked_run, starts_untrained
+from ifap.fairness import after_pruning, is_finetuned, masked_run
 from ifap.paths import SPLITS, Cell, manifest_file, split_file
 
 TABLE_FORMATS = ("md", "html", "tex", "csv")
@@ -79,9 +79,10 @@ class Grid:
             for task, grid in self.options.grid.items()
             for dataset in grid.datasets
             for model in grid.models
-            for first in grid.methods_on(dataset)
+            for first in grid.methods
+            if grid.runs(first, dataset, model)
             for method in self._at_targets(Cell(task, dataset, model, first, self.options.seeds[0]))
-            for seed in self.options.seeds
+            for seed in self.options.seeds[: grid.seeds(first)]
         ]
 
     def _at_targets(self, cell: Cell) -> list[str]:
@@ -105,8 +106,9 @@ class Grid:
 
     def _line(self, method: str) -> str:
         variant = self.options.variants.get(method)
-        only_target = variant is not None and set(variant.prune) == {"target"} and not variant.recovery
-        return variant.method if variant is not None and only_target else method
+        if variant is None or set(variant.prune) != {"target"} or variant.recovery or variant.like:
+            return method
+        return variant.method
 
     def cells(self) -> list[Cell]:
         """Return every cell: baselines first."""
@@ -143,8 +145,8 @@ class Grid:
         if cell.is_baseline:
             recipe: TrainingOptions = self._refined("baseline", cell, TrainingOptions)
             return recipe
-        untrained = starts_untrained(mask_options(self.variant(cell).method))
-        return after_pruning(self._refined("finetune", cell, TrainingOptions), untrained=untrained)
+        finetuned = is_finetuned(mask_options(self.variant(cell).method), pretrained=self._is_pretrained(cell))
+        return after_pruning(self._refined("finetune", cell, TrainingOptions), finetuned=finetuned)
 
     def masked_training(self, cell: Cell) -> TrainingOptions:
         """Return the recipe by which the method of a cell trains with masks."""
@@ -154,7 +156,11 @@ class Grid:
             self._refined("baseline", cell, TrainingOptions),
             self._refined("finetune", cell, TrainingOptions),
         )
-        return masked_run(method, baseline, self.pruning(cell), self.recovery(cell), finetune)
+        pretrained = self._is_pretrained(cell)
+        return masked_run(method, baseline, self.pruning(cell), self.recovery(cell), finetune, pretrained=pretrained)
+
+    def _is_pretrained(self, cell: Cell) -> bool:
+        return self.model(cell).pretrained is not None
 
     def mask_options(self, cell: Cell) -> MaskOptions | None:
         """Return the own options of a method that trains with masks; None for one that scores units."""
@@ -177,6 +183,11 @@ class Grid:
     def variant(self, cell: Cell) -> Variant:
         """Return the method of a cell and what it changes; a registered method changes nothing."""
         return self.options.every_variant.get(cell.method, Variant(method=cell.method))
+
+    def like(self, cell: Cell) -> Cell | None:
+        """Return the cell whose network's widths this cell's takes; None if it finds its own."""
+        like = self.variant(cell).like
+        return None if like is None else cell._replace(method=like)
 
     def pruning(self, cell: Cell) -> PruneOptions:
         """Return the options of the cell's pruning loop; a published target is replaced by its value."""
@@ -251,7 +262,9 @@ class Grid:
     def _pruning_config(self, cell: Cell) -> dict[str, Any]:
         options, own = self.pruning(cell).model_dump(), self.mask_options(cell)
         if own is None:
-            return {**options, "recovery": self.recovery(cell).model_dump()}
+            like = self.like(cell)
+            widths = {} if like is None else {"like": self.config(like, "prune")["prune"]}
+            return {**options, **widths, "recovery": self.recovery(cell).model_dump()}
         # Nothing of the pruning loop but the target and what the flow before pruning is measured with.
         keys = ("target", "normalize", "site", "calibration_samples", "batch_size")
         used = {key: options[key] for key in (*keys, *(LIMITS if own.structure == "channels" else ()))}

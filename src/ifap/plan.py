@@ -296,6 +296,18 @@ def pruned_plan(
     return _plan(model, example_inputs, before, after, kept=kept, split=split, builder=Builder())
 
 
+def sliced_plan(
+    model: nn.Module,
+    kept: dict[str, dict[str, list[int]]],
+    split: list[str],
+    example_inputs: Inputs,
+    before: Cost,
+    after: Cost,
+) -> Plan:
+    """Return the plan of a network that was cut without a graph; `kept` and `split` are what `Plan` says of them."""
+    return _plan(model, example_inputs, before, after, kept=kept, split=split, builder=Builder())
+
+
 def write_network(model: nn.Module, plan: Plan, folder: str | Path, masks: Mapping[str, Tensor] | None = None) -> None:
     """Write a network and its plan, with a fresh fingerprint, checksum and costs.
 
