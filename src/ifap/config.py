@@ -535,9 +535,6 @@ class Params(Section):
     tables: dict[TableName, TableParams]
 
 
-TEXT_TASKS = frozenset({"text_classification", "text_regression", "question_answering", "cloze"})
-"""The tasks whose networks are given text; their block ``text`` refines, and under ``models`` replaces, ``default``."""
-
 SECTIONS: dict[str, type[Section]] = {
     "models": ModelOptions,
     "baseline": TrainingOptions,

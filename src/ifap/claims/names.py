@@ -28,6 +28,38 @@ def _known(name: str) -> Data:
     return Data(name, PLACES[name].layout)
 
 
+class Metric(NamedTuple):
+    """A metric: its unit in records, its lowest and highest value, and its name in print."""
+
+    unit: str
+    low: float
+    high: float
+    title: str
+
+
+_ANY = float("inf")
+METRICS = {
+    "top1": Metric("%", 0, 100, "top-1 accuracy (%)"),
+    "top5": Metric("%", 0, 100, "top-5 accuracy (%)"),
+    "accuracy": Metric("%", 0, 100, "accuracy (%)"),
+    "f1": Metric("%", 0, 100, "F1 (%)"),
+    "em": Metric("%", 0, 100, "exact match (%)"),
+    "mcc": Metric("x100", -100, 100, "Matthews' correlation (x100)"),
+    "pearson": Metric("x100", -100, 100, "Pearson's correlation (x100)"),
+    "spearman": Metric("x100", -100, 100, "Spearman's correlation (x100)"),
+    "ece": Metric("%", 0, 100, "expected calibration error (%)"),
+    "loss": Metric("nats", -_ANY, _ANY, "loss"),
+}
+"""What tasks measure; the loss of scores is a squared distance, and called nats like the others."""
+PRINTED_METRICS = {
+    "%": {"top1", "accuracy"},
+    "Accuracy": {"top1", "accuracy"},
+    "F1": {"f1"},
+    "MCC": {"mcc"},
+    "Pearson": {"pearson"},
+}
+"""The metrics behind a unit that the paper prints."""
+
 DATASETS = {
     "ADE20K": Data("ade20k", "ADEChallengeData2016 (images/ and annotations/)"),
     "CIFAR-10": _known("cifar10"),

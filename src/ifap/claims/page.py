@@ -401,7 +401,7 @@ def _networks(grid: Grid, runs: pd.DataFrame) -> tuple[Network, ...]:
         base = here[here["method"] == "baseline"]
         methods = dict.fromkeys(cell.method for cell in grid.pruned() if (cell.dataset, cell.model) == (dataset, model))
         outcomes = tuple(_outcome(here[here["method"] == method], method, grid.scale) for method in methods)
-        networks.append(Network(model, dataset, _mean(base, "test_top1", 2), outcomes, _origin(base, grid.scale)))
+        networks.append(Network(model, dataset, _mean(base, "test_metric", 2), outcomes, _origin(base, grid.scale)))
     return tuple(networks)
 
 
@@ -410,7 +410,7 @@ def _outcome(frame: pd.DataFrame, method: str, scale: str) -> Outcome:
         return Outcome(label(method), "", "not attempted", "")
     macs, top1, delta = (
         _mean(frame, column, decimals)
-        for column, decimals in (("macs_reduction", 1), ("test_top1", 2), ("top1_delta", 2))
+        for column, decimals in (("macs_reduction", 1), ("test_metric", 2), ("metric_delta", 2))
     )
     return Outcome(label(method), macs, top1, delta, _origin(frame, scale))
 

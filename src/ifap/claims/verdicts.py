@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ifap import paths
 from ifap.claims.audit import Finding, delta_conventions, run_audit
-from ifap.claims.names import DATASETS, METHODS, MODELS
+from ifap.claims.names import DATASETS, METHODS, MODELS, PRINTED_METRICS
 from ifap.claims.published import COLUMNS, COUNTS, load_claims
 from ifap.claims.records import (
     NO_RECORD,
@@ -365,11 +365,12 @@ def _values(claim: Mapping[Any, Any], frame: pd.DataFrame, *, points: bool) -> p
     if quantity in {"top1", "top5"}:
         return frame[quantity].astype(float)
     if quantity.startswith("metric"):
-        if unit not in {"%", "Accuracy"}:
+        if unit not in PRINTED_METRICS:
             return None
+        frame = frame[frame["metric"].isin(PRINTED_METRICS[unit])]
         if quantity != "metric_delta":
-            return frame["test_top1"].astype(float)
-        return frame["top1_delta"] if points else 100 * frame["top1_delta"] / frame["baseline_top1"]
+            return frame["test_metric"].astype(float)
+        return frame["metric_delta"] if points else 100 * frame["metric_delta"] / frame["baseline_metric"]
     kind = "macs" if quantity.startswith("gmacs") else "params"
     if quantity.endswith("_delta"):
         return frame[f"{kind}_reduction"].astype(float)
