@@ -481,12 +481,18 @@ def _reach(model: nn.Module, inputs: Any, part: Part, widths: Mapping[str, int],
 
 def _tokens(model: nn.Module, inputs: Any, part: Part, read: Tensor) -> Tensor:
     """Return which tokens are not padding, shape (samples, tokens)."""
-    decodes = bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
-    inside = decodes and ".decoder." in f".{part.name}"
-    mask = inputs.get("decoder_attention_mask" if inside else "attention_mask") if isinstance(inputs, dict) else None
+    mask = _padding(model, inputs, part) if isinstance(inputs, dict) else None
     if mask is None or mask.shape != read.shape[:-1]:
         return torch.ones(read.shape[:-1], dtype=torch.bool, device=read.device)
     return mask.bool()
+
+
+def _padding(model: nn.Module, inputs: Mapping[str, Any], part: Part) -> Tensor | None:
+    decodes = bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
+    # A decoder that is given no text of its own reads the encoder's.
+    if decodes and ".decoder." in f".{part.name}" and {"decoder_attention_mask", "decoder_input_ids"} & set(inputs):
+        return inputs.get("decoder_attention_mask")
+    return inputs.get("attention_mask")
 
 
 def _counts(
