@@ -303,7 +303,7 @@ def cut_units(model: nn.Module, groups: Sequence[Group], kept: Sequence[Tensor])
     return {name: {side: left.tolist() for side, left in keep.items()} for name, keep in positions.items()}
 
 
-def _cut(module: nn.Module, keep: dict[str, Tensor]) -> None:
+def _cut(module: Any, keep: dict[str, Tensor]) -> None:
     if not is_transposed(module):
         cut(module, keep)
         return
