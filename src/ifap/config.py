@@ -672,8 +672,11 @@ def _check_scale(scale: ScaleParams, where: str) -> None:
         _check_names(f"{where}.{step}", block, "model", allowed)
         for task, grid in scale.grid.items():
             own = for_texts(step, block) if task in TEXT_TASKS else block
-            for name in sorted({*grid.models} | set(block) & {*grid.datasets}):
-                refine(own, name, options_type(step, task), f"{where}.{step}.{name}")
+            section = options_type(step, task)
+            for model in sorted(grid.models):
+                refine(own, model, section, f"{where}.{step}.{model}")
+                for name in sorted(set(block) & {*grid.datasets}):
+                    refine(own, model, section, f"{where}.{step}.{name}", block[name])
     validated(RecoveryOptions, scale.prune.get("recovery", {}), f"{where}.prune.recovery")
     for name, variant in scale.variants.items():
         _check_variant(scale, variant, f"{where}.variants.{name}")
