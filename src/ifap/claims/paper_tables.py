@@ -43,7 +43,7 @@ class Footnotes:
     taken: int
     reasons: dict[str, str] = field(default_factory=dict)
     findings: dict[str, None] = field(default_factory=dict)
-    counted: bool = False
+    counted: str = ""  # the file of counts
 
     def mark(self, claims: Iterable[Judged]) -> str:
         """Return the letters of why these claims were not measured."""
@@ -59,7 +59,7 @@ class Footnotes:
             self.findings[finding] = None
             href, mark = link(f"{paths.audit_file('md')}#{finding}", self.scale), DAGGER
         if is_counted(claim):
-            self.counted, why = True, DOUBLE_DAGGER
+            self.counted, why = claim.metrics.partition("#")[0], DOUBLE_DAGGER
         measured, origin = _measured(claim, self.scale)
         text = claim.value.replace("-", MINUS)
         return Item(text, href, best, mark=mark, measured=measured, origin=origin, why=why)
@@ -71,7 +71,7 @@ class Footnotes:
             for why, letters in self.reasons.items()
         ]
         if self.counted:
-            notes.append(Note(f"{COUNTED_NOTE} {paths.structure_csv()}.", DOUBLE_DAGGER))
+            notes.append(Note(f"{COUNTED_NOTE} {self.counted}.", DOUBLE_DAGGER))
         if self.findings:
             audit = paths.audit_file("md")
             named = ", ".join(self.findings)
