@@ -100,8 +100,12 @@ class Verdicts:
     @property
     def by_construction(self) -> int:
         """How many of them compare a reduction with itself, since the network was pruned to it."""
-        own = {"gmacs_delta", "params_pruned", "params_delta"}
-        return sum(claim.quantity in own for claim in self.counted)
+        return sum(claim.quantity == "gmacs_delta" for claim in self.counted)
+
+    @property
+    def sizes(self) -> int:
+        """How many compare the size of a language model with itself, since it was pruned to that size."""
+        return sum(claim.quantity in {"params_pruned", "params_delta"} for claim in self.counted)
 
 
 @dataclass(frozen=True)
@@ -227,7 +231,8 @@ def render_page(
         formats=TABLE_FORMATS,
         runs=_to(paths.runs_csv(grid.scale), grid.scale),
         claims_file=_to(paths.scale_dir(grid.scale) / "claims.csv", grid.scale),
-        structure=f"{paths.structure_csv()} and {paths.text_structure_csv()}",
+        structure=paths.structure_csv(),
+        text_structure=paths.text_structure_csv(),
         audit=None if evidence.findings is None else _kinds(evidence.findings),
         audit_file=_to(paths.audit_file("md"), grid.scale),
         table_costs=table_costs(grid, runs),

@@ -31,6 +31,11 @@ COUNTED_NOTE = (
     "change is the printed one by construction: it says that the reduction can be reached, and nothing about "
     "accuracy. See"
 )
+TEXT_NOTE = (
+    "Counted on the network itself at full size with random weights: sizes need neither data nor training. A pruned one "
+    "was pruned without training to the printed number of parameters, which it has by construction: it says that the "
+    "number can be reached, and nothing about accuracy. See"
+)
 
 Key = tuple[str, str, str, int | None]
 
@@ -71,7 +76,8 @@ class Footnotes:
             for why, letters in self.reasons.items()
         ]
         if self.counted:
-            notes.append(Note(f"{COUNTED_NOTE} {self.counted}.", DOUBLE_DAGGER))
+            about = TEXT_NOTE if self.counted == paths.text_structure_csv().as_posix() else COUNTED_NOTE
+            notes.append(Note(f"{about} {self.counted}.", DOUBLE_DAGGER))
         if self.findings:
             audit = paths.audit_file("md")
             named = ", ".join(self.findings)
