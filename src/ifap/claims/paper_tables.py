@@ -33,8 +33,8 @@ COUNTED_NOTE = (
 )
 TEXT_NOTE = (
     "Counted on the network itself at full size with random weights: sizes need neither data nor training. A pruned "
-    "one was pruned without training to the printed number of parameters, which it has by construction: it says that the "
-    "number can be reached, and nothing about accuracy. See"
+    "one was pruned without training to the printed number of parameters, which it has by construction: it says that "
+    "the number can be reached, and nothing about accuracy. See"
 )
 
 Key = tuple[str, str, str, int | None]
