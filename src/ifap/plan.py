@@ -507,15 +507,15 @@ def _tie(model: nn.Module, alias: str, name: str) -> None:
 
 def _cut_unsaved(model: nn.Module, plan: Plan, weights: dict[str, Tensor]) -> None:
     """Cut what has a width but no stored tensor: norms without weights, buffers that are not saved."""
-    modules = dict(model.named_modules())
+    modules, stored = dict(model.named_modules()), {*weights, *plan.shared}
     for name, by_side in plan.kept.items():
         keep = {side: torch.tensor(left) for side, left in by_side.items()}
         if name not in modules:
-            if name not in weights:
+            if name not in stored:
                 from ifap.graph import cut_bare_tensor  # the tracer, which most networks load without
 
                 cut_bare_tensor(model, name, keep)
-        elif not any(key.rpartition(".")[0] == name for key in weights):
+        elif not any(key.rpartition(".")[0] == name for key in stored):
             cut(modules[name], keep)
 
 
