@@ -56,7 +56,9 @@ def results_table(runs: pd.DataFrame) -> str:
     samples = (
         " and ".join(f"{int(size)} of {name}" for name, size in sizes.items()) if len(sizes) > 1 else sizes.iloc[0]
     )
-    leads = [_leads(block) for _, block in pruned.groupby(["dataset", "model"])]
+    # A network that one method alone prunes is no contest.
+    contests = [block for _, block in pruned.groupby(["dataset", "model"]) if block.method.nunique() > 1]
+    leads = [_leads(block) for block in contests]
     lines.append("")
     lines.append(
         f"Top-1 accuracy in percent on the test split ({samples} samples; {runs.seed.nunique()} seed), opened once for "

@@ -98,11 +98,11 @@ def test_an_answer_is_the_best_part_of_the_passage():
     # 'Anna' is right; 'Aldora in' has one word of two in 'Aldora' (2/3) and two of three in 'Aldora in 1950' (4/5).
     assert found["f1"] == pytest.approx(100 * (1 + 4 / 5) / 2)
     assert found["em"] == 50.0
-    # Neither the question nor an end before the start is an answer.
+    # Neither the question nor an end before the start is an answer; of equals the first counts.
     backwards = spans((0, 1), (6, 3))
     backwards[1, 0, 4], backwards[1, 1, 4] = 4.0, 4.0
     found = ANSWERS.metrics(backwards, torch.tensor([[2, 2], [4, 4]]), texts=texts)
-    assert found["em"] == 50.0
+    assert found["em"] == 100.0
 
 
 def test_the_best_window_answers():
