@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from ifap.claims.names import METRICS
 from ifap.costs import cost, nonzero_macs
 from ifap.files import atomic_write_text
 from ifap.latency import latency
@@ -28,8 +29,7 @@ from stages.options import (
 )
 
 METRICS_VERSION = 1
-UNITS = {"top1": "%", "top5": "%", "loss": "nats", "ece": "%"}
-WATCHED = ("top1", "top5", "loss")
+USUAL = "top1"  # what a record watches that does not say so
 
 
 def main(
@@ -68,9 +68,10 @@ def measure(job: Job) -> dict[str, Any]:
         "cell": {"scale": job.grid.scale, **job.cell._asdict()},
         "config": job.config,
         "metrics": {
-            name: {"value": value, "unit": UNITS.get(name, ""), "split": "test"} for name, value in test.items()
+            name: {"value": value, "unit": METRICS[name].unit, "split": "test"} for name, value in test.items()
         },
-        "validation": {name: validation[name] for name in WATCHED},
+        "validation": {name: value for name, value in validation.items() if name != "ece"},
+        **({} if job.task.primary == USUAL else {"primary": job.task.primary}),
         "split_sizes": {role: entry["samples"] for role, entry in manifest["splits"].items()},
         "data_checksum": manifest["checksum"],
         "synthetic": manifest["synthetic"],

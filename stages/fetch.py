@@ -11,6 +11,7 @@ from ifap.config import DatasetOptions
 from ifap.datasets import DATASETS, DatasetSpec
 from ifap.datasets.base import write_dataset
 from ifap.datasets.sources import obtain
+from ifap.datasets.texts import TextSpec, write_texts
 from ifap.errors import ConfigError, nearest
 from ifap.program import run_stage
 from ifap.runtime import configure
@@ -30,12 +31,16 @@ def main(dataset: DatasetOption, scale: ScaleOption = None, params: ParamsOption
     configure(options.split_seed)
     spec, folder = DATASETS.get(dataset), paths.dataset_dir(grid.scale, dataset)
     raw, source = raw_data(spec, options, paths.synthetic_dir(grid.scale, dataset))
-    manifest = write_dataset(spec, options, grid.fetch_config(dataset), source, raw, folder)
+    config = grid.fetch_config(dataset)
+    if isinstance(spec, TextSpec):
+        manifest = write_texts(spec, options, grid.readers(dataset), config, source, raw, folder)
+    else:
+        manifest = write_dataset(spec, options, config, source, raw, folder)
     sizes = ", ".join(f"{role} {entry['samples']}" for role, entry in manifest["splits"].items())
     log.info("%s: %s (%s)", folder, sizes, manifest["checksum"])
 
 
-def raw_data(spec: DatasetSpec, options: DatasetOptions, folder: Path) -> tuple[Path, str]:
+def raw_data(spec: DatasetSpec | TextSpec, options: DatasetOptions, folder: Path) -> tuple[Path, str]:
     """Return the folder of the raw data and, in words, where they come from; a twin is generated into `folder`."""
     if options.synthetic is None:
         return obtain(spec.name, options)

@@ -15,17 +15,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ifap import paths, plan
-from ifap.config import ModelOptions
+from ifap.config import TEXT_TASKS, ModelOptions, TextOptions
 from ifap.datasets import DATASETS, DatasetSpec
 from ifap.datasets.base import read_manifest
+from ifap.datasets.texts import TextSpec
 from ifap.errors import ConfigError, ResultsError, nearest
 from ifap.files import atomic_write_text
 from ifap.grid import Grid
 from ifap.models import MODELS, builder_from_id, builder_id
 from ifap.models.base import load_pretrained
+from ifap.models.text import load_pretrained_text
 from ifap.monitor import tensorboard
 from ifap.runtime import (
     LOCK_FILE,
@@ -38,7 +40,7 @@ from ifap.runtime import (
     sha256_file,
     write_csv,
 )
-from ifap.splits import Role, Split
+from ifap.splits import Inputs, Role, Split
 from ifap.tasks import TASKS, Task
 from ifap.training import HISTORY_FIELDS, Controller, fit, read_progress
 from stages.options import open_grid
@@ -46,6 +48,13 @@ from stages.options import open_grid
 log = logging.getLogger(__name__)
 
 TIMING_VERSION = 1
+HEADS = {
+    "text_classification": "classification",
+    "text_regression": "classification",
+    "question_answering": "span",
+    "cloze": "span",
+}
+"""What a network for text ends in, by the task."""
 SHARED_STAGES = ("baseline", "finetune")
 """Those that several processes can do together."""
 
@@ -75,20 +84,25 @@ class Job:
     grid: Grid
     cell: paths.Cell
     stage: str
-    spec: DatasetSpec = field(init=False)
+    spec: DatasetSpec | TextSpec = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "spec", DATASETS.get(self.cell.dataset))
 
     @property
-    def model_options(self) -> ModelOptions:
+    def model_options(self) -> ModelOptions | TextOptions:
         """What the network is given and starts from."""
         return self.grid.model(self.cell)
 
     @property
     def task(self) -> Task:
-        """Loss and metrics."""
-        return TASKS.get(self.cell.task)
+        """Loss and metrics, of which the one that the data set is known by is watched."""
+        if isinstance(self.spec, TextSpec) != (self.cell.task in TEXT_TASKS) or (
+            isinstance(self.spec, TextSpec) and self.spec.task != self.cell.task
+        ):
+            raise ConfigError(f"data set '{self.cell.dataset}' is not made for task '{self.cell.task}'")
+        task = TASKS.get(self.cell.task)
+        return task.watching(self.spec.metric) if isinstance(self.spec, TextSpec) else task
 
     @property
     def config(self) -> dict[str, Any]:
@@ -151,7 +165,11 @@ class Job:
         wanted = self.manifest()["splits"][role]["sha256"]
         if path.exists() and sha256_file(path) != wanted:
             raise ResultsError(f"{path} differs from its manifest: run the fetch stage again")
-        return self.spec.load(path, role, self.model_options.image_size)
+        options = self.model_options
+        if isinstance(self.spec, TextSpec):
+            return self.spec.load(path, role, self.cell.model)
+        assert isinstance(options, ModelOptions)
+        return self.spec.load(path, role, options.image_size)
 
     def discard_state(self) -> None:
         """Remove the resume state of this stage; the lock stays, because it may be held."""
@@ -161,16 +179,21 @@ class Job:
             elif item.name != LOCK_FILE:
                 item.unlink()
 
-    def example_inputs(self, batch: int = 1) -> Tensor:
-        """Return zeros of the network's input shape."""
+    def example_inputs(self, batch: int = 1) -> Inputs:
+        """Return made-up inputs of the network's input shape: zeros, or the same word throughout."""
         size = self.builder()[1]
+        if isinstance(self.spec, TextSpec):
+            reader = self.manifest()["readers"][self.cell.model]
+            word = torch.ones(batch, reader["max_length"], dtype=torch.int64)
+            return {name: torch.zeros_like(word) if name == "token_type_ids" else word for name in reader["inputs"]}
         return torch.zeros(batch, size["in_channels"], size["image_size"], size["image_size"])
 
     def build(self) -> nn.Module:
         """Build the cell's unpruned network from torch's global generator, or from pretrained weights."""
         network = MODELS.get(self.cell.model)(**self.builder()[1])
         if self.model_options.pretrained:
-            load_pretrained(network, Path(self.model_options.pretrained))
+            load = load_pretrained_text if isinstance(self.spec, TextSpec) else load_pretrained
+            load(network, Path(self.model_options.pretrained))
         return network
 
     def load(self, name: str) -> tuple[plan.Plan, nn.Module]:
@@ -179,13 +202,20 @@ class Job:
         record = plan.read_plan(folder)
         return record, plan.load(folder, lambda: builder_from_id(record.builder.id, record.builder.args))
 
-    def builder(self) -> tuple[str, dict[str, int]]:
+    def builder(self) -> tuple[str, dict[str, Any]]:
         """Return the identifier and arguments under which a plan finds the unpruned network."""
-        manifest = self.manifest()
+        manifest, options = self.manifest(), self.model_options
+        if isinstance(options, TextOptions):
+            return builder_id(self.cell.model), {
+                "head": HEADS[self.cell.task],
+                "num_labels": manifest["classes"],
+                "vocab_size": manifest["readers"][self.cell.model]["vocab_size"],
+                "max_length": options.max_length,
+            }
         return builder_id(self.cell.model), {
             "num_classes": manifest["classes"],
             "in_channels": manifest["channels"],
-            "image_size": self.model_options.image_size,
+            "image_size": options.image_size,
         }
 
     def train(self, network: nn.Module, timing: Timing, controller: Controller | None = None) -> nn.Module:

@@ -21,6 +21,7 @@ from ifap.pruning import Pruned, Receipt, Target, prune
 from ifap.recover import Distillation, validator
 from ifap.runtime import device, seeded, write_csv
 from ifap.sparse import SPARSE, Context, Event, Outcome
+from ifap.tracing import to_device
 from stages.job import Job, Timing, open_job
 from stages.options import (
     PARAMS,
@@ -87,7 +88,7 @@ def prune_cell(job: Job, network: nn.Module, timing: Timing) -> tuple[Pruned, di
                                          "pace"})  # fmt: skip
     result = prune(
         network,
-        job.example_inputs().to(device()),
+        to_device(job.example_inputs(), device()),
         calibration,
         **wanted(job),
         recover=Distillation.from_options(train, validation, recovery, task=job.task, augment=True, seed=job.cell.seed),
@@ -139,6 +140,7 @@ def mask_cell(job: Job, network: nn.Module, timing: Timing) -> Outcome:
             limits=pruning.model_dump(include=set(LIMITS)),
             state=job.state if job.grid.options.resume else None,
             guard=job.guard,
+            pretrained=job.model_options.pretrained is not None,
         )
     )
     timing.resume_count, timing.extra_seconds = result.progress.resumes, result.progress.earlier_seconds

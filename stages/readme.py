@@ -27,7 +27,7 @@ def main(
     ] = False,
     params: ParamsOption = PARAMS,
 ) -> None:
-    """Put the table of top-1 accuracies before and after pruning into README.md."""
+    """Put the table of accuracies before and after pruning into README.md."""
     grid = open_grid(params, scale)
     text = README.read_text()
     if not SECTION.search(text):
@@ -47,12 +47,18 @@ def results_table(runs: pd.DataFrame) -> str:
         f"| network | data | MACs | unpruned | {' | '.join(label(method) for method in methods)} |",
         f"|---|---|---:|---:|{'---:|' * len(methods)}",
     ]
-    for (dataset, model), block in pruned.groupby(["dataset", "model"], sort=False):
-        values = [f"{block[block.method == method].test_top1.mean():.2f}" for method in methods]
+    for (_, model), block in pruned.groupby(["dataset", "model"], sort=False):
+        values = [f"{block[block.method == method].test_metric.mean():.2f}" for method in methods]
         reduction = f"{block.macs_reduction.mean():.1f} %"
-        lines.append(f"| {model} | {dataset} | {reduction} | {block.baseline_top1.mean():.2f} | {' | '.join(values)} |")
-    samples = int(runs.test_size.iloc[0])
-    leads = [_leads(block) for _, block in pruned.groupby(["dataset", "model"])]
+        before = f"{block.baseline_metric.mean():.2f}"
+        lines.append(f"| {model} | {_named(block)} | {reduction} | {before} | {' | '.join(values)} |")
+    sizes = runs.groupby("dataset", sort=False).test_size.first()
+    samples = (
+        " and ".join(f"{int(size)} of {name}" for name, size in sizes.items()) if len(sizes) > 1 else sizes.iloc[0]
+    )
+    # A network that one method alone prunes is no contest.
+    contests = [block for _, block in pruned.groupby(["dataset", "model"]) if block.method.nunique() > 1]
+    leads = [_leads(block) for block in contests]
     lines.append("")
     lines.append(
         f"Top-1 accuracy in percent on the test split ({samples} samples; {runs.seed.nunique()} seed), opened once for "
@@ -61,8 +67,12 @@ def results_table(runs: pd.DataFrame) -> str:
     return "\n" + "\n".join(lines) + "\n\n"
 
 
+def _named(block: pd.DataFrame) -> str:
+    return f"{block.dataset.iloc[0]} (synthetic)" if block.synthetic.astype(bool).any() else str(block.dataset.iloc[0])
+
+
 def _leads(block: pd.DataFrame) -> bool:
-    means = block.groupby("method").test_top1.mean()
+    means = block.groupby("method").test_metric.mean()
     return bool(means["ifap"] >= means.max())
 
 

@@ -32,13 +32,13 @@ def main(
     table = Table(title=f"scale {grid.scale}: {len(runs)} of {len(grid.cells())} cells", title_justify="left")
     for heading in ("data set", "model", "method", "seed"):
         table.add_column(heading)
-    for heading in ("MACs", "params", "top-1 before", "top-1 after"):
+    for heading in ("MACs", "params", "score before", "score after"):
         table.add_column(heading, justify="right")
     for run in runs[runs.method != "baseline"].itertuples():
         reductions = (f"{run.macs_reduction:+.1f} %", f"{run.params_reduction:+.1f} %")
         table.add_row(
             str(run.dataset), str(run.model), str(run.method), str(run.seed), *reductions,
-            f"{run.baseline_top1:.2f} %", f"{run.test_top1:.2f} %",
+            f"{run.baseline_metric:.2f}", f"{run.test_metric:.2f}",
         )  # fmt: skip
     console.print(table)
     for name in grid.params.tables:
@@ -58,12 +58,12 @@ def one_cell(grid: Grid, name: str) -> str:
         records.read_record(file, file, grid.scale, which)
         for file, which in zip(files, (cell.baseline, cell), strict=True)
     )
-    drop = after.metrics.top1.value - before.metrics.top1.value
+    drop = after.score - before.score
     return "\n".join(
         (
             f"MACs    {before.macs:>12,} -> {after.macs:>12,}  ({100 * (after.macs / before.macs - 1):+.1f} %)",
             f"params  {before.params:>12,} -> {after.params:>12,}  ({100 * (after.params / before.params - 1):+.1f} %)",
-            f"top-1   {before.metrics.top1.value:>11.2f}% -> {after.metrics.top1.value:>11.2f}%  ({drop:+.2f} points)",
+            f"{after.primary:<8}{before.score:>11.2f}% -> {after.score:>11.2f}%  ({drop:+.2f} points)",
             f"records {files[0]}, {files[1]}",
         )
     )

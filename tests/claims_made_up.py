@@ -186,11 +186,11 @@ def made_up_structure(**values):
 def measured_runs():
     """Return made-up runs of one published cell, two seeds."""
     cell = {"task": "classification", "dataset": "cifar10", "model": "densenet121"}
-    numbers = {"macs": 1.1e9, "macs_reduction": -61.0, "baseline_top1": 94.0}
+    numbers = {"metric": "top1", "macs": 1.1e9, "macs_reduction": -61.0, "baseline_metric": 94.0}
     for seed, top1 in enumerate((93.9, 94.3)):
         own = {
-            "test_top1": top1,
-            "top1_delta": top1 - 94.0,
+            "test_metric": top1,
+            "metric_delta": top1 - 94.0,
             "metrics": f"results/quick/made-up/seed{seed}/metrics.json",
         }
         yield {**cell, "method": "ifap", "seed": seed, **numbers, **own}

@@ -147,8 +147,8 @@ def test_methods_are_grouped_by_target_and_the_best_of_each_is_bold(made_up):
 def test_ties_are_those_of_the_printed_values(made_up):
     runs = made_up[1].copy()
     ours = (runs["method"] == "ifap") & (runs["model"] == "net_a")
-    best = runs[(runs["method"] == "rigl") & (runs["model"] == "net_a")]["test_top1"].to_numpy()
-    runs.loc[ours, "test_top1"] = best + 0.0004
+    best = runs[(runs["method"] == "rigl") & (runs["model"] == "net_a")]["test_metric"].to_numpy()
+    runs.loc[ours, "test_metric"] = best + 0.0004
     table = build(made_up, runs)
     bold = [row.items[2].text for row in table.rows[5:9] if row.items[3].bold]
     assert bold == ["IFAP", "RigL"]
@@ -172,4 +172,4 @@ def test_one_seed_makes_no_statement(made_up):
     grid, runs = made_up
     rows = rows_of(comparison.comparison_table(grid, runs[runs["seed"] == 0]))
     assert {row["verdict"] for row in rows} == {"", "reference", statistics.ONE_SEED}
-    assert {row["low"] + row["p"] + row["top1_sd"] for row in rows} == {""}
+    assert {row["low"] + row["p"] + row["metric_sd"] for row in rows} == {""}

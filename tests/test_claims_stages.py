@@ -112,9 +112,9 @@ def test_wrong_names_are_refused_before_anything_is_read(stages):
 @pytest.mark.parametrize(
     ("name", "column", "change", "message"),
     [
-        ("runs", "test_top1", "nan", "row 3, column test_top1: 'nan' is not finite"),
+        ("runs", "test_metric", "nan", "row 3, column test_metric: 'nan' is not finite"),
         ("runs", "macs", "many", "row 3, column macs: 'many' is no number"),
-        ("runs", "test_top1", "", "row 3, column test_top1: is empty"),
+        ("runs", "test_metric", "", "row 3, column test_metric: is empty"),
         ("runs", "model", "resnet_tini", f"row 3, column model: unknown model 'resnet_tini': did you mean '{MODEL}'"),
         ("runs", "scale", "paper", "row 3, column scale: 'paper' is not 'quick'"),
         ("trace", "macs", "inf", "row 3, column macs: 'inf' is not finite"),

@@ -91,7 +91,7 @@ def test_comparisons_without_a_p_value_do_not_weigh():
 
 
 def frame(rows):
-    columns = ["task", "dataset", "model", "method", "seed", "target_kind", "target", "test_top1"]
+    columns = ["task", "dataset", "model", "method", "seed", "target_kind", "target", "test_metric"]
     return pd.DataFrame([("classification", "digits", "net", *row) for row in rows], columns=columns)
 
 

@@ -76,7 +76,10 @@ def test_every_claim_has_a_verdict_and_a_reason():
     ],
 )
 def test_accuracies_are_compared_within_the_tolerance(scale, top1, verdict):
-    runs = [run(seed, test_top1=value, top1_delta=-0.5, baseline_top1=98.0) for seed, value in enumerate(top1)]
+    runs = [
+        run(seed, metric="top1", test_metric=value, metric_delta=-0.5, baseline_metric=98.0)
+        for seed, value in enumerate(top1)
+    ]
     row = judge(source(scale, runs))["T2/CIFAR-10/ResNet-50/metric_pruned"]
     assert (row.verdict, row.n, row.tolerance) == (verdict, len(top1), "max(0.5 points, 2 sd)")
     assert row.mean == pytest.approx(sum(top1) / len(top1))

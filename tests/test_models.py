@@ -7,10 +7,25 @@ import torch
 from torch import nn
 
 from ifap.errors import ConfigError, PlanError
-from ifap.models import MODELS, builder_from_id, builder_id
+from ifap.models import MODELS, arguments, builder_from_id, builder_id
+from ifap.models.base import HEADS, LIMITS
 
 ARGS = {"num_classes": 10, "in_channels": 1, "image_size": 32}
-TINY = [name for name in MODELS.names() if name.endswith("_tiny")]
+TEXT = {"head": "classification", "num_labels": 3, "vocab_size": 100, "max_length": 16}
+SMALL = [name for name in MODELS.names() if name.endswith("_tiny")]
+TINY = [name for name in SMALL if "image_size" in arguments(name)]
+TINY_TEXT = [name for name in SMALL if name not in TINY]
+
+
+def text(name, rows=2, tokens=8):
+    """Return a batch of made-up texts, the last one padded as the family pads."""
+    ids = torch.randint(2, TEXT["vocab_size"] - 1, (rows, tokens), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(ids)
+    mask[-1, tokens - 3 :] = 0
+    ids[-1, tokens - 3 :] = TEXT["vocab_size"] - 1 if name.startswith("gpt2") else 0
+    if name.startswith("t5"):
+        ids[:-1, -1] = ids[-1, tokens - 4] = 1
+    return {"input_ids": ids, "attention_mask": mask}
 
 
 @pytest.mark.parametrize("name", TINY)
@@ -25,12 +40,63 @@ def test_forward_and_backward(name, channels):
     assert sum(parameter.numel() for parameter in network.parameters()) < 250_000
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", TINY_TEXT)
+@pytest.mark.parametrize("head", HEADS)
+def test_text_forward_and_backward(name, head):
+    torch.manual_seed(0)
+    network = MODELS.get(name)(**{**TEXT, "head": head})
+    inputs = text(name)
+    if (name, head) == ("t5_tiny", "language"):
+        inputs["decoder_input_ids"] = inputs["input_ids"]
+    found = network(**inputs)
+    if head == "span":
+        assert found.start_logits.shape == found.end_logits.shape == (2, 8)
+        loss = (found.start_logits * torch.linspace(0, 1, 8) + found.end_logits).square().sum()
+    else:
+        assert found.logits.shape == ((2, 3) if head == "classification" else (2, 8, 100))
+        loss = found.logits.square().sum()
+    loss.backward()
+    unused = [key for key, parameter in network.named_parameters() if parameter.grad is None]
+    assert [key for key in unused if "token_type" not in key] == []
+    assert sum(parameter.numel() for parameter in network.parameters()) < 250_000
+
+
+@pytest.mark.parametrize("name", TINY_TEXT)
+def test_padding_says_nothing(name):
+    torch.manual_seed(0)
+    network = MODELS.get(name)(**TEXT).eval()
+    padded = text(name)
+    short = {key: value[-1:, :5] for key, value in padded.items()}
+    torch.testing.assert_close(network(**padded).logits[-1:], network(**short).logits)
+
+
+def test_the_classifier_of_t5_is_that_of_the_library():
+    from transformers import T5ForSequenceClassification
+
+    network = MODELS.get("t5_tiny")(**TEXT).eval()
+    inputs = text("t5_tiny")
+    torch.testing.assert_close(
+        network(**inputs).logits, T5ForSequenceClassification.forward(network, **inputs).logits, rtol=0, atol=0
+    )
+
+
+@pytest.mark.parametrize(("name", "table"), [("bert_base", 512), ("gpt2_base", 1024)])
+def test_texts_longer_than_the_table_of_positions_are_one_clear_error(name, table):
+    with pytest.raises(ConfigError, match=f"{table + 1} tokens are too many for '{name}': .* has {table}"):
+        MODELS.get(name)(**{**TEXT, "max_length": table + 1})
+
+
+def test_every_argument_has_a_limit():
+    assert {argument for name in MODELS.names() for argument in arguments(name)} == set(LIMITS)
+
+
+@pytest.mark.parametrize("name", SMALL)
 def test_the_identifier_builds_the_same_network(name):
+    args = ARGS if name in TINY else TEXT
     torch.manual_seed(0)
-    first = MODELS.get(name)(**ARGS)
+    first = MODELS.get(name)(**args)
     torch.manual_seed(0)
-    again = builder_from_id(builder_id(name), ARGS)
+    again = builder_from_id(builder_id(name), args)
     for one, other in zip(first.state_dict().values(), again.state_dict().values(), strict=True):
         assert torch.equal(one, other)
 
@@ -56,6 +122,11 @@ def test_the_networks_cover_the_families():
         ("ifap:resnet_tiny", {**ARGS, "image_size": "32"}, "image_size must be a whole number"),
         ("ifap:resnet_tiny", {"num_classes": 10}, "builder arguments must be"),
         ("ifap:resnet_tiny", {**ARGS, "extra": 1}, "builder arguments must be"),
+        ("ifap:resnet_tiny", TEXT, "builder arguments must be num_classes, in_channels, image_size"),
+        ("ifap:bert_tiny", ARGS, "builder arguments must be head, num_labels, vocab_size, max_length"),
+        ("ifap:bert_tiny", {**TEXT, "head": "clasification"}, "did you mean 'classification'"),
+        ("ifap:bert_tiny", {**TEXT, "head": ["span"]}, "head .* is unknown"),
+        ("ifap:t5_tiny", {**TEXT, "vocab_size": 10**9}, "vocab_size must be a whole number from 1 to 300000"),
     ],
 )
 def test_a_hostile_identifier_is_one_clear_error(identifier, args, message):

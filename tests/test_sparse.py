@@ -663,7 +663,7 @@ def test_what_is_known_without_torch_is_what_the_method_says(name):
     method, options = SPARSE.get(name), mask_options(name)
     assert issubclass(options, MaskOptions)
     assert (method.start, method.structure, method.tasks) == (options.start, options.structure, options.tasks)
-    assert (method.structure == "weights") == (name in OPTIONS)
+    assert (method.structure == "weights") == (name in {*OPTIONS, "mvp"})
     assert isinstance(getattr(MethodOptions(), name), options)
 
 

@@ -85,6 +85,27 @@ class ModelOptions(Section):
     )
 
 
+class TextOptions(Section):
+    """What a network for text is given and starts from."""
+
+    max_length: int = Field(gt=0, description="Tokens of an input; longer texts are cut, passages read in windows.")
+    tokenizer: str = Field(
+        description="'word' or 'wordpiece', trained on the training texts; or a folder or hub name of a pretrained one."
+    )
+    vocab_size: int | None = Field(
+        default=None, gt=0, description="Most words of a trained tokenizer; rows of a pretrained network's table."
+    )
+    pretrained: str | None = Field(
+        default=None, description="Weights to start from (.safetensors); none: initialised at random."
+    )
+
+    @model_validator(mode="after")
+    def _size_of_a_trained_one(self) -> Self:
+        if self.tokenizer in {"word", "wordpiece"} and (self.vocab_size is None or self.pretrained):
+            raise ValueError(f"tokenizer '{self.tokenizer}' is trained here: it needs vocab_size, and no pretrained")
+        return self
+
+
 class StepOptions(Section):
     """How the steps of a training are computed; the defaults are the plain ones."""
 
@@ -208,12 +229,20 @@ LIMITS = ("min_units", "max_layer_ratio", "round_to", "spatial_only")
 """The pruning options that bound what may be cut, whatever chooses it."""
 
 
+TEXT_TASKS = frozenset({"text_classification", "text_regression", "question_answering", "cloze"})
+"""The tasks whose networks are given text."""
+
+
 class MaskOptions(Section):
     """Options of a method that prunes in a training of its own, and what must be known of it before torch is loaded."""
 
     start: ClassVar[Literal["baseline", "init"]] = "init"
     structure: ClassVar[Literal["channels", "weights"]] = "weights"
     tasks: ClassVar[frozenset[str]] = frozenset({"classification"})
+    pretrained_first: ClassVar[bool] = False
+    """Whether it starts from the untrained network after all where that has pre-trained weights."""
+    retrains: ClassVar[bool] = True
+    """Whether its network is trained on after pruning."""
 
 
 class RankingOptions(MaskOptions):
@@ -224,6 +253,8 @@ class RankingOptions(MaskOptions):
 
 class LthOptions(RankingOptions):
     """Iterative magnitude pruning with rewinding: the lottery ticket hypothesis."""
+
+    tasks: ClassVar[frozenset[str]] = MaskOptions.tasks | TEXT_TASKS
 
     rate: Fraction = Field(default=0.2, description="Share of the kept weights that goes after each training.")
     levels: int | None = Field(
@@ -256,6 +287,8 @@ class GranetOptions(RankingOptions):
 class PdpOptions(RankingOptions):
     """Soft masks that follow from the weights: PDP."""
 
+    tasks: ClassVar[frozenset[str]] = MaskOptions.tasks | TEXT_TASKS
+
     warmup_share: float = Field(default=0.16, ge=0, lt=1, description="Share of the epochs before pruning begins.")
     ramp_share: Fraction = Field(default=0.67, description="Share of the epochs in which sparsity rises.")
     temperature: float = Field(default=0.05, gt=0, description="Softness of the masks; its unit is `temperature_of`.")
@@ -287,6 +320,47 @@ class PdpChannelOptions(MaskOptions):
         return self
 
 
+class MvpOptions(MaskOptions):
+    """Movement pruning of language models: MvP."""
+
+    start: ClassVar[Literal["baseline", "init"]] = "baseline"
+    tasks: ClassVar[frozenset[str]] = TEXT_TASKS
+    pretrained_first: ClassVar[bool] = True
+
+    scores: Literal["hard", "soft"] = Field(
+        default="hard", description="Keep the target's share of the scores, or those above a threshold."
+    )
+    score_lr: float = Field(default=0.01, ge=0, description="Peak learning rate of the scores.")
+    warmup_steps: int | None = Field(
+        default=None, ge=1, description="Steps in which learning rates rise; a tenth of the run by default."
+    )
+    initial_warmup: float = Field(default=1, ge=0, description="Warm-ups before pruning begins.")
+    final_warmup: float = Field(default=2, ge=0, description="Warm-ups after pruning is done.")
+    initial: float = Field(default=1.0, gt=0, le=1, description="Share of each layer's scores that is kept at first.")
+    block_rows: int = Field(default=1, ge=1, description="Output rows of a weight that share a score.")
+    block_columns: int = Field(default=1, ge=1, description="Input columns of a weight that share a score.")
+    final_threshold: Fraction = Field(default=0.1, description="Threshold of soft scores after their sigmoid.")
+    penalty: float = Field(default=400, ge=0, description="Final weight of the penalty on soft scores.")
+    grad_clip: float | None = Field(default=1.0, gt=0, description="Largest norm of all gradients, scores included.")
+
+
+class RfpOptions(MaskOptions):
+    """Removal of heads and neurons of a trained language model without training: RFP."""
+
+    start: ClassVar[Literal["baseline", "init"]] = "baseline"
+    structure: ClassVar[Literal["channels", "weights"]] = "channels"
+    tasks: ClassVar[frozenset[str]] = TEXT_TASKS
+    retrains: ClassVar[bool] = False
+
+    samples: int = Field(default=2048, ge=1, description="Training samples that are drawn, with replacement.")
+    batch_size: int = Field(default=32, ge=1, description="Samples of one gradient of the masks.")
+    per_sample: bool = Field(default=False, description="One gradient a sample instead, whatever the batch.")
+    rearrange: bool = Field(default=True, description="Exchange units within a layer after the search.")
+    tune: bool = Field(default=True, description="Scale the kept units by least squares, layer by layer.")
+    damping: float = Field(default=1.0, gt=0, description="Damping of the least squares.")
+    largest_scale: float = Field(default=10.0, gt=1, description="Scales beyond this, of either sign, end the tuning.")
+
+
 class SmallDenseOptions(MaskOptions):
     """A network with fewer channels, trained from scratch: nothing is left to choose."""
 
@@ -302,6 +376,8 @@ class MethodOptions(Section):
     pdp: PdpOptions = PdpOptions()
     pdp_channel: PdpChannelOptions = PdpChannelOptions()
     small_dense: SmallDenseOptions = SmallDenseOptions()
+    mvp: MvpOptions = MvpOptions()
+    rfp: RfpOptions = RfpOptions()
 
 
 class EvaluateOptions(Section):
@@ -516,6 +592,17 @@ def refine(
     return validated(section, merged, where)
 
 
+def options_type(step: str, task: str) -> type[Section]:
+    """Return the type of the options of a step, for the networks of a task."""
+    return TextOptions if step == "models" and task in TEXT_TASKS else SECTIONS[step]
+
+
+def for_texts(step: str, block: Refined) -> Refined:
+    """Return a block as the networks for text see it: ``text`` refines ``default``, or replaces it under ``models``."""
+    first = {} if step == "models" else block.get("default", {})
+    return {**block, "default": {**first, **block.get("text", {})}}
+
+
 def method_names() -> frozenset[str]:
     """Return the names of all methods: those that score units and those that train with masks."""
     return entry_names("ifap.methods") | entry_names("ifap.sparse")
@@ -566,7 +653,6 @@ def _check_like(where: str, name: str, scale: ScaleParams, grid: TaskGrid) -> No
 
 
 def _check_scale(scale: ScaleParams, where: str) -> None:
-    models: set[str] = set()
     for task, grid in scale.grid.items():
         _check_names(where + ".grid", [task], "task", entry_names("ifap.tasks"))
         _check_names(f"{where}.grid.{task}.datasets", grid.datasets, "data set", entry_names("ifap.datasets"))
@@ -578,13 +664,7 @@ def _check_scale(scale: ScaleParams, where: str) -> None:
             method = scale.variants[name].method if name in scale.variants else name
             _check_task(f"{where}.grid.{task}.methods", method, task)
             _check_like(f"{where}.variants.{name}.like", name, scale, grid)
-        models.update(grid.models)
-    for step, section in SECTIONS.items():
-        block: Refined = getattr(scale, step)
-        allowed = {"default", *models, *scale.datasets, *({"recovery"} if step == "prune" else ())}
-        _check_names(f"{where}.{step}", block, "model", allowed)
-        for name in sorted(models | set(block) & set(scale.datasets)):
-            refine(block, name, section, f"{where}.{step}.{name}")
+    _check_steps(scale, where)
     validated(RecoveryOptions, scale.prune.get("recovery", {}), f"{where}.prune.recovery")
     for name, variant in scale.variants.items():
         _check_variant(scale, variant, f"{where}.variants.{name}")
@@ -594,6 +674,21 @@ def _check_scale(scale: ScaleParams, where: str) -> None:
             raise ConfigError(f"{where}.targets: '{name}' is the name of a method already: rename it under variants")
     for table, block in scale.tables.items():
         validated(TableParams, {"title": "", **block}, f"{where}.tables.{table}")
+
+
+def _check_steps(scale: ScaleParams, where: str) -> None:
+    models = {model for grid in scale.grid.values() for model in grid.models}
+    for step in SECTIONS:
+        block: Refined = getattr(scale, step)
+        allowed = {"default", "text", *models, *scale.datasets, *({"recovery"} if step == "prune" else ())}
+        _check_names(f"{where}.{step}", block, "model", allowed)
+        for task, grid in scale.grid.items():
+            own = for_texts(step, block) if task in TEXT_TASKS else block
+            section = options_type(step, task)
+            for model in sorted(grid.models):
+                refine(own, model, section, f"{where}.{step}.{model}")
+                for name in sorted(set(block) & {*grid.datasets}):
+                    refine(own, model, section, f"{where}.{step}.{name}", block[name])
 
 
 def _check_variant(scale: ScaleParams, variant: Variant, where: str) -> None:

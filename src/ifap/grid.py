@@ -15,6 +15,7 @@ from typing import Any
 from ifap.claims.targets import published_reduction
 from ifap.config import (
     LIMITS,
+    TEXT_TASKS,
     MaskOptions,
     ModelOptions,
     Params,
@@ -25,15 +26,18 @@ from ifap.config import (
     Section,
     TableParams,
     TargetOptions,
+    TextOptions,
     TrainingOptions,
     Variant,
+    for_texts,
     mask_options,
+    options_type,
     refine,
     refine_method,
     validated,
 )
 from ifap.datasets.sources import why_absent
-from ifap.fairness import after_pruning, masked_run, starts_untrained
+from ifap.fairness import after_pruning, is_finetuned, masked_run
 from ifap.paths import SPLITS, Cell, manifest_file, split_file
 
 TABLE_FORMATS = ("md", "html", "tex", "csv")
@@ -141,8 +145,8 @@ class Grid:
         if cell.is_baseline:
             recipe: TrainingOptions = self._refined("baseline", cell, TrainingOptions)
             return recipe
-        untrained = starts_untrained(mask_options(self.variant(cell).method))
-        return after_pruning(self._refined("finetune", cell, TrainingOptions), untrained=untrained)
+        finetuned = is_finetuned(mask_options(self.variant(cell).method), pretrained=self._is_pretrained(cell))
+        return after_pruning(self._refined("finetune", cell, TrainingOptions), finetuned=finetuned)
 
     def masked_training(self, cell: Cell) -> TrainingOptions:
         """Return the recipe by which the method of a cell trains with masks."""
@@ -152,7 +156,11 @@ class Grid:
             self._refined("baseline", cell, TrainingOptions),
             self._refined("finetune", cell, TrainingOptions),
         )
-        return masked_run(method, baseline, self.pruning(cell), self.recovery(cell), finetune)
+        pretrained = self._is_pretrained(cell)
+        return masked_run(method, baseline, self.pruning(cell), self.recovery(cell), finetune, pretrained=pretrained)
+
+    def _is_pretrained(self, cell: Cell) -> bool:
+        return self.model(cell).pretrained is not None
 
     def mask_options(self, cell: Cell) -> MaskOptions | None:
         """Return the own options of a method that trains with masks; None for one that scores units."""
@@ -162,9 +170,15 @@ class Grid:
         )
         return options if isinstance(options, MaskOptions) else None
 
-    def model(self, cell: Cell) -> ModelOptions:
+    def model(self, cell: Cell) -> ModelOptions | TextOptions:
         """Return what the cell's network is given and starts from."""
-        return self._refined("models", cell, ModelOptions)
+        options: ModelOptions | TextOptions = self._refined("models", cell, options_type("models", cell.task))
+        return options
+
+    def readers(self, dataset: str) -> dict[str, TextOptions]:
+        """Return the networks that read a set of texts, and how each is given them; none for images."""
+        cells = {cell.model: self.model(cell) for cell in self.pruned() if cell.dataset == dataset}
+        return {model: options for model, options in cells.items() if isinstance(options, TextOptions)}
 
     def variant(self, cell: Cell) -> Variant:
         """Return the method of a cell and what it changes; a registered method changes nothing."""
@@ -187,6 +201,8 @@ class Grid:
     def _refined(self, step: str, cell: Cell, section: type[Section], changes: Mapping[str, Any] | None = None) -> Any:
         """Return a block for a cell: the default, refined by its model, then its data set, then `changes`."""
         block: Refined = getattr(self.options, step)
+        if cell.task in TEXT_TASKS:
+            block = for_texts(step, block)
         changes = {**block.get(cell.dataset, {}), **(changes or {})}
         return refine(block, cell.model, section, f"scales.{self.scale}.{step}.{cell.model}", changes)
 
@@ -196,10 +212,13 @@ class Grid:
 
     def fetch_config(self, dataset: str) -> dict[str, Any]:
         """Return what the prepared data of `dataset` depend on."""
+        readers = {model: options.model_dump() for model, options in self.readers(dataset).items()}
         return {
             "version": self.params.versions["fetch"],
             "dataset": dataset,
             **self.options.datasets[dataset].model_dump(),
+            # Texts are prepared as the tokens of the networks that read them.
+            **({"readers": readers} if readers else {}),
         }
 
     def config(self, cell: Cell, step: str) -> dict[str, Any]:

@@ -7,9 +7,9 @@ distilling call `refuse_test` on whatever they are given.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -17,6 +17,8 @@ from torch import Tensor
 from ifap.errors import ScoreError, SplitError
 
 Role = Literal["train", "validation", "test"]
+Inputs = Tensor | dict[str, Tensor]
+"""Inputs of some samples: one tensor, or several by the names of the network's arguments."""
 
 
 class Samples(Protocol):
@@ -31,13 +33,56 @@ class Samples(Protocol):
         """Return the number of samples."""
         ...
 
-    def __getitem__(self, rows: Tensor) -> Tensor:
+    def __getitem__(self, rows: Tensor) -> Inputs:
         """Return the inputs of some samples, always the same, shape (rows, ...)."""
         ...
 
-    def augmented(self, rows: Tensor, seed: int) -> Tensor:
+    def augmented(self, rows: Tensor, seed: int) -> Inputs:
         """Return the inputs of some samples, changed at random by `seed` alone, shape (rows, ...)."""
         ...
+
+
+class Named:
+    """Inputs of several named tensors, such as the tokens of texts and which of them count.
+
+    Parameters
+    ----------
+    tensors : mapping of str to Tensor, each of shape (samples, ...)
+        By the names of the network's arguments. Whole numbers may be kept in a small type: they are
+        given out as int64.
+
+    Raises
+    ------
+    SplitError
+        If there is none, or they differ in length.
+    """
+
+    decodes = False
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        lengths = {name: len(tensor) for name, tensor in tensors.items()}
+        if len(set(lengths.values())) != 1:
+            raise SplitError(f"named inputs must be of one length, at least one tensor: {lengths or 'none'}")
+        self._tensors = dict(tensors)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The arguments that they are given as."""
+        return tuple(self._tensors)
+
+    def __len__(self) -> int:
+        return len(next(iter(self._tensors.values())))
+
+    def __getitem__(self, rows: Tensor) -> dict[str, Tensor]:
+        return {name: _plain(tensor[rows]) for name, tensor in self._tensors.items()}
+
+    def augmented(self, rows: Tensor, seed: int) -> dict[str, Tensor]:
+        """Return the same as without augmentation: there is none for texts."""
+        return self[rows]
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    return tensor if tensor.is_floating_point() else tensor.long()
 
 
 @dataclass(frozen=True)
@@ -52,11 +97,15 @@ class Split:
         Network inputs, held in memory or made on demand.
     targets : Tensor, shape (samples, ...)
         What the task compares outputs with.
+    texts : object, optional
+        What a task needs beyond targets to measure a network, such as the texts that answers are
+        compared in; see the task.
     """
 
     role: Role
     inputs: Tensor | Samples
     targets: Tensor
+    texts: Any = None
 
     def __post_init__(self) -> None:
         if len(self.inputs) != len(self.targets):
@@ -65,7 +114,7 @@ class Split:
     def __len__(self) -> int:
         return len(self.inputs)
 
-    def read(self, rows: Tensor, seed: int | None = None) -> tuple[Tensor, Tensor]:
+    def read(self, rows: Tensor, seed: int | None = None) -> tuple[Inputs, Tensor]:
         """Return inputs and targets of some samples.
 
         Parameters
@@ -89,10 +138,11 @@ class Split:
 class CalibrationBatches:
     """Batches of network inputs, without targets, that remember the role of their split."""
 
-    def __init__(self, inputs: Tensor, batch_size: int, role: Role, targets: Tensor | None = None) -> None:
-        if len(inputs) == 0:
+    def __init__(self, inputs: Inputs, batch_size: int, role: Role, targets: Tensor | None = None) -> None:
+        first = inputs if isinstance(inputs, Tensor) else next(iter(inputs.values()), torch.empty(0))
+        if len(first) == 0:
             raise ScoreError("calibration data are empty: give at least one sample")
-        self._chunks = inputs.split(batch_size)
+        self._chunks = _chunks(inputs, batch_size)
         self._targets = None if targets is None else targets.split(batch_size)
         self.role = role
 
@@ -103,7 +153,7 @@ class CalibrationBatches:
             raise ScoreError("these calibration batches were made without targets")
         return LabelledBatches(list(zip(self._chunks, self._targets, strict=True)), self.role)
 
-    def __iter__(self) -> Iterator[Tensor]:
+    def __iter__(self) -> Iterator[Inputs]:
         return iter(self._chunks)
 
     def __len__(self) -> int:
@@ -113,15 +163,22 @@ class CalibrationBatches:
 class LabelledBatches:
     """Batches of (inputs, targets) that remember the role of their split."""
 
-    def __init__(self, pairs: list[tuple[Tensor, Tensor]], role: Role) -> None:
+    def __init__(self, pairs: list[tuple[Inputs, Tensor]], role: Role) -> None:
         self._pairs = pairs
         self.role = role
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[tuple[Inputs, Tensor]]:
         return iter(self._pairs)
 
     def __len__(self) -> int:
         return len(self._pairs)
+
+
+def _chunks(inputs: Inputs, batch_size: int) -> Sequence[Inputs]:
+    if isinstance(inputs, Tensor):
+        return inputs.split(batch_size)
+    parts = {name: tensor.split(batch_size) for name, tensor in inputs.items()}
+    return [dict(zip(parts, values, strict=True)) for values in zip(*parts.values(), strict=True)]
 
 
 def refuse_test(data: object, purpose: str) -> None:

@@ -30,6 +30,8 @@ from ifap.claims.tables import (
     dataset_label,
     fixed,
     label,
+    metric_heading,
+    metric_notes,
     not_attempted,
     origin,
     scale_notes,
@@ -42,7 +44,7 @@ from ifap.paths import Cell
 REFERENCE = "ifap"
 COLUMNS = (
     *("scale", "task", "dataset", "model", "method", "line", "base_method", "structure", "start"),
-    *("target_kind", "target", "n", "seeds", "top1_mean", "top1_sd", "baseline_top1_mean"),
+    *("target_kind", "target", "n", "seeds", "metric", "metric_mean", "metric_sd", "baseline_metric_mean"),
     *("validation_before_recovery", "validation_after_recovery"),
     *("macs_reduction", "macs_theoretical_reduction", "params_nonzero", "nonzero_params_reduction", "sparsity"),
     *("training_macs", "training_relative"),
@@ -126,13 +128,14 @@ def comparison_table(grid: Grid, runs: pd.DataFrame) -> str:
 
 def _csv_row(scale: str, entry: Compared) -> dict[str, Any]:
     frame = entry.frame
-    top1, first = moments(frame["test_top1"].astype(float)), frame.iloc[0]
+    top1, first = moments(frame["test_metric"].astype(float)), frame.iloc[0]
     row: dict[str, Any] = {"scale": scale, **entry.cell._asdict(), "line": entry.line}
     row |= {name: None if pd.isna(first[name]) else first[name] for name in SHARED}
     row |= {"n": top1.n, "seeds": " ".join(str(seed) for seed in frame["seed"])}
-    row |= {"top1_mean": top1.mean, "top1_sd": top1.sd}
+    row |= {"metric_mean": top1.mean, "metric_sd": top1.sd}
     row |= {name: _known(entry.mean(name)) for name in MEANS}
-    row["baseline_top1_mean"] = _known(entry.mean("baseline_top1"))
+    row["metric"] = first["metric"]
+    row["baseline_metric_mean"] = _known(entry.mean("baseline_metric"))
     if entry.line == REFERENCE:
         return row | {"verdict": "reference"}
     if entry.difference is None:
@@ -182,12 +185,13 @@ def table_1(name: str, options: TableParams, grid: Grid, runs: pd.DataFrame, mis
         (*_detail_notes(entries), *_not_run(entries)),
     )
     datasets = list(dict.fromkeys(entry.cell.dataset for entry in entries))
+    shown = runs[runs["dataset"].isin(datasets)]
     columns = (
         *(Column(text, align="left") for text in ("Model", "Target", "Method")),
-        *(Column(dataset_label(dataset, grid), "Top-1, test (%)") for dataset in datasets),
+        *(Column(dataset_label(dataset, grid), metric_heading(shown)) for dataset in datasets),
     )
     rows = tuple(_accuracy_rows(entries, goals, datasets))
-    return Table(name, options.title, columns, rows, _notes(grid, entries, datasets), detail=detail)
+    return Table(name, options.title, columns, rows, _notes(grid, entries, datasets, shown), detail=detail)
 
 
 def _counts(entries: Sequence[Compared]) -> list[float]:
@@ -246,7 +250,7 @@ def _best(methods: Sequence[Mapping[str, Compared]], dataset: str) -> float:
 
 def _printed(entry: Compared) -> float:
     """Return the accuracy as printed, so that what looks like a tie is one."""
-    return round(entry.mean("test_top1"), 2)
+    return round(entry.mean("test_metric"), 2)
 
 
 def _accuracies(own: Mapping[str, Compared], datasets: Sequence[str], best: Mapping[str, float]) -> Iterator[Item]:
@@ -255,7 +259,7 @@ def _accuracies(own: Mapping[str, Compared], datasets: Sequence[str], best: Mapp
         if entry is None or not len(entry.frame):
             yield Item(NO_VALUE)
         else:
-            yield _accuracy(entry, "test_top1", bold=_printed(entry) == best.get(dataset))
+            yield _accuracy(entry, "test_metric", bold=_printed(entry) == best.get(dataset))
 
 
 def _accuracy(entry: Compared, column: str, *, bold: bool = False) -> Item:
@@ -277,12 +281,14 @@ def _method(entries: Any) -> Item:
     return Item(name, mark=DAGGER if any(entry.masked for entry in found) else "")
 
 
-def _notes(grid: Grid, entries: Sequence[Compared], datasets: Sequence[str]) -> tuple[Note, ...]:
+def _notes(grid: Grid, entries: Sequence[Compared], datasets: Sequence[str], runs: pd.DataFrame) -> tuple[Note, ...]:
+    what = "Top-1 accuracy" if set(runs["metric"]) <= {"top1", "accuracy"} else "Scores"
     several = f" (mean {PLUS_MINUS} standard deviation over seeds)" if len(grid.options.seeds) > 1 else ""
     return (
         *scale_notes(grid, datasets, "Table I"),
+        *metric_notes(runs, grid),
         Note(
-            f"Top-1 accuracy on the test split{several}; every method starts from the same seeds and data. Bold: the "
+            f"{what} on the test split{several}; every method starts from the same seeds and data. Bold: the "
             "best pruned network of each model, target and data set; equal printed values share it."
         ),
         *_masked_note(entries),
@@ -365,7 +371,7 @@ def _detail(grid: Grid, entry: Compared, unit: Unit, missing: Mapping[Cell, str]
     count = len(entry.frame)
     return (
         *words,
-        _accuracy(entry, "test_top1"),
+        _accuracy(entry, "test_metric"),
         mean("validation_before_recovery", 2),
         mean("validation_after_recovery", 2),
         mean("macs_reduction", 1),

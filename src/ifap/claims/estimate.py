@@ -15,10 +15,14 @@ from typing import Any
 
 from ifap import paths
 from ifap.claims.records import first_difference
+from ifap.config import ModelOptions, TextOptions
 from ifap.grid import Grid
 from ifap.paths import Cell
 
 GB = 1e9
+
+
+TOKEN_BYTES = 6  # its number, whether it counts, and which text it is of
 
 
 @dataclass(frozen=True)
@@ -301,7 +305,9 @@ def _alike(cell: Cell, measured: Mapping[Cell, _Measured]) -> list[_Measured]:
 
 def _stated(grid: Grid, cell: Cell, assume: Assumptions) -> float:
     """Return the seconds that the jobs of one cell take by the assumptions."""
-    size = grid.model(cell).image_size
+    options = grid.model(cell)
+    # A text counts as one image of the size that the speed is stated for.
+    size = options.image_size if isinstance(options, ModelOptions) else 224
     data, samples = grid.options.datasets[cell.dataset], _samples(grid, cell.dataset, assume)
     validation, test = (assume.split_share if share is None else share for share in (data.validation, data.test))
     train, test = samples * (1 - validation - test), samples * test
@@ -320,9 +326,11 @@ def _stated(grid: Grid, cell: Cell, assume: Assumptions) -> float:
 
 
 def _data_bytes(grid: Grid, dataset: str, assume: Assumptions) -> float:
-    """Return the size of a data set at most: one byte a colour and pixel of the largest network input."""
-    side = max(grid.model(cell).image_size for cell in grid.baselines() if cell.dataset == dataset)
-    return float(_samples(grid, dataset, assume) * 3 * side**2)
+    """Return the size of a data set at most: one byte a colour and pixel of the largest input, six a token."""
+    options = [grid.model(cell) for cell in grid.baselines() if cell.dataset == dataset]
+    side = max((own.image_size for own in options if isinstance(own, ModelOptions)), default=0)
+    tokens = sum(own.max_length for own in options if isinstance(own, TextOptions))
+    return float(_samples(grid, dataset, assume) * (3 * side**2 + TOKEN_BYTES * tokens))
 
 
 def _samples(grid: Grid, dataset: str, assume: Assumptions) -> float:

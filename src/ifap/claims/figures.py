@@ -316,13 +316,13 @@ def _points(frame: pd.DataFrame, column: str) -> pd.DataFrame:
     """Return one row a target: what is left and the accuracy, means and deviations over the seeds."""
     by_target = frame.assign(left=100 + frame[column]).groupby("method", sort=False)
     points = by_target.agg(
-        left=("left", "mean"), left_sd=("left", "std"), top1=("test_top1", "mean"), top1_sd=("test_top1", "std")
+        left=("left", "mean"), left_sd=("left", "std"), top1=("test_metric", "mean"), top1_sd=("test_metric", "std")
     )
     return points.sort_values("left", ascending=False)
 
 
 def _baseline(axes: Axes, frame: pd.DataFrame) -> None:
-    top1 = frame.loc[frame["method"] == "baseline", "test_top1"]
+    top1 = frame.loc[frame["method"] == "baseline", "test_metric"]
     if top1.empty:
         return
     mean, sd = float(top1.mean()), float(top1.std()) if len(top1) > 1 else 0.0
@@ -622,13 +622,13 @@ def _experiments(name: str, grid: Grid, runs: pd.DataFrame) -> Picture:
     wanted = {cell[:4] for cell in grid.pruned()}
     figure = Figure(figsize=(1.25 * len(methods) + 2.4, 0.62 * len(networks) + 1.5), layout="constrained")
     axes = figure.add_subplot()
-    known = runs["top1_delta"].dropna().abs()
+    known = runs["metric_delta"].dropna().abs()
     reach = max(1.0, float(known.max()) if len(known) else 1.0)
     words = []
     for row, network in enumerate(networks):
         for column, method in enumerate(methods):
             frame = _of(runs, network)
-            frame = frame[frame["method"] == method].dropna(subset=["top1_delta", "macs_reduction"])
+            frame = frame[frame["method"] == method].dropna(subset=["metric_delta", "macs_reduction"])
             if (*network, method) in wanted:
                 words.append(_experiment(axes, column, row, frame, reach, method, network[2]))
     axes.set_xticks(range(len(methods)), [label(method) for method in methods])
@@ -641,7 +641,7 @@ def _experiments(name: str, grid: Grid, runs: pd.DataFrame) -> Picture:
     axes.spines[:].set_visible(False)
     scale = mpl.cm.ScalarMappable(mpl.colors.Normalize(-reach, reach), "PuOr")
     bar = figure.colorbar(scale, ax=axes, pad=0.02, orientation="horizontal", shrink=0.8, aspect=40)
-    bar.set_label("Change of top-1 on the test split (points)")
+    bar.set_label("Change of the score on the test split (points)")
     alt = f"Grid of {len(words)} experiments, networks as rows and methods as columns. {' '.join(words)}"
     return _picture(name, "All experiments: change of the MACs and of the accuracy, mean over the seeds", alt, figure)
 
@@ -654,7 +654,7 @@ def _experiment(axes: Axes, x: int, y: int, frame: pd.DataFrame, reach: float, m
         axes.add_patch(Rectangle(**box, facecolor="white", edgecolor="#999999", hatch="///", linewidth=0.6))
         axes.text(x, y, "not attempted", ha="center", va="center", fontsize=8, backgroundcolor="white")
         return f"{where} not attempted."
-    delta, macs = float(frame["top1_delta"].mean()), float(frame["macs_reduction"].mean())
+    delta, macs = float(frame["metric_delta"].mean()), float(frame["macs_reduction"].mean())
     colour = mpl.colormaps["PuOr"]((delta / reach + 1) / 2)
     dark = sum(weight * part for weight, part in zip((0.3, 0.59, 0.11), colour, strict=False)) < 0.5
     axes.add_patch(Rectangle(**box, facecolor=colour, edgecolor="#777777", linewidth=0.6))

@@ -28,9 +28,37 @@ def _known(name: str) -> Data:
     return Data(name, PLACES[name].layout)
 
 
-def _glue(name: str, title: str) -> Data:
-    return Data(name, f"GLUE's {title} (train.tsv and dev.tsv)")
+class Metric(NamedTuple):
+    """A metric: its unit in records, its lowest and highest value, and its name in print."""
 
+    unit: str
+    low: float
+    high: float
+    title: str
+
+
+_ANY = float("inf")
+METRICS = {
+    "top1": Metric("%", 0, 100, "top-1 accuracy (%)"),
+    "top5": Metric("%", 0, 100, "top-5 accuracy (%)"),
+    "accuracy": Metric("%", 0, 100, "accuracy (%)"),
+    "f1": Metric("%", 0, 100, "F1 (%)"),
+    "em": Metric("%", 0, 100, "exact match (%)"),
+    "mcc": Metric("x100", -100, 100, "Matthews' correlation (x100)"),
+    "pearson": Metric("x100", -100, 100, "Pearson's correlation (x100)"),
+    "spearman": Metric("x100", -100, 100, "Spearman's correlation (x100)"),
+    "ece": Metric("%", 0, 100, "expected calibration error (%)"),
+    "loss": Metric("nats", -_ANY, _ANY, "loss"),
+}
+"""What tasks measure; the loss of scores is a squared distance, and called nats like the others."""
+PRINTED_METRICS = {
+    "%": {"top1", "accuracy"},
+    "Accuracy": {"top1", "accuracy"},
+    "F1": {"f1"},
+    "MCC": {"mcc"},
+    "Pearson": {"pearson"},
+}
+"""The metrics behind a unit that the paper prints."""
 
 DATASETS = {
     "ADE20K": Data("ade20k", "ADEChallengeData2016 (images/ and annotations/)"),
@@ -40,24 +68,24 @@ DATASETS = {
     "COCO-Stuff": Data("coco_stuff", "COCO-Stuff (train2017/, val2017/ and stuffthingmaps/)"),
     "Cifar-10": _known("cifar10"),
     "Cityscapes": Data("cityscapes", "Cityscapes (leftImg8bit/ and gtFine/; needs an account)"),
-    "CoLA": _glue("cola", "CoLA"),
+    "CoLA": _known("cola"),
     "FER2013": _known("fer2013"),
     "Fashion MNIST": _known("fashion_mnist"),
     "Food101": _known("food101"),
     "ImageNet": _known("imagenet"),
-    "MNLI-m": _glue("mnli", "MNLI (dev_matched.tsv for MNLI-m)"),
-    "MRPC": _glue("mrpc", "MRPC"),
+    "MNLI-m": _known("mnli"),
+    "MRPC": _known("mrpc"),
     "Objects365": Data("objects365", "Objects365 (images/ and annotations/; needs an account)"),
     "Open Images": Data("open_images", "Open Images (images/ and the box CSV files)"),
     "Oxford-IIIT Pet": _known("oxford_pet"),
     "Pascal VOC": Data("pascal_voc", "Pascal VOC (VOCdevkit/)"),
-    "QNLI": _glue("qnli", "QNLI"),
-    "QQP": _glue("qqp", "QQP"),
-    "RTE": _glue("rte", "RTE"),
-    "ReCoRD": Data("record", "SuperGLUE's ReCoRD (train.jsonl and val.jsonl)"),
-    "SQuAD 1.1": Data("squad", "SQuAD 1.1 (train-v1.1.json and dev-v1.1.json)"),
-    "SST-2": _glue("sst2", "SST-2"),
-    "STS-B": _glue("stsb", "STS-B"),
+    "QNLI": _known("qnli"),
+    "QQP": _known("qqp"),
+    "RTE": _known("rte"),
+    "ReCoRD": _known("record"),
+    "SQuAD 1.1": _known("squad"),
+    "SST-2": _known("sst2"),
+    "STS-B": _known("stsb"),
     "Stanford Cars": _known("stanford_cars"),
     "iNaturalist": _known("inaturalist"),
 }
@@ -72,8 +100,8 @@ MODELS = {
     "EfficientNet-B4": "efficientnet_b4",
     "FCN (VGG19-BN)": "fcn_vgg19_bn",
     "Faster R-CNN (ResNet-50)": "faster_rcnn_resnet50",
-    "GPT-2": "gpt2",
-    "GPT-2 Base": "gpt2",
+    "GPT-2": "gpt2_base",
+    "GPT-2 Base": "gpt2_base",
     "Inception-v3": "inception_v3",
     "MobileNetV3-L": "mobilenet_v3_large",
     "ResNet-50": "resnet50",

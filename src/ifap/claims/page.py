@@ -94,12 +94,18 @@ class Verdicts:
     @property
     def counted(self) -> tuple[Measured, ...]:
         """Claims about costs that were counted on full-size networks, not taken from a run."""
-        return tuple(claim for claim in self.claims if f"{paths.structure_csv()}#" in claim.href)
+        files = (paths.structure_csv(), paths.text_structure_csv())
+        return tuple(claim for claim in self.claims if any(f"{file}#" in claim.href for file in files))
 
     @property
     def by_construction(self) -> int:
         """How many of them compare a reduction with itself, since the network was pruned to it."""
         return sum(claim.quantity == "gmacs_delta" for claim in self.counted)
+
+    @property
+    def sizes(self) -> int:
+        """How many compare the size of a language model with itself, since it was pruned to that size."""
+        return sum(claim.quantity in {"params_pruned", "params_delta"} for claim in self.counted)
 
 
 @dataclass(frozen=True)
@@ -226,6 +232,7 @@ def render_page(
         runs=_to(paths.runs_csv(grid.scale), grid.scale),
         claims_file=_to(paths.scale_dir(grid.scale) / "claims.csv", grid.scale),
         structure=paths.structure_csv(),
+        text_structure=paths.text_structure_csv(),
         audit=None if evidence.findings is None else _kinds(evidence.findings),
         audit_file=_to(paths.audit_file("md"), grid.scale),
         table_costs=table_costs(grid, runs),
@@ -401,7 +408,7 @@ def _networks(grid: Grid, runs: pd.DataFrame) -> tuple[Network, ...]:
         base = here[here["method"] == "baseline"]
         methods = dict.fromkeys(cell.method for cell in grid.pruned() if (cell.dataset, cell.model) == (dataset, model))
         outcomes = tuple(_outcome(here[here["method"] == method], method, grid.scale) for method in methods)
-        networks.append(Network(model, dataset, _mean(base, "test_top1", 2), outcomes, _origin(base, grid.scale)))
+        networks.append(Network(model, dataset, _mean(base, "test_metric", 2), outcomes, _origin(base, grid.scale)))
     return tuple(networks)
 
 
@@ -410,7 +417,7 @@ def _outcome(frame: pd.DataFrame, method: str, scale: str) -> Outcome:
         return Outcome(label(method), "", "not attempted", "")
     macs, top1, delta = (
         _mean(frame, column, decimals)
-        for column, decimals in (("macs_reduction", 1), ("test_top1", 2), ("top1_delta", 2))
+        for column, decimals in (("macs_reduction", 1), ("test_metric", 2), ("metric_delta", 2))
     )
     return Outcome(label(method), macs, top1, delta, _origin(frame, scale))
 

@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import pandas as pd
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from ifap import paths
 from ifap.claims import ledger
-from ifap.claims.names import kind
+from ifap.claims.names import METRICS, kind
 from ifap.errors import ResultsError, nearest
 from ifap.grid import Grid
 from ifap.paths import Cell
@@ -51,12 +51,15 @@ RUN_COLUMNS = (
     "sparsity",
     "training_macs",
     "training_macs_theoretical",
-    "baseline_top1",
+    "metric",
+    "baseline_metric",
+    "test_metric",
+    "metric_delta",
+    "validation_metric",
     "test_top1",
     "test_top5",
     "test_loss",
     "test_ece",
-    "top1_delta",
     "validation_top1",
     "validation_top5",
     "validation_loss",
@@ -72,7 +75,7 @@ RUN_COLUMNS = (
     *RUN_TIMING,
 )
 TRACE_TIMING = ("seconds_score", "seconds_prune", "seconds_recover")
-TEXT_COLUMNS = frozenset({*CELL_COLUMNS[:-1], "base_method", "data_checksum", "config_hash", "metrics"})
+TEXT_COLUMNS = frozenset({*CELL_COLUMNS[:-1], "base_method", "metric", "data_checksum", "config_hash", "metrics"})
 OPTIONAL_TEXT = frozenset({"accepted", "refused", "synthetic"})
 CHOICES = {
     "structure": ("channels", "weights", ""),
@@ -105,37 +108,12 @@ class CellName(_Strict):
     seed: int
 
 
-class ShareMetric(_Strict):
-    """A test metric in percent."""
-
-    value: Percent
-    unit: Literal["%"]
-    split: Literal["test"]
-
-
-class LossMetric(_Strict):
-    """The mean cross-entropy on the test split."""
+class Measured(_Strict):
+    """A metric on the test split, measured once."""
 
     value: float
-    unit: Literal["nats"]
+    unit: str
     split: Literal["test"]
-
-
-class MetricBlock(_Strict):
-    """What was measured on the test split, once."""
-
-    top1: ShareMetric
-    top5: ShareMetric
-    loss: LossMetric
-    ece: ShareMetric
-
-
-class ValidationMetrics(_Strict):
-    """What was measured on the validation split."""
-
-    top1: Percent
-    top5: Percent
-    loss: float
 
 
 class SplitSizes(_Strict):
@@ -179,8 +157,9 @@ class Record(_Strict):
     schema_version: Literal[1]
     cell: CellName
     config: dict[str, Any]
-    metrics: MetricBlock
-    validation: ValidationMetrics
+    primary: str = "top1"
+    metrics: dict[str, Measured]
+    validation: dict[str, float]
     split_sizes: SplitSizes
     data_checksum: str
     synthetic: bool
@@ -192,6 +171,33 @@ class Record(_Strict):
     dense_training_macs: Count | None = None
     latency: Latency | None
     provenance: Provenance
+
+    @model_validator(mode="after")
+    def _know_the_metrics(self) -> Record:
+        for name, found in self.metrics.items():
+            if name not in METRICS:
+                raise ValueError(f"unknown metric '{name}': {nearest(name, METRICS)}")
+            if found.unit != METRICS[name].unit:
+                raise ValueError(f"metrics.{name}.unit is '{found.unit}', not '{METRICS[name].unit}'")
+        test = {name: found.value for name, found in self.metrics.items()}
+        for where, values in (("metrics", test), ("validation", self.validation)):
+            for name in (self.primary, "loss", *(("top5",) if self.primary == "top1" else ())):
+                if name not in values:
+                    raise ValueError(f"{where}.{name} is missing")
+            for name, value in values.items():
+                metric = METRICS.get(name)
+                if metric is None or not metric.low <= value <= metric.high:
+                    raise ValueError(
+                        f"{where}.{name} is {value:g}, not from {metric.low:g} to {metric.high:g}"
+                        if metric
+                        else f"{where}.{name}: unknown metric: {nearest(name, METRICS)}"
+                    )
+        return self
+
+    @property
+    def score(self) -> float:
+        """The metric that is watched, on the test split."""
+        return self.metrics[self.primary].value
 
 
 def _empty_is_none(value: object) -> object:
@@ -231,7 +237,16 @@ class Receipt(BaseModel):
 TRACE_COLUMNS = (*CELL_COLUMNS, *(name for name in Receipt.model_fields if name not in TRACE_TIMING), *TRACE_TIMING)
 OPTIONAL_NUMBERS = frozenset(
     {
-        *("target", "macs_base", "macs_reduction", "params_base", "params_reduction", "baseline_top1", "top1_delta"),
+        *(
+            "target",
+            "macs_base",
+            "macs_reduction",
+            "params_base",
+            "params_reduction",
+            "baseline_metric",
+            "metric_delta",
+        ),
+        *("test_top1", "test_top5", "test_ece", "validation_top1", "validation_top5"),
         *("macs_theoretical_reduction", "nonzero_params_reduction", "training_macs"),
         "training_macs_theoretical",
         *("validation_before_recovery", "validation_after_recovery"),
@@ -501,13 +516,11 @@ def _run_row(collected: Collected, cell: Cell, record: Record) -> dict[str, Any]
         "params": record.params,
         "params_nonzero": record.params_nonzero,
         "sparsity": 100 * (1 - record.params_nonzero / record.params),
-        "test_top1": test.top1.value,
-        "test_top5": test.top5.value,
-        "test_loss": test.loss.value,
-        "test_ece": test.ece.value,
-        "validation_top1": validation.top1,
-        "validation_top5": validation.top5,
-        "validation_loss": validation.loss,
+        "metric": record.primary,
+        "test_metric": record.score,
+        "validation_metric": validation[record.primary],
+        **{f"test_{name}": test[name].value for name in ("top1", "top5", "loss", "ece") if name in test},
+        **{f"validation_{name}": validation[name] for name in ("top1", "top5", "loss") if name in validation},
         "train_size": sizes.train,
         "validation_size": sizes.validation,
         "test_size": sizes.test,
@@ -542,8 +555,8 @@ def _against(record: Record, base: Record) -> dict[str, Any]:
         "params_base": base.params,
         "params_reduction": 100 * (record.params / base.params - 1),
         "nonzero_params_reduction": 100 * (record.params_nonzero / base.params - 1),
-        "baseline_top1": base.metrics.top1.value,
-        "top1_delta": record.metrics.top1.value - base.metrics.top1.value,
+        "baseline_metric": base.score,
+        "metric_delta": record.score - base.score,
     }
 
 
@@ -676,4 +689,5 @@ def first_problem(error: ValidationError) -> str:
     location = ".".join(str(part) for part in first["loc"])
     shown = repr(first["input"])
     got = f" (got {shown if len(shown) < 60 else shown[:57] + '...'})"
-    return f"{location}: {first['msg']}{got}" if location else f"{first['msg']}"
+    said = first["msg"].removeprefix("Value error, ")
+    return f"{location}: {said}{got}" if location else said

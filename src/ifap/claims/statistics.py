@@ -167,7 +167,7 @@ def compare(values: Mapping[str, Mapping[int, float]], reference: str) -> dict[s
 
 
 def compare_runs(
-    runs: pd.DataFrame, lines: Mapping[str, str], reference: str = "ifap", value: str = "test_top1"
+    runs: pd.DataFrame, lines: Mapping[str, str], reference: str = "ifap", value: str = "test_metric"
 ) -> dict[tuple[Any, ...], Difference]:
     """Compare the methods of ``runs.csv`` with the reference: same network, data set, target and seeds.
 

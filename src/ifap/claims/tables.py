@@ -23,8 +23,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateError
 from markupsafe import Markup, escape
 
 from ifap import paths
+from ifap.claims.names import METRICS
 from ifap.claims.records import NO_RECORD
-from ifap.config import TableParams
+from ifap.config import ModelOptions, TableParams, TextOptions
 from ifap.errors import ConfigError, nearest
 from ifap.grid import Grid
 from ifap.paths import Cell
@@ -51,6 +52,7 @@ METHOD_LABELS = {
     "taylor": "Taylor",
 }
 DATASET_NOTES = {
+    "agreement": "agreement holds sentences of a small grammar that are always generated: do subject and verb agree?",
     "digits": "digits holds real scans of handwritten digits, 8\N{MULTIPLICATION SIGN}8 pixels each",
 }
 SYNTHETIC_NOTE = (
@@ -212,13 +214,14 @@ def build_table(
     Table
         The model of the table: what was measured, above the published table where both exist.
     """
+    from ifap.claims.language import has_language_cells
     from ifap.claims.paper_tables import published_table
     from ifap.claims.verdicts import load_judged
 
     options = table_options(name, grid)
     claims = load_judged(grid.scale) if claims is None else claims
     number = int(name.removeprefix("table-"))
-    if name not in BUILDERS:
+    if name not in BUILDERS or (name == "table-5" and not has_language_cells(grid)):
         return published_table(number, name, options.title, claims, grid.scale)
     own = BUILDERS[name](name, options, grid, runs, trace, missing or {})
     title = f"{options.title.partition('.')[0]} as published, with verdicts"
@@ -450,6 +453,22 @@ def _table_1(
     return table_1(name, options, grid, runs, missing)
 
 
+# --- Table V -------------------------------------------------------------------------------------
+
+
+def _table_5(
+    name: str,
+    options: TableParams,
+    grid: Grid,
+    runs: pd.DataFrame,
+    trace: pd.DataFrame,
+    missing: Mapping[Cell, str],
+) -> Table:
+    from ifap.claims.language import table_5
+
+    return table_5(name, options, grid, runs, missing)
+
+
 # --- Table II ------------------------------------------------------------------------------------
 
 
@@ -514,7 +533,7 @@ def _block(
     dataset, model = cells[0].dataset, cells[0].model
     here = runs[(runs["dataset"] == dataset) & (runs["model"] == model)]
     of_method = {method: here[here["method"] == method] for method in methods}
-    best = max((_printed_top1(frame) for frame in of_method.values() if len(frame)), default=math.nan)
+    best = max((_printed(frame) for frame in of_method.values() if len(frame)), default=math.nan)
     rows = []
     for index, method in enumerate(methods):
         names = (
@@ -529,9 +548,9 @@ def _block(
     return rows
 
 
-def _printed_top1(frame: pd.DataFrame) -> float:
+def _printed(frame: pd.DataFrame) -> float:
     """Return the accuracy as printed, so that what looks like a tie is one."""
-    return round(float(frame["test_top1"].mean()), 2)
+    return round(float(frame["test_metric"].mean()), 2)
 
 
 def _method_items(frame: pd.DataFrame, seeds: int, macs: Unit, params: Unit, best: float) -> tuple[Item, ...]:
@@ -561,9 +580,9 @@ def _method_items(frame: pd.DataFrame, seeds: int, macs: Unit, params: Unit, bes
         item("params_base", params.text, base_link),
         item("params", params.text, own_link),
         item("params_reduction", percent, own_link),
-        accuracy("baseline_top1", base_link),
-        accuracy("test_top1", own_link, bold=_printed_top1(frame) == best),
-        accuracy("top1_delta", own_link),
+        accuracy("baseline_metric", base_link),
+        accuracy("test_metric", own_link, bold=_printed(frame) == best),
+        accuracy("metric_delta", own_link),
         Item(str(len(frame)) if len(frame) == seeds else f"{len(frame)} of {seeds}"),
     )
 
@@ -599,6 +618,20 @@ def _table_2_notes(grid: Grid, cells: Sequence[Cell], runs: pd.DataFrame) -> tup
     )
 
 
+def metric_heading(runs: pd.DataFrame) -> str:
+    """Return how a column of scores is headed: by its metric, if it is the same for all."""
+    return "Top-1, test (%)" if set(runs["metric"]) <= {"top1", "accuracy"} else "Score, test"
+
+
+def metric_notes(runs: pd.DataFrame, grid: Grid) -> tuple[Note, ...]:
+    """Say what is measured on each data set, if that is not top-1 accuracy everywhere."""
+    found = dict(zip(runs["dataset"], runs["metric"], strict=True))
+    if set(found.values()) <= {"top1"}:
+        return ()
+    text = "; ".join(f"{dataset_label(name, grid)}: {METRICS[metric].title}" for name, metric in found.items())
+    return (Note(f"Measured: {text}."),)
+
+
 def dataset_label(dataset: str, grid: Grid) -> str:
     """Return the name of a data set in print; a generated one says so."""
     return f"{dataset} (synthetic)" if grid.options.datasets[dataset].synthetic else dataset
@@ -607,13 +640,17 @@ def dataset_label(dataset: str, grid: Grid) -> str:
 def scale_notes(grid: Grid, datasets: Sequence[str], published: str) -> tuple[Note, ...]:
     """Say what sets the scale apart from the paper, and so what its numbers cannot be compared with."""
     known = [DATASET_NOTES[name] for name in dict.fromkeys(datasets) if name in DATASET_NOTES]
-    if any(grid.options.datasets[name].synthetic for name in datasets):
+    if any(grid.options.datasets[name].synthetic for name in datasets if name != "agreement"):
         known.append(SYNTHETIC_NOTE)
     if grid.scale == "paper":
         return tuple(Note(f"{text}.") for text in known)
-    sizes = sorted({grid.model(cell).image_size for cell in grid.baselines() if cell.dataset in datasets})
+    options = [grid.model(cell) for cell in grid.baselines() if cell.dataset in datasets]
+    sizes = sorted({own.image_size for own in options if isinstance(own, ModelOptions)})
+    lengths = sorted({own.max_length for own in options if isinstance(own, TextOptions)})
     inputs = " or ".join(f"{size}\N{MULTIPLICATION SIGN}{size}" for size in sizes)
-    reason = "; ".join([*known, f"the networks take inputs of {inputs} pixels"])
+    taken = [f"{inputs} pixels"] if sizes else []
+    taken += [f"up to {' or '.join(map(str, lengths))} tokens"] if lengths else []
+    reason = "; ".join([*known, f"the networks take inputs of {' and '.join(taken)}"])
     return (Note(f"Scale {grid.scale}: {reason}. Verdict against the paper's {published}: {VERDICT}."),)
 
 
@@ -738,4 +775,5 @@ BUILDERS: dict[str, Builder] = {
     "table-1": _table_1,
     "table-2": _table_2,
     "table-4": _table_4,
+    "table-5": _table_5,
 }

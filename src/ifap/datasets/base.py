@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -25,6 +25,9 @@ from ifap.paths import SPLITS
 from ifap.registry import Registry
 from ifap.runtime import sha256_file
 from ifap.splits import Role, Samples, Split
+
+if TYPE_CHECKING:
+    from ifap.datasets.texts import TextSpec
 
 Raw = Arrays | Files
 Read = Callable[[Path], dict[Role, Raw]]
@@ -85,11 +88,7 @@ class DatasetSpec:
         classes = options.synthetic.classes if options.synthetic else self.classes
         for role, raw in found.items():
             _check_classes(f"data set '{self.name}', {role} split", raw.targets, classes, complete=role == "train")
-        for role, share in _shares(options):
-            if (share is None) != (role in found):
-                has = "has its own" if role in found else "has no"
-                wanted = "leave out" if role in found else "set"
-                raise ConfigError(f"data set '{self.name}' {has} {role} split: {wanted} datasets.{self.name}.{role}")
+        check_shares(self.name, found, options)
         rows = stratified_rows(found["train"].targets, options)
         return {role: found[role] if role in found and role != "train" else found["train"].take(rows[role])
                 for role in ROLES}  # fmt: skip
@@ -113,7 +112,7 @@ class DatasetSpec:
         SplitError
             If the file holds another role or another data set.
         """
-        tensors, about = _read_split(path)
+        tensors, about = read_split(path, lambda names: bool({"inputs", "names"} & names) and "targets" in names)
         if (about.get("name"), about.get("role")) != (self.name, role):
             raise SplitError(
                 f"{path} holds the {about.get('role')} split of {about.get('name')}, wanted {role} of {self.name}"
@@ -130,7 +129,22 @@ class DatasetSpec:
         return ImageFiles(Path(about["root"]), tuple(names), self.view, scaling)
 
 
-DATASETS: Registry[DatasetSpec] = Registry("data set", "ifap.datasets")
+DATASETS: Registry[DatasetSpec | TextSpec] = Registry("data set", "ifap.datasets")
+
+
+def check_shares(name: str, found: Mapping[Role, Any], options: DatasetOptions) -> None:
+    """Refuse options that ask for a split which the data set has, or for none where it has none.
+
+    Raises
+    ------
+    ConfigError
+        The message names the key.
+    """
+    for role, share in _shares(options):
+        if (share is None) != (role in found):
+            has = "has its own" if role in found else "has no"
+            wanted = "leave out" if role in found else "set"
+            raise ConfigError(f"data set '{name}' {has} {role} split: {wanted} datasets.{name}.{role}")
 
 
 def stratified_rows(targets: Tensor, options: DatasetOptions) -> dict[Role, Tensor]:
@@ -294,12 +308,26 @@ def _moments(part: Raw, spec: DatasetSpec) -> dict[str, list[float]]:
     return {"mean": means, "std": deviations}
 
 
-def _read_split(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read_split(path: Path, complete: Callable[[set[str]], bool]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read one prepared split: its tensors, and what it says of itself.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    complete : callable
+        Says from the names of the tensors whether all are there.
+
+    Raises
+    ------
+    ResultsError
+        If the file is missing or damaged.
+    """
     try:
         with safe_open(path, "pt") as stream:
             tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 (no mapping)
             about = json.loads((stream.metadata() or {})["split"])
-            if not {"inputs", "names"} & set(tensors) or "targets" not in tensors:
+            if not complete(set(tensors)):
                 raise KeyError("inputs")
     except FileNotFoundError:
         raise ResultsError(f"{path} not found: run the fetch stage first") from None

@@ -137,8 +137,29 @@ _INATURALIST = "https://ml-inat-competition-datasets.s3.amazonaws.com/2021"
 _FASHION = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com"
 _PETS = "https://www.robots.ox.ac.uk/~vgg/data/pets/data"
 _FER = "https://www.kaggle.com/c/challenges-in-representation-learning-facial-expression-recognition-challenge"
+_GLUE = "https://dl.fbaipublicfiles.com/glue/data"
+_SQUAD = "https://rajpurkar.github.io/SQuAD-explorer/dataset"
+_HUB = "https://huggingface.co/datasets/nyu-mll"
 
-# Addresses and MD5 sums as torchvision states them.
+
+def _glue(folder: str, title: str, licence: str, source: Source | None = None, *, dev: str = "dev") -> Place:
+    """Return the place of a set of GLUE; without a known checksum a person has to fetch it."""
+    matched = "validation_matched" if dev == "dev_matched" else "validation"
+    steps = Manual(f"take {_GLUE}/{folder}.zip and unpack it, or the parquet files of {_HUB}/glue")
+    return Place(
+        title=title,
+        layout=f"GLUE's {title} (train.tsv and {dev}.tsv, or the hub's parquet files)",
+        licence=licence,
+        parts=tuple(
+            f"{table}.tsv|{name}-00000-of-00001.parquet|{name}.parquet"
+            for table, name in (("train", "train"), (dev, matched))
+        ),
+        homes=(folder, "."),
+        sources=(source or steps,),
+    )
+
+
+# Addresses and MD5 sums as torchvision and torchtext state them.
 PLACES = {
     "digits": Place(
         title="digits",
@@ -303,6 +324,62 @@ PLACES = {
         parts=("fer2013.csv|icml_face_data.csv|train.csv",),
         homes=(".", "fer2013"),
         sources=(Manual(f"sign up at Kaggle, accept the rules of {_FER} and take icml_face_data.csv from its data"),),
+    ),
+    "sst2": _glue("SST-2", "SST-2", "none stated; from Rotten Tomatoes reviews", Download(
+        (Archive(f"{_GLUE}/SST-2.zip", "md5:9f81648d4199384278b86e315dac217c", 7_439_277),)
+    )),
+    "cola": _glue("CoLA", "CoLA", "none stated; its makers call the use of the texts fair use"),
+    "mrpc": _glue(
+        "MRPC", "MRPC", "terms of the Microsoft Research Paraphrase Corpus",
+        Manual(
+            "take the corpus from Microsoft's download page and make train.tsv and dev.tsv of it with GLUE's script, "
+            f"or take the parquet files of {_HUB}/glue (mrpc)"
+        ),
+    ),
+    "qqp": _glue("QQP", "QQP", "Quora's terms: non-commercial"),
+    "rte": _glue("RTE", "RTE", "none stated", Download(
+        (Archive(f"{_GLUE}/RTE.zip", "md5:bef554d0cafd4ab6743488101c638539", 697_150),)
+    )),
+    "qnli": _glue("QNLI", "QNLI", "CC BY-SA 4.0 (SQuAD)", Download(
+        (Archive(f"{_GLUE}/QNLIv2.zip", "md5:b4efd6554440de1712e9b54e14760e82", 10_627_589),)
+    )),
+    "mnli": _glue("MNLI", "MNLI", "mixed; most of it OANC's, see Williams et al. (2018)", dev="dev_matched"),
+    "stsb": _glue("STS-B", "STS-B", "mixed; see the LICENSE file of the set"),
+    "squad": Place(
+        title="SQuAD 1.1",
+        layout="SQuAD 1.1 (train-v1.1.json and dev-v1.1.json)",
+        licence="CC BY-SA 4.0",
+        parts=("train-v1.1.json", "dev-v1.1.json"),
+        homes=(".",),
+        sources=(
+            Download(
+                (
+                    *(
+                        Archive(f"{_SQUAD}/{name}-v1.1.json", f"md5:{md5}", size, unpack=False)
+                        for name, md5, size in (
+                            ("train", "981b29407e0affa3b1b156f72073b945", 30_288_272),
+                            ("dev", "3e85deb501d4e538b6bc56f786231552", 4_854_279),
+                        )
+                    ),
+                )
+            ),
+        ),
+    ),
+    "record": Place(
+        title="ReCoRD",
+        layout="SuperGLUE's ReCoRD (train.jsonl and val.jsonl)",
+        licence="none stated; news of CNN and Daily Mail",
+        parts=("train.jsonl", "val.jsonl"),
+        homes=("ReCoRD", "."),
+        sources=(Manual(f"take {_GLUE.replace('glue', 'superglue')}/v2/ReCoRD.zip and unpack it"),),
+    ),
+    "agreement": Place(
+        title="subject-verb agreement",
+        layout="nothing: its sentences are always generated (set synthetic)",
+        licence="none: generated",
+        parts=("train.tsv", "dev.tsv"),
+        homes=(".",),
+        sources=(),
     ),
 }  # fmt: skip
 

@@ -2,6 +2,15 @@
 
 from __future__ import annotations
 
-from ifap.models.base import MODELS, Build, builder_from_id, builder_id, load_pretrained
+from ifap.models.base import MODELS, Build, Head, TextBuild, arguments, builder_from_id, builder_id, load_pretrained
 
-__all__ = ["MODELS", "Build", "builder_from_id", "builder_id", "load_pretrained"]
+__all__ = [
+    "MODELS",
+    "Build",
+    "Head",
+    "TextBuild",
+    "arguments",
+    "builder_from_id",
+    "builder_id",
+    "load_pretrained",
+]

@@ -1,15 +1,18 @@
-"""What a model is: a function that builds an untrained network from a few whole numbers.
+"""What a model is: a function that builds an untrained network from a few whole numbers and names.
 
 A network on disk names its builder as an identifier and arguments (``ifap:resnet_tiny`` and
-``{"num_classes": 10, ...}``), so that it can be built again without unpickling anything.
+``{"num_classes": 10, ...}``), so that it can be built again without unpickling anything. Networks
+for images are told classes, channels and pixels (`Build`), networks for text their head, its
+outputs, and the sizes of the vocabulary and of a text (`TextBuild`).
 """
 
 from __future__ import annotations
 
+import inspect
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -21,19 +24,44 @@ from ifap.registry import Registry
 log = logging.getLogger(__name__)
 
 PREFIX = "ifap:"
+Head = Literal["classification", "span", "language"]
+"""What a text network ends in: classes (one output: a regression), start and end of a span, or a vocabulary."""
+HEADS = get_args(Head)
 # A plan may come from anywhere: bounds keep a hostile one from asking for all memory.
-LIMITS = {"num_classes": 100_000, "in_channels": 64, "image_size": 1024}
+LIMITS: dict[str, int | tuple[str, ...]] = {
+    "num_classes": 100_000,
+    "in_channels": 64,
+    "image_size": 1024,
+    "head": HEADS,
+    "num_labels": 100_000,
+    "vocab_size": 300_000,
+    "max_length": 8192,
+}
+"""The largest value of each argument that is a whole number, or the names that it may be."""
 
 
 class Build(Protocol):
-    """Build one untrained network; its weights come from torch's global generator."""
+    """Build one untrained network for images; its weights come from torch's global generator."""
 
     def __call__(self, num_classes: int, in_channels: int, image_size: int) -> nn.Module:
         """Return the network, for inputs of shape (batch, in_channels, image_size, image_size)."""
         ...
 
 
-MODELS: Registry[Build] = Registry("model", "ifap.models")
+class TextBuild(Protocol):
+    """Build one untrained network for text; its weights come from torch's global generator."""
+
+    def __call__(self, head: Head, num_labels: int, vocab_size: int, max_length: int) -> nn.Module:
+        """Return the network, for ``input_ids`` below `vocab_size` of shape (batch, up to `max_length`).
+
+        Only the head ``classification`` reads `num_labels`; ``span`` gives ``start_logits`` and
+        ``end_logits``, ``language`` one of the vocabulary for each position.
+        """
+        ...
+
+
+MODELS: Registry[Callable[..., nn.Module]] = Registry("model", "ifap.models")
+"""Every `Build` and `TextBuild` of the package."""
 
 
 def builder_id(model: str) -> str:
@@ -49,7 +77,7 @@ def builder_from_id(identifier: str | None, args: Mapping[str, Any]) -> nn.Modul
     identifier : str or None
         Such as ``ifap:resnet_tiny``; None if the network was built by other code.
     args : mapping
-        Its arguments: ``num_classes``, ``in_channels`` and ``image_size``.
+        Its arguments, those that `arguments` names.
 
     Raises
     ------
@@ -61,19 +89,38 @@ def builder_from_id(identifier: str | None, args: Mapping[str, Any]) -> nn.Modul
     name = identifier.removeprefix(PREFIX)
     if name not in MODELS.names():
         raise PlanError(f"plan names the unknown model '{name}': {nearest(name, MODELS.names())}")
-    return MODELS.get(name)(**_checked(args))
+    return MODELS.get(name)(**_checked(name, args))
 
 
-def _checked(args: Mapping[str, Any]) -> dict[str, int]:
-    if set(args) != set(LIMITS):
+def arguments(model: str) -> tuple[str, ...]:
+    """Return the names of the arguments that a model of this package is built from, in order.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such model.
+    """
+    return tuple(inspect.signature(MODELS.get(model)).parameters)
+
+
+def _checked(model: str, args: Mapping[str, Any]) -> dict[str, Any]:
+    wanted = arguments(model)
+    if set(args) != set(wanted):
         raise PlanError(
-            f"builder arguments must be {', '.join(LIMITS)}; the plan has {', '.join(map(str, args)) or 'none'}"
+            f"builder arguments must be {', '.join(wanted)}; the plan has {', '.join(map(str, args)) or 'none'}"
         )
-    for name, limit in LIMITS.items():
-        value = args[name]
-        if type(value) is not int or not 1 <= value <= limit:
-            raise PlanError(f"builder argument {name} must be a whole number from 1 to {limit}, not {value!r}")
+    for name in wanted:
+        _check(name, args[name])
     return dict(args)
+
+
+def _check(name: str, value: object) -> None:
+    limit = LIMITS[name]
+    if isinstance(limit, tuple):
+        if value not in limit:
+            raise PlanError(f"builder argument {name} '{value}' is unknown: {nearest(str(value), limit)}")
+    elif type(value) is not int or not 1 <= value <= limit:
+        raise PlanError(f"builder argument {name} must be a whole number from 1 to {limit}, not {value!r}")
 
 
 def load_pretrained(model: nn.Module, path: str | Path) -> None:
@@ -93,7 +140,7 @@ def load_pretrained(model: nn.Module, path: str | Path) -> None:
     ConfigError
         If the file cannot be read or does not fit; nothing is loaded then.
     """
-    stored, wanted = _read_tensors(Path(path)), model.state_dict()
+    stored, wanted = read_tensors(Path(path)), model.state_dict()
     heads = _other_heads(model, stored)
     for name, tensor in wanted.items():
         if name not in heads and not (name not in stored and name.endswith("num_batches_tracked")):
@@ -110,7 +157,14 @@ def load_pretrained(model: nn.Module, path: str | Path) -> None:
     model.load_state_dict({name: tensor for name, tensor in stored.items() if name not in heads}, strict=False)
 
 
-def _read_tensors(path: Path) -> dict[str, Tensor]:
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file.
+
+    Raises
+    ------
+    ConfigError
+        If it cannot be read.
+    """
     try:
         return load_file(path)
     except FileNotFoundError:

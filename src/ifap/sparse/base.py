@@ -56,6 +56,8 @@ class Context:
         Folder of the resume state.
     guard : str, optional
         What else the result depends on; a state with another one is discarded.
+    pretrained : bool, optional
+        Whether `build` returns a network with pre-trained weights.
     """
 
     build: Callable[[], nn.Module]
@@ -72,6 +74,7 @@ class Context:
     limits: Mapping[str, Any] = field(default_factory=dict)
     state: Path | None = None
     guard: str = ""
+    pretrained: bool = False
 
     def __post_init__(self) -> None:
         refuse_test(self.train, "training")

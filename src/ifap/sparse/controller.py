@@ -12,7 +12,7 @@ from ifap.sparse.base import Event, Masks
 from ifap.sparse.density import Prices
 from ifap.training import EpochRow
 
-_MASK = "mask."
+_MASK, _LATENT = "mask.", "latent."
 
 
 class MaskController:
@@ -164,6 +164,60 @@ class MaskController:
             wrong = int((weight.detach() != 0).logical_and(~self.masks[name]).sum())
             if wrong:
                 raise TrainingError(f"{wrong} masked weights of '{name}' are not zero after epoch {epoch}")
+
+
+class LatentController(MaskController):
+    """Let the network compute with other weights than the optimiser steps.
+
+    A method puts weights in for a forward or for validation by `show`; the weights themselves come
+    back by `put_back`, at the latest before the next step. What is validated after an epoch, and
+    returned, is masked hard.
+    """
+
+    def __init__(self, masks: Mapping[str, Tensor], priced: Prices | None = None) -> None:
+        super().__init__(masks, priced)
+        self.latent: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def show(self, name: str, factor: Tensor) -> None:
+        """Let the network compute with a weight times `factor`."""
+        self.latent[name] = self.weights[name].detach().clone()
+        self.weights[name].mul_(factor)
+
+    @torch.no_grad()
+    def put_back(self) -> None:
+        """Give the network its weights again."""
+        for name, latent in self.latent.items():
+            self.weights[name].copy_(latent)
+        self.latent = {}
+
+    def change(self, step: int) -> None:
+        """Put the weights back where a step was skipped."""
+        self.put_back()
+
+    def apply(self) -> None:
+        """Do nothing: the optimiser steps all weights."""
+
+    def finish(self) -> None:
+        """Mask the network that is returned."""
+        super().apply()
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the weights themselves as well."""
+        return {**super().state(), **{_LATENT + name: weight for name, weight in self.latent.items()}}
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Take up what `state` returned."""
+        super().restore(tensors)
+        self.latent = {
+            name: tensors[_LATENT + name].to(weight.device)
+            for name, weight in self.weights.items()
+            if _LATENT + name in tensors
+        }
+
+    def step_macs(self, step: int) -> float:
+        """Return what a step costs: that of the unmasked network."""
+        return 3 * self.dense_forward
 
 
 def counted(masks: Mapping[str, Tensor]) -> dict[str, int]:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ifap.costs import count_params, macs_by_module
 from ifap.errors import TargetError
 from ifap.layers import is_conv, is_depthwise
+from ifap.sparse.blocks import block_weights
 from ifap.tracing import Inputs
 
 if TYPE_CHECKING:
@@ -30,7 +31,8 @@ _HALVINGS = 60
 def maskable(model: nn.Module, *, first: bool = True, last: bool = True, depthwise: bool = True) -> dict[str, Tensor]:
     """Return the weights that can be masked: those of convolutions and linear layers, by name.
 
-    Biases, norms, embeddings and free parameters are never among them; a shared weight is once.
+    Biases, norms, embeddings and free parameters are never among them; a shared weight is once. In a
+    language model it is the linear layers of its blocks, and nothing else: poolers and heads stay dense.
 
     Parameters
     ----------
@@ -43,6 +45,9 @@ def maskable(model: nn.Module, *, first: bool = True, last: bool = True, depthwi
     depthwise : bool, optional
         False leaves out depthwise convolutions.
     """
+    blocks = block_weights(model)
+    if blocks:
+        return blocks
     convolutions = [module for module in model.modules() if is_conv(module)]
     linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
     dense = {

@@ -23,19 +23,20 @@ from ifap.config import PdpOptions
 from ifap.errors import ConfigError
 from ifap.sparse import SPARSE
 from ifap.sparse.base import Context, Masks, Outcome, options_of
-from ifap.sparse.controller import MaskController, all_kept, counted
+from ifap.sparse.controller import LatentController, all_kept, counted
 from ifap.sparse.density import Prices, maskable, prices, refuse_empty
 from ifap.sparse.ranking import affordable, global_top, top
 from ifap.sparse.run import outcome, train
 
-_LATENT, _BUDGET = "latent.", "budget"
+_BUDGET = "budget"
 _TINY = 1e-30
 
 
 def threshold(weight: Tensor, keep: int) -> Tensor:
     """Return t: midway between the smallest of the `keep` largest magnitudes and the next; no gradient runs through."""
-    ranked = weight.detach().abs().flatten().sort(descending=True).values
-    return (ranked[keep - 1] + ranked[keep]) / 2
+    magnitudes = weight.detach().abs().flatten()
+    gone = len(magnitudes) - keep
+    return (magnitudes.kthvalue(gone + 1).values + magnitudes.kthvalue(gone).values) / 2
 
 
 def soft_mask(weight: Tensor, t: Tensor, tau: Tensor) -> Tensor:
@@ -48,7 +49,7 @@ def slope(weight: Tensor, mask: Tensor, tau: Tensor) -> Tensor:
     return mask + 2 * weight**2 * mask * (1 - mask) / tau
 
 
-class PdpController(MaskController):
+class PdpController(LatentController):
     """Let the network compute with soft-masked weights, and the optimiser step the weights themselves.
 
     Parameters
@@ -71,7 +72,6 @@ class PdpController(MaskController):
         super().__init__(masks, macs)
         self._options, self._target, self._goal = options, priced, goal
         self.budget: dict[str, int] = {}
-        self._latent: dict[str, Tensor] = {}
         self._slopes: dict[str, Tensor] = {}
 
     @property
@@ -101,7 +101,7 @@ class PdpController(MaskController):
     @torch.no_grad()
     def before_step(self, step: int) -> None:
         """Put soft-masked weights in place of the weights."""
-        self._put_back()
+        self.put_back()
         epoch = step // self.steps_per_epoch
         if epoch < self.warmup:
             return
@@ -114,8 +114,8 @@ class PdpController(MaskController):
             t = threshold(weight, keep)
             tau = self._tau(t)
             mask = soft_mask(weight, t, tau)
-            self._latent[name], self._slopes[name] = weight.detach().clone(), slope(weight, mask, tau)
-            weight.mul_(mask)
+            self._slopes[name] = slope(weight, mask, tau)
+            self.show(name, mask)
 
     @torch.no_grad()
     def after_backward(self, step: int) -> bool:
@@ -124,12 +124,13 @@ class PdpController(MaskController):
             gradient = self.weights[name].grad
             assert gradient is not None, f"'{name}' has no gradient"
             gradient.mul_(factor)
-        self._put_back()
+        self.put_back()
         return True
 
-    def change(self, step: int) -> None:
-        """Put the weights back where a step was skipped."""
-        self._put_back()
+    def put_back(self) -> None:
+        """Give the network its weights again."""
+        super().put_back()
+        self._slopes = {}
 
     @torch.no_grad()
     def end_epoch(self, step: int) -> None:
@@ -138,36 +139,18 @@ class PdpController(MaskController):
             return
         epoch = step // self.steps_per_epoch
         for name, weight in self.weights.items():
-            self._latent[name] = weight.detach().clone()
             self.masks[name] = top(weight.detach().abs(), self.keep(name, epoch))
-            weight.mul_(self.masks[name])
-
-    def apply(self) -> None:
-        """Do nothing: the optimiser steps all weights."""
-
-    def finish(self) -> None:
-        """Mask the network that is returned."""
-        super().apply()
+            self.show(name, self.masks[name])
 
     def state(self) -> dict[str, Tensor]:
-        """Return the weights themselves and the layers' shares as well."""
-        own = {_LATENT + name: weight for name, weight in self._latent.items()}
-        return {**super().state(), **own, _BUDGET: torch.tensor(list(self.budget.values()), dtype=torch.int64)}
+        """Return the layers' shares as well."""
+        return {**super().state(), _BUDGET: torch.tensor(list(self.budget.values()), dtype=torch.int64)}
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
         """Take up what `state` returned."""
         super().restore(tensors)
         kept = tensors[_BUDGET].tolist()
         self.budget = dict(zip(self.masks, kept, strict=True)) if kept else {}
-        self._latent = {
-            name: tensors[_LATENT + name].to(weight.device)
-            for name, weight in self.weights.items()
-            if _LATENT + name in tensors
-        }
-
-    def step_macs(self, step: int) -> float:
-        """Return what a step costs: that of the unmasked network."""
-        return 3 * self.dense_forward
 
     def _share_out(self) -> None:
         """Read off a global ranking how many weights each layer keeps in the end."""
@@ -180,12 +163,6 @@ class PdpController(MaskController):
     def _tau(self, t: Tensor) -> Tensor:
         relative = self._options.temperature_of == "threshold"
         return (self._options.temperature * (t**2 if relative else torch.ones_like(t))).clamp_min(_TINY)
-
-    @torch.no_grad()
-    def _put_back(self) -> None:
-        for name, latent in self._latent.items():
-            self.weights[name].copy_(latent)
-        self._latent, self._slopes = {}, {}
 
 
 class Pdp:

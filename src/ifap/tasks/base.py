@@ -5,6 +5,7 @@ The pruning loop never knows the task: it gets a loss and one number to watch.
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -13,9 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from ifap.errors import ConfigError, nearest
 from ifap.registry import Registry
 from ifap.runtime import derive_seed, loader_workers
-from ifap.splits import Split
+from ifap.splits import Inputs, Split
 from ifap.tracing import call, device_of, evaluation_mode, to_device
 
 Augment = Callable[[Any, torch.Generator], Any]
@@ -27,14 +29,35 @@ class Task(ABC):
 
     primary: str
     """The metric to watch; higher is better."""
+    names: tuple[str, ...] = ()
+    """The metrics that may be watched, if there are several."""
+
+    def watching(self, metric: str | None) -> Task:
+        """Return this task with another metric to watch, such as the one that a data set is known by.
+
+        Raises
+        ------
+        ConfigError
+            If the task has no such metric.
+        """
+        if metric in (None, self.primary):
+            return self
+        if metric not in self.names:
+            raise ConfigError(f"metric '{metric}' is not one of this task: {nearest(str(metric), self.names)}")
+        twin = copy.copy(self)
+        twin.primary = str(metric)
+        return twin
 
     @abstractmethod
     def loss(self, outputs: Any, targets: Any, *, label_smoothing: float = 0.0) -> Tensor:
         """Return the training loss of a batch, a scalar."""
 
     @abstractmethod
-    def metrics(self, outputs: Any, targets: Any, *, bins: int | None = None) -> dict[str, float]:
-        """Return a split's metrics, `primary` and ``loss`` among them; calibration only if `bins` is given."""
+    def metrics(self, outputs: Any, targets: Any, *, bins: int | None = None, texts: Any = None) -> dict[str, float]:
+        """Return a split's metrics, `primary` and ``loss`` among them; calibration only if `bins` is given.
+
+        `texts` is what the split holds beyond targets; most tasks need nothing of the kind.
+        """
 
     def evaluate(
         self, model: nn.Module, data: Split | Batches, batch_size: int, *, bins: int | None = None
@@ -63,7 +86,9 @@ class Task(ABC):
             for inputs, expected in batches(data, batch_size):
                 outputs.append(logits(call(model, to_device(inputs, where))).cpu())
                 targets.append(expected.cpu())
-        return self.metrics(torch.cat(outputs), torch.cat(targets), bins=bins)
+        texts = getattr(data, "texts", None)
+        further = {} if texts is None else {"texts": texts}  # a task that needs none need not take any
+        return self.metrics(torch.cat(outputs), torch.cat(targets), bins=bins, **further)
 
 
 TASKS: Registry[Task] = Registry("task", "ifap.tasks")
@@ -121,7 +146,7 @@ def chunks(
     return [batch[rank::processes] for batch in shared]
 
 
-class _Reading(Dataset[tuple[Tensor, Tensor]]):
+class _Reading(Dataset[tuple[Inputs, Tensor]]):
     """The batches of one pass over a split; item n is batch n."""
 
     def __init__(self, split: Split, plan: list[tuple[Tensor, int | None]]) -> None:
@@ -130,13 +155,13 @@ class _Reading(Dataset[tuple[Tensor, Tensor]]):
     def __len__(self) -> int:
         return len(self._plan)
 
-    def __getitem__(self, number: int) -> tuple[Tensor, Tensor]:
+    def __getitem__(self, number: int) -> tuple[Inputs, Tensor]:
         return self._split.read(*self._plan[number])
 
 
 def _batches_of(
     split: Split, batch_size: int, generator: torch.Generator | None, *, own: bool, share: tuple[int, int]
-) -> Iterable[tuple[Tensor, Tensor]]:
+) -> Iterable[tuple[Inputs, Tensor]]:
     rows = chunks(len(split), batch_size, generator, share=share)
     # One seed a batch, drawn here: what is read does not depend on how many processes read it.
     seeds = [_draw(generator) if own and generator is not None else None for _ in rows]
@@ -153,9 +178,14 @@ def _draw(generator: torch.Generator) -> int:
 
 
 def logits(outputs: Any) -> Tensor:
-    """Return the class scores inside what a network returned: the tensor, ``.logits`` or the first item."""
+    """Return the scores inside what a network returned: the tensor, ``.logits`` or the first item.
+
+    Scores of the start and the end of a span are returned as one tensor of shape (batch, 2, tokens).
+    """
     if isinstance(outputs, Tensor):
         return outputs
+    if hasattr(outputs, "start_logits"):
+        return torch.stack([outputs.start_logits, outputs.end_logits], dim=1)
     if hasattr(outputs, "logits"):
         return logits(outputs.logits)
     if isinstance(outputs, Mapping):

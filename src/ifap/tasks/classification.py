@@ -29,7 +29,7 @@ class Classification(Task):
             return loss
         return loss + AUXILIARY_WEIGHT * F.cross_entropy(auxiliary, targets, label_smoothing=label_smoothing)
 
-    def metrics(self, outputs: Any, targets: Any, *, bins: int | None = None) -> dict[str, float]:
+    def metrics(self, outputs: Any, targets: Any, *, bins: int | None = None, texts: Any = None) -> dict[str, float]:
         """Return ``top1`` and ``top5`` in percent, ``loss`` in nats and, if `bins` is given, ``ece`` in percent.
 
         ``ece`` is the mean distance between confidence and accuracy over `bins` equal bins of
@@ -42,10 +42,11 @@ class Classification(Task):
             "top5": _top(scores, targets, 5),
             "loss": float(F.cross_entropy(scores, targets)),
         }
-        return found if bins is None else {**found, "ece": _calibration_error(scores, targets, bins)}
+        return found if bins is None else {**found, "ece": calibration_error(scores, targets, bins)}
 
 
-def _calibration_error(scores: Tensor, targets: Tensor, bins: int) -> float:
+def calibration_error(scores: Tensor, targets: Tensor, bins: int) -> float:
+    """Return the expected calibration error in percent; see `Classification.metrics`."""
     # The same number as torchmetrics (a test compares), whose import takes longer than a whole evaluation.
     confidence, predicted = scores.softmax(1).max(dim=1)
     edges = torch.linspace(0, 1, bins + 1)[1:-1]
