@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import json
 import subprocess
 import sys
 
@@ -14,11 +16,13 @@ from workflow_project import ROOT
 
 import ifap
 from ifap.attention import check_heads, head_dim, num_heads, projections, split_attention
+from ifap.costs import macs_by_module
 from ifap.errors import ConfigError, GraphError, PlanError
-from ifap.layers import shared_parameters
-from ifap.models import MODELS
+from ifap.layers import shared_parameters, sides
+from ifap.methods.units import map_units
+from ifap.models import MODELS, builder_id
 from ifap.models.base import HEADS
-from ifap.plan import InputValues, make_inputs
+from ifap.plan import Builder, InputValues, Plan, make_inputs, unpruned_plan
 
 CASES = [(name, head) for name in TINY_TEXT for head in HEADS]
 
@@ -35,7 +39,16 @@ def inputs_of(name, head="classification"):
     return inputs
 
 
-def prune(model, inputs, *, share=0.3, keep=True, method="random", **options):
+def mixed(model, batches, *, normalize, site, seed):
+    """Score heads and units between 0 and 1/3, so that each module loses some, and not the first ones."""
+    return map_units(
+        model,
+        layer=lambda _, layer: (torch.arange(sides(layer)["out"]) * 7 + 5) % 11 / 30,
+        heads=lambda _, module: (torch.arange(num_heads(module)) * 3 + 1) % 4 / 10,
+    )
+
+
+def prune(model, inputs, *, share=0.3, keep=True, method=mixed, **options):
     target = ifap.Target(params=share)
     return ifap.prune(model, inputs, [inputs], target=target, steps=2, keep_embeddings=keep, method=method, **options)
 
@@ -56,7 +69,7 @@ def test_heads_and_units_go_and_nothing_else_changes(name, head):
     assert pruned.after.params <= 0.7 * pruned.before.params
     assert pruned.before == ifap.cost(model, inputs)
     assert pruned.after == ifap.cost(pruned.model, inputs)
-    assert any(num_heads(module) < 4 for module in attention(pruned.model).values())
+    assert {num_heads(module) for module in attention(pruned.model).values()} <= {1, 2, 3}
     assert all(layer.embedding_dim == 64 for key, layer in embeddings(pruned.model).items() if "relative" not in key)
     whole = copy.deepcopy(model)
     assert split_attention(whole) == pruned.plan.split_attention
@@ -68,7 +81,9 @@ def test_heads_and_units_go_and_nothing_else_changes(name, head):
             with torch.no_grad():
                 whole.get_submodule(layer).weight[:, lost] = 0
     found = pruned.model(**inputs)
-    torch.testing.assert_close(first(found), first(whole(**inputs)))
+    # The norms of T5 compute in single precision, whatever the network does.
+    precision = {"rtol": 1e-5, "atol": 1e-6} if name == "t5_tiny" else {}
+    torch.testing.assert_close(first(found), first(whole(**inputs)), **precision)
     assert not torch.allclose(first(found), first(model(**inputs)))
 
 
@@ -105,15 +120,10 @@ def test_a_new_process_loads_the_same_networks(tmp_path):
     for name in TINY_TEXT:
         inputs = inputs_of(name)
         pruned = prune(build(name), inputs)
-        pruned = ifap.Pruned(
-            pruned.model,
-            pruned.plan.model_copy(update={"builder": ifap.plan.Builder(id=f"ifap:{name}", args=TEXT)}),
-            pruned.receipts,
-            pruned.before,
-            pruned.after,
-        )
-        ifap.save(pruned, tmp_path / name)
-        wanted[name] = pruned.model(**inputs).logits.double().sum().item()
+        plan = pruned.plan.model_copy(update={"builder": Builder(id=builder_id(name), args=TEXT)})
+        ifap.save(dataclasses.replace(pruned, plan=plan), tmp_path / name)
+        with torch.no_grad():  # with gradients another kernel attends
+            wanted[name] = pruned.model(**inputs).logits.flatten().tolist()
     code = f"""
 import torch
 from ifap.models import builder_from_id
@@ -123,20 +133,21 @@ for name in {list(TINY_TEXT)}:
     plan = read_plan(folder)
     model = load(folder, lambda: builder_from_id(plan.builder.id, plan.builder.args))
     with torch.no_grad():
-        print(repr(model(**make_inputs(plan.example_inputs)).logits.double().sum().item()))
+        print(model(**make_inputs(plan.example_inputs)).logits.flatten().tolist())
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert [float(line) for line in done.stdout.split()] == list(wanted.values())
+    assert [json.loads(line) for line in done.stdout.splitlines()] == list(wanted.values())
 
 
 @pytest.mark.parametrize("name", TINY_TEXT)
 def test_both_kinds_of_attention_give_the_same_scores_and_outputs(name):
     model, inputs = build(name), inputs_of(name)
+    split_attention(model)
     eager = copy.deepcopy(model)
     model.set_attn_implementation("sdpa")
     eager.set_attn_implementation("eager")
     one, other = (ifap.flow_scores(network, [inputs]) for network in (model, eager))
-    assert set(attention(model)) < set(one) or name == "gpt2_tiny"
+    assert set(attention(model)) < set(one)
     for key in one:
         torch.testing.assert_close(one[key], other[key])
     assert model.config._attn_implementation == "sdpa"
@@ -152,7 +163,7 @@ def test_attention_products_count_and_fall_with_the_heads(name):
     model, inputs = build(name), inputs_of(name)
     tokens, batch = inputs["input_ids"].shape[1], len(inputs["input_ids"])
     for network in (model, prune(model, inputs).model):
-        macs = ifap.costs.macs_by_module(network, inputs)
+        macs = macs_by_module(network, inputs)
         split_attention(network)
         for key, module in attention(network).items():
             assert macs[key] == 2 * batch * tokens**2 * num_heads(module) * head_dim(module)
@@ -215,9 +226,9 @@ def llama(keys=2):
 def test_queries_that_share_keys_leave_together():
     model, inputs = llama(), {"input_ids": text("bert_tiny")["input_ids"]}
     pruned = prune(model, inputs, share=0.3)
-    block = pruned.model.model.layers[0].self_attn
-    assert block.k_proj.out_features == block.v_proj.out_features == 16
-    assert block.q_proj.out_features == block.o_proj.in_features == 32
+    for block in attention(pruned.model).values():
+        assert block.k_proj.out_features == block.v_proj.out_features == 16
+        assert block.q_proj.out_features == block.o_proj.in_features == 32
     whole = copy.deepcopy(model)
     for layer, kept in pruned.plan.kept.items():
         if "in" in kept:
@@ -246,8 +257,8 @@ def test_a_text_longer_than_the_table_of_positions_is_one_clear_error(name):
 
 def test_integers_are_stored_as_they_are():
     inputs = inputs_of("t5_tiny")
-    plan = ifap.plan.unpruned_plan(build("t5_tiny"), inputs)
-    again = make_inputs(ifap.plan.Plan.model_validate_json(plan.model_dump_json()).example_inputs)
+    plan = unpruned_plan(build("t5_tiny"), inputs)
+    again = make_inputs(Plan.model_validate_json(plan.model_dump_json()).example_inputs)
     assert all(torch.equal(again[key], value) for key, value in inputs.items())
     with pytest.raises(PlanError, match="3 values for the shape"):
         make_inputs(InputValues(shape=[2, 2], dtype="int64", values=[1, 2, 3]))

@@ -11,6 +11,7 @@ relative positions of its own, which loses the columns of that layer's heads.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -62,7 +63,7 @@ _PROJECTIONS = {
     ),
     "transformers.models.t5.modeling_t5.T5Attention": Projections("q", "k", "v", "o", "key_value_proj_dim", 3),
 }
-_T5, _GPT2 = "transformers.models.t5.modeling_t5.T5Attention", "transformers.models.gpt2.modeling_gpt2.GPT2Attention"
+_T5 = "transformers.models.t5.modeling_t5.T5Attention"
 _CONV1D = "transformers.pytorch_utils.Conv1D"
 HEAD_TABLE = "relative_attention_bias"
 """Name of an embedding inside an attention module that has one column a head."""
@@ -381,17 +382,14 @@ def _joined(conv: Any) -> JoinedProjections:
 def _stack_tables(model: nn.Module) -> dict[str, nn.Embedding]:
     """Return the table of relative positions that each self-attention module of T5 takes from its stack."""
     modules = {name: module for name, module in model.named_modules() if _is_a(module, _T5)}
-    owners = {
-        name.partition(".block.")[0]: getattr(module, HEAD_TABLE)
-        for name, module in modules.items()
-        if hasattr(module, HEAD_TABLE)
-    }
-    found = {name: owners.get(name.partition(".block.")[0]) for name in modules if name.endswith(".SelfAttention")}
+    stacks = {name: re.sub(r"(^|\.)block\..*", "", name) for name in modules}
+    owners = {stacks[name]: getattr(m, HEAD_TABLE) for name, m in modules.items() if hasattr(m, HEAD_TABLE)}
+    found = {name: owners.get(stacks[name]) for name in modules if name.endswith(".SelfAttention")}
     return {name: table for name, table in found.items() if table is not None}
 
 
 @cache
-def _own_table(base: type) -> type:
+def _own_table(base: Any) -> Any:
     """Return a T5 attention class that takes no positions from the layer before."""
     if base.__name__ == "OwnTableAttention":
         return base

@@ -43,7 +43,10 @@ def _check_length(model: Any, inputs: dict[str, Any]) -> None:
     """Say that a text is too long, which the network itself would only say of some index."""
     positions = getattr(getattr(model, "config", None), "max_position_embeddings", None)
     ids = inputs.get("input_ids")
-    if isinstance(positions, int) and isinstance(ids, Tensor) and ids.dim() == 2 and ids.shape[1] > positions:
+    if not isinstance(positions, int) or not isinstance(ids, Tensor) or ids.dim() != 2 or ids.shape[1] <= positions:
+        return
+    tables = [module for module in model.modules() if isinstance(module, nn.Embedding)]
+    if any(table.num_embeddings == positions for table in tables):  # not so where positions are computed
         raise ConfigError(
             f"input_ids: {ids.shape[1]} tokens are too many: the network's table of positions has {positions}; "
             "cut the texts shorter"

@@ -92,12 +92,14 @@ def _by_unit(model: nn.Module, products: dict[nn.Module, Tensor]) -> dict[str, T
     nothing = torch.empty(0)
 
     def heads(_: str, module: nn.Module) -> Tensor:
-        parts = projection_layers(module) or [module.qkv]
+        parts: list[Any] = [*projection_layers(module)] or [module.qkv]
         if any(part not in products for part in parts):
             return nothing
-        # Of a fused layer a third each; grouped queries are summed with the keys and values they share.
-        thirds = [products[part] for part in parts] if len(parts) == 3 else products[parts[0]].chunk(3)  # type: ignore[index]
-        return sum(third.unflatten(0, (num_heads(module), -1)).sum(dim=1) for third in thirds).abs()  # type: ignore[union-attr]
+        signed = [products[part] for part in parts]
+        if len({len(part) for part in signed}) > 1:  # grouped queries go with the keys and values that they share
+            by_head = [part.unflatten(0, (num_heads(module), -1)).sum(dim=1) for part in signed]
+            return torch.stack(by_head).sum(dim=0).abs()
+        return torch.cat(signed).unflatten(0, (3, num_heads(module), -1)).sum(dim=(0, 2)).abs()
 
     def layer(_: str, module: nn.Module) -> Tensor:
         return products[module].abs() if module in products else nothing
