@@ -105,7 +105,8 @@ def _ranked(magnitudes: Mapping[str, Tensor], alive: Masks, floor: float) -> Ten
     """Return the alive positions of all layers together: first what no layer goes without, then the rest."""
     pool, first = _pooled(magnitudes, alive, floor)
     ranked = order(pool)
-    return ranked[order(first[ranked].to(torch.uint8))]
+    spared = first[ranked]
+    return torch.cat([ranked[spared], ranked[~spared]])
 
 
 def _pooled(magnitudes: Mapping[str, Tensor], alive: Masks, floor: float) -> tuple[Tensor, Tensor]:
