@@ -85,7 +85,7 @@ status: setup ## Say which cells of the scale are there, missing or stale
 
 lock: setup ## Write requirements.lock again from pyproject.toml
 	uv pip compile --quiet --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
-	  --extra workflow --extra export --extra dev --constraint constraints.txt --output-file requirements.lock pyproject.toml
+	  --extra workflow --extra export --extra cluster --extra dev --constraint constraints.txt --output-file requirements.lock pyproject.toml
 
 tensorboard: setup ## Show the curves of trainings that ran with IFAP_TENSORBOARD=1
 	tensorboard --logdir logs/tensorboard/$(SCALE)
