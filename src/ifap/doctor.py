@@ -23,7 +23,7 @@ WORKFLOW = ("snakemake", "dvc", "pandas", "sklearn", "matplotlib", "jinja2")
 GPU_STEPS = ("baseline", "prune", "finetune", "evaluate")
 TOOLS = {
     "sbatch": "a Slurm cluster: `--workflow-profile profiles/slurm`",
-    "kubectl": "a Kubernetes cluster: `--workflow-profile profiles/kubernetes`",
+    "kubectl": "a Kubernetes cluster: one pod with GPUs, profiles/kubernetes/job.yaml",
     "apptainer": "jobs in containers: `--workflow-profile profiles/container`",
 }
 GB = 1e9

@@ -25,6 +25,8 @@ finish() {
     kill "${started[i]}" 2> "$private/kill.err" || true
     wait "${started[i]}" 2> "$private/kill.err" || true
   done
+  # Snakemake would wait for its jobs for ever.
+  [[ -z $command ]] || kill -KILL -- "-$command" 2> "$private/kill.err" || true
   ((code == 0)) || tail -n 20 "$private"/*.log >&2 || true
   rm -rf "$private"
   exit "$code"
