@@ -175,8 +175,9 @@ def _disk(grid: Grid) -> Iterator[Finding]:
     )
     wanted = max(0.0, estimate(grid)["all"].disk - there)
     free = _free(Path())
-    state: State = "wrong" if free < wanted else ""
-    yield Finding("disk", "free", f"{free / GB:.1f} GB here", state)
+    short = free < wanted
+    less = ", less than is wanted" if short else ""
+    yield Finding("disk", "free", f"{free / GB:.1f} GB here{less}", "wrong" if short else "")
     yield Finding("disk", "wanted", f"{wanted / GB:.2f} GB more by estimate, {there / GB:.2f} GB are there")
 
 

@@ -20,7 +20,11 @@ finish() {
   code=$?
   trap - EXIT
   [[ -z $command ]] || kill -- "-$command" 2> "$private/kill.err" || true
-  [[ -z $(squeue --noheader 2> "$private/squeue.err") ]] || scancel --user "$(id -un)" || true
+  # Jobs run under processes of their own, which outlive the daemons.
+  if [[ -n $(squeue --noheader 2> "$private/squeue.err") ]]; then
+    scancel --user "$(id -un)" || true
+    for ((i = 0; i < 30; i++)); do [[ -z $(squeue --noheader 2> "$private/squeue.err") ]] && break || sleep 1; done
+  fi
   for ((i = ${#started[@]} - 1; i >= 0; i--)); do
     kill "${started[i]}" 2> "$private/kill.err" || true
     wait "${started[i]}" 2> "$private/kill.err" || true
