@@ -11,18 +11,18 @@ RUN apt-get update \
 
 # Where a proxy signs for the package index: `--build-arg SSL_CERT_FILE=...`, with the file mounted into the build.
 ARG SSL_CERT_FILE
-ENV PATH=/opt/ifap/bin:$PATH UV_LINK_MODE=copy
+ENV PATH=/opt/ifap/bin:$PATH UV_LINK_MODE=copy UV_CACHE_DIR=/var/cache/uv
 
 # First torch and CUDA, by far the largest layer and the one that changes least; then everything else.
 COPY requirements.lock container/layer.awk /opt/
-RUN --mount=type=cache,target=/root/.cache/uv \
+RUN --mount=type=cache,target=/var/cache/uv \
     python3 -m venv /opt/ifap \
  && awk -v only='^uv$' -f /opt/layer.awk /opt/requirements.lock > /opt/uv.lock \
  && awk -v only='^(torch|triton|nvidia-.*|cuda-.*)$' -f /opt/layer.awk /opt/requirements.lock > /opt/cuda.lock \
  && env ${SSL_CERT_FILE:+PIP_CERT=$SSL_CERT_FILE} \
     python -m pip install --quiet --disable-pip-version-check --no-cache-dir --require-hashes -r /opt/uv.lock \
  && uv pip install --quiet --no-deps --require-hashes --compile-bytecode --python /opt/ifap -r /opt/cuda.lock
-RUN --mount=type=cache,target=/root/.cache/uv \
+RUN --mount=type=cache,target=/var/cache/uv \
     uv pip sync --quiet --require-hashes --compile-bytecode --python /opt/ifap /opt/requirements.lock
 
 # Any user may run it (`--user`), so the study's own folder is open to all; nothing else is.
@@ -36,7 +36,7 @@ RUN uv pip install --quiet --no-cache --no-deps --no-build-isolation --python /o
 # Which commit the records name: `make image` sets it, for git itself stays outside.
 ARG COMMIT
 ENV IFAP_COMMIT=$COMMIT \
-    HOME=/tmp/home USER=ifap LOGNAME=ifap \
+    HOME=/var/tmp/home USER=ifap LOGNAME=ifap \
     PYTHONUNBUFFERED=1 DVC_NO_ANALYTICS=1 \
     HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 \
     NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
