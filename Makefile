@@ -3,13 +3,16 @@ SHELL := /bin/bash
 VENV := .venv
 PYTHON ?= python3
 SCALE ?= quick
+DOCKER ?= docker
+BASE_IMAGE ?= debian:bookworm-slim
+VERSION = $$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 STUDY_ONE := classification/fashion_mnist/resnet_tiny
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 # DVC's and Snakemake's usage reports are not wanted in a reproduction.
 export DVC_NO_ANALYTICS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce smoke study-one test check format bench record sync pull push status lock tensorboard clean
+.PHONY: help setup reproduce smoke study-one test check format bench record sync pull push status image lock tensorboard clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-11s %s\n", $$1, $$2}'
@@ -83,9 +86,12 @@ push: setup ## Send recorded data and checkpoints to the DVC remote
 status: setup ## Say which cells of the scale are there, missing or stale
 	ifap status --scale $(SCALE)
 
+image: ## Build the container image, named by the version (DOCKER=podman for another builder)
+	$(DOCKER) build --build-arg BASE_IMAGE=$(BASE_IMAGE) --build-arg COMMIT=$$(git rev-parse HEAD) --tag ifap:$(VERSION) .
+
 lock: setup ## Write requirements.lock again from pyproject.toml
 	uv pip compile --quiet --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
-	  --extra workflow --extra export --extra dev --constraint constraints.txt --output-file requirements.lock pyproject.toml
+	  --extra workflow --extra export --extra cluster --extra dev --constraint constraints.txt --output-file requirements.lock pyproject.toml
 
 tensorboard: setup ## Show the curves of trainings that ran with IFAP_TENSORBOARD=1
 	tensorboard --logdir logs/tensorboard/$(SCALE)

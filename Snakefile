@@ -8,6 +8,10 @@ min_version("9.0")
 configfile: "params.yaml"
 
 
+# Used only with `--software-deployment-method apptainer`, see profiles/container; `make image` makes it.
+container: "docker-daemon:ifap:0.1.0"
+
+
 include: "rules/common.smk"
 include: "rules/cells.smk"
 include: "rules/report.smk"

@@ -33,7 +33,7 @@ rule baseline:
         scale=SCALE,
         config=step_config("baseline"),
     shell:
-        "python -m stages.baseline --scale {params.scale} --task {wildcards.task} --dataset {wildcards.dataset}"
+        "IFAP_GPU={resources.gpu} python -m stages.baseline --scale {params.scale} --task {wildcards.task} --dataset {wildcards.dataset}"
         " --model {wildcards.model} --seed {wildcards.seed} > {log} 2>&1"
 
 
@@ -60,7 +60,7 @@ rule prune:
         scale=SCALE,
         config=step_config("prune"),
     shell:
-        "python -m stages.prune --scale {params.scale} --task {wildcards.task} --dataset {wildcards.dataset}"
+        "IFAP_GPU={resources.gpu} python -m stages.prune --scale {params.scale} --task {wildcards.task} --dataset {wildcards.dataset}"
         " --model {wildcards.model} --method {wildcards.method} --seed {wildcards.seed} > {log} 2>&1"
 
 
@@ -83,7 +83,7 @@ rule finetune:
         scale=SCALE,
         config=step_config("finetune"),
     shell:
-        "python -m stages.finetune --scale {params.scale} --task {wildcards.task} --dataset {wildcards.dataset}"
+        "IFAP_GPU={resources.gpu} python -m stages.finetune --scale {params.scale} --task {wildcards.task} --dataset {wildcards.dataset}"
         " --model {wildcards.model} --method {wildcards.method} --seed {wildcards.seed} > {log} 2>&1"
 
 
@@ -108,5 +108,5 @@ rule evaluate:
         scale=SCALE,
         config=step_config("evaluate"),
     shell:
-        "python -m stages.evaluate --scale {params.scale} --task {wildcards.task} --dataset {wildcards.dataset}"
+        "IFAP_GPU={resources.gpu} python -m stages.evaluate --scale {params.scale} --task {wildcards.task} --dataset {wildcards.dataset}"
         " --model {wildcards.model} --method {wildcards.method} --seed {wildcards.seed} > {log} 2>&1"

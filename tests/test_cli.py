@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import shutil
 import subprocess
 import sys
 from importlib import metadata
@@ -15,7 +16,7 @@ from safetensors.torch import save_file
 from workflow_project import SCALE, fresh  # noqa: F401
 
 import ifap
-from ifap import cli, paths
+from ifap import cli, gpu, paths
 from ifap.plan import read_plan
 
 BUILDERS = """
@@ -321,16 +322,53 @@ def test_estimate_starts_nothing(fresh, command, monkeypatch):  # noqa: F811
     assert "unknown scale 'quik': did you mean 'quick'?" in refused(command("estimate", "--scale", "quik"))
 
 
-def test_doctor_says_what_is_installed_and_which_device(folder, command):
+def examined(out):
+    """Return what ``ifap doctor`` printed: name to what was found."""
+    return dict(re.findall(r"^(?:\S+(?: sets)?)? +(\S+) +(\S.*?) *$", out, re.MULTILINE))
+
+
+def test_doctor_says_what_is_installed_and_which_device(folder, command, monkeypatch):
+    monkeypatch.setenv(gpu.VISIBLE, "")
     code, out, _ = command("doctor")
+    found = examined(out)
     assert code == 0
-    found = {line[:14].strip(): line[15:] for line in out.splitlines()}
-    assert found["torch"] == metadata.version("torch")
+    assert found["torch-pruning"] == metadata.version("torch-pruning")
     assert found["ifap"] == ifap.__version__
     assert found["python"] == ".".join(map(str, sys.version_info[:3]))
     assert re.fullmatch(r".+, \d+ cores", found["processor"])
-    assert found["GPUs"]
-    assert re.fullmatch(r"\d+\.\d GiB here", found["free disk"])
+    assert found["devices"] == "none (CUDA_VISIBLE_DEVICES hides them): all runs on the CPU"
+    assert re.fullmatch(r"\d+\.\d GB here", found["free"])
+    assert "data sets" not in out
+
+
+def test_doctor_says_what_a_scale_needs_and_where_it_runs(fresh, command, monkeypatch):  # noqa: F811
+    monkeypatch.chdir(fresh.root)
+    monkeypatch.setenv(gpu.VISIBLE, "")
+    code, out, _ = command("doctor")
+    found = examined(out)
+    assert code == 0
+    assert found["digits"] == "can be had; stage fetch prepares it"
+    assert re.fullmatch(r"\d+\.\d\d GB more by estimate, 0\.00 GB are there", found["wanted"])
+    assert "everything: baseline, prune, finetune, evaluate on one core each" in out
+    assert "unknown scale 'quik': did you mean 'quick'?" in refused(command("doctor", "--scale", "quik"))
+
+
+def test_doctor_fails_where_a_run_would(fresh, command, tmp_path, monkeypatch):  # noqa: F811
+    project = fresh.copy(tmp_path / "project")
+    project.edit_params(lambda raw: raw["scales"][SCALE]["models"]["default"].update(pretrained="nowhere.safetensors"))
+    monkeypatch.chdir(project.root)
+    monkeypatch.setenv(gpu.VISIBLE, "0,1")  # devices that torch cannot have
+    monkeypatch.setenv(gpu.FOLDER, str(tmp_path / "locks"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10, 9, 1))
+    code, out, _ = command("doctor")
+    said = " ".join(out.split())
+    assert code == 1
+    assert "wrong: cannot use the 2 GPUs that are here" in said
+    assert "wrong: 0.0 GB here" in said
+    assert "wrong: nowhere.safetensors not found: see docs/architectures.md" in said
+    assert "1 model not known: free" in said
+    assert "3 things would stop a run" in said
 
 
 def test_help_names_every_command_and_option(command):

@@ -227,8 +227,8 @@ def test_every_core_module_is_listed():
     """A new module must say on which side it is."""
     here = {path.stem for path in (ROOT / "src" / "ifap").glob("*.py")} - {"__init__"}
     rest = {
-        "cli", "config", "engine", "fairness", "grid", "latency", "monitor", "paths", "program", "recover",
-        "registry", "runtime", "startup", "training",
+        "cli", "config", "doctor", "engine", "fairness", "gpu", "grid", "latency", "monitor", "paths", "program",
+        "recover", "registry", "runtime", "startup", "training",
     }  # fmt: skip
     assert here == set(CORE) | rest
 

@@ -172,22 +172,22 @@ def audit(
 
 
 @app.command()
-def doctor() -> None:
-    """Show versions, devices, threads and free disk space."""
-    import shutil
+def doctor(
+    scale: Annotated[str | None, typer.Option(help="Scale; the one in params.yaml by default.")] = None,
+    params: Annotated[Path, typer.Option(help="Parameter file.")] = Path("params.yaml"),
+) -> None:
+    """Show versions, devices and leases, disk, data sets, and what runs where; exit code 1 if a run would fail."""
+    from rich.console import Console
 
-    import torch
+    from ifap.doctor import examine, table
 
-    from ifap.runtime import provenance
-
-    found = provenance()
-    for name, version in found["versions"].items():
-        typer.echo(f"{name:<14} {version}")
-    hardware = found["hardware"]
-    typer.echo(f"{'processor':<14} {hardware['cpu']}, {hardware['cores']} cores")
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    typer.echo(f"{'GPUs':<14} {', '.join(gpus) or 'none: everything runs on the CPU'}")
-    typer.echo(f"{'free disk':<14} {shutil.disk_usage('.').free / 2**30:.1f} GiB here")
+    findings = examine(params, scale)
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    console.print(table(findings))
+    wrong = sum(finding.state == "wrong" for finding in findings)
+    if wrong:
+        console.print(f"{wrong} thing{'s' if wrong > 1 else ''} would stop a run")
+        raise typer.Exit(1)
 
 
 def main() -> None:

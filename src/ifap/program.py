@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NoReturn
 
 import typer
@@ -17,15 +18,22 @@ from ifap.errors import IfapError
 
 def run_stage(main: Callable[..., None]) -> NoReturn:
     """Run a typer function as a program: a user's mistake is one line and exit code 2, a bug exit code 1."""
-    configure_logging()
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(main)
-    try:
+    with one_line_errors():
         app()
+    raise SystemExit(0)
+
+
+@contextlib.contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Log as a program does, and end it with one line and exit code 2 at a user's mistake."""
+    configure_logging()
+    try:
+        yield
     except IfapError as error:
         sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
         raise SystemExit(2) from None
-    raise SystemExit(0)
 
 
 def configure_logging() -> None:

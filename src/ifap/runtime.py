@@ -160,7 +160,8 @@ def provenance() -> dict[str, Any]:
     """
     changes = _git("status", "--porcelain", "--", *SOURCES)
     return {
-        "commit": _git("rev-parse", "HEAD"),
+        # An image holds no git; whoever built it said which commit it is.
+        "commit": _git("rev-parse", "HEAD") or os.environ.get("IFAP_COMMIT") or None,
         "dirty": None if changes is None else bool(changes),
         "versions": {"python": platform.python_version(), **_package_versions()},
         "hardware": _hardware(),

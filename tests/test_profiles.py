@@ -1,0 +1,81 @@
+"""Profiles change what a job is given, never what it does: the same rules, on every kind of machine."""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+from workflow_project import ROOT
+
+PROFILES = {path.parent.name: yaml.safe_load(path.read_text()) for path in ROOT.glob("profiles/*/config.yaml")}
+GPU_RULES = {"baseline", "prune", "finetune", "evaluate"}
+RULES = GPU_RULES | {"fetch", "collect", "audit", "structure", "table", "figure"}
+
+
+def resources(profile, rule):
+    """Return what a profile gives a rule: its own values over the defaults."""
+    defaults = profile["default-resources"]
+    if isinstance(defaults, list):
+        defaults = dict(item.split("=", 1) for item in defaults)
+    return {**defaults, **profile.get("set-resources", {}).get(rule, {})}
+
+
+def test_every_kind_of_machine_has_its_profile():
+    assert set(PROFILES) == {"default", "gpu", "slurm", "kubernetes", "container", "ci"}
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_a_profile_names_only_rules_that_exist(name):
+    profile = PROFILES[name]
+    named = {rule for key in ("set-resources", "set-threads", "groups") for rule in profile.get(key, {})}
+    assert named <= RULES
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_what_decides_about_running_again_is_the_same_everywhere(name):
+    profile = PROFILES[name]
+    assert profile["rerun-triggers"] == ["mtime", "params", "input"]
+    assert profile["rerun-incomplete"] is True
+    # The bytes of a result depend on how many threads compute it.
+    assert all(profile.get("set-threads", {}).get(rule, 1) == 1 for rule in GPU_RULES)
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_each_job_says_how_many_gpus_it_has(name):
+    """The commands of the rules read it, and Snakemake clamps it where there are none."""
+    for rule in GPU_RULES:
+        assert int(resources(PROFILES[name], rule)["gpu"]) == (0 if name == "ci" else 1)
+    assert int(resources(PROFILES[name], "fetch")["gpu"]) == 0
+
+
+def test_a_slurm_job_gets_more_with_every_attempt():
+    profile = PROFILES["slurm"]
+    assert profile["retries"] == 2
+    for rule in RULES:
+        given = resources(profile, rule)
+        for key in ("mem_mb", "runtime"):
+            first, third = (eval(given[key], {"attempt": attempt}) for attempt in (1, 3))
+            assert third == 3 * first
+
+
+def test_the_kubernetes_job_is_one_that_kubernetes_knows():
+    client = pytest.importorskip("kubernetes.client", reason="the client is not part of the environment")
+    job = yaml.safe_load((ROOT / "profiles" / "kubernetes" / "job.yaml").read_text())
+    assert unknown(client, job, client.V1Job) == []
+
+
+def unknown(client, value, kind):
+    """Return the keys of a manifest that the client's types do not have, and what has another type."""
+    if not hasattr(kind, "openapi_types"):
+        return []
+    types = {kind.attribute_map[name]: typed for name, typed in kind.openapi_types.items()}
+    found = [f"{kind.__name__}.{key}" for key in value if key not in types]
+    for key in value.keys() & types.keys():
+        typed = types[key]
+        inner = typed.removeprefix("list[").removesuffix("]")
+        if typed.startswith("list[") != isinstance(value[key], list):
+            found.append(f"{kind.__name__}.{key}: not {typed}")
+            continue
+        if hasattr(client, inner):
+            for item in value[key] if isinstance(value[key], list) else [value[key]]:
+                found += unknown(client, item, getattr(client, inner))
+    return found
