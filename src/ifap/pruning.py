@@ -22,7 +22,7 @@ from ifap.graph import Graph, Indices, trace
 from ifap.layers import is_producer
 from ifap.methods import METHODS, AnyMethod
 from ifap.methods.base import Loss, score
-from ifap.plan import Plan, load, pruned_plan, read_plan, write_network
+from ifap.plan import Plan, can_be_saved, load, pruned_plan, read_plan, write_network
 from ifap.ranking import AGGREGATES, Aggregate, Budget, Ranking, floors, unit_scores
 from ifap.schedule import rate, solve_rho_0
 from ifap.splits import refuse_test
@@ -318,6 +318,8 @@ def prune(
         on_step,
         (ignore,) if isinstance(ignore, (str, nn.Module)) else tuple(ignore),
     )
+    if not can_be_saved(example_inputs):
+        _LOG.warning("the example inputs are too many values for a saved plan: give one or a few samples")
     store = _Store(Path(resume)) if resume is not None else None
     return run.finish(store)
 

@@ -21,8 +21,8 @@ from ifap.registry import Registry
 log = logging.getLogger(__name__)
 
 PREFIX = "ifap:"
-# A plan may come from anywhere: bounds keep a hostile one from asking for all memory.
-LIMITS = {"num_classes": 100_000, "in_channels": 64, "image_size": 1024}
+# A plan may come from anywhere: bounds keep a hostile one from asking for all memory. ImageNet-21K has 21,841 classes.
+LIMITS = {"num_classes": 25_000, "in_channels": 64, "image_size": 1024}
 
 
 class Build(Protocol):
