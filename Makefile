@@ -78,7 +78,8 @@ sync: setup ## After a pull or checkout: check that files fit params.yaml, then 
 	python -m stages.sync --scale $(SCALE)
 
 pull: setup ## Fetch recorded data and checkpoints from the DVC remote, then sync
-	dvc pull
+	@# After a failed pull, sync names the files that did not come, or came damaged.
+	dvc pull || { python -m stages.sync --scale $(SCALE); exit 1; }
 	$(MAKE) sync
 
 push: setup ## Send recorded data and checkpoints to the DVC remote

@@ -39,6 +39,7 @@ from ifap.layers import cut, cut_tensor, is_conv, is_depthwise, is_producer, is_
 from ifap.tracing import (
     Inputs,
     call,
+    is_trouble,
     map_tensors,
     meta_copy,
     meta_forward,
@@ -225,7 +226,9 @@ def trace(
     ignored = _ignored_layers(model, ignore)
     try:
         found = _traced(lambda: skip_values(meta_copy(model)), example_inputs, on_meta=True)
-    except (RuntimeError, NotImplementedError, TypeError):
+    except (RuntimeError, NotImplementedError, TypeError) as error:
+        if is_trouble(error):
+            raise
         # The forward looks at values, which data-free tensors do not have: trace a real copy.
         found = _traced(lambda: private_copy(model), example_inputs, on_meta=False)
     return _Flattener(*found, ignored, spatial_only=spatial_only).graph()
@@ -298,7 +301,9 @@ def _traced(copy: Callable[[], nn.Module], example_inputs: Inputs, *, on_meta: b
         return found
     try:
         in_training = _torch_pruning_graph(copy(), example_inputs, on_meta=on_meta, as_training=True)
-    except Exception:  # whatever a forward raises that wants targets, for example, in training
+    except Exception as error:  # whatever a forward raises that wants targets, for example, in training
+        if is_trouble(error):
+            raise
         return found
     return in_training if reached < _reached(in_training) else found
 

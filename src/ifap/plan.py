@@ -32,7 +32,7 @@ from ifap.errors import PlanError, nearest
 from ifap.families import sync
 from ifap.files import beside, read_bounded
 from ifap.layers import cut, refresh, replace_tensor, sides
-from ifap.tracing import Inputs, call, device_of, evaluation_mode, tensors, to_device
+from ifap.tracing import Inputs, call, device_of, evaluation_mode, is_trouble, tensors, to_device
 
 if TYPE_CHECKING:
     from ifap.graph import Graph
@@ -206,6 +206,8 @@ def load(folder: str | Path, builder: Callable[[], nn.Module]) -> nn.Module:
     except PlanError as error:
         raise PlanError(f"{folder}: {error}") from None
     except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, ZeroDivisionError) as error:
+        if is_trouble(error):
+            raise
         raise PlanError(f"{folder}: does not fit the network that the builder makes ({_one_line(error)})") from None
     _compare(values, plan.fingerprint, folder)
     return model

@@ -48,7 +48,7 @@ def run_stage(main: Callable[..., None]) -> NoReturn:
         _say(str(error))
         raise SystemExit(MISTAKE) from None
     except Exception as error:
-        reason = _trouble(error)
+        reason = trouble(error)
         if reason is None:
             raise
         _say(reason)
@@ -56,7 +56,7 @@ def run_stage(main: Callable[..., None]) -> NoReturn:
     raise SystemExit(0)
 
 
-def _trouble(error: Exception) -> str | None:
+def trouble(error: Exception) -> str | None:
     """Say in one line what is wrong with disk, memory or device; None if it is something else."""
     text = (str(error).splitlines() or [""])[0][:300]
     # By name: torch, whose errors these are, takes seconds to load.

@@ -26,7 +26,7 @@ from ifap.plan import Plan, can_be_saved, load, pruned_plan, read_plan, write_ne
 from ifap.ranking import AGGREGATES, Aggregate, Budget, Ranking, floors, unit_scores
 from ifap.schedule import rate, solve_rho_0
 from ifap.splits import refuse_test
-from ifap.tracing import Inputs, private_copy
+from ifap.tracing import Inputs, is_trouble, private_copy
 
 Recover = Callable[[nn.Module, nn.Module, int], object]
 Validate = Callable[[nn.Module], float]
@@ -569,6 +569,8 @@ class _Run:
         try:
             found = probe(self.model, self._inputs)
         except (RuntimeError, ValueError, IndexError, TypeError) as error:
+            if is_trouble(error):
+                raise
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise GraphError(
                 f"the network does not run after iteration {step}: {reason}; ignore the layer that failed"

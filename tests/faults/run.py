@@ -320,7 +320,7 @@ class Trial:
         if kind in {"memory", "device"}:
             error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
             if kind == "device":
-                error = RuntimeError("CUDA error: an illegal memory access was encountered")
+                error = torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
             limit = rng.randint(1, max(whole.forwards, 1))
             return self.study.run(self.stage, lambda: fail_forward(error, limit) and None)
         folder = self.study.root / WRITES.get(self.stage, "results" if "evaluate" in self.stage else "reports")

@@ -10,8 +10,6 @@ kept in the folder given by --keep; the summary is printed as a table.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import hashlib
 import json
 import os
 import random
@@ -33,20 +31,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
 
 import mutate  # noqa: E402
-import torch  # noqa: E402
 import yaml  # noqa: E402
 
-import ifap  # noqa: E402
-from ifap import paths, plan  # noqa: E402
+from ifap import paths  # noqa: E402
 from ifap.claims import records, tables, verdicts  # noqa: E402
 from ifap.claims.page import load_evidence, render_page  # noqa: E402
 from ifap.claims.structure import load_structure  # noqa: E402
-from ifap.cli import _tensors  # noqa: E402
 from ifap.config import load_params  # noqa: E402
 from ifap.errors import IfapError  # noqa: E402
 from ifap.grid import Grid  # noqa: E402
-from ifap.models import builder_from_id, builder_id  # noqa: E402
-from ifap.models.base import load_pretrained  # noqa: E402
 
 MEMORY = 2**30
 """Most that a case may add to the memory of the process that reads it."""
@@ -70,68 +63,6 @@ class Wrong(Exception):  # noqa: N818
 
 
 # --- what is fuzzed -------------------------------------------------------------------------------
-
-
-def small_network(folder, model, masked=False, **options):
-    """Save a pruned network of the package, with its builder in the plan."""
-    arguments = {"num_classes": 10, "in_channels": 1, "image_size": 16}
-    torch.manual_seed(0)
-    network = builder_from_id(builder_id(model), arguments)
-    inputs = torch.randn(1, 1, 16, 16)
-    builder = plan.Builder(id=builder_id(model), args=arguments)
-    if masked:
-        masks = {n: torch.rand(p.shape) < 0.5 for n, p in network.named_parameters() if n.endswith("conv1.weight")}
-        with torch.no_grad():
-            for name, mask in masks.items():
-                network.get_parameter(name).mul_(mask)
-        plan.write_network(network.eval(), plan.unpruned_plan(network, inputs, builder), folder, masks)
-        return
-    batches = torch.randn(2, 4, 1, 16, 16).unbind()
-    pruned = ifap.prune(network, inputs, batches, target=ifap.Target(macs=0.4), steps=2, method="random", **options)
-    plan.write_network(pruned.model, pruned.plan.model_copy(update={"builder": builder}), folder)
-
-
-class Networks:
-    """Saved networks: ``plan.json`` and weights, the checksum made to fit in most cases."""
-
-    def __init__(self, folder, part):
-        self.part = part
-        self.originals = []
-        for name, masked in (("resnet_tiny", False), ("vit_tiny", False), ("resnet_tiny", True)):
-            small_network(folder / f"{name}{masked}", name, masked)
-            files = [(folder / f"{name}{masked}" / file).read_bytes() for file in (plan.PLAN_FILE, plan.WEIGHTS_FILE)]
-            self.originals.append(tuple(files))
-
-    def make(self, folder, rng):
-        about, weights = rng.choice(self.originals)
-        if self.part == "plan":
-            about = mutate.mutate_json(about, rng)
-        else:
-            weights = mutate.mutate_safetensors(weights, rng)
-            if rng.random() < 0.85:
-                fitting = json.loads(about) | {"weights_sha256": hashlib.sha256(weights).hexdigest()}
-                about = json.dumps(fitting).encode()
-        (folder / plan.PLAN_FILE).write_bytes(about)
-        (folder / plan.WEIGHTS_FILE).write_bytes(weights)
-
-    def read(self, folder):
-        if self.part == "weights":
-            for reader in (self._pretrained, self._masks):
-                with contextlib.suppress(IfapError):
-                    reader(folder)
-        self._load(folder)
-
-    def _load(self, folder):
-        found = plan.read_plan(folder)
-        plan.load(folder, lambda: builder_from_id(found.builder.id, found.builder.args))
-
-    def _masks(self, folder):
-        plan.read_masks(folder)
-        _tensors(folder / plan.WEIGHTS_FILE)
-
-    def _pretrained(self, folder):
-        arguments = {"num_classes": 10, "in_channels": 1, "image_size": 16}
-        load_pretrained(builder_from_id("ifap:resnet_tiny", arguments), folder / plan.WEIGHTS_FILE)
 
 
 class Parameters:
@@ -207,9 +138,16 @@ class Results:
                 raise Wrong("the report holds a value as code")
 
 
+def networks(folder, part):
+    """Return the target of saved networks; torch, which no other target needs, takes seconds to load."""
+    from saved_networks import Networks
+
+    return Networks(folder, part)
+
+
 TARGETS = {
-    "plan": lambda folder: Networks(folder, "plan"),
-    "weights": lambda folder: Networks(folder, "weights"),
+    "plan": lambda folder: networks(folder, "plan"),
+    "weights": lambda folder: networks(folder, "weights"),
     "params": Parameters,
     "results": Results,
 }
@@ -366,7 +304,6 @@ def main():
     for name, count in COUNTS.items():
         parser.add_argument(f"--{name}", type=int, default=count, metavar="CASES")
     options = parser.parse_args()
-    torch.set_num_threads(1)
     failed = 0
     print("| what | cases | read | refused | wrong | most memory | longest |")
     print("| :--- | ---: | ---: | ---: | ---: | ---: | ---: |")

@@ -174,12 +174,13 @@ try() {
   damage "files/md5/${sum:0:2}/${sum:2}"
   clone damaged
   rm -rf "$work/dvc-cache"
-  if (in_checkout "$work/damaged" dvc pull) 2>/dev/null; then fail "$kind: a damaged object was taken"; fi
-  said "$sum|weights.safetensors" || fail "$kind: the damaged object is not named: $(cat "$work/said")"
+  if (in_checkout "$work/damaged" make pull) 2>/dev/null; then fail "$kind: a damaged object was taken"; fi
+  said "damaged in the remote: $cell/weights.safetensors" || fail "$kind: it is not named: $(cat "$work/said")"
   [[ ! -e $work/damaged/$cell/weights.safetensors ]] || fail "$kind: the damaged object is in place"
-  echo "$kind: a damaged object is refused: $(grep -E "$sum|weights.safetensors" "$work/said" | head -1)"
+  echo "$kind: a damaged object is refused: $(grep -m 1 -o "not fetched, or damaged.*" "$work/said")"
 }
 
+[[ ${BASH_SOURCE[0]} == "$0" ]] || return 0 # sourced: the functions alone
 record
 for remote in "${@:-folder ssh s3}"; do
   for name in $remote; do try "$name"; done
