@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 import yaml
 from pydantic import (
@@ -507,6 +507,9 @@ def parse_params(raw: object, source: str = "params.yaml") -> Params:
         if getattr(params, key) not in params.scales:
             name = getattr(params, key)
             raise ConfigError(f"{source}: {key}: unknown scale '{name}': {nearest(name, params.scales)}")
+    for step in get_args(StepName):
+        if step not in params.versions:
+            raise ConfigError(f"{source}: versions: {step}: key is missing")
     for scale, block in params.scales.items():
         _check_scale(block, f"{source}: scales.{scale}")
     return params
