@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import csv
+import importlib
 import io
 import json
 import os
@@ -32,22 +33,8 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "src"), str(ROOT), str(ROOT / "tests")]
 os.environ |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
-import torch  # noqa: E402
 import yaml  # noqa: E402
 from workflow_project import SCALE, copy_file, make_project, tiny_params, tracked_files  # noqa: E402
-
-import ifap.engine  # noqa: E402
-import ifap.recover  # noqa: E402
-import ifap.tasks  # noqa: E402
-import ifap.training  # noqa: E402
-import stages.baseline  # noqa: E402
-import stages.collect  # noqa: E402
-import stages.evaluate  # noqa: E402
-import stages.fetch  # noqa: E402
-import stages.figures  # noqa: E402
-import stages.finetune  # noqa: E402
-import stages.prune  # noqa: E402
-import stages.tables  # noqa: E402, F401
 
 CELL = ["--task=classification", "--dataset=digits", "--model=resnet_tiny", "--seed=0"]
 STAGES = {
@@ -61,6 +48,8 @@ STAGES = {
     "tables": ["tables"],
     "figures": ["figures"],
 }
+REPORT = ("collect", "tables", "figures")
+"""The stages that need no torch."""
 TIMES = {
     "latency_ms", "latency", "wall_seconds", "peak_memory_mb", "seconds_score", "seconds_prune", "seconds_recover",
     "resume_count", "commit",
@@ -69,6 +58,15 @@ JOURNAL = "FAULTS_JOURNAL"
 TIMEOUT = 1800
 PAGE = os.sysconf("SC_PAGESIZE")
 KINDS = ("kill", "write", "term", "memory", "device", "full", "readonly", "future")
+
+
+def load_stages(names):
+    """Import what stages need once, before any process is forked; torch, which takes seconds, only if one needs it."""
+    for name in sorted({STAGES[stage][0] for stage in names}):
+        importlib.import_module(f"stages.{name}")
+    if "torch" in sys.modules:
+        importlib.import_module("ifap.recover")
+        sys.modules["torch"].set_num_threads(1)
 
 
 # --- what runs in the forked process --------------------------------------------------------------
@@ -81,7 +79,10 @@ def note(line):
 
 def watch_work():
     """Note every epoch and every recovery that begins."""
-    epoch, distil = ifap.training._epoch, ifap.recover.Distillation.__call__
+    if "torch" not in sys.modules:
+        return
+    training, recover = sys.modules["ifap.training"], sys.modules["ifap.recover"]
+    epoch, distil = training._epoch, recover.Distillation.__call__
 
     def noted_epoch(run, reader, task, number, *rest):
         note(f"epoch {number}")
@@ -91,7 +92,7 @@ def watch_work():
         note(f"iteration {step}")
         return distil(self, model, teacher, step)
 
-    ifap.training._epoch, ifap.recover.Distillation.__call__ = noted_epoch, noted_distil
+    training._epoch, recover.Distillation.__call__ = noted_epoch, noted_distil
 
 
 def count_changes(limit):
@@ -115,7 +116,10 @@ def count_changes(limit):
 
 def fail_forward(error, limit):
     """Raise an error in the `limit`-th forward of a convolution; 0: count them only."""
-    forward, seen = torch.nn.Conv2d.forward, 0
+    if "torch" not in sys.modules:
+        return lambda: 0
+    convolution = sys.modules["torch"].nn.Conv2d
+    forward, seen = convolution.forward, 0
 
     def failing(self, inputs):
         nonlocal seen
@@ -124,7 +128,7 @@ def fail_forward(error, limit):
             raise error
         return forward(self, inputs)
 
-    torch.nn.Conv2d.forward = failing
+    convolution.forward = failing
     return lambda: seen
 
 
@@ -241,11 +245,14 @@ def pruned_of_times(value):
     return [pruned_of_times(inner) for inner in value] if isinstance(value, list) else value
 
 
-def make_study(folder):
-    """Copy what a study needs and make its grid tiny."""
+def make_study(folder, *, recorded=False):
+    """Copy what a study needs and make its grid tiny; or take the records of the checkout as they are."""
+    wanted = ("data/paper/", "reports/templates/", "reports/paper/", *([f"results/{SCALE}/cells/"] if recorded else []))
     for name in tracked_files():
-        if name.startswith(("data/paper/", "reports/templates/")) or name == "results/structure.csv":
+        if name.startswith(wanted) or name in {"results/structure.csv", "params.yaml"}:
             copy_file(ROOT / name, folder / name)
+    if recorded:
+        return folder
     params = tiny_params(methods=("ifap",))
     scale = params["scales"][SCALE]
     scale["baseline"]["default"]["epochs"] = 4
@@ -320,8 +327,9 @@ class Trial:
             limit = rng.randint(1, max(whole.journal["change"], 1))
             return self.study.run(self.stage, lambda: count_changes(limit))
         if kind in {"memory", "device"}:
-            error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-            if kind == "device":
+            torch = sys.modules.get("torch")
+            error = torch and torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+            if torch and kind == "device":
                 error = torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
             limit = rng.randint(1, max(whole.forwards, 1))
             return self.study.run(self.stage, lambda: fail_forward(error, limit) and None)
@@ -387,9 +395,9 @@ def contents(folder):
 class Undisturbed:
     """The study without any fault: every stage's run, the folder before it, and the files after it."""
 
-    def __init__(self, scratch, stages):
+    def __init__(self, scratch, stages, *, recorded=False):
         self.runs, self.before, self.files = {}, {}, {}
-        study = Study(make_study(scratch / "study"), scratch)
+        study = Study(make_study(scratch / "study", recorded=recorded), scratch)
         for stage in stages:
             self.before[stage] = study.copy(scratch / "before" / stage)
             run = study.run(stage, self._count)
@@ -428,17 +436,24 @@ def main():
     parser.add_argument(
         "--study", type=Path, help="only make an undisturbed study, in a whole checkout, in this folder"
     )
+    parser.add_argument(
+        "--recorded", action="store_true", help="only the stages of the report, from the recorded results"
+    )
     parser.add_argument("--first-stages-only", action="store_true", help="make no stage after those of --stages")
     options = parser.parse_args()
-    torch.set_num_threads(1)
+    if options.recorded:
+        options.stages = [stage for stage in options.stages if stage in REPORT]
     if options.study:
+        load_stages(STAGES)
         return make_whole_study(options.study.resolve())
     rng = random.Random(options.seed)
     kinds = [kind for kind in options.kinds if kind not in {"full", "readonly"} or can_mount()]
     skipped = sorted(set(options.kinds) - set(kinds))
     scratch = Path(tempfile.mkdtemp(prefix="faults-"))
     last = max(map([*STAGES].index, options.stages)) if options.first_stages_only else len(STAGES)
-    undisturbed = Undisturbed(scratch, [*STAGES][: last + 1])
+    made = [stage for stage in [*STAGES][: last + 1] if not options.recorded or stage in REPORT]
+    load_stages(made)
+    undisturbed = Undisturbed(scratch, made, recorded=options.recorded)
     counts, wrong, repeats, ended = Counter(), Counter(), Counter(), Counter()
     for kind, stage in plan_of(kinds, options.kills, rng, options.stages):
         trial = Trial(undisturbed, undisturbed.before[stage], stage, scratch)
