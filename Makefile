@@ -37,9 +37,9 @@ smoke: SCALE := smoke
 smoke: reproduce ## Run every cell of the paper's grid on generated data: about an hour on two cores
 
 study-one: setup ## Train, prune and test one residual network on all of Fashion-MNIST: about an hour on one core
-	snakemake --quiet host reason rules --config scale=study -- \
-	  results/study/cells/$(STUDY_ONE)/baseline/seed0/metrics.json results/study/cells/$(STUDY_ONE)/ifap/seed0/metrics.json
-	@python -m stages.summary --scale study --cell $(STUDY_ONE)/ifap/seed0
+	snakemake --quiet host reason rules --config scale=study_one -- \
+	  results/study_one/cells/$(STUDY_ONE)/baseline/seed0/metrics.json results/study_one/cells/$(STUDY_ONE)/ifap/seed0/metrics.json
+	@python -m stages.summary --scale study_one --cell $(STUDY_ONE)/ifap/seed0
 
 test: setup ## Run all tests
 	pytest -n 2 --dist loadscope

@@ -44,6 +44,7 @@ rule prune:
         weights=f"results/{SCALE}/checkpoints/{BASELINE}/final/weights.safetensors",
         plan=f"results/{SCALE}/checkpoints/{BASELINE}/final/plan.json",
         record=f"results/{SCALE}/cells/{BASELINE}/timings-baseline.json",
+        like=widths_of,
     output:
         weights=saved(f"results/{SCALE}/checkpoints/{CELL}/pruned/weights.safetensors"),
         plan=saved(f"results/{SCALE}/checkpoints/{CELL}/pruned/plan.json"),

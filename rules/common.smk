@@ -88,6 +88,15 @@ def scale_config(wildcards):
     )
 
 
+def widths_of(wildcards):
+    """Return the plan and record of the cell whose widths a cell takes; nothing if it finds its own."""
+    other = GRID.like(cell_of(wildcards))
+    if other is None:
+        return []
+    folder = paths.cell_dir(SCALE, other)
+    return [str(folder / "plan.json"), str(folder / "timings-prune.json")]
+
+
 def final_records(wildcards):
     """Return what `evaluate` needs beside the network: the records of the stages before it."""
     folder = paths.cell_dir(SCALE, cell_of(wildcards))

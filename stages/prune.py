@@ -89,7 +89,7 @@ def prune_cell(job: Job, network: nn.Module, timing: Timing) -> tuple[Pruned, di
         network,
         job.example_inputs().to(device()),
         calibration,
-        target=Target(**options.target.model_dump(exclude={"published"})),
+        **wanted(job),
         recover=Distillation.from_options(train, validation, recovery, task=job.task, augment=True, seed=job.cell.seed),
         validate=validator(validation, job.task, options.batch_size),
         method=job.grid.variant(job.cell).method,
@@ -102,6 +102,15 @@ def prune_cell(job: Job, network: nn.Module, timing: Timing) -> tuple[Pruned, di
         **chosen,
     )
     return result, state.watched
+
+
+def wanted(job: Job) -> dict[str, Any]:
+    """Return where pruning is to end: at a target, or at the widths of another cell's network."""
+    other = job.grid.like(job.cell)
+    if other is None:
+        return {"target": Target(**job.grid.pruning(job.cell).target.model_dump(exclude={"published"}))}
+    Job(job.grid, other, "prune").check_stage("prune")
+    return {"like": plan.read_plan(cell_dir(job.grid.scale, other))}
 
 
 def mask_cell(job: Job, network: nn.Module, timing: Timing) -> Outcome:

@@ -90,6 +90,13 @@ def test_every_value_of_a_wrong_type_is_refused(path):
         ("published", "papers", "published: unknown scale 'papers'"),
         ("versions.prune", 0, "versions.prune: Input should be greater than or equal to 1 (got 0)"),
         ("scales.quick.seeds", [], "scales.quick.seeds: "),
+        (
+            "scales.quick.grid.classification.only",
+            {"ifap": {"seeds": 2}},
+            "only.ifap.seeds: the scale has 1 seeds, not 2",
+        ),
+        ("scales.quick.grid.classification.only", {"ifpa": {"seeds": 1}}, "'ifpa': did you mean 'ifap'"),
+        ("scales.quick.grid.classification.only", {"ifap": {"models": ["vit"]}}, "only.ifap.models: unknown model"),
         ("scales.quick.seeds", [-1], "scales.quick.seeds.0: "),
         ("scales.quick.seeds", ["0"], "scales.quick.seeds.0: Input should be a valid integer (got '0')"),
         ("scales.quick.evaluate.batch_size", True, "valid integer (got True)"),

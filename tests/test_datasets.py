@@ -64,6 +64,19 @@ def test_a_share_is_asked_for_exactly_what_the_data_set_lacks(digits):
     assert all(torch.equal(kept[role].images, parts[role].images) for role in ROLES)
 
 
+def test_a_part_of_the_training_samples_keeps_its_classes_in_proportion(digits):
+    spec = DATASETS.get("digits")
+    whole = spec.prepare(OPTIONS, NOWHERE)
+    part = spec.prepare(OPTIONS.model_copy(update={"train_samples": 500}), NOWHERE)
+    assert len(part["train"].targets) == 500
+    shares = torch.bincount(whole["train"].targets) / len(whole["train"].targets)
+    assert (torch.bincount(part["train"].targets) - 500 * shares).abs().max() <= 1
+    assert torch.equal(part["test"].targets, whole["test"].targets)
+    assert torch.equal(part["validation"].targets, whole["validation"].targets)
+    with pytest.raises(ConfigError, match="train_samples: 5000 asked for, 1079 there"):
+        spec.prepare(OPTIONS.model_copy(update={"train_samples": 5000}), NOWHERE)
+
+
 def test_loaded_inputs_are_resized_and_normalised_by_the_training_split(digits, folder):
     train = digits.load(folder / "train.safetensors", "train", 32)
     test = digits.load(folder / "test.safetensors", "test", 32)

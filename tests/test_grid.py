@@ -20,6 +20,7 @@ from ifap.config import (
     TrainingOptions,
     parse_params,
 )
+from ifap.errors import ConfigError
 from ifap.grid import Grid
 from ifap.paths import Cell
 
@@ -158,10 +159,66 @@ def test_every_option_reaches_the_config_of_its_step():
     """
     cell = next(cell for cell in GRID.pruned() if cell.model == "resnet_tiny")
     config = GRID.config(cell, "evaluate")
-    assert set(config["fetch"]) == {"version", "dataset", *DatasetOptions.model_fields}
+    assert set(config["fetch"]) == {"version", "dataset", *DatasetOptions.model_fields} - {"train_samples"}
     assert set(config["model"]) == set(ModelOptions.model_fields)
     assert set(config["baseline"]) == {"version", *required(TrainingOptions)}
     assert set(config["prune"]) == {"version", "method", "recovery", *PruneOptions.model_fields} - {"pace"}
     assert set(config["prune"]["recovery"]) == required(RecoveryOptions)
     assert set(config["finetune"]) == {"version", *required(TrainingOptions)}
     assert set(config["evaluate"]) == {"version", *EvaluateOptions.model_fields}
+
+
+# --- widths of another cell, parts of the grid -------------------------------------------------------------
+
+
+def with_widths(**changes):
+    raw = raw_params()
+    quick = raw["scales"]["quick"]
+    quick["variants"] = {"random_same": {"method": "random", "like": "ifap"}}
+    quick["targets"] = {"macs": [0.3]}
+    quick["grid"]["classification"] |= {"methods": ["ifap", "random_same"], **changes}
+    return raw
+
+
+def test_a_variant_takes_the_widths_of_another_cell_at_each_target():
+    grid = grid_of(with_widths())
+    cell = Cell("classification", "digits", "vit_tiny", "random_same", 3)
+    assert grid.like(cell) == cell._replace(method="ifap")
+    assert grid.like(cell._replace(method="random_same_m30")) == cell._replace(method="ifap_m30")
+    assert grid.like(cell._replace(method="ifap")) is None
+    assert grid.lines()["random_same_m30"] == "random_same"
+
+
+def test_a_change_of_the_cell_whose_widths_are_taken_runs_the_other_again():
+    raw = with_widths()
+    cell = Cell("classification", "digits", "vit_tiny", "random_same", 3)
+    before = grid_of(raw).config(cell, "prune")
+    raw["versions"]["prune"] += 1
+    assert grid_of(raw).config(cell, "prune") != before
+    raw["versions"]["prune"] -= 1
+    raw["scales"]["quick"]["variants"]["ifap_max"] = {"method": "ifap", "prune": {"aggregate": "max"}}
+    raw["scales"]["quick"]["variants"]["random_same"]["like"] = "ifap_max"
+    raw["scales"]["quick"]["grid"]["classification"]["methods"].append("ifap_max")
+    assert grid_of(raw).config(cell, "prune")["prune"]["like"]["aggregate"] == "max"
+
+
+@pytest.mark.parametrize(
+    ("like", "part", "message"),
+    [
+        ("ifpa", {}, "random_same.like: unknown method of the grid 'ifpa': did you mean 'ifap'"),
+        ("random_same", {}, "unknown method of the grid 'random_same'"),
+        ("rigl", {}, "only widths that a score has chosen can be taken"),
+        ("ifap", {"ifap": {"seeds": 1}}, "'ifap' runs on a part of the grid only"),
+    ],
+)
+def test_widths_that_cannot_be_taken_are_refused(like, part, message):
+    raw = with_widths(methods=["ifap", "random_same", "rigl"], only=part)
+    raw["scales"]["quick"]["variants"]["random_same"]["like"] = like
+    with pytest.raises(ConfigError, match=message):
+        grid_of(raw)
+
+
+def test_a_method_may_run_on_a_part_of_the_grid():
+    cells = grid_of(with_widths(only={"random_same": {"seeds": 1, "models": ["vit_tiny"]}})).pruned()
+    assert {(cell.model, cell.seed) for cell in cells if cell.method.startswith("random_same")} == {("vit_tiny", 0)}
+    assert len({(cell.model, cell.seed) for cell in cells if cell.method.startswith("ifap")}) == 4

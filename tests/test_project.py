@@ -229,7 +229,7 @@ def test_every_core_module_is_listed():
     here = {path.stem for path in (ROOT / "src" / "ifap").glob("*.py")} - {"__init__"}
     rest = {
         "cli", "config", "engine", "fairness", "grid", "latency", "monitor", "paths", "program", "recover",
-        "registry", "runtime", "training",
+        "registry", "runtime", "startup", "training",
     }  # fmt: skip
     assert here == set(CORE) | rest
 

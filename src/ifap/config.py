@@ -68,6 +68,14 @@ class DatasetOptions(Section):
     download: bool = Field(default=False, description="Fetch the data where their makers offer them freely.")
     max_undecodable: float = Field(default=0.0, ge=0, lt=1, description="Share of image files that may be damaged.")
     synthetic: SyntheticOptions | None = Field(default=None, description="Generate the data instead.")
+    train_samples: int | None = Field(
+        default=None, ge=1, description="Training samples to keep, every class in proportion; all by default."
+    )
+
+    @model_serializer(mode="wrap")
+    def _leave_out_train_samples(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # The configuration of a result has had no such key: at its default it makes no result stale.
+        return {key: value for key, value in handler(self).items() if (key, value) != ("train_samples", None)}
 
     @model_validator(mode="after")
     def _leave_training_data(self) -> DatasetOptions:
@@ -314,12 +322,30 @@ class EvaluateOptions(Section):
     latency_runs: int = Field(gt=0)
 
 
+class Part(Section):
+    """The part of a grid that a method runs on; what is left out is whole."""
+
+    datasets: list[Name] | None = Field(default=None, min_length=1)
+    models: list[Name] | None = Field(default=None, min_length=1)
+    seeds: int | None = Field(default=None, ge=1, description="How many of the scale's seeds, from the first.")
+
+
 class TaskGrid(Section):
     """The axes of one task's grid; their product is the list of cells."""
 
     datasets: list[Name] = Field(min_length=1)
     models: list[Name] = Field(min_length=1)
     methods: list[Name] = Field(min_length=1)
+    only: dict[Name, Part] = Field(default={}, description="Methods that run on a part of the axes.")
+
+    def runs(self, method: str, dataset: str, model: str) -> bool:
+        """Return whether a method runs on a data set and a model."""
+        part = self.only.get(method, Part())
+        return dataset in (part.datasets or self.datasets) and model in (part.models or self.models)
+
+    def seeds(self, method: str) -> int | None:
+        """Return how many seeds a method runs under; None for all."""
+        return self.only.get(method, Part()).seeds
 
 
 class Variant(Section):
@@ -329,6 +355,9 @@ class Variant(Section):
     prune: dict[str, Any] = Field(default={}, description="Keys of the pruning block that differ.")
     recovery: dict[str, Any] = Field(default={}, description="Keys of the recovery block that differ.")
     options: dict[str, Any] = Field(default={}, description="Keys of the method's own options that differ.")
+    like: Name | None = Field(
+        default=None, description="A method of the grid whose networks' widths are taken, whatever the target."
+    )
 
 
 class TargetLists(Section):
@@ -392,7 +421,12 @@ class ScaleParams(Section):
             base = self.variants.get(method, Variant(method=method))
             ends = {} if "target" in base.prune else self.targets.named
             made[method] = {
-                f"{method}_{end}": base.model_copy(update={"prune": {**base.prune, "target": target}})
+                f"{method}_{end}": base.model_copy(
+                    update={
+                        "prune": {**base.prune, "target": target},
+                        "like": base.like and f"{base.like}_{end}",
+                    }
+                )
                 for end, target in ends.items()
             }
         return made
@@ -558,6 +592,28 @@ def json_schema() -> str:
     return json.dumps(Params.model_json_schema(), indent=2, sort_keys=True) + "\n"
 
 
+def _check_parts(where: str, scale: ScaleParams, grid: TaskGrid) -> None:
+    _check_names(where, grid.only, "method of the grid", grid.methods)
+    for name, part in grid.only.items():
+        _check_names(f"{where}.{name}.datasets", part.datasets or (), "data set of the grid", grid.datasets)
+        _check_names(f"{where}.{name}.models", part.models or (), "model of the grid", grid.models)
+        if (part.seeds or 0) > len(scale.seeds):
+            raise ConfigError(f"{where}.{name}.seeds: the scale has {len(scale.seeds)} seeds, not {part.seeds}")
+
+
+def _check_like(where: str, name: str, scale: ScaleParams, grid: TaskGrid) -> None:
+    """Refuse widths of what is not in the grid, does not cut channels by itself, or has fewer seeds."""
+    like = scale.variants[name].like if name in scale.variants else None
+    if like is None:
+        return
+    _check_names(where, [like], "method of the grid", set(grid.methods) - {name})
+    other = scale.variants.get(like, Variant(method=like))
+    if other.like is not None or mask_options(other.method) is not None or mask_options(scale.variants[name].method):
+        raise ConfigError(f"{where}: only widths that a score has chosen can be taken, by a method that scores units")
+    if grid.only.get(like) not in (None, grid.only.get(name)):
+        raise ConfigError(f"{where}: '{like}' runs on a part of the grid only, '{name}' on another (only)")
+
+
 def _check_scale(scale: ScaleParams, where: str) -> None:
     models: set[str] = set()
     for task, grid in scale.grid.items():
@@ -570,9 +626,11 @@ def _check_scale(scale: ScaleParams, where: str) -> None:
         _check_names(f"{where}.grid.{task}.datasets", grid.datasets, "data set with options", scale.datasets)
         _check_names(f"{where}.grid.{task}.models", grid.models, "model", entry_names("ifap.models"))
         _check_names(f"{where}.grid.{task}.methods", grid.methods, "method", {*method_names(), *scale.variants})
+        _check_parts(f"{where}.grid.{task}.only", scale, grid)
         for name in grid.methods:
             method = scale.variants[name].method if name in scale.variants else name
             _check_task(f"{where}.grid.{task}.methods", method, task)
+            _check_like(f"{where}.variants.{name}.like", name, scale, grid)
         models.update(grid.models)
     for step, section in SECTIONS.items():
         block: Refined = getattr(scale, step)

@@ -76,8 +76,9 @@ class Grid:
             for dataset in grid.datasets
             for model in grid.models
             for first in grid.methods
+            if grid.runs(first, dataset, model)
             for method in self._at_targets(Cell(task, dataset, model, first, self.options.seeds[0]))
-            for seed in self.options.seeds
+            for seed in self.options.seeds[: grid.seeds(first)]
         ]
 
     def _at_targets(self, cell: Cell) -> list[str]:
@@ -101,8 +102,9 @@ class Grid:
 
     def _line(self, method: str) -> str:
         variant = self.options.variants.get(method)
-        only_target = variant is not None and set(variant.prune) == {"target"} and not variant.recovery
-        return variant.method if variant is not None and only_target else method
+        if variant is None or set(variant.prune) != {"target"} or variant.recovery or variant.like:
+            return method
+        return variant.method
 
     def cells(self) -> list[Cell]:
         """Return every cell: baselines first."""
@@ -167,6 +169,11 @@ class Grid:
     def variant(self, cell: Cell) -> Variant:
         """Return the method of a cell and what it changes; a registered method changes nothing."""
         return self.options.every_variant.get(cell.method, Variant(method=cell.method))
+
+    def like(self, cell: Cell) -> Cell | None:
+        """Return the cell whose network's widths this cell's takes; None if it finds its own."""
+        like = self.variant(cell).like
+        return None if like is None else cell._replace(method=like)
 
     def pruning(self, cell: Cell) -> PruneOptions:
         """Return the options of the cell's pruning loop; a published target is replaced by its value."""
@@ -236,7 +243,9 @@ class Grid:
     def _pruning_config(self, cell: Cell) -> dict[str, Any]:
         options, own = self.pruning(cell).model_dump(), self.mask_options(cell)
         if own is None:
-            return {**options, "recovery": self.recovery(cell).model_dump()}
+            like = self.like(cell)
+            widths = {} if like is None else {"like": self.config(like, "prune")["prune"]}
+            return {**options, **widths, "recovery": self.recovery(cell).model_dump()}
         # Nothing of the pruning loop but the target and what the flow before pruning is measured with.
         keys = ("target", "normalize", "site", "calibration_samples", "batch_size")
         used = {key: options[key] for key in (*keys, *(LIMITS if own.structure == "channels" else ()))}

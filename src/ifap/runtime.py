@@ -24,6 +24,7 @@ import torch
 
 from ifap.errors import IfapError
 from ifap.files import atomic_write_text
+from ifap.startup import plain_optimizers
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +48,7 @@ def configure(seed: int, threads: int | None = None) -> None:
     torch.set_num_threads(threads or _threads_from_environment())
     # The same switch as `torch.use_deterministic_algorithms`, which loads the compiler for seconds.
     torch.set_deterministic_debug_mode("warn" if torch.cuda.is_available() else "error")
+    plain_optimizers()
     torch.backends.cudnn.benchmark = False
     torch.manual_seed(seed)
 

@@ -149,6 +149,16 @@ def stratified_rows(targets: Tensor, options: DatasetOptions) -> dict[Role, Tens
             stratify=targets.numpy()[left],
         )
         rows[role] = torch.from_numpy(taken)
+    if options.train_samples is not None:
+        if options.train_samples > len(left):
+            raise ConfigError(f"train_samples: {options.train_samples} asked for, {len(left)} there")
+        if options.train_samples < len(left):
+            left, _ = train_test_split(
+                left,
+                train_size=options.train_samples,
+                random_state=options.split_seed,
+                stratify=targets.numpy()[left],
+            )
     return {**rows, "train": torch.from_numpy(left)}
 
 

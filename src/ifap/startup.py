@@ -1,0 +1,105 @@
+"""Starting a job without loading torch's compiler, which takes longer than all else that a short job does.
+
+Nothing here compiles, yet three things would load the compiler for seconds: torchvision asks it one question about an
+operation of detectors, the first optimiser of a process asks it to be left alone, and Torch-Pruning loads all of timm
+for a counter that is not used here. `torch.compile` still loads it and finds everything as usual.
+"""
+
+from __future__ import annotations
+
+import importlib.abc
+import importlib.machinery
+import sys
+from collections.abc import Callable, Sequence
+from types import ModuleType
+from typing import Any
+
+COMPILER = "torch._dynamo"
+
+
+def defer_compiler() -> None:
+    """Let later imports of torchvision and Torch-Pruning do without torch's compiler; call it before they are made."""
+    if COMPILER not in sys.modules and not any(isinstance(finder, _Finder) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _Finder())
+
+
+def plain_optimizers() -> None:
+    """Let SGD and AdamW run without loading torch's compiler; call it before the first of them is made.
+
+    What is left out only concerns optimisers that are themselves compiled or differentiated through.
+    """
+    import torch
+    from torch.optim import SGD, AdamW, Optimizer
+    from torch.optim.adam import Adam
+
+    for name in ("add_param_group", "load_state_dict", "state_dict", "zero_grad"):
+        inner = getattr(getattr(Optimizer, name), "__wrapped__", None)
+        if inner is not None:
+            # torch asks here before it loads the compiler.
+            inner.__dynamo_disable = inner
+    for kind in (SGD, Adam, AdamW):
+        step = kind.__dict__.get("step")
+        inner = getattr(step, "__wrapped__", None)
+        if inner is not None and not hasattr(step, "hooked"):
+            kind.step = torch.no_grad()(inner)  # type: ignore[method-assign]
+
+
+def _for_torchvision() -> dict[str, ModuleType | None]:
+    """Return what answers for the compiler while torchvision is loaded."""
+    utils = ModuleType(f"{COMPILER}.utils")
+    vars(utils)["is_compile_supported"] = _is_compile_supported
+    return {COMPILER: ModuleType(COMPILER), utils.__name__: utils}
+
+
+def _is_compile_supported(device_type: str) -> bool:
+    from torch._dynamo.utils import is_compile_supported
+
+    return bool(is_compile_supported(device_type))
+
+
+def _for_torch_pruning() -> dict[str, ModuleType | None]:
+    return {"timm": None}  # as if it were not installed
+
+
+STAND_INS: dict[str, Callable[[], dict[str, ModuleType | None]]] = {
+    "torchvision": _for_torchvision,
+    "torch_pruning": _for_torch_pruning,
+}
+
+
+class _Finder(importlib.abc.MetaPathFinder):
+    """Finds a package where it is, and has it loaded by `_Loader`."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if fullname not in STAND_INS or COMPILER in sys.modules:
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
+        if spec is not None and spec.loader is not None:
+            spec.loader = _Loader(spec.loader, STAND_INS[fullname]())
+        return spec
+
+
+class _Loader(importlib.abc.Loader):
+    """Loads a module while others stand in for what is not to be loaded; all else is the usual loader's."""
+
+    def __init__(self, usual: Any, stand_ins: dict[str, ModuleType | None]) -> None:
+        self._usual, self._stand_ins = usual, stand_ins
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._usual, name)
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
+        made: ModuleType | None = self._usual.create_module(spec)
+        return made
+
+    def exec_module(self, module: ModuleType) -> None:
+        placed = {name: stand_in for name, stand_in in self._stand_ins.items() if name not in sys.modules}
+        sys.modules.update(placed)  # type: ignore[arg-type]
+        try:
+            self._usual.exec_module(module)
+        finally:
+            for name, stand_in in placed.items():
+                if sys.modules.get(name, stand_in) is stand_in:
+                    sys.modules.pop(name, None)
