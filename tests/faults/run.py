@@ -377,6 +377,8 @@ class Trial:
 
     def _repeated(self, run, again):
         """Return how many epochs and iterations were begun twice."""
+        if run.code == 0:  # it was done before the disturbance came, and is done anew
+            return 0
         both = run.journal + again.journal
         whole = self.undisturbed.runs[self.stage].journal
         work = {name for name in whole if name.startswith(("epoch", "iteration"))}
@@ -384,7 +386,7 @@ class Trial:
         if any(both[name] < whole[name] for name in work):
             self.problems.append("work is missing")
         if repeated > 1:
-            self.problems.append(f"{repeated} epochs or iterations repeated")
+            self.problems.append(f"{repeated} epochs or iterations repeated after exit code {run.code}")
         return repeated
 
 
