@@ -12,10 +12,10 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export DVC_NO_ANALYTICS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce smoke study-one test check format bench record sync pull push status image lock tensorboard clean
+.PHONY: help setup reproduce smoke study-one test check format bench vulnerabilities record sync pull push status image lock tensorboard clean
 
 help: ## Show this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-11s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-15s %s\n", $$1, $$2}'
 
 setup: $(VENV)/.ready ## Make .venv from requirements.lock (Python 3.11)
 
@@ -55,6 +55,10 @@ check: setup ## Check formatting, style, types and the workflow
 	python -m stages.schema --check
 	python -m stages.readme --check
 
+vulnerabilities: ## Look up known vulnerabilities of the locked packages (needs the network and uv)
+	@uv tool run pip-audit --strict --disable-pip --require-hashes --progress-spinner off -r requirements.lock \
+	  || { echo "error: a package is vulnerable, or the advisories could not be reached: see above" >&2; exit 1; }
+
 format: setup ## Format Python and Snakemake files, and write the schema of params.yaml again
 	ruff check --fix .
 	ruff format .
@@ -77,7 +81,8 @@ sync: setup ## After a pull or checkout: check that files fit params.yaml, then 
 	python -m stages.sync --scale $(SCALE)
 
 pull: setup ## Fetch recorded data and checkpoints from the DVC remote, then sync
-	dvc pull
+	@# After a failed pull, sync names the files that did not come, or came damaged.
+	dvc pull || { python -m stages.sync --scale $(SCALE); exit 1; }
 	$(MAKE) sync
 
 push: setup ## Send recorded data and checkpoints to the DVC remote

@@ -23,6 +23,8 @@ def main(
     options = load_params(params)
     grid = Grid(options, select_scale(options, scale))
     runs, trace = records.load_runs(grid.scale), records.load_trace(grid.scale)
+    records.check_cells(runs, grid, paths.runs_csv(grid.scale))
+    records.check_cells(trace, grid, paths.trace_csv(grid.scale))
     pictures = [figures.draw(name, grid, runs, trace) for name in FIGURES]
     missing = records.load_missing(grid.scale)
     models = [tables.build_table(name, grid, runs, trace, missing=missing) for name in tables.table_names(grid)]

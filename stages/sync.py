@@ -7,6 +7,7 @@ they are, so DVC's checksums and the records' configurations are checked first.
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 import subprocess
@@ -26,7 +27,10 @@ def main(scale: ScaleOption = None, params: ParamsOption = PARAMS) -> None:
     """Check the scale's files and mark them as up to date."""
     grid = open_grid(params, scale)
     recorded = tracked(grid.scale)
-    _run("dvc", "checkout", *recorded, hint="run `dvc pull`, or `make record` if these are new results")
+    try:
+        _run("dvc", "checkout", *recorded, hint="run `dvc pull`, or `make record` if these are new results")
+    except ResultsError as error:
+        raise ResultsError(f"{error}{not_fetched()}") from None
     if _run("dvc", "status", "--quiet", *recorded, check=False):
         raise ResultsError("data or checkpoints differ from what DVC recorded: see `dvc status`")
     records.collect(grid)
@@ -49,6 +53,18 @@ def tracked(scale: str) -> list[str]:
     if not files:
         raise ResultsError("nothing is recorded in DVC yet: run `make record` after a finished run")
     return sorted(map(str, files))
+
+
+def not_fetched() -> str:
+    """Name the recorded files that are not here, as the end of an error: DVC itself names only their folder."""
+    command = [sys.executable, "-m", "dvc", "data", "status", "--granular", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    try:
+        absent = [str(name) for name in json.loads(done.stdout)["not_in_cache"]]
+    except (ValueError, KeyError, TypeError):
+        return ""
+    more = f" and {len(absent) - 1} more" if len(absent) > 1 else ""
+    return f"; not fetched, or damaged in the remote: {absent[0]}{more}" if absent else ""
 
 
 def _run(*command: str, check: bool = True, hint: str = "") -> int:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ifap.errors import ConfigError, IfapError
+from ifap.program import MISTAKE, TROUBLE, trouble
 
 if TYPE_CHECKING:
     from torch import nn
@@ -191,14 +192,20 @@ def doctor(
 
 
 def main() -> None:
-    """Run the command; a user's mistake is one line and exit code 2."""
+    """Run the command; a user's mistake is one line and exit code 2, trouble with disk or memory exit code 3."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     sys.path.insert(0, "")  # a builder may live in the present folder
     try:
         app()
     except IfapError as error:
         sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
-        raise SystemExit(2) from None
+        raise SystemExit(MISTAKE) from None
+    except Exception as error:
+        reason = trouble(error)
+        if reason is None:
+            raise
+        sys.stderr.write(f"error: {reason}\n")
+        raise SystemExit(TROUBLE) from None
 
 
 def _builder(text: str) -> Callable[[], nn.Module]:

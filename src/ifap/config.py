@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 import yaml
 from pydantic import (
@@ -20,12 +20,20 @@ from pydantic import (
 )
 
 from ifap.errors import ConfigError, nearest
+from ifap.files import read_bounded
 from ifap.registry import entry_names
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
-Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]*$")]
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]*$", max_length=100)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Precision = Literal["fp32", "bf16", "fp16"]
 TableName = Annotated[str, Field(pattern=r"^table-[1-5]$")]
+# A parameter file may come from anyone: bounds on its bytes, on what its aliases stand for and on its grid.
+_MAX_BYTES = 2**18
+_MAX_VALUES = 100_000
+_MAX_CELLS = 1_000_000
+# What YAML values with a type of their own, such as dates, fail with.
+_VALUE_ERRORS = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError)
 StepName = Literal["fetch", "baseline", "prune", "finetune", "evaluate"]
 
 
@@ -40,7 +48,7 @@ class SyntheticOptions(Section):
 
     classes: int = Field(ge=2)
     per_class: int = Field(ge=2, description="Training samples of each class; the test split gets half as many.")
-    seed: int = Field(ge=0)
+    seed: Seed
 
 
 class DatasetOptions(Section):
@@ -52,7 +60,7 @@ class DatasetOptions(Section):
     test: Fraction | None = Field(
         default=None, description="Share of the training samples for the test split; only if the data set has none."
     )
-    split_seed: int = Field(ge=0, description="Seed of the stratified split; the same for every run.")
+    split_seed: Seed = Field(description="Seed of the stratified split; the same for every run.")
     channels: Literal[1, 3] | None = Field(
         default=None, description="3 repeats a grey image; the set's own by default."
     )
@@ -459,7 +467,7 @@ Refined = dict[str, dict[str, Any]]
 class ScaleParams(Section):
     """Everything that defines one scale."""
 
-    seeds: list[Annotated[int, Field(ge=0)]] = Field(min_length=1)
+    seeds: list[Seed] = Field(min_length=1)
     grid: dict[Name, TaskGrid] = Field(min_length=1)
     datasets: dict[Name, DatasetOptions]
     models: Refined
@@ -554,12 +562,50 @@ def load_params(path: Path | str = "params.yaml") -> Params:
     """
     path = Path(path)
     try:
-        raw = yaml.safe_load(path.read_text())
+        raw = _parse_yaml(read_bounded(path, _MAX_BYTES).decode())
     except FileNotFoundError:
         raise ConfigError(f"{path} not found: run from the project's root") from None
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, *_VALUE_ERRORS, RecursionError) as error:
         raise ConfigError(f"{path} is not valid YAML: {_first_line(error)}") from None
     return parse_params(raw, source=str(path))
+
+
+def _parse_yaml(text: str) -> Any:
+    """Read YAML of plain values in which no key stands twice and aliases do not multiply it."""
+    loader = yaml.SafeLoader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _expanded(node, {})
+        return loader.construct_document(node)
+    finally:
+        loader.dispose()
+
+
+def _expanded(node: yaml.Node, sizes: dict[int, int]) -> int:
+    """Return how many values a node stands for, every alias written out; `sizes` holds those that are known."""
+    if id(node) in sizes:
+        if not sizes[id(node)]:
+            raise ValueError(f"an alias inside of what it stands for, line {node.start_mark.line + 1}")
+        return sizes[id(node)]
+    sizes[id(node)], size = 0, 1
+    if isinstance(node, yaml.MappingNode):
+        keys: set[str] = set()
+        for key, value in node.value:
+            size += _expanded(key, sizes) + _expanded(value, sizes)
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in keys:
+                    raise ValueError(f"key '{key.value[:40]}' stands twice, again in line {key.start_mark.line + 1}")
+                keys.add(key.value)
+    elif isinstance(node, yaml.SequenceNode):
+        size += sum(_expanded(item, sizes) for item in node.value)
+    if size > _MAX_VALUES:
+        raise ValueError(f"more than {_MAX_VALUES} values, aliases written out, by line {node.start_mark.line + 1}")
+    sizes[id(node)] = size
+    return size
 
 
 def parse_params(raw: object, source: str = "params.yaml") -> Params:
@@ -571,6 +617,9 @@ def parse_params(raw: object, source: str = "params.yaml") -> Params:
         if getattr(params, key) not in params.scales:
             name = getattr(params, key)
             raise ConfigError(f"{source}: {key}: unknown scale '{name}': {nearest(name, params.scales)}")
+    for step in get_args(StepName):
+        if step not in params.versions:
+            raise ConfigError(f"{source}: versions: {step}: key is missing")
     for scale, block in params.scales.items():
         _check_scale(block, f"{source}: scales.{scale}")
     return params
@@ -654,6 +703,10 @@ def _check_like(where: str, name: str, scale: ScaleParams, grid: TaskGrid) -> No
 
 def _check_scale(scale: ScaleParams, where: str) -> None:
     for task, grid in scale.grid.items():
+        points = 1 + len(scale.targets.macs) + len(scale.targets.params)
+        cells = points * len(grid.datasets) * len(grid.models) * len(grid.methods) * len(scale.seeds)
+        if cells > _MAX_CELLS:
+            raise ConfigError(f"{where}.grid.{task}: more than {_MAX_CELLS:,} cells: split the scale")
         _check_names(where + ".grid", [task], "task", entry_names("ifap.tasks"))
         _check_names(f"{where}.grid.{task}.datasets", grid.datasets, "data set", entry_names("ifap.datasets"))
         _check_names(f"{where}.grid.{task}.datasets", grid.datasets, "data set with options", scale.datasets)
@@ -755,4 +808,4 @@ def _inner_model(annotation: Any) -> Any:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+    return str(error).splitlines()[0][:200] if str(error) else type(error).__name__

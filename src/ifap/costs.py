@@ -18,6 +18,7 @@ from ifap.tracing import (
     Inputs,
     call,
     evaluation_mode,
+    is_trouble,
     meta_copy,
     meta_forward,
     plain_attention,
@@ -128,7 +129,9 @@ def probe(model: nn.Module, example_inputs: Inputs) -> Probe:
         twin, inputs = skip_values(meta_copy(model)), to_device(example_inputs, torch.device("meta"))
         with torch.no_grad(), meta_forward(), counter:
             outputs = call(twin, inputs)
-    except (RuntimeError, NotImplementedError):
+    except (RuntimeError, NotImplementedError) as error:
+        if is_trouble(error):
+            raise
         # The forward looks at values, which data-free tensors do not have: run a real copy.
         counter = FlopCounterMode(display=False)
         twin = copy.deepcopy(model)

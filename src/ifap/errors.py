@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
+
+_LONGEST = 2000
 
 
 class IfapError(ValueError):
-    """Base of every error that this package raises for a user's mistake."""
+    """Base of every error that this package raises for a user's mistake.
+
+    Its text is one line of bounded length without control characters, whatever a file has put into it.
+    """
+
+    def __str__(self) -> str:
+        text = re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+", " ", super().__str__())
+        return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
 class ConfigError(IfapError):

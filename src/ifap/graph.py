@@ -60,6 +60,7 @@ from ifap.layers import (
 from ifap.tracing import (
     Inputs,
     call,
+    is_trouble,
     map_tensors,
     meta_copy,
     meta_forward,
@@ -248,7 +249,9 @@ def trace(
     check_heads(model)
     try:
         found = _traced(lambda: skip_values(meta_copy(model)), example_inputs, on_meta=True)
-    except (RuntimeError, NotImplementedError, TypeError):
+    except (RuntimeError, NotImplementedError, TypeError) as error:
+        if is_trouble(error):
+            raise
         # The forward looks at values, which data-free tensors do not have: trace a real copy.
         found = _traced(lambda: private_copy(model), example_inputs, on_meta=False)
     return _Flattener(*found, ignored, spatial_only=spatial_only).graph()
@@ -338,7 +341,9 @@ def _traced(copy: Callable[[], nn.Module], example_inputs: Inputs, *, on_meta: b
         return found
     try:
         in_training = _torch_pruning_graph(copy(), example_inputs, on_meta=on_meta, as_training=True)
-    except Exception:  # whatever a forward raises that wants targets, for example, in training
+    except Exception as error:  # whatever a forward raises that wants targets, for example, in training
+        if is_trouble(error):
+            raise
         return found
     return in_training if reached < _reached(in_training) else found
 

@@ -12,8 +12,7 @@ import itertools
 import json
 import math
 import os
-import shutil
-import tempfile
+from collections import Counter
 from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -31,8 +30,17 @@ from ifap.attention import fused_attention, num_heads, projection_layers, split_
 from ifap.costs import Cost, cost
 from ifap.errors import PlanError, nearest
 from ifap.families import sync
+from ifap.files import beside, read_bounded
 from ifap.layers import cut, refresh, replace_tensor, sides
-from ifap.tracing import Inputs, call, device_of, evaluation_mode, task_tensors, to_device
+from ifap.tracing import (
+    Inputs,
+    call,
+    device_of,
+    evaluation_mode,
+    is_trouble,
+    task_tensors,
+    to_device,
+)
 
 if TYPE_CHECKING:
     from ifap.graph import Graph
@@ -41,8 +49,15 @@ if TYPE_CHECKING:
 PLAN_FILE = "plan.json"
 WEIGHTS_FILE = "weights.safetensors"
 FORMAT = 1
-_MAX_PLAN_BYTES = 64 * 2**20
-_MAX_INPUT_ELEMENTS = 2**26
+# A plan may come from anyone. These bounds keep what loading it takes near the size of the network that it names:
+# Python needs up to ten times a file's size for numbers and forty times for small containers, and one forward of a
+# convolutional network some dozens of times its input's.
+_MAX_PLAN_BYTES = 32 * 2**20
+_MAX_PLAN_PARTS = 400_000
+_MAX_WEIGHTS_BYTES = 2**38
+_MAX_INPUT_ELEMENTS = 2**22
+_INDEX_ELEMENTS = 2**8
+"""What an integer among the inputs counts as: it is looked up, and stands for a vector."""
 _MAX_STORED_VALUES = 4096
 _FINGERPRINT_VALUES = 64
 _MASK = "mask:"
@@ -51,11 +66,13 @@ _DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (
     torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.bool,
 )}  # fmt: skip
 
-Count = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+# One wrong entry is enough: a list of a million would be a million errors.
+Positions = Annotated[list[Count], Field(fail_fast=True)]
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class Builder(_Part):
@@ -69,7 +86,7 @@ class InputSpec(_Part):
     """Shape, type and, for integers, range of one example input."""
 
     kind: Literal["tensor"] = "tensor"
-    shape: list[Count]
+    shape: Annotated[list[Count], Field(fail_fast=True, max_length=16)]
     dtype: str
     high: Count = 1
 
@@ -78,9 +95,9 @@ class InputValues(_Part):
     """One small example input of integers as it is: which ids a text holds decides how a network reads it."""
 
     kind: Literal["values"] = "values"
-    shape: list[Count]
+    shape: Annotated[list[Count], Field(fail_fast=True, max_length=16)]
     dtype: str
-    values: list[int]
+    values: Annotated[list[int], Field(fail_fast=True, max_length=_MAX_STORED_VALUES)]
 
 
 class InputList(_Part):
@@ -149,12 +166,12 @@ class Plan(_Part):
     format: Literal[1] = 1
     builder: Builder = Builder()
     split_attention: list[str] = []
-    kept: dict[str, dict[str, list[Count]]] = {}
+    kept: dict[str, dict[str, Positions]] = {}
     heads: dict[str, Count] = {}
     example_inputs: Annotated[AnyInput, Field(discriminator="kind")]
     costs: Costs
     shared: dict[str, str] = {}
-    fingerprint: list[float] = []
+    fingerprint: Annotated[list[float], Field(fail_fast=True, max_length=_FINGERPRINT_VALUES)] = []
     sparsity: dict[str, LayerMask] = {}
     weights_sha256: str = ""
     versions: dict[str, str] = {}
@@ -210,6 +227,8 @@ def load(folder: str | Path, builder: Callable[[], nn.Module]) -> nn.Module:
     except PlanError as error:
         raise PlanError(f"{folder}: {error}") from None
     except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, ZeroDivisionError) as error:
+        if is_trouble(error):
+            raise
         raise PlanError(f"{folder}: does not fit the network that the builder makes ({_one_line(error)})") from None
     _compare(values, plan.fingerprint, folder)
     return model
@@ -225,9 +244,10 @@ def read_plan(folder: str | Path) -> Plan:
     """
     path = Path(folder) / PLAN_FILE
     try:
-        if path.stat().st_size > _MAX_PLAN_BYTES:
-            raise PlanError(f"{path}: larger than {_MAX_PLAN_BYTES >> 20} MiB")
-        return Plan.model_validate(json.loads(path.read_text("utf-8")))
+        content = read_bounded(path, _MAX_PLAN_BYTES)
+        if sum(map(content.count, b'[{"')) > _MAX_PLAN_PARTS:
+            raise PlanError(f"{path}: more than {_MAX_PLAN_PARTS} names and lists")
+        return Plan.model_validate(json.loads(content.decode(), object_pairs_hook=_once_each))
     except FileNotFoundError:
         raise PlanError(f"{path}: file not found") from None
     except OSError as error:
@@ -235,7 +255,7 @@ def read_plan(folder: str | Path) -> Plan:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         location = ".".join(str(part) for part in first["loc"])
-        raise PlanError(f"{path}: {location}: {first['msg']}") from None
+        raise PlanError(f"{path}: {location[:200]}: {first['msg'][:200]}") from None
     except (ValueError, RecursionError) as error:
         if isinstance(error, PlanError):
             raise
@@ -274,8 +294,13 @@ def make_inputs(spec: AnyInput, seed: int = 0) -> Inputs:
         If they would be too large, or a type is unknown.
     """
     if _elements(spec) > _MAX_INPUT_ELEMENTS:
-        raise PlanError("example_inputs: the shapes are too large")
+        raise PlanError("example_inputs: the shapes are too large: one or a few samples are enough")
     return _make_inputs(spec, torch.Generator().manual_seed(seed))
+
+
+def can_be_saved(example_inputs: Inputs) -> bool:
+    """Whether a network with these example inputs can be saved: they must be few enough for whoever loads it."""
+    return _elements(_input_spec(example_inputs)) <= _MAX_INPUT_ELEMENTS
 
 
 def unpruned_plan(model: nn.Module, example_inputs: Inputs, builder: Builder | None = None) -> Plan:
@@ -417,9 +442,7 @@ def _state(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 def _replace_files(folder: Path, files: dict[str, bytes]) -> None:
     """Put files into a folder: all are written under temporary names before the first is renamed."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
+    with beside(folder, folder=True) as temporary:
         for name, content in files.items():
             with open(temporary / name, "wb") as stream:
                 stream.write(content)
@@ -431,8 +454,6 @@ def _replace_files(folder: Path, files: dict[str, bytes]) -> None:
         else:
             for name in files:
                 os.replace(temporary / name, folder / name)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _versions() -> dict[str, str]:
@@ -450,7 +471,7 @@ def _versions() -> dict[str, str]:
 
 def _read_weights(path: Path, plan: Plan) -> dict[str, Tensor]:
     try:
-        content = path.read_bytes()
+        content = read_bounded(path, _MAX_WEIGHTS_BYTES)
     except FileNotFoundError:
         raise PlanError(f"{path}: file not found") from None
     except OSError as error:
@@ -463,6 +484,15 @@ def _read_weights(path: Path, plan: Plan) -> dict[str, Tensor]:
         return load_safetensors(content)
     except (SafetensorError, ValueError, KeyError, RuntimeError, AttributeError) as error:
         raise PlanError(f"{path}: not a valid safetensors file ({_one_line(error)})") from None
+
+
+def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object; which of two equal names counts is nothing to guess."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        name, _ = Counter(name for name, _ in pairs).most_common(1)[0]
+        raise ValueError(f"'{name[:40]}' stands there twice")
+    return found
 
 
 def _rebuild(model: nn.Module, plan: Plan, weights: dict[str, Tensor]) -> None:
@@ -610,12 +640,13 @@ def _fingerprint(model: nn.Module, spec: Any) -> list[float]:
 
 
 def _elements(spec: Any) -> int:
-    """Return the elements of all inputs together, before any is made."""
+    """Return the elements of all inputs together, before any is made; those of integers count for more."""
     if isinstance(spec, InputDict):
         return sum(_elements(value) for value in spec.items.values())
     if isinstance(spec, InputList):
         return sum(_elements(value) for value in spec.items)
-    return math.prod(spec.shape)
+    dtype = _DTYPES.get(spec.dtype, torch.float32)
+    return math.prod(spec.shape) * (1 if dtype.is_floating_point or dtype == torch.bool else _INDEX_ELEMENTS)
 
 
 def _make_inputs(spec: Any, generator: torch.Generator) -> Any:

@@ -22,11 +22,11 @@ from ifap.graph import Graph, Indices, trace
 from ifap.layers import is_producer
 from ifap.methods import METHODS, AnyMethod
 from ifap.methods.base import Loss, score
-from ifap.plan import Plan, load, pruned_plan, read_plan, write_network
+from ifap.plan import Plan, can_be_saved, load, pruned_plan, read_plan, write_network
 from ifap.ranking import AGGREGATES, Aggregate, Budget, Ranking, floors, unit_scores
 from ifap.schedule import rate, solve_rho_0
 from ifap.splits import refuse_test
-from ifap.tracing import Inputs, private_copy
+from ifap.tracing import Inputs, is_trouble, private_copy
 
 Recover = Callable[[nn.Module, nn.Module, int], object]
 Validate = Callable[[nn.Module], float]
@@ -325,6 +325,8 @@ def prune(
         on_step,
         (ignore,) if isinstance(ignore, (str, nn.Module)) else tuple(ignore),
     )
+    if not can_be_saved(example_inputs):
+        _LOG.warning("the example inputs are too many values for a saved plan: give one or a few samples")
     store = _Store(Path(resume)) if resume is not None else None
     return run.finish(store)
 
@@ -577,6 +579,8 @@ class _Run:
         try:
             found = probe(self.model, self._inputs)
         except (RuntimeError, ValueError, IndexError, TypeError) as error:
+            if is_trouble(error):
+                raise
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise GraphError(
                 f"the network does not run after iteration {step}: {reason}; ignore the layer that failed"

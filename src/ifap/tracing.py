@@ -53,6 +53,12 @@ def _check_length(model: Any, inputs: dict[str, Any]) -> None:
         )
 
 
+def is_trouble(error: BaseException) -> bool:
+    """Whether an error is about memory or device, and so says nothing about the network that was run."""
+    kinds = (torch.OutOfMemoryError, getattr(torch, "AcceleratorError", torch.OutOfMemoryError), MemoryError)
+    return isinstance(error, kinds) or "DefaultCPUAllocator" in str(error)
+
+
 def map_tensors(tree: Any, function: Callable[[Tensor], Any]) -> Any:
     """Apply `function` to every tensor in nested tuples, lists and dicts; other leaves stay."""
     if isinstance(tree, Tensor):

@@ -27,8 +27,10 @@ from matplotlib.ticker import MaxNLocator
 from ifap import paths
 from ifap.claims import FIGURES
 from ifap.claims.published import STEPS, load_claims
+from ifap.claims.records import MOST_BYTES
 from ifap.claims.tables import PREFIXES, choose_unit, fixed, label, table_cell, table_options
 from ifap.errors import ConfigError, ResultsError, nearest
+from ifap.files import read_bounded
 from ifap.grid import Grid
 from ifap.paths import Cell
 
@@ -671,10 +673,10 @@ def _experiment(axes: Axes, x: int, y: int, frame: pd.DataFrame, reach: float, m
 def _record(file: Path) -> Any:
     """Read one JSON record of a cell; None where there is none."""
     try:
-        return json.loads(file.read_text("utf-8"))
+        return json.loads(read_bounded(file, MOST_BYTES).decode())
     except FileNotFoundError:
         return None
-    except ValueError as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ResultsError(f"malformed {file}: {error}") from None
 
 

@@ -15,14 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from pydantic import ValidationError
 
 from ifap import paths
 from ifap.claims.audit import KINDS, SEVERITIES
 from ifap.claims.estimate import table_cells
 from ifap.claims.figures import Picture
 from ifap.claims.published import COUNTS, NUMERALS
+from ifap.claims.records import MOST_BYTES, Provenance, first_problem
 from ifap.claims.tables import VERDICT, Table, environment, fixed, label, link, select
 from ifap.errors import ResultsError
+from ifap.files import read_bounded
 from ifap.grid import TABLE_FORMATS, Grid
 
 VERDICTS = ("reproduced", "not reproduced", "not comparable (scale)", "not attempted", "inconsistent in the source")
@@ -182,7 +185,9 @@ def load_evidence(grid: Grid, runs: pd.DataFrame, *, root: Path = Path()) -> Evi
     Evidence
         What is there; an absent file is an absent part, a malformed one an error.
     """
-    files = (str(path) for path in runs["metrics"])
+    files = [str(path) for path in runs["metrics"]]
+    for name in files:
+        link(name, grid.scale)
     records = {name: _json(root / name) for name in files if (root / name).exists()}
     return Evidence(_claims(root, grid.scale), _findings(root), records)
 
@@ -309,14 +314,20 @@ def cell_costs(grid: Grid, runs: pd.DataFrame) -> tuple[Cost, ...]:
 def _claims(root: Path, scale: str) -> pd.DataFrame | None:
     path = paths.scale_dir(scale) / "claims.csv"
     try:
-        frame = pd.read_csv(root / path, dtype=str, keep_default_na=False)
+        content = io.BytesIO(read_bounded(root / path, MOST_BYTES))
+        frame = pd.read_csv(content, dtype=str, keep_default_na=False)
     except FileNotFoundError:
         return None
+    except OSError as error:
+        raise ResultsError(f"malformed {path}: {error.strerror}") from None
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise ResultsError(f"malformed {path}: {str(error).strip().splitlines()[0]}") from None
     missing = [column for column in CLAIM_COLUMNS if column not in frame]
     if missing:
         raise ResultsError(f"malformed {path}: row 1: column {missing[0]} is missing")
+    for row, number in enumerate(frame["table"], start=2):
+        if number not in map(str, COUNTS):
+            raise ResultsError(f"malformed {path}: row {row}, column table: unknown table '{number[:40]}'")
     return frame
 
 
@@ -324,7 +335,11 @@ def _findings(root: Path) -> list[dict[str, str]] | None:
     path = root / paths.audit_file("csv")
     if not path.exists():
         return None
-    rows = list(csv.DictReader(io.StringIO(path.read_text("utf-8"), newline="")))
+    try:
+        text = read_bounded(path, MOST_BYTES).decode()
+        rows = list(csv.DictReader(io.StringIO(text, newline="")))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ResultsError(f"malformed {paths.audit_file('csv')}: {error}") from None
     for number, row in enumerate(rows, start=2):
         for column in ("finding", "kind", "severity", "title", "arithmetic", "claims"):
             if row.get(column) is None:
@@ -334,9 +349,15 @@ def _findings(root: Path) -> list[dict[str, str]] | None:
 
 def _json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text("utf-8"))
-    except ValueError as error:
+        record = json.loads(read_bounded(path, MOST_BYTES).decode())
+        Provenance.model_validate(record["provenance"] if isinstance(record, dict) else None)
+    except KeyError:
+        raise ResultsError(f"malformed {path}: provenance is missing") from None
+    except ValidationError as error:
+        raise ResultsError(f"malformed {path}: provenance.{first_problem(error)}") from None
+    except (OSError, ValueError, RecursionError) as error:
         raise ResultsError(f"malformed {path}: {error}") from None
+    return record
 
 
 def _kinds(findings: Sequence[Mapping[str, str]]) -> tuple[Kind, ...]:

@@ -6,13 +6,14 @@ a run that ``params.yaml`` does not describe.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
 import io
 import json
 import math
 import os
-import tempfile
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from ifap import paths
 from ifap.claims import ledger
 from ifap.claims.names import METRICS, kind
 from ifap.errors import ResultsError, nearest
+from ifap.files import beside, read_bounded
 from ifap.grid import Grid
 from ifap.paths import Cell
 
@@ -85,6 +87,9 @@ CHOICES = {
 """The values of columns that a baseline leaves empty."""
 MISSING_COLUMNS = (*CELL_COLUMNS, "reason")
 NO_RECORD = "no record"
+# Results may come from anyone; Python needs some twenty times the size of a table of short fields.
+MOST_BYTES = 32 * 2**20
+NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", re.ASCII)
 LISTED = 20  # how many missing or stale cells an error names before it counts the rest
 
 Percent = Annotated[float, Field(ge=0, le=100)]
@@ -339,7 +344,9 @@ def read_record(file: Path, shown: Path, scale: str, cell: Cell) -> Record:
         The checked content.
     """
     try:
-        record = Record.model_validate_json(file.read_bytes())
+        record = Record.model_validate_json(read_bounded(file, MOST_BYTES))
+    except OSError as error:
+        raise ResultsError(f"malformed {shown}: {error.strerror}") from None
     except ValidationError as error:
         raise ResultsError(f"malformed {shown}: {first_problem(error)}") from None
     wanted = CellName(scale=scale, **cell._asdict())
@@ -352,11 +359,9 @@ def read_record(file: Path, shown: Path, scale: str, cell: Cell) -> Record:
 def read_receipts(file: Path, shown: Path) -> list[Receipt]:
     """Read one ``receipts.csv``: one row an iteration, from the unpruned start (0) on."""
     try:
-        lines = list(csv.reader(io.StringIO(file.read_text(encoding="utf-8"), newline=""), strict=True))
+        lines = _csv_lines(file, shown)
     except FileNotFoundError:
         raise ResultsError(f"missing {shown}: the cell has metrics but no receipts") from None
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ResultsError(f"malformed {shown}: {error}") from None
     header = list(Receipt.model_fields)
     if not lines or lines[0] != header:
         raise ResultsError(f"malformed {shown}: the first line must be {','.join(header)}")
@@ -448,20 +453,14 @@ def write_files(contents: Mapping[Path, str | bytes]) -> None:
     contents : mapping of Path to str or bytes
         What each file should hold.
     """
-    ready: list[tuple[Path, Path]] = []
-    try:
-        for path, content in contents.items():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-            ready.append((Path(name), path))
-            with os.fdopen(handle, "wb") as file:
-                file.write(content.encode() if isinstance(content, str) else content)
-            Path(name).chmod(0o644)
-        for temporary, path in ready:
+    with contextlib.ExitStack() as stack:
+        ready = {path: stack.enter_context(beside(path)) for path in contents}
+        for path, temporary in ready.items():
+            content = contents[path]
+            temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+            temporary.chmod(0o644)
+        for path, temporary in ready.items():
             os.replace(temporary, path)
-    finally:
-        for temporary, _ in ready:
-            temporary.unlink(missing_ok=True)
 
 
 def _refuse_gaps(missing: Sequence[Cell], stale: Sequence[str]) -> None:
@@ -598,14 +597,25 @@ def _text(value: object) -> str:
 def read_lines(file: Path, shown: Path) -> list[list[str]]:
     """Read a CSV file of `collect`; errors are one line."""
     try:
-        lines = list(csv.reader(io.StringIO(file.read_text(encoding="utf-8"), newline=""), strict=True))
+        lines = _csv_lines(file, shown)
     except FileNotFoundError:
         raise ResultsError(f"{shown} not found: run python -m stages.collect") from None
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ResultsError(f"malformed {shown}: {error}") from None
     if not lines:
         raise ResultsError(f"malformed {shown}: the file is empty; run python -m stages.collect")
     return lines
+
+
+def _csv_lines(file: Path, shown: Path) -> list[list[str]]:
+    """Return the fields of every line; a missing file is left to the caller."""
+    try:
+        text = read_bounded(file, MOST_BYTES).decode()
+        return list(csv.reader(io.StringIO(text, newline=""), strict=True))
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise ResultsError(f"malformed {shown}: {error.strerror}") from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ResultsError(f"malformed {shown}: {error}") from None
 
 
 def check_header(found: Sequence[str], wanted: Sequence[str], shown: Path) -> None:
@@ -636,6 +646,8 @@ def check_cells(frame: pd.DataFrame, grid: Grid, shown: Path) -> None:
                 raise ResultsError(f"malformed {shown}: row {row}, column {column}: {text}")
     if "base_method" in frame:
         _check_methods(frame, grid, shown)
+    if "metrics" in frame:
+        _check_links(frame, grid, shown)
 
 
 def _check_methods(frame: pd.DataFrame, grid: Grid, shown: Path) -> None:
@@ -645,6 +657,15 @@ def _check_methods(frame: pd.DataFrame, grid: Grid, shown: Path) -> None:
         if values["base_method"] != wanted:
             text = f"'{values['base_method']}', but '{values['method']}' is {wanted} in params.yaml"
             raise ResultsError(f"malformed {shown}: row {row}, column base_method: {text}")
+
+
+def _check_links(frame: pd.DataFrame, grid: Grid, shown: Path) -> None:
+    """Refuse a row that names another file than its own record: reports read and link what stands there."""
+    for row, values in enumerate(frame.to_dict("records"), start=2):
+        wanted = paths.metrics_file(grid.scale, Cell(*(values[column] for column in CELL_COLUMNS[1:]))).as_posix()
+        if values["metrics"] != wanted:
+            text = f"'{values['metrics'][:60]}' is not {wanted}"
+            raise ResultsError(f"malformed {shown}: row {row}, column metrics: {text}")
 
 
 def _load(root: Path, path: Path, columns: Sequence[str]) -> pd.DataFrame:
@@ -667,11 +688,16 @@ def _value_problem(column: str, value: str) -> str | None:
         return None if known else f"unknown {column} '{value}': {nearest(value, CHOICES[column][:-1])}"
     if column in OPTIONAL_TEXT or (column in OPTIONAL_NUMBERS and not value):
         return None
+    if not value:
+        return "is empty"
     try:
-        number = float(value)
+        finite = math.isfinite(float(value))
     except ValueError:
-        return f"'{value}' is no number" if value else "is empty"
-    return None if math.isfinite(number) else f"'{value}' is not finite"
+        return f"'{value[:40]}' is no number"
+    if not finite:
+        return f"'{value[:40]}' is not finite"
+    # Python takes more for a number than the reader of the table does: 1_000, digits of other scripts.
+    return None if NUMBER.fullmatch(value) else f"'{value[:40]}' is no number in plain digits"
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -17,16 +17,18 @@ from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import quote
 
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateError, TemplateSyntaxError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 from markupsafe import Markup, escape
 
 from ifap import paths
 from ifap.claims.names import METRICS
 from ifap.claims.records import NO_RECORD
 from ifap.config import ModelOptions, TableParams, TextOptions
-from ifap.errors import ConfigError, nearest
+from ifap.errors import ConfigError, ResultsError, nearest
 from ifap.grid import Grid
 from ifap.paths import Cell
 
@@ -323,14 +325,17 @@ def _start(part: Table, at: int) -> int:
 
 
 def environment(extension: str, templates: Path | None = None) -> Environment:
-    """Return a Jinja environment that escapes every value for one format and accepts no undefined name."""
+    """Return a Jinja environment that escapes every value for one format and accepts no undefined name.
+
+    A template reaches the values that it is given and no attribute by which Python code could be run.
+    """
     escaper = ESCAPERS[extension]
     delimiters = TEX_DELIMITERS if extension == "tex" else {}
 
     def finalize(value: Any) -> Markup:
         return value if isinstance(value, Markup) else Markup(escaper(str(value)))
 
-    environment = Environment(
+    environment = ImmutableSandboxedEnvironment(
         loader=FileSystemLoader(templates or paths.templates_dir()),
         undefined=StrictUndefined,
         autoescape=True,
@@ -340,19 +345,31 @@ def environment(extension: str, templates: Path | None = None) -> Environment:
         keep_trailing_newline=True,
         **delimiters,
     )
-    environment.filters["tex_url"] = lambda url: Markup(re.sub(r"([%#&])", r"\\\1", str(url)))
-    environment.filters["md_url"] = lambda url: Markup(re.sub(r"[ ()<>|]", lambda m: f"%{ord(m[0]):02X}", str(url)))
+    environment.filters["tex_url"] = lambda url: Markup(re.sub(r"([%#&])", r"\\\1", _url(url)))
+    environment.filters["md_url"] = lambda url: Markup(_url(url))
     return environment
 
 
+def _url(text: object) -> str:
+    """Return the way to a file with every sign that means something to Markdown or LaTeX as its code."""
+    return quote(str(text), safe="/#?&=.,:;@+-_~")
+
+
 def escape_tex(text: str) -> str:
-    """Escape text for LaTeX, signs that need mathematics mode included."""
-    return "".join(TEX_CHARACTERS.get(character, character) for character in text)
+    """Escape text for LaTeX, signs that need mathematics mode included; a line stays one line."""
+    return "".join(TEX_CHARACTERS.get(character, character) for character in one_line(text))
+
+
+def one_line(text: str) -> str:
+    """Return text without line ends and other control characters, which could end a row."""
+    return re.sub(r"[\x00-\x1f\x7f\x85\u2028\u2029]+", " ", text)
 
 
 def escape_md(text: str) -> str:
     """Escape text for GitHub-flavoured Markdown, inside or outside a table."""
-    return re.sub(r"([\\`*_\[\]|~#])", r"\\\1", text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;"))
+    return re.sub(
+        r"([\\`*_\[\]|~#])", r"\\\1", one_line(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    )
 
 
 TEX_DELIMITERS: dict[str, Any] = {
@@ -433,7 +450,10 @@ def label(method: str) -> str:
 
 
 def link(path: str, scale: str) -> str:
-    """Return the way from the report's folder to a file of the project."""
+    """Return the way from the report's folder to a file of the project; nothing else is linked or read."""
+    inside = os.path.normpath(path)
+    if os.path.isabs(inside) or inside.startswith("..") or ":" in inside or "\0" in inside:
+        raise ResultsError(f"'{path[:60]}' is not a file of the project")
     return os.path.relpath(path, paths.report_dir(scale)).replace(os.sep, "/")
 
 

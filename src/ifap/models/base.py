@@ -27,13 +27,13 @@ PREFIX = "ifap:"
 Head = Literal["classification", "span", "language"]
 """What a text network ends in: classes (one output: a regression), start and end of a span, or a vocabulary."""
 HEADS = get_args(Head)
-# A plan may come from anywhere: bounds keep a hostile one from asking for all memory.
+# A plan may come from anywhere: bounds keep a hostile one from asking for all memory. ImageNet-21K has 21,841 classes.
 LIMITS: dict[str, int | tuple[str, ...]] = {
-    "num_classes": 100_000,
+    "num_classes": 25_000,
     "in_channels": 64,
     "image_size": 1024,
     "head": HEADS,
-    "num_labels": 100_000,
+    "num_labels": 25_000,
     "vocab_size": 300_000,
     "max_length": 8192,
 }
