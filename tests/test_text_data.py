@@ -284,7 +284,7 @@ def test_a_trained_tokenizer_pads_and_ends_as_its_network_expects(model, kind):
     family = family_of(model)
     tokenizer = train(kind, ["the cat sleeps", "a dog runs far"], 60, family)
     words = Words(tokenizer, family, tokenizer.get_vocab_size(), 12)
-    inputs, cut = words.encode(["the cat runs", "a dog sleeps far a dog sleeps far a dog sleeps far"], None)
+    inputs, cut = words.encode(["the cat runs", "a dog sleeps far a dog sleeps far a dog sleeps far a dog"], None)
     assert cut == 1
     ids, mask = inputs["input_ids"].tolist(), inputs["attention_mask"].tolist()
     last = sum(mask[0]) - 1
@@ -294,6 +294,8 @@ def test_a_trained_tokenizer_pads_and_ends_as_its_network_expects(model, kind):
         assert [row[sum(on) - 1] for row, on in zip(ids, mask, strict=True)] == [1, 1]
     if model == "gpt2_tiny":
         assert tokenizer.token_to_id(LAST) == words.size - 1
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
     assert tokenizer.to_str() == train(kind, ["the cat sleeps", "a dog runs far"], 60, family).to_str()
 
 
