@@ -12,6 +12,7 @@ import logging
 import subprocess
 import sys
 import tempfile
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any
@@ -96,7 +97,7 @@ def measure(networks: list[WantedText]) -> list[TextStructure]:
     list of TextStructure
         One row a network; what cannot be pruned is a note.
     """
-    rows = []
+    rows: list[TextStructure] = []
     with tempfile.TemporaryDirectory() as scratch:
         ordered = sorted(networks, key=lambda each: (each.head, each.labels))
         for _, group in groupby(ordered, key=lambda each: (each.head, each.labels)):
@@ -115,13 +116,13 @@ def reload_all(folder: Path) -> dict[str, bool]:
     from safetensors.torch import load_file
 
     built: dict[str, nn.Module] = {}
-    equal = {}
+    equal: dict[str, bool] = {}
     for each in sorted(path for path in folder.iterdir() if path.is_dir()):
         plan = read_plan(each)
         key = json.dumps(plan.builder.args)
         if key not in built:
             built = {key: builder_from_id(plan.builder.id, plan.builder.args)}
-        model = load(each, lambda network=built[key]: copy.deepcopy(network))  # type: ignore[misc]
+        model = load(each, partial(copy.deepcopy, built[key]))
         stored = load_file(folder / f"{each.name}.safetensors")
         with torch.no_grad():
             found = _outputs(model(**make_inputs(plan.example_inputs)))
@@ -143,14 +144,14 @@ def _measure_head(networks: list[WantedText], scratch: Path) -> list[TextStructu
     inputs = _texts(first.model)
     example = {name: value[:1] for name, value in inputs.items()}
     base, least = ifap.cost(model, example), least_params(model, example)
-    rows = []
+    rows: list[TextStructure] = []
     for network in networks:
         row = TextStructure(
             **network.model_dump(),
             macs_base=base.macs,
             params_base=base.params,
             least=least,
-            parts=PARTS[least > network.published * 1e6],
+            parts=PARTS[1] if least > network.published * 1e6 else PARTS[0],
             macs_pruned=None,
             params_pruned=None,
             distance=None,

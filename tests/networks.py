@@ -643,7 +643,7 @@ def embedding():
     )
 
 
-@network(ids(), untouched={"words"})
+@network(ids())
 def tied_embedding():
     def forward(m, word):
         x = m.words(word)

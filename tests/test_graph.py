@@ -157,7 +157,8 @@ def test_pinned_layers_say_why():
     assert trace(*prepared("plain")).pinned == {"2.2": "it feeds an output of the network"}
     assert "shuffle" in trace(*prepared("channel_shuffle")).pinned["1.0"]
     assert "input" in trace(*prepared("input_added")).pinned["b"]
-    assert "shared" in trace(*prepared("tied_embedding")).pinned["words"]
+    assert "shared" in trace(*prepared("tied_embedding")).pinned["out"]
+    assert "shared" in trace(*prepared("shared_weights")).pinned["first"]
 
 
 @pytest.mark.parametrize("kind", ["weight_norm", "spectral_norm"])

@@ -81,7 +81,7 @@ def small(dataset, published, model="bert_tiny", head="classification"):
 
 
 def test_networks_are_pruned_run_and_loaded_in_a_new_process(stage):
-    rows = stage.measure([small("a", 0.06), small("b", 0.03), small("c", 0.05, head="span")])
+    rows = stage.measure([small("a", 0.06), small("b", 0.02), small("c", 0.05, head="span")])
     assert [(row.dataset, row.runs, row.reloads) for row in rows] == [
         ("a", "yes", "yes"), ("b", "yes", "yes"), ("c", "yes", "yes"),
     ]  # fmt: skip

@@ -389,7 +389,7 @@ def _stack_tables(model: nn.Module) -> dict[str, nn.Embedding]:
 
 
 @cache
-def _own_table(base: type) -> type:
+def _own_table(base: Any) -> Any:
     """Return a T5 attention class that takes no positions from the layer before."""
     if base.__name__ == "OwnTableAttention":
         return base

@@ -650,12 +650,10 @@ class _Flattener:
     def _link_tied(self, offsets: dict[tuple[Node, str], int]) -> Iterator[tuple[Indices, Indices]]:
         """Join the channels of embeddings that share their weight."""
         for group in self._tied:
-            found = [self._positions(offsets, self._names[module], side) for module, side in group]
-            first, *others = [positions for positions in found if positions is not None] or [None]
-            for positions in others:
-                assert first is not None
-                assert positions is not None
-                yield first, positions
+            slots = [self._positions(offsets, self._names[module], side) for module, side in group]
+            found = [positions for positions in slots if positions is not None]
+            for positions in found[1:]:
+                yield found[0], positions
 
     def _link_conv_groups(
         self, offsets: dict[tuple[Node, str], int], name: str, module: Any

@@ -474,10 +474,12 @@ def _rebuild(model: nn.Module, plan: Plan, weights: dict[str, Tensor]) -> None:
     _check_kept(plan, original)
     targets = model.state_dict()
     _check_names(weights, plan, targets)
+    tied = [pair for pair in plan.shared.items() if _held(model, pair[0]) is _held(model, pair[1])]
     for name, stored in weights.items():
         _resize(model, name, targets[name], stored)
-    for alias, name in plan.shared.items():
-        _tie(model, alias, name)
+    for alias, name in tied:
+        parent, _, leaf = alias.rpartition(".")
+        setattr(model.get_submodule(parent), leaf, _held(model, name))
     _cut_unsaved(model, plan, weights)
     for module in model.modules():
         if sides(module):
@@ -509,12 +511,10 @@ def _resize(model: nn.Module, name: str, old: Tensor, stored: Tensor) -> None:
         replace_tensor(model.get_submodule(parent), leaf, empty)
 
 
-def _tie(model: nn.Module, alias: str, name: str) -> None:
-    """Let a parameter stored under two names be one again; buffers are filled one by one."""
-    (parent, _, leaf), (other, _, own) = alias.rpartition("."), name.rpartition(".")
-    holder, kept = model.get_submodule(parent), getattr(model.get_submodule(other), own)
-    if isinstance(kept, nn.Parameter) and isinstance(getattr(holder, leaf), nn.Parameter):
-        setattr(holder, leaf, kept)
+def _held(model: nn.Module, name: str) -> Any:
+    """Return the parameter or buffer that a network holds under a name."""
+    parent, _, leaf = name.rpartition(".")
+    return getattr(model.get_submodule(parent), leaf)
 
 
 def _cut_unsaved(model: nn.Module, plan: Plan, weights: dict[str, Tensor]) -> None:

@@ -31,7 +31,7 @@ HEADS: dict[str, tuple[Literal["classification", "span"], int]] = {
 }
 """What the network of a data set ends in, and its outputs; two classes for all others."""
 USUAL_HEAD: tuple[Literal["classification", "span"], int] = ("classification", 2)
-PARTS = ("heads and units", "width too")
+PARTS: tuple[Literal["heads and units"], Literal["width too"]] = ("heads and units", "width too")
 
 
 class TextStructure(BaseModel):

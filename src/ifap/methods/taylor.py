@@ -92,10 +92,10 @@ def _by_unit(model: nn.Module, products: dict[nn.Module, Tensor]) -> dict[str, T
     nothing = torch.empty(0)
 
     def heads(_: str, module: nn.Module) -> Tensor:
-        parts = projection_layers(module) or [module.qkv]
+        parts: list[Any] = [*projection_layers(module)] or [module.qkv]
         if any(part not in products for part in parts):
             return nothing
-        signed = [products[part] for part in parts]  # type: ignore[index]
+        signed = [products[part] for part in parts]
         if len({len(part) for part in signed}) > 1:  # grouped queries go with the keys and values that they share
             by_head = [part.unflatten(0, (num_heads(module), -1)).sum(dim=1) for part in signed]
             return torch.stack(by_head).sum(dim=0).abs()

@@ -114,7 +114,7 @@ def _checked(model: str, args: Mapping[str, Any]) -> dict[str, Any]:
     return dict(args)
 
 
-def _check(name: str, value: object) -> None:
+def _check(name: str, value: Any) -> None:
     limit = LIMITS[name]
     if isinstance(limit, tuple):
         if value not in limit:

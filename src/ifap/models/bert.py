@@ -44,7 +44,7 @@ def _network(head: Head, num_labels: int, **sizes: Any) -> nn.Module:
     # transformers takes seconds to import, which listing the models should not.
     from transformers import BertConfig, BertForMaskedLM, BertForQuestionAnswering, BertForSequenceClassification
 
-    labels = {"num_labels": 2 if head == "span" else num_labels}
+    labels: dict[str, Any] = {"num_labels": 2 if head == "span" else num_labels}
     config = BertConfig(**sizes, **labels, pad_token_id=PAD, use_cache=False)
     heads = {
         "classification": BertForSequenceClassification,

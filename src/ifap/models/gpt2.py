@@ -46,7 +46,8 @@ def _network(head: Head, num_labels: int, *, vocab_size: int, **sizes: Any) -> n
     # transformers takes seconds to import, which listing the models should not.
     from transformers import GPT2Config, GPT2ForQuestionAnswering, GPT2ForSequenceClassification, GPT2LMHeadModel
 
-    last, labels = vocab_size - 1, {"num_labels": num_labels}
+    labels: dict[str, Any] = {"num_labels": num_labels}
+    last = vocab_size - 1
     config = GPT2Config(
         **sizes,
         **labels,

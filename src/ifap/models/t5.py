@@ -47,7 +47,7 @@ def _network(head: Head, num_labels: int, **sizes: Any) -> nn.Module:
     # transformers takes seconds to import, which listing the models should not.
     from transformers import T5Config, T5ForConditionalGeneration, T5ForQuestionAnswering
 
-    labels = {"num_labels": 2 if head == "span" else num_labels}
+    labels: dict[str, Any] = {"num_labels": 2 if head == "span" else num_labels}
     config = T5Config(
         **sizes,
         **labels,
