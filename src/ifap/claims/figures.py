@@ -144,7 +144,9 @@ def _dynamics(name: str, quantity: _Quantity, grid: Grid, trace: pd.DataFrame, r
     here = here[here["seed"] == cell.seed]
     if here.empty:
         return _not_attempted(name, quantity.title, f"no record of {cell.model} on {cell.dataset}, seed {cell.seed}")
-    methods = _ordered(grid, here)
+    # What trains with masks has no pruning iterations.
+    methods = [name for name in _ordered(grid, here) if grid.mask_options(cell._replace(method=name)) is None]
+    here = here[here["method"].isin(methods)]
     unit = choose_unit(here[quantity.column]).prefix if quantity.is_count else ""
     figure = Figure(figsize=(5.6, 4.1), layout="constrained")
     axes = figure.add_subplot()
@@ -711,11 +713,11 @@ def _methods(grid: Grid) -> list[str]:
 
 
 def _drawn(grid: Grid) -> dict[str, str]:
-    """Return the methods that figures show, each with its curve: beside curves no variant that is one point only."""
-    points, variants = grid.options.points, grid.options.variants
+    """Return the methods that figures show, each with its curve: beside curves nothing that is one point only."""
+    points = grid.options.points
     if not any(points.values()):
         return grid.lines()
-    return {method: line for method, line in grid.lines().items() if line not in variants or points.get(line)}
+    return {method: line for method, line in grid.lines().items() if points.get(line)}
 
 
 def _line(grid: Grid, method: str) -> dict[str, Any]:
