@@ -278,11 +278,10 @@ def test_texts_must_fit_their_targets():
 # --- tokenizers -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["word", "wordpiece"])
 @pytest.mark.parametrize("model", MODELS)
-def test_a_trained_tokenizer_pads_and_ends_as_its_network_expects(model, kind):
+def test_a_trained_tokenizer_pads_and_ends_as_its_network_expects(model):
     family = family_of(model)
-    tokenizer = train(kind, ["the cat sleeps", "a dog runs far"], 60, family)
+    tokenizer = train(["the cat sleeps", "a dog runs far"], 60, family)
     words = Words(tokenizer, family, tokenizer.get_vocab_size(), 12)
     inputs, cut = words.encode(["the cat runs", "a dog sleeps far a dog sleeps far a dog sleeps far a dog"], None)
     assert cut == 1
@@ -296,7 +295,7 @@ def test_a_trained_tokenizer_pads_and_ends_as_its_network_expects(model, kind):
         assert tokenizer.token_to_id(LAST) == words.size - 1
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    assert tokenizer.to_str() == train(kind, ["the cat sleeps", "a dog runs far"], 60, family).to_str()
+    assert tokenizer.to_str() == train(["the cat sleeps", "a dog runs far"], 60, family).to_str()
 
 
 def folder_of(path, words=40, **special):
