@@ -10,7 +10,7 @@ import pandas as pd
 import typer
 
 from ifap.claims import records
-from ifap.claims.tables import label
+from ifap.claims.tables import NO_VALUE, label
 from ifap.errors import ResultsError
 from ifap.files import atomic_write_text
 from ifap.program import run_stage
@@ -41,14 +41,15 @@ def main(
 
 def results_table(runs: pd.DataFrame) -> str:
     """Return the Markdown table: a row a network, a column a method, mean over seeds."""
-    pruned = runs[runs.method != "baseline"]
+    # Masks cut nothing out: what such methods reach is in Table I.
+    pruned = runs[runs.structure == "channels"]
     methods = list(dict.fromkeys(pruned.method))
     lines = [
         f"| network | data | MACs | unpruned | {' | '.join(label(method) for method in methods)} |",
         f"|---|---|---:|---:|{'---:|' * len(methods)}",
     ]
     for (_, model), block in pruned.groupby(["dataset", "model"], sort=False):
-        values = [f"{block[block.method == method].test_metric.mean():.2f}" for method in methods]
+        values = [_mean(block[block.method == method].test_metric) for method in methods]
         reduction = f"{block.macs_reduction.mean():.1f} %"
         before = f"{block.baseline_metric.mean():.2f}"
         lines.append(f"| {model} | {_named(block)} | {reduction} | {before} | {' | '.join(values)} |")
@@ -65,6 +66,10 @@ def results_table(runs: pd.DataFrame) -> str:
         f"each final network. IFAP leads on {sum(leads)} of {len(leads)} networks."
     )
     return "\n" + "\n".join(lines) + "\n\n"
+
+
+def _mean(values: pd.Series[float]) -> str:
+    return f"{values.mean():.2f}" if len(values) else NO_VALUE
 
 
 def _named(block: pd.DataFrame) -> str:

@@ -30,7 +30,7 @@ def write_params(**changes):
     quick = raw["scales"]["quick"]
     quick["seeds"] = [0]
     quick["grid"].pop("text_classification", None)
-    quick["grid"]["classification"].update(models=["resnet_tiny"], methods=["ifap"])
+    quick["grid"]["classification"].update(models=["resnet_tiny"], methods=["ifap"], only={})
     for step in ("baseline", "finetune", "prune"):
         quick[step] = {name: block for name, block in quick[step].items() if name in {"default", "recovery"}}
     for step in ("baseline", "finetune"):

@@ -98,7 +98,7 @@ class TextOptions(Section):
 
     max_length: int = Field(gt=0, description="Tokens of an input; longer texts are cut, passages read in windows.")
     tokenizer: str = Field(
-        description="'word' or 'wordpiece', trained on the training texts; or a folder or hub name of a pretrained one."
+        description="'word', made of the training texts; or a folder or hub name of a pretrained one."
     )
     vocab_size: int | None = Field(
         default=None, gt=0, description="Most words of a trained tokenizer; rows of a pretrained network's table."
@@ -109,7 +109,7 @@ class TextOptions(Section):
 
     @model_validator(mode="after")
     def _size_of_a_trained_one(self) -> Self:
-        if self.tokenizer in {"word", "wordpiece"} and (self.vocab_size is None or self.pretrained):
+        if self.tokenizer == "word" and (self.vocab_size is None or self.pretrained):
             raise ValueError(f"tokenizer '{self.tokenizer}' is trained here: it needs vocab_size, and no pretrained")
         return self
 

@@ -305,9 +305,9 @@ def _alike(cell: Cell, measured: Mapping[Cell, _Measured]) -> list[_Measured]:
 
 def _stated(grid: Grid, cell: Cell, assume: Assumptions) -> float:
     """Return the seconds that the jobs of one cell take by the assumptions."""
-    options = grid.model(cell)
+    given = grid.model(cell)
     # A text counts as one image of the size that the speed is stated for.
-    size = options.image_size if isinstance(options, ModelOptions) else 224
+    size = given.image_size if isinstance(given, ModelOptions) else 224
     data, samples = grid.options.datasets[cell.dataset], _samples(grid, cell.dataset, assume)
     validation, test = (assume.split_share if share is None else share for share in (data.validation, data.test))
     train, test = samples * (1 - validation - test), samples * test

@@ -1,8 +1,8 @@
 """From texts to the inputs of a network: which tokenizer it reads with, and how long texts are cut.
 
-A tokenizer is trained on the training texts (``word`` and ``wordpiece``: small vocabularies for small
-networks) or is the one that a pretrained network was trained with: a local folder, or a name in the
-model hub. It must agree with the network on the ids that pad and end a text.
+A tokenizer is made of the training texts (``word``: a small vocabulary for small networks) or is the
+one that a pretrained network was trained with: a local folder, or a name in the model hub. It must
+agree with the network on the ids that pad and end a text.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 PAD, END, UNKNOWN, START = "[PAD]", "[SEP]", "[UNK]", "[CLS]"
 LAST = "<|endoftext|>"
-TRAINED = ("word", "wordpiece")
+TRAINED = "word"
 QUESTION_SHARE = 2  # a question may take half of a window
 OVERLAP_SHARE = 3  # windows overlap by a third, 128 of 384 tokens (Devlin et al. 2019)
 SHORTEST_WINDOW = 24
@@ -202,8 +202,8 @@ def open_words(options: TextOptions, model: str, texts: Sequence[str]) -> Words:
         If the tokenizer cannot be had, or it and the network do not belong together.
     """
     family = family_of(model)
-    if options.tokenizer in TRAINED:
-        tokenizer = train(options.tokenizer, texts, options.vocab_size or 0, family)
+    if options.tokenizer == TRAINED:
+        tokenizer = train(texts, options.vocab_size or 0, family)
         return Words(tokenizer, family, tokenizer.get_vocab_size(), options.max_length)
     named = _named(options.tokenizer)
     tokenizer = named.backend_tokenizer
@@ -215,13 +215,11 @@ def open_words(options: TextOptions, model: str, texts: Sequence[str]) -> Words:
     return Words(tokenizer, family, size, options.max_length)
 
 
-def train(kind: str, texts: Sequence[str], vocab_size: int, family: Family) -> Tokenizer:
-    """Train a small tokenizer; the same texts give the same one.
+def train(texts: Sequence[str], vocab_size: int, family: Family) -> Tokenizer:
+    """Make a small tokenizer of whole words; the same texts give the same one.
 
     Parameters
     ----------
-    kind : {'word', 'wordpiece'}
-        Whole words, or parts of words that can spell any.
     texts : sequence of str
         What to learn from.
     vocab_size : int
@@ -231,14 +229,10 @@ def train(kind: str, texts: Sequence[str], vocab_size: int, family: Family) -> T
     """
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
-    special = [*family.special]
+    # Trainers of parts of words break ties by chance, so that two runs would differ.
+    tokenizer = Tokenizer(models.WordLevel(unk_token=UNKNOWN))
     most = vocab_size - family.pad_last
-    if kind == "word":
-        tokenizer = Tokenizer(models.WordLevel(unk_token=UNKNOWN))
-        trainer: Any = trainers.WordLevelTrainer(vocab_size=most, special_tokens=special, show_progress=False)
-    else:
-        tokenizer = Tokenizer(models.WordPiece(unk_token=UNKNOWN))
-        trainer = trainers.WordPieceTrainer(vocab_size=most, special_tokens=special, show_progress=False)
+    trainer: Any = trainers.WordLevelTrainer(vocab_size=most, special_tokens=[*family.special], show_progress=False)
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.train_from_iterator(texts, trainer)

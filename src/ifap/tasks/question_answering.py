@@ -23,7 +23,7 @@ class QuestionAnswering(Task):
     """The first and the last token of an answer."""
 
     primary = "f1"
-    names = ("f1", "em")
+    names: tuple[str, ...] = ("f1", "em")
 
     def loss(self, outputs: Any, targets: Any, *, label_smoothing: float = 0.0) -> Tensor:
         """Return the mean cross-entropy of start and end in nats; `targets` are tokens, shape (batch, 2)."""
