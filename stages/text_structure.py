@@ -200,7 +200,7 @@ def _pruned(
     update: dict[str, Any] = {
         "macs_pruned": pruned.after.macs,
         "params_pruned": pruned.after.params,
-        "distance": round(off, 3),
+        "distance": round(off, 3) + 0.0,  # no minus zero
         "runs": "yes" if _trains(pruned.model, inputs) else "no",
         "note": note,
     }

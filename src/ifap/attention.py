@@ -14,7 +14,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -360,7 +359,8 @@ def _is_a(module: nn.Module, class_name: str) -> bool:
 def _as_linear(conv: Any, start: int = 0, stop: int | None = None) -> nn.Linear:
     """Return outputs `start` to `stop` of a ``Conv1D``, whose weight is (in, out), as a linear layer."""
     weight, bias = conv.weight[:, start:stop], conv.bias[start:stop]
-    layer = nn.Linear(*weight.shape, device=weight.device, dtype=weight.dtype)
+    inputs, outputs = weight.shape
+    layer = nn.Linear(inputs, outputs, device=weight.device, dtype=weight.dtype)
     with torch.no_grad():
         layer.weight.copy_(weight.t())
         layer.bias.copy_(bias)
@@ -388,11 +388,13 @@ def _stack_tables(model: nn.Module) -> dict[str, nn.Embedding]:
     return {name: table for name, table in found.items() if table is not None}
 
 
-@cache
+_OWN_TABLE: dict[Any, Any] = {}  # T5 attention class to the one with tables of its own, itself included
+
+
 def _own_table(base: Any) -> Any:
     """Return a T5 attention class that takes no positions from the layer before."""
-    if base.__name__ == "OwnTableAttention":
-        return base
+    if base in _OWN_TABLE:
+        return _OWN_TABLE[base]
 
     class OwnTableAttention(base):  # type: ignore[misc]
         """Attention with relative positions of its own: other layers may have other heads."""
@@ -400,6 +402,7 @@ def _own_table(base: Any) -> Any:
         def forward(self, *args: Any, **kwargs: Any) -> Any:
             return super().forward(*args, **{**kwargs, "position_bias": None})
 
+    _OWN_TABLE[base] = _OWN_TABLE[OwnTableAttention] = OwnTableAttention
     return OwnTableAttention
 
 
@@ -408,7 +411,8 @@ def _give_table(module: Any, table: nn.Embedding | None) -> None:
     module.__class__ = _own_table(type(module))
     if table is None or module.has_relative_attention_bias:
         return
-    new = nn.Embedding(*table.weight.shape, device=table.weight.device, dtype=table.weight.dtype)
+    rows, columns = table.weight.shape
+    new = nn.Embedding(rows, columns, device=table.weight.device, dtype=table.weight.dtype)
     with torch.no_grad():
         new.weight.copy_(table.weight)
     new.weight.requires_grad_(table.weight.requires_grad)

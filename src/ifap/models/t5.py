@@ -47,16 +47,15 @@ def _network(head: Head, num_labels: int, **sizes: Any) -> nn.Module:
     # transformers takes seconds to import, which listing the models should not.
     from transformers import T5Config, T5ForConditionalGeneration, T5ForQuestionAnswering
 
-    labels: dict[str, Any] = {"num_labels": 2 if head == "span" else num_labels}
+    others: dict[str, Any] = {"num_labels": 2 if head == "span" else num_labels, "decoder_start_token_id": PAD}
     config = T5Config(
         **sizes,
-        **labels,
+        **others,
         pad_token_id=PAD,
         eos_token_id=END,
-        decoder_start_token_id=PAD,
         use_cache=head == "language",
     )
-    heads = {
+    heads: dict[str, Any] = {
         "classification": _classifier,
         "span": lambda: T5ForQuestionAnswering,
         "language": lambda: T5ForConditionalGeneration,
