@@ -83,7 +83,7 @@ def token_split(role: Role, samples: int, seed: int) -> Split:
     tokens[:, 0] = 1
     tokens[rows, lengths - 1] = 8
     tokens[rows[:, None], torch.stack(inside)] = keys + torch.tensor([2, 2 + KEYS])
-    return Split(role, Tokens(input_ids=tokens * mask, attention_mask=mask), keys.sum(dim=1) % KEYS)  # type: ignore[arg-type]
+    return Split(role, Tokens(input_ids=tokens * mask, attention_mask=mask), keys.sum(dim=1) % KEYS)
 
 
 def example() -> dict[str, Tensor]:
