@@ -39,7 +39,12 @@ def no_system_package(monkeypatch, tmp_path):
 # --- looking --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", sorted(set(PLACES) - {"digits"}))
+def test_what_is_only_ever_generated_says_so(tmp_path):
+    wanted = "data absent: subject-verb agreement is only ever generated: set datasets.agreement.synthetic"
+    assert why_absent("agreement", OPTIONS, tmp_path) == wanted
+
+
+@pytest.mark.parametrize("name", sorted(set(PLACES) - {"digits", "agreement"}))
 def test_absent_data_are_said_to_be_absent_and_what_to_do_is_said_in_one_line(tmp_path, name):
     reason = why_absent(name, OPTIONS, tmp_path)
     assert reason.startswith(f"data absent: put {PLACES[name].layout} at data/raw/{name}")

@@ -6,6 +6,7 @@ import copy
 import gc
 import itertools
 import weakref
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -243,7 +244,9 @@ IMAGE = torch.randn(2, 3, 8, 8)
 @pytest.mark.parametrize("steps", [1, 7])
 def test_target_is_met_within_a_point(kind, share, steps):
     pruned = prune(wide(), IMAGE, steps=steps, **{kind: share})
-    assert share <= pruned.after.reduction(pruned.before, kind) <= share + 0.01
+    before, after = getattr(pruned.before, kind), getattr(pruned.after, kind)
+    # In whole numbers: a fifth less than 94,100 is exactly 75,280, which floats miss by their last bit.
+    assert (1 - Fraction(str(share)) - Fraction(1, 100)) * before <= after <= (1 - Fraction(str(share))) * before
     assert len(pruned.receipts) <= steps + 1
 
 

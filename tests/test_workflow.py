@@ -91,7 +91,7 @@ def test_a_fresh_checkout_plans_exactly_the_grid(plan_of_everything, fresh):  # 
     assert {str(paths.receipts_file(SCALE, cell)) for cell in grid.pruned()} <= made["prune"]
     assert made["table"] == all_tables()
     assert made["figure"] == all_figures() | {str(paths.report_page(SCALE))}
-    collected = (paths.runs_csv, paths.trace_csv, paths.missing_csv, paths.claims_csv)
+    collected = (paths.runs_csv, paths.trace_csv, paths.missing_csv, paths.claims_csv, paths.comparison_csv)
     assert made["collect"] == {str(path(SCALE)) for path in collected}
 
 

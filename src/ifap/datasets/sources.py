@@ -491,6 +491,8 @@ def _found(place: Place, name: str, options: DatasetOptions, root: Path) -> tupl
 
 def _wanted(place: Place, name: str, options: DatasetOptions, root: Path) -> str:
     """Say what is missing and how to get it."""
+    if not place.sources:
+        return f"data absent: {place.title} is only ever generated: set datasets.{name}.synthetic"
     own = options.root or raw_dir(name)
     best, missing = _best_home(place, _own(name, options, root))
     if not missing:
