@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shlex
 
 from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
@@ -20,32 +21,35 @@ def selected_grid():
     try:
         params = load_params("params.yaml")
         scale = select_scale(params, config.get("scale"))
-        if parse_params({**config, "scale": params.scale}) != params:
+        science = {key: value for key, value in config.items() if key != "cells"}
+        if parse_params({**science, "scale": params.scale}) != params:
             raise IfapError(
-                "only --config scale=... may differ from params.yaml: change params.yaml itself"
+                "only --config scale=... cells=... may differ from params.yaml: change params.yaml itself"
             )
+        grid = Grid(params, scale)
+        return grid, grid.chosen(config.get("cells"))
     except IfapError as error:
         raise WorkflowError(str(error)) from None
-    return Grid(params, scale)
 
 
-GRID = selected_grid()
+GRID, CHOSEN = selected_grid()
 SCALE = GRID.scale
 # What is not here and cannot be had is left out, with what was measured on it before left as it is.
 ABSENT = GRID.absent()
 for dataset, reason in ABSENT.items():
     logger.warning(f"{dataset} is left out: {reason}")
-PRESENT = [cell for cell in GRID.cells() if cell.dataset not in ABSENT]
+PRESENT = [cell for cell in CHOSEN if cell.dataset not in ABSENT]
 REPORTED = [
     cell
     for cell in GRID.cells()
-    if cell in PRESENT or paths.metrics_file(SCALE, cell).exists()
+    if cell in PRESENT
+    or (cell.dataset in ABSENT and paths.metrics_file(SCALE, cell).exists())
 ]
 
 
 wildcard_constraints:
     task="|".join(sorted(GRID.options.grid)),
-    dataset="|".join(sorted({cell.dataset for cell in PRESENT})) or "none",
+    dataset="|".join(sorted(set(GRID.datasets()) - set(ABSENT))) or "none",
     model="|".join(sorted({cell.model for cell in GRID.cells()})),
     method="|".join(sorted({cell.method for cell in GRID.cells()})),
     seed=r"\d+",
@@ -88,6 +92,12 @@ def scale_config(wildcards):
     )
 
 
+def chosen_option():
+    """Return what tells `collect` that the run is limited to some cells."""
+    cells = config.get("cells")
+    return f"--cells {shlex.quote(str(cells))}" if cells else ""
+
+
 def widths_of(wildcards):
     """Return the plan and record of the cell whose widths a cell takes; nothing if it finds its own."""
     other = GRID.like(cell_of(wildcards))
@@ -107,8 +117,7 @@ def final_records(wildcards):
 CLAIMS_CHECKSUM = hashlib.sha256(paths.published_claims().read_bytes()).hexdigest()
 DATASETS = [
     str(paths.manifest_file(SCALE, dataset))
-    for dataset in GRID.datasets()
-    if dataset not in ABSENT
+    for dataset in sorted({cell.dataset for cell in PRESENT})
 ]
 CHECKPOINTS = [
     str(paths.checkpoint_dir(SCALE, cell, "final") / "weights.safetensors")

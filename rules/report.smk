@@ -16,8 +16,9 @@ rule collect:
     params:
         scale=SCALE,
         config=scale_config,
+        cells=chosen_option(),
     shell:
-        "python -m stages.collect --scale {params.scale} > {log} 2>&1"
+        "python -m stages.collect --scale {params.scale} {params.cells} > {log} 2>&1"
 
 
 # The published numbers against one another: needs neither data nor training. Its result is in git; what counts is

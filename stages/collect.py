@@ -25,12 +25,15 @@ def main(
     check: Annotated[
         bool, typer.Option("--check", help="Only check that the records are whole and up to date.")
     ] = False,
+    cells: Annotated[
+        str | None, typer.Option(help="What the run is limited to: patterns such as 'classification/*/*/ifap'.")
+    ] = None,
     params: ParamsOption = PARAMS,
 ) -> None:
     """Lay out all records as CSV files and judge every published number, or say what is missing or stale."""
     options = load_params(params)
     grid = Grid(options, select_scale(options, scale))
-    collected = records.collect(grid, allow_missing=allow_missing)
+    collected = records.collect(grid, allow_missing=allow_missing, cells=cells)
     for cell, reason in collected.missing.items():
         typer.echo(f"missing: {cell}: {reason}", err=True)
     contents: dict[Path, str | bytes] = {

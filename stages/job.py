@@ -211,6 +211,7 @@ class Job:
                 "num_labels": manifest["classes"],
                 "vocab_size": manifest["readers"][self.cell.model]["vocab_size"],
                 "max_length": options.max_length,
+                **({"layers": options.layers} if options.layers else {}),
             }
         return builder_id(self.cell.model), {
             "num_classes": manifest["classes"],

@@ -98,6 +98,15 @@ def test_partial_grid_on_request(tmp_path, grid):
     assert runs[runs["model"] == "net_b"]["metric_delta"].isna().all()
 
 
+def test_cells_that_a_run_leaves_out_may_be_missing_or_old(tmp_path, grid):
+    (tmp_path / paths.metrics_file("quick", PRUNED)).unlink()
+    raw = raw_params()
+    raw["scales"]["quick"]["prune"]["default"]["steps"] = 12
+    collected = records.collect(made_up_grid(raw), root=tmp_path, cells="*/*/net_b/baseline")
+    left_out = [cell for cell in grid.cells() if not cell.is_baseline]
+    assert collected.missing == dict.fromkeys(left_out, records.NOT_CHOSEN)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

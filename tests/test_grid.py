@@ -57,6 +57,29 @@ def test_the_cells_are_the_product_of_the_axes_with_each_baseline_once():
     assert GRID.datasets() == ["digits"]
 
 
+def test_a_run_can_be_limited_to_cells_and_takes_their_baselines_along():
+    assert GRID.chosen() == GRID.cells()
+    assert GRID.chosen("classification") == GRID.cells()
+    random = GRID.chosen("classification/*/vit_tiny/random")
+    assert {(cell.model, cell.method) for cell in random} == {("vit_tiny", "baseline"), ("vit_tiny", "random")}
+    assert len(random) == 4
+    assert len(GRID.chosen("classification/digits/*/ifap/seed3,classification/digits/vit_tiny/*")) == 2 + 6
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        ("clasification", "no 'clasification' in scale 'quick': did you mean 'classification'"),
+        ("*/digits/vit_tni", "did you mean 'vit_tiny'. Valid: resnet_tiny, vit_tiny"),
+        ("*/*/*/*/seed7", "Valid: seed0, seed3"),
+        ("*/*/*/*/*/more", "no 'more' in scale 'quick'"),
+    ],
+)
+def test_what_names_no_cell_is_refused(pattern, message):
+    with pytest.raises(ConfigError, match=message):
+        GRID.chosen(pattern)
+
+
 def test_every_path_belongs_to_one_cell():
     places = [
         path

@@ -118,6 +118,15 @@ def test_one_table_needs_no_figure_and_the_other_scale_no_change_of_files(fresh)
     assert fresh.run("git", "status", "--porcelain") == ""
 
 
+def test_a_run_can_be_limited_to_some_cells(fresh):  # noqa: F811
+    chosen = "classification/*/resnet_tiny/random"
+    jobs = planned(fresh.snakemake("--dry-run", "--config", f"cells={chosen}", "--", TABLE))
+    assert counts(jobs) == {
+        "fetch": 1, "baseline": 1, "prune": 1, "finetune": 1, "evaluate": 2, "collect": 1, "table": 1,
+    }  # fmt: skip
+    assert {cell.method for cell in PRUNED if f"method={cell.method}," in str(jobs)} == {"random"}
+
+
 # --- mistakes are found before any job starts -----------------------------------------------------
 
 
@@ -141,7 +150,12 @@ def misspell_method(raw):
         (misspell_model, [], r"models: unknown model 'resnet_tny': did you mean 'resnet_tiny'\?"),
         (misspell_method, [], r"methods: unknown method 'ifpa': did you mean 'ifap'\?"),
         (None, ["--config", "scale=quik"], r"unknown scale 'quik': did you mean 'quick'\?"),
-        (None, ["--configfile", "overlay.yaml"], r"only --config scale=\.\.\. may differ from params\.yaml"),
+        (
+            None,
+            ["--configfile", "overlay.yaml"],
+            r"only --config scale=\.\.\. cells=\.\.\. may differ from params\.yaml",
+        ),
+        (None, ["--config", "cells=classification/*/resnet_tny"], r"no 'resnet_tny' in .*did you mean 'resnet_tiny'\?"),
     ],
 )
 def test_a_mistake_is_one_line_and_no_job_starts(fresh, tmp_path, change, arguments, message):  # noqa: F811

@@ -106,6 +106,20 @@ class TextOptions(Section):
     pretrained: str | None = Field(
         default=None, description="Weights to start from (.safetensors); none: initialised at random."
     )
+    layers: int | None = Field(
+        default=None, ge=1, description="Depth of the network, for a trial run; none: the published one."
+    )
+
+    @model_validator(mode="after")
+    def _depth_of_a_trained_one(self) -> Self:
+        if self.layers and self.pretrained:
+            raise ValueError("layers: pretrained weights have their own depth, leave it out")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _leave_out_the_published_depth(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # As in `StepOptions`: a new option makes no result stale.
+        return {key: value for key, value in handler(self).items() if key != "layers" or value is not None}
 
     @model_validator(mode="after")
     def _size_of_a_trained_one(self) -> Self:

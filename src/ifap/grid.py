@@ -5,6 +5,7 @@ The Snakefile, `collect` and the tests ask here, so that they cannot disagree.
 
 from __future__ import annotations
 
+import fnmatch
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -37,6 +38,7 @@ from ifap.config import (
     validated,
 )
 from ifap.datasets.sources import why_absent
+from ifap.errors import ConfigError, nearest
 from ifap.fairness import after_pruning, is_finetuned, masked_run
 from ifap.paths import SPLITS, Cell, manifest_file, split_file
 
@@ -113,6 +115,41 @@ class Grid:
     def cells(self) -> list[Cell]:
         """Return every cell: baselines first."""
         return self.baselines() + self.pruned()
+
+    def chosen(self, patterns: str | None = None) -> list[Cell]:
+        """Return the cells that a run is limited to, each with its baseline.
+
+        Parameters
+        ----------
+        patterns : str, optional
+            Comma-separated names of cells, ``task/dataset/model/method/seedN``, or their first parts, with
+            the wildcards of a shell in any part. All cells by default.
+
+        Returns
+        -------
+        list of Cell
+            In the order of `cells`.
+
+        Raises
+        ------
+        ConfigError
+            If a part of a pattern names nothing, with the names that there are.
+        """
+        if not patterns:
+            return self.cells()
+        cells = self.cells()
+        wanted: set[Cell] = set()
+        for pattern in patterns.split(","):
+            parts = pattern.strip("/ ").split("/")
+            matched = cells
+            for at, part in enumerate(parts):
+                names = {str(cell).split("/")[at] for cell in matched} if at < len(Cell._fields) else set()
+                here = set(fnmatch.filter(names, part))
+                if not here:
+                    raise ConfigError(f"cells: no {part!r} in scale '{self.scale}': {nearest(part, names)}")
+                matched = [cell for cell in matched if str(cell).split("/")[at] in here]
+            wanted |= {*matched, *(cell.baseline for cell in matched)}
+        return [cell for cell in cells if cell in wanted]
 
     def datasets(self) -> list[str]:
         """Return the data sets in use."""

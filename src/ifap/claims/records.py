@@ -87,6 +87,7 @@ CHOICES = {
 """The values of columns that a baseline leaves empty."""
 MISSING_COLUMNS = (*CELL_COLUMNS, "reason")
 NO_RECORD = "no record"
+NOT_CHOSEN = "not part of this run"
 # Results may come from anyone; Python needs some twenty times the size of a table of short fields.
 MOST_BYTES = 32 * 2**20
 NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", re.ASCII)
@@ -283,7 +284,7 @@ class Collected:
     missing: dict[Cell, str]
 
 
-def collect(grid: Grid, *, root: Path = Path(), allow_missing: bool = False) -> Collected:
+def collect(grid: Grid, *, root: Path = Path(), allow_missing: bool = False, cells: str | None = None) -> Collected:
     """Read and check the records of every cell of a grid; cells whose data are not here may be missing.
 
     Parameters
@@ -294,6 +295,8 @@ def collect(grid: Grid, *, root: Path = Path(), allow_missing: bool = False) -> 
         The project's root.
     allow_missing : bool
         Accept a grid that is not finished; the result then lists what is missing.
+    cells : str, optional
+        What the run was limited to, see `Grid.chosen`: other cells may be missing.
 
     Returns
     -------
@@ -309,14 +312,18 @@ def collect(grid: Grid, *, root: Path = Path(), allow_missing: bool = False) -> 
     records: dict[Cell, Record] = {}
     missing: dict[Cell, str] = {}
     absent = grid.absent(root)
+    chosen = set(grid.chosen(cells))
     stale: list[str] = []
     for cell in grid.cells():
         path = paths.metrics_file(grid.scale, cell)
         if not (root / path).exists():
-            missing[cell] = absent.get(cell.dataset, NO_RECORD)
+            missing[cell] = absent.get(cell.dataset, NO_RECORD) if cell in chosen else NOT_CHOSEN
             continue
         record = read_record(root / path, path, grid.scale, cell)
         difference = first_difference(record.config, grid.config(cell, "evaluate"))
+        if difference and cell not in chosen:
+            missing[cell] = NOT_CHOSEN
+            continue
         if difference:
             stale.append(f"stale {path}: {difference}")
         records[cell] = record

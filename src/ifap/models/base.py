@@ -36,6 +36,7 @@ LIMITS: dict[str, int | tuple[str, ...]] = {
     "num_labels": 25_000,
     "vocab_size": 300_000,
     "max_length": 8192,
+    "layers": 256,
 }
 """The largest value of each argument that is a whole number, or the names that it may be."""
 
@@ -51,11 +52,12 @@ class Build(Protocol):
 class TextBuild(Protocol):
     """Build one untrained network for text; its weights come from torch's global generator."""
 
-    def __call__(self, head: Head, num_labels: int, vocab_size: int, max_length: int) -> nn.Module:
+    def __call__(self, head: Head, num_labels: int, vocab_size: int, max_length: int, layers: int = ...) -> nn.Module:
         """Return the network, for ``input_ids`` below `vocab_size` of shape (batch, up to `max_length`).
 
-        Only the head ``classification`` reads `num_labels`; ``span`` gives ``start_logits`` and
-        ``end_logits``, ``language`` one of the vocabulary for each position.
+        `layers` is its depth, the published one by default. Only the head ``classification`` reads
+        `num_labels`; ``span`` gives ``start_logits`` and ``end_logits``, ``language`` one of the
+        vocabulary for each position.
         """
         ...
 

@@ -17,21 +17,21 @@ PAD = 0
 
 
 @MODELS.register("bert_base")
-def bert_base(head: Head, num_labels: int, vocab_size: int, max_length: int) -> nn.Module:
+def bert_base(head: Head, num_labels: int, vocab_size: int, max_length: int, layers: int = 12) -> nn.Module:
     """Return the untrained network of the published size: 12 layers of 12 heads, 512 positions."""
     check_length("bert_base", max_length, POSITIONS)
-    return _network(head, num_labels, vocab_size=vocab_size)
+    return _network(head, num_labels, vocab_size=vocab_size, num_hidden_layers=layers)
 
 
 @MODELS.register("bert_tiny")
-def bert_tiny(head: Head, num_labels: int, vocab_size: int, max_length: int) -> nn.Module:
+def bert_tiny(head: Head, num_labels: int, vocab_size: int, max_length: int, layers: int = TINY["layers"]) -> nn.Module:
     """Return a small untrained network: two layers of four heads, as many positions as are asked for."""
     return _network(
         head,
         num_labels,
         vocab_size=vocab_size,
         max_position_embeddings=max_length,
-        num_hidden_layers=TINY["layers"],
+        num_hidden_layers=layers,
         num_attention_heads=TINY["heads"],
         hidden_size=TINY["width"],
         intermediate_size=TINY["inner"],

@@ -18,21 +18,21 @@ POSITIONS = 1024
 
 
 @MODELS.register("gpt2_base")
-def gpt2_base(head: Head, num_labels: int, vocab_size: int, max_length: int) -> nn.Module:
+def gpt2_base(head: Head, num_labels: int, vocab_size: int, max_length: int, layers: int = 12) -> nn.Module:
     """Return the untrained network of the published size: 12 layers of 12 heads, 1024 positions."""
     check_length("gpt2_base", max_length, POSITIONS)
-    return _network(head, num_labels, vocab_size=vocab_size)
+    return _network(head, num_labels, vocab_size=vocab_size, n_layer=layers)
 
 
 @MODELS.register("gpt2_tiny")
-def gpt2_tiny(head: Head, num_labels: int, vocab_size: int, max_length: int) -> nn.Module:
+def gpt2_tiny(head: Head, num_labels: int, vocab_size: int, max_length: int, layers: int = TINY["layers"]) -> nn.Module:
     """Return a small untrained network: two layers of four heads, as many positions as are asked for."""
     return _network(
         head,
         num_labels,
         vocab_size=vocab_size,
         n_positions=max_length,
-        n_layer=TINY["layers"],
+        n_layer=layers,
         n_head=TINY["heads"],
         n_embd=TINY["width"],
         n_inner=TINY["inner"],

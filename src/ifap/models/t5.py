@@ -20,15 +20,15 @@ PAD, END = 0, 1
 
 
 @MODELS.register("t5_base")
-def t5_base(head: Head, num_labels: int, vocab_size: int, max_length: int) -> nn.Module:
+def t5_base(head: Head, num_labels: int, vocab_size: int, max_length: int, layers: int = 12) -> nn.Module:
     """Return the untrained network of the published size: twice 12 layers of 12 heads; any length of text works."""
     return _network(
-        head, num_labels, vocab_size=vocab_size, d_model=768, d_kv=64, d_ff=3072, num_layers=12, num_heads=12
+        head, num_labels, vocab_size=vocab_size, d_model=768, d_kv=64, d_ff=3072, num_layers=layers, num_heads=12
     )
 
 
 @MODELS.register("t5_tiny")
-def t5_tiny(head: Head, num_labels: int, vocab_size: int, max_length: int) -> nn.Module:
+def t5_tiny(head: Head, num_labels: int, vocab_size: int, max_length: int, layers: int = TINY["layers"]) -> nn.Module:
     """Return a small untrained network: twice two layers of four heads; any length of text works."""
     return _network(
         head,
@@ -37,7 +37,7 @@ def t5_tiny(head: Head, num_labels: int, vocab_size: int, max_length: int) -> nn
         d_model=TINY["width"],
         d_kv=TINY["width"] // TINY["heads"],
         d_ff=TINY["inner"],
-        num_layers=TINY["layers"],
+        num_layers=layers,
         num_heads=TINY["heads"],
         dropout_rate=0.0,
     )
