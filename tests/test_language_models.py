@@ -20,8 +20,9 @@ from ifap.costs import macs_by_module
 from ifap.errors import ConfigError, GraphError, PlanError
 from ifap.layers import shared_parameters, sides
 from ifap.methods.units import map_units
-from ifap.models import MODELS, builder_id
+from ifap.models import MODELS, builder_from_id, builder_id
 from ifap.models.base import HEADS
+from ifap.models.text import load_pretrained_text
 from ifap.plan import Builder, InputValues, Plan, make_inputs, unpruned_plan
 
 CASES = [(name, head) for name in TINY_TEXT for head in HEADS]
@@ -193,6 +194,23 @@ def test_a_pruned_network_works_in_a_pipeline():
     assert found["score"] == pytest.approx(logits.softmax(-1).max().item())
 
 
+@pytest.mark.parametrize("name", TINY_TEXT)
+def test_a_pruned_network_compiles(name):
+    """Without a code generator: what can break is the tracing of pruned attention, not the kernels."""
+    inputs = inputs_of(name)
+    small = prune(build(name), inputs).model
+    with torch.no_grad():
+        torch.testing.assert_close(torch.compile(small, backend="aot_eager")(**inputs).logits, small(**inputs).logits)
+
+
+@pytest.mark.parametrize("name", TINY_TEXT)
+def test_depth_is_an_option_that_a_plan_keeps(name):
+    deep, shallow = (builder_from_id(builder_id(name), {**TEXT, "layers": layers}) for layers in (3, 1))
+    assert ifap.cost(shallow, inputs_of(name)).params < ifap.cost(deep, inputs_of(name)).params
+    with pytest.raises(PlanError, match="layers"):
+        builder_from_id(builder_id(name), {**TEXT, "layers": 257})
+
+
 def test_the_classifier_of_the_library_is_pruned_and_saved_too(tmp_path):
     """It reads values, so that it is traced with data, and its fingerprint needs texts that end."""
     from transformers import T5ForSequenceClassification
@@ -262,3 +280,37 @@ def test_integers_are_stored_as_they_are():
     assert all(torch.equal(again[key], value) for key, value in inputs.items())
     with pytest.raises(PlanError, match="3 values for the shape"):
         make_inputs(InputValues(shape=[2, 2], dtype="int64", values=[1, 2, 3]))
+
+
+def published(name, path):
+    """Save a network as the library publishes it: without any head of ours."""
+    from transformers import AutoModel
+
+    torch.manual_seed(1)
+    network = AutoModel.from_config(build(name).config)
+    network.save_pretrained(path)
+    return network, path / "model.safetensors"
+
+
+@pytest.mark.parametrize(("name", "head"), CASES)
+def test_published_weights_fit_under_every_head(name, head, tmp_path):
+    network, file = published(name, tmp_path)
+    model = build(name, head)
+    load_pretrained_text(model, file)
+    loaded = getattr(model, model.base_model_prefix, model).state_dict()
+    shared = {key: wanted for key, wanted in network.state_dict().items() if key in loaded}
+    assert set(network.state_dict()) - set(shared) <= {"pooler.dense.weight", "pooler.dense.bias"}
+    assert [key for key, wanted in shared.items() if not torch.equal(loaded[key], wanted)] == []
+
+
+def test_weights_of_another_network_or_vocabulary_are_refused_and_nothing_is_loaded(tmp_path):
+    _, gpt2 = published("gpt2_tiny", tmp_path / "gpt2")
+    _, bert = published("bert_tiny", tmp_path / "bert")
+    model = build("bert_tiny")
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ConfigError, match="is missing: these are another network's"):
+        load_pretrained_text(model, gpt2)
+    wide = MODELS.get("bert_tiny")(**{**TEXT, "vocab_size": TEXT["vocab_size"] + 1})
+    with pytest.raises(ConfigError, match=r"tokenizer do not belong together: \d+ words stored, \d+ in the vocabulary"):
+        load_pretrained_text(wide, bert)
+    assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
