@@ -144,7 +144,8 @@ def as_json(shapes: Shapes, part: str, names: Callable[[int], str], categories: 
     categories : mapping of int to int
         The number of the category of each class.
     """
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for number, scene in enumerate(shapes.scenes(part), 1):
         width, height = scene.size
         images.append({"id": number, "file_name": names(number), "width": width, "height": height})

@@ -48,7 +48,7 @@ class Thing:
     @property
     def box(self) -> tuple[int, int, int, int]:
         """Left, top, right and bottom edge, in pixels from the outer edge of the first pixel."""
-        rows, columns = (self.pixels.any(axis=axis).nonzero()[0] for axis in (1, 0))
+        rows, columns = (np.flatnonzero(self.pixels.max(axis=axis)) for axis in (1, 0))
         return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 
