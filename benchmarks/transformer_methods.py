@@ -12,6 +12,7 @@ import dataclasses
 import platform
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -39,7 +40,7 @@ TASK = TASKS.get("classification")
 LENGTH = 12
 KEYS = 3
 VOCABULARY = 24
-EPOCHS = 14
+EPOCHS = 24
 MORE = 8  # of what starts from the trained network
 SAMPLES = 1024
 SEEDS = (0, 1, 2)
@@ -218,19 +219,17 @@ class Bench:
 def runs(bench: Bench) -> list[Callable[[], Row]]:
     """Return what is measured of one seed."""
     found: list[Callable[[], Row]] = [
-        lambda: bench.masked("mvp", MvpOptions(), MORE),
-        lambda: bench.masked("pdp", PdpOptions(), EPOCHS + MORE),
+        partial(bench.masked, "mvp", MvpOptions(), MORE),
+        partial(bench.masked, "pdp", PdpOptions(), EPOCHS + MORE),
         bench.random_masked,
     ]
     plain = RfpOptions(samples=SAMPLES // 2)
+    searched = plain.model_copy(update={"tune": False, "rearrange": False})
     for share in CONSTRAINTS:
-        for name, options in (
-            ("rfp", plain),
-            ("rfp, not tuned", plain.model_copy(update={"tune": False})),
-            ("rfp, search only", plain.model_copy(update={"tune": False, "rearrange": False})),
-        ):
-            found.append(lambda s=share, o=options, n=name: bench.removed(s, o, n))  # type: ignore[misc]
-        found += [lambda s=share, d=d: bench.random_removed(s, 100 * bench.seed + d) for d in range(5)]  # type: ignore[misc]
+        found.append(partial(bench.removed, share, plain, "rfp"))
+        found.append(partial(bench.removed, share, plain.model_copy(update={"tune": False}), "rfp, not tuned"))
+        found.append(partial(bench.removed, share, searched, "rfp, search only"))
+        found += [partial(bench.random_removed, share, 100 * bench.seed + draw) for draw in range(5)]
     return found
 
 

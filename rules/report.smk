@@ -4,6 +4,7 @@ rule collect:
         RECEIPTS,
         claims=str(paths.published_claims()),
         structure=str(paths.structure_csv()),
+        text=str(paths.text_structure_csv()),
     output:
         runs=f"results/{SCALE}/runs.csv",
         trace=f"results/{SCALE}/trace.csv",
@@ -49,6 +50,21 @@ rule structure:
         version=claims.STRUCTURE_VERSION,
     shell:
         "python -m stages.structure > {log} 2>&1"
+
+
+# The language models of Table V pruned at full size; the same. Needs 6 GB of memory.
+rule text_structure:
+    input:
+        claims=ancient(str(paths.published_claims())),
+    output:
+        update(str(paths.text_structure_csv())),
+    log:
+        "logs/text_structure.log",
+    params:
+        claims=CLAIMS_CHECKSUM,
+        version=claims.TEXT_STRUCTURE_VERSION,
+    shell:
+        "python -m stages.text_structure > {log} 2>&1"
 
 
 rule table:

@@ -28,6 +28,7 @@ from ifap.files import atomic_write_text
 from ifap.grid import Grid
 from ifap.models import MODELS, builder_from_id, builder_id
 from ifap.models.base import load_pretrained
+from ifap.models.text import load_pretrained_text
 from ifap.monitor import tensorboard
 from ifap.runtime import (
     LOCK_FILE,
@@ -194,7 +195,8 @@ class Job:
         """Build the cell's unpruned network from torch's global generator, or from pretrained weights."""
         network = MODELS.get(self.cell.model)(**self.builder()[1])
         if self.model_options.pretrained:
-            load_pretrained(network, Path(self.model_options.pretrained))
+            load = load_pretrained_text if isinstance(self.spec, TextSpec) else load_pretrained
+            load(network, Path(self.model_options.pretrained))
         return network
 
     def load(self, name: str) -> tuple[plan.Plan, nn.Module]:

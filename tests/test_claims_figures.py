@@ -132,11 +132,12 @@ def test_one_target_keeps_the_iterations_and_shows_final_networks_by_parameters(
     assert "net_a, IFAP: 96.70 % at 41 %." in alt
 
 
-def with_curves(tmp_path, monkeypatch, seeds=(0, 1)):
-    methods = {**claims_made_up.METHODS, "rigl": (1.0, 1.0, 0.5)}
+def with_curves(tmp_path, monkeypatch, seeds=(0, 1), variants=None):
+    methods = {**claims_made_up.METHODS, "rigl": (1.0, 1.0, 0.5), **dict.fromkeys(variants or {}, (1.0, 1.0, 0.5))}
     monkeypatch.setattr(claims_made_up, "METHODS", methods)
     raw = raw_params(seeds=seeds)
     raw["scales"]["quick"]["targets"] = {"macs": [0.3]}
+    raw["scales"]["quick"]["variants"] = variants or {}
     grid = made_up_grid(raw)
     write_grid(tmp_path, grid)
     for cell in grid.pruned():
@@ -170,8 +171,19 @@ def test_figures_of_single_networks_leave_further_targets_out(tmp_path, monkeypa
     assert "_m30" not in figures.draw("macs", grid, *data, root=tmp_path).alt
 
 
+def test_figures_with_curves_leave_variants_of_one_point_out(tmp_path, monkeypatch):
+    variants = {"ifap_max": {"method": "ifap", "prune": {"target": {"macs": 0.65}, "aggregate": "max"}}}
+    grid, data = with_curves(tmp_path, monkeypatch, seeds=(0,), variants=variants)
+    assert "ifap_max" in set(data[0]["method"])
+    for name in FIGURES:
+        assert "max" not in figures.draw(name, grid, *data, root=tmp_path).alt, name
+
+
 def test_too_many_networks_for_one_figure_are_said(tmp_path, monkeypatch):
     grid, data = with_curves(tmp_path, monkeypatch, seeds=(0,))
     monkeypatch.setattr(figures, "MOST_PANELS", 1)
-    alt = figures.draw("accuracy_params", grid, *data, root=tmp_path).alt
-    assert alt == "Not attempted: 2 networks are too many for one figure: see Table I."
+    for cell in grid.pruned():
+        write_details(tmp_path, cell)
+    for name in ("accuracy_params", "layer_widths"):
+        alt = figures.draw(name, grid, *data, root=tmp_path).alt
+        assert alt == "Not attempted: 2 networks are too many for one figure: see the tables.", name

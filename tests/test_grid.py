@@ -33,9 +33,8 @@ def raw_params():
     raw["scales"] = {"quick": raw["scales"]["quick"]}
     quick = raw["scales"]["quick"]
     quick["seeds"] = [0, 3]
-    quick["grid"]["classification"] = {
-        "datasets": ["digits"], "models": ["resnet_tiny", "vit_tiny"], "methods": ["ifap", "random"],
-    }  # fmt: skip
+    axes = {"datasets": ["digits"], "models": ["resnet_tiny", "vit_tiny"], "methods": ["ifap", "random"]}
+    quick["grid"] = {"classification": axes}
     for step in ("baseline", "prune", "finetune"):
         quick[step] = {k: v for k, v in quick[step].items() if k in {"default", "recovery"}}
     return {**raw, "scale": "quick", "published": "quick"}

@@ -13,6 +13,7 @@ from torch import nn
 from torch.func import functional_call
 
 from ifap import plan
+from ifap.attention import split_attention
 from ifap.config import LthOptions, MvpOptions, PdpOptions, TrainingOptions, load_params, mask_options, parse_params
 from ifap.costs import nonzero_macs
 from ifap.errors import ConfigError, TargetError
@@ -344,13 +345,15 @@ def test_what_is_masked_is_the_linear_layers_of_the_blocks(build):
 @pytest.mark.parametrize("name", OPTIONS)
 def test_a_language_model_meets_the_target_with_exact_zeros(name, build):
     outcome = SPARSE.get(name).run(context(name, build, Target(macs=0.6)))
-    found = prices(build(), EXAMPLE, "macs", block_weights(build()))
+    model = build()
+    assert split_attention(model) == outcome.split_attention
+    found = prices(model, EXAMPLE, "macs", block_weights(model))
     goal, spent = 0.4 * found.whole, found.of(counted(outcome.masks))
     slack = sum(found.each.values()) if name == "mvp" else max(found.each.values())  # mvp: one weight a layer
     assert goal - slack <= spent <= goal + 1e-6
     assert not any(outcome.model.get_parameter(n)[~mask].any() for n, mask in outcome.masks.items())
     assert nonzero_macs(outcome.model, EXAMPLE) <= outcome.events[-1].macs
-    assert outcome.masks.keys() == block_weights(build()).keys()
+    assert outcome.masks.keys() == block_weights(model).keys()
 
 
 def test_masks_of_a_language_model_are_saved_and_loaded(tmp_path):

@@ -36,7 +36,7 @@ def project(tmp_path_factory):
 def test_ten_cells_cover_all_architectures_and_data_sets():
     assert len({cell.model for cell in CELLS}) == len(AXES.models) == 10
     assert len({cell.dataset for cell in CELLS}) == len(AXES.datasets) == 9
-    assert len(GRID.pruned()) == 90
+    assert len([cell for cell in GRID.pruned() if (cell.task, cell.method) == ("classification", "ifap")]) == 90
 
 
 @pytest.mark.parametrize("cell", CELLS, ids=lambda cell: f"{cell.model}-{cell.dataset}")

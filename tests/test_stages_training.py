@@ -29,6 +29,7 @@ def write_params(**changes):
     raw = yaml.safe_load((Path(__file__).parent.parent / "params.yaml").read_text())
     quick = raw["scales"]["quick"]
     quick["seeds"] = [0]
+    quick["grid"].pop("text_classification", None)
     quick["grid"]["classification"].update(models=["resnet_tiny"], methods=["ifap"])
     for step in ("baseline", "finetune", "prune"):
         quick[step] = {name: block for name, block in quick[step].items() if name in {"default", "recovery"}}

@@ -20,7 +20,7 @@ from ifap.grid import Grid
 ROOT = Path(__file__).parent.parent
 SCALE = "quick"
 BELONGS_TO_RESULTS = re.compile(
-    r"(tests|results/(?!structure\.csv)|reports/(?!templates|paper)|data/(?!paper/))|dvc\.lock$"
+    r"(tests|results/(?!(?:text_)?structure\.csv)|reports/(?!templates|paper)|data/(?!paper/))|dvc\.lock$"
 )
 RECIPE = {"epochs": 1, "warmup_epochs": 0}
 
@@ -30,7 +30,8 @@ def tiny_params(methods=("ifap", "random")):
     raw = yaml.safe_load((ROOT / "params.yaml").read_text())
     quick = raw["scales"]["quick"]
     quick["seeds"] = [0]
-    quick["grid"]["classification"] = {"datasets": ["digits"], "models": ["resnet_tiny"], "methods": list(methods)}
+    axes = {"datasets": ["digits"], "models": ["resnet_tiny"], "methods": list(methods)}
+    quick["grid"] = {"classification": axes}
     quick["datasets"] = {"digits": {"validation": 0.2, "test": 0.5, "split_seed": 0}}
     quick["models"] = {"default": {"image_size": 16}}
     for step in ("baseline", "prune", "finetune"):

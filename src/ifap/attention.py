@@ -4,18 +4,69 @@
 the network around it, so a head cannot leave it. `split_attention` replaces it by
 `SplitAttention`, with the same weights and the same outputs. Blocks with one fused ``qkv`` layer
 (as in timm) are recognised by `fused_attention` and stay as they are: whole heads can be cut out
-of their weights.
+of their weights. So do the attention modules of language models, whose projections `projections`
+knows by class; `split_attention` only gives GPT-2 linear layers, and each layer of T5 a table of
+relative positions of its own, which loses the columns of that layer's heads.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ifap.errors import GraphError
 from ifap.layers import unit_weights
+
+
+class Projections(NamedTuple):
+    """Where an attention module keeps its layers, by their names below it.
+
+    Parameters
+    ----------
+    query, key, value : str
+        Linear layers whose outputs are heads side by side. Keys and values may have fewer heads, each
+        of which serves a group of query heads and leaves with it.
+    out : str or None
+        Linear layer that reads the heads, if the module holds it.
+    head_dim : str
+        Attribute with the width of a head.
+    outputs : int
+        How many things the forward returns; the last are the attention probabilities, if there are any.
+    """
+
+    query: str
+    key: str
+    value: str
+    out: str | None
+    head_dim: str
+    outputs: int = 2
+
+
+_BERT = Projections("query", "key", "value", None, "attention_head_size")
+# Keyed by qualified class name, so that no model library is imported to know its classes.
+_PROJECTIONS = {
+    "ifap.attention.SplitAttention": Projections("q", "k", "v", "out", "head_dim"),
+    "transformers.models.bert.modeling_bert.BertSelfAttention": _BERT,
+    "transformers.models.bert.modeling_bert.BertCrossAttention": _BERT,
+    "transformers.models.gpt2.modeling_gpt2.GPT2Attention": Projections(
+        "c_attn.q", "c_attn.k", "c_attn.v", "c_proj", "head_dim"
+    ),
+    "transformers.models.llama.modeling_llama.LlamaAttention": Projections(
+        "q_proj", "k_proj", "v_proj", "o_proj", "head_dim"
+    ),
+    "transformers.models.t5.modeling_t5.T5Attention": Projections("q", "k", "v", "o", "key_value_proj_dim", 3),
+}
+_T5 = "transformers.models.t5.modeling_t5.T5Attention"
+_CONV1D = "transformers.pytorch_utils.Conv1D"
+HEAD_TABLE = "relative_attention_bias"
+"""Name of an embedding inside an attention module that has one column a head."""
 
 
 class SplitAttention(nn.Module):
@@ -112,15 +163,31 @@ class SplitAttention(nn.Module):
         return x if batched else x.squeeze(0 if self.batch_first else 1)
 
 
+class JoinedProjections(nn.Module):
+    """Query, key and value layers that stand for one layer with all their outputs, in this order."""
+
+    def __init__(self, q: nn.Linear, k: nn.Linear, v: nn.Linear) -> None:
+        super().__init__()
+        self.q, self.k, self.v = q, k, v
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (..., q + k + v) outputs of (..., in) inputs."""
+        return torch.cat([self.q(x), self.k(x), self.v(x)], dim=-1)
+
+
 def split_attention(model: nn.Module, names: list[str] | None = None) -> list[str]:
-    """Replace ``nn.MultiheadAttention`` modules by `SplitAttention` in place.
+    """Replace what keeps heads from leaving, in place; the outputs stay what they were.
+
+    ``nn.MultiheadAttention`` becomes `SplitAttention`, the ``Conv1D`` layers of GPT-2 become linear
+    ones (three for queries, keys and values), and every attention module of T5 gets a table of
+    relative positions of its own, a copy of the one that its stack shares.
 
     Parameters
     ----------
     model : nn.Module
         The network to change.
     names : list of str, optional
-        Which modules; by default all that can be split (those with an extra learned key or an
+        Which modules; by default all that can be split (attention with an extra learned key or an
         added zero token cannot).
 
     Returns
@@ -128,14 +195,97 @@ def split_attention(model: nn.Module, names: list[str] | None = None) -> list[st
     list of str
         Names of the modules that were replaced.
     """
-    found = {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, nn.MultiheadAttention) and (names is None or name in names) and _can_split(module)
-    }
-    for name, module in found.items():
-        model.set_submodule(name, _split(module))
-    return list(found)
+    tables = _stack_tables(model)
+    replaced: list[str] = []
+    for name, module in list(model.named_modules()):
+        if names is not None and name not in names:
+            continue
+        if isinstance(module, nn.MultiheadAttention) and _can_split(module):
+            model.set_submodule(name, _split(module))
+        elif _is_a(module, _CONV1D):
+            model.set_submodule(name, _joined(module) if _is_fused_conv(name, module) else _as_linear(module))
+        elif _is_a(module, _T5) and type(module) is not _own_table(type(module)):
+            _give_table(module, tables.get(name))
+        else:
+            continue
+        replaced.append(name)
+    return replaced
+
+
+def projections(module: nn.Module) -> Projections | None:
+    """Return where an attention module keeps its layers, or None for any other module."""
+    for base in type(module).__mro__:
+        found = _PROJECTIONS.get(f"{base.__module__}.{base.__qualname__}")
+        if found is not None:
+            linear = all(isinstance(_layer(module, part), nn.Linear) for part in found[:3])
+            return found if linear else None
+    return None
+
+
+def projection_layers(module: nn.Module) -> list[nn.Linear]:
+    """Return the query, key and value layers of a module that has `projections`; empty for any other."""
+    found = projections(module)
+    return [] if found is None else [module.get_submodule(part) for part in found[:3]]  # type: ignore[misc]
+
+
+def head_dim(module: nn.Module) -> int:
+    """Return the width of a head of an attention module that has `projections` or a fused ``qkv``."""
+    found = projections(module)
+    return int(getattr(module, found.head_dim if found is not None else "head_dim"))
+
+
+def check_heads(model: nn.Module) -> None:
+    """Refuse attention whose query heads cannot be shared evenly among its key and value heads.
+
+    Raises
+    ------
+    GraphError
+        If they cannot; names the module and both numbers.
+    """
+    for name, module in model.named_modules():
+        layers = projection_layers(module)
+        if not layers:
+            continue
+        width = head_dim(module)
+        query, key, value = (layer.out_features for layer in layers)
+        if query % width or key != value or key % width:
+            raise GraphError(f"'{name}': {query}, {key} and {value} outputs are not whole heads of width {width}")
+        if query // width % (key // width):
+            raise GraphError(
+                f"'{name}': {query // width} query heads cannot be shared evenly among {key // width} heads of keys "
+                f"and values: their number must be a multiple of {key // width}"
+            )
+
+
+def embeddings(model: nn.Module) -> list[str]:
+    """Return the names of the embeddings that feed the network; tables inside an attention module do not."""
+    modules = dict(model.named_modules())
+    return [
+        name
+        for name, module in modules.items()
+        if isinstance(module, nn.Embedding) and projections(modules[name.rpartition(".")[0]]) is None
+    ]
+
+
+@contextmanager
+def eager_attention(model: nn.Module) -> Iterator[None]:
+    """Let language models compute attention by plain products inside the block: their forward then returns it."""
+    before = [(config, config._attn_implementation) for config in attention_configs(model)]
+    for config, _ in before:
+        config._attn_implementation = "eager"
+    try:
+        yield
+    finally:
+        for config, kind in before:
+            config._attn_implementation = kind
+
+
+def attention_configs(model: nn.Module) -> list[Any]:
+    """Return the configurations that choose a kernel of attention, for networks whose attention is known."""
+    if not any(projections(module) and not isinstance(module, SplitAttention) for module in model.modules()):
+        return []
+    found = {id(config): config for config in (getattr(module, "config", None) for module in model.modules())}
+    return [config for config in found.values() if hasattr(config, "_attn_implementation")]
 
 
 def fused_attention(model: nn.Module) -> dict[str, nn.Module]:
@@ -162,7 +312,7 @@ def head_weight_norms(module: nn.Module) -> Tensor:
     Parameters
     ----------
     module : nn.Module
-        `SplitAttention`, ``nn.MultiheadAttention`` or a fused block.
+        Attention with `projections`, ``nn.MultiheadAttention`` or a fused block.
 
     Returns
     -------
@@ -178,8 +328,9 @@ def head_weight_norms(module: nn.Module) -> Tensor:
 
 def projection_weights(module: nn.Module) -> list[Tensor]:
     """Return the query, key and value weights of an attention module, each (heads * head width, in)."""
-    if isinstance(module, SplitAttention):
-        return [unit_weights(layer) for layer in (module.q, module.k, module.v)]
+    layers = projection_layers(module)
+    if layers:
+        return [unit_weights(layer) for layer in layers]
     if isinstance(module, nn.MultiheadAttention):
         if module.in_proj_weight is not None:
             return list(module.in_proj_weight.detach().chunk(3))
@@ -188,8 +339,81 @@ def projection_weights(module: nn.Module) -> list[Tensor]:
 
 
 def num_heads(module: nn.Module) -> int:
-    """Return the number of heads of an attention module."""
+    """Return the number of heads of an attention module; grouped query heads count as one."""
+    layers = projection_layers(module)
+    if layers:
+        return layers[1].out_features // head_dim(module)
     return int(module.num_heads)  # type: ignore[arg-type]
+
+
+def _layer(module: nn.Module, name: str) -> nn.Module | None:
+    try:
+        return module.get_submodule(name)
+    except AttributeError:
+        return None
+
+
+def _is_a(module: nn.Module, class_name: str) -> bool:
+    return any(f"{base.__module__}.{base.__qualname__}" == class_name for base in type(module).__mro__)
+
+
+def _as_linear(conv: Any, start: int = 0, stop: int | None = None) -> nn.Linear:
+    """Return outputs `start` to `stop` of a ``Conv1D``, whose weight is (in, out), as a linear layer."""
+    weight, bias = conv.weight[:, start:stop], conv.bias[start:stop]
+    layer = nn.Linear(*weight.shape, device=weight.device, dtype=weight.dtype)
+    with torch.no_grad():
+        layer.weight.copy_(weight.t())
+        layer.bias.copy_(bias)
+    layer.weight.requires_grad_(conv.weight.requires_grad)
+    layer.bias.requires_grad_(conv.bias.requires_grad)
+    return layer.train(conv.training)
+
+
+def _is_fused_conv(name: str, conv: Any) -> bool:
+    return name.endswith(".c_attn") and conv.weight.shape[1] == 3 * conv.weight.shape[0]
+
+
+def _joined(conv: Any) -> JoinedProjections:
+    width = conv.weight.shape[1] // 3
+    layers = [_as_linear(conv, part * width, (part + 1) * width) for part in range(3)]
+    return JoinedProjections(*layers).train(conv.training)
+
+
+def _stack_tables(model: nn.Module) -> dict[str, nn.Embedding]:
+    """Return the table of relative positions that each self-attention module of T5 takes from its stack."""
+    modules = {name: module for name, module in model.named_modules() if _is_a(module, _T5)}
+    stacks = {name: re.sub(r"(^|\.)block\..*", "", name) for name in modules}
+    owners = {stacks[name]: getattr(m, HEAD_TABLE) for name, m in modules.items() if hasattr(m, HEAD_TABLE)}
+    found = {name: owners.get(stacks[name]) for name in modules if name.endswith(".SelfAttention")}
+    return {name: table for name, table in found.items() if table is not None}
+
+
+@cache
+def _own_table(base: type) -> type:
+    """Return a T5 attention class that takes no positions from the layer before."""
+    if base.__name__ == "OwnTableAttention":
+        return base
+
+    class OwnTableAttention(base):  # type: ignore[misc]
+        """Attention with relative positions of its own: other layers may have other heads."""
+
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            return super().forward(*args, **{**kwargs, "position_bias": None})
+
+    return OwnTableAttention
+
+
+def _give_table(module: Any, table: nn.Embedding | None) -> None:
+    """Make a T5 attention module independent of the layer before it, in place."""
+    module.__class__ = _own_table(type(module))
+    if table is None or module.has_relative_attention_bias:
+        return
+    new = nn.Embedding(*table.weight.shape, device=table.weight.device, dtype=table.weight.dtype)
+    with torch.no_grad():
+        new.weight.copy_(table.weight)
+    new.weight.requires_grad_(table.weight.requires_grad)
+    module.add_module(HEAD_TABLE, new.train(module.training))
+    module.has_relative_attention_bias = True
 
 
 def _probabilities(q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:

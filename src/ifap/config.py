@@ -657,7 +657,6 @@ def _check_like(where: str, name: str, scale: ScaleParams, grid: TaskGrid) -> No
 
 
 def _check_scale(scale: ScaleParams, where: str) -> None:
-    models: set[str] = set()
     for task, grid in scale.grid.items():
         _check_names(where + ".grid", [task], "task", entry_names("ifap.tasks"))
         _check_names(f"{where}.grid.{task}.datasets", grid.datasets, "data set", entry_names("ifap.datasets"))
@@ -669,15 +668,7 @@ def _check_scale(scale: ScaleParams, where: str) -> None:
             method = scale.variants[name].method if name in scale.variants else name
             _check_task(f"{where}.grid.{task}.methods", method, task)
             _check_like(f"{where}.variants.{name}.like", name, scale, grid)
-        models.update(grid.models)
-    for step in SECTIONS:
-        block: Refined = getattr(scale, step)
-        allowed = {"default", "text", *models, *scale.datasets, *({"recovery"} if step == "prune" else ())}
-        _check_names(f"{where}.{step}", block, "model", allowed)
-        for task, grid in scale.grid.items():
-            own = for_texts(step, block) if task in TEXT_TASKS else block
-            for name in sorted({*grid.models} | set(block) & {*grid.datasets}):
-                refine(own, name, options_type(step, task), f"{where}.{step}.{name}")
+    _check_steps(scale, where)
     validated(RecoveryOptions, scale.prune.get("recovery", {}), f"{where}.prune.recovery")
     for name, variant in scale.variants.items():
         _check_variant(scale, variant, f"{where}.variants.{name}")
@@ -687,6 +678,21 @@ def _check_scale(scale: ScaleParams, where: str) -> None:
             raise ConfigError(f"{where}.targets: '{name}' is the name of a method already: rename it under variants")
     for table, block in scale.tables.items():
         validated(TableParams, {"title": "", **block}, f"{where}.tables.{table}")
+
+
+def _check_steps(scale: ScaleParams, where: str) -> None:
+    models = {model for grid in scale.grid.values() for model in grid.models}
+    for step in SECTIONS:
+        block: Refined = getattr(scale, step)
+        allowed = {"default", "text", *models, *scale.datasets, *({"recovery"} if step == "prune" else ())}
+        _check_names(f"{where}.{step}", block, "model", allowed)
+        for task, grid in scale.grid.items():
+            own = for_texts(step, block) if task in TEXT_TASKS else block
+            section = options_type(step, task)
+            for model in sorted(grid.models):
+                refine(own, model, section, f"{where}.{step}.{model}")
+                for name in sorted(set(block) & {*grid.datasets}):
+                    refine(own, model, section, f"{where}.{step}.{name}", block[name])
 
 
 def _check_variant(scale: ScaleParams, variant: Variant, where: str) -> None:

@@ -22,7 +22,7 @@ from ifap.tracing import (
     meta_forward,
     plain_attention,
     skip_values,
-    tensors,
+    task_tensors,
     to_device,
 )
 
@@ -114,7 +114,7 @@ class Probe:
     macs : dict of str to int
         See `macs_by_module`.
     output_shapes : list of tuple of int
-        Shape of every tensor that the network returns.
+        Shape of every tensor that the network returns; of a language model, of those that a task reads.
     """
 
     macs: dict[str, int]
@@ -134,7 +134,7 @@ def probe(model: nn.Module, example_inputs: Inputs) -> Probe:
         twin = copy.deepcopy(model)
         with evaluation_mode(twin), torch.no_grad(), plain_attention(), counter:
             outputs = call(twin, example_inputs)
-    return Probe(_own_macs(twin, counter), [tuple(tensor.shape) for tensor in tensors(outputs)])
+    return Probe(_own_macs(twin, counter), [tuple(tensor.shape) for tensor in task_tensors(outputs)])
 
 
 def _own_macs(model: nn.Module, counter: FlopCounterMode) -> dict[str, int]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from ifap.attention import SplitAttention, fused_attention, sync_fused
+from ifap.attention import SplitAttention, fused_attention, projection_layers, sync_fused
 
 Sync = Callable[[Any], None]
 
@@ -51,3 +51,23 @@ def sync(model: nn.Module) -> None:
 @register_sync("torchvision.models.vision_transformer.VisionTransformer")
 def _torchvision_vit(model: Any) -> None:
     model.hidden_dim = model.conv_proj.out_channels
+
+
+@register_sync("transformers.models.bert.modeling_bert.BertSelfAttention")
+@register_sync("transformers.models.bert.modeling_bert.BertCrossAttention")
+def _bert(module: Any) -> None:
+    module.all_head_size = module.query.out_features
+    module.num_attention_heads = module.all_head_size // module.attention_head_size
+
+
+@register_sync("transformers.models.gpt2.modeling_gpt2.GPT2Attention")
+def _gpt2(module: Any) -> None:
+    if projection_layers(module):
+        module.split_size = module.c_attn.q.out_features
+        module.num_heads = module.split_size // module.head_dim
+
+
+@register_sync("transformers.models.t5.modeling_t5.T5Attention")
+def _t5(module: Any) -> None:
+    module.inner_dim = module.q.out_features
+    module.n_heads = module.inner_dim // module.key_value_proj_dim

@@ -26,7 +26,14 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
-from ifap.attention import SplitAttention, fused_attention, head_weight_norms, num_heads
+from ifap.attention import (
+    SplitAttention,
+    eager_attention,
+    fused_attention,
+    head_weight_norms,
+    num_heads,
+    projection_layers,
+)
 from ifap.errors import ScoreError, nearest
 from ifap.layers import is_conv, unit_axis, weight_norms
 from ifap.splits import refuse_test
@@ -186,7 +193,12 @@ def _measure(
     refuse_test(batches, "scoring")
     meters: dict[str, _Meter] = {}
     device, is_empty = device_of(model), True
-    with evaluation_mode(model), torch.no_grad(), _observe(model, meters, site, _METERS[statistic]) as flush:
+    with (
+        evaluation_mode(model),
+        torch.no_grad(),
+        eager_attention(model),
+        _observe(model, meters, site, _METERS[statistic]) as flush,
+    ):
         for batch in batches:
             is_empty = False
             _call(model, to_device(batch, device))
@@ -283,6 +295,10 @@ def _hook_attention(
             meters[name] = make(head_weight_norms(module))
             handles += _hook_probabilities(module, meters, name)
             yield from (m for n, m in module.named_children() if n in ("q", "k", "v", "out_proj"))
+        elif projection_layers(module):
+            meters[name] = make(head_weight_norms(module))
+            handles.append(module.register_forward_hook(_projected_hook(meters[name], name)))
+            yield from projection_layers(module)
         elif name in fused:
             meters[name] = make(head_weight_norms(module))
             handles.append(module.qkv.register_forward_hook(_fused_hook(module, meters[name])))
@@ -349,6 +365,17 @@ def _fused_hook(block: Any, meter: _Meter) -> Callable[[nn.Module, Any, Tensor],
         logits = (q * scale).transpose(-3, -2) @ k.transpose(-3, -2).transpose(-2, -1)
         heads = logits.softmax(dim=-1)
         meter.heads(heads.flatten(0, -4))
+
+    return hook
+
+
+def _projected_hook(meter: _Meter, name: str) -> Callable[[nn.Module, Any, tuple[Any, ...]], None]:
+    def hook(module: nn.Module, _args: Any, output: tuple[Any, ...]) -> None:
+        weights = output[-1]
+        if not isinstance(weights, Tensor):
+            raise ScoreError(f"'{name}' does not return its attention: set attn_implementation to 'eager'")
+        # The queries that share keys and values are one unit: their probabilities stand below each other.
+        meter.heads(weights.unflatten(1, (num_heads(module), -1)).flatten(2, 3))
 
     return hook
 

@@ -18,6 +18,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,10 +33,30 @@ from torch_pruning import ops as tp_ops
 from torch_pruning.dependency import index_mapping as tp_index_mapping
 from torch_pruning.dependency.node import Node
 
-from ifap.attention import SplitAttention, fused_attention
+from ifap.attention import (
+    HEAD_TABLE,
+    Projections,
+    SplitAttention,
+    check_heads,
+    fused_attention,
+    head_dim,
+    projections,
+)
 from ifap.errors import GraphError, nearest
 from ifap.families import sync
-from ifap.layers import cut, cut_tensor, is_conv, is_depthwise, is_producer, is_spatial, sides, why_not
+from ifap.layers import (
+    cut,
+    cut_tensor,
+    is_conv,
+    is_depthwise,
+    is_producer,
+    is_spatial,
+    shared_parameters,
+    sides,
+    tie,
+    tied_embeddings,
+    why_not,
+)
 from ifap.tracing import (
     Inputs,
     call,
@@ -44,7 +65,7 @@ from ifap.tracing import (
     meta_forward,
     private_copy,
     skip_values,
-    tensors,
+    task_tensors,
     to_device,
 )
 
@@ -171,7 +192,7 @@ class Graph:
         """
         alive = np.ones(self.num_units, dtype=bool)
         alive[removed] = False
-        modules = dict(model.named_modules())
+        modules, shared = dict(model.named_modules()), shared_parameters(model)
         by_layer: dict[str, dict[str, Tensor]] = defaultdict(dict)
         for slot, units in zip(self.slots, self.unit_of, strict=True):
             stays = self._stays(units, alive)
@@ -182,6 +203,7 @@ class Graph:
                 cut(modules[name], keep)
             else:
                 cut_bare_tensor(model, name, keep)
+        tie(shared)
         sync(model)
 
     @staticmethod
@@ -223,6 +245,7 @@ def trace(
         If the network cannot be traced or `ignore` names something that it does not have.
     """
     ignored = _ignored_layers(model, ignore)
+    check_heads(model)
     try:
         found = _traced(lambda: skip_values(meta_copy(model)), example_inputs, on_meta=True)
     except (RuntimeError, NotImplementedError, TypeError):
@@ -272,7 +295,24 @@ class _ChannelShuffle(torch.autograd.Function):
         return gradients[0], None
 
 
-_INPUT, _SHUFFLE = "_NetworkInputBackward", "_ChannelShuffleBackward"
+class _Severed(torch.autograd.Function):
+    """Zeros of a given shape that depend on `x` for the trace alone: no position of one is one of the other."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, shape: tuple[int, ...]) -> Tensor:
+        return x.new_zeros(shape)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        return gradients[0], None
+
+
+_INPUT, _SHUFFLE, _SEVERED = "_NetworkInputBackward", "_ChannelShuffleBackward", "_SeveredBackward"
+
+
+def _operation(node: Node) -> str:
+    """Return what autograd calls the operation of a node; empty for a layer."""
+    return str(getattr(node.module, "grad_fn", "") or getattr(node.module, "_grad_fn", ""))
 
 
 class _InputAwareGraph(tp.DependencyGraph):  # type: ignore[misc]
@@ -323,7 +363,7 @@ def _torch_pruning_graph(
             module.training = any(True for _ in module.children())
         outputs = call(network, map_tensors(tree, _mark_input))
         # One more operation makes every output end in a node of its own, which pins what feeds it.
-        return [tensor * 1 for tensor in tensors(outputs) if tensor.grad_fn is not None]
+        return [tensor * 1 for tensor in task_tensors(outputs) if tensor.grad_fn is not None]
 
     with warnings.catch_warnings(), torch.enable_grad(), _traceable(model):
         warnings.simplefilter("ignore")
@@ -350,12 +390,14 @@ def _owned(module: nn.Module) -> bool:
 
 
 def _bare_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Return the parameters that belong to no known layer, such as position embeddings."""
+    """Return the parameters that belong to no known layer, not even under a second name: position embeddings."""
+    held = {id(p) for module in model.modules() if _owned(module) for p in module.parameters(recurse=False)}
     return {
         f"{prefix}.{name}".strip("."): parameter
         for prefix, module in model.named_modules()
         if not _owned(module)
         for name, parameter in module.named_parameters(recurse=False)
+        if id(parameter) not in held
     }
 
 
@@ -388,6 +430,8 @@ def _traceable(model: nn.Module) -> Iterator[None]:
             _set_forward(module, _split_attention_couplings)
         elif isinstance(module, (nn.ChannelShuffle, nn.PixelShuffle, nn.PixelUnshuffle)):
             _set_forward(module, lambda m, x: _ChannelShuffle.apply(x, lambda y: type(m).forward(m, y)))
+        elif (found := projections(module)) is not None:
+            _set_forward(module, partial(_projected_couplings, found))
     for module in fused_attention(model).values():
         _set_forward(module, _fused_attention_couplings)
     with _opaque_functional_shuffles():
@@ -408,6 +452,23 @@ def _split_attention_couplings(
     # Attention weights that the forward may use: they have no channels, so any number will do.
     weights = heads.detach().new_ones(heads.shape[1 - tokens], heads.shape[tokens], key.shape[tokens])
     return module.out(heads), weights
+
+
+def _projected_couplings(
+    found: Projections, module: nn.Module, hidden_states: Tensor, *_args: Any, **kwargs: Any
+) -> tuple[Any, ...]:
+    """Attend as far as couplings go: queries reach the outputs, and `_structural_edges` joins whole heads."""
+    others = [kwargs.get(name) for name in ("key_value_states", "encoder_hidden_states")]
+    source = next((states for states in others if states is not None), hidden_states)
+    heads = module.get_submodule(found.query)(hidden_states)
+    for part in (found.key, found.value):
+        heads = heads + _Severed.apply(module.get_submodule(part)(source), heads.shape)
+    table = getattr(module, HEAD_TABLE, None)
+    if table is not None:
+        row = torch.zeros(1, dtype=torch.long, device=heads.device)
+        heads = heads + _Severed.apply(table(row), heads.shape)
+    outputs = heads if found.out is None else module.get_submodule(found.out)(heads)
+    return (outputs, *[None] * (found.outputs - 1))
 
 
 def _fused_attention_couplings(module: Any, x: Tensor, *_args: Any, **_kwargs: Any) -> Tensor:
@@ -449,7 +510,8 @@ class _Flattener:
         self._bare: dict[Any, str] = {parameter: name for name, parameter in _bare_parameters(model).items()}
         self._sizes: dict[tuple[Node, str], int] = {}
         self._edges: dict[tuple[Node, str, int], tuple[tuple[Node, str], Indices, Indices]] = {}
-        self._shared = _sharing(model)
+        self._shared = {module for pairs in shared_parameters(model) for module, _ in pairs}
+        self._tied = tied_embeddings(model)
         self._position = {name: index for index, name in enumerate(self._modules)}
         self._unmapped: set[tuple[Node, str]] = set()
         self.pinned: dict[str, str] = {}
@@ -494,7 +556,7 @@ class _Flattener:
         while queue:
             node, side = queue.pop()
             for number, dependency in enumerate(node.dependencies):
-                if self._side(node, dependency.trigger) != side:
+                if self._side(node, dependency.trigger) != side or _is_severed(dependency):
                     continue
                 target = (dependency.target, self._side(dependency.target, dependency.handler))
                 images = _mapped(dependency, self._sizes[node, side])
@@ -555,12 +617,15 @@ class _Flattener:
                 ]
                 blocks = [self._positions(offsets, *part) for part in parts]
                 yield from _link_blocks([b for b in blocks if b is not None], module.head_dim)
+            elif (found := projections(module)) is not None:
+                yield from self._link_heads(offsets, name, module, found)
             elif is_conv(module) and module.groups > 1 and not is_depthwise(module):
                 yield from self._link_conv_groups(offsets, name, module)
             elif isinstance(module, nn.GroupNorm):
                 block = self._positions(offsets, name, "out")
                 if block is not None:
                     yield from _link_blocks([block], module.num_channels // module.num_groups)
+        yield from self._link_tied(offsets)
         for name, module in fused_attention(self._model).items():
             fused, inner = (
                 self._positions(offsets, f"{name}.qkv", "out"),
@@ -568,6 +633,29 @@ class _Flattener:
             )
             if fused is not None and inner is not None:
                 yield from _link_blocks([*np.split(fused, 3), inner], int(module.head_dim))  # type: ignore[arg-type]
+
+    def _link_heads(
+        self, offsets: dict[tuple[Node, str], int], name: str, module: nn.Module, found: Projections
+    ) -> Iterator[tuple[Indices, Indices]]:
+        """Make each head of keys and values, with the queries that it serves, one unit."""
+        values = self._positions(offsets, f"{name}.{found.value}", "out")
+        if values is None:
+            return
+        heads = values[:: head_dim(module)]
+        for part in (found.query, found.key, found.value, HEAD_TABLE):
+            positions = self._positions(offsets, f"{name}.{part}", "out")
+            if positions is not None:
+                yield np.repeat(heads, len(positions) // len(heads)), positions
+
+    def _link_tied(self, offsets: dict[tuple[Node, str], int]) -> Iterator[tuple[Indices, Indices]]:
+        """Join the channels of embeddings that share their weight."""
+        for group in self._tied:
+            found = [self._positions(offsets, self._names[module], side) for module, side in group]
+            first, *others = [positions for positions in found if positions is not None] or [None]
+            for positions in others:
+                assert first is not None
+                assert positions is not None
+                yield first, positions
 
     def _link_conv_groups(
         self, offsets: dict[tuple[Node, str], int], name: str, module: Any
@@ -610,7 +698,7 @@ class _Flattener:
         module, name = node.module, self._names.get(node.module, "")
         if node.type == tp_ops.OPTYPE.OUTPUT:
             return "it feeds an output of the network"
-        operation = str(getattr(module, "grad_fn", "") or getattr(module, "_grad_fn", ""))
+        operation = _operation(node)
         if _INPUT in operation:
             return "it is added to an input of the network"
         if _SHUFFLE in operation:
@@ -644,7 +732,7 @@ class _Flattener:
         return before[-1] == width and after[-1] == width
 
     def _layer_reason(self, module: nn.Module, name: str, side: str) -> str | None:
-        if module in self._shared:
+        if module in self._shared and not any((module, side) in group for group in self._tied):
             return "its weight is shared with another layer"
         if isinstance(module, nn.Embedding) and side != "out":
             return "vocabularies are not cut"
@@ -675,14 +763,31 @@ class _Flattener:
             slots.append(Slot(name, side))
             labels.append(label[offset : offset + self._sizes[node, side]])
             produces.append(side == "out" and is_producer(node.module))
+        for slot, partner in self._untraced_tied(slots):
+            labels.append(labels[slots.index(partner)])
+            slots.append(slot)
+            produces.append(False)
         order = sorted(range(len(slots)), key=lambda i: self._order(slots[i]))
         return _number_units(
             [slots[i] for i in order], [labels[i] for i in order], [produces[i] for i in order], is_pinned, self.pinned
         )
 
+    def _untraced_tied(self, slots: list[Slot]) -> list[tuple[Slot, Slot]]:
+        """Return the sides of tied embeddings that the forward does not call, each with one that it does."""
+        found = []
+        for group in self._tied:
+            own = [Slot(self._names[module], side) for module, side in group]
+            traced = [slot for slot in own if slot in slots]
+            found += [(slot, traced[0]) for slot in own if traced and slot not in slots]
+        return found
+
     def _order(self, slot: Slot) -> tuple[int, str, str]:
         # Registration order of layers is stable between runs and versions; trace order is not.
         return (self._position.get(slot.name, len(self._position)), slot.name, slot.side)
+
+
+def _is_severed(dependency: Any) -> bool:
+    return any(_SEVERED in _operation(node) for node in (dependency.source, dependency.target))
 
 
 def _mapped(dependency: Any, size: int) -> tuple[Indices, Indices] | None:
@@ -753,16 +858,6 @@ def _unknown_heads(module: nn.Module) -> bool:
         isinstance(qkv, nn.Linear) and isinstance(proj, nn.Linear) and qkv.out_features == 3 * proj.in_features
     )
     return looks_fused and not isinstance(getattr(module, "head_dim", None), int)
-
-
-def _sharing(model: nn.Module) -> set[nn.Module]:
-    """Return the modules that share a parameter with another module."""
-    owners: dict[int, list[nn.Module]] = defaultdict(list)
-    for module in model.modules():
-        for parameter in module._parameters.values():
-            if parameter is not None:
-                owners[id(parameter)].append(module)
-    return {module for modules in owners.values() if len(modules) > 1 for module in modules}
 
 
 def _number_units(

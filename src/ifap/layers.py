@@ -12,6 +12,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 
+from ifap.errors import GraphError
+
 Side = str
 
 
@@ -69,6 +71,54 @@ def sides(module: nn.Module) -> dict[Side, int]:
     if isinstance(module, nn.PReLU) and module.num_parameters > 1:
         return {"out": module.num_parameters}
     return {}
+
+
+def shared_parameters(model: nn.Module) -> list[list[tuple[nn.Module, str]]]:
+    """Return the parameters that several modules hold, each as its (module, attribute) pairs in order."""
+    owners: dict[int, list[tuple[nn.Module, str]]] = {}
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                owners.setdefault(id(parameter), []).append((module, name))
+    return [pairs for pairs in owners.values() if len(pairs) > 1]
+
+
+def tied_embeddings(model: nn.Module) -> list[list[tuple[nn.Module, Side]]]:
+    """Return the embeddings, and linear layers over the same vocabulary, that share one weight.
+
+    Returns
+    -------
+    list of list of (nn.Module, str)
+        For each shared weight the modules and the side of each that counts channels.
+    """
+    return [
+        [(module, "out" if isinstance(module, nn.Embedding) else "in") for module, _ in pairs]
+        for pairs in shared_parameters(model)
+        if any(isinstance(module, nn.Embedding) for module, _ in pairs)
+        and all(isinstance(module, (nn.Embedding, nn.Linear)) and name == "weight" for module, name in pairs)
+    ]
+
+
+def tie(groups: list[list[tuple[nn.Module, str]]]) -> None:
+    """Let the modules of each group hold one parameter again, after each was cut alike, in place.
+
+    Parameters
+    ----------
+    groups : list of list of (nn.Module, str)
+        What `shared_parameters` returned before the cut.
+
+    Raises
+    ------
+    GraphError
+        If they were not cut alike.
+    """
+    for (first, name), *others in groups:
+        kept = getattr(first, name)
+        for module, other in others:
+            shape = getattr(module, other).shape
+            if shape != kept.shape:
+                raise GraphError(f"a shared weight was cut to {list(kept.shape)} and to {list(shape)}")
+            setattr(module, other, kept)
 
 
 def why_not(module: nn.Module) -> str | None:

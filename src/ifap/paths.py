@@ -146,6 +146,11 @@ def structure_csv() -> Path:
     return Path("results") / "structure.csv"
 
 
+def text_structure_csv() -> Path:
+    """How small the paper's language models can be made at full size; the same at every scale, in git."""
+    return Path("results") / "text_structure.csv"
+
+
 def templates_dir() -> Path:
     """The Jinja templates of the report."""
     return Path("reports") / "templates"

@@ -27,12 +27,12 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
-from ifap.attention import SplitAttention, fused_attention, num_heads, split_attention
+from ifap.attention import fused_attention, num_heads, projection_layers, split_attention
 from ifap.costs import Cost, cost
 from ifap.errors import PlanError, nearest
 from ifap.families import sync
 from ifap.layers import cut, refresh, replace_tensor, sides
-from ifap.tracing import Inputs, call, device_of, evaluation_mode, tensors, to_device
+from ifap.tracing import Inputs, call, device_of, evaluation_mode, task_tensors, to_device
 
 if TYPE_CHECKING:
     from ifap.graph import Graph
@@ -43,6 +43,7 @@ WEIGHTS_FILE = "weights.safetensors"
 FORMAT = 1
 _MAX_PLAN_BYTES = 64 * 2**20
 _MAX_INPUT_ELEMENTS = 2**26
+_MAX_STORED_VALUES = 4096
 _FINGERPRINT_VALUES = 64
 _MASK = "mask:"
 """Before the name of a mask in the weights file; no module of torch has a colon in its name."""
@@ -73,18 +74,30 @@ class InputSpec(_Part):
     high: Count = 1
 
 
+class InputValues(_Part):
+    """One small example input of integers as it is: which ids a text holds decides how a network reads it."""
+
+    kind: Literal["values"] = "values"
+    shape: list[Count]
+    dtype: str
+    values: list[int]
+
+
 class InputList(_Part):
     """Positional inputs."""
 
     kind: Literal["list"] = "list"
-    items: list[InputSpec | InputList | InputDict]
+    items: list[InputSpec | InputValues | InputList | InputDict]
 
 
 class InputDict(_Part):
     """Keyword inputs."""
 
     kind: Literal["dict"] = "dict"
-    items: dict[str, InputSpec | InputList | InputDict]
+    items: dict[str, InputSpec | InputValues | InputList | InputDict]
+
+
+AnyInput = InputSpec | InputValues | InputList | InputDict
 
 
 class Costs(_Part):
@@ -117,7 +130,7 @@ class Plan(_Part):
         that lost nothing are not listed.
     heads : dict of str to int
         Number of heads of each attention module.
-    example_inputs : InputSpec or InputList or InputDict
+    example_inputs : InputSpec or InputValues or InputList or InputDict
         What one forward takes.
     costs : Costs
         MACs and parameters before and after.
@@ -138,7 +151,7 @@ class Plan(_Part):
     split_attention: list[str] = []
     kept: dict[str, dict[str, list[Count]]] = {}
     heads: dict[str, Count] = {}
-    example_inputs: Annotated[InputSpec | InputList | InputDict, Field(discriminator="kind")]
+    example_inputs: Annotated[AnyInput, Field(discriminator="kind")]
     costs: Costs
     shared: dict[str, str] = {}
     fingerprint: list[float] = []
@@ -252,8 +265,8 @@ def read_masks(folder: str | Path) -> dict[str, Tensor]:
     return _take_masks(_read_weights(folder / WEIGHTS_FILE, plan), plan, folder) if plan.sparsity else {}
 
 
-def make_inputs(spec: InputSpec | InputList | InputDict, seed: int = 0) -> Inputs:
-    """Return random inputs of the shapes and types that a plan names, on the CPU.
+def make_inputs(spec: AnyInput, seed: int = 0) -> Inputs:
+    """Return inputs of the shapes and types that a plan names, random but for stored integers, on the CPU.
 
     Raises
     ------
@@ -369,16 +382,17 @@ def _plan(
 def _heads(model: nn.Module) -> dict[str, int]:
     fused = fused_attention(model)
     return {
-        name: num_heads(module)
-        for name, module in model.named_modules()
-        if isinstance(module, SplitAttention) or name in fused
+        name: num_heads(module) for name, module in model.named_modules() if projection_layers(module) or name in fused
     }
 
 
 def _input_spec(inputs: Inputs) -> Any:
     if isinstance(inputs, Tensor):
+        dtype = str(inputs.dtype).removeprefix("torch.")
+        if dtype in ("int64", "int32", "bool") and 0 < inputs.numel() <= _MAX_STORED_VALUES:
+            return InputValues(shape=list(inputs.shape), dtype=dtype, values=[int(v) for v in inputs.reshape(-1)])
         high = 1 if inputs.is_floating_point() or inputs.numel() == 0 else int(inputs.max())
-        return InputSpec(shape=list(inputs.shape), dtype=str(inputs.dtype).removeprefix("torch."), high=max(high, 0))
+        return InputSpec(shape=list(inputs.shape), dtype=dtype, high=max(high, 0))
     if isinstance(inputs, dict):
         return InputDict(items={str(key): _input_spec(value) for key, value in inputs.items()})
     if isinstance(inputs, (tuple, list)):
@@ -462,6 +476,8 @@ def _rebuild(model: nn.Module, plan: Plan, weights: dict[str, Tensor]) -> None:
     _check_names(weights, plan, targets)
     for name, stored in weights.items():
         _resize(model, name, targets[name], stored)
+    for alias, name in plan.shared.items():
+        _tie(model, alias, name)
     _cut_unsaved(model, plan, weights)
     for module in model.modules():
         if sides(module):
@@ -493,17 +509,25 @@ def _resize(model: nn.Module, name: str, old: Tensor, stored: Tensor) -> None:
         replace_tensor(model.get_submodule(parent), leaf, empty)
 
 
+def _tie(model: nn.Module, alias: str, name: str) -> None:
+    """Let a parameter stored under two names be one again; buffers are filled one by one."""
+    (parent, _, leaf), (other, _, own) = alias.rpartition("."), name.rpartition(".")
+    holder, kept = model.get_submodule(parent), getattr(model.get_submodule(other), own)
+    if isinstance(kept, nn.Parameter) and isinstance(getattr(holder, leaf), nn.Parameter):
+        setattr(holder, leaf, kept)
+
+
 def _cut_unsaved(model: nn.Module, plan: Plan, weights: dict[str, Tensor]) -> None:
     """Cut what has a width but no stored tensor: norms without weights, buffers that are not saved."""
-    modules = dict(model.named_modules())
+    modules, stored = dict(model.named_modules()), {*weights, *plan.shared}
     for name, by_side in plan.kept.items():
         keep = {side: torch.tensor(left) for side, left in by_side.items()}
         if name not in modules:
-            if name not in weights:
+            if name not in stored:
                 from ifap.graph import cut_bare_tensor  # the tracer, which most networks load without
 
                 cut_bare_tensor(model, name, keep)
-        elif not any(key.rpartition(".")[0] == name for key in weights):
+        elif not any(key.rpartition(".")[0] == name for key in stored):
             cut(modules[name], keep)
 
 
@@ -577,7 +601,7 @@ def _fingerprint(model: nn.Module, spec: Any) -> list[float]:
     """Return some outputs of the network, in evaluation mode, on inputs that follow from `spec` alone."""
     inputs = to_device(make_inputs(spec), device_of(model))
     with evaluation_mode(model), torch.no_grad():
-        output = next((t for t in tensors(call(model, inputs)) if t.is_floating_point()), None)
+        output = next((t for t in task_tensors(call(model, inputs)) if t.is_floating_point()), None)
     if output is None or output.numel() == 0:
         raise PlanError("the network returns no floating-point tensor")
     flat = output.detach().reshape(-1).double().cpu()
@@ -602,6 +626,10 @@ def _make_inputs(spec: Any, generator: torch.Generator) -> Any:
     if spec.dtype not in _DTYPES:
         raise PlanError(f"example_inputs: unknown dtype '{spec.dtype}': {nearest(spec.dtype, _DTYPES)}")
     dtype = _DTYPES[spec.dtype]
+    if isinstance(spec, InputValues):
+        if len(spec.values) != math.prod(spec.shape):
+            raise PlanError(f"example_inputs: {len(spec.values)} values for the shape {spec.shape}")
+        return torch.tensor(spec.values, dtype=torch.int64).to(dtype).view(spec.shape)
     if dtype.is_floating_point:
         return torch.randn(spec.shape, generator=generator).to(dtype)
     return torch.randint(0, spec.high + 1, spec.shape, generator=generator).to(dtype)

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from torch import nn
 
-from ifap.attention import split_attention
+from ifap.attention import embeddings, split_attention
 from ifap.costs import Cost, count_params, macs_by_module, probe
 from ifap.errors import ConfigError, GraphError, PlanError, TargetError, nearest
 from ifap.files import atomic_write_text
@@ -167,6 +167,7 @@ class _Options:
     seed: int
     teacher: Literal["original", "previous"]
     pace: Pace
+    keep_embeddings: bool
 
 
 def prune(
@@ -195,6 +196,7 @@ def prune(
     spatial_only: bool = False,
     teacher: Literal["original", "previous"] = "original",
     pace: Pace = "units",
+    keep_embeddings: bool = False,
     on_step: OnStep | None = None,
     resume: str | Path | None = None,
 ) -> Pruned:
@@ -257,6 +259,10 @@ def prune(
     pace : {'units', 'macs'}
         What rho_k is a share of: the units that are left (the paper's), or their multiply-accumulates.
         Where cheap units go first, counting units leaves a large step in cost for the last iteration.
+    keep_embeddings : bool
+        Keep the width of every embedding, and with it that of the residual stream it feeds: of a
+        transformer for text only heads and feed-forward units go. Its embeddings then bound how
+        far the number of parameters can fall.
     on_step : callable, optional
         ``on_step(model, receipt)`` is called with the start and after each accepted iteration.
     resume : str or Path, optional
@@ -303,6 +309,7 @@ def prune(
         seed=seed,
         teacher=teacher,
         pace=pace,
+        keep_embeddings=keep_embeddings,
     )
     _check(options, validate)
     scorer = METHODS.get(method) if isinstance(method, str) else method
@@ -381,6 +388,8 @@ class _Run:
         self.model = private_copy(model)
         ignored = [_name_of(model, item) for item in ignore]
         self._split = split_attention(self.model)
+        if options.keep_embeddings:
+            ignored += embeddings(self.model)
         self._graph: Graph = clock.measure(
             "trace", lambda: trace(self.model, example_inputs, ignored, spatial_only=options.spatial_only)
         )
@@ -388,7 +397,8 @@ class _Run:
             raise GraphError(f"nothing in this network can be pruned{_because(self._graph.pinned)}")
         start = probe(self.model, example_inputs)
         self._macs, self._shapes = start.macs, start.output_shapes
-        self.before = self.after = Cost(sum(self._macs.values()), count_params(self.model))
+        self.before = Cost(sum(self._macs.values()), count_params(model))
+        self.after = Cost(self.before.macs, count_params(self.model))
         self._original_sizes = self._graph.units_per_group()
         self._teacher = private_copy(model).eval().requires_grad_(False) if recover is not None else None
         self._start_seconds = clock.seconds

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor, nn
 
-from ifap.attention import SplitAttention, fused_attention
+from ifap.attention import SplitAttention, fused_attention, head_dim, projections
 from ifap.costs import Cost, count_params
 from ifap.errors import ScoreError
 from ifap.graph import Graph, Indices
@@ -68,8 +68,8 @@ def _scored_slots(graph: Graph, model: nn.Module, scores: Mapping[str, Tensor]) 
     for name, values in scores.items():
         array = values.detach().cpu().double().numpy()
         module = modules.get(name)
-        if isinstance(module, SplitAttention):
-            slot, array = graph.slot(f"{name}.v", "out"), np.repeat(array, module.head_dim)
+        if module is not None and (found_parts := projections(module)) is not None:
+            slot, array = graph.slot(f"{name}.{found_parts.value}", "out"), np.repeat(array, head_dim(module))
         elif name in fused:
             slot, array = graph.slot(f"{name}.qkv", "out"), np.tile(np.repeat(array, int(fused[name].head_dim)), 3)  # type: ignore[arg-type]
         else:
@@ -135,14 +135,18 @@ class _CostRow:
 
 def _cost_rows(graph: Graph, model: nn.Module, layer_macs: Mapping[str, int]) -> list[_CostRow]:
     rows, fused = [], fused_attention(model)
+    counted: set[nn.Parameter] = set()
     for name, module in model.named_modules():
         macs = layer_macs.get(name, 0)
         if isinstance(module, SplitAttention):
             rows.append(_CostRow(graph.slot(f"{name}.out", "in"), None, macs, 0))
+        elif (parts := projections(module)) is not None:
+            rows.append(_CostRow(graph.slot(f"{name}.{parts.value}", "out"), None, macs, 0))
         elif name in fused:
             rows.append(_CostRow(graph.slot(f"{name}.proj", "in"), None, macs, 0))
         elif sides(module):
-            rows += _layer_rows(graph, name, module, macs)
+            rows += _layer_rows(graph, name, module, macs, counted)
+            counted.update(module.parameters(recurse=False))
     for slot_index, slot in enumerate(graph.slots):
         if slot.side.startswith("dim"):
             tensor = _parameter(model, slot.name)
@@ -150,10 +154,10 @@ def _cost_rows(graph: Graph, model: nn.Module, layer_macs: Mapping[str, int]) ->
     return rows
 
 
-def _layer_rows(graph: Graph, name: str, module: nn.Module, macs: int) -> list[_CostRow]:
+def _layer_rows(graph: Graph, name: str, module: nn.Module, macs: int, counted: set[nn.Parameter]) -> list[_CostRow]:
     out = graph.slot(name, "out")
     inner = graph.slot(name, "in") if macs_scale_with_input(module) else None
-    own = dict(module.named_parameters(recurse=False))
+    own = {key: value for key, value in module.named_parameters(recurse=False) if value not in counted}
     weight = own.pop("weight").numel() if "weight" in own else 0
     return [_CostRow(out, inner, macs, weight), _CostRow(out, None, 0, sum(p.numel() for p in own.values()))]
 

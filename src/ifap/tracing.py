@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ifap.attention import attention_configs
+from ifap.errors import ConfigError
 from ifap.layers import is_activation, is_norm
 
 Inputs = Any  # a tensor, a tuple or list of arguments, or a dict of keyword arguments
@@ -29,10 +32,25 @@ _HOOKS = (
 def call(model: Callable[..., Any], inputs: Inputs) -> Any:
     """Run `model` on a tensor, on a tuple or list of arguments, or on a dict of keyword arguments."""
     if isinstance(inputs, dict):
+        _check_length(model, inputs)
         return model(**inputs)
     if isinstance(inputs, (tuple, list)):
         return model(*inputs)
     return model(inputs)
+
+
+def _check_length(model: Any, inputs: dict[str, Any]) -> None:
+    """Say that a text is too long, which the network itself would only say of some index."""
+    positions = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+    ids = inputs.get("input_ids")
+    if not isinstance(positions, int) or not isinstance(ids, Tensor) or ids.dim() != 2 or ids.shape[1] <= positions:
+        return
+    tables = [module for module in model.modules() if isinstance(module, nn.Embedding)]
+    if any(table.num_embeddings == positions for table in tables):  # not so where positions are computed
+        raise ConfigError(
+            f"input_ids: {ids.shape[1]} tokens are too many: the network's table of positions has {positions}; "
+            "cut the texts shorter"
+        )
 
 
 def map_tensors(tree: Any, function: Callable[[Tensor], Any]) -> Any:
@@ -57,6 +75,16 @@ def tensors(tree: Any) -> Iterator[Tensor]:
     elif isinstance(tree, (tuple, list)):
         for value in tree:
             yield from tensors(value)
+
+
+# What a task reads of the outputs of a language model, which returns hidden states beside them.
+_TASK_OUTPUTS = ("logits", "start_logits", "end_logits", "prediction_logits")
+
+
+def task_tensors(outputs: Any) -> Iterator[Tensor]:
+    """Yield the tensors of a network's outputs that a task reads: logits where they have that name, else all."""
+    named = {key: outputs[key] for key in _TASK_OUTPUTS if key in outputs} if isinstance(outputs, dict) else {}
+    yield from tensors(named or outputs)
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -88,7 +116,10 @@ def meta_copy(model: nn.Module) -> nn.Module:
         for name in _HOOKS:
             if name in module.__dict__:
                 memo[id(module.__dict__[name])] = OrderedDict()
-    return copy.deepcopy(model, memo).eval()
+    twin = copy.deepcopy(model, memo).eval()
+    for config in attention_configs(twin):
+        config._attn_implementation = "eager"
+    return twin
 
 
 def skip_values(model: nn.Module) -> nn.Module:
@@ -128,8 +159,23 @@ def plain_attention() -> Iterator[None]:
 @contextmanager
 def meta_forward() -> Iterator[None]:
     """Let a forward run on the meta device: tensors made inside it are created there."""
-    with torch.device("meta"), plain_attention():
+    with torch.device("meta"), plain_attention(), _whole_masks():
         yield
+
+
+@contextmanager
+def _whole_masks() -> Iterator[None]:
+    """Let transformers make every attention mask: whether one is needed would depend on its values."""
+    module: Any = sys.modules.get("transformers.masking_utils")
+    if module is None:
+        yield
+        return
+    original = module.is_tracing
+    module.is_tracing = lambda *_args, **_kwargs: True
+    try:
+        yield
+    finally:
+        module.is_tracing = original
 
 
 @contextmanager

@@ -7,3 +7,5 @@ FIGURES = (
 """Names of the figures of one scale; each is written as SVG and PNG."""
 STRUCTURE_VERSION = 1
 """Raise it when the way of counting full-size networks changes: all of them are then counted again."""
+TEXT_STRUCTURE_VERSION = 1
+"""The same for the language models of Table V."""

@@ -34,7 +34,7 @@ from ifap.paths import Cell
 
 PIXELS_PER_INCH = 160
 COLUMNS = 3  # panels side by side
-MOST_PANELS = 24  # of a trade-off plot: more could not be read, and make the page too large
+MOST_PANELS = 24  # of one figure: more could not be read, and make the page too large
 PANEL = ["task", "dataset", "model"]
 VECTOR_UNITS = 4000  # more units than this are drawn as an image inside the SVG
 GREY = "#8a8a8a"
@@ -241,7 +241,7 @@ def _has_curves(grid: Grid, runs: pd.DataFrame) -> bool:
 
 def _with_lines(grid: Grid, runs: pd.DataFrame) -> pd.DataFrame:
     """Return the pruned runs, each with the method whose curve it is a point of."""
-    lines = grid.lines()
+    lines = _drawn(grid)
     pruned = runs[runs["method"].isin(lines)]
     return pruned.assign(line=pruned["method"].map(lines))
 
@@ -256,7 +256,7 @@ def _trade_off(name: str, grid: Grid, runs: pd.DataFrame) -> Picture:
     if not panels:
         return _not_attempted(name, title, "no record of any pruned network beside its unpruned one")
     if len(panels) > MOST_PANELS:
-        return _not_attempted(name, title, f"{len(panels)} networks are too many for one figure: see Table I")
+        return _not_attempted(name, title, _too_many(panels))
     columns = min(COLUMNS, len(panels))
     rows = -(-len(panels) // columns)
     figure = Figure(figsize=(3.4 * columns + 1.4, 3.1 * rows + 0.9), layout="constrained")
@@ -285,7 +285,7 @@ def _trade_off(name: str, grid: Grid, runs: pd.DataFrame) -> Picture:
 
 def _panel(axes: Axes, grid: Grid, frame: pd.DataFrame, axis: _Axis, named: str) -> list[str]:
     """Draw the curves of one network and return them in words."""
-    lines = list(dict.fromkeys(grid.lines().values()))
+    lines = list(dict.fromkeys(_drawn(grid).values()))
     words = []
     for line in [name for name in lines if name in set(frame["line"])]:
         own = frame[frame["line"] == line]
@@ -383,6 +383,8 @@ def _accuracy_over_macs(name: str, grid: Grid, runs: pd.DataFrame, trace: pd.Dat
     title = "Top-1 accuracy on the validation split, after recovery, against the MACs that are left"
     if not panels:
         return _not_attempted(name, title, "no record of any pruned network")
+    if len(panels) > MOST_PANELS:
+        return _not_attempted(name, title, _too_many(panels))
     columns = min(COLUMNS, len(panels))
     rows = -(-len(panels) // columns)
     figure = Figure(figsize=(3.2 * columns + 0.4, 3.0 * rows + 0.5), layout="constrained")
@@ -550,6 +552,8 @@ def _layer_widths(name: str, grid: Grid, root: Path) -> Picture:
             panels.append((first, known))
     if not panels:
         return _not_attempted(name, title, "no record of any pruned network")
+    if len(panels) > MOST_PANELS:
+        return _not_attempted(name, title, _too_many(panels))
     figure = Figure(figsize=(8.4, 2.75 * len(panels) + 0.4), layout="constrained")
     rows: Any = figure.subplots(len(panels), 1, squeeze=False)
     for axes, (cell, widths) in zip(rows.flat, panels, strict=True):
@@ -701,9 +705,17 @@ def _ordered(grid: Grid, frame: pd.DataFrame) -> list[str]:
 def _methods(grid: Grid) -> list[str]:
     """Return the methods, each once: of those that differ in their target only, the first."""
     first: dict[str, str] = {}
-    for method, line in grid.lines().items():
+    for method, line in _drawn(grid).items():
         first.setdefault(line, method)
     return list(first.values())
+
+
+def _drawn(grid: Grid) -> dict[str, str]:
+    """Return the methods that figures show, each with its curve: beside curves no variant that is one point only."""
+    points, variants = grid.options.points, grid.options.variants
+    if not any(points.values()):
+        return grid.lines()
+    return {method: line for method, line in grid.lines().items() if line not in variants or points.get(line)}
 
 
 def _line(grid: Grid, method: str) -> dict[str, Any]:
@@ -720,6 +732,10 @@ def _line(grid: Grid, method: str) -> dict[str, Any]:
         "zorder": 2 if bold else 3,
         "clip_on": False,
     }
+
+
+def _too_many(panels: Sequence[Any]) -> str:
+    return f"{len(panels)} networks are too many for one figure: see the tables"
 
 
 def _not_attempted(name: str, title: str, reason: str) -> Picture:

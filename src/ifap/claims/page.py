@@ -94,12 +94,18 @@ class Verdicts:
     @property
     def counted(self) -> tuple[Measured, ...]:
         """Claims about costs that were counted on full-size networks, not taken from a run."""
-        return tuple(claim for claim in self.claims if f"{paths.structure_csv()}#" in claim.href)
+        files = (paths.structure_csv(), paths.text_structure_csv())
+        return tuple(claim for claim in self.claims if any(f"{file}#" in claim.href for file in files))
 
     @property
     def by_construction(self) -> int:
         """How many of them compare a reduction with itself, since the network was pruned to it."""
         return sum(claim.quantity == "gmacs_delta" for claim in self.counted)
+
+    @property
+    def sizes(self) -> int:
+        """How many compare the size of a language model with itself, since it was pruned to that size."""
+        return sum(claim.quantity in {"params_pruned", "params_delta"} for claim in self.counted)
 
 
 @dataclass(frozen=True)
@@ -226,6 +232,7 @@ def render_page(
         runs=_to(paths.runs_csv(grid.scale), grid.scale),
         claims_file=_to(paths.scale_dir(grid.scale) / "claims.csv", grid.scale),
         structure=paths.structure_csv(),
+        text_structure=paths.text_structure_csv(),
         audit=None if evidence.findings is None else _kinds(evidence.findings),
         audit_file=_to(paths.audit_file("md"), grid.scale),
         table_costs=table_costs(grid, runs),

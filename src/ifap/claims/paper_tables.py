@@ -31,6 +31,11 @@ COUNTED_NOTE = (
     "change is the printed one by construction: it says that the reduction can be reached, and nothing about "
     "accuracy. See"
 )
+TEXT_NOTE = (
+    "Counted on the network itself at full size with random weights: sizes need neither data nor training. A pruned "
+    "one was pruned without training to the printed number of parameters, which it has by construction: it says that "
+    "the number can be reached, and nothing about accuracy. See"
+)
 
 Key = tuple[str, str, str, int | None]
 
@@ -43,7 +48,7 @@ class Footnotes:
     taken: int
     reasons: dict[str, str] = field(default_factory=dict)
     findings: dict[str, None] = field(default_factory=dict)
-    counted: bool = False
+    counted: str = ""  # the file of counts
 
     def mark(self, claims: Iterable[Judged]) -> str:
         """Return the letters of why these claims were not measured."""
@@ -59,7 +64,7 @@ class Footnotes:
             self.findings[finding] = None
             href, mark = link(f"{paths.audit_file('md')}#{finding}", self.scale), DAGGER
         if is_counted(claim):
-            self.counted, why = True, DOUBLE_DAGGER
+            self.counted, why = claim.metrics.partition("#")[0], DOUBLE_DAGGER
         measured, origin = _measured(claim, self.scale)
         text = claim.value.replace("-", MINUS)
         return Item(text, href, best, mark=mark, measured=measured, origin=origin, why=why)
@@ -71,7 +76,8 @@ class Footnotes:
             for why, letters in self.reasons.items()
         ]
         if self.counted:
-            notes.append(Note(f"{COUNTED_NOTE} {paths.structure_csv()}.", DOUBLE_DAGGER))
+            about = TEXT_NOTE if self.counted == paths.text_structure_csv().as_posix() else COUNTED_NOTE
+            notes.append(Note(f"{about} {self.counted}.", DOUBLE_DAGGER))
         if self.findings:
             audit = paths.audit_file("md")
             named = ", ".join(self.findings)

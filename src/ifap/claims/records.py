@@ -689,4 +689,5 @@ def first_problem(error: ValidationError) -> str:
     location = ".".join(str(part) for part in first["loc"])
     shown = repr(first["input"])
     got = f" (got {shown if len(shown) < 60 else shown[:57] + '...'})"
-    return f"{location}: {first['msg']}{got}" if location else f"{first['msg']}"
+    said = first["msg"].removeprefix("Value error, ")
+    return f"{location}: {said}{got}" if location else said

@@ -214,13 +214,14 @@ def build_table(
     Table
         The model of the table: what was measured, above the published table where both exist.
     """
+    from ifap.claims.language import has_language_cells
     from ifap.claims.paper_tables import published_table
     from ifap.claims.verdicts import load_judged
 
     options = table_options(name, grid)
     claims = load_judged(grid.scale) if claims is None else claims
     number = int(name.removeprefix("table-"))
-    if name not in BUILDERS:
+    if name not in BUILDERS or (name == "table-5" and not has_language_cells(grid)):
         return published_table(number, name, options.title, claims, grid.scale)
     own = BUILDERS[name](name, options, grid, runs, trace, missing or {})
     title = f"{options.title.partition('.')[0]} as published, with verdicts"
@@ -450,6 +451,22 @@ def _table_1(
     from ifap.claims.comparison import table_1
 
     return table_1(name, options, grid, runs, missing)
+
+
+# --- Table V -------------------------------------------------------------------------------------
+
+
+def _table_5(
+    name: str,
+    options: TableParams,
+    grid: Grid,
+    runs: pd.DataFrame,
+    trace: pd.DataFrame,
+    missing: Mapping[Cell, str],
+) -> Table:
+    from ifap.claims.language import table_5
+
+    return table_5(name, options, grid, runs, missing)
 
 
 # --- Table II ------------------------------------------------------------------------------------
@@ -758,4 +775,5 @@ BUILDERS: dict[str, Builder] = {
     "table-1": _table_1,
     "table-2": _table_2,
     "table-4": _table_4,
+    "table-5": _table_5,
 }

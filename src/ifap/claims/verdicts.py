@@ -34,6 +34,7 @@ from ifap.claims.records import (
     trace_table,
 )
 from ifap.claims.structure import Key, Structure, counted
+from ifap.claims.text_structure import TABLE, TextStructure, about_text, counted_text
 from ifap.config import VerdictParams
 from ifap.errors import ResultsError
 from ifap.grid import Grid
@@ -93,6 +94,8 @@ class Source:
         The cells without a record, and why.
     structure : mapping of (str, str) to (int, Structure)
         The networks counted at full size, by data set and model; see `ifap.claims.structure`.
+    text : mapping of (str, str) to (int, TextStructure)
+        The same of language models; see `ifap.claims.text_structure`.
     """
 
     grid: Grid
@@ -101,16 +104,22 @@ class Source:
     commits: Mapping[str, str]
     missing: Mapping[Cell, str]
     structure: Mapping[Key, tuple[int, Structure]] = field(default_factory=dict)
+    text: Mapping[Key, tuple[int, TextStructure]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, collected: Collected, structure: Mapping[Key, tuple[int, Structure]]) -> Source:
+    def of(
+        cls,
+        collected: Collected,
+        structure: Mapping[Key, tuple[int, Structure]],
+        text: Mapping[Key, tuple[int, TextStructure]] | None = None,
+    ) -> Source:
         """Take what was collected, as the tables will read it, and the networks counted at full size."""
         runs, trace = (pd.read_csv(io.StringIO(text)) for text in (runs_table(collected), trace_table(collected)))
         commits = {
             paths.metrics_file(collected.grid.scale, cell).as_posix(): record.provenance.commit or ""
             for cell, record in collected.records.items()
         }
-        return cls(collected.grid, runs, trace, commits, collected.missing, structure)
+        return cls(collected.grid, runs, trace, commits, collected.missing, structure, text or {})
 
 
 @dataclass(frozen=True)
@@ -286,7 +295,8 @@ def _verdict(
 
 def is_counted(claim: Judged) -> bool:
     """Whether the measured value is a count of the full-size network, not of a run of the scale."""
-    return claim.metrics.startswith(f"{paths.structure_csv().as_posix()}#")
+    files = (paths.structure_csv(), paths.text_structure_csv())
+    return claim.metrics.startswith(tuple(f"{file.as_posix()}#" for file in files))
 
 
 def finding_name(claim: Judged) -> str | None:
@@ -305,6 +315,8 @@ def _names(claim: Mapping[Any, Any]) -> tuple[str, str, str]:
 def _counted(claim: Mapping[Any, Any], source: Source) -> Measured | None:
     """Return what the full-size network says about a claim, at whatever scale; None if nothing."""
     dataset, model, _ = _names(claim)
+    if claim["table"] == TABLE:
+        return _counted_text(claim, source.text.get((dataset, model)))
     line, row = source.structure.get((dataset, model), (0, None))
     value = None if row is None else counted(claim, row)
     if row is None or value is None:
@@ -317,6 +329,15 @@ def _counted(claim: Mapping[Any, Any], source: Source) -> Measured | None:
     return Measured(pd.Series([value]), (f"{paths.structure_csv().as_posix()}#L{line}",), about)
 
 
+def _counted_text(claim: Mapping[Any, Any], found: tuple[int, TextStructure] | None) -> Measured | None:
+    line, row = found or (0, None)
+    value = None if row is None else counted_text(claim, row)
+    if row is None or value is None:
+        return None
+    metrics = (f"{paths.text_structure_csv().as_posix()}#L{line}",)
+    return Measured(pd.Series([value]), metrics, about_text(claim, row))
+
+
 def _why_not(claim: Mapping[Any, Any], source: Source) -> str:
     grid = source.grid
     dataset, model, method = _names(claim)
@@ -324,6 +345,9 @@ def _why_not(claim: Mapping[Any, Any], source: Source) -> str:
     if row is not None and claim["table"] == 2 and claim["quantity"] in {"gmacs_pruned", "gmacs_delta"}:
         size = f"the full-size network at {row.image_size} px"
         return f"{size} could not be pruned to the printed reduction{SPLIT}{row.note}"
+    _, own = source.text.get((dataset, model), (0, None))
+    if own is not None and claim["table"] == TABLE and claim["quantity"] in {"params_pruned", "params_delta"}:
+        return f"the full-size network could not be pruned to the printed size{SPLIT}{own.note}"
     by = f" by {claim['method']}" if claim["method"] else ""
     text = f"scale {grid.scale} does not run {claim['dataset']} with {claim['model']}{by}"
     cells = [cell for cell in grid.cells() if cell.dataset == dataset]

@@ -131,8 +131,10 @@ def from_lines(text: bytes) -> tuple[Question, ...]:
     for number, line in enumerate(text.decode().split("\n"), start=1):
         try:
             values = json.loads(line)
-            spans = {key: tuple((int(a), int(b)) for a, b in values.pop(key)) for key in ("answers", "candidates")}
-            found.append(Question(**values, **spans))
+            answers, candidates = (
+                tuple((int(first), int(end)) for first, end in values[key]) for key in ("answers", "candidates")
+            )
+            found.append(Question(str(values["question"]), str(values["context"]), answers, candidates))
         except (ValueError, KeyError, TypeError) as error:
             raise ResultsError(f"line {number} of the stored questions is malformed ({error})") from None
     return tuple(found)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ifap.attention import SplitAttention, num_heads
+from ifap.attention import num_heads, projection_layers
 from ifap.errors import ScoreError
 from ifap.layers import is_conv, unit_rows
 from ifap.methods import METHODS
@@ -92,11 +92,14 @@ def _by_unit(model: nn.Module, products: dict[nn.Module, Tensor]) -> dict[str, T
     nothing = torch.empty(0)
 
     def heads(_: str, module: nn.Module) -> Tensor:
-        parts = [module.q, module.k, module.v] if isinstance(module, SplitAttention) else [module.qkv]
+        parts = projection_layers(module) or [module.qkv]
         if any(part not in products for part in parts):
             return nothing
-        signed = torch.cat([products[part] for part in parts])  # type: ignore[index]
-        return signed.unflatten(0, (3, num_heads(module), -1)).sum(dim=(0, 2)).abs()
+        signed = [products[part] for part in parts]  # type: ignore[index]
+        if len({len(part) for part in signed}) > 1:  # grouped queries go with the keys and values that they share
+            by_head = [part.unflatten(0, (num_heads(module), -1)).sum(dim=1) for part in signed]
+            return torch.stack(by_head).sum(dim=0).abs()
+        return torch.cat(signed).unflatten(0, (3, num_heads(module), -1)).sum(dim=(0, 2)).abs()
 
     def layer(_: str, module: nn.Module) -> Tensor:
         return products[module].abs() if module in products else nothing

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ifap.attention import SplitAttention, fused_attention, num_heads
+from ifap.attention import fused_attention, head_dim, num_heads, projection_layers, projections
 from ifap.graph import Graph
 from ifap.layers import is_conv, sides
 from ifap.ranking import Floats
@@ -37,8 +37,8 @@ def map_units(model: nn.Module, *, layer: Score, heads: Score) -> dict[str, Tens
     inside: set[nn.Module] = set()
     scores: dict[str, Tensor] = {}
     for name, module in model.named_modules():
-        if isinstance(module, SplitAttention):
-            inside |= {module.q, module.k, module.v}
+        if projection_layers(module):
+            inside.update(projection_layers(module))
             scores[name] = heads(name, module)
         elif name in fused:
             inside.add(module.qkv)
@@ -82,9 +82,10 @@ def spread(graph: Graph, model: nn.Module, values: Floats, *, pinned: float) -> 
         return torch.from_numpy(padded[units])
 
     def heads(name: str, module: nn.Module) -> Tensor:
-        # A head is one unit, so that its first position in the first projection speaks for it.
-        first = f"{name}.q" if isinstance(module, SplitAttention) else f"{name}.qkv"
-        width = int(module.head_dim)  # type: ignore[arg-type]
-        return positions(first, 3 * num_heads(module) * width)[::width][: num_heads(module)]
+        # A head is one unit, so that its first position in one projection speaks for it.
+        parts = projections(module)
+        layer = f"{name}.qkv" if parts is None else f"{name}.{parts.value}"
+        width = head_dim(module)
+        return positions(layer, 3 * num_heads(module) * width)[::width][: num_heads(module)]
 
     return map_units(model, layer=lambda name, module: positions(name, sides(module)["out"]), heads=heads)

@@ -140,7 +140,7 @@ def load_pretrained(model: nn.Module, path: str | Path) -> None:
     ConfigError
         If the file cannot be read or does not fit; nothing is loaded then.
     """
-    stored, wanted = _read_tensors(Path(path)), model.state_dict()
+    stored, wanted = read_tensors(Path(path)), model.state_dict()
     heads = _other_heads(model, stored)
     for name, tensor in wanted.items():
         if name not in heads and not (name not in stored and name.endswith("num_batches_tracked")):
@@ -157,7 +157,14 @@ def load_pretrained(model: nn.Module, path: str | Path) -> None:
     model.load_state_dict({name: tensor for name, tensor in stored.items() if name not in heads}, strict=False)
 
 
-def _read_tensors(path: Path) -> dict[str, Tensor]:
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file.
+
+    Raises
+    ------
+    ConfigError
+        If it cannot be read.
+    """
     try:
         return load_file(path)
     except FileNotFoundError:

@@ -44,7 +44,8 @@ def _network(head: Head, num_labels: int, **sizes: Any) -> nn.Module:
     # transformers takes seconds to import, which listing the models should not.
     from transformers import BertConfig, BertForMaskedLM, BertForQuestionAnswering, BertForSequenceClassification
 
-    config = BertConfig(**sizes, pad_token_id=PAD, num_labels=2 if head == "span" else num_labels, use_cache=False)
+    labels = {"num_labels": 2 if head == "span" else num_labels}
+    config = BertConfig(**sizes, **labels, pad_token_id=PAD, use_cache=False)
     heads = {
         "classification": BertForSequenceClassification,
         "span": BertForQuestionAnswering,

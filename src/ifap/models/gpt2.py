@@ -46,14 +46,14 @@ def _network(head: Head, num_labels: int, *, vocab_size: int, **sizes: Any) -> n
     # transformers takes seconds to import, which listing the models should not.
     from transformers import GPT2Config, GPT2ForQuestionAnswering, GPT2ForSequenceClassification, GPT2LMHeadModel
 
-    last = vocab_size - 1
+    last, labels = vocab_size - 1, {"num_labels": num_labels}
     config = GPT2Config(
         **sizes,
+        **labels,
         vocab_size=vocab_size,
         pad_token_id=last,
         bos_token_id=last,
         eos_token_id=last,
-        num_labels=num_labels,
         use_cache=head == "language",
     )
     heads = {

@@ -47,12 +47,13 @@ def _network(head: Head, num_labels: int, **sizes: Any) -> nn.Module:
     # transformers takes seconds to import, which listing the models should not.
     from transformers import T5Config, T5ForConditionalGeneration, T5ForQuestionAnswering
 
+    labels = {"num_labels": 2 if head == "span" else num_labels}
     config = T5Config(
         **sizes,
+        **labels,
         pad_token_id=PAD,
         eos_token_id=END,
         decoder_start_token_id=PAD,
-        num_labels=2 if head == "span" else num_labels,
         use_cache=head == "language",
     )
     heads = {
@@ -68,7 +69,9 @@ def _classifier() -> Any:
     from transformers import T5ForSequenceClassification
     from transformers.modeling_outputs import Seq2SeqSequenceClassifierOutput
 
-    class T5Classifier(T5ForSequenceClassification):  # type: ignore[misc]
+    base: Any = T5ForSequenceClassification
+
+    class T5Classifier(base):  # type: ignore[misc]
         """T5ForSequenceClassification that finds the end of a text by its mask rather than by the id of the end.
 
         The same for texts that end with it, and also for others (a cut one, made-up inputs). Whatever

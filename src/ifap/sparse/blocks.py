@@ -125,7 +125,7 @@ def matrix(module: nn.Module, tensor: Tensor | None = None) -> Tensor:
 
 
 def find_groups(model: nn.Module) -> list[Group]:
-    """Return the groups of heads and neurons of a language model, in the order of its modules.
+    """Return the groups of heads and neurons of a language model, in the order in which they are read.
 
     Empty for a network that has no blocks of a known family.
     """
@@ -142,7 +142,9 @@ def find_groups(model: nn.Module) -> list[Group]:
             key = _stack(name) if tied else name
             found.setdefault(key, (pattern.kind, size, width, []))[3].append(part)
             break
-    return [Group(kind, units, width, tuple(parts)) for kind, units, width, parts in found.values()]
+    groups = [Group(kind, units, width, tuple(parts)) for kind, units, width, parts in found.values()]
+    places = {name: place for place, name in enumerate(modules)}
+    return sorted(groups, key=lambda group: places[group.parts[0].reader])
 
 
 def block_weights(model: nn.Module, groups: Sequence[Group] | None = None) -> dict[str, Tensor]:
@@ -196,8 +198,7 @@ def _match(pattern: _Pattern, name: str, modules: Mapping[str, nn.Module]) -> Pa
     residual = within(pattern.residual[0])
     if residual not in modules:
         return None
-    columns = within(pattern.columns) if pattern.columns else ""
-    own = (columns,) if columns in modules else ()
+    own = tuple(name for name in map(within, filter(None, (pattern.columns,))) if name in modules)
     return Part(name, producers, reader, (residual, pattern.residual[1]), own)
 
 
@@ -302,7 +303,7 @@ def cut_units(model: nn.Module, groups: Sequence[Group], kept: Sequence[Tensor])
     return {name: {side: left.tolist() for side, left in keep.items()} for name, keep in positions.items()}
 
 
-def _cut(module: nn.Module, keep: dict[str, Tensor]) -> None:
+def _cut(module: Any, keep: dict[str, Tensor]) -> None:
     if not is_transposed(module):
         cut(module, keep)
         return

@@ -279,10 +279,12 @@ def transposed_weights(model: nn.Module, weights: dict[str, Tensor]) -> frozense
 def freeze_embeddings(model: nn.Module, groups: list[Group]) -> list[nn.Parameter]:
     """Let no gradient reach embeddings of tokens and positions; returns the parameters that had one."""
     biases = {name for group in groups for part in group.parts for name in part.columns}
-    tables = [
-        module for name, module in model.named_modules() if isinstance(module, nn.Embedding) and name not in biases
-    ]
-    frozen = list({id(table.weight): table.weight for table in tables if table.weight.requires_grad}.values())
+    tables = {
+        id(module.weight)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Embedding) and name not in biases
+    }
+    frozen = [parameter for parameter in model.parameters() if id(parameter) in tables and parameter.requires_grad]
     for parameter in frozen:
         parameter.requires_grad_(False)
     return frozen

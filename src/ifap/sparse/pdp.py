@@ -34,8 +34,9 @@ _TINY = 1e-30
 
 def threshold(weight: Tensor, keep: int) -> Tensor:
     """Return t: midway between the smallest of the `keep` largest magnitudes and the next; no gradient runs through."""
-    ranked = weight.detach().abs().flatten().sort(descending=True).values
-    return (ranked[keep - 1] + ranked[keep]) / 2
+    magnitudes = weight.detach().abs().flatten()
+    gone = len(magnitudes) - keep
+    return (magnitudes.kthvalue(gone + 1).values + magnitudes.kthvalue(gone).values) / 2
 
 
 def soft_mask(weight: Tensor, t: Tensor, tau: Tensor) -> Tensor:

@@ -46,11 +46,17 @@ def affordable(magnitudes: Mapping[str, Tensor], alive: Masks, priced: Prices, g
     floor : float, optional
         See `global_top`.
     """
-    ranked = _ranked(magnitudes, alive, floor)
-    each = torch.cat([torch.full((int(alive[n].sum()),), priced.each[n], dtype=torch.float64) for n in magnitudes])
-    total = priced.fixed + each[ranked.cpu()].cumsum(0)
+    counts = {name: int(alive[name].sum()) for name in magnitudes}
+    total = sum(counts.values())
     # A cost is whole numbers up to rounding far below one weight.
-    return int((total <= goal + 1e-6 * priced.whole / max(1, len(each))).sum())
+    allowed = goal + 1e-6 * priced.whole / max(1, total) - priced.fixed
+    price = max(priced.each[name] for name in magnitudes)
+    if price > 0 and all(priced.each[name] == price for name in magnitudes):
+        # Nothing to rank, which takes minutes for a hundred million weights.
+        return max(0, min(total, math.floor(allowed / price)))
+    each = torch.cat([torch.full((counts[name],), priced.each[name], dtype=torch.float64) for name in magnitudes])
+    ranked = _ranked(magnitudes, alive, floor)
+    return int((each[ranked.cpu()].cumsum(0) <= allowed).sum())
 
 
 def global_top(magnitudes: Mapping[str, Tensor], alive: Masks, count: int, floor: float = 0.0) -> Masks:
@@ -60,9 +66,12 @@ def global_top(magnitudes: Mapping[str, Tensor], alive: Masks, count: int, floor
     small by their initialisation, such as depthwise convolutions, would vanish at modest targets and
     cut the network in two; `ifap.prune` has floors for the same reason.
     """
-    ranked = _ranked(magnitudes, alive, floor)
-    chosen = torch.zeros(len(ranked), dtype=torch.bool, device=ranked.device)
-    chosen[ranked[:count]] = True
+    pool, first = _pooled(magnitudes, alive, floor)
+    spared = int(first.sum())
+    if count <= spared:
+        chosen = top(pool.masked_fill(~first, -torch.inf), count)
+    else:
+        chosen = first | top(pool.masked_fill(first, -torch.inf), count - spared)
     masks: Masks = {}
     parts = chosen.split([int(alive[name].sum()) for name in magnitudes])
     for name, part in zip(magnitudes, parts, strict=True):
@@ -94,7 +103,13 @@ def random_masks(shapes: Mapping[str, torch.Size], kept: Mapping[str, int], seed
 
 def _ranked(magnitudes: Mapping[str, Tensor], alive: Masks, floor: float) -> Tensor:
     """Return the alive positions of all layers together: first what no layer goes without, then the rest."""
+    pool, first = _pooled(magnitudes, alive, floor)
+    ranked = order(pool)
+    return ranked[order(first[ranked].to(torch.uint8))]
+
+
+def _pooled(magnitudes: Mapping[str, Tensor], alive: Masks, floor: float) -> tuple[Tensor, Tensor]:
+    """Return the alive values of all layers together, and which of them no layer goes without."""
     pools = {name: value.detach()[alive[name]] for name, value in magnitudes.items()}
     first = torch.cat([top(pool, math.ceil(floor * alive[name].numel())) for name, pool in pools.items()])
-    ranked = order(torch.cat(list(pools.values())))
-    return ranked[order(first[ranked].to(torch.uint8))]
+    return torch.cat(list(pools.values())), first

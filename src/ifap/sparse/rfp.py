@@ -212,8 +212,8 @@ def mask_gradients(
     if not found or not found[0]:
         raise ScoreError("there are no labelled data: give at least one batch of inputs and targets")
     joined = [torch.cat(rows).cpu() for rows in found]
-    for group, rows in zip(groups, joined, strict=True):
-        if not torch.isfinite(rows).all():
+    for group, gradient in zip(groups, joined, strict=True):
+        if not torch.isfinite(gradient).all():
             raise ScoreError(f"'{group.name}': gradients are not finite on the labelled data")
     return joined
 
@@ -420,7 +420,7 @@ def tune(
         if (number == 0 and group.kind == "heads") or not chosen.any():
             continue
         last = number == len(order) - 1
-        system = _System(matrix(model.get_submodule(part.reader)).detach().double(), group)
+        system = _System(matrix(model.get_submodule(part.reader)).detach().double(), group, chosen)
         before = {reader: scale for reader, scale in ours.items() if reader != part.reader}
         for inputs, targets in labelled:
             placed = to_device(inputs, where)
@@ -432,7 +432,7 @@ def tune(
             system.add(own, taught, rows)
         if not system.rows:
             continue
-        found = system.solve(part.reader, chosen, options)
+        found = system.solve(part.reader, options)
         solved.append(found)
         log.info("%s: error %.4g -> %.4g", part.reader, *found.error)
         if not found.used:
@@ -481,12 +481,18 @@ def _reach(model: nn.Module, inputs: Any, part: Part, widths: Mapping[str, int],
 
 def _tokens(model: nn.Module, inputs: Any, part: Part, read: Tensor) -> Tensor:
     """Return which tokens are not padding, shape (samples, tokens)."""
-    decodes = bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
-    inside = decodes and ".decoder." in f".{part.name}"
-    mask = inputs.get("decoder_attention_mask" if inside else "attention_mask") if isinstance(inputs, dict) else None
+    mask = _padding(model, inputs, part) if isinstance(inputs, dict) else None
     if mask is None or mask.shape != read.shape[:-1]:
         return torch.ones(read.shape[:-1], dtype=torch.bool, device=read.device)
     return mask.bool()
+
+
+def _padding(model: nn.Module, inputs: Mapping[str, Any], part: Part) -> Tensor | None:
+    decodes = bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
+    # A decoder that is given no text of its own reads the encoder's.
+    if decodes and ".decoder." in f".{part.name}" and {"decoder_attention_mask", "decoder_input_ids"} & set(inputs):
+        return inputs.get("decoder_attention_mask")
+    return inputs.get("attention_mask")
 
 
 def _counts(
@@ -509,7 +515,7 @@ def _counts(
 
 
 class _System:
-    """The least squares of one layer, gathered batch by batch.
+    """The least squares of the chosen units of one layer, gathered batch by batch.
 
     Each token and output feature is a row of A, each unit a column: what the unit adds there. The rows
     are never made: with X what is read, W the weight and B the wanted outputs, the products of columns
@@ -517,9 +523,11 @@ class _System:
     one more column, of ones, which is solved for and dropped.
     """
 
-    def __init__(self, weight: Tensor, group: Group) -> None:
-        size = weight.shape[1]
-        self._weight, self._group = weight, group
+    def __init__(self, weight: Tensor, group: Group, chosen: Tensor) -> None:
+        self._whole, self._group, self._count = weight, group, int(chosen.sum())
+        self._places = chosen.repeat_interleave(group.width).nonzero().flatten()
+        self._weight = weight[:, self._places]
+        size = len(self._places)
         self._reads = weight.new_zeros(size, size)
         self._products, self._sums = weight.new_zeros(size), weight.new_zeros(size)
         self._wanted = self._squares = 0.0
@@ -527,8 +535,8 @@ class _System:
 
     def add(self, own: _Seen, taught: _Seen, rows: Tensor) -> None:
         """Add the tokens of a batch."""
-        read = own.read[rows].double()
-        wanted = taught.read[rows].double() @ self._weight.t() + (taught.residual - own.residual)[rows].double()
+        read = own.read[rows][:, self._places].double()
+        wanted = taught.read[rows].double() @ self._whole.t() + (taught.residual - own.residual)[rows].double()
         self._reads += read.t() @ read
         self._products += (read * (wanted @ self._weight)).sum(dim=0)
         self._sums += read.sum(dim=0)
@@ -536,10 +544,10 @@ class _System:
         self._squares += float(wanted.square().sum())
         self.rows += len(read)
 
-    def solve(self, reader: str, chosen: Tensor, options: RfpOptions) -> Solved:
+    def solve(self, reader: str, options: RfpOptions) -> Solved:
         """Return the scales of the chosen units."""
-        gram, products = self._units(chosen)
-        count = int(chosen.sum())
+        gram, products = self.units()
+        count = self._count
         try:
             found = least_squares(gram, products, options.damping)
         except RuntimeError:  # no solution, which torch says of rank-deficient or infinite systems
@@ -558,16 +566,15 @@ class _System:
         tuned = torch.cat([scales, torch.zeros_like(found[count:])])
         return Solved(reader, scales, (objective(one), objective(found)), (error(plain), error(tuned)), used)
 
-    def _units(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
-        size, width = self._group.units, self._group.width
-        features = self._weight.shape[0]
+    def units(self) -> tuple[Tensor, Tensor]:
+        """Return A^T A and A^T b."""
+        size, width = self._count, self._group.width
         gram = (self._reads * (self._weight.t() @ self._weight)).view(size, width, size, width).sum(dim=(1, 3))
         products = self._products.view(size, width).sum(dim=1)
-        gram, products = gram[chosen][:, chosen], products[chosen]
         if self._group.kind == "neurons":
             return gram, products
-        edge = (self._sums * self._weight.sum(dim=0)).view(size, width).sum(dim=1)[chosen]
-        corner = edge.new_tensor([self.rows * features])
+        edge = (self._sums * self._weight.sum(dim=0)).view(size, width).sum(dim=1)
+        corner = edge.new_tensor([self.rows * len(self._whole)])
         gram = torch.cat([torch.cat([gram, edge[:, None]], dim=1), torch.cat([edge, corner])[None]])
         return gram, torch.cat([products, edge.new_tensor([self._wanted])])
 

