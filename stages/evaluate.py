@@ -72,7 +72,11 @@ def measure(job: Job) -> dict[str, Any]:
         },
         "validation": {name: value for name, value in validation.items() if name != "ece"},
         **({} if job.task.primary == USUAL else {"primary": job.task.primary}),
-        "split_sizes": {role: entry["samples"] for role, entry in manifest["splits"].items()},
+        "split_sizes": {
+            # A set with boxes and masks may have other images for each task.
+            role: entry.get("of_tasks", {}).get(job.cell.task, entry["samples"])
+            for role, entry in manifest["splits"].items()
+        },
         "data_checksum": manifest["checksum"],
         "synthetic": manifest["synthetic"],
         "macs": counted.macs,

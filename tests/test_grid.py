@@ -158,7 +158,9 @@ def test_every_option_reaches_the_config_of_its_step():
     """
     cell = next(cell for cell in GRID.pruned() if cell.model == "resnet_tiny")
     config = GRID.config(cell, "evaluate")
-    assert set(config["fetch"]) == {"version", "dataset", *DatasetOptions.model_fields} - {"train_samples"}
+    assert set(config["fetch"]) == {"version", "dataset", *DatasetOptions.model_fields} - {
+        "train_samples", "max_bad_annotations",
+    }  # fmt: skip
     assert set(config["model"]) == set(ModelOptions.model_fields)
     assert set(config["baseline"]) == {"version", *required(TrainingOptions)}
     assert set(config["prune"]) == {"version", "method", "recovery", *PruneOptions.model_fields} - {"pace"}
@@ -221,3 +223,19 @@ def test_a_method_may_run_on_a_part_of_the_grid():
     cells = grid_of(with_widths(only={"random_same": {"seeds": 1, "models": ["vit_tiny"]}})).pruned()
     assert {(cell.model, cell.seed) for cell in cells if cell.method.startswith("random_same")} == {("vit_tiny", 0)}
     assert len({(cell.model, cell.seed) for cell in cells if cell.method.startswith("ifap")}) == 4
+
+
+def test_a_set_with_boxes_and_masks_is_prepared_for_the_tasks_that_use_it():
+    raw = raw_params()
+    quick = raw["scales"]["quick"]
+    own = {"datasets": ["pascal_voc"], "models": ["resnet_tiny"], "methods": ["ifap"]}
+    quick["grid"]["segmentation"] = own
+    quick["datasets"]["pascal_voc"] = {"validation": 0.2, "split_seed": 0}
+    grid = grid_of(raw)
+    assert grid.dense_tasks("pascal_voc") == grid.fetch_config("pascal_voc")["tasks"] == ["segmentation"]
+    quick["grid"]["detection"] = own
+    assert grid_of(raw).dense_tasks("pascal_voc") == ["detection", "segmentation"]
+    # Other sets have one task, whatever the cells are called: their prepared data stay what they were.
+    quick["grid"]["generation"] = {**own, "datasets": ["digits"]}
+    assert grid_of(raw).fetch_config("digits") == GRID.fetch_config("digits")
+    assert "tasks" not in GRID.fetch_config("digits")

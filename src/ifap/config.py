@@ -67,15 +67,19 @@ class DatasetOptions(Section):
     root: str | None = Field(default=None, description="Folder of the raw data; data/raw/NAME by default.")
     download: bool = Field(default=False, description="Fetch the data where their makers offer them freely.")
     max_undecodable: float = Field(default=0.0, ge=0, lt=1, description="Share of image files that may be damaged.")
+    max_bad_annotations: float = Field(
+        default=0.0, ge=0, lt=1, description="Share of boxes or masks that may be damaged, of each kind of damage."
+    )
     synthetic: SyntheticOptions | None = Field(default=None, description="Generate the data instead.")
     train_samples: int | None = Field(
         default=None, ge=1, description="Training samples to keep, every class in proportion; all by default."
     )
 
     @model_serializer(mode="wrap")
-    def _leave_out_train_samples(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # The configuration of a result has had no such key: at its default it makes no result stale.
-        return {key: value for key, value in handler(self).items() if (key, value) != ("train_samples", None)}
+    def _leave_out_newer_keys(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # The configuration of a result has had no such keys: at their defaults they make no result stale.
+        newer = (("train_samples", None), ("max_bad_annotations", 0.0))
+        return {key: value for key, value in handler(self).items() if (key, value) not in newer}
 
     @model_validator(mode="after")
     def _leave_training_data(self) -> DatasetOptions:

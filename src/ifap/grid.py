@@ -36,7 +36,7 @@ from ifap.config import (
     refine_method,
     validated,
 )
-from ifap.datasets.sources import why_absent
+from ifap.datasets.sources import PLACES, why_absent
 from ifap.fairness import after_pruning, is_finetuned, masked_run
 from ifap.paths import SPLITS, Cell, manifest_file, split_file
 
@@ -180,6 +180,11 @@ class Grid:
         cells = {cell.model: self.model(cell) for cell in self.pruned() if cell.dataset == dataset}
         return {model: options for model, options in cells.items() if isinstance(options, TextOptions)}
 
+    def dense_tasks(self, dataset: str) -> list[str]:
+        """Return what a set of images with boxes or masks is prepared for; none for any other set."""
+        own = PLACES[dataset].tasks if dataset in PLACES else ()
+        return sorted({cell.task for cell in self.cells() if cell.dataset == dataset} & {*own})
+
     def variant(self, cell: Cell) -> Variant:
         """Return the method of a cell and what it changes; a registered method changes nothing."""
         return self.options.every_variant.get(cell.method, Variant(method=cell.method))
@@ -213,12 +218,14 @@ class Grid:
     def fetch_config(self, dataset: str) -> dict[str, Any]:
         """Return what the prepared data of `dataset` depend on."""
         readers = {model: options.model_dump() for model, options in self.readers(dataset).items()}
+        tasks = self.dense_tasks(dataset)
         return {
             "version": self.params.versions["fetch"],
             "dataset": dataset,
             **self.options.datasets[dataset].model_dump(),
             # Texts are prepared as the tokens of the networks that read them.
             **({"readers": readers} if readers else {}),
+            **({"tasks": tasks} if tasks else {}),
         }
 
     def config(self, cell: Cell, step: str) -> dict[str, Any]:

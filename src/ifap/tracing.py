@@ -194,3 +194,17 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in training:
             module.training = mode
+
+
+@contextmanager
+def training_outputs(model: nn.Module) -> Iterator[None]:
+    """Let a network return what it returns in training, such as its losses, without learning from what it sees.
+
+    Norms keep their statistics, nothing is dropped out, and every module is put back to its mode.
+    """
+    with evaluation_mode(model):
+        model.train()
+        for module in model.modules():
+            if is_norm(module) or isinstance(module, nn.modules.dropout._DropoutNd):
+                module.eval()
+        yield
