@@ -32,7 +32,7 @@ from ifap.costs import Cost, cost
 from ifap.errors import PlanError, nearest
 from ifap.families import sync
 from ifap.layers import cut, refresh, replace_tensor, sides
-from ifap.tracing import Inputs, call, device_of, evaluation_mode, tensors, to_device
+from ifap.tracing import Inputs, call, dense_outputs, device_of, evaluation_mode, tensors, to_device
 
 if TYPE_CHECKING:
     from ifap.graph import Graph
@@ -576,7 +576,7 @@ def _check_masked(weights: Mapping[str, Tensor], masks: Mapping[str, Tensor]) ->
 def _fingerprint(model: nn.Module, spec: Any) -> list[float]:
     """Return some outputs of the network, in evaluation mode, on inputs that follow from `spec` alone."""
     inputs = to_device(make_inputs(spec), device_of(model))
-    with evaluation_mode(model), torch.no_grad():
+    with evaluation_mode(model), torch.no_grad(), dense_outputs(model):
         output = next((t for t in tensors(call(model, inputs)) if t.is_floating_point()), None)
     if output is None or output.numel() == 0:
         raise PlanError("the network returns no floating-point tensor")

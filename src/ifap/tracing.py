@@ -133,6 +133,24 @@ def meta_forward() -> Iterator[None]:
 
 
 @contextmanager
+def dense_outputs(model: nn.Module) -> Iterator[None]:
+    """Let networks with an attribute ``is_dense``, such as detectors, return outputs of a fixed shape inside the block.
+
+    How many boxes a detector returns depends on what it sees, and choosing them cannot be traced:
+    what they are chosen from is traced, counted and compared instead.
+    """
+    found: list[Any] = [module for module in model.modules() if hasattr(module, "is_dense")]
+    before = [(module, module.is_dense) for module in found]
+    for module, _ in before:
+        module.is_dense = True
+    try:
+        yield
+    finally:
+        for module, was_dense in before:
+            module.is_dense = was_dense
+
+
+@contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Put every module in evaluation mode, and back to the mode that each had."""
     training = [(module, module.training) for module in model.modules()]
