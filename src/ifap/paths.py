@@ -146,6 +146,11 @@ def structure_csv() -> Path:
     return Path("results") / "structure.csv"
 
 
+def dense_structure_csv() -> Path:
+    """What the paper's detectors, segmenters and generators cost at full size; the same at every scale, in git."""
+    return Path("results") / "dense_structure.csv"
+
+
 def templates_dir() -> Path:
     """The Jinja templates of the report."""
     return Path("reports") / "templates"
