@@ -80,14 +80,15 @@ def test_prune_train_save_load(name, tmp_path):
             assert torch.equal(found, wanted)
 
 
-@pytest.mark.parametrize("name", ["fcn_tiny", "unet_tiny", "yolov4_shufflenet_tiny", "faster_rcnn_tiny", "dcgan_tiny"])
+@pytest.mark.parametrize("name", DENSE)
 def test_pruned_network_computes_what_the_masked_one_does(name):
-    """Networks without norms over channels, for which removing and masking are the same."""
+    """No channel, head, gate or group was mistaken for another on the way through necks and decoders."""
     model = randomize(build(name)).double()
     inputs = double(inputs_of(name))
     pruned = ifap.prune(model, inputs, [inputs], target=ifap.Target(macs=0.4), steps=2, method="random", min_units=1)
+    transformers = ("detr_tiny", "segformer_tiny", "stable_diffusion_tiny")
     with dense_outputs(model), dense_outputs(pruned.model):
-        assert_equivalent(model, pruned, inputs)
+        assert_equivalent(model, pruned, inputs, mixes_channels=name in transformers)
 
 
 @pytest.mark.parametrize("name", DENSE)

@@ -6,9 +6,8 @@ its patches: its features of four depths are brought to stride 4, where the head
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -21,6 +20,9 @@ PATCH, TINY_PATCH = 16, 8
 
 class AllMlpHead(nn.Module):
     """Project features of several depths to one width, join them, and classify every position.
+
+    The published head joins by one layer over all projections side by side. The same product is done
+    here in parts, one for each projection, and added up: each projection then has a width of its own.
 
     Parameters
     ----------
@@ -35,7 +37,7 @@ class AllMlpHead(nn.Module):
     def __init__(self, widths: list[int], inner: int, num_classes: int) -> None:
         super().__init__()
         self.project = nn.ModuleList([nn.Conv2d(width, inner, 1) for width in widths])
-        self.fuse = nn.Conv2d(len(widths) * inner, inner, 1, bias=False)
+        self.fuse = nn.ModuleList([nn.Conv2d(inner, inner, 1, bias=False) for _ in widths])
         self.norm = nn.BatchNorm2d(inner)
         self.act = nn.ReLU()
         self.dropout = nn.Dropout(0.1)
@@ -43,12 +45,11 @@ class AllMlpHead(nn.Module):
 
     def forward(self, features: list[Tensor], size: tuple[int, int]) -> Tensor:
         """Map features (batch, width, rows, columns) to class scores (batch, num_classes, *size)."""
-        # The first projection is the last of the joined ones, as in the published network.
-        maps = [
-            functional.interpolate(layer(x), size, mode="bilinear", align_corners=False)
-            for layer, x in zip(self.project, features, strict=True)
-        ]
-        joined = self.act(self.norm(self.fuse(torch.cat(maps[::-1], dim=1))))
+        joined: Any = sum(
+            fuse(functional.interpolate(project(x), size, mode="bilinear", align_corners=False))
+            for project, fuse, x in zip(self.project, self.fuse, features, strict=True)
+        )
+        joined = self.act(self.norm(joined))
         return cast("Tensor", self.classify(self.dropout(joined)))
 
 

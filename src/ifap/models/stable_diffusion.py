@@ -47,7 +47,7 @@ class Denoiser(Generative):
     def __init__(self, network: nn.Module, text: int) -> None:
         super().__init__()
         self.network = network
-        self.no_text = nn.Parameter(torch.empty(1, TOKENS, text))
+        self.no_text = nn.Parameter(torch.empty(TOKENS, text))
         nn.init.normal_(self.no_text)
 
     def dense(self, images: Tensor) -> list[Tensor]:
