@@ -14,7 +14,6 @@ import ifap
 from ifap.attention import SplitAttention
 from ifap.costs import macs_by_module
 from ifap.errors import ConfigError
-from ifap.graph import trace
 from ifap.models import MODELS
 from ifap.models.detr import match, matched_losses
 from ifap.models.faster_rcnn import TINY_PROPOSALS
@@ -379,5 +378,5 @@ def test_everything_but_heads_of_the_full_networks_can_be_pruned(name):
         inputs = torch.zeros(1, channels, size, size)
     pruned = ifap.prune(model, inputs, [], target=ifap.Target(macs=0.6), steps=3, method="random")
     assert 0.6 <= pruned.after.reduction(pruned.before, "macs") < 0.61
-    reasons = set(trace(model, inputs).pinned.values())
+    reasons = set(pruned.receipts[0].pinned.values())
     assert not any("reshape" in reason for reason in reasons), reasons
