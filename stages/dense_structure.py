@@ -96,7 +96,8 @@ class Row(Wanted):
 
 def main() -> None:
     """Write results/dense_structure.csv."""
-    rows, ran = [], {}
+    rows: list[Row] = []
+    ran: dict[tuple[str, int, float], dict[str, Any]] = {}
     for network in wanted(load_claims(paths.published_claims())):
         configure(SEED)
         row = counted(network)
