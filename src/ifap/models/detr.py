@@ -72,6 +72,9 @@ class ViTDetr(Detector):
             nn.TransformerEncoderLayer(inner, heads, **options), layers, enable_nested_tensor=False
         )
         self.decoder = nn.TransformerDecoder(nn.TransformerDecoderLayer(inner, heads, **options), layers)
+        for parameter in (*self.encoder.parameters(), *self.decoder.parameters()):
+            if parameter.dim() > 1:  # torch copies the first layer; the published network draws each
+                nn.init.xavier_uniform_(parameter)
         self.classify = nn.Linear(inner, num_classes + 1)
         self.locate = nn.Sequential(
             nn.Linear(inner, inner), nn.ReLU(), nn.Linear(inner, inner), nn.ReLU(), nn.Linear(inner, 4)
