@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ifap.tracing import (
     Inputs,
     call,
+    dense_outputs,
     evaluation_mode,
     is_trouble,
     meta_copy,
@@ -127,7 +128,7 @@ def probe(model: nn.Module, example_inputs: Inputs) -> Probe:
     counter = FlopCounterMode(display=False)
     try:
         twin, inputs = skip_values(meta_copy(model)), to_device(example_inputs, torch.device("meta"))
-        with torch.no_grad(), meta_forward(), counter:
+        with torch.no_grad(), dense_outputs(twin), meta_forward(), counter:
             outputs = call(twin, inputs)
     except (RuntimeError, NotImplementedError) as error:
         if is_trouble(error):
@@ -135,7 +136,7 @@ def probe(model: nn.Module, example_inputs: Inputs) -> Probe:
         # The forward looks at values, which data-free tensors do not have: run a real copy.
         counter = FlopCounterMode(display=False)
         twin = copy.deepcopy(model)
-        with evaluation_mode(twin), torch.no_grad(), plain_attention(), counter:
+        with evaluation_mode(twin), torch.no_grad(), dense_outputs(twin), plain_attention(), counter:
             outputs = call(twin, example_inputs)
     return Probe(_own_macs(twin, counter), [tuple(tensor.shape) for tensor in task_tensors(outputs)])
 

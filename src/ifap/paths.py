@@ -136,6 +136,11 @@ def missing_csv(scale: str) -> Path:
     return scale_dir(scale) / "missing.csv"
 
 
+def dense_structure_csv() -> Path:
+    """What the paper's detectors, segmenters and generators cost at full size; the same at every scale, in git."""
+    return Path("results") / "dense_structure.csv"
+
+
 def claims_csv(scale: str) -> Path:
     """Every published number with what was measured for it and a verdict."""
     return scale_dir(scale) / "claims.csv"
