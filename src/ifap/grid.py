@@ -15,13 +15,11 @@ from typing import Any
 from ifap.claims.targets import published_reduction
 from ifap.config import (
     LIMITS,
-    TEXT_TASKS,
     MaskOptions,
     ModelOptions,
     Params,
     PruneOptions,
     RecoveryOptions,
-    Refined,
     ScaleParams,
     Section,
     TableParams,
@@ -29,11 +27,12 @@ from ifap.config import (
     TextOptions,
     TrainingOptions,
     Variant,
-    for_texts,
+    for_task,
     mask_options,
     options_type,
     refine,
     refine_method,
+    refine_recovery,
     validated,
 )
 from ifap.datasets.sources import PLACES, why_absent
@@ -205,15 +204,14 @@ class Grid:
 
     def _refined(self, step: str, cell: Cell, section: type[Section], changes: Mapping[str, Any] | None = None) -> Any:
         """Return a block for a cell: the default, refined by its model, then its data set, then `changes`."""
-        block: Refined = getattr(self.options, step)
-        if cell.task in TEXT_TASKS:
-            block = for_texts(step, block)
+        block = for_task(step, getattr(self.options, step), cell.task)
         changes = {**block.get(cell.dataset, {}), **(changes or {})}
         return refine(block, cell.model, section, f"scales.{self.scale}.{step}.{cell.model}", changes)
 
     def recovery(self, cell: Cell) -> RecoveryOptions:
         """Return the options of the distillation after each iteration."""
-        return RecoveryOptions.model_validate({**self.options.prune["recovery"], **self.variant(cell).recovery})
+        where = f"scales.{self.scale}.prune.recovery"
+        return refine_recovery(self.options.prune, cell.task, where, self.variant(cell).recovery)
 
     def fetch_config(self, dataset: str) -> dict[str, Any]:
         """Return what the prepared data of `dataset` depend on."""

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from ifap.config import Precision, RecoveryOptions
 from ifap.engine import Engine, explain_memory, open_engine
-from ifap.errors import TrainingError
+from ifap.errors import ConfigError, TrainingError
 from ifap.layers import is_activation
 from ifap.runtime import derive_seed, seeded
 from ifap.splits import Split, refuse_test
@@ -161,7 +161,18 @@ class Distillation:
             Used if the options ask for augmentation.
         seed : int, optional
             See the class.
+
+        Raises
+        ------
+        ConfigError
+            If a teacher is to be copied in a task where it cannot be.
         """
+        for name in ("feature_weight", "logit_weight"):
+            if getattr(options, name) and not task.teaches:
+                raise ConfigError(
+                    f"prune.recovery.{name}: a network that makes images sees noise of its own in training, and its "
+                    "teacher other noise: nothing of them can be compared; set it to 0"
+                )
         values = options.model_dump(exclude={"teacher", "augment"})
         return cls(
             train,

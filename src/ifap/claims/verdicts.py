@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ifap import paths
 from ifap.claims.audit import Finding, delta_conventions, run_audit
-from ifap.claims.names import DATASETS, METHODS, MODELS, PRINTED_METRICS
+from ifap.claims.names import APART, DATASETS, METHODS, MODELS, PRINTED_METRICS, published_model
 from ifap.claims.published import COLUMNS, COUNTS, load_claims
 from ifap.claims.records import (
     NO_RECORD,
@@ -126,12 +126,14 @@ class Source:
 class Measured:
     """The values of one claim, one a seed, and the records they come from.
 
-    `about` says of a network counted at full size what was counted; it is empty for a run.
+    `about` says of a network counted at full size what was counted; it is empty for a run. `apart` says
+    what, beside the scale, keeps a run from being compared: another metric, a smaller network.
     """
 
     values: pd.Series[float]
     metrics: tuple[str, ...]
     about: str = ""
+    apart: str = ""
 
     @property
     def sd(self) -> float | None:
@@ -286,7 +288,10 @@ def _verdict(
         return INCONSISTENT, found
     also = f"{SPLIT}{INCONSISTENT}: {found}" if found else ""
     if scale != "paper" and not measured.about:
-        return "not comparable (scale)", f"measured at scale {scale}, which is not the paper's{also}"
+        apart = f", {measured.apart}" if measured.apart else ""
+        return "not comparable (scale)", f"measured at scale {scale}, which is not the paper's{apart}{also}"
+    if measured.apart:
+        return "not comparable (scale)", f"measured {measured.apart}{also}"
     off = abs(float(measured.values.mean()) - claim["number"])
     shown = f"{off:.4g} from the printed value; tolerance {width:.4g}"
     about = f"{measured.about}{SPLIT}" if measured.about else ""
@@ -354,7 +359,7 @@ def _why_not(claim: Mapping[Any, Any], source: Source) -> str:
     if not cells:
         absent = "" if "paper" in grid.params.scales else ", once params.yaml defines it"
         return f"{text}{SPLIT}data not present: {DATASETS[claim['dataset']].need} and run scale paper{absent}"
-    here = [cell for cell in cells if (cell.model, cell.method) == (model, method)]
+    here = [cell for cell in cells if (published_model(cell.model), cell.method) == (model, method)]
     explained = [why for cell, why in source.missing.items() if cell in here and why != NO_RECORD]
     if explained:
         return f"no record of {dataset}/{model}/{method} holds it{SPLIT}{explained[0]}"
@@ -367,13 +372,27 @@ def _measured(claim: Mapping[Any, Any], source: Source, *, points: bool) -> Meas
     dataset, model, method = _names(claim)
     of_trace = claim["table"] == 4
     frame = source.trace if of_trace else source.runs
-    chosen = frame[(frame["dataset"] == dataset) & (frame["model"] == model) & (frame["method"] == method)]
+    stands_for = frame["model"].map(published_model)
+    chosen = frame[(frame["dataset"] == dataset) & (stands_for == model) & (frame["method"] == method)]
+    if (chosen["model"] == model).any():  # the network itself rather than one that stands for it
+        chosen = chosen[chosen["model"] == model]
     if of_trace:  # step 1 is the unpruned network
         chosen = chosen[chosen["iteration"] == int(claim["step"]) - 1]
     values = _values(claim, chosen, points=points)
     if values is None or values.dropna().empty:
         return None
-    return Measured(values.dropna(), _records(chosen.loc[values.dropna().index], source.runs, of_trace=of_trace))
+    chosen = chosen.loc[values.dropna().index]
+    records = _records(chosen, source.runs, of_trace=of_trace)
+    return Measured(values.dropna(), records, apart=_apart(claim, chosen, model))
+
+
+def _apart(claim: Mapping[Any, Any], chosen: pd.DataFrame, model: str) -> str:
+    """Say what, beside the scale, keeps runs from being compared with what is printed; empty if nothing does."""
+    own = str(chosen["model"].iloc[0])
+    words = [f"on {own}, which stands for {claim['model']}"] if own != model else []
+    if str(claim["quantity"]).startswith("metric"):
+        words += [APART[metric] for metric in dict.fromkeys(chosen["metric"]) if metric in APART]
+    return " and ".join(words)
 
 
 def _records(chosen: pd.DataFrame, runs: pd.DataFrame, *, of_trace: bool) -> tuple[str, ...]:

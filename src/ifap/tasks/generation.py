@@ -71,6 +71,7 @@ class Generation(Task):
     """
 
     sign = -1.0
+    teaches = False  # in training a network sees noise of its own
 
     def __init__(self, features: nn.Module, name: str) -> None:
         self.features, self.primary = features, f"fid_{name}"
