@@ -151,6 +151,11 @@ def structure_csv() -> Path:
     return Path("results") / "structure.csv"
 
 
+def structure_files() -> tuple[Path, Path, Path]:
+    """Return the records of networks that were counted at full size, which do not depend on a scale."""
+    return structure_csv(), text_structure_csv(), dense_structure_csv()
+
+
 def text_structure_csv() -> Path:
     """How small the paper's language models can be made at full size; the same at every scale, in git."""
     return Path("results") / "text_structure.csv"

@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ifap import paths
 from ifap.claims.audit import Finding, delta_conventions, run_audit
+from ifap.claims.dense_structure import DenseStructure, about_dense, counted_dense
 from ifap.claims.names import APART, DATASETS, METHODS, MODELS, PRINTED_METRICS, published_model
 from ifap.claims.published import COLUMNS, COUNTS, load_claims
 from ifap.claims.records import (
@@ -96,6 +97,8 @@ class Source:
         The networks counted at full size, by data set and model; see `ifap.claims.structure`.
     text : mapping of (str, str) to (int, TextStructure)
         The same of language models; see `ifap.claims.text_structure`.
+    dense : mapping of (str, str) to (int, DenseStructure)
+        The same of detectors, segmenters and generators; see `ifap.claims.dense_structure`.
     """
 
     grid: Grid
@@ -105,6 +108,7 @@ class Source:
     missing: Mapping[Cell, str]
     structure: Mapping[Key, tuple[int, Structure]] = field(default_factory=dict)
     text: Mapping[Key, tuple[int, TextStructure]] = field(default_factory=dict)
+    dense: Mapping[Key, tuple[int, DenseStructure]] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -112,6 +116,7 @@ class Source:
         collected: Collected,
         structure: Mapping[Key, tuple[int, Structure]],
         text: Mapping[Key, tuple[int, TextStructure]] | None = None,
+        dense: Mapping[Key, tuple[int, DenseStructure]] | None = None,
     ) -> Source:
         """Take what was collected, as the tables will read it, and the networks counted at full size."""
         runs, trace = (pd.read_csv(io.StringIO(text)) for text in (runs_table(collected), trace_table(collected)))
@@ -119,7 +124,7 @@ class Source:
             paths.metrics_file(collected.grid.scale, cell).as_posix(): record.provenance.commit or ""
             for cell, record in collected.records.items()
         }
-        return cls(collected.grid, runs, trace, commits, collected.missing, structure, text or {})
+        return cls(collected.grid, runs, trace, commits, collected.missing, structure, text or {}, dense or {})
 
 
 @dataclass(frozen=True)
@@ -300,8 +305,7 @@ def _verdict(
 
 def is_counted(claim: Judged) -> bool:
     """Whether the measured value is a count of the full-size network, not of a run of the scale."""
-    files = (paths.structure_csv(), paths.text_structure_csv())
-    return claim.metrics.startswith(tuple(f"{file.as_posix()}#" for file in files))
+    return claim.metrics.startswith(tuple(f"{file.as_posix()}#" for file in paths.structure_files()))
 
 
 def finding_name(claim: Judged) -> str | None:
@@ -322,6 +326,8 @@ def _counted(claim: Mapping[Any, Any], source: Source) -> Measured | None:
     dataset, model, _ = _names(claim)
     if claim["table"] == TABLE:
         return _counted_text(claim, source.text.get((dataset, model)))
+    if (dataset, model) in source.dense:
+        return _counted_dense(claim, *source.dense[dataset, model])
     line, row = source.structure.get((dataset, model), (0, None))
     value = None if row is None else counted(claim, row)
     if row is None or value is None:
@@ -343,6 +349,14 @@ def _counted_text(claim: Mapping[Any, Any], found: tuple[int, TextStructure] | N
     return Measured(pd.Series([value]), metrics, about_text(claim, row))
 
 
+def _counted_dense(claim: Mapping[Any, Any], line: int, row: DenseStructure) -> Measured | None:
+    value = counted_dense(claim, row)
+    if value is None:
+        return None
+    metrics = (f"{paths.dense_structure_csv().as_posix()}#L{line}",)
+    return Measured(pd.Series([value]), metrics, about_dense(claim, row))
+
+
 def _why_not(claim: Mapping[Any, Any], source: Source) -> str:
     grid = source.grid
     dataset, model, method = _names(claim)
@@ -350,6 +364,10 @@ def _why_not(claim: Mapping[Any, Any], source: Source) -> str:
     if row is not None and claim["table"] == 2 and claim["quantity"] in {"gmacs_pruned", "gmacs_delta"}:
         size = f"the full-size network at {row.image_size} px"
         return f"{size} could not be pruned to the printed reduction{SPLIT}{row.note}"
+    _, dense = source.dense.get((dataset, model), (0, None))
+    if dense is not None and claim["table"] == 3 and claim["quantity"] in {"gmacs_pruned", "gmacs_delta"}:
+        size = f"the full-size network at {dense.image_size} px"
+        return f"{size} could not be pruned to the printed reduction{SPLIT}{dense.note}"
     _, own = source.text.get((dataset, model), (0, None))
     if own is not None and claim["table"] == TABLE and claim["quantity"] in {"params_pruned", "params_delta"}:
         return f"the full-size network could not be pruned to the printed size{SPLIT}{own.note}"

@@ -35,7 +35,7 @@ class Task(ABC):
     names: tuple[str, ...] = ()
     """The metrics that may be watched, if there are several."""
     teaches: bool = True
-    """Whether a teacher in evaluation computes on an input what a network in training does, so that it can be copied."""
+    """Whether a teacher in evaluation computes what a network in training does, so that it can be copied."""
 
     def watching(self, metric: str | None) -> Task:
         """Return this task with another metric to watch, such as the one that a data set is known by.
