@@ -100,7 +100,7 @@ def own_training(job: Job) -> dict[str, int]:
 def split_metrics(job: Job, network: nn.Module, role: Role) -> dict[str, float]:
     """Return all metrics of the network on one split."""
     options = job.grid.options.evaluate
-    return job.task.evaluate(network, job.split(role), options.batch_size, bins=options.calibration_bins)
+    return job.task.evaluate(network, job.split(role), options.samples(job.cell.task), bins=options.calibration_bins)
 
 
 def costs_of(job: Job, stages: list[str]) -> dict[str, Any]:

@@ -402,6 +402,18 @@ class EvaluateOptions(Section):
     latency_batch: int = Field(gt=0)
     latency_warmup: int = Field(ge=0)
     latency_runs: int = Field(gt=0)
+    batch_sizes: dict[Name, Annotated[int, Field(gt=0)]] = Field(
+        default={}, description="Samples of a batch in some tasks, by the names of their blocks."
+    )
+
+    @model_serializer(mode="wrap")
+    def _leave_out_batch_sizes(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # The configuration of a result has had no such key: at its default it makes no result stale.
+        return {key: value for key, value in handler(self).items() if (key, value) != ("batch_sizes", {})}
+
+    def samples(self, task: str) -> int:
+        """Return how many samples a batch of a task has."""
+        return self.batch_sizes.get(family(task), self.batch_size)
 
 
 class Part(Section):
@@ -755,6 +767,7 @@ def _check_scale(scale: ScaleParams, where: str) -> None:
     _check_steps(scale, where)
     for task in scale.grid:
         refine_recovery(scale.prune, task, f"{where}.prune.recovery")
+    _check_names(f"{where}.evaluate.batch_sizes", scale.evaluate.batch_sizes, "task", set(map(family, scale.grid)))
     for name, variant in scale.variants.items():
         _check_variant(scale, variant, f"{where}.variants.{name}")
     known = {*method_names(), *scale.variants}
