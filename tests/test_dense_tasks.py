@@ -12,11 +12,11 @@ from scipy.linalg import sqrtm
 from torch import nn
 from torch.nn import functional
 
-from ifap.config import DatasetOptions, TrainingOptions
+from ifap.config import DatasetOptions, RecoveryOptions, TrainingOptions
 from ifap.datasets import DATASETS
 from ifap.datasets.dense import write_dense
 from ifap.engine import Engine
-from ifap.errors import TrainingError
+from ifap.errors import ConfigError, TrainingError
 from ifap.recover import Distillation, validator
 from ifap.splits import Split
 from ifap.tasks import TASKS
@@ -304,3 +304,16 @@ def test_a_network_that_makes_no_images_is_refused(load):
         GENERATION.evaluate(model, split, 4)
     with pytest.raises(TrainingError, match="at least two images, there are 1"):
         GENERATION.evaluate(Generator(), Split("test", torch.zeros(1, 3, 8, 8), torch.zeros(1)), 4)
+
+
+def test_a_generator_cannot_be_taught_by_a_teacher_that_draws_other_noise(load):
+    options = RecoveryOptions(
+        epochs=1, batch_size=4, lr=1e-3, weight_decay=0.0, feature_weight=0.5, logit_weight=0.0, temperature=1.0,
+        teacher="original", patience=1, augment=False,
+    )  # fmt: skip
+    train, validation = load("generation", "train"), load("generation", "validation")
+    with pytest.raises(ConfigError, match=r"prune\.recovery\.feature_weight: a network that makes images"):
+        Distillation.from_options(train, validation, options, task=GENERATION)
+    plain = options.model_copy(update={"feature_weight": 0.0})
+    Distillation.from_options(train, validation, plain, task=GENERATION)
+    Distillation.from_options(load("detection", "train"), load("detection", "validation"), options, task=DETECTION)
