@@ -17,6 +17,7 @@ from ifap.datasets import DATASETS
 from ifap.datasets.dense import write_dense
 from ifap.engine import Engine
 from ifap.errors import ConfigError, TrainingError
+from ifap.pruning import Receipt
 from ifap.recover import Distillation, validator
 from ifap.splits import Split
 from ifap.tasks import TASKS
@@ -24,6 +25,7 @@ from ifap.tasks.detection import own_loss
 from ifap.tasks.generation import Generation, RandomFeatures
 from ifap.tracing import training_outputs
 from ifap.training import fit
+from stages.prune import as_measured
 
 DETECTION, SEGMENTATION, GENERATION = (TASKS.get(name) for name in ("detection", "segmentation", "generation"))
 RECIPE = {
@@ -317,3 +319,11 @@ def test_a_generator_cannot_be_taught_by_a_teacher_that_draws_other_noise(load):
     plain = options.model_copy(update={"feature_weight": 0.0})
     Distillation.from_options(train, validation, plain, task=GENERATION)
     Distillation.from_options(load("detection", "train"), load("detection", "validation"), options, task=DETECTION)
+
+
+def test_receipts_say_the_distance_and_not_what_pruning_makes_of_it():
+    seen = Receipt(1, macs=10, params=5, metric_before=-40.0, metric_after=-30.0)
+    own = as_measured(seen, GENERATION.sign)
+    assert (own.metric_before, own.metric_after) == (40.0, 30.0)
+    assert as_measured(seen, DETECTION.sign) == seen
+    assert as_measured(Receipt(0, macs=10, params=5), GENERATION.sign).metric_after is None

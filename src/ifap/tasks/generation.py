@@ -90,7 +90,7 @@ class Generation(Task):
         measured = self._measure()
         measured.update(targets, real=True)
         measured.update(outputs, real=False)
-        return {self.primary: float(measured.compute())}
+        return {self.primary: _distance(measured)}
 
     def evaluate(
         self, model: nn.Module, data: Split | Batches, batch_size: int, *, bins: int | None = None
@@ -120,12 +120,16 @@ class Generation(Task):
                 count += len(images)
         if count < 2:
             raise TrainingError(f"a distance of features needs at least two images, there are {count}")
-        return {self.primary: float(measured.compute()), "loss": total / count}
+        return {self.primary: _distance(measured), "loss": total / count}
 
     def _measure(self) -> Any:
         from torchmetrics.image.fid import FrechetInceptionDistance  # slow to import, and only this needs it
 
         return FrechetInceptionDistance(feature=self.features.eval())
+
+
+def _distance(measured: Any) -> float:
+    return max(0.0, float(measured.compute()))  # rounding can bring a distance of nothing below it
 
 
 def _sample(model: nn.Module, images: Tensor, generator: torch.Generator) -> Tensor:
