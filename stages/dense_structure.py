@@ -10,6 +10,7 @@ from __future__ import annotations
 import bisect
 import logging
 import tempfile
+from collections.abc import Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -121,7 +122,7 @@ def counted(network: WantedDense) -> dict[str, Any]:
 def nearest_size(network: WantedDense) -> int:
     """Return the side of an image for which the unpruned network costs nearly what is printed; costs grow with it."""
     step = STEP.get(network.model, 32)
-    sizes = DCGAN_SIZES if network.model == "dcgan" else range(step, LARGEST + 1, step)
+    sizes: Sequence[int] = DCGAN_SIZES if network.model == "dcgan" else range(step, LARGEST + 1, step)
 
     def giga(size: int) -> float:
         return _macs(network.model, network.classes, size) / 1e9

@@ -61,7 +61,7 @@ def table_3(name: str, options: TableParams, grid: Grid, runs: pd.DataFrame, mis
         classification that the paper's table has.
     """
     cells = [cell for cell in grid.pruned() if cell.task in TITLES and _is_shown(cell)]
-    shown = pd.MultiIndex.from_tuples({cell[:4] for cell in cells})
+    shown = pd.MultiIndex.from_tuples(list(dict.fromkeys(cell[:4] for cell in cells)))
     runs = runs[pd.MultiIndex.from_frame(runs[["task", "dataset", "model", "method"]]).isin(shown)]
     macs, params = units(runs)
     columns = network_columns(macs, params, "Score, test")
