@@ -5,6 +5,7 @@ rule collect:
         claims=str(paths.published_claims()),
         structure=str(paths.structure_csv()),
         text=str(paths.text_structure_csv()),
+        dense=str(paths.dense_structure_csv()),
     output:
         runs=f"results/{SCALE}/runs.csv",
         trace=f"results/{SCALE}/trace.csv",
@@ -66,6 +67,21 @@ rule text_structure:
         version=claims.TEXT_STRUCTURE_VERSION,
     shell:
         "python -m stages.text_structure > {log} 2>&1"
+
+
+# The detectors, segmenters and generators of Table III; the same. Needs 6 GB of memory.
+rule dense_structure:
+    input:
+        claims=ancient(str(paths.published_claims())),
+    output:
+        update(str(paths.dense_structure_csv())),
+    log:
+        "logs/dense_structure.log",
+    params:
+        claims=CLAIMS_CHECKSUM,
+        version=claims.DENSE_STRUCTURE_VERSION,
+    shell:
+        "python -m stages.dense_structure > {log} 2>&1"
 
 
 rule table:

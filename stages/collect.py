@@ -9,6 +9,7 @@ import typer
 
 from ifap import paths
 from ifap.claims import comparison, records, verdicts
+from ifap.claims.dense_structure import load_dense_structure
 from ifap.claims.structure import load_structure
 from ifap.claims.text_structure import load_text_structure
 from ifap.config import load_params, select_scale
@@ -41,7 +42,7 @@ def main(
         paths.trace_csv(grid.scale): records.trace_table(collected),
         paths.missing_csv(grid.scale): records.missing_table(collected),
     }
-    source = verdicts.Source.of(collected, load_structure(), load_text_structure())
+    source = verdicts.Source.of(collected, load_structure(), load_text_structure(), load_dense_structure())
     judged = verdicts.judge_file(paths.published_claims(), source)
     contents[paths.claims_csv(grid.scale)] = verdicts.judged_table(judged)
     contents[paths.comparison_csv(grid.scale)] = comparison.comparison_table(grid, source.runs)

@@ -72,7 +72,11 @@ def measure(job: Job) -> dict[str, Any]:
         },
         "validation": {name: value for name, value in validation.items() if name != "ece"},
         **({} if job.task.primary == USUAL else {"primary": job.task.primary}),
-        "split_sizes": {role: entry["samples"] for role, entry in manifest["splits"].items()},
+        "split_sizes": {
+            # A set with boxes and masks may have other images for each task.
+            role: entry.get("of_tasks", {}).get(job.cell.task, entry["samples"])
+            for role, entry in manifest["splits"].items()
+        },
         "data_checksum": manifest["checksum"],
         "synthetic": manifest["synthetic"],
         "macs": counted.macs,
@@ -96,7 +100,7 @@ def own_training(job: Job) -> dict[str, int]:
 def split_metrics(job: Job, network: nn.Module, role: Role) -> dict[str, float]:
     """Return all metrics of the network on one split."""
     options = job.grid.options.evaluate
-    return job.task.evaluate(network, job.split(role), options.batch_size, bins=options.calibration_bins)
+    return job.task.evaluate(network, job.split(role), options.samples(job.cell.task), bins=options.calibration_bins)
 
 
 def costs_of(job: Job, stages: list[str]) -> dict[str, Any]:

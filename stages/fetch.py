@@ -10,6 +10,7 @@ from ifap import paths
 from ifap.config import DatasetOptions
 from ifap.datasets import DATASETS, DatasetSpec
 from ifap.datasets.base import write_dataset
+from ifap.datasets.dense import DenseSpec, write_dense
 from ifap.datasets.sources import obtain
 from ifap.datasets.texts import TextSpec, write_texts
 from ifap.errors import ConfigError, nearest
@@ -34,13 +35,15 @@ def main(dataset: DatasetOption, scale: ScaleOption = None, params: ParamsOption
     config = grid.fetch_config(dataset)
     if isinstance(spec, TextSpec):
         manifest = write_texts(spec, options, grid.readers(dataset), config, source, raw, folder)
+    elif isinstance(spec, DenseSpec):
+        manifest = write_dense(spec, options, grid.dense_tasks(dataset), config, source, raw, folder)
     else:
         manifest = write_dataset(spec, options, config, source, raw, folder)
     sizes = ", ".join(f"{role} {entry['samples']}" for role, entry in manifest["splits"].items())
     log.info("%s: %s (%s)", folder, sizes, manifest["checksum"])
 
 
-def raw_data(spec: DatasetSpec | TextSpec, options: DatasetOptions, folder: Path) -> tuple[Path, str]:
+def raw_data(spec: DatasetSpec | TextSpec | DenseSpec, options: DatasetOptions, folder: Path) -> tuple[Path, str]:
     """Return the folder of the raw data and, in words, where they come from; a twin is generated into `folder`."""
     if options.synthetic is None:
         return obtain(spec.name, options)

@@ -21,6 +21,7 @@ from ifap import paths, plan
 from ifap.config import TEXT_TASKS, ModelOptions, TextOptions
 from ifap.datasets import DATASETS, DatasetSpec
 from ifap.datasets.base import read_manifest
+from ifap.datasets.dense import DenseSpec
 from ifap.datasets.texts import TextSpec
 from ifap.errors import ConfigError, ResultsError, nearest
 from ifap.files import atomic_write_text
@@ -84,7 +85,7 @@ class Job:
     grid: Grid
     cell: paths.Cell
     stage: str
-    spec: DatasetSpec | TextSpec = field(init=False)
+    spec: DatasetSpec | TextSpec | DenseSpec = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "spec", DATASETS.get(self.cell.dataset))
@@ -97,12 +98,12 @@ class Job:
     @property
     def task(self) -> Task:
         """Loss and metrics, of which the one that the data set is known by is watched."""
-        if isinstance(self.spec, TextSpec) != (self.cell.task in TEXT_TASKS) or (
-            isinstance(self.spec, TextSpec) and self.spec.task != self.cell.task
-        ):
+        if not _is_made_for(self.spec, self.cell.task):
             raise ConfigError(f"data set '{self.cell.dataset}' is not made for task '{self.cell.task}'")
         task = TASKS.get(self.cell.task)
-        return task.watching(self.spec.metric) if isinstance(self.spec, TextSpec) else task
+        if isinstance(self.spec, TextSpec):
+            return task.watching(self.spec.metric)
+        return task.watching(self.spec.metric(self.cell.task)) if isinstance(self.spec, DenseSpec) else task
 
     @property
     def config(self) -> dict[str, Any]:
@@ -169,6 +170,8 @@ class Job:
         if isinstance(self.spec, TextSpec):
             return self.spec.load(path, role, self.cell.model)
         assert isinstance(options, ModelOptions)
+        if isinstance(self.spec, DenseSpec):
+            return self.spec.load(path, role, self.cell.task, options.image_size)
         return self.spec.load(path, role, options.image_size)
 
     def discard_state(self) -> None:
@@ -213,8 +216,9 @@ class Job:
                 "max_length": options.max_length,
                 **({"layers": options.layers} if options.layers else {}),
             }
+        classes = manifest["classes"]
         return builder_id(self.cell.model), {
-            "num_classes": manifest["classes"],
+            "num_classes": classes[self.cell.task] if isinstance(classes, dict) else classes,
             "in_channels": manifest["channels"],
             "image_size": options.image_size,
         }
@@ -268,6 +272,14 @@ class Job:
             }
             atomic_write_text(self.timing_file(self.stage), json.dumps(record, indent=2, sort_keys=True) + "\n")
             self.discard_state()
+
+
+def _is_made_for(spec: DatasetSpec | TextSpec | DenseSpec, task: str) -> bool:
+    if isinstance(spec, TextSpec):
+        return task == spec.task
+    if isinstance(spec, DenseSpec):
+        return task in spec.place.tasks
+    return task not in TEXT_TASKS | {"detection", "segmentation"}
 
 
 def open_job(params: Path, scale: str | None, cell: paths.Cell, stage: str) -> Job:

@@ -212,11 +212,18 @@ def save(
     plan.write_network(result.model.cpu(), record, folder)
     scale, cell = job.grid.scale, job.cell
     atomic_write_text(cell_dir(scale, cell) / "plan.json", (folder / "plan.json").read_text())
-    rows = [receipt_row(receipt, watched.get(str(receipt.iteration), {})) for receipt in result.receipts]
+    receipts = [as_measured(receipt, job.task.sign) for receipt in result.receipts]
+    rows = [receipt_row(receipt, watched.get(str(receipt.iteration), {})) for receipt in receipts]
     write_csv(receipts_file(scale, cell), rows, RECEIPT_FIELDS)
-    full = [{k: v for k, v in dataclasses.asdict(receipt).items() if k != "seconds"} for receipt in result.receipts]
+    full = [{k: v for k, v in dataclasses.asdict(receipt).items() if k != "seconds"} for receipt in receipts]
     full[-1] |= further or {}
     atomic_write_text(receipts_json(scale, cell), json.dumps(full, indent=1) + "\n")
+
+
+def as_measured(receipt: Receipt, sign: float) -> Receipt:
+    """Return a receipt with the metrics of the task, which pruning sees with a sign by which more is better."""
+    before, after = (None if value is None else sign * value for value in (receipt.metric_before, receipt.metric_after))
+    return dataclasses.replace(receipt, metric_before=before, metric_after=after)
 
 
 def save_masked(job: Job, result: Outcome) -> None:

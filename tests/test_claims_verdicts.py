@@ -87,6 +87,33 @@ def test_accuracies_are_compared_within_the_tolerance(scale, top1, verdict):
     assert row.commit == "abc"
 
 
+def test_a_smaller_network_stands_for_a_published_one_and_says_so():
+    half = run(macs=5e9, macs_reduction=-60.0) | {
+        "task": "generation", "dataset": "coco2017", "model": "stable_diffusion_half",
+    }  # fmt: skip
+    name = "T3/COCO 2017/Stable Diffusion v1.5/gmacs_delta"
+    assert judge(source("study", [half]))[name].reason == (
+        "measured at scale study, which is not the paper's, on stable_diffusion_half, which stands for "
+        "Stable Diffusion v1.5"
+    )
+    at_paper = judge(source("paper", [half]))[name]
+    assert (at_paper.verdict, at_paper.mean) == ("not comparable (scale)", -60.0)
+    whole = half | {"model": "stable_diffusion_v1_5", "macs_reduction": -60.2, "metrics": "m1"}
+    assert (own := judge(source("paper", [half, whole]))[name]).verdict == "reproduced"
+    assert own.metrics == "m1"
+
+
+@pytest.mark.parametrize(("metric", "verdict"), [("fid_random", "not comparable (scale)"), ("fid_inception", None)])
+def test_a_distance_by_other_features_is_shown_and_not_compared_with_an_fid(metric, verdict):
+    name = "T3/CIFAR-10/DCGAN/metric_base"
+    printed = claims().set_index("id").loc[name, "number"]
+    own = run(metric=metric, test_metric=printed, metric_delta=0.0, baseline_metric=printed)
+    row = judge(source("paper", [own | {"task": "generation", "model": "dcgan", "method": "baseline"}]))[name]
+    assert row.mean == printed
+    assert row.verdict == (verdict or "reproduced")
+    assert ("no FID" in row.reason) == (verdict is not None)
+
+
 @pytest.mark.parametrize(("factor", "verdict"), [(1.0, "reproduced"), (1.1, "not reproduced")])
 def test_costs_are_compared_within_one_percent_and_rounding(factor, verdict):
     printed = claims().set_index("id").loc["T2/CIFAR-10/ResNet-50/gmacs_pruned", "number"]

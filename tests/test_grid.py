@@ -11,13 +11,17 @@ import yaml
 from workflow_project import ROOT
 
 from ifap import paths
+from ifap.claims.names import published_model
+from ifap.claims.targets import published_networks
 from ifap.config import (
+    DENSE_TASKS,
     DatasetOptions,
     EvaluateOptions,
     ModelOptions,
     PruneOptions,
     RecoveryOptions,
     TrainingOptions,
+    load_params,
     parse_params,
 )
 from ifap.errors import ConfigError
@@ -181,13 +185,15 @@ def test_every_option_reaches_the_config_of_its_step():
     """
     cell = next(cell for cell in GRID.pruned() if cell.model == "resnet_tiny")
     config = GRID.config(cell, "evaluate")
-    assert set(config["fetch"]) == {"version", "dataset", *DatasetOptions.model_fields} - {"train_samples"}
+    assert set(config["fetch"]) == {"version", "dataset", *DatasetOptions.model_fields} - {
+        "train_samples", "max_bad_annotations",
+    }  # fmt: skip
     assert set(config["model"]) == set(ModelOptions.model_fields)
     assert set(config["baseline"]) == {"version", *required(TrainingOptions)}
     assert set(config["prune"]) == {"version", "method", "recovery", *PruneOptions.model_fields} - {"pace"}
     assert set(config["prune"]["recovery"]) == required(RecoveryOptions)
     assert set(config["finetune"]) == {"version", *required(TrainingOptions)}
-    assert set(config["evaluate"]) == {"version", *EvaluateOptions.model_fields}
+    assert set(config["evaluate"]) == {"version", *EvaluateOptions.model_fields} - {"batch_sizes"}
 
 
 # --- widths of another cell, parts of the grid -------------------------------------------------------------
@@ -244,3 +250,108 @@ def test_a_method_may_run_on_a_part_of_the_grid():
     cells = grid_of(with_widths(only={"random_same": {"seeds": 1, "models": ["vit_tiny"]}})).pruned()
     assert {(cell.model, cell.seed) for cell in cells if cell.method.startswith("random_same")} == {("vit_tiny", 0)}
     assert len({(cell.model, cell.seed) for cell in cells if cell.method.startswith("ifap")}) == 4
+
+
+def test_a_set_with_boxes_and_masks_is_prepared_for_the_tasks_that_use_it():
+    raw = raw_params()
+    quick = raw["scales"]["quick"]
+    own = {"datasets": ["pascal_voc"], "models": ["resnet_tiny"], "methods": ["ifap"]}
+    quick["grid"]["segmentation"] = own
+    quick["datasets"]["pascal_voc"] = {"validation": 0.2, "split_seed": 0}
+    grid = grid_of(raw)
+    assert grid.dense_tasks("pascal_voc") == grid.fetch_config("pascal_voc")["tasks"] == ["segmentation"]
+    quick["grid"]["detection"] = own
+    assert grid_of(raw).dense_tasks("pascal_voc") == ["detection", "segmentation"]
+    # Other sets have one task, whatever the cells are called: their prepared data stay what they were.
+    quick["grid"]["generation"] = {**own, "datasets": ["digits"]}
+    assert grid_of(raw).fetch_config("digits") == GRID.fetch_config("digits")
+    assert "tasks" not in GRID.fetch_config("digits")
+
+
+def with_detection(**changes):
+    """Return the parameters with a second task, on data that the first does not use."""
+    raw = raw_params()
+    quick = raw["scales"]["quick"]
+    quick["grid"]["detection"] = {"datasets": ["pascal_voc"], "models": ["yolov4_shufflenet_tiny"], "methods": ["ifap"]}
+    quick["grid"]["detection"] |= changes
+    quick["datasets"]["pascal_voc"] = {"validation": 0.2, "split_seed": 0}
+    return raw
+
+
+DETECTOR = Cell("detection", "pascal_voc", "yolov4_shufflenet_tiny", "ifap", 0)
+
+
+def test_the_block_of_a_task_refines_the_default_and_leaves_other_tasks_alone():
+    raw = with_detection()
+    quick = raw["scales"]["quick"]
+    quick["models"]["detection"] = {"image_size": 96}
+    quick["baseline"]["detection"] = {"lr": 0.5}
+    quick["prune"]["detection"] = {"steps": 4}
+    quick["prune"]["recovery"]["detection"] = {"feature_weight": 0.0}
+    quick["evaluate"]["batch_sizes"] = {"detection": 3}
+    grid = grid_of(raw)
+    assert grid.model(DETECTOR).image_size == 96
+    assert grid.training(DETECTOR.baseline).lr == 0.5
+    assert grid.pruning(DETECTOR).steps == 4
+    assert grid.recovery(DETECTOR).feature_weight == 0.0
+    assert grid.options.evaluate.samples("detection") == 3
+    assert grid.options.evaluate.samples("classification") == grid.options.evaluate.batch_size
+    other = GRID.pruned()[0]
+    for step in ("baseline", "prune", "finetune"):
+        assert grid.config(other, step) == GRID.config(other, step)
+
+
+def test_what_a_model_says_for_itself_is_above_the_block_of_its_task():
+    raw = with_detection()
+    quick = raw["scales"]["quick"]
+    quick["baseline"] |= {"detection": {"lr": 0.5, "epochs": 7}, "yolov4_shufflenet_tiny": {"lr": 0.25}}
+    recipe = grid_of(raw).training(DETECTOR.baseline)
+    assert (recipe.lr, recipe.epochs) == (0.25, 7)
+
+
+def test_data_sets_may_run_with_some_of_the_models():
+    models = ["yolov4_shufflenet_tiny", "detr_tiny"]
+    raw = with_detection(datasets=["pascal_voc", "coco2017"], models=models, models_of={"coco2017": ["detr_tiny"]})
+    raw["scales"]["quick"]["datasets"]["coco2017"] = {"validation": 0.2, "split_seed": 0}
+    cells = [cell for cell in grid_of(raw).cells() if cell.task == "detection" and not cell.is_baseline]
+    assert {(cell.dataset, cell.model) for cell in cells} == {
+        ("pascal_voc", "yolov4_shufflenet_tiny"), ("pascal_voc", "detr_tiny"), ("coco2017", "detr_tiny"),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("grid.detection.models_of", {"coco": ["detr_tiny"]}, "models_of: unknown data set of the grid 'coco'"),
+        ("grid.detection.models_of", {"pascal_voc": ["detr"]}, "models_of.pascal_voc: unknown model of the grid"),
+        ("baseline.detectoin", {"lr": 0.5}, "unknown model 'detectoin': did you mean 'detection'"),
+        ("prune.recovery.detection", 3, "prune.recovery.detection: expected a mapping, got int"),
+        ("prune.recovery.detection", {"lrr": 3}, "prune.recovery: lrr: unknown key: did you mean 'lr'"),
+        ("evaluate.batch_sizes", {"detectoin": 3}, "batch_sizes: unknown task 'detectoin': did you mean 'detection'"),
+    ],
+)
+def test_mistakes_in_blocks_of_tasks_are_named(path, value, message):
+    raw = with_detection()
+    node = raw["scales"]["quick"]
+    *parents, last = path.split(".")
+    for key in parents:
+        node = node[key]
+    node[last] = value
+    with pytest.raises(ConfigError, match=message):
+        grid_of(raw)
+
+
+def test_the_27_cells_of_table_3_beside_classification_run_at_smoke_and_paper():
+    params = load_params(ROOT / "params.yaml")
+    for scale, diffusion in (("smoke", "stable_diffusion_half"), ("paper", "stable_diffusion_v1_5")):
+        grid = Grid(params, scale)
+        cells = [cell for cell in grid.pruned() if cell.task in DENSE_TASKS]
+        assert len(cells) == 27
+        pairs = {(cell.dataset, published_model(cell.model)) for cell in cells}
+        classes = {(cell.dataset, cell.model) for cell in grid.pruned() if cell.task == "classification"}
+        assert len(published_networks(3)) == 27 + 16
+        assert pairs == published_networks(3) - classes
+        assert diffusion in {cell.model for cell in cells}
+        for cell in cells:
+            assert 0.5 < grid.pruning(cell).target.macs < 0.7
+            assert bool(grid.recovery(cell).feature_weight) == (cell.task != "generation")

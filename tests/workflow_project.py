@@ -20,7 +20,7 @@ from ifap.grid import Grid
 ROOT = Path(__file__).parent.parent
 SCALE = "quick"
 BELONGS_TO_RESULTS = re.compile(
-    r"(tests|results/(?!(?:text_)?structure\.csv)|reports/(?!templates|paper)|data/(?!paper/))|dvc\.lock$"
+    r"(tests|results/(?!(?:text_|dense_)?structure\.csv)|reports/(?!templates|paper)|data/(?!paper/))|dvc\.lock$"
 )
 RECIPE = {"epochs": 1, "warmup_epochs": 0}
 

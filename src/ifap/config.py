@@ -67,15 +67,19 @@ class DatasetOptions(Section):
     root: str | None = Field(default=None, description="Folder of the raw data; data/raw/NAME by default.")
     download: bool = Field(default=False, description="Fetch the data where their makers offer them freely.")
     max_undecodable: float = Field(default=0.0, ge=0, lt=1, description="Share of image files that may be damaged.")
+    max_bad_annotations: float = Field(
+        default=0.0, ge=0, lt=1, description="Share of boxes or masks that may be damaged, of each kind of damage."
+    )
     synthetic: SyntheticOptions | None = Field(default=None, description="Generate the data instead.")
     train_samples: int | None = Field(
         default=None, ge=1, description="Training samples to keep, every class in proportion; all by default."
     )
 
     @model_serializer(mode="wrap")
-    def _leave_out_train_samples(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # The configuration of a result has had no such key: at its default it makes no result stale.
-        return {key: value for key, value in handler(self).items() if (key, value) != ("train_samples", None)}
+    def _leave_out_newer_keys(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # The configuration of a result has had no such keys: at their defaults they make no result stale.
+        newer = (("train_samples", None), ("max_bad_annotations", 0.0))
+        return {key: value for key, value in handler(self).items() if (key, value) not in newer}
 
     @model_validator(mode="after")
     def _leave_training_data(self) -> DatasetOptions:
@@ -253,6 +257,8 @@ LIMITS = ("min_units", "max_layer_ratio", "round_to", "spatial_only")
 
 TEXT_TASKS = frozenset({"text_classification", "text_regression", "question_answering", "cloze"})
 """The tasks whose networks are given text."""
+DENSE_TASKS = ("detection", "segmentation", "generation")
+"""The tasks of images whose networks answer with more than classes; in the order of the tables."""
 
 
 class MaskOptions(Section):
@@ -410,6 +416,18 @@ class EvaluateOptions(Section):
     latency_batch: int = Field(gt=0)
     latency_warmup: int = Field(ge=0)
     latency_runs: int = Field(gt=0)
+    batch_sizes: dict[Name, Annotated[int, Field(gt=0)]] = Field(
+        default={}, description="Samples of a batch in some tasks, by the names of their blocks."
+    )
+
+    @model_serializer(mode="wrap")
+    def _leave_out_batch_sizes(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # The configuration of a result has had no such key: at its default it makes no result stale.
+        return {key: value for key, value in handler(self).items() if (key, value) != ("batch_sizes", {})}
+
+    def samples(self, task: str) -> int:
+        """Return how many samples a batch of a task has."""
+        return self.batch_sizes.get(family(task), self.batch_size)
 
 
 class Part(Section):
@@ -421,15 +439,20 @@ class Part(Section):
 
 
 class TaskGrid(Section):
-    """The axes of one task's grid; their product is the list of cells."""
+    """The axes of one task's grid; their product, or a part of it, is the list of cells."""
 
     datasets: list[Name] = Field(min_length=1)
     models: list[Name] = Field(min_length=1)
     methods: list[Name] = Field(min_length=1)
     only: dict[Name, Part] = Field(default={}, description="Methods that run on a part of the axes.")
+    models_of: dict[Name, list[Name]] = Field(
+        default={}, description="Data sets that run with some of the models only, and these."
+    )
 
     def runs(self, method: str, dataset: str, model: str) -> bool:
         """Return whether a method runs on a data set and a model."""
+        if model not in self.models_of.get(dataset, self.models):
+            return False
         part = self.only.get(method, Part())
         return dataset in (part.datasets or self.datasets) and model in (part.models or self.models)
 
@@ -660,10 +683,30 @@ def options_type(step: str, task: str) -> type[Section]:
     return TextOptions if step == "models" and task in TEXT_TASKS else SECTIONS[step]
 
 
-def for_texts(step: str, block: Refined) -> Refined:
-    """Return a block as the networks for text see it: ``text`` refines ``default``, or replaces it under ``models``."""
-    first = {} if step == "models" else block.get("default", {})
-    return {**block, "default": {**first, **block.get("text", {})}}
+def family(task: str) -> str:
+    """Return the name of the blocks that are read for the networks of a task: ``text``, or the task's own."""
+    return "text" if task in TEXT_TASKS else task
+
+
+def for_task(step: str, block: Refined, task: str) -> Refined:
+    """Return a block as the networks of a task see it: their family's refines ``default``.
+
+    Under ``models`` the one for texts replaces it: what a network for text is given is of another kind.
+    """
+    first = {} if step == "models" and task in TEXT_TASKS else block.get("default", {})
+    return {**block, "default": {**first, **block.get(family(task), {})}}
+
+
+def refine_recovery(block: Refined, task: str, where: str, changes: Mapping[str, Any] | None = None) -> RecoveryOptions:
+    """Return the options of the distillation for the networks of a task, whose family may have keys of its own."""
+    block = block.get("recovery", {})
+    families = set(map(family, entry_names("ifap.tasks")))
+    common = {key: value for key, value in block.items() if key not in families}
+    own = block.get(family(task), {})
+    if not isinstance(own, dict):
+        raise ConfigError(f"{where}.{family(task)}: expected a mapping, got {type(own).__name__}")
+    options: RecoveryOptions = validated(RecoveryOptions, {**common, **own, **(changes or {})}, where)
+    return options
 
 
 def method_names() -> frozenset[str]:
@@ -694,6 +737,10 @@ def json_schema() -> str:
 
 
 def _check_parts(where: str, scale: ScaleParams, grid: TaskGrid) -> None:
+    _check_names(f"{where}.models_of", grid.models_of, "data set of the grid", grid.datasets)
+    for name, models in grid.models_of.items():
+        _check_names(f"{where}.models_of.{name}", models, "model of the grid", grid.models)
+    where = f"{where}.only"
     _check_names(where, grid.only, "method of the grid", grid.methods)
     for name, part in grid.only.items():
         _check_names(f"{where}.{name}.datasets", part.datasets or (), "data set of the grid", grid.datasets)
@@ -726,13 +773,15 @@ def _check_scale(scale: ScaleParams, where: str) -> None:
         _check_names(f"{where}.grid.{task}.datasets", grid.datasets, "data set with options", scale.datasets)
         _check_names(f"{where}.grid.{task}.models", grid.models, "model", entry_names("ifap.models"))
         _check_names(f"{where}.grid.{task}.methods", grid.methods, "method", {*method_names(), *scale.variants})
-        _check_parts(f"{where}.grid.{task}.only", scale, grid)
+        _check_parts(f"{where}.grid.{task}", scale, grid)
         for name in grid.methods:
             method = scale.variants[name].method if name in scale.variants else name
             _check_task(f"{where}.grid.{task}.methods", method, task)
             _check_like(f"{where}.variants.{name}.like", name, scale, grid)
     _check_steps(scale, where)
-    validated(RecoveryOptions, scale.prune.get("recovery", {}), f"{where}.prune.recovery")
+    for task in scale.grid:
+        refine_recovery(scale.prune, task, f"{where}.prune.recovery")
+    _check_names(f"{where}.evaluate.batch_sizes", scale.evaluate.batch_sizes, "task", set(map(family, scale.grid)))
     for name, variant in scale.variants.items():
         _check_variant(scale, variant, f"{where}.variants.{name}")
     known = {*method_names(), *scale.variants}
@@ -747,10 +796,11 @@ def _check_steps(scale: ScaleParams, where: str) -> None:
     models = {model for grid in scale.grid.values() for model in grid.models}
     for step in SECTIONS:
         block: Refined = getattr(scale, step)
-        allowed = {"default", "text", *models, *scale.datasets, *({"recovery"} if step == "prune" else ())}
+        families = {"text", *map(family, scale.grid)}
+        allowed = {"default", *families, *models, *scale.datasets, *({"recovery"} if step == "prune" else ())}
         _check_names(f"{where}.{step}", block, "model", allowed)
         for task, grid in scale.grid.items():
-            own = for_texts(step, block) if task in TEXT_TASKS else block
+            own = for_task(step, block, task)
             section = options_type(step, task)
             for model in sorted(grid.models):
                 refine(own, model, section, f"{where}.{step}.{model}")
@@ -762,7 +812,8 @@ def _check_variant(scale: ScaleParams, variant: Variant, where: str) -> None:
     _check_names(where, [variant.method], "method", method_names())
     refine_method(scale.methods, variant.method, variant.options, where)
     validated(PruneOptions, {**scale.prune.get("default", {}), **variant.prune}, f"{where}.prune")
-    validated(RecoveryOptions, {**scale.prune.get("recovery", {}), **variant.recovery}, f"{where}.recovery")
+    for task in scale.grid:
+        refine_recovery(scale.prune, task, f"{where}.recovery", variant.recovery)
 
 
 def _check_task(where: str, method: str, task: str) -> None:

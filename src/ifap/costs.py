@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ifap.tracing import (
     Inputs,
     call,
+    dense_outputs,
     evaluation_mode,
     is_trouble,
     meta_copy,
@@ -126,16 +127,18 @@ def probe(model: nn.Module, example_inputs: Inputs) -> Probe:
     """Run a copy of `model` once, without data where that is possible, and count."""
     counter = FlopCounterMode(display=False)
     try:
-        twin, inputs = skip_values(meta_copy(model)), to_device(example_inputs, torch.device("meta"))
-        with torch.no_grad(), meta_forward(), counter:
+        # The counter hooks what requires gradients, and a view of a parameter, such as queries, has nowhere to hook.
+        twin = skip_values(meta_copy(model)).requires_grad_(False)
+        inputs = to_device(example_inputs, torch.device("meta"))
+        with torch.no_grad(), dense_outputs(twin), meta_forward(), counter:
             outputs = call(twin, inputs)
     except (RuntimeError, NotImplementedError) as error:
         if is_trouble(error):
             raise
         # The forward looks at values, which data-free tensors do not have: run a real copy.
         counter = FlopCounterMode(display=False)
-        twin = copy.deepcopy(model)
-        with evaluation_mode(twin), torch.no_grad(), plain_attention(), counter:
+        twin = copy.deepcopy(model).requires_grad_(False)
+        with evaluation_mode(twin), torch.no_grad(), dense_outputs(twin), plain_attention(), counter:
             outputs = call(twin, example_inputs)
     return Probe(_own_macs(twin, counter), [tuple(tensor.shape) for tensor in task_tensors(outputs)])
 

@@ -8,8 +8,7 @@ parts of a batch add up, each weighted by its share of the samples.
 from __future__ import annotations
 
 import contextlib
-import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -115,8 +114,8 @@ class Engine:
             return
         for number, rows in enumerate(torch.arange(samples).tensor_split(count), 1):
             first, end = int(rows[0]), int(rows[-1]) + 1
-            cut = operator.itemgetter(slice(first, end))
-            yield map_tensors(inputs, cut), map_tensors(targets, cut), (end - first) / samples, number == count
+            cut = slice(first, end)
+            yield _part(inputs, cut), _part(targets, cut), (end - first) / samples, number == count
 
     def gathering(self, last: bool) -> contextlib.AbstractContextManager[Any]:
         """Hold the exchange of gradients between processes back until the last part of a batch."""
@@ -299,6 +298,18 @@ def explain_memory(batch_size: int, accumulate: int) -> Iterator[None]:
         raise TrainingError(
             f"out of memory with batch_size {batch_size} in parts of {batch_size // accumulate}: {more}lower batch_size"
         ) from error
+
+
+def _part(tree: Any, rows: slice) -> Any:
+    """Cut some samples out of a batch; a list of mappings has one item a sample, such as its boxes."""
+    if isinstance(tree, Tensor):
+        return tree[rows]
+    if isinstance(tree, Mapping):
+        return {name: _part(value, rows) for name, value in tree.items()}
+    if isinstance(tree, (list, tuple)):
+        each = bool(tree) and isinstance(tree[0], Mapping)
+        return tree[rows] if each else [_part(item, rows) for item in tree]
+    return tree
 
 
 def _channels_last(tensor: Tensor) -> Tensor:

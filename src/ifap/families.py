@@ -48,6 +48,14 @@ def sync(model: nn.Module) -> None:
         sync_fused(module)
 
 
+@register_sync("diffusers.models.downsampling.Downsample2D")
+@register_sync("diffusers.models.upsampling.Upsample2D")
+def _resampling(module: Any) -> None:
+    """Tell a layer that refuses inputs of another width than it knows the width that it has."""
+    if isinstance(module.conv, nn.Conv2d):
+        module.channels, module.out_channels = module.conv.in_channels, module.conv.out_channels
+
+
 @register_sync("torchvision.models.vision_transformer.VisionTransformer")
 def _torchvision_vit(model: Any) -> None:
     model.hidden_dim = model.conv_proj.out_channels

@@ -60,6 +60,7 @@ from ifap.layers import (
 from ifap.tracing import (
     Inputs,
     call,
+    dense_outputs,
     is_trouble,
     map_tensors,
     meta_copy,
@@ -370,7 +371,7 @@ def _torch_pruning_graph(
         # One more operation makes every output end in a node of its own, which pins what feeds it.
         return [tensor * 1 for tensor in task_tensors(outputs) if tensor.grad_fn is not None]
 
-    with warnings.catch_warnings(), torch.enable_grad(), _traceable(model):
+    with warnings.catch_warnings(), torch.enable_grad(), _traceable(model), dense_outputs(model):
         warnings.simplefilter("ignore")
         with meta_forward() if on_meta else torch.autograd.set_detect_anomaly(False):
             graph.build_dependency(

@@ -16,13 +16,11 @@ from typing import Any
 from ifap.claims.targets import published_reduction
 from ifap.config import (
     LIMITS,
-    TEXT_TASKS,
     MaskOptions,
     ModelOptions,
     Params,
     PruneOptions,
     RecoveryOptions,
-    Refined,
     ScaleParams,
     Section,
     TableParams,
@@ -30,14 +28,15 @@ from ifap.config import (
     TextOptions,
     TrainingOptions,
     Variant,
-    for_texts,
+    for_task,
     mask_options,
     options_type,
     refine,
     refine_method,
+    refine_recovery,
     validated,
 )
-from ifap.datasets.sources import why_absent
+from ifap.datasets.sources import PLACES, why_absent
 from ifap.errors import ConfigError, nearest
 from ifap.fairness import after_pruning, is_finetuned, masked_run
 from ifap.paths import SPLITS, Cell, manifest_file, split_file
@@ -217,6 +216,11 @@ class Grid:
         cells = {cell.model: self.model(cell) for cell in self.pruned() if cell.dataset == dataset}
         return {model: options for model, options in cells.items() if isinstance(options, TextOptions)}
 
+    def dense_tasks(self, dataset: str) -> list[str]:
+        """Return what a set of images with boxes or masks is prepared for; none for any other set."""
+        own = PLACES[dataset].tasks if dataset in PLACES else ()
+        return sorted({cell.task for cell in self.cells() if cell.dataset == dataset} & {*own})
+
     def variant(self, cell: Cell) -> Variant:
         """Return the method of a cell and what it changes; a registered method changes nothing."""
         return self.options.every_variant.get(cell.method, Variant(method=cell.method))
@@ -237,25 +241,26 @@ class Grid:
 
     def _refined(self, step: str, cell: Cell, section: type[Section], changes: Mapping[str, Any] | None = None) -> Any:
         """Return a block for a cell: the default, refined by its model, then its data set, then `changes`."""
-        block: Refined = getattr(self.options, step)
-        if cell.task in TEXT_TASKS:
-            block = for_texts(step, block)
+        block = for_task(step, getattr(self.options, step), cell.task)
         changes = {**block.get(cell.dataset, {}), **(changes or {})}
         return refine(block, cell.model, section, f"scales.{self.scale}.{step}.{cell.model}", changes)
 
     def recovery(self, cell: Cell) -> RecoveryOptions:
         """Return the options of the distillation after each iteration."""
-        return RecoveryOptions.model_validate({**self.options.prune["recovery"], **self.variant(cell).recovery})
+        where = f"scales.{self.scale}.prune.recovery"
+        return refine_recovery(self.options.prune, cell.task, where, self.variant(cell).recovery)
 
     def fetch_config(self, dataset: str) -> dict[str, Any]:
         """Return what the prepared data of `dataset` depend on."""
         readers = {model: options.model_dump() for model, options in self.readers(dataset).items()}
+        tasks = self.dense_tasks(dataset)
         return {
             "version": self.params.versions["fetch"],
             "dataset": dataset,
             **self.options.datasets[dataset].model_dump(),
             # Texts are prepared as the tokens of the networks that read them.
             **({"readers": readers} if readers else {}),
+            **({"tasks": tasks} if tasks else {}),
         }
 
     def config(self, cell: Cell, step: str) -> dict[str, Any]:

@@ -35,6 +35,7 @@ from ifap.layers import cut, refresh, replace_tensor, sides
 from ifap.tracing import (
     Inputs,
     call,
+    dense_outputs,
     device_of,
     evaluation_mode,
     is_trouble,
@@ -630,7 +631,7 @@ def _check_masked(weights: Mapping[str, Tensor], masks: Mapping[str, Tensor]) ->
 def _fingerprint(model: nn.Module, spec: Any) -> list[float]:
     """Return some outputs of the network, in evaluation mode, on inputs that follow from `spec` alone."""
     inputs = to_device(make_inputs(spec), device_of(model))
-    with evaluation_mode(model), torch.no_grad():
+    with evaluation_mode(model), torch.no_grad(), dense_outputs(model):
         output = next((t for t in task_tensors(call(model, inputs)) if t.is_floating_point()), None)
     if output is None or output.numel() == 0:
         raise PlanError("the network returns no floating-point tensor")

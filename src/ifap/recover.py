@@ -12,6 +12,7 @@ import copy
 import logging
 import math
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 
 from ifap.config import Precision, RecoveryOptions
 from ifap.engine import Engine, explain_memory, open_engine
-from ifap.errors import TrainingError
+from ifap.errors import ConfigError, TrainingError
 from ifap.layers import is_activation
 from ifap.runtime import derive_seed, seeded
 from ifap.splits import Split, refuse_test
@@ -31,6 +32,7 @@ from ifap.tracing import call, device_of, evaluation_mode, to_device
 log = logging.getLogger(__name__)
 
 Loss = Callable[[Any, Any], Tensor]
+Losing = Callable[[nn.Module], AbstractContextManager[None]]
 Event = tuple[str, int]
 """One call of one module: its name and which call of it this is."""
 
@@ -40,6 +42,11 @@ _WEIGHTED = (nn.Linear, nn.modules.conv._ConvNd)
 def cross_entropy(outputs: Any, targets: Tensor) -> Tensor:
     """Return the cross-entropy of class scores; also finds ``.logits`` in a structured output."""
     return F.cross_entropy(logits(outputs), targets)
+
+
+def as_is(model: nn.Module) -> AbstractContextManager[None]:
+    """Return a context that changes nothing: an evaluated network returns what the loss needs."""
+    return contextlib.nullcontext()
 
 
 class Distillation:
@@ -81,6 +88,8 @@ class Distillation:
         Channels last in memory.
     compile : bool, optional
         Compile both networks with `torch.compile`, anew in every call: worth it for long ones only.
+    losing : callable, optional
+        ``losing(model)`` is a context in which an evaluated network returns what `loss` needs.
 
     Raises
     ------
@@ -111,6 +120,7 @@ class Distillation:
         accumulate: int = 1,
         channels_last: bool = False,
         compile: bool = False,  # noqa: A002 (the name of the option)
+        losing: Losing = as_is,
     ) -> None:
         for data, purpose in ((train, "distilling"), (validation, "stopping the distillation")):
             refuse_test(data, purpose)
@@ -122,7 +132,7 @@ class Distillation:
         self.epochs, self.batch_size, self.patience = epochs, batch_size, patience
         self.lr, self.weight_decay = lr, weight_decay
         self.feature_weight, self.logit_weight, self.temperature = feature_weight, logit_weight, temperature
-        self.loss, self.augment, self.seed = loss, augment, seed
+        self.loss, self.augment, self.seed, self.losing = loss, augment, seed, losing
         self.precision, self.accumulate = precision, accumulate
         self.channels_last, self.compile = channels_last, compile
 
@@ -151,10 +161,27 @@ class Distillation:
             Used if the options ask for augmentation.
         seed : int, optional
             See the class.
+
+        Raises
+        ------
+        ConfigError
+            If a teacher is to be copied in a task where it cannot be.
         """
+        for name in ("feature_weight", "logit_weight"):
+            if getattr(options, name) and not task.teaches:
+                raise ConfigError(
+                    f"prune.recovery.{name}: a network that makes images sees noise of its own in training, and its "
+                    "teacher other noise: nothing of them can be compared; set it to 0"
+                )
         values = options.model_dump(exclude={"teacher", "augment"})
         return cls(
-            train, validation, loss=task.loss, augment=augment if options.augment else False, seed=seed, **values
+            train,
+            validation,
+            loss=task.loss,
+            augment=augment if options.augment else False,
+            seed=seed,
+            losing=task.losing,
+            **values,
         )
 
     def __call__(self, model: nn.Module, teacher: nn.Module, step: int) -> None:
@@ -283,7 +310,7 @@ class Distillation:
 
     def _validation_loss(self, model: nn.Module) -> float:
         total, count, where = 0.0, 0, device_of(model)
-        with torch.no_grad():
+        with torch.no_grad(), self.losing(model):
             for inputs, targets in batches(self.validation, self.batch_size):
                 value = self.loss(call(model, to_device(inputs, where)), to_device(targets, where))
                 total += value.item() * len(targets)
@@ -301,14 +328,14 @@ def validator(data: Split | Batches, task: Task, batch_size: int = 256) -> Calla
     data : Split or iterable of (inputs, targets)
         What to measure on; the test split is refused.
     task : Task
-        Gives the metric; higher is better.
+        Gives the metric; higher is better here, so one that should be low is negated.
     batch_size : int, optional
         Samples a batch of a `Split`.
     """
     refuse_test(data, "validating during pruning")
 
     def validate(model: nn.Module) -> float:
-        return task.evaluate(model, data, batch_size)[task.primary]
+        return task.sign * task.evaluate(model, data, batch_size)[task.primary]
 
     return validate
 

@@ -42,6 +42,26 @@ class Samples(Protocol):
         ...
 
 
+class Targets(Protocol):
+    """Targets that are made when they are asked for: masks of files, or a list of boxes of each image."""
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        ...
+
+    def __getitem__(self, rows: Tensor) -> Any:
+        """Return the targets of some samples: a tensor, or a list with one item a sample."""
+        ...
+
+
+class Pairs(Samples, Protocol):
+    """Samples whose targets change with them: where an image is mirrored, so are its boxes."""
+
+    def pairs(self, rows: Tensor, seed: int | None) -> tuple[Any, Any]:
+        """Return inputs and targets of some samples, both changed at random if there is a `seed`."""
+        ...
+
+
 class Named:
     """Inputs of several named tensors, such as the tokens of texts and which of them count.
 
@@ -94,8 +114,8 @@ class Split:
     role : {'train', 'validation', 'test'}
         What the samples may be used for.
     inputs : Tensor, shape (samples, ...), or Samples
-        Network inputs, held in memory or made on demand.
-    targets : Tensor, shape (samples, ...)
+        Network inputs, held in memory or made on demand. `Pairs` give their targets themselves.
+    targets : Tensor, shape (samples, ...), or Targets
         What the task compares outputs with.
     texts : object, optional
         What a task needs beyond targets to measure a network, such as the texts that answers are
@@ -104,7 +124,7 @@ class Split:
 
     role: Role
     inputs: Tensor | Samples
-    targets: Tensor
+    targets: Tensor | Targets
     texts: Any = None
 
     def __post_init__(self) -> None:
@@ -114,7 +134,7 @@ class Split:
     def __len__(self) -> int:
         return len(self.inputs)
 
-    def read(self, rows: Tensor, seed: int | None = None) -> tuple[Inputs, Tensor]:
+    def read(self, rows: Tensor, seed: int | None = None) -> tuple[Any, Any]:
         """Return inputs and targets of some samples.
 
         Parameters
@@ -124,6 +144,10 @@ class Split:
         seed : int, optional
             Source of the split's own augmentation; a split held in memory has none.
         """
+        pairs = getattr(self.inputs, "pairs", None)
+        if pairs is not None:
+            both: tuple[Any, Any] = pairs(rows, seed)
+            return both
         augments = seed is not None and not isinstance(self.inputs, Tensor)
         inputs = self.inputs.augmented(rows, seed) if augments else self.inputs[rows]  # type: ignore[union-attr, arg-type]
         return inputs, self.targets[rows]
@@ -138,12 +162,12 @@ class Split:
 class CalibrationBatches:
     """Batches of network inputs, without targets, that remember the role of their split."""
 
-    def __init__(self, inputs: Inputs, batch_size: int, role: Role, targets: Tensor | None = None) -> None:
+    def __init__(self, inputs: Inputs, batch_size: int, role: Role, targets: Any = None) -> None:
         first = inputs if isinstance(inputs, Tensor) else next(iter(inputs.values()), torch.empty(0))
         if len(first) == 0:
             raise ScoreError("calibration data are empty: give at least one sample")
         self._chunks = _chunks(inputs, batch_size)
-        self._targets = None if targets is None else targets.split(batch_size)
+        self._targets = None if targets is None else _cut(targets, batch_size)
         self.role = role
 
     @property
@@ -163,11 +187,11 @@ class CalibrationBatches:
 class LabelledBatches:
     """Batches of (inputs, targets) that remember the role of their split."""
 
-    def __init__(self, pairs: list[tuple[Inputs, Tensor]], role: Role) -> None:
+    def __init__(self, pairs: list[tuple[Inputs, Any]], role: Role) -> None:
         self._pairs = pairs
         self.role = role
 
-    def __iter__(self) -> Iterator[tuple[Inputs, Tensor]]:
+    def __iter__(self) -> Iterator[tuple[Inputs, Any]]:
         return iter(self._pairs)
 
     def __len__(self) -> int:
@@ -179,6 +203,12 @@ def _chunks(inputs: Inputs, batch_size: int) -> Sequence[Inputs]:
         return inputs.split(batch_size)
     parts = {name: tensor.split(batch_size) for name, tensor in inputs.items()}
     return [dict(zip(parts, values, strict=True)) for values in zip(*parts.values(), strict=True)]
+
+
+def _cut(targets: Any, batch_size: int) -> Sequence[Any]:
+    if isinstance(targets, Tensor):
+        return targets.split(batch_size)
+    return [targets[first : first + batch_size] for first in range(0, len(targets), batch_size)]
 
 
 def refuse_test(data: object, purpose: str) -> None:

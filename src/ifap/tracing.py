@@ -151,6 +151,24 @@ def private_copy(model: nn.Module) -> nn.Module:
 
 
 @contextmanager
+def dense_outputs(model: nn.Module) -> Iterator[None]:
+    """Let networks with an attribute ``is_dense``, such as detectors, return outputs of a fixed shape inside the block.
+
+    How many boxes a detector returns depends on what it sees, and choosing them cannot be traced:
+    what they are chosen from is traced, counted and compared instead.
+    """
+    found: list[Any] = [module for module in model.modules() if hasattr(module, "is_dense")]
+    before = [(module, module.is_dense) for module in found]
+    for module, _ in before:
+        module.is_dense = True
+    try:
+        yield
+    finally:
+        for module, was_dense in before:
+            module.is_dense = was_dense
+
+
+@contextmanager
 def plain_attention() -> Iterator[None]:
     """Compute attention by plain products: fused kernels are opaque to a counter of operations."""
     fastpath = torch.backends.mha.get_fastpath_enabled()
@@ -194,3 +212,17 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in training:
             module.training = mode
+
+
+@contextmanager
+def training_outputs(model: nn.Module) -> Iterator[None]:
+    """Let a network return what it returns in training, such as its losses, without learning from what it sees.
+
+    Norms keep their statistics, nothing is dropped out, and every module is put back to its mode.
+    """
+    with evaluation_mode(model):
+        model.train()
+        for module in model.modules():
+            if is_norm(module) or isinstance(module, nn.modules.dropout._DropoutNd):
+                module.eval()
+        yield

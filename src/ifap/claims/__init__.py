@@ -9,3 +9,5 @@ STRUCTURE_VERSION = 1
 """Raise it when the way of counting full-size networks changes: all of them are then counted again."""
 TEXT_STRUCTURE_VERSION = 1
 """The same for the language models of Table V."""
+DENSE_STRUCTURE_VERSION = 1
+"""The same for the detectors, segmenters and generators of Table III."""

@@ -14,6 +14,7 @@ from typing import Any
 
 import pandas as pd
 
+from ifap.claims.names import best
 from ifap.claims.records import as_csv
 from ifap.claims.statistics import LEVEL, Difference, compare_runs, moments
 from ifap.claims.tables import (
@@ -37,7 +38,7 @@ from ifap.claims.tables import (
     scale_notes,
     spread,
 )
-from ifap.config import TableParams
+from ifap.config import DENSE_TASKS, TableParams
 from ifap.grid import Grid
 from ifap.paths import Cell
 
@@ -173,7 +174,12 @@ def table_1(name: str, options: TableParams, grid: Grid, runs: pd.DataFrame, mis
     Table
         The table, with the further columns as its `detail`.
     """
-    entries = [entry for entry in compared(grid, runs) if options.task in (None, entry.cell.task)]
+    runs = runs[~runs["task"].isin(DENSE_TASKS)]  # which Table III has
+    entries = [
+        entry
+        for entry in compared(grid, runs)
+        if options.task in (None, entry.cell.task) and entry.cell.task not in DENSE_TASKS
+    ]
     goals = {entry.cell: _goal(grid, entry.cell) for entry in entries}
     number = options.title.partition(".")[0]
     title = f"{number}, further columns: what was removed, what it cost, and differences over seeds"
@@ -226,10 +232,10 @@ def _accuracy_rows(
         height = 1 + len(of_method)
         yield Row((Item(model, rows=height), Item(NO_VALUE), Item("Baseline"), *_accuracies(base, datasets, {})), True)
         for targets, methods in blocks.items():
-            best = {dataset: _best(methods, dataset) for dataset in datasets}
+            top = {dataset: _best(methods, dataset) for dataset in datasets}
             for index, own in enumerate(methods):
                 shown = Item(_goal_text(targets), rows=0 if index else len(methods))
-                yield Row((Item(model, rows=0), shown, _method(own.values()), *_accuracies(own, datasets, best)))
+                yield Row((Item(model, rows=0), shown, _method(own.values()), *_accuracies(own, datasets, top)))
 
 
 def _by_target(
@@ -244,8 +250,8 @@ def _by_target(
 
 
 def _best(methods: Sequence[Mapping[str, Compared]], dataset: str) -> float:
-    shown = [_printed(own[dataset]) for own in methods if dataset in own]
-    return max((value for value in shown if not math.isnan(value)), default=math.nan)
+    own = [entries[dataset] for entries in methods if dataset in entries and len(entries[dataset].frame)]
+    return best(str(own[0].frame["metric"].iloc[0]), map(_printed, own)) if own else math.nan
 
 
 def _printed(entry: Compared) -> float:

@@ -26,6 +26,7 @@ from matplotlib.ticker import MaxNLocator
 
 from ifap import paths
 from ifap.claims import FIGURES
+from ifap.claims.names import METRICS
 from ifap.claims.published import STEPS, load_claims
 from ifap.claims.records import MOST_BYTES
 from ifap.claims.tables import PREFIXES, choose_unit, fixed, label, table_cell, table_options
@@ -624,7 +625,8 @@ def _experiments(name: str, grid: Grid, runs: pd.DataFrame) -> Picture:
     wanted = {cell[:4] for cell in grid.pruned()}
     figure = Figure(figsize=(1.25 * len(methods) + 2.4, 0.62 * len(networks) + 1.5), layout="constrained")
     axes = figure.add_subplot()
-    known = runs["metric_delta"].dropna().abs()
+    # Distances have no points and no end: the colours are those of the scores.
+    known = runs.loc[~runs["metric"].map(_less_is_better).astype(bool), "metric_delta"].dropna().abs()
     reach = max(1.0, float(known.max()) if len(known) else 1.0)
     words = []
     for row, network in enumerate(networks):
@@ -657,14 +659,21 @@ def _experiment(axes: Axes, x: int, y: int, frame: pd.DataFrame, reach: float, m
         axes.text(x, y, "not attempted", ha="center", va="center", fontsize=8, backgroundcolor="white")
         return f"{where} not attempted."
     delta, macs = float(frame["metric_delta"].mean()), float(frame["macs_reduction"].mean())
-    colour = mpl.colormaps["PuOr"]((delta / reach + 1) / 2)
+    less = _less_is_better(frame["metric"].iloc[0])
+    better = min(1.0, max(-1.0, (-delta if less else delta) / reach))
+    colour = mpl.colormaps["PuOr"]((better + 1) / 2)
     dark = sum(weight * part for weight, part in zip((0.3, 0.59, 0.11), colour, strict=False)) < 0.5
     axes.add_patch(Rectangle(**box, facecolor=colour, edgecolor="#777777", linewidth=0.6))
     several = f" (n={len(frame)})" if len(frame) > 1 else ""
     sign = "+" if delta > 0 else ""
-    text = f"{fixed(macs, 1)} % MACs\n{sign}{fixed(delta, 2)} points{several}"
+    unit = "less is better" if less else "points"
+    text = f"{fixed(macs, 1)} % MACs\n{sign}{fixed(delta, 2)} {unit}{several}"
     axes.text(x, y, text, ha="center", va="center", fontsize=8, color="white" if dark else "black")
-    return f"{where} {fixed(macs, 1)} % MACs, {sign}{fixed(delta, 2)} points."
+    return f"{where} {fixed(macs, 1)} % MACs, {sign}{fixed(delta, 2)} {unit}."
+
+
+def _less_is_better(metric: object) -> bool:
+    return isinstance(metric, str) and METRICS[metric].less_is_better
 
 
 # --- Shared --------------------------------------------------------------------------------------

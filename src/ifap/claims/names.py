@@ -5,6 +5,8 @@ The one table that joins published cells with runs; a name stands here before it
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
 from ifap.datasets.sources import PLACES
@@ -29,12 +31,13 @@ def _known(name: str) -> Data:
 
 
 class Metric(NamedTuple):
-    """A metric: its unit in records, its lowest and highest value, and its name in print."""
+    """A metric: its unit in records, its lowest and highest value, its name in print, and which end is good."""
 
     unit: str
     low: float
     high: float
     title: str
+    less_is_better: bool = False
 
 
 _ANY = float("inf")
@@ -47,27 +50,39 @@ METRICS = {
     "mcc": Metric("x100", -100, 100, "Matthews' correlation (x100)"),
     "pearson": Metric("x100", -100, 100, "Pearson's correlation (x100)"),
     "spearman": Metric("x100", -100, 100, "Spearman's correlation (x100)"),
-    "ece": Metric("%", 0, 100, "expected calibration error (%)"),
-    "loss": Metric("nats", -_ANY, _ANY, "loss"),
+    "map": Metric("%", 0, 100, "mAP over overlaps from 0.5 to 0.95 (%)"),
+    "map50": Metric("%", 0, 100, "mAP at an overlap of 0.5 (%)"),
+    "map75": Metric("%", 0, 100, "mAP at an overlap of 0.75 (%)"),
+    "miou": Metric("%", 0, 100, "mean IoU (%)"),
+    "pixel_accuracy": Metric("%", 0, 100, "pixel accuracy (%)"),
+    "fid_inception": Metric("1", 0, _ANY, "FID", less_is_better=True),
+    "fid_random": Metric("1", 0, _ANY, "Fréchet distance of the features of a random network", less_is_better=True),
+    "ece": Metric("%", 0, 100, "expected calibration error (%)", less_is_better=True),
+    "loss": Metric("nats", -_ANY, _ANY, "loss", less_is_better=True),
 }
 """What tasks measure; the loss of scores is a squared distance, and called nats like the others."""
 PRINTED_METRICS = {
     "%": {"top1", "accuracy"},
     "Accuracy": {"top1", "accuracy"},
     "F1": {"f1"},
+    "FID": {"fid_inception", "fid_random"},
     "MCC": {"mcc"},
+    "mAP": {"map", "map50"},
+    "mIoU": {"miou"},
     "Pearson": {"pearson"},
 }
 """The metrics behind a unit that the paper prints."""
+APART = {"fid_random": "by the features of a random network and not of Inception-v3, so that it is no FID"}
+"""Metrics that stand beside a printed one and cannot be compared with it, and why."""
 
 DATASETS = {
-    "ADE20K": Data("ade20k", "ADEChallengeData2016 (images/ and annotations/)"),
+    "ADE20K": _known("ade20k"),
     "CIFAR-10": _known("cifar10"),
     "CIFAR-100": _known("cifar100"),
-    "COCO 2017": Data("coco2017", "COCO 2017 (train2017/, val2017/ and annotations/)"),
-    "COCO-Stuff": Data("coco_stuff", "COCO-Stuff (train2017/, val2017/ and stuffthingmaps/)"),
+    "COCO 2017": _known("coco2017"),
+    "COCO-Stuff": _known("coco_stuff"),
     "Cifar-10": _known("cifar10"),
-    "Cityscapes": Data("cityscapes", "Cityscapes (leftImg8bit/ and gtFine/; needs an account)"),
+    "Cityscapes": _known("cityscapes"),
     "CoLA": _known("cola"),
     "FER2013": _known("fer2013"),
     "Fashion MNIST": _known("fashion_mnist"),
@@ -75,10 +90,10 @@ DATASETS = {
     "ImageNet": _known("imagenet"),
     "MNLI-m": _known("mnli"),
     "MRPC": _known("mrpc"),
-    "Objects365": Data("objects365", "Objects365 (images/ and annotations/; needs an account)"),
-    "Open Images": Data("open_images", "Open Images (images/ and the box CSV files)"),
+    "Objects365": _known("objects365"),
+    "Open Images": _known("open_images"),
     "Oxford-IIIT Pet": _known("oxford_pet"),
-    "Pascal VOC": Data("pascal_voc", "Pascal VOC (VOCdevkit/)"),
+    "Pascal VOC": _known("pascal_voc"),
     "QNLI": _known("qnli"),
     "QQP": _known("qqp"),
     "RTE": _known("rte"),
@@ -116,6 +131,8 @@ MODELS = {
     "ViT-Base/16": "vit_b_16",
     "YOLOv4 (ShuffleNetV2)": "yolov4_shufflenet_v2",
 }
+STAND_INS = {"stable_diffusion_half": "stable_diffusion_v1_5"}
+"""Smaller networks that are run in the place of published ones, where those ask too much of a machine."""
 METHODS = {
     "Baseline": "baseline",
     "GraNet": "granet",
@@ -126,6 +143,19 @@ METHODS = {
     "RFP": "rfp",
     "RigL": "rigl",
 }
+
+
+def published_model(model: str) -> str:
+    """Return the network of the paper that a network stands for: itself, if it is no smaller one."""
+    return STAND_INS.get(model, model)
+
+
+def best(metric: str, values: Iterable[float]) -> float:
+    """Return the best of some values of a metric; not a number if there is none."""
+    known = [value for value in values if not math.isnan(value)]
+    if not known:
+        return math.nan
+    return min(known) if METRICS[metric].less_is_better else max(known)
 
 
 class Kind(NamedTuple):

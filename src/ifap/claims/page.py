@@ -97,7 +97,7 @@ class Verdicts:
     @property
     def counted(self) -> tuple[Measured, ...]:
         """Claims about costs that were counted on full-size networks, not taken from a run."""
-        files = (paths.structure_csv(), paths.text_structure_csv())
+        files = paths.structure_files()
         return tuple(claim for claim in self.claims if any(f"{file}#" in claim.href for file in files))
 
     @property
@@ -238,6 +238,7 @@ def render_page(
         claims_file=_to(paths.scale_dir(grid.scale) / "claims.csv", grid.scale),
         structure=paths.structure_csv(),
         text_structure=paths.text_structure_csv(),
+        dense_structure=paths.dense_structure_csv(),
         audit=None if evidence.findings is None else _kinds(evidence.findings),
         audit_file=_to(paths.audit_file("md"), grid.scale),
         table_costs=table_costs(grid, runs),

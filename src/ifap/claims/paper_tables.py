@@ -36,6 +36,16 @@ TEXT_NOTE = (
     "one was pruned without training to the printed number of parameters, which it has by construction: it says that "
     "the number can be reached, and nothing about accuracy. See"
 )
+DENSE_NOTE = (
+    "Counted on the network itself at a usual size of images, which the paper does not say, without weights; pruned "
+    "without training to the printed reduction, which it has by construction: it says that the reduction can be "
+    "reached, and nothing about accuracy. The sizes, and those that come nearest to the printed costs, are in"
+)
+COUNTED_NOTES = {
+    paths.structure_csv().as_posix(): COUNTED_NOTE,
+    paths.text_structure_csv().as_posix(): TEXT_NOTE,
+    paths.dense_structure_csv().as_posix(): DENSE_NOTE,
+}
 
 Key = tuple[str, str, str, int | None]
 
@@ -48,7 +58,7 @@ class Footnotes:
     taken: int
     reasons: dict[str, str] = field(default_factory=dict)
     findings: dict[str, None] = field(default_factory=dict)
-    counted: str = ""  # the file of counts
+    counted: dict[str, None] = field(default_factory=dict)  # the files of counts
 
     def mark(self, claims: Iterable[Judged]) -> str:
         """Return the letters of why these claims were not measured."""
@@ -64,7 +74,7 @@ class Footnotes:
             self.findings[finding] = None
             href, mark = link(f"{paths.audit_file('md')}#{finding}", self.scale), DAGGER
         if is_counted(claim):
-            self.counted, why = claim.metrics.partition("#")[0], DOUBLE_DAGGER
+            self.counted[claim.metrics.partition("#")[0]], why = None, DOUBLE_DAGGER
         measured, origin = _measured(claim, self.scale)
         text = claim.value.replace("-", MINUS)
         return Item(text, href, best, mark=mark, measured=measured, origin=origin, why=why)
@@ -75,9 +85,7 @@ class Footnotes:
             Note(f"{NO_VALUE} not attempted at scale {self.scale}: {why}.", letters)
             for why, letters in self.reasons.items()
         ]
-        if self.counted:
-            about = TEXT_NOTE if self.counted == paths.text_structure_csv().as_posix() else COUNTED_NOTE
-            notes.append(Note(f"{about} {self.counted}.", DOUBLE_DAGGER))
+        notes += [Note(f"{COUNTED_NOTES[file]} {file}.", DOUBLE_DAGGER) for file in self.counted]
         if self.findings:
             audit = paths.audit_file("md")
             named = ", ".join(self.findings)

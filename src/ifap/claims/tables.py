@@ -25,7 +25,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from markupsafe import Markup, escape
 
 from ifap import paths
-from ifap.claims.names import METRICS
+from ifap.claims.names import METRICS, best
 from ifap.claims.records import NO_RECORD
 from ifap.config import ModelOptions, TableParams, TextOptions
 from ifap.errors import ConfigError, ResultsError, nearest
@@ -219,11 +219,13 @@ def build_table(
     from ifap.claims.language import has_language_cells
     from ifap.claims.paper_tables import published_table
     from ifap.claims.verdicts import load_judged
+    from ifap.claims.vision import has_dense_cells
 
     options = table_options(name, grid)
     claims = load_judged(grid.scale) if claims is None else claims
     number = int(name.removeprefix("table-"))
-    if name not in BUILDERS or (name == "table-5" and not has_language_cells(grid)):
+    has_cells = {"table-3": has_dense_cells, "table-5": has_language_cells}
+    if name not in BUILDERS or (name in has_cells and not has_cells[name](grid)):
         return published_table(number, name, options.title, claims, grid.scale)
     own = BUILDERS[name](name, options, grid, runs, trace, missing or {})
     title = f"{options.title.partition('.')[0]} as published, with verdicts"
@@ -473,6 +475,22 @@ def _table_1(
     return table_1(name, options, grid, runs, missing)
 
 
+# --- Table III -----------------------------------------------------------------------------------
+
+
+def _table_3(
+    name: str,
+    options: TableParams,
+    grid: Grid,
+    runs: pd.DataFrame,
+    trace: pd.DataFrame,
+    missing: Mapping[Cell, str],
+) -> Table:
+    from ifap.claims.vision import table_3
+
+    return table_3(name, options, grid, runs, missing)
+
+
 # --- Table V -------------------------------------------------------------------------------------
 
 
@@ -504,8 +522,27 @@ def _table_2(
     if options.dataset:
         runs = runs[runs["dataset"] == options.dataset]
     cells = [cell for cell in grid.pruned() if cell.task == options.task and options.dataset in (None, cell.dataset)]
+    macs, params = units(runs)
+    rows = network_rows(cells, runs, macs, params, missing, grid)
+    columns = network_columns(macs, params, "Top-1, test (%)")
+    return Table(name, options.title, columns, tuple(rows), _table_2_notes(grid, cells, runs))
+
+
+def units(runs: pd.DataFrame) -> tuple[Unit, Unit]:
+    """Return the units of MACs and of parameters that fit all networks of a table, pruned or not."""
     macs = choose_unit([*runs["macs"], *runs["macs_base"].dropna()])
-    params = choose_unit([*runs["params"], *runs["params_base"].dropna()])
+    return macs, choose_unit([*runs["params"], *runs["params_base"].dropna()])
+
+
+def network_rows(
+    cells: Sequence[Cell],
+    runs: pd.DataFrame,
+    macs: Unit,
+    params: Unit,
+    missing: Mapping[Cell, str],
+    grid: Grid,
+) -> list[Row]:
+    """Lay out the cells of one task: data sets, their networks, and the methods of each."""
     blocks: dict[tuple[str, str], list[str]] = {}
     for cell in cells:
         methods = blocks.setdefault((cell.dataset, cell.model), [])
@@ -517,23 +554,23 @@ def _table_2(
         new = not rows or rows[-1].items[0].text != dataset_label(dataset, grid)
         height = sum(len(names) for (other, _), names in blocks.items() if other == dataset)
         rows += _block(wanted, methods, runs, macs, params, missing, grid=grid, dataset_rows=height if new else 0)
-    return Table(name, options.title, _table_2_columns(macs, params), tuple(rows), _table_2_notes(grid, cells, runs))
+    return rows
 
 
-def _table_2_columns(macs: Unit, params: Unit) -> tuple[Column, ...]:
+def network_columns(macs: Unit, params: Unit, score: str) -> tuple[Column, ...]:
+    """Return the columns of `network_rows`; those of scores are headed `score`."""
     change = "\N{GREEK CAPITAL LETTER DELTA} %"
     counts = f"{macs.prefix}MACs"
     weights = f"Params ({params.prefix})" if params.prefix else "Params"
-    accuracy = "Top-1, test (%)"
     return (
         Column("Data set", align="left"),
         Column("Architecture", align="left"),
         Column("Method", align="left"),
         *(Column(text, counts, "a") for text in ("Base", "Pruned", change)),
         *(Column(text, weights) for text in ("Base", "Pruned", change)),
-        Column("Base", accuracy, "b"),
-        Column("Pruned", accuracy, "b"),
-        Column("\N{GREEK CAPITAL LETTER DELTA} points", accuracy, "c"),
+        Column("Base", score, "b"),
+        Column("Pruned", score, "b"),
+        Column("\N{GREEK CAPITAL LETTER DELTA} points", score, "c"),
         Column("Seeds", mark="d"),
     )
 
@@ -553,7 +590,8 @@ def _block(
     dataset, model = cells[0].dataset, cells[0].model
     here = runs[(runs["dataset"] == dataset) & (runs["model"] == model)]
     of_method = {method: here[here["method"] == method] for method in methods}
-    best = max((_printed(frame) for frame in of_method.values() if len(frame)), default=math.nan)
+    shown = [_printed(frame) for frame in of_method.values() if len(frame)]
+    top = best(str(here["metric"].iloc[0]), shown) if len(here) else math.nan
     rows = []
     for index, method in enumerate(methods):
         names = (
@@ -563,7 +601,7 @@ def _block(
         )
         wanted = [cell for cell in cells if cell.method == method]
         frame = of_method[method]
-        values = _method_items(frame, len(wanted), macs, params, best) if len(frame) else not_attempted(wanted, missing)
+        values = _method_items(frame, len(wanted), macs, params, top) if len(frame) else not_attempted(wanted, missing)
         rows.append(Row((*names, *values), starts_group=index == 0))
     return rows
 
@@ -573,7 +611,7 @@ def _printed(frame: pd.DataFrame) -> float:
     return round(float(frame["test_metric"].mean()), 2)
 
 
-def _method_items(frame: pd.DataFrame, seeds: int, macs: Unit, params: Unit, best: float) -> tuple[Item, ...]:
+def _method_items(frame: pd.DataFrame, seeds: int, macs: Unit, params: Unit, top: float) -> tuple[Item, ...]:
     scale = str(frame["scale"].iloc[0])
     own = [str(path) for path in frame["metrics"]]
     base = [re.sub(r"/[^/]+/(seed\d+/[^/]+)$", r"/baseline/\1", path) for path in own]
@@ -601,7 +639,7 @@ def _method_items(frame: pd.DataFrame, seeds: int, macs: Unit, params: Unit, bes
         item("params", params.text, own_link),
         item("params_reduction", percent, own_link),
         accuracy("baseline_metric", base_link),
-        accuracy("test_metric", own_link, bold=_printed(frame) == best),
+        accuracy("test_metric", own_link, bold=_printed(frame) == top),
         accuracy("metric_delta", own_link),
         Item(str(len(frame)) if len(frame) == seeds else f"{len(frame)} of {seeds}"),
     )
@@ -796,6 +834,7 @@ Builder = Callable[[str, TableParams, Grid, pd.DataFrame, pd.DataFrame, Mapping[
 BUILDERS: dict[str, Builder] = {
     "table-1": _table_1,
     "table-2": _table_2,
+    "table-3": _table_3,
     "table-4": _table_4,
     "table-5": _table_5,
 }

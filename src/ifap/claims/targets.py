@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
-from ifap.claims.names import DATASETS, MODELS
+from ifap.claims.names import DATASETS, MODELS, published_model
 from ifap.errors import ConfigError
 from ifap.paths import Cell, published_claims
 
@@ -20,12 +20,20 @@ def published_reduction(cell: Cell, kind: Literal["macs", "params"]) -> float:
     ConfigError
         If it prints none.
     """
-    found = _reductions(published_claims()).get((cell.dataset, cell.model, kind))
+    found = _reductions(published_claims()).get((cell.dataset, published_model(cell.model), kind))
     if found is None:
         raise ConfigError(
             f"the paper prints no reduction of {kind} for {cell.model} on {cell.dataset}: set target.{kind}"
         )
     return found
+
+
+@cache
+def published_networks(table: int) -> frozenset[tuple[str, str]]:
+    """Return the data sets and models of one of the paper's tables, by the names that they have here."""
+    with published_claims().open(encoding="utf-8", newline="") as stream:
+        rows = [row for row in csv.DictReader(stream) if int(row["table"]) == table]
+    return frozenset((DATASETS[row["dataset"]].name, MODELS[row["model"]]) for row in rows)
 
 
 @cache

@@ -20,7 +20,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ifap import paths
 from ifap.claims.audit import Finding, delta_conventions, run_audit
-from ifap.claims.names import DATASETS, METHODS, MODELS, PRINTED_METRICS
+from ifap.claims.dense_structure import DenseStructure, about_dense, counted_dense
+from ifap.claims.names import APART, DATASETS, METHODS, MODELS, PRINTED_METRICS, published_model
 from ifap.claims.published import COLUMNS, COUNTS, load_claims
 from ifap.claims.records import (
     NO_RECORD,
@@ -96,6 +97,8 @@ class Source:
         The networks counted at full size, by data set and model; see `ifap.claims.structure`.
     text : mapping of (str, str) to (int, TextStructure)
         The same of language models; see `ifap.claims.text_structure`.
+    dense : mapping of (str, str) to (int, DenseStructure)
+        The same of detectors, segmenters and generators; see `ifap.claims.dense_structure`.
     """
 
     grid: Grid
@@ -105,6 +108,7 @@ class Source:
     missing: Mapping[Cell, str]
     structure: Mapping[Key, tuple[int, Structure]] = field(default_factory=dict)
     text: Mapping[Key, tuple[int, TextStructure]] = field(default_factory=dict)
+    dense: Mapping[Key, tuple[int, DenseStructure]] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -112,6 +116,7 @@ class Source:
         collected: Collected,
         structure: Mapping[Key, tuple[int, Structure]],
         text: Mapping[Key, tuple[int, TextStructure]] | None = None,
+        dense: Mapping[Key, tuple[int, DenseStructure]] | None = None,
     ) -> Source:
         """Take what was collected, as the tables will read it, and the networks counted at full size."""
         runs, trace = (pd.read_csv(io.StringIO(text)) for text in (runs_table(collected), trace_table(collected)))
@@ -119,19 +124,21 @@ class Source:
             paths.metrics_file(collected.grid.scale, cell).as_posix(): record.provenance.commit or ""
             for cell, record in collected.records.items()
         }
-        return cls(collected.grid, runs, trace, commits, collected.missing, structure, text or {})
+        return cls(collected.grid, runs, trace, commits, collected.missing, structure, text or {}, dense or {})
 
 
 @dataclass(frozen=True)
 class Measured:
     """The values of one claim, one a seed, and the records they come from.
 
-    `about` says of a network counted at full size what was counted; it is empty for a run.
+    `about` says of a network counted at full size what was counted; it is empty for a run. `apart` says
+    what, beside the scale, keeps a run from being compared: another metric, a smaller network.
     """
 
     values: pd.Series[float]
     metrics: tuple[str, ...]
     about: str = ""
+    apart: str = ""
 
     @property
     def sd(self) -> float | None:
@@ -286,7 +293,10 @@ def _verdict(
         return INCONSISTENT, found
     also = f"{SPLIT}{INCONSISTENT}: {found}" if found else ""
     if scale != "paper" and not measured.about:
-        return "not comparable (scale)", f"measured at scale {scale}, which is not the paper's{also}"
+        apart = f", {measured.apart}" if measured.apart else ""
+        return "not comparable (scale)", f"measured at scale {scale}, which is not the paper's{apart}{also}"
+    if measured.apart:
+        return "not comparable (scale)", f"measured {measured.apart}{also}"
     off = abs(float(measured.values.mean()) - claim["number"])
     shown = f"{off:.4g} from the printed value; tolerance {width:.4g}"
     about = f"{measured.about}{SPLIT}" if measured.about else ""
@@ -295,8 +305,7 @@ def _verdict(
 
 def is_counted(claim: Judged) -> bool:
     """Whether the measured value is a count of the full-size network, not of a run of the scale."""
-    files = (paths.structure_csv(), paths.text_structure_csv())
-    return claim.metrics.startswith(tuple(f"{file.as_posix()}#" for file in files))
+    return claim.metrics.startswith(tuple(f"{file.as_posix()}#" for file in paths.structure_files()))
 
 
 def finding_name(claim: Judged) -> str | None:
@@ -317,6 +326,8 @@ def _counted(claim: Mapping[Any, Any], source: Source) -> Measured | None:
     dataset, model, _ = _names(claim)
     if claim["table"] == TABLE:
         return _counted_text(claim, source.text.get((dataset, model)))
+    if (dataset, model) in source.dense:
+        return _counted_dense(claim, *source.dense[dataset, model])
     line, row = source.structure.get((dataset, model), (0, None))
     value = None if row is None else counted(claim, row)
     if row is None or value is None:
@@ -338,6 +349,14 @@ def _counted_text(claim: Mapping[Any, Any], found: tuple[int, TextStructure] | N
     return Measured(pd.Series([value]), metrics, about_text(claim, row))
 
 
+def _counted_dense(claim: Mapping[Any, Any], line: int, row: DenseStructure) -> Measured | None:
+    value = counted_dense(claim, row)
+    if value is None:
+        return None
+    metrics = (f"{paths.dense_structure_csv().as_posix()}#L{line}",)
+    return Measured(pd.Series([value]), metrics, about_dense(claim, row))
+
+
 def _why_not(claim: Mapping[Any, Any], source: Source) -> str:
     grid = source.grid
     dataset, model, method = _names(claim)
@@ -345,6 +364,10 @@ def _why_not(claim: Mapping[Any, Any], source: Source) -> str:
     if row is not None and claim["table"] == 2 and claim["quantity"] in {"gmacs_pruned", "gmacs_delta"}:
         size = f"the full-size network at {row.image_size} px"
         return f"{size} could not be pruned to the printed reduction{SPLIT}{row.note}"
+    _, dense = source.dense.get((dataset, model), (0, None))
+    if dense is not None and claim["table"] == 3 and claim["quantity"] in {"gmacs_pruned", "gmacs_delta"}:
+        size = f"the full-size network at {dense.image_size} px"
+        return f"{size} could not be pruned to the printed reduction{SPLIT}{dense.note}"
     _, own = source.text.get((dataset, model), (0, None))
     if own is not None and claim["table"] == TABLE and claim["quantity"] in {"params_pruned", "params_delta"}:
         return f"the full-size network could not be pruned to the printed size{SPLIT}{own.note}"
@@ -354,7 +377,7 @@ def _why_not(claim: Mapping[Any, Any], source: Source) -> str:
     if not cells:
         absent = "" if "paper" in grid.params.scales else ", once params.yaml defines it"
         return f"{text}{SPLIT}data not present: {DATASETS[claim['dataset']].need} and run scale paper{absent}"
-    here = [cell for cell in cells if (cell.model, cell.method) == (model, method)]
+    here = [cell for cell in cells if (published_model(cell.model), cell.method) == (model, method)]
     explained = [why for cell, why in source.missing.items() if cell in here and why != NO_RECORD]
     if explained:
         return f"no record of {dataset}/{model}/{method} holds it{SPLIT}{explained[0]}"
@@ -367,13 +390,27 @@ def _measured(claim: Mapping[Any, Any], source: Source, *, points: bool) -> Meas
     dataset, model, method = _names(claim)
     of_trace = claim["table"] == 4
     frame = source.trace if of_trace else source.runs
-    chosen = frame[(frame["dataset"] == dataset) & (frame["model"] == model) & (frame["method"] == method)]
+    stands_for = frame["model"].map(published_model)
+    chosen = frame[(frame["dataset"] == dataset) & (stands_for == model) & (frame["method"] == method)]
+    if (chosen["model"] == model).any():  # the network itself rather than one that stands for it
+        chosen = chosen[chosen["model"] == model]
     if of_trace:  # step 1 is the unpruned network
         chosen = chosen[chosen["iteration"] == int(claim["step"]) - 1]
     values = _values(claim, chosen, points=points)
     if values is None or values.dropna().empty:
         return None
-    return Measured(values.dropna(), _records(chosen.loc[values.dropna().index], source.runs, of_trace=of_trace))
+    chosen = chosen.loc[values.dropna().index]
+    records = _records(chosen, source.runs, of_trace=of_trace)
+    return Measured(values.dropna(), records, apart=_apart(claim, chosen, model))
+
+
+def _apart(claim: Mapping[Any, Any], chosen: pd.DataFrame, model: str) -> str:
+    """Say what, beside the scale, keeps runs from being compared with what is printed; empty if nothing does."""
+    own = str(chosen["model"].iloc[0])
+    words = [f"on {own}, which stands for {claim['model']}"] if own != model else []
+    if str(claim["quantity"]).startswith("metric"):
+        words += [APART[metric] for metric in dict.fromkeys(chosen["metric"]) if metric in APART]
+    return " and ".join(words)
 
 
 def _records(chosen: pd.DataFrame, runs: pd.DataFrame, *, of_trace: bool) -> tuple[str, ...]:

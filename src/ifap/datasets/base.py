@@ -27,6 +27,7 @@ from ifap.runtime import sha256_file
 from ifap.splits import Role, Samples, Split
 
 if TYPE_CHECKING:
+    from ifap.datasets.dense import DenseSpec
     from ifap.datasets.texts import TextSpec
 
 Raw = Arrays | Files
@@ -129,7 +130,7 @@ class DatasetSpec:
         return ImageFiles(Path(about["root"]), tuple(names), self.view, scaling)
 
 
-DATASETS: Registry[DatasetSpec | TextSpec] = Registry("data set", "ifap.datasets")
+DATASETS: Registry[DatasetSpec | TextSpec | DenseSpec] = Registry("data set", "ifap.datasets")
 
 
 def check_shares(name: str, found: Mapping[Role, Any], options: DatasetOptions) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -62,16 +63,41 @@ def drop_undecodable(files: Files, allowed: float) -> tuple[Files, tuple[str, ..
     bad = undecodable(files)
     if not bad:
         return files, ()
-    share = len(bad) / len(files.names)
-    if share > allowed:
-        more = f" and {len(bad) - NAMED} more" if len(bad) > NAMED else ""
-        raise ResultsError(
-            f"{files.root}: {len(bad)} of {len(files.names)} images cannot be decoded ({share:.2%}, "
-            f"max_undecodable allows {allowed:.2%}): {', '.join(bad[:NAMED])}{more}"
-        )
+    refuse_many(f"{files.root}: {{}} images cannot be decoded", bad, len(files.names), "max_undecodable", allowed)
     left_out = set(bad)
     rows = [row for row, name in enumerate(files.names) if name not in left_out]
     return files.take(torch.tensor(rows)), bad
+
+
+def refuse_many(problem: str, bad: Sequence[str], total: int, option: str, allowed: float) -> None:
+    """Raise if more samples are bad than an option allows.
+
+    Parameters
+    ----------
+    problem : str
+        What is wrong, with ``{}`` for how many of how many.
+    bad : sequence of str
+        The files of the bad samples; a file may recur.
+    total : int
+        Samples in all.
+    option : str
+        The option's name.
+    allowed : float
+        Its value, a share of `total`.
+
+    Raises
+    ------
+    ResultsError
+        The message has the count, both shares and the first files.
+    """
+    share = len(bad) / max(1, total)
+    if share > allowed:
+        files = list(dict.fromkeys(bad))
+        more = f" and {len(files) - NAMED} more" if len(files) > NAMED else ""
+        raise ResultsError(
+            f"{problem.replace('{}', f'{len(bad)} of {total}')} ({share:.2%}, {option} allows {allowed:.2%}): "
+            f"{', '.join(files[:NAMED])}{more}"
+        )
 
 
 def _decodes(path: Path) -> bool:

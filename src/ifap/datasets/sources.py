@@ -118,6 +118,9 @@ class Place:
         The folders that may hold the parts, below the data set's own: archives bring a folder along.
     sources : tuple of Source
         Where it may come from, beside its own folder, which is always looked at first.
+    tasks : tuple of str
+        What a set of images with boxes or masks is prepared for, as far as the grid asks for it; empty
+        for all other sets, which have one task.
     """
 
     title: str
@@ -126,6 +129,7 @@ class Place:
     parts: tuple[str, ...]
     homes: tuple[str, ...]
     sources: tuple[Source, ...]
+    tasks: tuple[str, ...] = ()
 
     def download(self) -> Download | None:
         """Return how to download it, None if that cannot be done without a person."""
@@ -139,6 +143,7 @@ _PETS = "https://www.robots.ox.ac.uk/~vgg/data/pets/data"
 _FER = "https://www.kaggle.com/c/challenges-in-representation-learning-facial-expression-recognition-challenge"
 _GLUE = "https://dl.fbaipublicfiles.com/glue/data"
 _SQUAD = "https://rajpurkar.github.io/SQuAD-explorer/dataset"
+_VOC = "https://thor.robots.ox.ac.uk/pascal/VOC"
 _HUB = "https://huggingface.co/datasets/nyu-mll"
 
 
@@ -380,6 +385,121 @@ PLACES = {
         parts=("train.tsv", "dev.tsv"),
         homes=(".",),
         sources=(),
+    ),
+    "pascal_voc": Place(
+        title="Pascal VOC",
+        layout="Pascal VOC (VOCdevkit/)",
+        licence="terms of Flickr; none of its own",
+        parts=tuple(
+            f"{year}/{part}" for year in ("VOC2007", "VOC2012") for part in ("JPEGImages", "Annotations", "ImageSets")
+        ),
+        homes=("VOCdevkit", "."),
+        sources=(
+            Download(
+                (
+                    Archive(f"{_VOC}/voc2007/VOCtrainval_06-Nov-2007.tar", "md5:c52e279531787c972589f7e41ab4ae64",
+                            460_032_000),
+                    Archive(f"{_VOC}/voc2007/VOCtest_06-Nov-2007.tar", "md5:b6e924de25625d8de591ea690078ad9f",
+                            451_020_800),
+                    Archive(f"{_VOC}/voc2012/VOCtrainval_11-May-2012.tar", "md5:6cd6e144f989b92b3379bac3b3de84fd",
+                            1_999_639_040),
+                )
+            ),
+        ),
+        tasks=("detection", "segmentation"),
+    ),
+    "coco2017": Place(
+        title="COCO 2017",
+        layout="COCO 2017 (train2017/, val2017/ and annotations/)",
+        licence="annotations CC BY 4.0; the images keep their photographers' licences",
+        parts=(
+            "train2017", "val2017", "annotations/instances_train2017.json", "annotations/instances_val2017.json",
+        ),
+        homes=(".", "coco"),
+        sources=(
+            Manual(
+                "take train2017.zip, val2017.zip and annotations_trainval2017.zip from https://cocodataset.org and "
+                "unpack them"
+            ),
+        ),
+        tasks=("detection", "segmentation", "generation"),
+    ),
+    "open_images": Place(
+        title="Open Images",
+        layout="Open Images (images/ and the box CSV files)",
+        licence="annotations CC BY 4.0, images listed as CC BY 2.0",
+        parts=(
+            "images/train", "images/validation", "images/test",
+            "oidv6-train-annotations-bbox.csv|train-annotations-bbox.csv", "validation-annotations-bbox.csv",
+            "test-annotations-bbox.csv", "oidv7-class-descriptions-boxable.csv|class-descriptions-boxable.csv",
+        ),
+        homes=(".",),
+        sources=(
+            Manual(
+                "take the boxes and the boxable classes from https://storage.googleapis.com/openimages/web and the "
+                "images, all or some of them, into images/train/, images/validation/ and images/test/"
+            ),
+        ),
+        tasks=("detection",),
+    ),
+    "objects365": Place(
+        title="Objects365",
+        layout="Objects365 (images/ and annotations/; needs an account)",
+        licence="annotations CC BY 4.0; the images keep their photographers' licences",
+        parts=(
+            "images/train", "images/val", "annotations/zhiyuan_objv2_train.json",
+            "annotations/zhiyuan_objv2_val.json",
+        ),
+        homes=(".",),
+        sources=(
+            Manual(
+                "sign up at https://www.objects365.org, take the second version, unpack each patch of images into a "
+                "folder of its name below images/train/ or images/val/, and the two lists into annotations/"
+            ),
+        ),
+        tasks=("detection",),
+    ),
+    "ade20k": Place(
+        title="ADE20K",
+        layout="ADEChallengeData2016 (images/ and annotations/)",
+        licence="BSD 3-clause for annotations; images for non-commercial research and education",
+        parts=("images/training", "images/validation", "annotations/training", "annotations/validation"),
+        homes=("ADEChallengeData2016", "."),
+        sources=(
+            Manual(
+                "take ADEChallengeData2016.zip, as https://groups.csail.mit.edu/vision/datasets/ADE20K tells, and "
+                "unpack it"
+            ),
+        ),
+        tasks=("segmentation",),
+    ),
+    "cityscapes": Place(
+        title="Cityscapes",
+        layout="Cityscapes (leftImg8bit/ and gtFine/; needs an account)",
+        licence="Cityscapes terms: non-commercial",
+        parts=("leftImg8bit/train", "leftImg8bit/val", "gtFine/train", "gtFine/val"),
+        homes=(".",),
+        sources=(
+            Manual(
+                "sign up at https://www.cityscapes-dataset.com, take leftImg8bit_trainvaltest.zip and "
+                "gtFine_trainvaltest.zip and unpack them"
+            ),
+        ),
+        tasks=("segmentation",),
+    ),
+    "coco_stuff": Place(
+        title="COCO-Stuff",
+        layout="COCO-Stuff (train2017/, val2017/ and stuffthingmaps/)",
+        licence="annotations CC BY 4.0; the images keep their photographers' licences",
+        parts=("train2017", "val2017", "stuffthingmaps/train2017", "stuffthingmaps/val2017"),
+        homes=(".",),
+        sources=(
+            Manual(
+                "take train2017.zip and val2017.zip from https://cocodataset.org and stuffthingmaps_trainval2017.zip "
+                "from https://github.com/nightrome/cocostuff, and unpack the last into stuffthingmaps/"
+            ),
+        ),
+        tasks=("segmentation", "generation"),
     ),
 }  # fmt: skip
 

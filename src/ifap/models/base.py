@@ -4,6 +4,12 @@ A network on disk names its builder as an identifier and arguments (``ifap:resne
 ``{"num_classes": 10, ...}``), so that it can be built again without unpickling anything. Networks
 for images are told classes, channels and pixels (`Build`), networks for text their head, its
 outputs, and the sizes of the vocabulary and of a text (`TextBuild`).
+
+Networks for images return class scores (batch, num_classes). Those of other kinds are built alike:
+
+* segmentation: ``{"out": scores}`` of shape (batch, num_classes, height, width);
+* detection: see `ifap.models.detection.Detector`; labels run from 0 to num_classes - 1;
+* generation, which reads no classes: see `ifap.models.generation.Generative`.
 """
 
 from __future__ import annotations

@@ -89,3 +89,34 @@ def check_size(model: str, image_size: int, smallest: int, multiple: int = 1) ->
         raise ConfigError(
             f"image_size: '{model}' takes multiples of {multiple} pixels, not {image_size}: the nearest is {near}"
         )
+
+
+def vision_transformer(
+    image_size: int, in_channels: int, *, patch: int, width: int, depth: int, heads: int
+) -> nn.Module:
+    """Return an untrained vision transformer of timm without class token and head, to take features from.
+
+    Parameters
+    ----------
+    image_size, in_channels : int
+        Side of an image in pixels, a multiple of `patch`, and its channels.
+    patch, width, depth, heads : int
+        Side of a patch, channels, layers, and heads of a layer.
+    """
+    # timm takes seconds to import, which listing the models should not.
+    from timm.models.vision_transformer import VisionTransformer
+
+    return cast(
+        "nn.Module",
+        VisionTransformer(
+            img_size=image_size,
+            patch_size=patch,
+            in_chans=in_channels,
+            num_classes=0,
+            global_pool="",
+            class_token=False,
+            embed_dim=width,
+            depth=depth,
+            num_heads=heads,
+        ),
+    )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from ifap.errors import ConfigError, nearest
 from ifap.registry import Registry
 from ifap.runtime import derive_seed, loader_workers
-from ifap.splits import Inputs, Split
+from ifap.splits import Split
 from ifap.tracing import call, device_of, evaluation_mode, to_device
 
 Augment = Callable[[Any, torch.Generator], Any]
@@ -28,9 +29,13 @@ class Task(ABC):
     """Loss and metrics of one kind of problem."""
 
     primary: str
-    """The metric to watch; higher is better."""
+    """The metric to watch; higher is better, unless `sign` says otherwise."""
+    sign: float = 1.0
+    """-1 where a lower value of the metric is better."""
     names: tuple[str, ...] = ()
     """The metrics that may be watched, if there are several."""
+    teaches: bool = True
+    """Whether a teacher in evaluation computes what a network in training does, so that it can be copied."""
 
     def watching(self, metric: str | None) -> Task:
         """Return this task with another metric to watch, such as the one that a data set is known by.
@@ -47,6 +52,10 @@ class Task(ABC):
         twin = copy.copy(self)
         twin.primary = str(metric)
         return twin
+
+    def losing(self, model: nn.Module) -> AbstractContextManager[None]:
+        """Return a context in which an evaluated network returns what `loss` needs; most do so anyway."""
+        return nullcontext()
 
     @abstractmethod
     def loss(self, outputs: Any, targets: Any, *, label_smoothing: float = 0.0) -> Tensor:
@@ -146,7 +155,7 @@ def chunks(
     return [batch[rank::processes] for batch in shared]
 
 
-class _Reading(Dataset[tuple[Inputs, Tensor]]):
+class _Reading(Dataset[tuple[Any, Any]]):
     """The batches of one pass over a split; item n is batch n."""
 
     def __init__(self, split: Split, plan: list[tuple[Tensor, int | None]]) -> None:
@@ -155,13 +164,13 @@ class _Reading(Dataset[tuple[Inputs, Tensor]]):
     def __len__(self) -> int:
         return len(self._plan)
 
-    def __getitem__(self, number: int) -> tuple[Inputs, Tensor]:
+    def __getitem__(self, number: int) -> tuple[Any, Any]:
         return self._split.read(*self._plan[number])
 
 
 def _batches_of(
     split: Split, batch_size: int, generator: torch.Generator | None, *, own: bool, share: tuple[int, int]
-) -> Iterable[tuple[Inputs, Tensor]]:
+) -> Iterable[tuple[Any, Any]]:
     rows = chunks(len(split), batch_size, generator, share=share)
     # One seed a batch, drawn here: what is read does not depend on how many processes read it.
     seeds = [_draw(generator) if own and generator is not None else None for _ in rows]
