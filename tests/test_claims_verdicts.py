@@ -87,6 +87,13 @@ def test_accuracies_are_compared_within_the_tolerance(scale, top1, verdict):
     assert row.commit == "abc"
 
 
+def test_a_change_relative_to_nothing_has_no_value_and_says_so():
+    nothing = run(metric="top1", test_metric=4.0, metric_delta=4.0, baseline_metric=0.0)
+    row = judge(source("study", [nothing]))["T2/CIFAR-10/ResNet-50/metric_delta"]
+    assert (row.verdict, row.mean) == ("not attempted", None)
+    assert row.reason == "the unpruned network scores 0, so that no relative change is defined"
+
+
 def test_a_smaller_network_stands_for_a_published_one_and_says_so():
     half = run(macs=5e9, macs_reduction=-60.0) | {
         "task": "generation", "dataset": "coco2017", "model": "stable_diffusion_half",

@@ -371,6 +371,9 @@ def _why_not(claim: Mapping[Any, Any], source: Source) -> str:
     _, own = source.text.get((dataset, model), (0, None))
     if own is not None and claim["table"] == TABLE and claim["quantity"] in {"params_pruned", "params_delta"}:
         return f"the full-size network could not be pruned to the printed size{SPLIT}{own.note}"
+    measured = _runs(source.runs, dataset, model, method)
+    if claim["quantity"] == "metric_delta" and (measured["baseline_metric"] == 0).any():
+        return "the unpruned network scores 0, so that no relative change is defined"
     by = f" by {claim['method']}" if claim["method"] else ""
     text = f"scale {grid.scale} does not run {claim['dataset']} with {claim['model']}{by}"
     cells = [cell for cell in grid.cells() if cell.dataset == dataset]
@@ -390,8 +393,7 @@ def _measured(claim: Mapping[Any, Any], source: Source, *, points: bool) -> Meas
     dataset, model, method = _names(claim)
     of_trace = claim["table"] == 4
     frame = source.trace if of_trace else source.runs
-    stands_for = frame["model"].map(published_model)
-    chosen = frame[(frame["dataset"] == dataset) & (stands_for == model) & (frame["method"] == method)]
+    chosen = _runs(frame, dataset, model, method)
     if (chosen["model"] == model).any():  # the network itself rather than one that stands for it
         chosen = chosen[chosen["model"] == model]
     if of_trace:  # step 1 is the unpruned network
@@ -402,6 +404,12 @@ def _measured(claim: Mapping[Any, Any], source: Source, *, points: bool) -> Meas
     chosen = chosen.loc[values.dropna().index]
     records = _records(chosen, source.runs, of_trace=of_trace)
     return Measured(values.dropna(), records, apart=_apart(claim, chosen, model))
+
+
+def _runs(frame: pd.DataFrame, dataset: str, model: str, method: str) -> pd.DataFrame:
+    """Return the rows of a published network, or of one that stands for it."""
+    stands_for = frame["model"].map(published_model)
+    return frame[(frame["dataset"] == dataset) & (stands_for == model) & (frame["method"] == method)]
 
 
 def _apart(claim: Mapping[Any, Any], chosen: pd.DataFrame, model: str) -> str:
@@ -431,7 +439,9 @@ def _values(claim: Mapping[Any, Any], frame: pd.DataFrame, *, points: bool) -> p
         frame = frame[frame["metric"].isin(PRINTED_METRICS[unit])]
         if quantity != "metric_delta":
             return frame["test_metric"].astype(float)
-        return frame["metric_delta"] if points else 100 * frame["metric_delta"] / frame["baseline_metric"]
+        # A change relative to nothing has no value.
+        unpruned = frame["baseline_metric"].where(frame["baseline_metric"] != 0)
+        return frame["metric_delta"] if points else 100 * frame["metric_delta"] / unpruned
     kind = "macs" if quantity.startswith("gmacs") else "params"
     if quantity.endswith("_delta"):
         return frame[f"{kind}_reduction"].astype(float)
