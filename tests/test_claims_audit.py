@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from ifap import paths
 from ifap.claims import audit
 from ifap.claims.published import Claim, claims_frame, load_claims
+from ifap.errors import ConfigError
 
 ROOT = Path(__file__).parent.parent
 CLAIMS = ROOT / paths.published_claims()
@@ -445,5 +446,5 @@ def test_command_writes_and_succeeds_with_findings(tmp_path, monkeypatch):
 
 def test_outside_the_project_the_template_is_named(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(audit.ConfigError, match=r"audit\.md\.j2 not found: run this in the project's folder"):
+    with pytest.raises(ConfigError, match=r"audit\.md\.j2 not found: run this in the project's folder"):
         audit.write_audit(CLAIMS)

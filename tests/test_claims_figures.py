@@ -9,6 +9,8 @@ from claims_made_up import ROOT, made_up_grid, raw_params, write_grid
 
 from ifap import paths
 from ifap.claims import FIGURES, figures, records
+from ifap.claims.figures import drawing
+from ifap.claims.figures.flow_scheme import layer_flows
 from ifap.errors import ResultsError
 from ifap.paths import Cell
 
@@ -76,7 +78,7 @@ def test_the_published_trace_stands_in_percent_of_its_own_start(tmp_path, grid, 
 
 def test_flow_scheme_knows_what_was_cut(tmp_path, grid, data):
     flow, plan = {"head": [1.0, 1.0], **SCORES}, {"kept": KEPT}
-    layers = {layer.name: layer for layer in figures._layer_flows(CELL, flow, plan, [{"widths": BEFORE}])}
+    layers = {layer.name: layer for layer in layer_flows(CELL, flow, plan, [{"widths": BEFORE}])}
     assert list(layers) == ["stem", "block.attention", "block.attention.out_proj", "head"]
     assert layers["stem"].scores == (3.0, 2.0, 1.0, 0.5)
     assert layers["stem"].kept == (True, False, False, True)
@@ -181,7 +183,7 @@ def test_figures_with_curves_leave_variants_of_one_point_out(tmp_path, monkeypat
 
 def test_too_many_networks_for_one_figure_are_said(tmp_path, monkeypatch):
     grid, data = with_curves(tmp_path, monkeypatch, seeds=(0,))
-    monkeypatch.setattr(figures, "MOST_PANELS", 1)
+    monkeypatch.setattr(drawing, "MOST_PANELS", 1)
     for cell in grid.pruned():
         write_details(tmp_path, cell)
     for name in ("accuracy_params", "layer_widths"):

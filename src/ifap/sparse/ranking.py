@@ -25,11 +25,6 @@ def top(scores: Tensor, count: int) -> Tensor:
     return mask.view(scores.shape)
 
 
-def order(scores: Tensor) -> Tensor:
-    """Return positions by falling score, equal ones in their order."""
-    return torch.argsort(scores, descending=True, stable=True)
-
-
 def affordable(magnitudes: Mapping[str, Tensor], alive: Masks, priced: Prices, goal: float, floor: float = 0.0) -> int:
     """Return how many of the largest weights of all layers together cost no more than `goal`.
 
@@ -104,7 +99,7 @@ def random_masks(shapes: Mapping[str, torch.Size], kept: Mapping[str, int], seed
 def _ranked(magnitudes: Mapping[str, Tensor], alive: Masks, floor: float) -> Tensor:
     """Return the alive positions of all layers together: first what no layer goes without, then the rest."""
     pool, first = _pooled(magnitudes, alive, floor)
-    ranked = order(pool)
+    ranked = torch.argsort(pool, descending=True, stable=True)
     spared = first[ranked]
     return torch.cat([ranked[spared], ranked[~spared]])
 

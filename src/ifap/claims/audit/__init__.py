@@ -1,0 +1,28 @@
+"""Check the published numbers against one another and against the networks they name; nothing is trained.
+
+A finding says which printed numbers do not follow from which, and shows the arithmetic. It does not
+say why: a slip of the pen, rounding at an earlier stage and tables from different runs look alike.
+"""
+
+from __future__ import annotations
+
+from ifap.claims.audit.architectures import architecture
+from ifap.claims.audit.changes import delta_conventions
+from ifap.claims.audit.checks import run_audit
+from ifap.claims.audit.findings import KINDS, SEVERITIES, Finding
+from ifap.claims.audit.parameters import LANGUAGE
+from ifap.claims.audit.report import findings_table, render_audit, summary, write_audit
+
+__all__ = [
+    "KINDS",
+    "LANGUAGE",
+    "SEVERITIES",
+    "Finding",
+    "architecture",
+    "delta_conventions",
+    "findings_table",
+    "render_audit",
+    "run_audit",
+    "summary",
+    "write_audit",
+]

@@ -1,0 +1,52 @@
+"""All checks, and how they are run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+
+import pandas as pd
+
+from ifap.claims.audit import across_tables, changes, coincidences, macs, parameters, trace
+from ifap.claims.audit.findings import KINDS, SEVERITIES, Finding
+from ifap.claims.audit.printed import Row, table_rows
+
+CHECKS: tuple[Callable[[Sequence[Row]], Iterator[Finding]], ...] = (
+    changes.metric_changes,
+    changes.mixed_conventions,
+    changes.cost_changes,
+    coincidences.equal_baselines,
+    coincidences.twin_rows,
+    coincidences.repeated_values,
+    across_tables.differing_tables,
+    parameters.fewer_than_embeddings,
+    parameters.base_parameters,
+    macs.reductions_beyond_rule,
+    macs.base_macs,
+    trace.straight_lines,
+    trace.jumps,
+    trace.unpruned_starts,
+)
+
+
+def run_audit(claims: pd.DataFrame) -> list[Finding]:
+    """Run every check.
+
+    Parameters
+    ----------
+    claims : DataFrame
+        Claims as `ifap.claims.published.load_claims` returns them, or a part of them.
+
+    Returns
+    -------
+    list of Finding
+        By kind, the most severe first; empty when all numbers fit together.
+    """
+    rows = table_rows(claims)
+    found = [finding for check in CHECKS for finding in check(rows)]
+    found.sort(key=lambda finding: SEVERITIES.index(finding.severity))
+    named = []
+    for kind in KINDS:
+        own = [finding for finding in found if finding.kind == kind]
+        named += [replace(finding, name=f"{kind}-{number}") for number, finding in enumerate(own, start=1)]
+    return named

@@ -1,0 +1,62 @@
+"""The figures of one scale, as files that have the same bytes on every run.
+
+The four dynamics plots follow one network (the one of Table IV) over its pruning iterations, the
+paper's method beside the controls, and the published trace in grey as a share of its own start; their
+curves are measured on the validation split. The trade-off plots show final networks on the test split,
+every method at every target beside the unpruned network. The flow evaluation scheme and the layer
+widths read the records of the cells; a figure whose records are missing says so in its place.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib as mpl
+import pandas as pd
+
+from ifap.claims import FIGURES
+from ifap.claims.figures.drawing import STYLE, Picture
+from ifap.claims.figures.dynamics import QUANTITIES, draw_accuracy_over_macs, draw_dynamics
+from ifap.claims.figures.experiments import draw_experiments
+from ifap.claims.figures.flow_scheme import draw_flow_scheme
+from ifap.claims.figures.layer_widths import draw_layer_widths
+from ifap.claims.figures.trade_off import draw_trade_off, has_curves
+from ifap.errors import ConfigError, nearest
+from ifap.grid import Grid
+
+__all__ = ["Picture", "draw"]
+
+
+def draw(name: str, grid: Grid, runs: pd.DataFrame, trace: pd.DataFrame, *, root: Path = Path()) -> Picture:
+    """Draw one figure.
+
+    Parameters
+    ----------
+    name : str
+        One of `ifap.claims.FIGURES`.
+    grid : Grid
+        The cells and their order.
+    runs, trace : DataFrame
+        Content of ``runs.csv`` and ``trace.csv``.
+    root : Path
+        The project's root: the published numbers and the records of the cells are read below it.
+
+    Returns
+    -------
+    Picture
+        The figure as SVG and PNG.
+    """
+    if name not in FIGURES:
+        raise ConfigError(f"unknown figure '{name}': {nearest(name, FIGURES)}")
+    with mpl.rc_context(STYLE):
+        if name in QUANTITIES:
+            return draw_dynamics(name, grid, trace, root)
+        if name == "flow_scheme":
+            return draw_flow_scheme(name, grid, root)
+        if name == "layer_widths":
+            return draw_layer_widths(name, grid, root)
+        if name == "experiments":
+            return draw_experiments(name, grid, runs)
+        if name == "accuracy_params" or has_curves(grid, runs):
+            return draw_trade_off(name, grid, runs)
+        return draw_accuracy_over_macs(name, grid, runs, trace)
