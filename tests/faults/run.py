@@ -430,11 +430,11 @@ def disturb_all(kind, stages, undisturbed, scratch, rng):
     for stage in stages:
         trial = Trial(undisturbed, undisturbed.before[stage], stage, scratch)
         run = trial.disturb(kind, rng)
-        repeats = max(repeats, trial.judge(kind, run))
-        hit += run.code != 0
-        wrong += bool(trial.problems)
+        repeated = trial.judge(kind, run)
+        repeats, hit, wrong = max(repeats, repeated), hit + (run.code != 0), wrong + bool(trial.problems)
+        print(f"{kind} in {stage}: exit code {run.code}, {repeated} repeated", file=sys.stderr, flush=True)
         for problem in trial.problems:
-            print(f"{kind} in {stage}: {problem}", file=sys.stderr, flush=True)
+            print(f"wrong: {kind} in {stage}: {problem}", file=sys.stderr, flush=True)
         shutil.rmtree(trial.study.root)
     print(f"| {kind} | {len(stages)} | {hit} | {repeats} | {wrong} |", flush=True)
     return wrong
