@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import signal
+import time
 
 import pandas as pd
 import pytest
@@ -291,6 +294,41 @@ def test_another_recipe_for_finetuning_leaves_baseline_and_pruning_alone(project
 def test_only_what_depends_on_a_change_runs_again(project, change, wanted):
     project.edit_params(change)
     assert counts(planned(project.snakemake("--dry-run"))) == wanted
+
+
+# --- two at once, and a wrong clock ---------------------------------------------------------------
+
+
+def test_a_second_snakemake_in_the_same_folder_is_refused_and_the_first_is_not_disturbed(fresh, tmp_path):  # noqa: F811
+    project = fresh.copy(tmp_path / "project")
+    target = f"data/{SCALE}/digits/manifest.json"
+    first = project.start("snakemake", "--cores", "1", target)
+    deadline = time.monotonic() + 120
+    while not list((project.root / ".snakemake" / "locks").glob("*")):
+        assert first.poll() is None, first.communicate()[0]
+        assert time.monotonic() < deadline, "the first took no lock"
+        time.sleep(0.05)
+    first.send_signal(signal.SIGSTOP)  # it holds its lock for as long as the second needs
+    try:
+        refused = project.snakemake(target, rc=1)
+    finally:
+        first.send_signal(signal.SIGCONT)
+    output, _ = first.communicate(timeout=300)
+    assert "Directory cannot be locked" in refused
+    assert first.returncode == 0, output
+    assert nothing_to_do(project.snakemake(target))
+
+
+def test_files_from_the_future_are_no_reason_to_train(project):
+    later = time.time() + 86_400
+    for file in project.root.rglob("*"):
+        if ".git" not in file.parts:
+            os.utime(file, (later, later), follow_symlinks=False)
+    assert nothing_to_do(project.snakemake("--dry-run"))
+    project.edit_params(lambda raw: raw["tables"]["table-2"].update(title="Another"))
+    assert counts(planned(project.snakemake())) == COLLECTED
+    # What is made now looks older than its inputs, which is a reason to make it again, but none to train.
+    assert counts(planned(project.snakemake("--dry-run"))).keys() <= COLLECTED.keys()
 
 
 # --- what DVC records and restores ----------------------------------------------------------------
