@@ -173,7 +173,7 @@ def match(scores: Tensor, boxes: Tensor, wanted: Tensor, labels: Tensor) -> Matc
 def _corners(boxes: Tensor) -> Tensor:
     from torchvision.ops import box_convert
 
-    return box_convert(boxes, "cxcywh", "xyxy")  # type: ignore[no-any-return]
+    return box_convert(boxes, "cxcywh", "xyxy")
 
 
 def _scale(images: Tensor) -> Tensor:

@@ -103,7 +103,7 @@ def faster_rcnn_tiny(num_classes: int, in_channels: int, image_size: int) -> nn.
 
     check_size("faster_rcnn_tiny", image_size, smallest=STRIDE, multiple=STRIDE)
     levels = [f"stage{number}" for number in range(1, len(TINY_WIDTHS))]
-    stages = OrderedDict(
+    stages: OrderedDict[str, nn.Module] = OrderedDict(
         (f"stage{number}", _stage(before, width, 2))
         for number, (before, width) in enumerate(zip((in_channels, *TINY_WIDTHS), TINY_WIDTHS, strict=False))
     )

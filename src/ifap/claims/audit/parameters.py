@@ -20,14 +20,14 @@ class Term(NamedTuple):
     factors: tuple[int, ...]
 
     @property
-    def count(self) -> int:
+    def total(self) -> int:
         """Parameters of this part."""
         return math.prod(self.factors)
 
     @property
     def text(self) -> str:
         """The multiplication."""
-        return f"{self.what:<20} {' * '.join(map(str, self.factors))} = {self.count:,}"
+        return f"{self.what:<20} {' * '.join(map(str, self.factors))} = {self.total:,}"
 
 
 class Language(NamedTuple):
@@ -39,12 +39,12 @@ class Language(NamedTuple):
     @property
     def floor(self) -> int:
         """Parameters of the embeddings."""
-        return sum(term.count for term in self.embeddings)
+        return sum(term.total for term in self.embeddings)
 
     @property
     def total(self) -> int:
         """All parameters."""
-        return self.floor + sum(term.count for term in self.body)
+        return self.floor + sum(term.total for term in self.body)
 
 
 _LAYER_TERMS = (
