@@ -111,6 +111,7 @@ def test_imported_packages_are_declared():
     inside = {path: {module.partition(".")[0] for module in imported(path)} for path in CODE}
     others = set().union(*inside.values()) - sys.stdlib_module_names - own
     distributions = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml", "torch_pruning": "torch-pruning"}
+    distributions["segmentation_models_pytorch"] = "segmentation-models-pytorch"
     declared = [
         *project["dependencies"],
         *project["optional-dependencies"]["workflow"],

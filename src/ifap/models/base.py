@@ -101,7 +101,7 @@ def builder_from_id(identifier: str | None, args: Mapping[str, Any]) -> nn.Modul
 
 
 def arguments(model: str) -> tuple[str, ...]:
-    """Return the names of the arguments that a model of this package is built from, in order.
+    """Return the names of the arguments that a model of this package is built from, in order, optional ones too.
 
     Raises
     ------
@@ -112,13 +112,14 @@ def arguments(model: str) -> tuple[str, ...]:
 
 
 def _checked(model: str, args: Mapping[str, Any]) -> dict[str, Any]:
-    wanted = arguments(model)
-    if set(args) != set(wanted):
+    known = inspect.signature(MODELS.get(model)).parameters
+    needed = [name for name, parameter in known.items() if parameter.default is parameter.empty]
+    if not set(needed) <= set(args) <= set(known):
         raise PlanError(
-            f"builder arguments must be {', '.join(wanted)}; the plan has {', '.join(map(str, args)) or 'none'}"
+            f"builder arguments must be {', '.join(needed)}; the plan has {', '.join(map(str, args)) or 'none'}"
         )
-    for name in wanted:
-        _check(name, args[name])
+    for name, value in args.items():
+        _check(name, value)
     return dict(args)
 
 
