@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from decimal import Decimal
 from typing import NamedTuple
 
@@ -13,7 +14,8 @@ from ifap.claims.audit.printed import MILLION, Printed, Row, having, ids
 WIDTH, HIDDEN, LAYERS, HEADS = 768, 3072, 12, 12
 
 
-class Term(NamedTuple):
+@dataclass(frozen=True)
+class Term:
     """A part of a parameter count: the product of its factors."""
 
     what: str
