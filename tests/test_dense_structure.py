@@ -95,7 +95,7 @@ def test_what_is_written_is_read_again(tmp_path):
     with pytest.raises(ResultsError, match="row 3, column model: pascal_voc/fcn_vgg19_bn is doubled"):
         load_dense_structure(root=tmp_path)
     path.write_text(path.read_text().replace(",yes,yes,", ",perhaps,yes,"))
-    with pytest.raises(ResultsError, match="row 2, column trains"):
+    with pytest.raises(ResultsError, match="row 2, trains"):
         load_dense_structure(root=tmp_path)
 
 
