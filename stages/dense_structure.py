@@ -22,6 +22,7 @@ from torch import Tensor, nn
 import ifap
 from ifap import paths
 from ifap.claims import DENSE_STRUCTURE_VERSION
+from ifap.claims.dense_structure import STEPS as STEPS_OF_SIZES
 from ifap.claims.dense_structure import (
     DenseStructure,
     WantedDense,
@@ -45,8 +46,6 @@ log = logging.getLogger("stages.dense_structure")
 SEED = 0
 STEPS = 3
 MIN_UNITS, MAX_LAYER_RATIO = 4, 0.95
-STEP = {"detr_vit_b_16": 16, "segformer_vit_b_16": 16, "stable_diffusion_v1_5": 8, "vqgan": 16}
-"""What the sizes that are tried are multiples of; 32 for all others."""
 LARGEST = 1280
 DCGAN_SIZES = (8, 16, 32, 64, 128, 256)
 SMALL = {"faster_rcnn_resnet50": 128, "stable_diffusion_v1_5": 16, "yolov4_shufflenet_v2": 128}
@@ -89,7 +88,7 @@ def measure(network: WantedDense) -> DenseStructure:
 
 def _far(row: DenseStructure) -> str:
     return (
-        f"no size of images brings the unpruned network to within {100 * CLOSE:g} % of the printed "
+        f"no {row.sizes_tried} brings the unpruned network to within {100 * CLOSE:g} % of the printed "
         f"{row.published:g} GMACs: {row.nearest_size} px cost {row.macs_nearest / 1e9:.4g}"
     )
 
@@ -121,7 +120,7 @@ def counted(network: WantedDense) -> dict[str, Any]:
 
 def nearest_size(network: WantedDense) -> int:
     """Return the side of an image for which the unpruned network costs nearly what is printed; costs grow with it."""
-    step = STEP.get(network.model, 32)
+    step = STEPS_OF_SIZES.get(network.model, 32)
     sizes: Sequence[int] = DCGAN_SIZES if network.model == "dcgan" else range(step, LARGEST + 1, step)
 
     def giga(size: int) -> float:

@@ -169,7 +169,7 @@ class Run:
     """How one process ended."""
 
     code: int
-    seconds: float
+    seconds: float  # of processor time: how long a run takes depends on what else the machine does
     said: str
     journal: Counter
 
@@ -182,30 +182,28 @@ class Study:
     notes: Path
 
     def run(self, stage, prepare=lambda: None, stop=None):
-        """Run one stage; `stop` is (signal, seconds after the start)."""
+        """Run one stage; `stop` is (signal, seconds of processor time after the start)."""
         journal, log = self.notes / "journal", self.notes / "log"
         journal.write_text("")
         os.environ[JOURNAL] = str(journal)
-        start = time.monotonic()
         child = os.fork()
         if child == 0:
             in_child(self.root, stage, prepare, log)
-        status = self._wait(child, start, stop)
+        status, seconds = self._wait(child, stop)
         code = os.waitstatus_to_exitcode(status)
         said = log.read_text(errors="replace") if log.exists() else ""
-        return Run(code, time.monotonic() - start, said, Counter(journal.read_text().splitlines()))
+        return Run(code, seconds, said, Counter(journal.read_text().splitlines()))
 
-    def _wait(self, child, start, stop):
-        sent = False
+    def _wait(self, child, stop):
+        start, sent = time.monotonic(), False
         while True:
-            done, status = os.waitpid(child, os.WNOHANG)
+            done, status, used = os.wait4(child, os.WNOHANG)
             if done:
-                return status
-            passed = time.monotonic() - start
-            if stop and not sent and passed >= stop[1]:
+                return status, used.ru_utime + used.ru_stime
+            if stop and not sent and processor_time(child) >= stop[1]:
                 os.kill(child, stop[0])
                 sent = True
-            if passed > TIMEOUT:
+            if time.monotonic() - start > TIMEOUT:
                 os.kill(child, signal.SIGKILL)
                 os.waitpid(child, 0)
                 raise SystemExit(f"{child}: a stage hung")
@@ -223,6 +221,12 @@ class Study:
     def copy(self, folder):
         shutil.copytree(self.root, folder, symlinks=True)
         return Study(folder, self.notes)
+
+
+def processor_time(pid):
+    """Return the seconds of processor time that a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def without_times(file):

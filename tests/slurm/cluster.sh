@@ -76,7 +76,8 @@ JobAcctGatherType=jobacct_gather/linux
 JobAcctGatherFrequency=task=2
 JobAcctGatherParams=OverMemoryKill
 AccountingStorageType=accounting_storage/none
-MinJobAge=600
+# Ended jobs stay listed until they are counted.
+MinJobAge=86400
 SlurmdParameters=config_overrides
 # A busy machine answers late.
 MessageTimeout=90

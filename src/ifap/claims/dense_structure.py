@@ -33,6 +33,8 @@ SIZES = {
     "yolov4_shufflenet_v2": 608,
 }
 """Pixels a side, which the paper does not say: usual ones; of Stable Diffusion those of latents."""
+STEPS = {"detr_vit_b_16": 16, "segformer_vit_b_16": 16, "stable_diffusion_v1_5": 8, "vqgan": 16}
+"""What the sizes that are tried are multiples of; 32 for all others. DCGAN is tried at powers of two."""
 CLASSES = {
     "ade20k": 150, "cityscapes": 19, "objects365": 365, "open_images": 601, "pascal_voc": 20, "coco2017": 80,
 }  # fmt: skip
@@ -57,10 +59,11 @@ class WantedDense(BaseModel):
 class DenseStructure(WantedDense):
     """One row of ``results/dense_structure.csv``; the fields are its columns, in order.
 
-    `nearest_size` is the size of an image for which the unpruned network costs most nearly what is printed,
-    and `macs_nearest` what it costs then. `ran` names the network that was run with weights and the size of
-    its images: pruned in three iterations (`ran_reduction`), trained for a step (`trains`), saved, and
-    loaded with the same outputs to the bit (`reloads`).
+    `nearest_size` is the size of an image, of those in steps that `sizes_tried` names, for which the
+    unpruned network costs most nearly what is printed, and `macs_nearest` what it costs then. `ran` names
+    the network that was run with weights and the size of its images: pruned in three iterations
+    (`ran_reduction`), trained for a step (`trains`), saved, and loaded with the same outputs to the bit
+    (`reloads`).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -80,8 +83,13 @@ class DenseStructure(WantedDense):
     version: int
 
     @property
+    def sizes_tried(self) -> str:
+        """The sizes that were tried, in words."""
+        return "power of two" if self.model == "dcgan" else f"multiple of {STEPS.get(self.model, 32)} px"
+
+    @property
     def is_reachable(self) -> bool:
-        """Whether some size of images brings the unpruned network to within 1 % of the printed cost."""
+        """Whether one of these sizes brings the unpruned network to within 1 % of the printed cost."""
         return abs(self.macs_nearest / 1e9 - self.published) <= CLOSE * self.published
 
     @model_validator(mode="after")
@@ -181,5 +189,7 @@ def about_dense(claim: Mapping[Any, Any], row: DenseStructure) -> str:
         return f"{text}, pruned to this very reduction: it can be reached, at whatever accuracy"
     if claim["quantity"] == "gmacs_pruned":
         return f"{text}, pruned to the printed reduction"
-    words = "most nearly" if row.is_reachable else "most nearly, which is not within 1 %,"
-    return f"{text}; {row.nearest_size} px cost {words} what is printed: {row.macs_nearest / 1e9:.4g}"
+    nearest = f"{row.nearest_size} px cost {row.macs_nearest / 1e9:.4g}"
+    if row.is_reachable:
+        return f"{text}; {nearest}, which is within 1 % of what is printed"
+    return f"{text}; no {row.sizes_tried} comes within 1 % of what is printed: {nearest}"
