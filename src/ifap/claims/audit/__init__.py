@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from ifap.claims.audit.architectures import architecture
 from ifap.claims.audit.changes import delta_conventions
-from ifap.claims.audit.checks import run_audit
+from ifap.claims.audit.checks import PRINTED, run_audit
 from ifap.claims.audit.findings import KINDS, SEVERITIES, Finding
 from ifap.claims.audit.parameters import LANGUAGE
 from ifap.claims.audit.report import findings_table, render_audit, summary, write_audit
@@ -16,6 +16,7 @@ from ifap.claims.audit.report import findings_table, render_audit, summary, writ
 __all__ = [
     "KINDS",
     "LANGUAGE",
+    "PRINTED",
     "SEVERITIES",
     "Finding",
     "architecture",

@@ -11,7 +11,9 @@ from ifap.claims.audit import across_tables, changes, coincidences, macs, parame
 from ifap.claims.audit.findings import KINDS, SEVERITIES, Finding
 from ifap.claims.audit.printed import Row, table_rows
 
-CHECKS: tuple[Callable[[Sequence[Row]], Iterator[Finding]], ...] = (
+Check = Callable[[Sequence[Row]], Iterator[Finding]]
+
+PRINTED: tuple[Check, ...] = (
     changes.metric_changes,
     changes.mixed_conventions,
     changes.cost_changes,
@@ -21,21 +23,23 @@ CHECKS: tuple[Callable[[Sequence[Row]], Iterator[Finding]], ...] = (
     across_tables.differing_tables,
     parameters.fewer_than_embeddings,
     parameters.base_parameters,
-    macs.reductions_beyond_rule,
-    macs.base_macs,
     trace.straight_lines,
     trace.jumps,
-    trace.unpruned_starts,
 )
+"""The checks of printed numbers against one another; they need no torch."""
+COUNTED: tuple[Check, ...] = (macs.reductions_beyond_rule, macs.base_macs, trace.unpruned_starts)
+"""The checks against networks that are built and counted."""
 
 
-def run_audit(claims: pd.DataFrame) -> list[Finding]:
-    """Run every check.
+def run_audit(claims: pd.DataFrame, checks: Sequence[Check] = PRINTED + COUNTED) -> list[Finding]:
+    """Run checks, all by default.
 
     Parameters
     ----------
     claims : DataFrame
         Claims as `ifap.claims.published.load_claims` returns them, or a part of them.
+    checks : sequence of callable
+        Which to run.
 
     Returns
     -------
@@ -43,7 +47,7 @@ def run_audit(claims: pd.DataFrame) -> list[Finding]:
         By kind, the most severe first; empty when all numbers fit together.
     """
     rows = table_rows(claims)
-    found = [finding for check in CHECKS for finding in check(rows)]
+    found = [finding for check in checks for finding in check(rows)]
     found.sort(key=lambda finding: SEVERITIES.index(finding.severity))
     named = []
     for kind in KINDS:
