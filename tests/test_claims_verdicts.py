@@ -94,6 +94,15 @@ def test_a_change_relative_to_nothing_has_no_value_and_says_so():
     assert row.reason == "the unpruned network scores 0, so that no relative change is defined"
 
 
+def test_the_change_of_a_metric_is_that_of_the_metric_that_its_row_prints():
+    # Printed in percent like an accuracy, of which there is none here.
+    own = run(metric="miou", test_metric=68.9, metric_delta=-1.3, baseline_metric=70.2)
+    own |= {"task": "segmentation", "dataset": "cityscapes", "model": "fcn_vgg19_bn"}
+    name = "T3/Cityscapes/FCN (VGG19-BN)/metric_delta"
+    assert judge(source("paper", [own]))[name].mean == pytest.approx(100 * -1.3 / 70.2)
+    assert judge(source("paper", [own | {"metric": "pixel_accuracy"}]))[name].mean is None
+
+
 def test_a_smaller_network_stands_for_a_published_one_and_says_so():
     half = run(macs=5e9, macs_reduction=-60.0) | {
         "task": "generation", "dataset": "coco2017", "model": "stable_diffusion_half",

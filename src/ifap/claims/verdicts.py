@@ -167,7 +167,19 @@ def judge(claims: pd.DataFrame, source: Source, findings: Iterable[Finding]) -> 
     contradictions = _contradictions(findings)
     conventions = delta_conventions(claims).set_index("id")["convention"].to_dict()
     points = {str(claim) for claim, convention in conventions.items() if convention == "points"}
-    return [_judge(claim, source, contradictions, points) for claim in claims.to_dict("records")]
+    metrics = _metric_units(claims)
+    rows = [{**claim, "metric_unit": metrics.get(_row_of(claim), claim["unit"])} for claim in claims.to_dict("records")]
+    return [_judge(claim, source, contradictions, points) for claim in rows]
+
+
+def _row_of(claim: Mapping[Any, Any]) -> tuple[int, str, str]:
+    return claim["table"], claim["dataset"], claim["model"]
+
+
+def _metric_units(claims: pd.DataFrame) -> dict[tuple[int, str, str], str]:
+    """Return what the metric of each row is printed in: its change is printed in percent, whatever it is of."""
+    unpruned = claims[claims["quantity"] == "metric_base"]
+    return {_row_of(claim): claim["unit"] for claim in unpruned.to_dict("records")}
 
 
 def judge_file(path: Path, source: Source) -> list[Judged]:
@@ -431,7 +443,7 @@ def _records(chosen: pd.DataFrame, runs: pd.DataFrame, *, of_trace: bool) -> tup
 
 def _values(claim: Mapping[Any, Any], frame: pd.DataFrame, *, points: bool) -> pd.Series[float] | None:
     """Return the measured counterpart of a claim in its unit; None where no column holds it."""
-    quantity, unit = str(claim["quantity"]), claim["unit"]
+    quantity, unit = str(claim["quantity"]), claim["metric_unit"]
     if quantity in {"top1", "top5"}:
         return frame[quantity].astype(float)
     if quantity.startswith("metric"):
