@@ -26,7 +26,7 @@ from ifap.plan import Plan, can_be_saved, load, pruned_plan, read_plan, write_ne
 from ifap.ranking import AGGREGATES, Aggregate, Budget, Ranking, floors, unit_scores
 from ifap.schedule import rate, solve_rho_0
 from ifap.splits import refuse_test
-from ifap.tracing import Inputs, is_trouble, private_copy
+from ifap.tracing import Inputs, is_trouble, private_copy, shape_copy
 
 Recover = Callable[[nn.Module, nn.Module, int], object]
 Validate = Callable[[nn.Module], float]
@@ -392,13 +392,14 @@ class _Run:
         self._split = split_attention(self.model)
         if options.keep_embeddings:
             ignored += embeddings(self.model)
+        twin = shape_copy(self.model)
+        start = probe(self.model, example_inputs, twin)
+        self._macs, self._shapes = start.macs, start.output_shapes
         self._graph: Graph = clock.measure(
-            "trace", lambda: trace(self.model, example_inputs, ignored, spatial_only=options.spatial_only)
+            "trace", lambda: trace(self.model, example_inputs, ignored, spatial_only=options.spatial_only, twin=twin)
         )
         if self._graph.num_units == 0:
             raise GraphError(f"nothing in this network can be pruned{_because(self._graph.pinned)}")
-        start = probe(self.model, example_inputs)
-        self._macs, self._shapes = start.macs, start.output_shapes
         self.before = Cost(sum(self._macs.values()), count_params(model))
         self.after = Cost(self.before.macs, count_params(self.model))
         self._original_sizes = self._graph.units_per_group()

@@ -16,7 +16,7 @@ from ifap.attention import SplitAttention, fused_attention, head_dim, projection
 from ifap.costs import Cost, count_params
 from ifap.errors import ScoreError
 from ifap.graph import Graph, Indices
-from ifap.layers import macs_scale_with_input, sides
+from ifap.layers import macs_scale_with_input, modules_by_name, sides
 
 Aggregate = Literal["mean", "sum", "max"]
 AGGREGATES = ("mean", "sum", "max")
@@ -50,12 +50,16 @@ def unit_scores(graph: Graph, model: nn.Module, scores: Mapping[str, Tensor], ag
         if len(values) != len(units):
             raise ScoreError(f"layer '{graph.slots[slot].name}': {len(values)} scores for {len(units)} units")
         free = units >= 0
-        number = np.bincount(units[free], minlength=graph.num_units)
-        mean = np.bincount(units[free], weights=values[free], minlength=graph.num_units) / np.maximum(number, 1)
-        present = number > 0
-        totals[present] += mean[present]
+        if not free.any():
+            continue
+        first = units[free].min()  # the units of one layer lie close together
+        number = np.bincount(units[free] - first)
+        present = np.flatnonzero(number)
+        mean = np.bincount(units[free] - first, weights=values[free])[present] / number[present]
+        present += first
+        totals[present] += mean
         counts[present] += 1
-        highest[present] = np.maximum(highest[present], mean[present])
+        highest[present] = np.maximum(highest[present], mean)
     if aggregate == "max":
         return np.where(counts > 0, highest, np.nan)
     scale = np.maximum(counts, 1) if aggregate == "mean" else 1.0
@@ -64,7 +68,7 @@ def unit_scores(graph: Graph, model: nn.Module, scores: Mapping[str, Tensor], ag
 
 def _scored_slots(graph: Graph, model: nn.Module, scores: Mapping[str, Tensor]) -> list[tuple[int, Floats]]:
     """Return the output slots that have scores, and one score a position."""
-    modules, fused, found = dict(model.named_modules()), fused_attention(model), []
+    modules, fused, found = modules_by_name(model), fused_attention(model), []
     for name, values in scores.items():
         array = values.detach().cpu().double().numpy()
         module = modules.get(name)
@@ -136,7 +140,7 @@ class _CostRow:
 def _cost_rows(graph: Graph, model: nn.Module, layer_macs: Mapping[str, int]) -> list[_CostRow]:
     rows, fused = [], fused_attention(model)
     counted: set[nn.Parameter] = set()
-    for name, module in model.named_modules():
+    for name, module in modules_by_name(model).items():
         macs = layer_macs.get(name, 0)
         if isinstance(module, SplitAttention):
             rows.append(_CostRow(graph.slot(f"{name}.out", "in"), None, macs, 0))
@@ -146,7 +150,7 @@ def _cost_rows(graph: Graph, model: nn.Module, layer_macs: Mapping[str, int]) ->
             rows.append(_CostRow(graph.slot(f"{name}.proj", "in"), None, macs, 0))
         elif sides(module):
             rows += _layer_rows(graph, name, module, macs, counted)
-            counted.update(module.parameters(recurse=False))
+            counted.update(value for value in module._parameters.values() if value is not None)
     for slot_index, slot in enumerate(graph.slots):
         if slot.side.startswith("dim"):
             tensor = _parameter(model, slot.name)
@@ -157,7 +161,7 @@ def _cost_rows(graph: Graph, model: nn.Module, layer_macs: Mapping[str, int]) ->
 def _layer_rows(graph: Graph, name: str, module: nn.Module, macs: int, counted: set[nn.Parameter]) -> list[_CostRow]:
     out = graph.slot(name, "out")
     inner = graph.slot(name, "in") if macs_scale_with_input(module) else None
-    own = {key: value for key, value in module.named_parameters(recurse=False) if value not in counted}
+    own = {key: value for key, value in module._parameters.items() if value is not None and value not in counted}
     weight = own.pop("weight").numel() if "weight" in own else 0
     return [_CostRow(out, inner, macs, weight), _CostRow(out, None, 0, sum(p.numel() for p in own.values()))]
 
@@ -191,13 +195,13 @@ class Ranking:
         self._sizes = graph.units_per_group()
         self._per_unit = graph.positions_per_unit()
         self.scores = scores
-        self._by_group = self._sorted_groups(scores)
-        candidates = [
-            units[: max(0, min(len(units), self._sizes[group] - floors[group]))]
-            for group, units in enumerate(self._by_group)
-        ]
-        flat = np.concatenate(candidates) if candidates else np.empty(0, dtype=np.int64)
-        self._order = flat[np.lexsort((flat, scores[flat]))]
+        order = np.argsort(scores, kind="stable")  # NaN comes last
+        order = order[: len(order) - int(np.isnan(scores).sum())]
+        self._by_group = self._sorted_groups(order)
+        is_candidate = np.zeros(len(scores), dtype=bool)
+        for group, units in enumerate(self._by_group):
+            is_candidate[units[: max(0, self._sizes[group] - floors[group])]] = True
+        self._order = order[is_candidate[order]]
         self._order_groups = graph.group_of[self._order]
 
     @property
@@ -281,9 +285,9 @@ class Ranking:
         counts = range(self.num_candidates)
         return bisect.bisect_left(counts, True, lo=count, key=lambda n: bool(self.removed_per_group(n).any()))
 
-    def _sorted_groups(self, scores: Floats) -> list[Indices]:
-        order = np.lexsort((np.arange(len(scores)), scores, self._graph.group_of))
-        order = order[~np.isnan(scores[order])]
+    def _sorted_groups(self, order: Indices) -> list[Indices]:
+        """Return the units of each group in the given order."""
+        order = order[np.argsort(self._graph.group_of[order], kind="stable")]
         bounds = np.searchsorted(self._graph.group_of[order], np.arange(len(self._sizes) + 1))
         return [order[bounds[g] : bounds[g + 1]] for g in range(len(self._sizes))]
 
