@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -43,13 +43,16 @@ class Cost:
         Multiply-accumulates of one forward over the example inputs (whole batch).
     params : int
         Elements of all parameters, a shared one counted once.
+    latency : float, optional
+        Predicted milliseconds of one forward, where the target is a latency; see `ifap.latency.LatencyModel`.
     """
 
     macs: int
     params: int
+    latency: float | None = field(default=None, repr=False, compare=False)
 
     def reduction(self, base: Cost, kind: str) -> float:
-        """Return the share of `base` that is gone, in [0, 1]; `kind` is ``macs`` or ``params``."""
+        """Return the share of `base` that is gone, in [0, 1]; `kind` is the name of a cost."""
         whole = getattr(base, kind)
         return 1.0 - getattr(self, kind) / whole if whole else 0.0
 

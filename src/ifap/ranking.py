@@ -16,6 +16,7 @@ from ifap.attention import SplitAttention, fused_attention, head_dim, projection
 from ifap.costs import Cost, count_params
 from ifap.errors import ScoreError
 from ifap.graph import Graph, Indices
+from ifap.latency import LatencyModel, Widths, layer_widths
 from ifap.layers import macs_scale_with_input, modules_by_name, sides
 
 Aggregate = Literal["mean", "sum", "max"]
@@ -97,9 +98,15 @@ class Budget:
         The network as it is.
     layer_macs : mapping of str to int
         MACs of each module itself; see `ifap.costs.macs_by_module`.
+    timer : LatencyModel, optional
+        What predicts the time of a forward, where that is to fall.
     """
 
-    def __init__(self, graph: Graph, model: nn.Module, layer_macs: Mapping[str, int]) -> None:
+    def __init__(
+        self, graph: Graph, model: nn.Module, layer_macs: Mapping[str, int], timer: LatencyModel | None = None
+    ) -> None:
+        self._timer = timer
+        self._timed = [] if timer is None else _timed_slots(graph, layer_widths(model), timer.names)
         self._widths = np.maximum(graph.widths().astype(float), 1.0)
         rows = [row for row in _cost_rows(graph, model, layer_macs) if row.first is not None]
         self._first = np.array([row.first for row in rows], dtype=np.int64)
@@ -118,7 +125,25 @@ class Budget:
         return Cost(
             macs=self._fixed.macs + round(float(self._macs @ scale)),
             params=self._fixed.params + round(float(self._params @ scale)),
+            latency=None if self._timer is None else self._timer.predict(self._layer_widths(widths)),
         )
+
+    def _layer_widths(self, widths: Floats) -> dict[str, tuple[float, float]]:
+        return {
+            name: tuple(own if slot is None else float(widths[slot]) for slot, own in pairs)  # type: ignore[misc]
+            for name, pairs in self._timed
+        }
+
+
+def _timed_slots(graph: Graph, widths: Widths, names: list[str]) -> list[tuple[str, list[tuple[int | None, float]]]]:
+    """Return the slots of the outputs and inputs of layers, each with its present width; None where there is none."""
+    found = []
+    for name in names:
+        out, inner = graph.slot(name, "out"), graph.slot(name, "in")
+        # What a depthwise convolution reads is what it makes.
+        is_one_sided = inner is None and widths[name][0] == widths[name][1]
+        found.append((name, [(out, widths[name][0]), (out if is_one_sided else inner, widths[name][1])]))
+    return found
 
 
 def unit_macs(graph: Graph, budget: Budget) -> Floats:
@@ -234,7 +259,7 @@ class Ranking:
         ----------
         lost : array, shape (groups,)
             Units that each group loses.
-        kind : {'macs', 'params'}
+        kind : {'macs', 'params', 'latency'}
             Which cost.
         goal : float
             Upper bound of that cost.
@@ -270,7 +295,7 @@ class Ranking:
 
         Parameters
         ----------
-        kind : {'macs', 'params'}
+        kind : {'macs', 'params', 'latency'}
             Which cost.
         goal : float
             Upper bound of that cost.
