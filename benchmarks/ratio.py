@@ -125,8 +125,8 @@ def recorded(name: str) -> list[Ratio]:
     with (RESULTS / f"{name}.csv").open(newline="") as stream:
         return [
             Ratio(
-                row["quantity"],
-                *(float(row[key]) for key in ("ours", "peer", "ratio", "low", "high", "limit")),
+                quantity=row["quantity"],
+                **{key: float(row[key]) for key in ("ours", "peer", "ratio", "low", "high", "limit")},
                 runs=int(row["runs"]),
                 unit=row.get("unit") or "s",
             )
