@@ -12,7 +12,7 @@ import ifap
 from ifap import latency as latency_module
 from ifap import pruning
 from ifap.errors import TargetError
-from ifap.latency import LatencyModel, layer_widths, repeated
+from ifap.latency import LatencyModel, latency_ratio, layer_widths, repeated
 
 X = torch.randn(1, 3, 16, 16)
 
@@ -97,6 +97,12 @@ def test_inputs_are_repeated_to_the_batch_that_counts():
     assert repeated(X, 5).shape == (5, 3, 16, 16)
     assert repeated({"ids": torch.arange(6).reshape(3, 2)}, 2)["ids"].tolist() == [[0, 1], [2, 3]]
     assert repeated(X, None) is X
+
+
+def test_a_network_several_times_as_deep_takes_longer():
+    small, large = network(), nn.Sequential(*(network()[:4] if i == 0 else unit(64, 64) for i in range(24))).eval()
+    assert latency_ratio(large, small, X) > 1.5
+    assert latency_ratio(small, large, X) < 1 / 1.5
 
 
 def test_timing_leaves_the_network_alone():

@@ -214,7 +214,7 @@ def split_attention(model: nn.Module, names: list[str] | None = None) -> list[st
 
 def projections(module: nn.Module) -> Projections | None:
     """Return where an attention module keeps its layers, or None for any other module."""
-    found = next((_PROJECTIONS[name] for name in class_names(type(module)) if name in _PROJECTIONS), None)
+    found = next((_PROJECTIONS[name] for name in class_names(module) if name in _PROJECTIONS), None)
     if found is None or not all(isinstance(_layer(module, part), nn.Linear) for part in found[:3]):
         return None
     return found
@@ -353,12 +353,16 @@ def _layer(module: nn.Module, name: str) -> nn.Module | None:
 
 
 def _is_a(module: nn.Module, class_name: str) -> bool:
-    return class_name in class_names(type(module))
+    return class_name in class_names(module)
+
+
+def class_names(module: Any) -> tuple[str, ...]:
+    """Return the qualified names of the class of a module and of its bases, in the order of method look-up."""
+    return _names_of_class(type(module))
 
 
 @cache
-def class_names(kind: type) -> tuple[str, ...]:
-    """Return the qualified names of a class and of its bases, in the order in which methods are looked up."""
+def _names_of_class(kind: Any) -> tuple[str, ...]:
     return tuple(f"{base.__module__}.{base.__qualname__}" for base in kind.__mro__)
 
 

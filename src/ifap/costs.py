@@ -179,7 +179,7 @@ class _Counter(TorchDispatchMode):
     """
 
     def __init__(self, model: nn.Module, layers: set[str]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.macs: dict[str, int] = {}
         self._layers = layers
         self._names = {module: name for name, module in modules_by_name(model).items()}
@@ -203,7 +203,7 @@ class _Counter(TorchDispatchMode):
         if module in self._names:
             self._running.append(self._names[module])
 
-    def _end(self, module: nn.Module, _args: Any, output: Any) -> None:
+    def _end(self, module: Any, _args: Any, output: Any) -> None:
         if module in self._names and self._running.pop() in self._layers and output is not None:
             self._add(self._names[module], output.numel() * module.weight[0].numel())
 

@@ -41,7 +41,7 @@ def sync(model: nn.Module) -> None:
     for module in modules_by_name(model).values():
         if isinstance(module, SplitAttention):
             module.sync()
-        for name in class_names(type(module)):
+        for name in class_names(module):
             function = _SYNC.get(name)
             if function is not None:
                 function(module)

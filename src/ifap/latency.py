@@ -8,6 +8,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -100,7 +101,9 @@ def latency_ratio(model: nn.Module, other: nn.Module, example_inputs: Any, *, ro
     where = device_of(other)
     inputs = to_device(example_inputs, where)
     with evaluation_mode(model), evaluation_mode(other), torch.inference_mode():
-        pairs = [[_timed(lambda n=n: call(n, inputs), where) for n in (model, other)] for _ in range(rounds + 1)]
+        pairs = [
+            [_timed(partial(call, network, inputs), where) for network in (model, other)] for _ in range(rounds + 1)
+        ]
     return statistics.median(mine / theirs for mine, theirs in pairs[1:])
 
 
@@ -200,7 +203,11 @@ def _input_shapes(model: nn.Module, inputs: Any) -> dict[str, list[tuple[int, ..
     found: dict[str, list[tuple[int, ...]]] = {}
 
     def note(name: str) -> Callable[[nn.Module, Any], None]:
-        return lambda _module, args: found.setdefault(name, []).append(tuple(args[0].shape)) if args else None
+        def hook(_module: nn.Module, args: Any) -> None:
+            if args:
+                found.setdefault(name, []).append(tuple(args[0].shape))
+
+        return hook
 
     layers = {name: module for name, module in modules_by_name(model).items() if has_plain_forward(module)}
     handles = [module.register_forward_pre_hook(note(name)) for name, module in layers.items()]
@@ -244,12 +251,12 @@ def _time_of(module: nn.Module, shape: tuple[int, ...], out: int, inner: int) ->
     """Return the fewest milliseconds of some runs of a layer cut to the given widths."""
     layer: Any = copy.copy(module)
     layer._forward_hooks, layer._forward_pre_hooks = {}, {}
-    weight: Tensor = module.weight.detach()  # type: ignore[union-attr]
+    weight: Tensor = layer.weight.detach()
     if is_depthwise(module):
         layer.groups, inner, weight = out, out, weight[:out]
     else:
         weight = weight[:out, : inner // getattr(module, "groups", 1)]
-    bias = None if module.bias is None else nn.Parameter(module.bias.detach()[:out])  # type: ignore[operator]
+    bias = None if layer.bias is None else nn.Parameter(layer.bias.detach()[:out])
     layer._parameters = {"weight": nn.Parameter(weight.contiguous()), "bias": bias}
     sizes = list(shape)
     sizes[_axis(module)] = inner

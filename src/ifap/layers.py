@@ -6,6 +6,8 @@ that mix channels, ``"in"``. Depthwise convolutions and norms have one side, ``"
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -17,7 +19,7 @@ from ifap.errors import GraphError
 Side = str
 
 
-def modules_by_name(model: nn.Module) -> dict[str, nn.Module]:
+def modules_by_name(model: nn.Module) -> dict[str, Any]:
     """Return what ``model.named_modules()`` yields, without a generator for each level: asked very often."""
     found: dict[nn.Module, str] = {}
 

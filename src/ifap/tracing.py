@@ -124,7 +124,8 @@ def meta_copy(model: nn.Module) -> nn.Module:
             if tensor is not None and id(tensor) not in memo:
                 memo[id(tensor)] = _without_data(tensor)
     twin: nn.Module = _copy_without_hooks(model, memo)
-    if any(_evaluates_in_its_own_way(type(module)) for module in modules_by_name(twin).values()):
+    kinds: set[Any] = {type(module) for module in modules_by_name(twin).values()}
+    if any(_evaluates_in_its_own_way(kind) for kind in kinds):
         twin.eval()
     for config in attention_configs(twin):
         config._attn_implementation = "eager"
@@ -140,9 +141,10 @@ def _copy_without_hooks(module: nn.Module, memo: dict[int, Any]) -> Any:
     """Do what ``copy.deepcopy`` does to a module, some times faster: most of its attributes are numbers or empty."""
     if id(module) in memo:
         return memo[id(module)]
-    if not _copies_as_usual(type(module)):
+    kind: Any = type(module)
+    if not _copies_as_usual(kind):
         return copy.deepcopy(module, memo).eval()
-    twin = memo[id(module)] = object.__new__(type(module))
+    twin = memo[id(module)] = object.__new__(kind)
     state = twin.__dict__
     for name, value in module.__dict__.items():
         if name in _HOOKS:
@@ -168,7 +170,7 @@ _ATOMIC = (bool, int, float, str, type(None))
 
 
 @cache
-def _copies_as_usual(kind: type[nn.Module]) -> bool:
+def _copies_as_usual(kind: Any) -> bool:
     """Whether ``copy.deepcopy`` would copy the attributes of a class of modules one by one."""
     special = any(hasattr(kind, name) for name in ("__deepcopy__", "__getnewargs__", "__getnewargs_ex__", "__slots__"))
     names = ("__reduce__", "__reduce_ex__", "__getstate__")
@@ -178,7 +180,7 @@ def _copies_as_usual(kind: type[nn.Module]) -> bool:
 
 
 @cache
-def _evaluates_in_its_own_way(kind: type[nn.Module]) -> bool:
+def _evaluates_in_its_own_way(kind: Any) -> bool:
     return kind.train is not nn.Module.train or kind.eval is not nn.Module.eval
 
 
