@@ -358,7 +358,8 @@ def _is_a(module: nn.Module, class_name: str) -> bool:
 
 def class_names(module: Any) -> tuple[str, ...]:
     """Return the qualified names of the class of a module and of its bases, in the order of method look-up."""
-    return _names_of_class(type(module))
+    kind: Any = type(module)
+    return _names_of_class(kind)
 
 
 @cache
