@@ -66,9 +66,7 @@ format: setup ## Format Python and Snakemake files, and write the schema of para
 	python -m stages.schema
 
 bench: setup ## Measure speed as ratios, side by side
-	python -m benchmarks.scoring
-	python -m benchmarks.surgery
-	python -m benchmarks.sparse_step
+	python -m benchmarks
 
 record: setup ## Version a finished scale: data and checkpoints in DVC, then its tables
 	python -m stages.collect --scale $(SCALE) --check

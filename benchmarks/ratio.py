@@ -1,8 +1,13 @@
-"""Time two ways of doing the same thing in turn, and report the ratio of their medians with its spread."""
+"""Time two ways of doing the same thing in turn, and report the median of their ratios with its spread.
+
+Time is that of the processor, not of the clock on the wall: what else a machine does then falls on neither side.
+The benchmarks run on one thread, so that on an idle machine both are the same.
+"""
 
 from __future__ import annotations
 
 import csv
+import importlib.metadata
 import platform
 import statistics
 import time
@@ -28,7 +33,7 @@ class Ratio:
     quantity : str
         What was timed, and on which network.
     ours, peer : float
-        Medians in seconds.
+        Medians, in `unit`.
     ratio : float
         Median of the pairwise ratios ours / peer.
     low, high : float
@@ -37,6 +42,8 @@ class Ratio:
         The ratio that this project promises to stay below.
     runs : int
         Number of pairs.
+    unit : {'s', 'MB'}
+        Of `ours` and `peer`.
     """
 
     quantity: str
@@ -47,12 +54,24 @@ class Ratio:
     high: float
     limit: float
     runs: int
+    unit: str = "s"
+
+    @property
+    def is_met(self) -> bool:
+        """Whether the ratio is at most its limit."""
+        return self.ratio <= self.limit
 
 
 def compare(
-    quantity: str, ours: Callable[[], float], peer: Callable[[], float], *, limit: float, runs: int = 7
+    quantity: str,
+    ours: Callable[[], float],
+    peer: Callable[[], float],
+    *,
+    limit: float,
+    runs: int = 7,
+    unit: str = "s",
 ) -> Ratio:
-    """Run both in turn, after one uncounted pair; each callable returns the seconds it took."""
+    """Run both in turn, after one uncounted pair; each callable returns what it took."""
     ours()
     peer()
     pairs = [(ours(), peer()) if i % 2 else (lambda p, o: (o, p))(peer(), ours()) for i in range(runs)]
@@ -66,39 +85,66 @@ def compare(
         max(ratios),
         limit,
         runs,
+        unit,
     )
 
 
 def timed(function: Callable[[], object]) -> float:
-    """Return the wall time of one call, in seconds."""
-    start = time.perf_counter()
+    """Return the processor time of one call, in seconds."""
+    start = time.process_time()
     function()
-    return time.perf_counter() - start
+    return time.process_time() - start
 
 
 def report(name: str, title: str, peer: str, rows: list[Ratio]) -> None:
     """Print the ratios and write them to results/bench with what they were measured on."""
+    show(title, peer, rows)
+    _write(RESULTS / f"{name}.csv", rows, f"python -m benchmarks.{name}")
+
+
+def show(title: str, peer: str, rows: list[Ratio]) -> None:
+    """Print ratios as a table."""
     table = Table(title=title, title_justify="left")
     for heading in ("quantity", "ours", peer, "ratio", "spread", "limit", "met"):
         table.add_column(heading, justify="left" if heading == "quantity" else "right")
     for row in rows:
         table.add_row(
             row.quantity,
-            f"{row.ours * 1e3:.0f} ms",
-            f"{row.peer * 1e3:.0f} ms",
-            f"{row.ratio:.2f}",
-            f"{row.low:.2f}-{row.high:.2f}",
-            f"{row.limit:.2f}",
-            "yes" if row.ratio <= row.limit else "NO",
+            _amount(row.ours, row.unit),
+            _amount(row.peer, row.unit),
+            f"{row.ratio:.3g}",
+            f"{row.low:.3g}-{row.high:.3g}",
+            f"{row.limit:.3g}",
+            "yes" if row.is_met else "NO",
         )
-    Console(width=120).print(table)
-    _write(RESULTS / f"{name}.csv", rows)
+    Console(width=130).print(table)
 
 
-def _write(path: Path, rows: list[Ratio]) -> None:
+def recorded(name: str) -> list[Ratio]:
+    """Read the ratios that a benchmark has written."""
+    with (RESULTS / f"{name}.csv").open(newline="") as stream:
+        return [
+            Ratio(
+                quantity=row["quantity"],
+                **{key: float(row[key]) for key in ("ours", "peer", "ratio", "low", "high", "limit")},
+                runs=int(row["runs"]),
+                unit=row.get("unit") or "s",
+            )
+            for row in csv.DictReader(stream)
+        ]
+
+
+def _amount(value: float, unit: str) -> str:
+    return f"{value:.0f} MB" if unit == "MB" else f"{value * 1e3:,.0f} ms"
+
+
+def _write(path: Path, rows: list[Ratio], command: str) -> None:
     found = provenance()
+    versions = {name: importlib.metadata.version(name) for name in ("torchvision", "torch-pruning", "transformers")}
     machine = {
+        "command": command,
         "torch": torch.__version__,
+        **versions,
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "cpu": found["hardware"]["cpu"],

@@ -1,38 +1,97 @@
-"""What flow scores cost over a bare forward of the same batches."""
+"""What flow scores cost over a bare forward of the same batches, in time and in memory.
+
+Memory is the largest resident set of a process that builds the network and does nothing else than the one or the
+other: a process for each, since the largest set of a process never shrinks.
+"""
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from typing import Annotated, Any
+
 import torch
 import torchvision
+import typer
+from torch import nn
 
 import ifap
 from benchmarks.ratio import Ratio, compare, report, timed
+from ifap.runtime import peak_memory_mb
+from ifap.tracing import call
 
-BATCH = 8
-LIMIT = 1.25
+BATCH, TOKENS = 8, 128
+LIMIT = 1.1
+NETWORKS = {
+    "resnet50": "batch 8, 224 px",
+    "vit_b_16": "batch 8, 224 px",
+    "convnext_small": "batch 8, 224 px",
+    "bert_base": "batch 8, 128 tokens",
+}
 
 
-def measure(name: str) -> Ratio:
-    """Compare scoring one batch of a torchvision network with running it."""
+def network(name: str) -> tuple[nn.Module, Any]:
+    """Return a network with random weights and one batch."""
     torch.manual_seed(0)
-    model = getattr(torchvision.models, name)().eval()
-    batch = torch.randn(BATCH, 3, 224, 224)
+    if name != "bert_base":
+        return getattr(torchvision.models, name)().eval(), torch.randn(BATCH, 3, 224, 224)
+    from transformers import BertConfig, BertModel
 
-    def forward() -> float:
-        with torch.no_grad():
-            return timed(lambda: model(batch))
+    ids = torch.randint(1, 30_000, (BATCH, TOKENS))
+    return BertModel(BertConfig()).eval(), {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
+
+def score(model: nn.Module, batch: Any) -> None:
+    """Score one batch."""
+    ifap.flow_scores(model, [batch])
+
+
+def forward(model: nn.Module, batch: Any) -> None:
+    """Run one batch."""
+    with torch.no_grad():
+        call(model, batch)
+
+
+WORK = {"score": score, "forward": forward}
+
+
+def time_of(name: str) -> Ratio:
+    """Compare scoring one batch with running it."""
+    model, batch = network(name)
     return compare(
-        f"{name}, batch {BATCH}, 224 px", lambda: timed(lambda: ifap.flow_scores(model, [batch])), forward, limit=LIMIT
+        f"{name}, {NETWORKS[name]}",
+        lambda: timed(lambda: score(model, batch)),
+        lambda: timed(lambda: forward(model, batch)),
+        limit=LIMIT,
+        runs=3,
     )
 
 
-def main() -> None:
-    """Print and record the ratios."""
+def memory_of(name: str) -> Ratio:
+    """Compare the memory of a process that scores with that of one that runs the network."""
+
+    def peak(work: str) -> float:
+        command = [sys.executable, "-m", "benchmarks.scoring", "--network", name, "--work", work]
+        return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+    ours, peer = peak("score"), peak("forward")
+    ratio = ours / peer
+    return Ratio(f"memory of {name}, {NETWORKS[name]}", ours, peer, ratio, ratio, ratio, LIMIT, runs=1, unit="MB")
+
+
+def main(
+    network_name: Annotated[str | None, typer.Option("--network", hidden=True)] = None,
+    work: Annotated[str, typer.Option(hidden=True)] = "score",
+) -> None:
+    """Print and record the ratios; a process of its own is started for each peak of memory."""
     torch.set_num_threads(1)
-    rows = [measure(name) for name in ("resnet50", "vit_b_16")]
+    if network_name is not None:
+        WORK[work](*network(network_name))
+        typer.echo(peak_memory_mb())
+        return
+    rows = [measure(name) for name in NETWORKS for measure in (time_of, memory_of)]
     report("scoring", "Flow scores against the bare forward (one thread)", "forward", rows)
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

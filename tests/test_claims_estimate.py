@@ -115,3 +115,21 @@ def test_estimate_says_what_it_rests_on(tmp_path, grid):
     write_grid(tmp_path, grid)
     assert not any("stated" in line for line in estimate.estimate_lines(grid, root=tmp_path))
     assert list(tmp_path.rglob("weights*")) == []
+
+
+def test_each_recorded_cell_is_predicted_from_the_others(tmp_path, grid):
+    assert estimate.check(grid, root=tmp_path) == []
+    for method, seconds in (("magnitude", 100), ("random", 300)):
+        cell = CELL._replace(method=method)
+        write_cell(tmp_path, grid, cell)
+        change(tmp_path, cell, lambda record, s=seconds: record["provenance"].update(wall_seconds={"prune": s}))
+    found = {item.cell.method: item for item in estimate.check(grid, root=tmp_path)}
+    assert {name: (item.predicted, item.measured) for name, item in found.items()} == {
+        "magnitude": (300, 100),
+        "random": (100, 300),
+    }
+    assert found["magnitude"].error == pytest.approx(2)
+    assert estimate.estimate_lines(grid, root=tmp_path)[-1] == (
+        "Each of 2 recorded cells predicted from the others: +0% in all, median error 133%, largest +200% "
+        "(classification/digits/net_a/magnitude/seed0)."
+    )

@@ -11,7 +11,7 @@ from torch import nn
 
 import ifap
 from ifap.attention import split_attention
-from ifap.costs import cost, macs_by_module, nonzero_macs
+from ifap.costs import cost, macs_by_module, nonzero_macs, probe
 
 
 @pytest.mark.parametrize("bias", [False, True])
@@ -178,3 +178,35 @@ def test_products_with_zero_weights_are_left_out_of_the_theoretical_macs():
         net[0].weight[:2] = 0
         net[3].weight[:, ::2] = 0
     assert nonzero_macs(net, inputs) == 3 * 6 * 9 * 16 + 8 * 8 * 5
+
+
+@pytest.mark.parametrize("padding", [0, 2, "same", "valid", (1, 0)])
+@pytest.mark.parametrize(("stride", "dilation", "groups"), [(1, 1, 1), (1, 2, 4), (2, 1, 1)])
+@pytest.mark.parametrize("shape", [(2, 8, 11, 9), (8, 11, 9)])
+def test_shapes_without_values_are_those_of_the_real_forward(padding, stride, dilation, groups, shape):
+    if padding == "same" and stride > 1:
+        pytest.skip("torch has no such layer")
+    model = nn.Sequential(
+        nn.Conv2d(8, 4, (3, 2), stride, padding, dilation, groups), nn.AdaptiveAvgPool2d((None, 3)), nn.Linear(3, 5)
+    )
+    x = torch.randn(shape)
+    assert probe(model, x).output_shapes == [tuple(model(x).shape)]
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [(nn.Conv2d(3, 4, 3), (1, 2, 8, 8)), (nn.Conv2d(3, 4, 5), (1, 3, 4, 4)), (nn.Linear(3, 4), (2, 5))],
+)
+def test_what_does_not_fit_a_layer_is_refused_as_by_the_layer(layer, shape):
+    with pytest.raises(RuntimeError):
+        layer(torch.randn(shape))
+    with pytest.raises(RuntimeError):
+        probe(layer, torch.randn(shape))
+
+
+def test_a_layer_with_a_forward_of_its_own_is_run():
+    class Doubled(nn.Linear):
+        def forward(self, x):
+            return super().forward(super().forward(x))
+
+    assert ifap.cost(Doubled(6, 6), torch.randn(2, 6)).macs == 2 * 2 * 6 * 6

@@ -13,6 +13,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader
 
 import ifap
+from ifap import flow
 from ifap.attention import split_attention
 from ifap.errors import ScoreError, SplitError
 from ifap.flow import activation_norms
@@ -416,3 +417,12 @@ def test_no_activation_outlives_its_batch(site):
     gc.collect()
     assert peaks == [0, 0, 0, 0]
     assert not any(r() is not None for r in alive)
+
+
+@pytest.mark.parametrize("positions", [1, 7, 1000])
+def test_norms_over_rows_do_not_depend_on_how_they_are_cut(positions, monkeypatch):
+    rows = torch.randn(2, positions, 300, generator=torch.Generator().manual_seed(0))
+    exact = torch.linalg.vector_norm(rows.double(), dim=1)
+    for values in (1, 10_000, 2**30):
+        monkeypatch.setattr(flow, "_CACHED_VALUES", values)
+        torch.testing.assert_close(flow.unit_norms(rows, -1).double(), exact, rtol=1e-5, atol=0)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ifap.errors import GraphError
-from ifap.layers import unit_weights
+from ifap.layers import modules_by_name, unit_weights
 
 
 class Projections(NamedTuple):
@@ -196,7 +197,7 @@ def split_attention(model: nn.Module, names: list[str] | None = None) -> list[st
     """
     tables = _stack_tables(model)
     replaced: list[str] = []
-    for name, module in list(model.named_modules()):
+    for name, module in modules_by_name(model).items():
         if names is not None and name not in names:
             continue
         if isinstance(module, nn.MultiheadAttention) and _can_split(module):
@@ -213,12 +214,10 @@ def split_attention(model: nn.Module, names: list[str] | None = None) -> list[st
 
 def projections(module: nn.Module) -> Projections | None:
     """Return where an attention module keeps its layers, or None for any other module."""
-    for base in type(module).__mro__:
-        found = _PROJECTIONS.get(f"{base.__module__}.{base.__qualname__}")
-        if found is not None:
-            linear = all(isinstance(_layer(module, part), nn.Linear) for part in found[:3])
-            return found if linear else None
-    return None
+    found = next((_PROJECTIONS[name] for name in class_names(module) if name in _PROJECTIONS), None)
+    if found is None or not all(isinstance(_layer(module, part), nn.Linear) for part in found[:3]):
+        return None
+    return found
 
 
 def projection_layers(module: nn.Module) -> list[nn.Linear]:
@@ -241,7 +240,7 @@ def check_heads(model: nn.Module) -> None:
     GraphError
         If they cannot; names the module and both numbers.
     """
-    for name, module in model.named_modules():
+    for name, module in modules_by_name(model).items():
         layers = projection_layers(module)
         if not layers:
             continue
@@ -258,7 +257,7 @@ def check_heads(model: nn.Module) -> None:
 
 def embeddings(model: nn.Module) -> list[str]:
     """Return the names of the embeddings that feed the network; tables inside an attention module do not."""
-    modules = dict(model.named_modules())
+    modules = modules_by_name(model)
     return [
         name
         for name, module in modules.items()
@@ -281,9 +280,10 @@ def eager_attention(model: nn.Module) -> Iterator[None]:
 
 def attention_configs(model: nn.Module) -> list[Any]:
     """Return the configurations that choose a kernel of attention, for networks whose attention is known."""
-    if not any(projections(module) and not isinstance(module, SplitAttention) for module in model.modules()):
+    modules = list(modules_by_name(model).values())
+    if not any(projections(module) and not isinstance(module, SplitAttention) for module in modules):
         return []
-    found = {id(config): config for config in (getattr(module, "config", None) for module in model.modules())}
+    found = {id(config): config for config in (getattr(module, "config", None) for module in modules)}
     return [config for config in found.values() if hasattr(config, "_attn_implementation")]
 
 
@@ -293,7 +293,7 @@ def fused_attention(model: nn.Module) -> dict[str, nn.Module]:
     A block counts if it has a linear ``qkv`` three times as wide as the input of its linear
     ``proj``, and ``num_heads`` and ``head_dim`` attributes that its forward reads.
     """
-    return {name: module for name, module in model.named_modules() if _is_fused(module)}
+    return {name: module for name, module in modules_by_name(model).items() if _is_fused(module)}
 
 
 def sync_fused(module: Any) -> None:
@@ -353,7 +353,18 @@ def _layer(module: nn.Module, name: str) -> nn.Module | None:
 
 
 def _is_a(module: nn.Module, class_name: str) -> bool:
-    return any(f"{base.__module__}.{base.__qualname__}" == class_name for base in type(module).__mro__)
+    return class_name in class_names(module)
+
+
+def class_names(module: Any) -> tuple[str, ...]:
+    """Return the qualified names of the class of a module and of its bases, in the order of method look-up."""
+    kind: Any = type(module)
+    return _names_of_class(kind)
+
+
+@cache
+def _names_of_class(kind: Any) -> tuple[str, ...]:
+    return tuple(f"{base.__module__}.{base.__qualname__}" for base in kind.__mro__)
 
 
 def _as_linear(conv: Any, start: int = 0, stop: int | None = None) -> nn.Linear:
@@ -381,7 +392,7 @@ def _joined(conv: Any) -> JoinedProjections:
 
 def _stack_tables(model: nn.Module) -> dict[str, nn.Embedding]:
     """Return the table of relative positions that each self-attention module of T5 takes from its stack."""
-    modules = {name: module for name, module in model.named_modules() if _is_a(module, _T5)}
+    modules = {name: module for name, module in modules_by_name(model).items() if _is_a(module, _T5)}
     stacks = {name: re.sub(r"(^|\.)block\..*", "", name) for name in modules}
     owners = {stacks[name]: getattr(m, HEAD_TABLE) for name, m in modules.items() if hasattr(m, HEAD_TABLE)}
     found = {name: owners.get(stacks[name]) for name in modules if name.endswith(".SelfAttention")}
@@ -455,17 +466,18 @@ def _can_split(module: nn.MultiheadAttention) -> bool:
 def _split(module: nn.MultiheadAttention) -> SplitAttention:
     weights = projection_weights(module)
     bias = module.in_proj_bias
-    new = SplitAttention(
-        module.embed_dim,
-        module.num_heads,
-        head_dim=module.head_dim,
-        kdim=weights[1].shape[1],
-        vdim=weights[2].shape[1],
-        bias=bias is not None,
-        dropout=module.dropout,
-        batch_first=module.batch_first,
-    )
-    new = new.to(weights[0])
+    with torch.device("meta"):  # drawing weights that are overwritten would take most of the time
+        new = SplitAttention(
+            module.embed_dim,
+            module.num_heads,
+            head_dim=module.head_dim,
+            kdim=weights[1].shape[1],
+            vdim=weights[2].shape[1],
+            bias=bias is not None,
+            dropout=module.dropout,
+            batch_first=module.batch_first,
+        )
+    new = new.to(weights[0].dtype).to_empty(device=weights[0].device)
     biases = bias.detach().chunk(3) if bias is not None else (None, None, None)
     with torch.no_grad():
         for layer, weight, layer_bias in zip((new.q, new.k, new.v), weights, biases, strict=True):
@@ -481,6 +493,8 @@ def _split(module: nn.MultiheadAttention) -> SplitAttention:
 
 
 def _is_fused(module: nn.Module) -> bool:
+    if not {"qkv", "proj"} <= module._modules.keys():  # so for most modules, and asked often
+        return False
     qkv, proj, head_dim = (getattr(module, name, None) for name in ("qkv", "proj", "head_dim"))
     if not (isinstance(qkv, nn.Linear) and isinstance(proj, nn.Linear) and isinstance(head_dim, int)):
         return False

@@ -8,22 +8,27 @@ poolings are not counted. The paper prints MACs as "GFlops".
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
+from ifap.layers import has_plain_forward, modules_by_name
 from ifap.tracing import (
     Inputs,
     call,
     dense_outputs,
     evaluation_mode,
     is_trouble,
-    meta_copy,
     meta_forward,
     plain_attention,
-    skip_values,
+    shape_copy,
     task_tensors,
     to_device,
 )
@@ -39,13 +44,16 @@ class Cost:
         Multiply-accumulates of one forward over the example inputs (whole batch).
     params : int
         Elements of all parameters, a shared one counted once.
+    latency : float, optional
+        Predicted milliseconds of one forward, where the target is a latency; see `ifap.latency.LatencyModel`.
     """
 
     macs: int
     params: int
+    latency: float | None = field(default=None, repr=False, compare=False)
 
     def reduction(self, base: Cost, kind: str) -> float:
-        """Return the share of `base` that is gone, in [0, 1]; `kind` is ``macs`` or ``params``."""
+        """Return the share of `base` that is gone, in [0, 1]; `kind` is the name of a cost."""
         whole = getattr(base, kind)
         return 1.0 - getattr(self, kind) / whole if whole else 0.0
 
@@ -96,7 +104,7 @@ def nonzero_macs(model: nn.Module, example_inputs: Inputs) -> int:
 
     Theoretical: dense kernels do them all the same. Attention products count in full.
     """
-    modules = dict(model.named_modules())
+    modules = modules_by_name(model)
     return round(sum(macs * _density(modules[name]) for name, macs in macs_by_module(model, example_inputs).items()))
 
 
@@ -123,39 +131,96 @@ class Probe:
     output_shapes: list[tuple[int, ...]]
 
 
-def probe(model: nn.Module, example_inputs: Inputs) -> Probe:
-    """Run a copy of `model` once, without data where that is possible, and count."""
-    counter = FlopCounterMode(display=False)
+def probe(model: nn.Module, example_inputs: Inputs, twin: nn.Module | None = None) -> Probe:
+    """Run a copy of `model` once, without data where that is possible, and count.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Any network; it is not changed.
+    example_inputs : Tensor, tuple, list or dict
+        Inputs of one forward.
+    twin : nn.Module, optional
+        What `ifap.tracing.shape_copy` made of `model`, if there is one.
+
+    Returns
+    -------
+    Probe
+        MACs of each module and shapes of the outputs.
+    """
+    layers = {name for name, module in modules_by_name(model).items() if has_plain_forward(module)}
     try:
-        # The counter hooks what requires gradients, and a view of a parameter, such as queries, has nowhere to hook.
-        twin = skip_values(meta_copy(model)).requires_grad_(False)
-        inputs = to_device(example_inputs, torch.device("meta"))
-        with torch.no_grad(), dense_outputs(twin), meta_forward(), counter:
+        twin, inputs = twin or shape_copy(model), to_device(example_inputs, torch.device("meta"))
+        counter = _Counter(twin, layers)
+        with torch.no_grad(), dense_outputs(twin), meta_forward(), counter.counting():
             outputs = call(twin, inputs)
     except (RuntimeError, NotImplementedError) as error:
         if is_trouble(error):
             raise
         # The forward looks at values, which data-free tensors do not have: run a real copy.
-        counter = FlopCounterMode(display=False)
-        twin = copy.deepcopy(model).requires_grad_(False)
-        with evaluation_mode(twin), torch.no_grad(), dense_outputs(twin), plain_attention(), counter:
+        twin = copy.deepcopy(model)
+        counter = _Counter(twin, layers)
+        with evaluation_mode(twin), torch.no_grad(), dense_outputs(twin), plain_attention(), counter.counting():
             outputs = call(twin, example_inputs)
-    return Probe(_own_macs(twin, counter), [tuple(tensor.shape) for tensor in task_tensors(outputs)])
+    return Probe(counter.macs, [tuple(tensor.shape) for tensor in task_tensors(outputs)])
 
 
-def _own_macs(model: nn.Module, counter: FlopCounterMode) -> dict[str, int]:
-    root = type(model).__name__
-    totals = {
-        name.removeprefix(root).removeprefix("."): sum(by_op.values()) // 2
-        for name, by_op in counter.get_flop_counts().items()
-        if name == root or name.startswith(root + ".")
-    }
-    own = dict(totals)
-    for name in totals:
-        if name:
-            parent = name.rpartition(".")[0]
-            while parent and parent not in own:
-                # containers that are never called themselves (ModuleList) have no count of their own
-                parent = parent.rpartition(".")[0]
-            own[parent] = own.get(parent, 0) - totals[name]
-    return {name: macs for name, macs in own.items() if macs > 0}
+class _Counter(TorchDispatchMode):
+    """Count the MACs of each module itself while it is open, with torch's formulas for every product.
+
+    Torch's ``FlopCounterMode`` counts for each module what its children do as well and follows the
+    backward pass, which takes most of the time of a forward without data.
+
+    Parameters
+    ----------
+    model : nn.Module
+        What is run.
+    layers : set of str
+        Layers whose MACs follow from the size of their output: each value takes one unit's weights.
+    """
+
+    def __init__(self, model: nn.Module, layers: set[str]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.macs: dict[str, int] = {}
+        self._layers = layers
+        self._names = {module: name for name, module in modules_by_name(model).items()}
+        self._running = [""]
+
+    @contextmanager
+    def counting(self) -> Iterator[None]:
+        """Count inside the block."""
+        hooks = [
+            register_module_forward_pre_hook(self._begin),
+            register_module_forward_hook(self._end, always_call=True),
+        ]
+        try:
+            with self:
+                yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _begin(self, module: nn.Module, _args: Any) -> None:
+        if module in self._names:
+            self._running.append(self._names[module])
+
+    def _end(self, module: Any, _args: Any, output: Any) -> None:
+        if module in self._names and self._running.pop() in self._layers and output is not None:
+            self._add(self._names[module], output.numel() * module.weight[0].numel())
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        formula = flop_registry.get(func._overloadpacket)
+        if formula is None:
+            with self:
+                parts = func.decompose(*args, **kwargs)
+            return func(*args, **kwargs) if parts is NotImplemented else parts
+        output = func(*args, **kwargs)
+        name = self._running[-1]
+        if name not in self._layers:
+            self._add(name, formula(*args, **kwargs, out_val=output) // 2)
+        return output
+
+    def _add(self, name: str, macs: int) -> None:
+        if macs:
+            self.macs[name] = self.macs.get(name, 0) + macs

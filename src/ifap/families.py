@@ -11,7 +11,8 @@ from typing import Any
 
 from torch import nn
 
-from ifap.attention import SplitAttention, fused_attention, projection_layers, sync_fused
+from ifap.attention import SplitAttention, class_names, fused_attention, projection_layers, sync_fused
+from ifap.layers import modules_by_name
 
 Sync = Callable[[Any], None]
 
@@ -37,11 +38,11 @@ def register_sync(class_name: str) -> Callable[[Sync], Sync]:
 
 def sync(model: nn.Module) -> None:
     """Refresh every attribute of `model` that depends on widths or numbers of heads, in place."""
-    for module in model.modules():
+    for module in modules_by_name(model).values():
         if isinstance(module, SplitAttention):
             module.sync()
-        for base in type(module).__mro__:
-            function = _SYNC.get(f"{base.__module__}.{base.__qualname__}")
+        for name in class_names(module):
+            function = _SYNC.get(name)
             if function is not None:
                 function(module)
     for module in fused_attention(model).values():

@@ -271,11 +271,23 @@ def unit_norms(output: Tensor, axis: int) -> Tensor:
             return output.abs().unsqueeze(0)
         if output.dim() == 2:
             return output.abs()
-        # Positions are the rows: one product of squares and ones reads each value once.
-        return torch.linalg.vector_norm(output.flatten(1, -2), dim=1)
+        return _row_norms(output.flatten(1, -2))
     if output.dim() + axis == 0:
         output = output.unsqueeze(0)
     return torch.linalg.vector_norm(output.flatten(2), dim=2)
+
+
+def _row_norms(rows: Tensor) -> Tensor:
+    """Return the norms of (samples, positions, units) over the positions: shape (samples, units)."""
+    if rows.device.type != "cpu" or rows.dtype not in (torch.float32, torch.float64):
+        return torch.linalg.vector_norm(rows, dim=1)
+    # On a CPU torch's own norm is vectorised along the last axis alone and takes some times as long.
+    step = max(1, _CACHED_VALUES // max(1, rows.shape[0] * rows.shape[2]))
+    squares = [(part * part).sum(dim=1) for part in rows.split(step, dim=1)]
+    return torch.stack(squares).sum(dim=0).sqrt()
+
+
+_CACHED_VALUES = 2**18  # of which the squares stay in the cache until they are added up
 
 
 def _volume(output: Tensor) -> int:

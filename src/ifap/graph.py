@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch_pruning as tp
-from scipy.sparse import coo_matrix
+from scipy.sparse import coo_matrix, csr_matrix
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor, nn
 from torch_pruning import _helpers as tp_helpers
@@ -51,6 +51,7 @@ from ifap.layers import (
     is_depthwise,
     is_producer,
     is_spatial,
+    modules_by_name,
     shared_parameters,
     sides,
     tie,
@@ -63,10 +64,9 @@ from ifap.tracing import (
     dense_outputs,
     is_trouble,
     map_tensors,
-    meta_copy,
     meta_forward,
     private_copy,
-    skip_values,
+    shape_copy,
     task_tensors,
     to_device,
 )
@@ -194,7 +194,7 @@ class Graph:
         """
         alive = np.ones(self.num_units, dtype=bool)
         alive[removed] = False
-        modules, shared = dict(model.named_modules()), shared_parameters(model)
+        modules, shared = modules_by_name(model), shared_parameters(model)
         by_layer: dict[str, dict[str, Tensor]] = defaultdict(dict)
         for slot, units in zip(self.slots, self.unit_of, strict=True):
             stays = self._stays(units, alive)
@@ -221,7 +221,12 @@ def cut_bare_tensor(model: nn.Module, name: str, keep: dict[str, Tensor]) -> Non
 
 
 def trace(
-    model: nn.Module, example_inputs: Inputs, ignore: Iterable[str | nn.Module] = (), *, spatial_only: bool = False
+    model: nn.Module,
+    example_inputs: Inputs,
+    ignore: Iterable[str | nn.Module] = (),
+    *,
+    spatial_only: bool = False,
+    twin: nn.Module | None = None,
 ) -> Graph:
     """Trace a network and flatten its dependencies into units.
 
@@ -235,6 +240,8 @@ def trace(
         Layers, or parts of the network with all their layers, whose outputs must stay.
     spatial_only : bool
         Let only those units go that a convolution larger than 1x1 produces; see `ifap.prune`.
+    twin : nn.Module, optional
+        What `ifap.tracing.shape_copy` made of `model`, if there is one; it is used up.
 
     Returns
     -------
@@ -249,7 +256,8 @@ def trace(
     ignored = _ignored_layers(model, ignore)
     check_heads(model)
     try:
-        found = _traced(lambda: skip_values(meta_copy(model)), example_inputs, on_meta=True)
+        copies = iter([] if twin is None else [twin])
+        found = _traced(lambda: next(copies, None) or shape_copy(model), example_inputs, on_meta=True)
     except (RuntimeError, NotImplementedError, TypeError) as error:
         if is_trouble(error):
             raise
@@ -259,15 +267,15 @@ def trace(
 
 
 def _ignored_layers(model: nn.Module, ignore: Iterable[str | nn.Module]) -> set[str]:
-    names = {module: name for name, module in model.named_modules()}
-    modules = dict(model.named_modules())
+    modules = modules_by_name(model)
+    names = {module: name for name, module in modules.items()}
     ignored: set[str] = set()
     for item in [ignore] if isinstance(ignore, (str, nn.Module)) else ignore:
         name = item if isinstance(item, str) else names.get(item)
         if name is None or name not in modules:
             shown = item if isinstance(item, str) else type(item).__name__
             raise GraphError(f"ignore: the network has no layer '{shown}': {nearest(str(shown), modules)}")
-        ignored.update(f"{name}.{inner}".strip(".") for inner, _ in modules[name].named_modules())
+        ignored.update(f"{name}.{inner}".strip(".") for inner, _ in modules_by_name(modules[name]).items())
     return ignored
 
 
@@ -338,7 +346,7 @@ def _traced(copy: Callable[[], nn.Module], example_inputs: Inputs, *, on_meta: b
     """Trace what evaluation runs or, if training runs more layers (an auxiliary head), what training runs."""
     found = _torch_pruning_graph(copy(), example_inputs, on_meta=on_meta)
     reached = _reached(found)
-    if all(name in reached for name, module in found[0].named_modules() if is_producer(module)):
+    if all(name in reached for name, module in modules_by_name(found[0]).items() if is_producer(module)):
         return found
     try:
         in_training = _torch_pruning_graph(copy(), example_inputs, on_meta=on_meta, as_training=True)
@@ -351,7 +359,9 @@ def _traced(copy: Callable[[], nn.Module], example_inputs: Inputs, *, on_meta: b
 
 def _reached(found: _Traced) -> set[str]:
     model, graph, _ = found
-    return {name for name, module in model.named_modules() if is_producer(module) and module in graph.module2node}
+    return {
+        name for name, module in modules_by_name(model).items() if is_producer(module) and module in graph.module2node
+    }
 
 
 def _torch_pruning_graph(
@@ -364,7 +374,7 @@ def _torch_pruning_graph(
     graph = _InputAwareGraph()
 
     def forward(network: nn.Module, tree: Inputs) -> list[Tensor]:
-        for module in network.modules() if as_training else ():
+        for module in modules_by_name(network).values() if as_training else ():
             # What chooses the way through the network trains; norms and dropout are leaves and evaluate.
             module.training = any(True for _ in module.children())
         outputs = call(network, map_tensors(tree, _mark_input))
@@ -397,11 +407,12 @@ def _owned(module: nn.Module) -> bool:
 
 def _bare_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """Return the parameters that belong to no known layer, not even under a second name: position embeddings."""
-    held = {id(p) for module in model.modules() if _owned(module) for p in module.parameters(recurse=False)}
+    with_own = {name: module for name, module in modules_by_name(model).items() if module._parameters}
+    others = {name: module for name, module in with_own.items() if not _owned(module)}
+    held = {id(p) for name, module in with_own.items() if name not in others for p in module._parameters.values()}
     return {
         f"{prefix}.{name}".strip("."): parameter
-        for prefix, module in model.named_modules()
-        if not _owned(module)
+        for prefix, module in others.items()
         for name, parameter in module.named_parameters(recurse=False)
         if id(parameter) not in held
     }
@@ -410,8 +421,8 @@ def _bare_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 def _buffers_as_parameters(model: nn.Module) -> list[str]:
     """Turn bare float buffers of a copy into parameters, so that the trace sees them."""
     found = []
-    for prefix, module in model.named_modules():
-        if _owned(module):
+    for prefix, module in modules_by_name(model).items():
+        if not module._buffers or _owned(module):
             continue
         for name, buffer in list(module.named_buffers(recurse=False)):
             if buffer.is_floating_point() and buffer.dim() > 0:
@@ -431,7 +442,7 @@ def _channel_dim(tensor: Tensor) -> int | None:
 @contextmanager
 def _traceable(model: nn.Module) -> Iterator[None]:
     """Replace, on a copy, what Torch-Pruning cannot follow by something with the same couplings."""
-    for module in model.modules():
+    for module in modules_by_name(model).values():
         if isinstance(module, SplitAttention):
             _set_forward(module, _split_attention_couplings)
         elif isinstance(module, (nn.ChannelShuffle, nn.PixelShuffle, nn.PixelUnshuffle)):
@@ -511,7 +522,7 @@ class _Flattener:
         self._spatial_only = spatial_only
         self._graph = graph
         self._ignored = ignored
-        self._modules = dict(model.named_modules())
+        self._modules = modules_by_name(model)
         self._names = {module: name for name, module in self._modules.items()}
         self._bare: dict[Any, str] = {parameter: name for name, parameter in _bare_parameters(model).items()}
         self._sizes: dict[tuple[Node, str], int] = {}
@@ -520,6 +531,7 @@ class _Flattener:
         self._tied = tied_embeddings(model)
         self._position = {name: index for index, name in enumerate(self._modules)}
         self._unmapped: set[tuple[Node, str]] = set()
+        self._pruners: dict[nn.Module, Any] = {}
         self.pinned: dict[str, str] = {}
 
     def graph(self) -> Graph:
@@ -545,7 +557,9 @@ class _Flattener:
         if isinstance(module, nn.Parameter):
             return f"dim{node.pruning_dim}"
         if module in self._names and "in" in sides(module):
-            pruner = self._graph.get_pruner_of_module(module)
+            if module not in self._pruners:  # found by a walk through all of Torch-Pruning's kinds of layers
+                self._pruners[module] = self._graph.get_pruner_of_module(module)
+            pruner = self._pruners[module]
             is_input = function == pruner.prune_in_channels and function != pruner.prune_out_channels
             return "in" if is_input else "out"
         return "out"
@@ -882,17 +896,25 @@ def _number_units(
     unit_of_component = np.full(len(is_pinned), -1, dtype=np.int64)
     unit_of_component[seen[np.argsort(first)]] = np.arange(len(seen))
     unit_of = [unit_of_component[components] for components in labels]
-    counts = np.zeros((len(seen), len(slots)), dtype=np.int64)
-    for column, units in enumerate(unit_of):
-        np.add.at(counts[:, column], units[units >= 0], 1)
+    counts = _positions_by_unit(unit_of, len(seen))
     _, first_unit, inverse = np.unique(_row_keys(counts), return_index=True, return_inverse=True)
     rank = np.argsort(np.argsort(first_unit))
     group_of = rank[inverse.reshape(-1)] if len(seen) else np.empty(0, dtype=np.int64)
-    groups = [_group(index, counts[unit], slots) for index, unit in enumerate(sorted(first_unit))] if len(seen) else []
+    by_group = counts[np.sort(first_unit)].toarray() if len(seen) else []
+    groups = [_group(index, row, slots) for index, row in enumerate(by_group)]
     return Graph(slots, unit_of, group_of.astype(np.int64), groups, pinned)
 
 
-def _row_keys(counts: Indices) -> Indices:
+def _positions_by_unit(unit_of: list[Indices], units: int) -> Any:
+    """Return how many positions of each slot each unit takes: shape (units, slots), nearly all of it zero."""
+    rows = np.concatenate(unit_of) if unit_of else np.empty(0, dtype=np.int64)
+    columns = np.repeat(np.arange(len(unit_of)), [len(each) for each in unit_of])
+    free = rows >= 0
+    ones = np.ones(int(free.sum()), dtype=np.int64)
+    return csr_matrix((ones, (rows[free], columns[free])), shape=(units, len(unit_of)))
+
+
+def _row_keys(counts: Any) -> Indices:
     """Return one number a row that is the same for the same rows: sorting numbers is faster than sorting rows."""
     weights = np.random.default_rng(0).integers(1, 2**62, size=counts.shape[1], dtype=np.int64)
     with np.errstate(over="ignore"):

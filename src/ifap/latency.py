@@ -1,16 +1,27 @@
-"""Measured speed of a network."""
+"""Measured speed of a network, and what it would be at other widths of its layers."""
 
 from __future__ import annotations
 
+import copy
+import math
+import statistics
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from ifap.tracing import call, device_of, evaluation_mode, tensors, to_device
+from ifap.layers import has_plain_forward, is_depthwise, modules_by_name, sides
+from ifap.tracing import call, device_of, evaluation_mode, map_tensors, tensors, to_device
+
+Floats = npt.NDArray[np.float64]
+Widths = Mapping[str, tuple[float, float]]
+"""Output and input width of layers, by name."""
 
 
 @dataclass(frozen=True)
@@ -83,3 +94,181 @@ def latency(model: nn.Module, example_inputs: Any, *, warmup: int = 5, runs: int
 def _synchronize(where: torch.device) -> None:
     if where.type == "cuda":
         torch.cuda.synchronize(where)
+
+
+def latency_ratio(model: nn.Module, other: nn.Module, example_inputs: Any, *, rounds: int = 7) -> float:
+    """Return the time of one network over that of another: the median over rounds in which both run in turn."""
+    where = device_of(other)
+    inputs = to_device(example_inputs, where)
+    with evaluation_mode(model), evaluation_mode(other), torch.inference_mode():
+        pairs = [
+            [_timed(partial(call, network, inputs), where) for network in (model, other)] for _ in range(rounds + 1)
+        ]
+    return statistics.median(mine / theirs for mine, theirs in pairs[1:])
+
+
+def repeated(example_inputs: Any, batch: int | None) -> Any:
+    """Return inputs whose first axis is cut or repeated to `batch` samples; as they are for None."""
+    if batch is None:
+        return example_inputs
+    return map_tensors(
+        example_inputs,
+        lambda tensor: tensor.repeat(math.ceil(batch / len(tensor)), *(1,) * (tensor.dim() - 1))[:batch],
+    )
+
+
+class LatencyModel:
+    """Times of the layers of a network at other widths, measured on the device that it is on.
+
+    Each convolution and linear layer is timed alone on a grid of widths; layers of the same kind and
+    input size are timed once in a process. Between the widths of the grid times are interpolated, and
+    a wider layer never counts as a faster one. What the whole network takes beyond its layers (norms,
+    activations, attention products) is shared out by the size of the layers' outputs and falls with
+    their widths.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The network; it is run, and not changed.
+    example_inputs : Tensor, tuple, list or dict
+        One batch.
+    """
+
+    def __init__(self, model: nn.Module, example_inputs: Any) -> None:
+        inputs = to_device(example_inputs, device_of(model))
+        shapes = _input_shapes(model, inputs)
+        modules = modules_by_name(model)
+        with evaluation_mode(model), torch.inference_mode():
+            times = [_timed(lambda: call(model, inputs), device_of(model)) for _ in range(_RUNS + 1)]
+            self._layers = {name: [_times(modules[name], shape) for shape in called] for name, called in shapes.items()}
+        self.total = 1000 * statistics.median(times[1:])
+        """Milliseconds of the network as it was given."""
+        values = {name: sum(math.prod(s) / s[_axis(modules[name])] for s in shapes[name]) for name in shapes}
+        self._outputs = {name: values[name] * sides(modules[name])["out"] for name in shapes}
+        self._widths = layer_widths(model)
+        layers = sum(table.at(*self._widths[name]) for name, tables in self._layers.items() for table in tables)
+        self._rest = max(0.0, self.total - layers)
+        self._scale = self.total / (layers + self._rest)  # where layers alone take longer than in the network
+
+    @property
+    def names(self) -> list[str]:
+        """The layers that are timed."""
+        return list(self._layers)
+
+    def predict(self, widths: Widths) -> float:
+        """Return the milliseconds of the network at the given widths; layers that are not named keep theirs."""
+        at = {name: widths.get(name, self._widths[name]) for name in self._layers}
+        layers = sum(table.at(*at[name]) for name, tables in self._layers.items() for table in tables)
+        whole = sum(self._outputs.values()) or 1.0
+        left = sum(self._outputs[name] * at[name][0] / self._widths[name][0] for name in self._layers)
+        return self._scale * (layers + self._rest * left / whole)
+
+
+def layer_widths(model: nn.Module) -> dict[str, tuple[float, float]]:
+    """Return output and input width of every convolution and linear layer."""
+    found = {}
+    for name, module in modules_by_name(model).items():
+        if has_plain_forward(module):
+            both = sides(module)
+            found[name] = (float(both["out"]), float(both.get("in", both["out"])))
+    return found
+
+
+@dataclass(frozen=True)
+class _Table:
+    """Milliseconds of one layer at some widths, ascending along both axes."""
+
+    outputs: Floats
+    inputs: Floats
+    milliseconds: Floats
+
+    def at(self, output: float, inner: float) -> float:
+        """Interpolate between the four widths around; beyond the smallest time falls in proportion to the outputs."""
+        by_input = [float(np.interp(inner, self.inputs, row)) for row in self.milliseconds]
+        return float(np.interp(output, self.outputs, by_input)) * min(1.0, output / self.outputs[0])
+
+
+_RUNS = 5
+_SHARES = (0.25, 0.5, 0.75, 1.0)
+_MEASURED: dict[tuple[Any, ...], _Table] = {}
+
+
+def _axis(module: nn.Module) -> int:
+    """Return the axis of a layer's input that counts its channels."""
+    return -1 if isinstance(module, nn.Linear) else -1 - len(module.kernel_size)  # type: ignore[arg-type]
+
+
+def _input_shapes(model: nn.Module, inputs: Any) -> dict[str, list[tuple[int, ...]]]:
+    """Return the shapes that each layer is called with in one forward."""
+    found: dict[str, list[tuple[int, ...]]] = {}
+
+    def note(name: str) -> Callable[[nn.Module, Any], None]:
+        def hook(_module: nn.Module, args: Any) -> None:
+            if args:
+                found.setdefault(name, []).append(tuple(args[0].shape))
+
+        return hook
+
+    layers = {name: module for name, module in modules_by_name(model).items() if has_plain_forward(module)}
+    handles = [module.register_forward_pre_hook(note(name)) for name, module in layers.items()]
+    try:
+        with evaluation_mode(model), torch.inference_mode():
+            call(model, inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+def _times(module: nn.Module, shape: tuple[int, ...]) -> _Table:
+    """Time a layer on the grid of widths, or return what was measured of one like it."""
+    weight: Tensor = module.weight  # type: ignore[assignment]
+    options = ["stride", "padding", "dilation", "groups", "transposed"]
+    key = (
+        type(module), shape, tuple(weight.shape), weight.device, weight.dtype, torch.get_num_threads(),
+        *(getattr(module, name, None) for name in options),
+    )  # fmt: skip
+    if key not in _MEASURED:
+        _MEASURED[key] = _measure(module, shape)
+    return _MEASURED[key]
+
+
+def _measure(module: nn.Module, shape: tuple[int, ...]) -> _Table:
+    both = sides(module)
+    grouped = getattr(module, "groups", 1) > 1
+    outputs = _grid(both["out"]) if not grouped or is_depthwise(module) else [both["out"]]
+    inputs = _grid(both["in"]) if "in" in both and not grouped else [both.get("in", both["out"])]
+    times = [[_time_of(module, shape, out, inner) for inner in inputs] for out in outputs]
+    ascending = np.maximum.accumulate(np.maximum.accumulate(np.array(times), axis=0), axis=1)
+    return _Table(np.array(outputs, dtype=float), np.array(inputs, dtype=float), ascending)
+
+
+def _grid(width: int) -> list[int]:
+    return sorted({max(1, round(share * width)) for share in _SHARES})
+
+
+def _time_of(module: nn.Module, shape: tuple[int, ...], out: int, inner: int) -> float:
+    """Return the fewest milliseconds of some runs of a layer cut to the given widths."""
+    layer: Any = copy.copy(module)
+    layer._forward_hooks, layer._forward_pre_hooks = {}, {}
+    weight: Tensor = layer.weight.detach()
+    if is_depthwise(module):
+        layer.groups, inner, weight = out, out, weight[:out]
+    else:
+        weight = weight[:out, : inner // getattr(module, "groups", 1)]
+    bias = None if layer.bias is None else nn.Parameter(layer.bias.detach()[:out])
+    layer._parameters = {"weight": nn.Parameter(weight.contiguous()), "bias": bias}
+    sizes = list(shape)
+    sizes[_axis(module)] = inner
+    x = torch.ones(sizes, dtype=weight.dtype, device=weight.device)
+    return 1000 * min(_timed(lambda: layer(x), weight.device) for _ in range(_RUNS - 1))
+
+
+def _timed(function: Callable[[], object], where: torch.device) -> float:
+    """Return the seconds of one call; on one thread of a CPU those in which nothing else has the processor."""
+    clock = time.process_time if where.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
+    _synchronize(where)
+    start = clock()
+    function()
+    _synchronize(where)
+    return clock() - start

@@ -6,6 +6,8 @@ that mix channels, ``"in"``. Depthwise convolutions and norms have one side, ``"
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -15,6 +17,25 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from ifap.errors import GraphError
 
 Side = str
+
+
+def modules_by_name(model: nn.Module) -> dict[str, Any]:
+    """Return what ``model.named_modules()`` yields, without a generator for each level: asked very often."""
+    found: dict[nn.Module, str] = {}
+
+    def visit(module: nn.Module, name: str) -> None:
+        found[module] = name
+        for key, child in module._modules.items():
+            if child is None or child in found:
+                continue
+            inner = f"{name}.{key}" if name else key
+            if child._modules:
+                visit(child, inner)
+            else:
+                found[child] = inner
+
+    visit(model, "")
+    return {name: module for module, name in found.items()}
 
 
 def is_conv(module: nn.Module) -> bool:
@@ -76,7 +97,7 @@ def sides(module: nn.Module) -> dict[Side, int]:
 def shared_parameters(model: nn.Module) -> list[list[tuple[nn.Module, str]]]:
     """Return the parameters that several modules hold, each as its (module, attribute) pairs in order."""
     owners: dict[int, list[tuple[nn.Module, str]]] = {}
-    for module in model.modules():
+    for module in modules_by_name(model).values():
         for name, parameter in module._parameters.items():
             if parameter is not None:
                 owners.setdefault(id(parameter), []).append((module, name))
@@ -139,6 +160,42 @@ def unit_axis(module: nn.Module, output: Tensor) -> int:
     if isinstance(module, _ConvNd):
         return -1 - len(module.kernel_size)
     return -1
+
+
+def has_plain_forward(module: nn.Module) -> bool:
+    """Whether a layer is a linear one or a convolution that runs as torch's own does, so that `output_shape` knows."""
+    kind = next((kind for kind in _PLAIN if isinstance(module, kind)), None)
+    if kind is None or "forward" in module.__dict__ or "weight" not in module._parameters:
+        return False
+    own = type(module)
+    return own is kind or all(getattr(own, name, None) is getattr(kind, name, None) for name in _FORWARD)
+
+
+_PLAIN = (nn.Linear, nn.Conv2d, nn.Conv1d, nn.Conv3d)
+_FORWARD = ("forward", "_conv_forward", "__call__")
+
+
+def output_shape(module: nn.Module, shape: torch.Size) -> tuple[int, ...] | None:
+    """Return the shape of the output of a layer with a plain forward, or None if the input does not fit it."""
+    weight: Tensor = module.weight  # type: ignore[assignment]
+    if isinstance(module, nn.Linear):
+        return (*shape[:-1], weight.shape[0]) if shape[-1:] == weight.shape[1:] else None
+    assert isinstance(module, _ConvNd)
+    rank = len(module.kernel_size)
+    bias_fits = module.bias is None or module.bias.shape == weight.shape[:1]
+    if len(shape) not in (rank + 1, rank + 2) or shape[-rank - 1] != weight.shape[1] * module.groups or not bias_fits:
+        return None
+    if module.padding == "same":
+        spatial = tuple(shape[-rank:])
+    else:
+        padding = (0,) * rank if isinstance(module.padding, str) else module.padding
+        spatial = tuple(
+            (size + 2 * pad - dilation * (kernel - 1) - 1) // stride + 1
+            for size, pad, dilation, kernel, stride in zip(
+                shape[-rank:], padding, module.dilation, weight.shape[2:], module.stride, strict=True
+            )
+        )
+    return (*shape[: -rank - 1], weight.shape[0], *spatial) if min(spatial) > 0 else None
 
 
 def unit_weights(module: nn.Module) -> Tensor:
@@ -208,8 +265,10 @@ def cut_tensor(module: nn.Module, name: str, keep: Tensor, dim: int) -> None:
 def replace_tensor(module: nn.Module, name: str, new: Tensor) -> None:
     """Put `new` where a parameter or buffer was; ``requires_grad`` stays as it was."""
     old = getattr(module, name)
-    if isinstance(old, nn.Parameter):
-        setattr(module, name, nn.Parameter(new, requires_grad=old.requires_grad))
+    if name in module._parameters:
+        module._parameters[name] = nn.Parameter(new, requires_grad=old.requires_grad)
+    elif name in module._buffers:
+        module._buffers[name] = new
     else:
         setattr(module, name, new)
 

@@ -19,6 +19,7 @@ from ifap.errors import ConfigError, GraphError, PlanError, TargetError, nearest
 from ifap.files import atomic_write_text
 from ifap.flow import Normalize, Site
 from ifap.graph import Graph, Indices, trace
+from ifap.latency import LatencyModel, latency_ratio, layer_widths, repeated
 from ifap.layers import is_producer
 from ifap.methods import METHODS, AnyMethod
 from ifap.methods.base import Loss, score
@@ -26,7 +27,7 @@ from ifap.plan import Plan, can_be_saved, load, pruned_plan, read_plan, write_ne
 from ifap.ranking import AGGREGATES, Aggregate, Budget, Ranking, floors, unit_scores
 from ifap.schedule import rate, solve_rho_0
 from ifap.splits import refuse_test
-from ifap.tracing import Inputs, is_trouble, private_copy
+from ifap.tracing import Inputs, is_trouble, private_copy, shape_copy
 
 Recover = Callable[[nn.Module, nn.Module, int], object]
 Validate = Callable[[nn.Module], float]
@@ -35,6 +36,8 @@ OnStep = Callable[[nn.Module, "Receipt"], None]
 
 _LOG = logging.getLogger(__name__)
 _MAX_TOP_UPS = 5
+_FAST_WIDTHS = 8  # what vector instructions of today's processors take at a time
+_TIME_TOLERANCE = 0.01  # of a measured time, which is never twice the same
 
 
 @dataclass(frozen=True)
@@ -47,31 +50,43 @@ class Target:
         Share of the multiply-accumulates to remove, in (0, 1): 0.65 leaves 35 %.
     params : float, optional
         Share of the parameters to remove, in (0, 1).
+    latency : float, optional
+        Share of the measured time of a forward to save, in (0, 1), on the device that the network is on and with the
+        present number of threads: 0.5 makes it twice as fast. Which layers are slow is measured, so that two runs
+        need not choose the same units. Widths are rounded to multiples of 8 unless `round_to` says otherwise.
+    batch : int, optional
+        Samples of the forward whose time counts; those of the example inputs by default.
 
     Raises
     ------
     TargetError
-        If none or both are given, or the value is not inside (0, 1).
+        If not exactly one share is given, if it is not inside (0, 1), or if `batch` comes without `latency`.
     """
 
     macs: float | None = None
     params: float | None = None
+    latency: float | None = None
+    batch: int | None = None
 
     def __post_init__(self) -> None:
-        if (self.macs is None) == (self.params is None):
-            raise TargetError("target: give exactly one of macs and params")
+        if sum(share is not None for share in (self.macs, self.params, self.latency)) != 1:
+            raise TargetError("target: give exactly one of macs, params and latency")
+        if self.batch is not None and (self.latency is None or self.batch < 1):
+            raise TargetError(f"target: batch={self.batch} must be at least 1, and is for a latency alone")
         if not 0 < self.share < 1:
             raise TargetError(f"target: {self.kind}={self.share} must lie between 0 and 1 (0.65 removes 65 %)")
 
     @property
-    def kind(self) -> Literal["macs", "params"]:
+    def kind(self) -> Literal["macs", "params", "latency"]:
         """Which cost is to fall."""
+        if self.latency is not None:
+            return "latency"
         return "macs" if self.macs is not None else "params"
 
     @property
     def share(self) -> float:
         """The share to remove."""
-        value = self.macs if self.macs is not None else self.params
+        value: float | None = getattr(self, self.kind)
         assert value is not None
         return value
 
@@ -392,15 +407,20 @@ class _Run:
         self._split = split_attention(self.model)
         if options.keep_embeddings:
             ignored += embeddings(self.model)
+        twin = shape_copy(self.model)
+        start = probe(self.model, example_inputs, twin)
+        self._macs, self._shapes = start.macs, start.output_shapes
         self._graph: Graph = clock.measure(
-            "trace", lambda: trace(self.model, example_inputs, ignored, spatial_only=options.spatial_only)
+            "trace", lambda: trace(self.model, example_inputs, ignored, spatial_only=options.spatial_only, twin=twin)
         )
         if self._graph.num_units == 0:
             raise GraphError(f"nothing in this network can be pruned{_because(self._graph.pinned)}")
-        start = probe(self.model, example_inputs)
-        self._macs, self._shapes = start.macs, start.output_shapes
-        self.before = Cost(sum(self._macs.values()), count_params(model))
-        self.after = Cost(self.before.macs, count_params(self.model))
+        self._timer, self._timed_inputs = None, example_inputs
+        if options.target is not None and options.target.kind == "latency":
+            self._timed_inputs = repeated(example_inputs, options.target.batch)
+            self._timer = LatencyModel(self.model, self._timed_inputs)
+        self.after = self._present_cost()
+        self.before = replace(self.after, params=count_params(model))
         self._original_sizes = self._graph.units_per_group()
         self._teacher = private_copy(model).eval().requires_grad_(False) if recover is not None else None
         self._start_seconds = clock.seconds
@@ -469,6 +489,7 @@ class _Run:
         keeps_previous = self._options.max_drop is not None or self._options.teacher == "previous"
         previous = private_copy(self.model) if keeps_previous else None
         graph, macs, after = self._graph, self._macs, self.after
+        self._calibrate()
         receipt = self._shrink(step, clock)
         if step == self._options.steps:
             receipt = self._top_up(step, clock, receipt)
@@ -522,9 +543,11 @@ class _Run:
             macs=self._macs,
             **self._labels,
         )
-        budget = Budget(self._graph, self.model, self._macs)
+        budget = Budget(self._graph, self.model, self._macs, self._timer)
         values = unit_scores(self._graph, self.model, scores, options.aggregate)
         round_to = options.round_to if self._wanted is None else None
+        if self._timer is not None and round_to is None:
+            round_to = _FAST_WIDTHS
         return Ranking(self._graph, values, self._floors(), budget, round_to)
 
     def _floors(self) -> Indices:
@@ -590,11 +613,25 @@ class _Run:
                 f"iteration {step} changed the shape of the outputs from {self._shapes} to {found.output_shapes}"
             )
         self._macs = found.macs
-        self.after = Cost(sum(self._macs.values()), count_params(self.model))
+        self.after = self._present_cost()
+
+    def _present_cost(self) -> Cost:
+        predicted = None if self._timer is None else self._timer.predict(layer_widths(self.model))
+        return Cost(sum(self._macs.values()), count_params(self.model), predicted)
+
+    def _calibrate(self) -> None:
+        """Where time is the target: allow for what the prediction is off, as far as one can measure by now."""
+        if self._timer is None or self.after.latency is None:
+            return
+        measured = latency_ratio(self.model, self._original, self._timed_inputs)
+        predicted = self.after.latency / self._timer.total
+        wanted = (1.0 - self._target.share) * (1.0 + _TIME_TOLERANCE)
+        self._goal = self._timer.total * wanted * predicted / measured
 
     def _top_up(self, step: int, clock: _Clock, receipt: Receipt) -> Receipt:
         """Cut a little more where products outside any layer made the prediction too low."""
         for _ in range(_MAX_TOP_UPS):
+            self._calibrate()
             if self._is_reached():
                 return receipt
             more = self._shrink(step, clock)
@@ -647,7 +684,7 @@ class _Run:
         _restore_modes(self._original, self.model)
         self._graph = _replay(self._graph, plan)
         self._macs = macs_by_module(self.model, self._inputs)
-        self.after = Cost(sum(self._macs.values()), count_params(self.model))
+        self.after = self._present_cost()
         _LOG.info("resumed after iteration %d", self.receipts[-1].iteration)
 
 

@@ -16,7 +16,8 @@ from ifap.attention import SplitAttention, fused_attention, head_dim, projection
 from ifap.costs import Cost, count_params
 from ifap.errors import ScoreError
 from ifap.graph import Graph, Indices
-from ifap.layers import macs_scale_with_input, sides
+from ifap.latency import LatencyModel, Widths, layer_widths
+from ifap.layers import macs_scale_with_input, modules_by_name, sides
 
 Aggregate = Literal["mean", "sum", "max"]
 AGGREGATES = ("mean", "sum", "max")
@@ -50,12 +51,16 @@ def unit_scores(graph: Graph, model: nn.Module, scores: Mapping[str, Tensor], ag
         if len(values) != len(units):
             raise ScoreError(f"layer '{graph.slots[slot].name}': {len(values)} scores for {len(units)} units")
         free = units >= 0
-        number = np.bincount(units[free], minlength=graph.num_units)
-        mean = np.bincount(units[free], weights=values[free], minlength=graph.num_units) / np.maximum(number, 1)
-        present = number > 0
-        totals[present] += mean[present]
+        if not free.any():
+            continue
+        first = units[free].min()  # the units of one layer lie close together
+        number = np.bincount(units[free] - first)
+        present = np.flatnonzero(number)
+        mean = np.bincount(units[free] - first, weights=values[free])[present] / number[present]
+        present += first
+        totals[present] += mean
         counts[present] += 1
-        highest[present] = np.maximum(highest[present], mean[present])
+        highest[present] = np.maximum(highest[present], mean)
     if aggregate == "max":
         return np.where(counts > 0, highest, np.nan)
     scale = np.maximum(counts, 1) if aggregate == "mean" else 1.0
@@ -64,7 +69,7 @@ def unit_scores(graph: Graph, model: nn.Module, scores: Mapping[str, Tensor], ag
 
 def _scored_slots(graph: Graph, model: nn.Module, scores: Mapping[str, Tensor]) -> list[tuple[int, Floats]]:
     """Return the output slots that have scores, and one score a position."""
-    modules, fused, found = dict(model.named_modules()), fused_attention(model), []
+    modules, fused, found = modules_by_name(model), fused_attention(model), []
     for name, values in scores.items():
         array = values.detach().cpu().double().numpy()
         module = modules.get(name)
@@ -93,9 +98,15 @@ class Budget:
         The network as it is.
     layer_macs : mapping of str to int
         MACs of each module itself; see `ifap.costs.macs_by_module`.
+    timer : LatencyModel, optional
+        What predicts the time of a forward, where that is to fall.
     """
 
-    def __init__(self, graph: Graph, model: nn.Module, layer_macs: Mapping[str, int]) -> None:
+    def __init__(
+        self, graph: Graph, model: nn.Module, layer_macs: Mapping[str, int], timer: LatencyModel | None = None
+    ) -> None:
+        self._timer = timer
+        self._timed = [] if timer is None else _timed_slots(graph, layer_widths(model), timer.names)
         self._widths = np.maximum(graph.widths().astype(float), 1.0)
         rows = [row for row in _cost_rows(graph, model, layer_macs) if row.first is not None]
         self._first = np.array([row.first for row in rows], dtype=np.int64)
@@ -114,7 +125,25 @@ class Budget:
         return Cost(
             macs=self._fixed.macs + round(float(self._macs @ scale)),
             params=self._fixed.params + round(float(self._params @ scale)),
+            latency=None if self._timer is None else self._timer.predict(self._layer_widths(widths)),
         )
+
+    def _layer_widths(self, widths: Floats) -> dict[str, tuple[float, float]]:
+        return {
+            name: tuple(own if slot is None else float(widths[slot]) for slot, own in pairs)  # type: ignore[misc]
+            for name, pairs in self._timed
+        }
+
+
+def _timed_slots(graph: Graph, widths: Widths, names: list[str]) -> list[tuple[str, list[tuple[int | None, float]]]]:
+    """Return the slots of the outputs and inputs of layers, each with its present width; None where there is none."""
+    found = []
+    for name in names:
+        out, inner = graph.slot(name, "out"), graph.slot(name, "in")
+        # What a depthwise convolution reads is what it makes.
+        is_one_sided = inner is None and widths[name][0] == widths[name][1]
+        found.append((name, [(out, widths[name][0]), (out if is_one_sided else inner, widths[name][1])]))
+    return found
 
 
 def unit_macs(graph: Graph, budget: Budget) -> Floats:
@@ -136,7 +165,7 @@ class _CostRow:
 def _cost_rows(graph: Graph, model: nn.Module, layer_macs: Mapping[str, int]) -> list[_CostRow]:
     rows, fused = [], fused_attention(model)
     counted: set[nn.Parameter] = set()
-    for name, module in model.named_modules():
+    for name, module in modules_by_name(model).items():
         macs = layer_macs.get(name, 0)
         if isinstance(module, SplitAttention):
             rows.append(_CostRow(graph.slot(f"{name}.out", "in"), None, macs, 0))
@@ -146,7 +175,7 @@ def _cost_rows(graph: Graph, model: nn.Module, layer_macs: Mapping[str, int]) ->
             rows.append(_CostRow(graph.slot(f"{name}.proj", "in"), None, macs, 0))
         elif sides(module):
             rows += _layer_rows(graph, name, module, macs, counted)
-            counted.update(module.parameters(recurse=False))
+            counted.update(value for value in module._parameters.values() if value is not None)
     for slot_index, slot in enumerate(graph.slots):
         if slot.side.startswith("dim"):
             tensor = _parameter(model, slot.name)
@@ -157,7 +186,7 @@ def _cost_rows(graph: Graph, model: nn.Module, layer_macs: Mapping[str, int]) ->
 def _layer_rows(graph: Graph, name: str, module: nn.Module, macs: int, counted: set[nn.Parameter]) -> list[_CostRow]:
     out = graph.slot(name, "out")
     inner = graph.slot(name, "in") if macs_scale_with_input(module) else None
-    own = {key: value for key, value in module.named_parameters(recurse=False) if value not in counted}
+    own = {key: value for key, value in module._parameters.items() if value is not None and value not in counted}
     weight = own.pop("weight").numel() if "weight" in own else 0
     return [_CostRow(out, inner, macs, weight), _CostRow(out, None, 0, sum(p.numel() for p in own.values()))]
 
@@ -191,13 +220,13 @@ class Ranking:
         self._sizes = graph.units_per_group()
         self._per_unit = graph.positions_per_unit()
         self.scores = scores
-        self._by_group = self._sorted_groups(scores)
-        candidates = [
-            units[: max(0, min(len(units), self._sizes[group] - floors[group]))]
-            for group, units in enumerate(self._by_group)
-        ]
-        flat = np.concatenate(candidates) if candidates else np.empty(0, dtype=np.int64)
-        self._order = flat[np.lexsort((flat, scores[flat]))]
+        order = np.argsort(scores, kind="stable")  # NaN comes last
+        order = order[: len(order) - int(np.isnan(scores).sum())]
+        self._by_group = self._sorted_groups(order)
+        is_candidate = np.zeros(len(scores), dtype=bool)
+        for group, units in enumerate(self._by_group):
+            is_candidate[units[: max(0, self._sizes[group] - floors[group])]] = True
+        self._order = order[is_candidate[order]]
         self._order_groups = graph.group_of[self._order]
 
     @property
@@ -230,7 +259,7 @@ class Ranking:
         ----------
         lost : array, shape (groups,)
             Units that each group loses.
-        kind : {'macs', 'params'}
+        kind : {'macs', 'params', 'latency'}
             Which cost.
         goal : float
             Upper bound of that cost.
@@ -266,7 +295,7 @@ class Ranking:
 
         Parameters
         ----------
-        kind : {'macs', 'params'}
+        kind : {'macs', 'params', 'latency'}
             Which cost.
         goal : float
             Upper bound of that cost.
@@ -281,9 +310,9 @@ class Ranking:
         counts = range(self.num_candidates)
         return bisect.bisect_left(counts, True, lo=count, key=lambda n: bool(self.removed_per_group(n).any()))
 
-    def _sorted_groups(self, scores: Floats) -> list[Indices]:
-        order = np.lexsort((np.arange(len(scores)), scores, self._graph.group_of))
-        order = order[~np.isnan(scores[order])]
+    def _sorted_groups(self, order: Indices) -> list[Indices]:
+        """Return the units of each group in the given order."""
+        order = order[np.argsort(self._graph.group_of[order], kind="stable")]
         bounds = np.searchsorted(self._graph.group_of[order], np.arange(len(self._sizes) + 1))
         return [order[bounds[g] : bounds[g + 1]] for g in range(len(self._sizes))]
 

@@ -7,14 +7,16 @@ import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from ifap.attention import attention_configs
 from ifap.errors import ConfigError
-from ifap.layers import is_activation, is_norm
+from ifap.layers import has_plain_forward, is_activation, is_norm, modules_by_name, output_shape
 
 Inputs = Any  # a tensor, a tuple or list of arguments, or a dict of keyword arguments
 
@@ -45,7 +47,7 @@ def _check_length(model: Any, inputs: dict[str, Any]) -> None:
     ids = inputs.get("input_ids")
     if not isinstance(positions, int) or not isinstance(ids, Tensor) or ids.dim() != 2 or ids.shape[1] <= positions:
         return
-    tables = [module for module in model.modules() if isinstance(module, nn.Embedding)]
+    tables = [module for module in modules_by_name(model).values() if isinstance(module, nn.Embedding)]
     if any(table.num_embeddings == positions for table in tables):  # not so where positions are computed
         raise ConfigError(
             f"input_ids: {ids.shape[1]} tokens are too many: the network's table of positions has {positions}; "
@@ -105,6 +107,11 @@ def to_device(inputs: Inputs, device: torch.device) -> Inputs:
     return map_tensors(inputs, lambda tensor: tensor.to(device))
 
 
+def shape_copy(model: nn.Module) -> nn.Module:
+    """Return a copy that hands on nothing but shapes; for `ifap.costs.probe` and, after it, `ifap.graph.trace`."""
+    return skip_values(meta_copy(model))
+
+
 def meta_copy(model: nn.Module) -> nn.Module:
     """Return a copy without data, without hooks, in evaluation mode, with every parameter requiring grad.
 
@@ -112,35 +119,130 @@ def meta_copy(model: nn.Module) -> nn.Module:
     cost does not depend on the size of the network. Shared parameters stay shared.
     """
     memo: dict[int, Any] = {}
-    for parameter in model.parameters():
-        memo[id(parameter)] = nn.Parameter(
-            torch.empty_like(parameter, device="meta"), requires_grad=parameter.is_floating_point()
-        )
-    for buffer in model.buffers():
-        memo[id(buffer)] = torch.empty_like(buffer, device="meta")
-    for module in model.modules():
-        for name in _HOOKS:
-            if name in module.__dict__:
-                memo[id(module.__dict__[name])] = OrderedDict()
-    twin = copy.deepcopy(model, memo).eval()
+    for module in modules_by_name(model).values():
+        for tensor in (*module._parameters.values(), *module._buffers.values()):
+            if tensor is not None and id(tensor) not in memo:
+                memo[id(tensor)] = _without_data(tensor)
+    twin: nn.Module = _copy_without_hooks(model, memo)
+    kinds: set[Any] = {type(module) for module in modules_by_name(twin).values()}
+    if any(_evaluates_in_its_own_way(kind) for kind in kinds):
+        twin.eval()
     for config in attention_configs(twin):
         config._attn_implementation = "eager"
     return twin
 
 
-def skip_values(model: nn.Module) -> nn.Module:
-    """Let the norms and activations of a copy without data do nothing but pass their input on; returns it.
+def _without_data(tensor: Tensor) -> Tensor:
+    empty = torch.empty_like(tensor, device="meta")
+    return nn.Parameter(empty, tensor.is_floating_point()) if isinstance(tensor, nn.Parameter) else empty
 
-    Their values do not exist and their shapes do not change, but the data-free versions of these
-    operations are written in Python and would take most of the time of a forward.
+
+def _copy_without_hooks(module: nn.Module, memo: dict[int, Any]) -> Any:
+    """Do what ``copy.deepcopy`` does to a module, some times faster: most of its attributes are numbers or empty."""
+    if id(module) in memo:
+        return memo[id(module)]
+    kind: Any = type(module)
+    if not _copies_as_usual(kind):
+        return copy.deepcopy(module, memo).eval()
+    twin = memo[id(module)] = object.__new__(kind)
+    state = twin.__dict__
+    for name, value in module.__dict__.items():
+        if name in _HOOKS:
+            state[name] = OrderedDict()
+        elif name == "_modules":
+            state[name] = type(value)((key, child and _copy_without_hooks(child, memo)) for key, child in value.items())
+        elif name in ("_parameters", "_buffers"):
+            state[name] = type(value)(
+                (key, tensor if tensor is None else memo[id(tensor)]) for key, tensor in value.items()
+            )
+        elif name == "training":
+            state[name] = False
+        elif type(value) in _ATOMIC or (type(value) is tuple and all(type(item) in _ATOMIC for item in value)):
+            state[name] = value
+        elif not value and type(value) in (dict, OrderedDict, set, list):
+            state[name] = type(value)()
+        else:
+            state[name] = copy.deepcopy(value, memo)
+    return twin
+
+
+_ATOMIC = (bool, int, float, str, type(None))
+
+
+@cache
+def _copies_as_usual(kind: Any) -> bool:
+    """Whether ``copy.deepcopy`` would copy the attributes of a class of modules one by one."""
+    special = any(hasattr(kind, name) for name in ("__deepcopy__", "__getnewargs__", "__getnewargs_ex__", "__slots__"))
+    names = ("__reduce__", "__reduce_ex__", "__getstate__")
+    # What torch's own layers do on top only matters for files of older versions.
+    restores_as_usual = kind.__setstate__.__module__.startswith("torch.nn.modules.")
+    return restores_as_usual and not special and all(getattr(kind, name) is getattr(nn.Module, name) for name in names)
+
+
+@cache
+def _evaluates_in_its_own_way(kind: Any) -> bool:
+    return kind.train is not nn.Module.train or kind.eval is not nn.Module.eval
+
+
+def skip_values(model: nn.Module) -> nn.Module:
+    """Let the layers, norms and activations of a copy without data hand on nothing but shapes; returns it.
+
+    Their values do not exist, and the data-free versions of these operations are written in Python
+    and would take most of the time of a forward.
     """
-    for module in model.modules():
+    for module in modules_by_name(model).values():
         if is_norm(module):
-            # One cheap operation, so that the norm still shows up in a trace.
-            module.__dict__["forward"] = lambda x, *_args, **_kwargs: x.neg()
-        elif is_activation(module) and not isinstance(module, (nn.GLU, nn.PReLU)):
+            module.__dict__["forward"] = _same_shape
+        elif isinstance(module, _DropoutNd) or (is_activation(module) and not isinstance(module, (nn.GLU, nn.PReLU))):
             module.__dict__["forward"] = lambda x, *_args, **_kwargs: x
+        elif type(module) in _POOLS:
+            module.__dict__["forward"] = partial(_pooled_shape, module)
+        elif has_plain_forward(module):
+            module.__dict__["forward"] = partial(_shape_alone, module)
     return model
+
+
+_POOLS = {nn.AdaptiveAvgPool1d: 1, nn.AdaptiveAvgPool2d: 2, nn.AdaptiveAvgPool3d: 3}
+
+
+def _pooled_shape(module: Any, x: Tensor) -> Tensor:
+    """Stand in for the forward of an adaptive average pool."""
+    rank, wanted = _POOLS[type(module)], module.output_size
+    sizes = wanted if isinstance(wanted, tuple) else (wanted,) * rank
+    if len(sizes) != rank or x.dim() not in (rank + 1, rank + 2):
+        return type(module).forward(module, x)
+    spatial = [before if size is None else size for size, before in zip(sizes, x.shape[-rank:], strict=True)]
+    return _with_shape(x, None, (*x.shape[:-rank], *spatial))
+
+
+def _same_shape(x: Tensor, *_args: Any, **_kwargs: Any) -> Tensor:
+    """Stand in for the forward of a norm, which is to show up in a trace."""
+    return _with_shape(x, None, x.shape)
+
+
+def _with_shape(x: Tensor, weight: Tensor | None, shape: tuple[int, ...]) -> Tensor:
+    return _Layer.apply(x, weight, shape) if torch.is_grad_enabled() else x.new_empty(shape)
+
+
+class _Layer(torch.autograd.Function):
+    """The output of a layer without its values: a trace sees that it depends on input and weight."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, _weight: Tensor | None, shape: tuple[int, ...]) -> Tensor:
+        return x.new_empty(shape)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        raise NotImplementedError("a network without values is not trained")
+
+
+def _shape_alone(module: Any, *args: Any, **kwargs: Any) -> Tensor:
+    """Stand in for the forward of a layer; what does not fit goes to the layer, which says so in torch's words."""
+    x = args[0] if args else next(iter(kwargs.values()))
+    shape = output_shape(module, x.shape)
+    if shape is None:
+        return type(module).forward(module, x)
+    return _with_shape(x, module.weight, shape)
 
 
 def private_copy(model: nn.Module) -> nn.Module:
@@ -205,7 +307,7 @@ def _whole_masks() -> Iterator[None]:
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Put every module in evaluation mode, and back to the mode that each had."""
-    training = [(module, module.training) for module in model.modules()]
+    training = [(module, module.training) for module in modules_by_name(model).values()]
     model.eval()
     try:
         yield

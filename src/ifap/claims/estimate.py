@@ -231,7 +231,66 @@ def estimate_lines(grid: Grid, *, root: Path = Path()) -> list[str]:
             f"second (by area up to {assume.most_per_second:,.0f}), a recovery pass costs {assume.distillation:.2f} "
             f"training passes, a network has {assume.parameters / 1e6:.0f} M parameters."
         )
-    return lines
+    return lines + check_lines(check(grid, root=root))
+
+
+@dataclass(frozen=True)
+class Check:
+    """A recorded cell, and what the other records say that it takes.
+
+    Parameters
+    ----------
+    cell : Cell
+        The cell.
+    predicted, measured : float
+        Seconds of its jobs.
+    """
+
+    cell: Cell
+    predicted: float
+    measured: float
+
+    @property
+    def error(self) -> float:
+        """By which share of the measured time the prediction is off; negative if it is too short."""
+        return self.predicted / self.measured - 1
+
+
+def check(grid: Grid, *, root: Path = Path()) -> list[Check]:
+    """Predict each recorded cell as if it had not run yet, from the records of the others.
+
+    Parameters
+    ----------
+    grid : Grid
+        The cells of the scale.
+    root : Path
+        The project's root.
+
+    Returns
+    -------
+    list of Check
+        One for each recorded cell that others like it stand for.
+    """
+    measured = _measured(grid, root)
+    found = []
+    for cell, own in measured.items():
+        alike = _alike(cell, {other: item for other, item in measured.items() if other != cell})
+        if alike and own.seconds > 0:
+            found.append(Check(cell, statistics.median(item.seconds for item in alike), own.seconds))
+    return found
+
+
+def check_lines(found: Sequence[Check]) -> list[str]:
+    """Say how far predictions from other cells are off; nothing where there is nothing to compare."""
+    if not found:
+        return []
+    total = sum(item.predicted for item in found) / sum(item.measured for item in found) - 1
+    errors = sorted(abs(item.error) for item in found)
+    worst = max(found, key=lambda item: abs(item.error))
+    return [
+        f"Each of {len(found)} recorded cells predicted from the others: {total:+.0%} in all, median error "
+        f"{statistics.median(errors):.0%}, largest {worst.error:+.0%} ({worst.cell})."
+    ]
 
 
 def _fits(cell: Cell, wanted: Mapping[str, Any]) -> bool:
@@ -305,6 +364,26 @@ def _alike(cell: Cell, measured: Mapping[Cell, _Measured]) -> list[_Measured]:
 
 def _stated(grid: Grid, cell: Cell, assume: Assumptions) -> float:
     """Return the seconds that the jobs of one cell take by the assumptions."""
+    return sum(stated_seconds(grid, cell, assume).values())
+
+
+def stated_seconds(grid: Grid, cell: Cell, assume: Assumptions) -> dict[str, float]:
+    """Return the seconds that each job of one cell takes by the assumptions.
+
+    Parameters
+    ----------
+    grid : Grid
+        The cells of the scale.
+    cell : Cell
+        One of them.
+    assume : Assumptions
+        What holds.
+
+    Returns
+    -------
+    dict of str to float
+        Stage to seconds, in the order in which the stages run.
+    """
     given = grid.model(cell)
     # A text counts as one image of the size that the speed is stated for.
     size = given.image_size if isinstance(given, ModelOptions) else 224
@@ -312,17 +391,17 @@ def _stated(grid: Grid, cell: Cell, assume: Assumptions) -> float:
     validation, test = (assume.split_share if share is None else share for share in (data.validation, data.test))
     train, test = samples * (1 - validation - test), samples * test
     speed = min(assume.most_per_second, assume.images_per_second * (224 / size) ** 2)
-    images = grid.training(cell).epochs * train + assume.forward * test
-    extra = 2 * assume.job_seconds
-    if not cell.is_baseline:
-        options, recovery = grid.pruning(cell), grid.recovery(cell)
-        per_iteration = (
-            recovery.epochs * train * assume.distillation
-            + (options.calibration_samples + samples * validation) * assume.forward
-        )
-        images += options.steps * per_iteration
-        extra += assume.job_seconds + options.steps * assume.iteration_seconds
-    return images / speed + extra
+    training = grid.training(cell).epochs * train / speed + assume.job_seconds
+    evaluation = assume.forward * test / speed + assume.job_seconds
+    if cell.is_baseline:
+        return {"baseline": training, "evaluate": evaluation}
+    options, recovery = grid.pruning(cell), grid.recovery(cell)
+    per_iteration = (
+        recovery.epochs * train * assume.distillation
+        + (options.calibration_samples + samples * validation) * assume.forward
+    )
+    pruning = options.steps * (per_iteration / speed + assume.iteration_seconds) + assume.job_seconds
+    return {"prune": pruning, "finetune": training, "evaluate": evaluation}
 
 
 def _data_bytes(grid: Grid, dataset: str, assume: Assumptions) -> float:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ifap.attention import fused_attention, head_dim, num_heads, projection_layers, projections
 from ifap.graph import Graph
-from ifap.layers import is_conv, sides
+from ifap.layers import is_conv, modules_by_name, sides
 from ifap.ranking import Floats
 
 Score = Callable[[str, nn.Module], Tensor]
@@ -36,7 +36,7 @@ def map_units(model: nn.Module, *, layer: Score, heads: Score) -> dict[str, Tens
     fused = fused_attention(model)
     inside: set[nn.Module] = set()
     scores: dict[str, Tensor] = {}
-    for name, module in model.named_modules():
+    for name, module in modules_by_name(model).items():
         if projection_layers(module):
             inside.update(projection_layers(module))
             scores[name] = heads(name, module)

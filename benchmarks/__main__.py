@@ -1,0 +1,28 @@
+"""Run every benchmark that compares with a limit, and print one table of what they found."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Annotated
+
+import typer
+
+from benchmarks.ratio import RESULTS, recorded, show
+
+BENCHMARKS = ("scoring", "surgery", "sparse_step", "workflow")
+
+
+def main(
+    table: Annotated[bool, typer.Option("--table", help="Only print what is recorded, and measure nothing.")] = False,
+) -> None:
+    """Measure each in a process of its own and write results/bench; exit with 1 if a limit is not met."""
+    for name in () if table else BENCHMARKS:
+        subprocess.run([sys.executable, "-m", f"benchmarks.{name}"], check=True)
+    rows = [row for name in BENCHMARKS if (RESULTS / f"{name}.csv").exists() for row in recorded(name)]
+    show("Ratios, ours to the peer's or to what is allowed", "peer", rows)
+    raise typer.Exit(not all(row.is_met for row in rows))
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,52 @@
+"""One graph for all iterations: keeping it gives the network that tracing anew in every iteration gives."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+import torch
+from networks import NETWORKS
+
+import ifap
+from ifap import pruning
+from ifap.graph import Graph, trace
+
+
+class TracedAnew(pruning._Run):
+    """A run that forgets its graph after every cut and traces the smaller network, as if it were a new one."""
+
+    def _cut(self, *args):
+        kept = self._graph
+        receipt = super()._cut(*args)
+        fresh, left = trace(self.model, self._inputs), self._graph
+        assert [len(units) for units in fresh.unit_of] == [len(units) for units in left.unit_of]
+        self._graph = Graph(
+            fresh.slots, fresh.unit_of, fresh.group_of, fresh.groups, fresh.pinned, left.kept, left.original_widths
+        )
+        groups = [group.slots for group in kept.groups]
+        order = [groups.index(group.slots) for group in fresh.groups]
+        self._original_sizes = self._original_sizes[order]  # groups that are gone cannot lose more
+        return receipt
+
+
+@pytest.mark.parametrize("name", sorted(NETWORKS))
+def test_a_kept_graph_gives_what_a_new_trace_in_every_iteration_gives(name, monkeypatch):
+    net = NETWORKS[name]
+    model, inputs, steps = net.build(), net.inputs(), 3
+    options = {"target": ifap.Target(params=0.2), "steps": steps, "min_units": 1, "method": "magnitude"}
+    found = {}
+    for kind in (pruning._Run, TracedAnew):
+        monkeypatch.setattr(pruning, "_Run", kind)
+        states = []
+        pruned = ifap.prune(model, inputs, [inputs], on_step=lambda m, _, s=states: s.append(_weights(m)), **options)
+        assert len(states) == len(pruned.receipts) >= 2
+        assert all(any(a[k].shape != b[k].shape for k in a) for a, b in pairwise(states))
+        found[kind.__name__] = states
+    for kept, anew in zip(*found.values(), strict=True):
+        assert kept.keys() == anew.keys()
+        assert all(torch.equal(kept[key], anew[key]) for key in kept)
+
+
+def _weights(model):
+    return {key: tensor.clone() for key, tensor in model.state_dict().items()}

@@ -1,0 +1,114 @@
+"""Pruning to a measured time. Speeds are not asserted of real layers where a made-up clock can be."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from networks import conv, head, unit
+from torch import nn
+
+import ifap
+from ifap import latency as latency_module
+from ifap import pruning
+from ifap.errors import TargetError
+from ifap.latency import LatencyModel, latency_ratio, layer_widths, repeated
+
+X = torch.randn(1, 3, 16, 16)
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(unit(3, 64), unit(64, 64), conv(64, 64, groups=64), unit(64, 64), head(64)).eval()
+
+
+def seconds(model, inputs):
+    """A made-up clock: a layer takes its multiply-accumulates, and one that is read nine times as many."""
+    return 1e-9 * ifap.cost(model, inputs).macs
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Time by counting instead of by measuring, so that nothing depends on the machine."""
+    monkeypatch.setattr(latency_module, "_MEASURED", {})
+
+    def time_of(module, shape, out, inner):
+        positions = np.prod(shape[-2:]) if isinstance(module, nn.Conv2d) else 1
+        kernel = np.prod(module.kernel_size) if isinstance(module, nn.Conv2d) else 1
+        depthwise = isinstance(module, nn.Conv2d) and module.groups > 1
+        return 1e-6 * positions * kernel * out * (1 if depthwise else inner)
+
+    monkeypatch.setattr(latency_module, "_time_of", time_of)
+    monkeypatch.setattr(latency_module, "_timed", lambda function, where: 1e-9 * ifap.cost(network(), X).macs)
+    monkeypatch.setattr(pruning, "latency_ratio", lambda a, b, x: seconds(a, x) / seconds(b, x))
+
+
+def test_a_model_of_times_predicts_what_the_clock_says(clock):
+    model = network()
+    times = LatencyModel(model, X)
+    assert times.predict({}) == pytest.approx(times.total)
+    whole = layer_widths(model)
+    half = {name: (out / 2, inner / 2 if inner > 3 else inner) for name, (out, inner) in whole.items()}
+    assert times.predict(half) < 0.45 * times.total
+    assert set(times.names) == set(whole)
+
+
+def test_a_wider_layer_is_never_predicted_to_be_faster():
+    times = LatencyModel(network(), X)  # by the real clock, which is noisy
+    by_share = [
+        times.predict({name: (out * share, inner) for name, (out, inner) in layer_widths(network()).items()})
+        for share in np.linspace(0.05, 1, 30)
+    ]
+    assert (np.diff(by_share) >= -1e-9).all()
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_the_time_that_is_wanted_is_reached_with_widths_of_eight(clock, steps):
+    model = network()
+    pruned = ifap.prune(model, X, [X], target=ifap.Target(latency=0.5), steps=steps, method="magnitude")
+    share = seconds(pruned.model, X) / seconds(model, X)
+    assert 0.3 < share <= 0.5 * 1.01 + 1e-9
+    assert all(width % 8 == 0 for width in pruned.receipts[-1].widths.values())
+    assert pruned.after.latency < pruned.before.latency
+
+
+def test_a_prediction_that_is_too_low_is_corrected_by_measuring(clock, monkeypatch):
+    def with_a_constant(a, b, x):
+        return (seconds(a, x) + 0.3 * seconds(b, x)) / (1.3 * seconds(b, x))
+
+    monkeypatch.setattr(pruning, "latency_ratio", with_a_constant)
+    model = network()
+    pruned = ifap.prune(model, X, [X], target=ifap.Target(latency=0.5), steps=2, method="magnitude")
+    assert with_a_constant(pruned.model, model, X) <= 0.5 * 1.01 + 1e-9
+
+
+def test_a_time_that_no_width_reaches_is_refused(clock):
+    with pytest.raises(TargetError, match=r"latency=0\.999 cannot be reached"):
+        ifap.prune(network(), X, [X], target=ifap.Target(latency=0.999), steps=1, method="magnitude")
+
+
+@pytest.mark.parametrize("wrong", [{"latency": 0.5, "macs": 0.5}, {"latency": 1.0}, {"macs": 0.5, "batch": 4}, {}])
+def test_what_is_no_target_is_refused(wrong):
+    with pytest.raises(TargetError, match="target: "):
+        ifap.Target(**wrong)
+
+
+def test_inputs_are_repeated_to_the_batch_that_counts():
+    assert repeated(X, 5).shape == (5, 3, 16, 16)
+    assert repeated({"ids": torch.arange(6).reshape(3, 2)}, 2)["ids"].tolist() == [[0, 1], [2, 3]]
+    assert repeated(X, None) is X
+
+
+def test_a_network_several_times_as_deep_takes_longer():
+    small, large = network(), nn.Sequential(*(network()[:4] if i == 0 else unit(64, 64) for i in range(24))).eval()
+    assert latency_ratio(large, small, X) > 1.5
+    assert latency_ratio(small, large, X) < 1 / 1.5
+
+
+def test_timing_leaves_the_network_alone():
+    model = network().train()
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    LatencyModel(model, X)
+    assert all(torch.equal(before[key], tensor) for key, tensor in model.state_dict().items())
+    assert model.training
+    assert not any(module._forward_pre_hooks for module in model.modules())
