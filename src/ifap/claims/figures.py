@@ -17,15 +17,17 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.collections import PatchCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
 
 from ifap import paths
-from ifap.claims import FIGURES
+from ifap.claims import FIGURES, SAMPLES
 from ifap.claims.names import METRICS
 from ifap.claims.published import STEPS, load_claims
 from ifap.claims.records import MOST_BYTES
@@ -108,7 +110,7 @@ def draw(name: str, grid: Grid, runs: pd.DataFrame, trace: pd.DataFrame, *, root
     Parameters
     ----------
     name : str
-        One of `ifap.claims.FIGURES`.
+        One of `ifap.claims.figure_names`.
     grid : Grid
         The cells and their order.
     runs, trace : DataFrame
@@ -121,8 +123,8 @@ def draw(name: str, grid: Grid, runs: pd.DataFrame, trace: pd.DataFrame, *, root
     Picture
         The figure as SVG and PNG.
     """
-    if name not in FIGURES:
-        raise ConfigError(f"unknown figure '{name}': {nearest(name, FIGURES)}")
+    if name not in (*FIGURES, SAMPLES):
+        raise ConfigError(f"unknown figure '{name}': {nearest(name, (*FIGURES, SAMPLES))}")
     with mpl.rc_context(STYLE):
         if name in QUANTITIES:
             return _dynamics(name, QUANTITIES[name], grid, trace, root)
@@ -132,6 +134,8 @@ def draw(name: str, grid: Grid, runs: pd.DataFrame, trace: pd.DataFrame, *, root
             return _layer_widths(name, grid, root)
         if name == "experiments":
             return _experiments(name, grid, runs)
+        if name == SAMPLES:
+            return _samples(name, grid, runs, root)
         if name == "accuracy_params" or _has_curves(grid, runs):
             return _trade_off(name, grid, runs)
         return _accuracy_over_macs(name, grid, runs, trace)
@@ -670,6 +674,65 @@ def _experiment(axes: Axes, x: int, y: int, frame: pd.DataFrame, reach: float, m
     text = f"{fixed(macs, 1)} % MACs\n{sign}{fixed(delta, 2)} {unit}{several}"
     axes.text(x, y, text, ha="center", va="center", fontsize=8, color="white" if dark else "black")
     return f"{where} {fixed(macs, 1)} % MACs, {sign}{fixed(delta, 2)} {unit}."
+
+
+# --- What generators make ------------------------------------------------------------------------
+
+
+def _samples(name: str, grid: Grid, runs: pd.DataFrame, root: Path) -> Picture:
+    """Show, a row a generator, what it makes before and after pruning, from the same noise."""
+    title = "Images made by the generators, unpruned and pruned, from the same noise"
+    seed = grid.options.seeds[0]
+    methods = ["baseline", *_methods(grid)]
+    rows = []
+    for first in dict.fromkeys(cell.baseline for cell in grid.pruned() if cell.task == "generation"):
+        cells = [first._replace(method=method, seed=seed) for method in methods]
+        sheets = {cell: _sheet(root / paths.samples_file(grid.scale, cell)) for cell in cells}
+        known = {cell: sheet for cell, sheet in sheets.items() if sheet is not None}
+        if known:
+            rows.append(known)
+    if not rows:
+        return _not_attempted(name, title, "no generator has a record of images")
+    if len(rows) > MOST_PANELS:
+        return _not_attempted(name, title, _too_many(rows))
+    columns = max(len(row) for row in rows)
+    figure = Figure(figsize=(4.4 * columns, 2.2 * len(rows)), layout="constrained")
+    grid_axes: Any = figure.subplots(len(rows), columns, squeeze=False)
+    words = []
+    for axes_of_row, row in zip(grid_axes, rows, strict=True):
+        for axes in axes_of_row:
+            axes.set_axis_off()
+        for axes, (cell, sheet) in zip(axes_of_row, row.items(), strict=False):
+            axes.imshow(sheet, interpolation="nearest")
+            words.append(_sample_words(runs, cell))
+            axes.set_title(words[-1], fontsize=9)
+    measured = runs.loc[runs["task"] == "generation", "metric"].dropna()
+    distance = f"; distance from real ones: {METRICS[measured.iloc[0]].title}" if len(measured) else ""
+    alt = f"Grids of small images that generators made. {'; '.join(words)}."
+    return _picture(name, f"{title}, seed {seed}{distance}", alt, figure)
+
+
+def _sheet(file: Path) -> NDArray[np.uint8] | None:
+    """Read the picture of a cell's images; None where there is none."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(io.BytesIO(read_bounded(file, MOST_BYTES))) as picture:
+            return np.asarray(picture.convert("RGB"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        raise ResultsError(f"malformed {file}: {error}") from None
+
+
+def _sample_words(runs: pd.DataFrame, cell: Cell) -> str:
+    """Name a generator and say how far its images are from real ones."""
+    named = f"{cell.model}, {cell.dataset}, {'unpruned' if cell.is_baseline else label(cell.method)}"
+    own = _of(runs, (cell.task, cell.dataset, cell.model))
+    own = own[(own["method"] == cell.method) & (own["seed"] == cell.seed)]
+    if own.empty:
+        return named
+    return f"{named}: distance {fixed(float(own['test_metric'].iloc[0]), 2)}"
 
 
 def _less_is_better(metric: object) -> bool:
