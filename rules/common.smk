@@ -135,6 +135,6 @@ TABLES = [
 ]
 FIGURES = [
     str(paths.figure_file(SCALE, figure, extension))
-    for figure in claims.FIGURES
+    for figure in claims.figure_names(GRID.options.grid)
     for extension in FIGURE_FORMATS
 ] + [str(paths.report_page(SCALE))]

@@ -10,11 +10,12 @@ from torch import nn
 
 from ifap.claims.names import METRICS
 from ifap.costs import cost, nonzero_macs
-from ifap.files import atomic_write_text
+from ifap.files import atomic_write_bytes, atomic_write_text
 from ifap.latency import latency
-from ifap.paths import Cell, metrics_file, receipts_json
+from ifap.paths import Cell, metrics_file, receipts_json, samples_file
 from ifap.program import run_stage
 from ifap.runtime import device, provenance
+from ifap.samples import sample_sheet
 from ifap.splits import Role
 from stages.job import Job, open_job
 from stages.options import (
@@ -41,7 +42,7 @@ def main(
     scale: ScaleOption = None,
     params: ParamsOption = PARAMS,
 ) -> None:
-    """Measure the final network of a cell and write metrics.json."""
+    """Measure the final network of a cell and write metrics.json, and of a generator images that it makes."""
     job = open_job(params, scale, Cell(task, dataset, model, method, seed), "evaluate")
     earlier = ["baseline"] if job.cell.is_baseline else ["prune", "finetune"]
     with job.run():
@@ -58,6 +59,8 @@ def measure(job: Job) -> dict[str, Any]:
     network = job.load("final")[1].to(device())
     counted = cost(network, job.example_inputs())
     options = job.grid.options.evaluate
+    if job.cell.task == "generation":
+        write_samples(job, network)
     test, validation = split_metrics(job, network, "test"), split_metrics(job, network, "validation")
     manifest = job.manifest()
     timed = latency(
@@ -87,6 +90,13 @@ def measure(job: Job) -> dict[str, Any]:
         "latency": dataclasses.asdict(timed),
         "provenance": provenance(),
     }
+
+
+def write_samples(job: Job, network: nn.Module) -> None:
+    """Write a picture of what a generator makes, if that can be shown."""
+    sheet = sample_sheet(network, job.split("test"))
+    if sheet is not None:
+        atomic_write_bytes(samples_file(job.grid.scale, job.cell), sheet)
 
 
 def own_training(job: Job) -> dict[str, int]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import typer
 
 from ifap import paths
-from ifap.claims import FIGURES, figures, records, tables
+from ifap.claims import figure_names, figures, records, tables
 from ifap.claims.page import load_evidence, render_page
 from ifap.config import load_params, select_scale
 from ifap.grid import Grid
@@ -25,7 +25,7 @@ def main(
     runs, trace = records.load_runs(grid.scale), records.load_trace(grid.scale)
     records.check_cells(runs, grid, paths.runs_csv(grid.scale))
     records.check_cells(trace, grid, paths.trace_csv(grid.scale))
-    pictures = [figures.draw(name, grid, runs, trace) for name in FIGURES]
+    pictures = [figures.draw(name, grid, runs, trace) for name in figure_names(grid.options.grid)]
     missing = records.load_missing(grid.scale)
     models = [tables.build_table(name, grid, runs, trace, missing=missing) for name in tables.table_names(grid)]
     contents: dict[Path, str | bytes] = {

@@ -230,7 +230,7 @@ def test_every_core_module_is_listed():
     here = {path.stem for path in (ROOT / "src" / "ifap").glob("*.py")} - {"__init__"}
     rest = {
         "cli", "config", "doctor", "engine", "fairness", "gpu", "grid", "latency", "monitor", "paths", "program",
-        "recover", "registry", "runtime", "startup", "training",
+        "recover", "registry", "runtime", "samples", "startup", "training",
     }  # fmt: skip
     assert here == set(CORE) | rest
 

@@ -101,6 +101,11 @@ def flow_json(scale: str, cell: Cell) -> Path:
     return cell_dir(scale, cell) / "flow.json"
 
 
+def samples_file(scale: str, cell: Cell) -> Path:
+    """Images that the generator of a cell made, as one picture."""
+    return cell_dir(scale, cell) / "samples.png"
+
+
 def state_dir(scale: str, cell: Cell, stage: str) -> Path:
     """Where a running job keeps what it needs to resume; no output, not in git."""
     return Path("state") / scale / str(cell) / stage

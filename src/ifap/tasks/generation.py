@@ -112,7 +112,7 @@ class Generation(Task):
         with evaluation_mode(model), torch.no_grad(), seeded(SEED, where):
             for inputs, _ in batches(data, batch_size):
                 images = to_device(inputs, where)
-                made = _sample(model, images, noise)
+                made = made_images(model, images, noise)
                 measured.update(images.cpu(), real=True)
                 measured.update(made.detach().float().cpu(), real=False)
                 with training_outputs(model):
@@ -128,11 +128,14 @@ class Generation(Task):
         return FrechetInceptionDistance(feature=self.features.eval())
 
 
-def _distance(measured: Any) -> float:
-    return max(0.0, float(measured.compute()))  # rounding can bring a distance of nothing below it
+def made_images(model: nn.Module, images: Tensor, generator: torch.Generator) -> Tensor:
+    """Return what a generator makes, as many and of the same shape as real images.
 
-
-def _sample(model: nn.Module, images: Tensor, generator: torch.Generator) -> Tensor:
+    Raises
+    ------
+    TrainingError
+        If the network cannot do that.
+    """
     sample = getattr(model, "sample", None)
     if sample is None:
         raise TrainingError(f"{type(model).__name__} has no sample(images, generator): it is not made for generation")
@@ -140,6 +143,10 @@ def _sample(model: nn.Module, images: Tensor, generator: torch.Generator) -> Ten
     if made.shape != images.shape:
         raise TrainingError(f"made images have shape {tuple(made.shape)}, real ones {tuple(images.shape)}")
     return made
+
+
+def _distance(measured: Any) -> float:
+    return max(0.0, float(measured.compute()))  # rounding can bring a distance of nothing below it
 
 
 TASKS.register("generation")(Generation(RandomFeatures(), "random"))

@@ -14,12 +14,13 @@ from pathlib import Path
 import matplotlib as mpl
 import pandas as pd
 
-from ifap.claims import FIGURES
+from ifap.claims import FIGURES, SAMPLES
 from ifap.claims.figures.drawing import STYLE, Picture
 from ifap.claims.figures.dynamics import QUANTITIES, draw_accuracy_over_macs, draw_dynamics
 from ifap.claims.figures.experiments import draw_experiments
 from ifap.claims.figures.flow_scheme import draw_flow_scheme
 from ifap.claims.figures.layer_widths import draw_layer_widths
+from ifap.claims.figures.samples import draw_samples
 from ifap.claims.figures.trade_off import draw_trade_off, has_curves
 from ifap.errors import ConfigError, nearest
 from ifap.grid import Grid
@@ -33,7 +34,7 @@ def draw(name: str, grid: Grid, runs: pd.DataFrame, trace: pd.DataFrame, *, root
     Parameters
     ----------
     name : str
-        One of `ifap.claims.FIGURES`.
+        One of `ifap.claims.figure_names`.
     grid : Grid
         The cells and their order.
     runs, trace : DataFrame
@@ -46,8 +47,8 @@ def draw(name: str, grid: Grid, runs: pd.DataFrame, trace: pd.DataFrame, *, root
     Picture
         The figure as SVG and PNG.
     """
-    if name not in FIGURES:
-        raise ConfigError(f"unknown figure '{name}': {nearest(name, FIGURES)}")
+    if name not in (*FIGURES, SAMPLES):
+        raise ConfigError(f"unknown figure '{name}': {nearest(name, (*FIGURES, SAMPLES))}")
     with mpl.rc_context(STYLE):
         if name in QUANTITIES:
             return draw_dynamics(name, grid, trace, root)
@@ -57,6 +58,8 @@ def draw(name: str, grid: Grid, runs: pd.DataFrame, trace: pd.DataFrame, *, root
             return draw_layer_widths(name, grid, root)
         if name == "experiments":
             return draw_experiments(name, grid, runs)
+        if name == SAMPLES:
+            return draw_samples(name, grid, runs, root)
         if name == "accuracy_params" or has_curves(grid, runs):
             return draw_trade_off(name, grid, runs)
         return draw_accuracy_over_macs(name, grid, runs, trace)
