@@ -29,6 +29,8 @@ from ifap.files import read_bounded
 from ifap.grid import TABLE_FORMATS, Grid
 
 VERDICTS = ("reproduced", "not reproduced", "not comparable (scale)", "not attempted", "inconsistent in the source")
+MOST_TARGETS = 5
+"""Targets that a page lists one by one."""
 CLAIM_COLUMNS = (
     *("table", "dataset", "model", "method", "step", "quantity", "unit", "value"),
     *("mean", "sd", "n", "verdict", "reason", "metrics"),
@@ -417,10 +419,16 @@ def _inline(picture: Picture) -> str:
 
 
 def _target(runs: pd.DataFrame) -> str:
+    """Say what was asked for; of many targets the ends."""
     known = runs[["target_kind", "target"]].dropna().drop_duplicates()
     words = {"macs": "MACs", "params": "parameters"}
-    targets = zip(known["target_kind"].astype(str), known["target"].astype(float), strict=True)
-    return " or ".join(f"{100 * target:g} % fewer {words[kind]}" for kind, target in targets)
+    parts = []
+    for kind, targets in known.groupby("target_kind", sort=False)["target"]:
+        shares = [f"{100 * target:g}" for target in targets]
+        if len(shares) > MOST_TARGETS:
+            shares = [f"{100 * targets.min():g} to {100 * targets.max():g}"]
+        parts += [f"{share} % fewer {words[str(kind)]}" for share in shares]
+    return " or ".join(parts)
 
 
 def _networks(grid: Grid, runs: pd.DataFrame) -> tuple[Network, ...]:
