@@ -139,8 +139,8 @@ def test_two_calls_write_the_same_bytes(folder, command):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([*PRUNE], "exactly one of macs and params"),
-        ([*PRUNE, "--macs", "0.5", "--params", "0.5"], "exactly one of macs and params"),
+        ([*PRUNE], "exactly one of macs, params and latency"),
+        ([*PRUNE, "--macs", "0.5", "--params", "0.5"], "exactly one of macs, params and latency"),
         ([*PRUNE, "--macs", "1.5"], "macs=1.5 must lie between 0 and 1"),
         ([*PRUNE, "--macs", "0"], "macs=0.0 must lie between 0 and 1"),
         ([*PRUNE, "--macs", "nan"], "macs=nan must lie between 0 and 1"),

@@ -63,9 +63,15 @@ def test_commands_hold_nothing_but_constrained_names():
         for name in re.findall(r"\{([^}]*)\}", command):
             kind, _, rest = name.partition(":")[0].partition(".")
             allowed = kind == "log" or (kind == "wildcards" and rest in constrained()) or name in {
-                "params.scale", "resources.gpu", "threads",
+                "params.scale", "params.cells", "resources.gpu", "threads",
             }  # fmt: skip
             assert allowed, f"{{{name}}} in: {command}"
+
+
+def test_the_only_text_of_the_user_in_a_command_is_quoted():
+    """Which cells a run is limited to is free text; all else is checked names."""
+    common = (ROOT / "rules/common.smk").read_text()
+    assert 'return f"--cells {shlex.quote(str(cells))}" if cells else ""' in common
 
 
 def test_every_wildcard_of_a_path_is_constrained():

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from torch import nn
 
-from ifap.attention import embeddings, split_attention
+from ifap.attention import check_heads, embeddings, split_attention
 from ifap.costs import Cost, count_params, macs_by_module, probe
 from ifap.errors import ConfigError, GraphError, PlanError, TargetError, nearest
 from ifap.files import atomic_write_text
@@ -405,6 +405,7 @@ class _Run:
         self.model = private_copy(model)
         ignored = [_name_of(model, item) for item in ignore]
         self._split = split_attention(self.model)
+        check_heads(self.model)  # before a forward fails on them in words of torch
         if options.keep_embeddings:
             ignored += embeddings(self.model)
         twin = shape_copy(self.model)
