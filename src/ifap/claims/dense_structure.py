@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ifap import paths
 from ifap.claims.names import DATASETS, MODELS
-from ifap.claims.records import Blank, as_csv, check_header, first_problem, read_lines
-from ifap.claims.structure import CLOSE, Key
-from ifap.errors import ResultsError
+from ifap.claims.records import Blank
+from ifap.claims.structure import CLOSE, Key, counts_table, read_counts
 
 TABLE = 3
 SIZES = {
@@ -145,29 +144,12 @@ def load_dense_structure(*, root: Path = Path()) -> dict[Key, tuple[int, DenseSt
     ResultsError
         One line that names the file, row and column of the first problem.
     """
-    shown = paths.dense_structure_csv()
-    if not (root / shown).exists():
-        return {}
-    lines = read_lines(root / shown, shown)
-    header = tuple(DenseStructure.model_fields)
-    check_header(lines[0], header, shown)
-    rows: dict[Key, tuple[int, DenseStructure]] = {}
-    for number, line in enumerate(lines[1:], start=2):
-        if len(line) != len(header):
-            raise ResultsError(f"malformed {shown}: row {number}: {len(line)} values for {len(header)} columns")
-        try:
-            row = DenseStructure.model_validate(dict(zip(header, line, strict=True)))
-        except ValidationError as error:
-            raise ResultsError(f"malformed {shown}: row {number}, {first_problem(error)}") from None
-        if (row.dataset, row.model) in rows:
-            raise ResultsError(f"malformed {shown}: row {number}, column model: {row.dataset}/{row.model} is doubled")
-        rows[row.dataset, row.model] = number, row
-    return rows
+    return read_counts(paths.dense_structure_csv(), DenseStructure, root)
 
 
 def dense_structure_table(rows: Iterable[DenseStructure]) -> str:
     """Lay out rows as CSV text."""
-    return as_csv(tuple(DenseStructure.model_fields), (row.model_dump() for row in rows))
+    return counts_table(DenseStructure, rows)
 
 
 def counted_dense(claim: Mapping[Any, Any], row: DenseStructure) -> float | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -23,6 +23,7 @@ CLOSE = 0.01
 """How far the reached reduction may be from the printed one, as a share, before the row says so."""
 IMAGE_SIZES = {"inception_v3": 299, "efficientnet_b4": 380, "efficientnet_v2_s": 384}
 USUAL_SIZE = 224
+Row = TypeVar("Row", bound=BaseModel)
 
 
 class Structure(BaseModel):
@@ -120,29 +121,60 @@ def load_structure(*, root: Path = Path()) -> dict[Key, tuple[int, Structure]]:
     ResultsError
         One line that names the file, row and column of the first problem.
     """
-    shown = paths.structure_csv()
-    if not (root / shown).exists():
-        return {}
-    lines = read_lines(root / shown, shown)
-    header = tuple(Structure.model_fields)
-    check_header(lines[0], header, shown)
-    rows: dict[Key, tuple[int, Structure]] = {}
-    for number, line in enumerate(lines[1:], start=2):
-        if len(line) != len(header):
-            raise ResultsError(f"malformed {shown}: row {number}: {len(line)} values for {len(header)} columns")
-        try:
-            row = Structure.model_validate(dict(zip(header, line, strict=True)))
-        except ValidationError as error:
-            raise ResultsError(f"malformed {shown}: row {number}, {first_problem(error)}") from None
-        if (row.dataset, row.model) in rows:
-            raise ResultsError(f"malformed {shown}: row {number}, column model: {row.dataset}/{row.model} is doubled")
-        rows[row.dataset, row.model] = number, row
-    return rows
+    return read_counts(paths.structure_csv(), Structure, root)
 
 
 def structure_table(rows: Iterable[Structure]) -> str:
     """Lay out rows as CSV text."""
-    return as_csv(tuple(Structure.model_fields), (row.model_dump() for row in rows))
+    return counts_table(Structure, rows)
+
+
+def read_counts(shown: Path, kind: type[Row], root: Path) -> dict[Key, tuple[int, Row]]:
+    """Read a file of counted networks; nothing if there is none.
+
+    Parameters
+    ----------
+    shown : Path
+        The file, below `root`.
+    kind : type
+        What a row is: its fields are the columns, in order, ``dataset`` and ``model`` among them.
+    root : Path
+        The project's root.
+
+    Returns
+    -------
+    dict of (str, str) to (int, row)
+        Data set and model to the line in the file, from 1, and its content.
+
+    Raises
+    ------
+    ResultsError
+        One line that names the file, row and column of the first problem.
+    """
+    if not (root / shown).exists():
+        return {}
+    lines = read_lines(root / shown, shown)
+    header = tuple(kind.model_fields)
+    check_header(lines[0], header, shown)
+    rows: dict[Key, tuple[int, Row]] = {}
+    for number, line in enumerate(lines[1:], start=2):
+        if len(line) != len(header):
+            raise ResultsError(f"malformed {shown}: row {number}: {len(line)} values for {len(header)} columns")
+        values = dict(zip(header, line, strict=True))
+        try:
+            row = kind.model_validate(values)
+        except ValidationError as error:
+            raise ResultsError(f"malformed {shown}: row {number}, {first_problem(error)}") from None
+        key = values["dataset"], values["model"]
+        if key in rows:
+            raise ResultsError(f"malformed {shown}: row {number}, column model: {'/'.join(key)} is doubled")
+        rows[key] = number, row
+    return rows
+
+
+def counts_table(kind: type[BaseModel], rows: Iterable[BaseModel]) -> str:
+    """Lay out the rows of a file of counted networks as CSV text."""
+    return as_csv(tuple(kind.model_fields), (row.model_dump() for row in rows))
 
 
 def counted(claim: Mapping[Any, Any], row: Structure) -> float | None:

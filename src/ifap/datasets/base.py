@@ -113,13 +113,9 @@ class DatasetSpec:
         SplitError
             If the file holds another role or another data set.
         """
-        tensors, about = read_split(path, lambda names: bool({"inputs", "names"} & names) and "targets" in names)
-        if (about.get("name"), about.get("role")) != (self.name, role):
-            raise SplitError(
-                f"{path} holds the {about.get('role')} split of {about.get('name')}, wanted {role} of {self.name}"
-            )
-        if about.get("sha256") != content_hash(tensors):
-            raise ResultsError(f"{path} is damaged (checksum differs): run the fetch stage again")
+        tensors, about = read_split(
+            path, self.name, role, lambda names: bool({"inputs", "names"} & names) and "targets" in names
+        )
         scaling = Scaling(size, about["channels"], self.maximum, tuple(about["mean"]), tuple(about["std"]))
         return Split(role, self._samples(tensors, about, scaling), tensors["targets"])
 
@@ -309,13 +305,19 @@ def _moments(part: Raw, spec: DatasetSpec) -> dict[str, list[float]]:
     return {"mean": means, "std": deviations}
 
 
-def read_split(path: Path, complete: Callable[[set[str]], bool]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read one prepared split: its tensors, and what it says of itself.
+def read_split(
+    path: Path, name: str, role: Role, complete: Callable[[set[str]], bool]
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read one prepared split and check that it is the wanted one: its tensors, and what it says of itself.
 
     Parameters
     ----------
     path : Path
         The file.
+    name : str
+        The data set that it must be of.
+    role : {'train', 'validation', 'test'}
+        What it must hold.
     complete : callable
         Says from the names of the tensors whether all are there.
 
@@ -323,6 +325,8 @@ def read_split(path: Path, complete: Callable[[set[str]], bool]) -> tuple[dict[s
     ------
     ResultsError
         If the file is missing or damaged.
+    SplitError
+        If the file holds another role or another data set.
     """
     try:
         with safe_open(path, "pt") as stream:
@@ -334,4 +338,8 @@ def read_split(path: Path, complete: Callable[[set[str]], bool]) -> tuple[dict[s
         raise ResultsError(f"{path} not found: run the fetch stage first") from None
     except (SafetensorError, KeyError, ValueError, OSError) as error:
         raise ResultsError(f"{path} is damaged ({error}): run the fetch stage again") from None
+    if (about.get("name"), about.get("role")) != (name, role):
+        raise SplitError(f"{path} holds the {about.get('role')} split of {about.get('name')}, wanted {role} of {name}")
+    if about.get("sha256") != content_hash(tensors):
+        raise ResultsError(f"{path} is damaged (checksum differs): run the fetch stage again")
     return tensors, about

@@ -49,7 +49,7 @@ from ifap.datasets.scenes import (
     to_bytes,
 )
 from ifap.datasets.sources import PLACES, Place
-from ifap.errors import ConfigError, ResultsError, SplitError, nearest
+from ifap.errors import ConfigError, ResultsError, nearest
 from ifap.files import atomic_write_bytes, atomic_write_text
 from ifap.runtime import sha256_file
 from ifap.splits import Role, Split
@@ -152,13 +152,7 @@ class DenseSpec:
         SplitError
             If the file holds another role or another data set.
         """
-        tensors, about = read_split(path, lambda names: any(name.endswith(".names") for name in names))
-        if (about.get("name"), about.get("role")) != (self.name, role):
-            raise SplitError(
-                f"{path} holds the {about.get('role')} split of {about.get('name')}, wanted {role} of {self.name}"
-            )
-        if about.get("sha256") != content_hash(tensors):
-            raise ResultsError(f"{path} is damaged (checksum differs): run the fetch stage again")
+        tensors, about = read_split(path, self.name, role, lambda names: any(name.endswith(".names") for name in names))
         own = {name.removeprefix(f"{task}."): value for name, value in tensors.items() if name.startswith(f"{task}.")}
         if not own:
             raise ResultsError(f"{path} was not prepared for task '{task}': run the fetch stage again")

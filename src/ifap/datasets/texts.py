@@ -26,7 +26,7 @@ from ifap.datasets.base import (
 from ifap.datasets.passages import Passages, Questions, from_lines, to_lines
 from ifap.datasets.sources import PLACES, Place
 from ifap.datasets.tokens import Words, open_words
-from ifap.errors import ConfigError, ResultsError, SplitError
+from ifap.errors import ConfigError, ResultsError
 from ifap.files import atomic_write_bytes, atomic_write_text
 from ifap.runtime import sha256_file
 from ifap.splits import Named, Role, Split
@@ -165,13 +165,9 @@ class TextSpec:
         SplitError
             If the file holds another role or another data set.
         """
-        tensors, about = read_split(path, lambda names: any(name.endswith(".inputs.input_ids") for name in names))
-        if (about.get("name"), about.get("role")) != (self.name, role):
-            raise SplitError(
-                f"{path} holds the {about.get('role')} split of {about.get('name')}, wanted {role} of {self.name}"
-            )
-        if about.get("sha256") != content_hash(tensors):
-            raise ResultsError(f"{path} is damaged (checksum differs): run the fetch stage again")
+        tensors, about = read_split(
+            path, self.name, role, lambda names: any(name.endswith(".inputs.input_ids") for name in names)
+        )
         start = f"{model}.inputs."
         inputs = {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}
         if not inputs:
