@@ -37,6 +37,23 @@ assert torch.is_grad_enabled()
     assert run(code) == ["False False"]
 
 
+@pytest.mark.parametrize("name", ["resnet_tiny", "mobilenet_tiny", "vit_tiny"])
+def test_counting_and_pruning_a_network_need_no_compiler(name):
+    code = f"""
+import stages
+import torch
+import ifap
+from ifap.models import MODELS
+from ifap.runtime import configure
+configure(0)
+model, images = MODELS.get("{name}")(num_classes=10, in_channels=1, image_size=32), torch.randn(2, 1, 32, 32)
+pruned = ifap.prune(model, images[:1], [images], target=ifap.Target(macs=0.3), steps=1)
+assert ifap.cost(pruned.model, images[:1]).macs == pruned.after.macs < pruned.before.macs
+{LOADED}
+"""
+    assert run(code) == ["False False"]
+
+
 def test_the_compiler_and_what_asks_it_work_afterwards():
     code = """
 import stages

@@ -24,7 +24,7 @@ import torch
 
 from ifap.errors import IfapError
 from ifap.files import atomic_write_text
-from ifap.startup import plain_optimizers
+from ifap.startup import plain_meta_kernels, plain_optimizers
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +49,7 @@ def configure(seed: int, threads: int | None = None) -> None:
     # The same switch as `torch.use_deterministic_algorithms`, which loads the compiler for seconds.
     torch.set_deterministic_debug_mode("warn" if torch.cuda.is_available() else "error")
     plain_optimizers()
+    plain_meta_kernels()
     torch.backends.cudnn.benchmark = False
     torch.manual_seed(seed)
 

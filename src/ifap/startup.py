@@ -1,8 +1,9 @@
 """Starting a job without loading torch's compiler, which takes longer than all else that a short job does.
 
-Nothing here compiles, yet three things would load the compiler for seconds: torchvision asks it one question about an
-operation of detectors, the first optimiser of a process asks it to be left alone, and Torch-Pruning loads all of timm
-for a counter that is not used here. `torch.compile` still loads it and finds everything as usual.
+Nothing here compiles, yet some things would load the compiler for seconds: torchvision asks it one question about an
+operation of detectors, the first optimiser of a process and operations on tensors without data ask it to be left alone,
+and Torch-Pruning loads all of timm for a counter that is not used here. `torch.compile` still loads it and finds
+everything as usual.
 """
 
 from __future__ import annotations
@@ -42,6 +43,32 @@ def plain_optimizers() -> None:
         inner = getattr(step, "__wrapped__", None)
         if inner is not None and not hasattr(step, "hooked"):
             kind.step = torch.no_grad()(inner)  # type: ignore[method-assign]
+
+
+def plain_meta_kernels() -> None:
+    """Let operations on tensors without data run without loading torch's compiler.
+
+    Many of them are written in Python behind a wrapper that first has the compiler told not to
+    look inside: networks that are compiled later do not run them.
+    """
+    from torch import _refs
+    from torch._compile import _disable_dynamo
+    from torch._decomp import global_decomposition_table
+
+    wrapper = _disable_dynamo(plain_meta_kernels).__code__
+    kernels = [kernel for table in global_decomposition_table.values() for kernel in table.values()]
+    for kernel in [*kernels, *vars(_refs).values()]:
+        while kernel is not None:
+            inner = _wrapped(kernel)
+            if getattr(kernel, "__code__", None) is wrapper and inner is not None:
+                inner.__dynamo_disable = inner
+            kernel = inner
+
+
+def _wrapped(function: Any) -> Any:
+    """Return what a function of torch's wraps; its attribute ``__wrapped__`` may name something else."""
+    names = getattr(getattr(function, "__code__", None), "co_freevars", ())
+    return function.__closure__[names.index("fn")].cell_contents if "fn" in names else None
 
 
 def _for_torchvision() -> dict[str, ModuleType | None]:

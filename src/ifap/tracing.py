@@ -221,7 +221,12 @@ def _same_shape(x: Tensor, *_args: Any, **_kwargs: Any) -> Tensor:
 
 
 def _with_shape(x: Tensor, weight: Tensor | None, shape: tuple[int, ...]) -> Tensor:
-    return _Layer.apply(x, weight, shape) if torch.is_grad_enabled() else x.new_empty(shape)
+    return _Layer.apply(x, weight, shape) if torch.is_grad_enabled() else _empty(x, shape)
+
+
+def _empty(x: Tensor, shape: tuple[int, ...]) -> Tensor:
+    # `x.new_empty` of a tensor without data is written in Python, and loads torch's compiler: seconds of a short job.
+    return torch.empty(shape, dtype=x.dtype, device=x.device)
 
 
 class _Layer(torch.autograd.Function):
@@ -229,7 +234,7 @@ class _Layer(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, _weight: Tensor | None, shape: tuple[int, ...]) -> Tensor:
-        return x.new_empty(shape)
+        return _empty(x, shape)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
