@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ifap.attention import attention_configs
 from ifap.errors import ConfigError
@@ -221,7 +222,13 @@ def _same_shape(x: Tensor, *_args: Any, **_kwargs: Any) -> Tensor:
 
 
 def _with_shape(x: Tensor, weight: Tensor | None, shape: tuple[int, ...]) -> Tensor:
-    return _Layer.apply(x, weight, shape) if torch.is_grad_enabled() else x.new_empty(shape)
+    return _Layer.apply(x, weight, shape) if torch.is_grad_enabled() else _empty(x, shape)
+
+
+def _empty(x: Tensor, shape: tuple[int, ...]) -> Tensor:
+    # Nobody who follows what is called has a use for this call, and to ask them takes ten times as long.
+    with torch._C.DisableTorchFunction(), torch._C._DisableTorchDispatch():
+        return torch.empty(shape, dtype=x.dtype, device=x.device)
 
 
 class _Layer(torch.autograd.Function):
@@ -229,7 +236,7 @@ class _Layer(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, _weight: Tensor | None, shape: tuple[int, ...]) -> Tensor:
-        return x.new_empty(shape)
+        return _empty(x, shape)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
@@ -243,6 +250,42 @@ def _shape_alone(module: Any, *args: Any, **kwargs: Any) -> Tensor:
     if shape is None:
         return type(module).forward(module, x)
     return _with_shape(x, module.weight, shape)
+
+
+class ShapesAlone(TorchDispatchMode):
+    """Give sums and products of tensors without data their shape alone: torch's kernels for that are in Python."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        wide = _wider(*args) if func in _ARITHMETIC else None
+        if wide is None or (func in _IN_PLACE and wide is not args[0]):
+            return func(*args, **(kwargs or {}))
+        return wide if func in _IN_PLACE else _empty(wide, wide.shape)
+
+
+_IN_PLACE = {torch.ops.aten.add_.Tensor, torch.ops.aten.mul_.Tensor}
+_ARITHMETIC = {
+    *_IN_PLACE,
+    torch.ops.aten.add.Tensor,
+    torch.ops.aten.sub.Tensor,
+    torch.ops.aten.mul.Tensor,
+    torch.ops.aten.div.Tensor,
+}
+
+
+def _wider(x: Tensor, y: Any) -> Tensor | None:
+    """Return the operand that a sum has shape, type and layout of, or None if that is not simply one of the two."""
+    if not _is_plain(x):
+        return None
+    if isinstance(y, (int, float)):
+        return x
+    if not isinstance(y, Tensor) or not _is_plain(y) or x.dtype != y.dtype or x.dim() != y.dim():
+        return None
+    wide, other = (x, y) if x.numel() >= y.numel() else (y, x)
+    return wide if all(b in (a, 1) for a, b in zip(wide.shape, other.shape, strict=True)) else None
+
+
+def _is_plain(x: Tensor) -> bool:
+    return x.is_meta and x.is_floating_point() and x.is_contiguous()
 
 
 def private_copy(model: nn.Module) -> nn.Module:
