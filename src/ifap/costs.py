@@ -78,7 +78,8 @@ def cost(model: nn.Module, example_inputs: Inputs) -> Cost:
 
 def count_params(model: nn.Module) -> int:
     """Return the number of elements of all parameters, a shared one counted once."""
-    return sum(parameter.numel() for parameter in model.parameters())
+    held = {parameter for module in modules_by_name(model).values() for parameter in module._parameters.values()}
+    return sum(parameter.numel() for parameter in held if parameter is not None)
 
 
 def macs_by_module(model: nn.Module, example_inputs: Inputs) -> dict[str, int]:
