@@ -138,10 +138,11 @@ def _amount(value: float, unit: str) -> str:
     return f"{value:.0f} MB" if unit == "MB" else f"{value * 1e3:,.0f} ms"
 
 
-def _write(path: Path, rows: list[Ratio], command: str) -> None:
+def machine(command: str) -> dict[str, object]:
+    """Return what a row of a result is measured with and on."""
     found = provenance()
     versions = {name: importlib.metadata.version(name) for name in ("torchvision", "torch-pruning", "transformers")}
-    machine = {
+    return {
         "command": command,
         "torch": torch.__version__,
         **versions,
@@ -151,8 +152,12 @@ def _write(path: Path, rows: list[Ratio], command: str) -> None:
         "commit": found["commit"],
         "dirty": found["dirty"],
     }
+
+
+def _write(path: Path, rows: list[Ratio], command: str) -> None:
+    where = machine(command)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as stream:
-        writer = csv.DictWriter(stream, [*asdict(rows[0]), *machine], lineterminator="\n")
+        writer = csv.DictWriter(stream, [*asdict(rows[0]), *where], lineterminator="\n")
         writer.writeheader()
-        writer.writerows({**asdict(row), **machine} for row in rows)
+        writer.writerows({**asdict(row), **where} for row in rows)

@@ -28,7 +28,7 @@ RECIPE = TrainingOptions(
 
 def measure(name: str, every: int | None) -> Ratio:
     """Compare an epoch with masks that stay, or that RigL moves every few steps, with a dense epoch."""
-    train, validation = _split("train", STEPS * BATCH), _split("validation", BATCH)
+    train, validation = split("train", STEPS * BATCH), split("validation", BATCH)
 
     def epoch(*, masked: bool) -> float:
         torch.manual_seed(0)
@@ -49,7 +49,8 @@ def _controller(model: torch.nn.Module, every: int | None) -> MaskController:
     return MaskController(masks) if every is None else RiglController(masks, RiglOptions(update_every=every))
 
 
-def _split(role: str, samples: int) -> Split:
+def split(role: str, samples: int) -> Split:
+    """Return random images and classes."""
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn(samples, 1, SIZE, SIZE, generator=generator)
     return Split(role, inputs, torch.randint(0, 10, (samples,), generator=generator))  # type: ignore[arg-type]

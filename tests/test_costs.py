@@ -12,6 +12,7 @@ from torch import nn
 import ifap
 from ifap.attention import split_attention
 from ifap.costs import cost, macs_by_module, nonzero_macs, probe
+from ifap.tracing import ShapesAlone
 
 
 @pytest.mark.parametrize("bias", [False, True])
@@ -210,3 +211,35 @@ def test_a_layer_with_a_forward_of_its_own_is_run():
             return super().forward(super().forward(x))
 
     assert ifap.cost(Doubled(6, 6), torch.randn(2, 6)).macs == 2 * 2 * 6 * 6
+
+
+_SUMS = {
+    "the same shape": lambda x: x + x,
+    "a number": lambda x: x * 0.5 - 1,
+    "one value a channel": lambda x: x[:, :, :1, :1] * x,
+    "both are widened": lambda x: x[:, :1] / x[:1],
+    "another layout": lambda x: x.permute(0, 2, 3, 1) + x.permute(0, 2, 3, 1),
+    "channels last": lambda x: x.contiguous(memory_format=torch.channels_last) * x,
+    "another type": lambda x: x + x.double(),
+    "integers": lambda x: x.long() / x.long(),
+    "fewer axes": lambda x: x + x[0, 0],
+    "in place": lambda x: x.clone().add_(x[:1]).mul_(2),
+}
+
+
+@pytest.mark.parametrize("case", _SUMS)
+def test_sums_without_values_have_the_shape_type_and_layout_of_real_ones(case):
+    real = torch.ones(2, 3, 4, 5)
+    with ShapesAlone():
+        found = _SUMS[case](real.to("meta"))
+        assert torch.equal(_SUMS[case](real), _SUMS[case](real.clone()))
+    wanted = _SUMS[case](real)
+    assert (found.shape, found.dtype, found.stride()) == (wanted.shape, wanted.dtype, wanted.stride())
+
+
+def test_a_sum_without_values_that_cannot_be_is_refused():
+    x = torch.empty(2, 3, device="meta")
+    with ShapesAlone():
+        for wrong in (lambda: x + x[:, :2], lambda: x[:1].clone().add_(x)):
+            with pytest.raises(RuntimeError):
+                wrong()

@@ -115,6 +115,14 @@ def test_peak_memory_is_plausible():
     assert 10 < runtime.peak_memory_mb() < 1e6
 
 
+def test_peak_memory_is_not_that_of_the_process_that_started_this_one():
+    much = torch.ones(2**27)  # 512 MiB
+    code = "from ifap.runtime import peak_memory_mb; print(peak_memory_mb())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < runtime.peak_memory_mb() - 256
+    assert much.all()
+
+
 def test_latency_is_measured_in_evaluation_mode_and_ordered():
     model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.BatchNorm1d(4)).train()
     timed = latency(model, torch.zeros(1, 4), warmup=1, runs=5)  # one sample: batch norm cannot train on it

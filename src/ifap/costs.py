@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from ifap.layers import has_plain_forward, modules_by_name
 from ifap.tracing import (
     Inputs,
+    ShapesAlone,
     call,
     dense_outputs,
     evaluation_mode,
@@ -78,7 +78,8 @@ def cost(model: nn.Module, example_inputs: Inputs) -> Cost:
 
 def count_params(model: nn.Module) -> int:
     """Return the number of elements of all parameters, a shared one counted once."""
-    return sum(parameter.numel() for parameter in model.parameters())
+    held = {parameter for module in modules_by_name(model).values() for parameter in module._parameters.values()}
+    return sum(parameter.numel() for parameter in held if parameter is not None)
 
 
 def macs_by_module(model: nn.Module, example_inputs: Inputs) -> dict[str, int]:
@@ -165,7 +166,7 @@ def probe(model: nn.Module, example_inputs: Inputs, twin: nn.Module | None = Non
     return Probe(counter.macs, [tuple(tensor.shape) for tensor in task_tensors(outputs)])
 
 
-class _Counter(TorchDispatchMode):
+class _Counter(ShapesAlone):
     """Count the MACs of each module itself while it is open, with torch's formulas for every product.
 
     Torch's ``FlopCounterMode`` counts for each module what its children do as well and follows the
@@ -185,6 +186,7 @@ class _Counter(TorchDispatchMode):
         self._layers = layers
         self._names = {module: name for name, module in modules_by_name(model).items()}
         self._running = [""]
+        self._whole: set[Any] = set()  # operations that are not made of others
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -217,14 +219,22 @@ class _Counter(TorchDispatchMode):
         kwargs = kwargs or {}
         formula = flop_registry.get(func._overloadpacket)
         if formula is None:
-            with self:
-                parts = func.decompose(*args, **kwargs)
-            return func(*args, **kwargs) if parts is NotImplemented else parts
+            return self._counted_parts(func, types, args, kwargs)
         output = func(*args, **kwargs)
         name = self._running[-1]
         if name not in self._layers:
             self._add(name, formula(*args, **kwargs, out_val=output) // 2)
         return output
+
+    def _counted_parts(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        """Run what has no formula, as the operations that it is made of if it is made of any."""
+        if func not in self._whole:
+            with self:
+                parts = func.decompose(*args, **kwargs)
+            if parts is not NotImplemented:
+                return parts
+            self._whole.add(func)
+        return super().__torch_dispatch__(func, types, args, kwargs)
 
     def _add(self, name: str, macs: int) -> None:
         if macs:

@@ -16,7 +16,7 @@ import sys
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
@@ -60,6 +60,7 @@ from ifap.layers import (
 )
 from ifap.tracing import (
     Inputs,
+    ShapesAlone,
     call,
     dense_outputs,
     is_trouble,
@@ -383,7 +384,7 @@ def _torch_pruning_graph(
 
     with warnings.catch_warnings(), torch.enable_grad(), _traceable(model), dense_outputs(model):
         warnings.simplefilter("ignore")
-        with meta_forward() if on_meta else torch.autograd.set_detect_anomaly(False):
+        with meta_forward() if on_meta else nullcontext(), ShapesAlone():  # type: ignore[no-untyped-call]
             graph.build_dependency(
                 model,
                 inputs,
@@ -526,7 +527,9 @@ class _Flattener:
         self._names = {module: name for name, module in self._modules.items()}
         self._bare: dict[Any, str] = {parameter: name for name, parameter in _bare_parameters(model).items()}
         self._sizes: dict[tuple[Node, str], int] = {}
-        self._edges: dict[tuple[Node, str, int], tuple[tuple[Node, str], Indices, Indices]] = {}
+        self._edges: dict[tuple[tuple[Node, str], int], tuple[tuple[Node, str], Indices, Indices]] = {}
+        self._fixed: set[tuple[Node, str]] = set()  # slots of layers, whose widths are known
+        self._joined: set[tuple[tuple[Node, str], tuple[Node, str]]] = set()  # slots with the same positions
         self._shared = {module for pairs in shared_parameters(model) for module, _ in pairs}
         self._tied = tied_embeddings(model)
         self._position = {name: index for index, name in enumerate(self._modules)}
@@ -571,51 +574,71 @@ class _Flattener:
             for side, size in self._slots_of(node).items():
                 self._sizes[node, side] = size
                 queue.append((node, side))
-        fixed = set(self._sizes)
-        widest = sum(self._sizes.values())  # no operation is wider than all layers together
+        self._fixed = set(self._sizes)
+        self._widest = sum(self._sizes.values())  # no operation is wider than all layers together
         while queue:
-            node, side = queue.pop()
-            for number, dependency in enumerate(node.dependencies):
-                if self._side(node, dependency.trigger) != side or _is_severed(dependency):
+            source = queue.pop()
+            for number, dependency in enumerate(source[0].dependencies):
+                if self._side(source[0], dependency.trigger) != source[1] or _is_severed(dependency):
                     continue
                 target = (dependency.target, self._side(dependency.target, dependency.handler))
-                images = _mapped(dependency, self._sizes[node, side])
-                if images is None:
-                    self._unmapped |= {(node, side), target}
-                    continue
-                sources, mapped = images
-                if target not in fixed and len(mapped) and mapped.max() >= widest:
-                    # A map that multiplies positions at every turn of a loop is a wrong map.
-                    self._unmapped |= {(node, side), target}
-                    continue
-                if target in fixed:
-                    inside = mapped < self._sizes[target]
-                    sources, mapped = sources[inside], mapped[inside]
-                elif len(mapped) and mapped.max() >= self._sizes.get(target, 0):
-                    self._sizes[target] = int(mapped.max()) + 1
+                width = self._connect(source, target, dependency, number)
+                if target not in self._fixed and width > self._sizes.get(target, 0):
+                    self._sizes[target] = width
                     queue.append(target)
-                self._edges[node, side, number] = (target, sources, mapped)
+
+    def _connect(self, source: tuple[Node, str], target: tuple[Node, str], dependency: Any, number: int) -> int:
+        """Note which positions of two slots belong together; returns how wide that makes the second."""
+        if all(mapping is None for mapping in dependency.index_mapping):
+            self._joined.add((source, target))
+            return self._sizes[source]
+        images = _mapped(dependency, self._sizes[source])
+        if images is None:
+            self._unmapped |= {source, target}
+            return 0
+        sources, mapped = images
+        width = int(mapped.max()) + 1 if len(mapped) else 0
+        if target in self._fixed:
+            inside = mapped < self._sizes[target]
+            sources, mapped = sources[inside], mapped[inside]
+        elif width > self._widest:  # a wrong map, which multiplies positions at every turn of a loop
+            self._unmapped |= {source, target}
+            return 0
+        self._edges[source, number] = (target, sources, mapped)
+        return width
 
     def _number_positions(self) -> tuple[dict[tuple[Node, str], int], int]:
-        offsets, total = {}, 0
-        for key, size in self._sizes.items():
-            offsets[key] = total
-            total += size
+        """Return where the positions of each slot begin; slots that are joined one to one share theirs."""
+        number = {key: index for index, key in enumerate(self._sizes)}
+        same = [(number[a], number[b]) for a, b in self._joined if self._sizes[a] == self._sizes[b]]
+        left, right = np.array(same, dtype=np.int64).reshape(-1, 2).T
+        offsets: dict[tuple[Node, str], int] = {}
+        starts: dict[int, int] = {}
+        total = 0
+        for (key, size), label in zip(self._sizes.items(), _component_labels(left, right, len(number)), strict=True):
+            if label not in starts:
+                starts[label] = total
+                total += size
+            offsets[key] = starts[label]
         return offsets, total
 
     def _components(self, offsets: dict[tuple[Node, str], int], total: int) -> Indices:
         rows, columns = [], []
-        for (node, side, _), (target, sources, mapped) in self._edges.items():
+        for (source, _), (target, sources, mapped) in self._edges.items():
             if target in offsets:
-                rows.append(sources + offsets[node, side])
+                rows.append(sources + offsets[source])
                 columns.append(mapped + offsets[target])
+        for source, target in self._joined:
+            if offsets[source] != offsets[target]:
+                shared = np.arange(min(self._sizes[source], self._sizes[target]))
+                rows.append(shared + offsets[source])
+                columns.append(shared + offsets[target])
         for first, second in self._structural_edges(offsets):
             rows.append(first)
             columns.append(second)
         left = np.concatenate(rows) if rows else np.empty(0, dtype=np.int64)
         right = np.concatenate(columns) if columns else np.empty(0, dtype=np.int64)
-        edges = coo_matrix((np.ones(len(left), dtype=np.int8), (left, right)), shape=(total, total))
-        return connected_components(edges, directed=False)[1].astype(np.int64)
+        return _component_labels(left, right, total)
 
     # Edges and pins that follow from what a layer is
 
@@ -804,6 +827,12 @@ class _Flattener:
         return (self._position.get(slot.name, len(self._position)), slot.name, slot.side)
 
 
+def _component_labels(left: Indices, right: Indices, total: int) -> Indices:
+    """Return the number of the connected component of each of `total` points."""
+    edges = coo_matrix((np.ones(len(left), dtype=np.int8), (left, right)), shape=(total, total))
+    return connected_components(edges, directed=False)[1].astype(np.int64)
+
+
 def _is_severed(dependency: Any) -> bool:
     return any(_SEVERED in _operation(node) for node in (dependency.source, dependency.target))
 
@@ -892,9 +921,12 @@ def _number_units(
     free = produced & ~is_pinned
     # First appearance numbers the units, so that unit order follows channel order.
     flat = np.concatenate(labels) if labels else np.empty(0, dtype=np.int64)
-    seen, first = np.unique(flat[free[flat]], return_index=True)
+    flat = flat[free[flat]]
+    first = np.full(len(is_pinned), -1, dtype=np.int64)
+    first[flat[::-1]] = np.arange(len(flat))[::-1]
+    seen = np.flatnonzero(first >= 0)
     unit_of_component = np.full(len(is_pinned), -1, dtype=np.int64)
-    unit_of_component[seen[np.argsort(first)]] = np.arange(len(seen))
+    unit_of_component[seen[np.argsort(first[seen])]] = np.arange(len(seen))
     unit_of = [unit_of_component[components] for components in labels]
     counts = _positions_by_unit(unit_of, len(seen))
     _, first_unit, inverse = np.unique(_row_keys(counts), return_index=True, return_inverse=True)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ifap.attention import attention_configs
 from ifap.errors import ConfigError
@@ -225,8 +226,9 @@ def _with_shape(x: Tensor, weight: Tensor | None, shape: tuple[int, ...]) -> Ten
 
 
 def _empty(x: Tensor, shape: tuple[int, ...]) -> Tensor:
-    # `x.new_empty` of a tensor without data is written in Python, and loads torch's compiler: seconds of a short job.
-    return torch.empty(shape, dtype=x.dtype, device=x.device)
+    # Nobody who follows what is called has a use for this call, and to ask them takes ten times as long.
+    with torch._C.DisableTorchFunction(), torch._C._DisableTorchDispatch():
+        return torch.empty(shape, dtype=x.dtype, device=x.device)
 
 
 class _Layer(torch.autograd.Function):
@@ -248,6 +250,46 @@ def _shape_alone(module: Any, *args: Any, **kwargs: Any) -> Tensor:
     if shape is None:
         return type(module).forward(module, x)
     return _with_shape(x, module.weight, shape)
+
+
+class ShapesAlone(TorchDispatchMode):
+    """Give sums and products of tensors without data their shape alone: torch's kernels for that are in Python."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # see `ifap.costs`: to be left alone by torch's compiler a mode has it loaded
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        wide = _wider(*args) if func in _ARITHMETIC else None
+        if wide is None or (func in _IN_PLACE and wide is not args[0]):
+            return func(*args, **(kwargs or {}))
+        return wide if func in _IN_PLACE else _empty(wide, wide.shape)
+
+
+_IN_PLACE = {torch.ops.aten.add_.Tensor, torch.ops.aten.mul_.Tensor}
+_ARITHMETIC = {
+    *_IN_PLACE,
+    torch.ops.aten.add.Tensor,
+    torch.ops.aten.sub.Tensor,
+    torch.ops.aten.mul.Tensor,
+    torch.ops.aten.div.Tensor,
+}
+
+
+def _wider(x: Tensor, y: Any) -> Tensor | None:
+    """Return the operand that a sum has shape, type and layout of, or None if that is not simply one of the two."""
+    if not _is_plain(x):
+        return None
+    if isinstance(y, (int, float)):
+        return x
+    if not isinstance(y, Tensor) or not _is_plain(y) or x.dtype != y.dtype or x.dim() != y.dim():
+        return None
+    wide, other = (x, y) if x.numel() >= y.numel() else (y, x)
+    return wide if all(b in (a, 1) for a, b in zip(wide.shape, other.shape, strict=True)) else None
+
+
+def _is_plain(x: Tensor) -> bool:
+    return x.is_meta and x.is_floating_point() and x.is_contiguous()
 
 
 def private_copy(model: nn.Module) -> nn.Module:
