@@ -87,7 +87,31 @@ def test_a_time_that_no_width_reaches_is_refused(clock):
         ifap.prune(network(), X, [X], target=ifap.Target(latency=0.999), steps=1, method="magnitude")
 
 
-@pytest.mark.parametrize("wrong", [{"latency": 0.5, "macs": 0.5}, {"latency": 1.0}, {"macs": 0.5, "batch": 4}, {}])
+def test_time_counts_on_the_device_that_is_named_while_pruning_stays_where_the_network_is(clock, monkeypatch):
+    timed = []
+
+    def ratio(a, b, x):
+        timed.append((a, b))
+        return seconds(a, x) / seconds(b, x)
+
+    monkeypatch.setattr(pruning, "latency_ratio", ratio)
+    model = network()
+    target = ifap.Target(latency=0.5, device="cpu", batch=2)
+    pruned = ifap.prune(model, X, [X], target=target, steps=2, method="magnitude")
+    assert all(a is not pruned.model and b is not model for a, b in timed)  # copies
+    assert seconds(pruned.model, X) / seconds(model, X) <= 0.5 * 1.01 + 1e-9
+
+
+@pytest.mark.parametrize("device", ["meta", "cuda:99", "toaster"])  # no values, too few, no such thing
+def test_a_device_that_is_not_here_is_refused(device):
+    with pytest.raises(TargetError, match=f"device='{device}' does not exist on this machine"):
+        ifap.Target(latency=0.5, device=device)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"latency": 0.5, "macs": 0.5}, {"latency": 1.0}, {"macs": 0.5, "batch": 4}, {}, {"macs": 0.5, "device": "cpu"}],
+)
 def test_what_is_no_target_is_refused(wrong):
     with pytest.raises(TargetError, match="target: "):
         ifap.Target(**wrong)

@@ -107,6 +107,15 @@ def latency_ratio(model: nn.Module, other: nn.Module, example_inputs: Any, *, ro
     return statistics.median(mine / theirs for mine, theirs in pairs[1:])
 
 
+def can_compute_on(device: str) -> bool:
+    """Return whether this machine has a device, and that device values."""
+    try:
+        torch.ones(1, device=device).item()
+    except (RuntimeError, AssertionError):  # the latter from builds of torch without CUDA
+        return False
+    return True
+
+
 def repeated(example_inputs: Any, batch: int | None) -> Any:
     """Return inputs whose first axis is cut or repeated to `batch` samples; as they are for None."""
     if batch is None:

@@ -19,7 +19,7 @@ from ifap.errors import ConfigError, GraphError, PlanError, TargetError, nearest
 from ifap.files import atomic_write_text
 from ifap.flow import Normalize, Site
 from ifap.graph import Graph, Indices, trace
-from ifap.latency import LatencyModel, latency_ratio, layer_widths, repeated
+from ifap.latency import LatencyModel, can_compute_on, latency_ratio, layer_widths, repeated
 from ifap.layers import is_producer
 from ifap.methods import METHODS, AnyMethod
 from ifap.methods.base import Loss, score
@@ -51,21 +51,25 @@ class Target:
     params : float, optional
         Share of the parameters to remove, in (0, 1).
     latency : float, optional
-        Share of the measured time of a forward to save, in (0, 1), on the device that the network is on and with the
-        present number of threads: 0.5 makes it twice as fast. Which layers are slow is measured, so that two runs
-        need not choose the same units. Widths are rounded to multiples of 8 unless `round_to` says otherwise.
+        Share of the measured time of a forward to save, in (0, 1), with the present number of threads: 0.5 makes it
+        twice as fast. Which layers are slow is measured, so that two runs need not choose the same units. Widths are
+        rounded to multiples of 8 unless `round_to` says otherwise.
+    device : str, optional
+        Where that time is measured, such as ``"cuda"``; where the network is by default. Pruning itself goes on there.
     batch : int, optional
         Samples of the forward whose time counts; those of the example inputs by default.
 
     Raises
     ------
     TargetError
-        If not exactly one share is given, if it is not inside (0, 1), or if `batch` comes without `latency`.
+        If not exactly one share is given, if it is not inside (0, 1), if `device` or `batch` come without `latency`,
+        or if this machine has no such device.
     """
 
     macs: float | None = None
     params: float | None = None
     latency: float | None = None
+    device: str | None = None
     batch: int | None = None
 
     def __post_init__(self) -> None:
@@ -73,6 +77,10 @@ class Target:
             raise TargetError("target: give exactly one of macs, params and latency")
         if self.batch is not None and (self.latency is None or self.batch < 1):
             raise TargetError(f"target: batch={self.batch} must be at least 1, and is for a latency alone")
+        if self.device is not None and self.latency is None:
+            raise TargetError(f"target: device='{self.device}' is for a latency alone")
+        if self.device is not None and not can_compute_on(self.device):
+            raise TargetError(f"target: device='{self.device}' does not exist on this machine")
         if not 0 < self.share < 1:
             raise TargetError(f"target: {self.kind}={self.share} must lie between 0 and 1 (0.65 removes 65 %)")
 
@@ -419,7 +427,7 @@ class _Run:
         self._timer, self._timed_inputs = None, example_inputs
         if options.target is not None and options.target.kind == "latency":
             self._timed_inputs = repeated(example_inputs, options.target.batch)
-            self._timer = LatencyModel(self.model, self._timed_inputs)
+            self._timer = LatencyModel(_copy_on(options.target.device, self.model), self._timed_inputs)
         self.after = self._present_cost()
         self.before = replace(self.after, params=count_params(model))
         self._original_sizes = self._graph.units_per_group()
@@ -624,7 +632,8 @@ class _Run:
         """Where time is the target: allow for what the prediction is off, as far as one can measure by now."""
         if self._timer is None or self.after.latency is None:
             return
-        measured = latency_ratio(self.model, self._original, self._timed_inputs)
+        present, original = (_copy_on(self._target.device, network) for network in (self.model, self._original))
+        measured = latency_ratio(present, original, self._timed_inputs)
         predicted = self.after.latency / self._timer.total
         wanted = (1.0 - self._target.share) * (1.0 + _TIME_TOLERANCE)
         self._goal = self._timer.total * wanted * predicted / measured
@@ -752,6 +761,11 @@ def _restore_modes(original: nn.Module, model: nn.Module) -> None:
     modes = {name: module.training for name, module in original.named_modules()}
     for name, module in model.named_modules():
         module.training = modes.get(name, modes.get(name.rpartition(".")[0], original.training))
+
+
+def _copy_on(device: str | None, model: nn.Module) -> nn.Module:
+    """Return a copy of a network on a device, or the network itself for None."""
+    return model if device is None else private_copy(model).to(device)
 
 
 def _name_of(model: nn.Module, item: str | nn.Module) -> str | nn.Module:
