@@ -10,7 +10,7 @@ import typer
 
 from benchmarks.ratio import RESULTS, recorded, show
 
-BENCHMARKS = ("scoring", "surgery", "sparse_step", "workflow")
+BENCHMARKS = ("scoring", "surgery", "latency_target", "sparse_step", "workflow")
 
 
 def main(

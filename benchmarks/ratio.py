@@ -42,8 +42,8 @@ class Ratio:
         The ratio that this project promises to stay below.
     runs : int
         Number of pairs.
-    unit : {'s', 'MB'}
-        Of `ours` and `peer`.
+    unit : {'s', 'MB', '%'}
+        Of `ours` and `peer`; shares, for percent.
     """
 
     quantity: str
@@ -135,7 +135,7 @@ def recorded(name: str) -> list[Ratio]:
 
 
 def _amount(value: float, unit: str) -> str:
-    return f"{value:.0f} MB" if unit == "MB" else f"{value * 1e3:,.0f} ms"
+    return {"MB": f"{value:.0f} MB", "%": f"{value:.1%}"}.get(unit, f"{value * 1e3:,.0f} ms")
 
 
 def machine(command: str) -> dict[str, object]:

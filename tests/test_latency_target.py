@@ -11,8 +11,11 @@ from torch import nn
 import ifap
 from ifap import latency as latency_module
 from ifap import pruning
+from ifap.costs import macs_by_module
 from ifap.errors import TargetError
+from ifap.graph import trace
 from ifap.latency import LatencyModel, latency_ratio, layer_widths, repeated
+from ifap.ranking import Budget, by_speed
 
 X = torch.randn(1, 3, 16, 16)
 
@@ -87,7 +90,31 @@ def test_a_time_that_no_width_reaches_is_refused(clock):
         ifap.prune(network(), X, [X], target=ifap.Target(latency=0.999), steps=1, method="magnitude")
 
 
-@pytest.mark.parametrize("wrong", [{"latency": 0.5, "macs": 0.5}, {"latency": 1.0}, {"macs": 0.5, "batch": 4}, {}])
+def test_time_counts_on_the_device_that_is_named_while_pruning_stays_where_the_network_is(clock, monkeypatch):
+    timed = []
+
+    def ratio(a, b, x):
+        timed.append((a, b))
+        return seconds(a, x) / seconds(b, x)
+
+    monkeypatch.setattr(pruning, "latency_ratio", ratio)
+    model = network()
+    target = ifap.Target(latency=0.5, device="cpu", batch=2)
+    pruned = ifap.prune(model, X, [X], target=target, steps=2, method="magnitude")
+    assert all(a is not pruned.model and b is not model for a, b in timed)  # copies
+    assert seconds(pruned.model, X) / seconds(model, X) <= 0.5 * 1.01 + 1e-9
+
+
+@pytest.mark.parametrize("device", ["meta", "cuda:99", "toaster"])  # no values, too few, no such thing
+def test_a_device_that_is_not_here_is_refused(device):
+    with pytest.raises(TargetError, match=f"device='{device}' does not exist on this machine"):
+        ifap.Target(latency=0.5, device=device)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"latency": 0.5, "macs": 0.5}, {"latency": 1.0}, {"macs": 0.5, "batch": 4}, {}, {"macs": 0.5, "device": "cpu"}],
+)
 def test_what_is_no_target_is_refused(wrong):
     with pytest.raises(TargetError, match="target: "):
         ifap.Target(**wrong)
@@ -112,3 +139,39 @@ def test_timing_leaves_the_network_alone():
     assert all(torch.equal(before[key], tensor) for key, tensor in model.state_dict().items())
     assert model.training
     assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_a_disturbed_measurement_does_not_raise_what_is_wider():
+    times = np.array([[9.0, 2.0], [3.0, 4.0]])  # 9 cannot be: more of both takes 4
+    assert latency_module._ascending(times).tolist() == [[2.0, 2.0], [3.0, 4.0]]
+
+
+def test_a_unit_whose_products_are_slow_counts_for_less(clock, monkeypatch):
+    """Where one layer takes much longer than its products say, more of it goes than of the others."""
+    model, counted = network(), latency_module._time_of
+
+    def slow_first(module, shape, out, inner):
+        return counted(module, shape, out, inner) * (50 if module.in_channels == 3 else 1)
+
+    def widths():
+        monkeypatch.setattr(latency_module, "_MEASURED", {})
+        target = ifap.Target(latency=0.3)
+        return ifap.prune(model, X, [X], target=target, steps=1, method="uniform", round_to=1).receipts[-1]
+
+    even = widths().widths
+    monkeypatch.setattr(latency_module, "_time_of", slow_first)
+    uneven = widths().widths
+    names = list(even)
+    assert uneven[names[0]] / even[names[0]] < uneven[names[-1]] / even[names[-1]]
+
+
+def test_factors_of_speed_stay_within_two():
+    model = network()
+    graph, macs = trace(model, X), macs_by_module(model, X)
+    factors = by_speed(graph, Budget(graph, model, macs, LatencyModel(model, X)))
+    assert ((factors >= 0.5) & (factors <= 2)).all()
+
+
+def test_the_grid_of_widths_has_what_the_device_takes_at_a_time():
+    assert latency_module._grid(100, 16) == [32, 64, 80, 100]
+    assert latency_module._grid(3, 16) == [3]

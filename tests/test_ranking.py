@@ -14,7 +14,7 @@ from ifap.errors import ScoreError
 from ifap.graph import trace
 from ifap.methods import METHODS
 from ifap.methods.base import score
-from ifap.ranking import Budget, Ranking, floors, unit_macs, unit_scores
+from ifap.ranking import Budget, Ranking, floors, unit_costs, unit_scores
 from ifap.tracing import tensors
 
 
@@ -141,7 +141,7 @@ def test_rounding_keeps_multiples_of_channels():
 @pytest.mark.parametrize("name", ["plain", "residual", "grouped", "fused_qkv"])
 def test_macs_of_a_unit_are_what_its_cut_saves(name):
     model, inputs, graph, budget = setting(name)
-    lost = unit_macs(graph, budget)
+    lost = unit_costs(graph, budget)
     before = ifap.cost(model, inputs).macs
     unit = graph.num_units // 2
     graph.apply(model, np.array([unit]))

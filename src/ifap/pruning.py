@@ -19,12 +19,12 @@ from ifap.errors import ConfigError, GraphError, PlanError, TargetError, nearest
 from ifap.files import atomic_write_text
 from ifap.flow import Normalize, Site
 from ifap.graph import Graph, Indices, trace
-from ifap.latency import LatencyModel, latency_ratio, layer_widths, repeated
+from ifap.latency import LatencyModel, can_compute_on, latency_ratio, layer_widths, repeated
 from ifap.layers import is_producer
 from ifap.methods import METHODS, AnyMethod
 from ifap.methods.base import Loss, score
 from ifap.plan import Plan, can_be_saved, load, pruned_plan, read_plan, write_network
-from ifap.ranking import AGGREGATES, Aggregate, Budget, Ranking, floors, unit_scores
+from ifap.ranking import AGGREGATES, Aggregate, Budget, Ranking, by_speed, floors, unit_scores
 from ifap.schedule import rate, solve_rho_0
 from ifap.splits import refuse_test
 from ifap.tracing import Inputs, is_trouble, private_copy, shape_copy
@@ -36,7 +36,6 @@ OnStep = Callable[[nn.Module, "Receipt"], None]
 
 _LOG = logging.getLogger(__name__)
 _MAX_TOP_UPS = 5
-_FAST_WIDTHS = 8  # what vector instructions of today's processors take at a time
 _TIME_TOLERANCE = 0.01  # of a measured time, which is never twice the same
 
 
@@ -51,21 +50,26 @@ class Target:
     params : float, optional
         Share of the parameters to remove, in (0, 1).
     latency : float, optional
-        Share of the measured time of a forward to save, in (0, 1), on the device that the network is on and with the
-        present number of threads: 0.5 makes it twice as fast. Which layers are slow is measured, so that two runs
-        need not choose the same units. Widths are rounded to multiples of 8 unless `round_to` says otherwise.
+        Share of the measured time of a forward to save, in (0, 1), with the present number of threads: 0.5 makes it
+        twice as fast. Which layers are slow is measured, so that two runs need not choose the same units. Scores of units
+        whose multiply-accumulates are slow count for less, to the half at most. Widths are rounded to what the
+        device takes at a time (16 with AVX-512, else 8) unless `round_to` says otherwise.
+    device : str, optional
+        Where that time is measured, such as ``"cuda"``; where the network is by default. Pruning itself goes on there.
     batch : int, optional
         Samples of the forward whose time counts; those of the example inputs by default.
 
     Raises
     ------
     TargetError
-        If not exactly one share is given, if it is not inside (0, 1), or if `batch` comes without `latency`.
+        If not exactly one share is given, if it is not inside (0, 1), if `device` or `batch` come without `latency`,
+        or if this machine has no such device.
     """
 
     macs: float | None = None
     params: float | None = None
     latency: float | None = None
+    device: str | None = None
     batch: int | None = None
 
     def __post_init__(self) -> None:
@@ -73,6 +77,10 @@ class Target:
             raise TargetError("target: give exactly one of macs, params and latency")
         if self.batch is not None and (self.latency is None or self.batch < 1):
             raise TargetError(f"target: batch={self.batch} must be at least 1, and is for a latency alone")
+        if self.device is not None and self.latency is None:
+            raise TargetError(f"target: device='{self.device}' is for a latency alone")
+        if self.device is not None and not can_compute_on(self.device):
+            raise TargetError(f"target: device='{self.device}' does not exist on this machine")
         if not 0 < self.share < 1:
             raise TargetError(f"target: {self.kind}={self.share} must lie between 0 and 1 (0.65 removes 65 %)")
 
@@ -419,7 +427,7 @@ class _Run:
         self._timer, self._timed_inputs = None, example_inputs
         if options.target is not None and options.target.kind == "latency":
             self._timed_inputs = repeated(example_inputs, options.target.batch)
-            self._timer = LatencyModel(self.model, self._timed_inputs)
+            self._timer = LatencyModel(_copy_on(options.target.device, self.model), self._timed_inputs)
         self.after = self._present_cost()
         self.before = replace(self.after, params=count_params(model))
         self._original_sizes = self._graph.units_per_group()
@@ -490,7 +498,8 @@ class _Run:
         keeps_previous = self._options.max_drop is not None or self._options.teacher == "previous"
         previous = private_copy(self.model) if keeps_previous else None
         graph, macs, after = self._graph, self._macs, self.after
-        self._calibrate()
+        if step > 1:  # before, the network is the original
+            self._calibrate()
         receipt = self._shrink(step, clock)
         if step == self._options.steps:
             receipt = self._top_up(step, clock, receipt)
@@ -546,10 +555,15 @@ class _Run:
         )
         budget = Budget(self._graph, self.model, self._macs, self._timer)
         values = unit_scores(self._graph, self.model, scores, options.aggregate)
-        round_to = options.round_to if self._wanted is None else None
-        if self._timer is not None and round_to is None:
-            round_to = _FAST_WIDTHS
-        return Ranking(self._graph, values, self._floors(), budget, round_to)
+        if self._timer is not None:
+            values = values * by_speed(self._graph, budget)
+        return Ranking(self._graph, values, self._floors(), budget, self._round_to)
+
+    @property
+    def _round_to(self) -> int | None:
+        if self._wanted is not None:
+            return None
+        return self._options.round_to or (self._timer.fast_width if self._timer is not None else None)
 
     def _floors(self) -> Indices:
         if self._wanted is not None:
@@ -620,19 +634,26 @@ class _Run:
         predicted = None if self._timer is None else self._timer.predict(layer_widths(self.model))
         return Cost(sum(self._macs.values()), count_params(self.model), predicted)
 
-    def _calibrate(self) -> None:
-        """Where time is the target: allow for what the prediction is off, as far as one can measure by now."""
+    def _calibrate(self, *, is_correction: bool = False) -> None:
+        """Where time is the target: allow for what the prediction is off, as far as one can measure by now.
+
+        A correction takes all that is too much off the prediction: some of it may not fall with the widths.
+        """
         if self._timer is None or self.after.latency is None:
             return
-        measured = latency_ratio(self.model, self._original, self._timed_inputs)
+        present, original = (_copy_on(self._target.device, network) for network in (self.model, self._original))
+        measured = latency_ratio(present, original, self._timed_inputs)
         predicted = self.after.latency / self._timer.total
         wanted = (1.0 - self._target.share) * (1.0 + _TIME_TOLERANCE)
-        self._goal = self._timer.total * wanted * predicted / measured
+        goal = wanted * predicted / measured
+        if is_correction:
+            goal = min(goal, predicted - (measured - wanted))
+        self._goal = self._timer.total * goal
 
     def _top_up(self, step: int, clock: _Clock, receipt: Receipt) -> Receipt:
         """Cut a little more where products outside any layer made the prediction too low."""
         for _ in range(_MAX_TOP_UPS):
-            self._calibrate()
+            self._calibrate(is_correction=True)
             if self._is_reached():
                 return receipt
             more = self._shrink(step, clock)
@@ -674,7 +695,7 @@ class _Run:
         floors_text = (
             f"every layer keeps min_units={options.min_units} and max_layer_ratio={options.max_layer_ratio:g} may go"
         )
-        rounding = f", widths are rounded to {options.round_to}" if options.round_to else ""
+        rounding = f", widths are rounded to {self._round_to}" if self._round_to else ""
         return f"{floors_text}{rounding}; these layers stay: {names or 'none'}"
 
     # going on after an interruption
@@ -752,6 +773,11 @@ def _restore_modes(original: nn.Module, model: nn.Module) -> None:
     modes = {name: module.training for name, module in original.named_modules()}
     for name, module in model.named_modules():
         module.training = modes.get(name, modes.get(name.rpartition(".")[0], original.training))
+
+
+def _copy_on(device: str | None, model: nn.Module) -> nn.Module:
+    """Return a copy of a network on a device, or the network itself for None."""
+    return model if device is None else private_copy(model).to(device)
 
 
 def _name_of(model: nn.Module, item: str | nn.Module) -> str | nn.Module:

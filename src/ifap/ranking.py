@@ -22,6 +22,7 @@ from ifap.layers import macs_scale_with_input, modules_by_name, sides
 Aggregate = Literal["mean", "sum", "max"]
 AGGREGATES = ("mean", "sum", "max")
 Floats = npt.NDArray[np.float64]
+_MOST_BY_SPEED = 2.0
 
 
 def unit_scores(graph: Graph, model: nn.Module, scores: Mapping[str, Tensor], aggregate: Aggregate = "mean") -> Floats:
@@ -146,12 +147,24 @@ def _timed_slots(graph: Graph, widths: Widths, names: list[str]) -> list[tuple[s
     return found
 
 
-def unit_macs(graph: Graph, budget: Budget) -> Floats:
-    """Return the MACs that the network loses with one unit, alone, of the group of each: shape (units,)."""
+def unit_costs(graph: Graph, budget: Budget, kind: str = "macs") -> Floats:
+    """Return what of a cost the network loses with one unit, alone, of the group of each: shape (units,)."""
     widths = graph.widths().astype(float)
-    whole = budget.predict(widths).macs
-    by_group = [whole - budget.predict(widths - positions).macs for positions in graph.positions_per_unit()]
+    whole = getattr(budget.predict(widths), kind)
+    by_group = [whole - getattr(budget.predict(widths - positions), kind) for positions in graph.positions_per_unit()]
     return np.array(by_group, dtype=float)[graph.group_of]
+
+
+def by_speed(graph: Graph, budget: Budget) -> Floats:
+    """Return what to multiply scores by where time is to fall: below 1 for units whose products are slow.
+
+    It is the MACs over the time that the network loses with a unit, relative to the median unit. A factor of
+    two either way is the most: units ranked by what they save alone would empty the layers that cost much.
+    """
+    time = np.maximum(unit_costs(graph, budget, "latency"), 1e-12)
+    speed = unit_costs(graph, budget) / time
+    middle = float(np.median(speed)) or 1.0
+    return np.clip(speed / middle, 1 / _MOST_BY_SPEED, _MOST_BY_SPEED)
 
 
 @dataclass(frozen=True)

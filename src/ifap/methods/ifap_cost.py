@@ -12,7 +12,7 @@ from ifap.flow import Normalize, Site, flow_scores
 from ifap.graph import Graph
 from ifap.methods import METHODS
 from ifap.methods.units import spread
-from ifap.ranking import Budget, unit_macs
+from ifap.ranking import Budget, unit_costs
 
 
 @METHODS.register("ifap_cost")
@@ -32,7 +32,7 @@ def cost_flow(
     multiples of their mean over the units of the network.
     """
     flow = flow_scores(model, batches, normalize=normalize, site=site)
-    lost = unit_macs(graph, Budget(graph, model, macs))
+    lost = unit_costs(graph, Budget(graph, model, macs))
     mean = lost.mean() if len(lost) else 1.0
     # A unit without any MACs would be priceless: it counts as costing a thousandth of the mean.
     costs = spread(graph, model, (lost / max(mean, 1.0)).clip(min=1e-3), pinned=1.0)
