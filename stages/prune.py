@@ -85,7 +85,7 @@ def prune_cell(job: Job, network: nn.Module, timing: Timing) -> tuple[Pruned, di
 
     chosen = options.model_dump(include={"steps", "alpha", "normalize", "site", "aggregate", "min_units",
                                          "max_layer_ratio", "spatial_only", "round_to", "max_drop",
-                                         "pace"})  # fmt: skip
+                                         "pace", "compensate"})  # fmt: skip
     result = prune(
         network,
         to_device(job.example_inputs(), device()),

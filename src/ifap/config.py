@@ -230,11 +230,15 @@ class PruneOptions(Section):
     pace: Literal["units", "macs"] = Field(
         default="units", description="What an iteration removes its share of: the units that are left, or their MACs."
     )
+    compensate: bool = Field(
+        default=False, description="Let what stays stand in for what goes, by least squares on the calibration samples."
+    )
 
     @model_serializer(mode="wrap")
-    def _leave_out_pace(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # The configuration of a result has had no such key: at its default it makes no result stale.
-        return {key: value for key, value in handler(self).items() if (key, value) != ("pace", "units")}
+    def _leave_out_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # The configuration of a result has had no such keys: at their defaults they make no result stale.
+        later = {"pace": "units", "compensate": False}
+        return {key: value for key, value in handler(self).items() if later.get(key, ...) != value}
 
 
 class RecoveryOptions(StepOptions):

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from torch import nn
 
+from ifap import readers
 from ifap.attention import check_heads, embeddings, split_attention
 from ifap.costs import Cost, count_params, macs_by_module, probe
 from ifap.errors import ConfigError, GraphError, PlanError, TargetError, nearest
@@ -51,8 +52,8 @@ class Target:
         Share of the parameters to remove, in (0, 1).
     latency : float, optional
         Share of the measured time of a forward to save, in (0, 1), with the present number of threads: 0.5 makes it
-        twice as fast. Which layers are slow is measured, so that two runs need not choose the same units. Scores of units
-        whose multiply-accumulates are slow count for less, to the half at most. Widths are rounded to what the
+        twice as fast. Which layers are slow is measured, so that two runs need not choose the same units. Scores of
+        units whose multiply-accumulates are slow count for less, to the half at most. Widths are rounded to what the
         device takes at a time (16 with AVX-512, else 8) unless `round_to` says otherwise.
     device : str, optional
         Where that time is measured, such as ``"cuda"``; where the network is by default. Pruning itself goes on there.
@@ -191,6 +192,7 @@ class _Options:
     teacher: Literal["original", "previous"]
     pace: Pace
     keep_embeddings: bool
+    compensate: bool
 
 
 def prune(
@@ -220,6 +222,7 @@ def prune(
     teacher: Literal["original", "previous"] = "original",
     pace: Pace = "units",
     keep_embeddings: bool = False,
+    compensate: bool = False,
     on_step: OnStep | None = None,
     resume: str | Path | None = None,
 ) -> Pruned:
@@ -286,6 +289,9 @@ def prune(
         Keep the width of every embedding, and with it that of the residual stream it feeds: of a
         transformer for text only heads and feed-forward units go. Its embeddings then bound how
         far the number of parameters can fall.
+    compensate : bool
+        Before each cut change the weights that read what goes, by least squares on `batches`, so that
+        what stays stands in for it; see `ifap.readers`. Not part of the paper's method.
     on_step : callable, optional
         ``on_step(model, receipt)`` is called with the start and after each accepted iteration.
     resume : str or Path, optional
@@ -333,6 +339,7 @@ def prune(
         teacher=teacher,
         pace=pace,
         keep_embeddings=keep_embeddings,
+        compensate=compensate,
     )
     _check(options, validate)
     scorer = METHODS.get(method) if isinstance(method, str) else method
@@ -593,6 +600,8 @@ class _Run:
         removed = ranking.units(lost)
         if len(removed) == 0:
             raise TargetError(f"iteration {step} makes no progress: {self._limits(ranking)}")
+        if self._options.compensate:
+            readers.compensate(self.model, self._graph, removed, self._batches)
         self._graph.apply(self.model, removed)
         self._graph = self._graph.without(removed)
         self._measure_cost(step)

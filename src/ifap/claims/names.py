@@ -172,6 +172,7 @@ KINDS = {
     "ifap": Kind("channels", "baseline"),
     "ifap_centered": Kind("channels", "baseline"),
     "ifap_cost": Kind("channels", "baseline"),
+    "ifap_readers": Kind("channels", "baseline"),
     "ifap_rms": Kind("channels", "baseline"),
     "lth": Kind("weights", "init"),
     "magnitude": Kind("channels", "baseline"),

@@ -43,6 +43,7 @@ METHOD_LABELS = {
     "ifap": "IFAP",
     "ifap_centered": "IFAP (centred)",
     "ifap_cost": "IFAP (per MAC)",
+    "ifap_readers": "IFAP (readers)",
     "ifap_rms": "IFAP (RMS)",
     "lth": "LTH",
     "mvp": "MvP",

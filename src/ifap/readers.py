@@ -1,0 +1,170 @@
+"""What the layers that read a unit see of it, and how they can do without.
+
+A layer that mixes channels, a convolution or a linear layer, computes ``y = W x``. Without the inputs G it loses
+``W_G x_G``, of which the inputs K that stay can say a part: ``x_G`` is about ``A x_K`` with the A of least squares, so
+that ``W_K + W_G A`` does for the whole of W what can be done without training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvTransposeNd
+
+from ifap.errors import ScoreError
+from ifap.graph import Graph, Indices
+from ifap.layers import is_conv, modules_by_name, shared_parameters
+from ifap.splits import refuse_test
+from ifap.tracing import Inputs, call, device_of, evaluation_mode, to_device
+
+DAMPING = 1e-4  # of the mean of the diagonal: inputs of which one follows from the others have no single A
+
+
+def readers(model: nn.Module, graph: Graph) -> dict[str, Indices]:
+    """Return the unit of each input channel of every layer that mixes channels; -1 where none can go.
+
+    Left out are layers that share their weight with another, whose weights are not theirs to change.
+    """
+    shared = {id(module) for pairs in shared_parameters(model) for module, _ in pairs}
+    found = {}
+    for name, module in modules_by_name(model).items():
+        slot = graph.slot(name, "in")
+        if slot is not None and _mixes_channels(module) and id(module) not in shared:
+            found[name] = graph.unit_of[slot]
+    return found
+
+
+def _mixes_channels(module: Any) -> bool:
+    if isinstance(module, nn.Linear):
+        return True
+    return is_conv(module) and module.groups == 1 and not isinstance(module, _ConvTransposeNd)
+
+
+def second_moments(model: nn.Module, batches: Iterable[Inputs], names: Iterable[str]) -> dict[str, Tensor]:
+    """Return the mean of ``x x^T`` over samples and positions of what each layer reads.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The network; it is run in evaluation mode without gradients.
+    batches : iterable
+        Calibration inputs without labels.
+    names : iterable of str
+        Layers from `readers`.
+
+    Returns
+    -------
+    dict of str to Tensor
+        Shape (inputs, inputs), float64; a layer with a bias has one more input, which is always 1.
+        Layers that did not run are left out.
+
+    Raises
+    ------
+    ScoreError
+        If there is no batch, or if an input is not finite (the layer is named).
+    SplitError
+        If `batches` is a test split.
+    """
+    refuse_test(batches, "scoring")
+    sums: dict[str, Tensor] = {}
+    numbers: dict[str, int] = {}
+    is_empty, where = True, device_of(model)
+    with evaluation_mode(model), torch.no_grad(), _summed(model, set(names), sums, numbers):
+        for batch in batches:
+            is_empty = False
+            call(model, to_device(batch, where))
+    if is_empty:
+        raise ScoreError("calibration data are empty: give at least one batch of inputs")
+    for name, total in sums.items():
+        if not torch.isfinite(total).all():
+            raise ScoreError(f"layer '{name}': its inputs are not finite on the calibration data")
+    return {name: total / numbers[name] for name, total in sums.items()}
+
+
+@contextmanager
+def _summed(model: nn.Module, names: set[str], sums: dict[str, Tensor], numbers: dict[str, int]) -> Iterator[None]:
+    """Add up ``x x^T`` and the number of positions of what the named layers read inside the block."""
+
+    def hook(name: str, module: Any) -> Any:
+        def add(_module: nn.Module, args: Any) -> None:
+            rows = _rows(module, args[0])
+            if module.bias is not None:
+                rows = torch.cat([rows, rows.new_ones(len(rows), 1)], dim=1)
+            products = (rows.t() @ rows).double()
+            sums[name] = sums[name] + products if name in sums else products
+            numbers[name] = numbers.get(name, 0) + len(rows)
+
+        return add
+
+    modules = modules_by_name(model)
+    handles = [modules[name].register_forward_pre_hook(hook(name, modules[name])) for name in names]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _rows(module: Any, x: Tensor) -> Tensor:
+    """Return the input of a layer with one row a position and one column a channel."""
+    if isinstance(module, nn.Linear):
+        return x.detach().reshape(-1, x.shape[-1]).float()
+    axis = -1 - len(module.kernel_size)
+    return x.detach().movedim(axis, -1).reshape(-1, x.shape[axis]).float()
+
+
+def residuals(moment: Tensor, inputs: int) -> Tensor:
+    """Return the mean square of what least squares cannot say of each input from all others: shape (inputs,)."""
+    return (1.0 / torch.linalg.inv(_damped(moment)).diagonal())[:inputs]
+
+
+def _damped(moment: Tensor) -> Tensor:
+    return moment + DAMPING * moment.diagonal().mean().clamp_min(1e-30) * torch.eye(
+        len(moment), dtype=moment.dtype, device=moment.device
+    )
+
+
+def compensate(model: nn.Module, graph: Graph, removed: Indices, batches: Iterable[Inputs]) -> None:
+    """Change the weights that read units which are about to go, so that what stays stands in for them.
+
+    Call it before the units are cut. Weights of the removed inputs are left as they are.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The network that `graph` describes; changed in place.
+    graph : Graph
+        Its units.
+    removed : integer array
+        The units that are about to go.
+    batches : iterable
+        Calibration inputs without labels, for `second_moments`.
+    """
+    modules = modules_by_name(model)
+    gone = {name: np.isin(units, removed) for name, units in readers(model, graph).items()}
+    gone = {name: lost for name, lost in gone.items() if lost.any() and not lost.all()}
+    if not gone:
+        return
+    for name, moment in second_moments(model, batches, gone).items():
+        _replace(modules[name], torch.from_numpy(gone[name]), moment.cpu())
+
+
+def _replace(module: Any, lost: Tensor, moment: Tensor) -> None:
+    """Add to the weights of the inputs that stay what those of the lost ones did."""
+    weight, bias = module.weight, module.bias
+    left = torch.cat([~lost, torch.ones(len(moment) - len(lost), dtype=torch.bool)])
+    gone = torch.cat([lost, torch.zeros(len(moment) - len(lost), dtype=torch.bool)])
+    shares = torch.linalg.solve(_damped(moment)[left][:, left], moment[left][:, gone])  # (left, gone)
+    shares = shares.to(weight.device, weight.dtype)
+    with torch.no_grad():
+        lost = lost.to(weight.device)
+        reads = weight[:, lost]  # (outputs, gone, ...)
+        if bias is not None:
+            bias += reads.flatten(2).sum(dim=2) @ shares[-1] if reads.dim() > 2 else reads @ shares[-1]
+            shares = shares[:-1]
+        weight[:, ~lost] += torch.einsum("og...,lg->ol...", reads, shares)
