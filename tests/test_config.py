@@ -234,12 +234,13 @@ def test_a_recipe_that_cannot_be_followed_is_refused(keys, expected):
     assert expected in text
 
 
-def test_pace_is_in_the_configuration_of_a_result_only_where_it_is_not_the_default():
+@pytest.mark.parametrize(("key", "default", "other"), [("pace", "units", "macs"), ("compensate", False, True)])
+def test_a_later_key_is_in_the_configuration_of_a_result_only_where_it_is_not_the_default(key, default, other):
     """A result from before the key was there stays valid."""
     block = load_params(ROOT / "params.yaml").scales["quick"].prune["default"]
-    plain, paced = (PruneOptions.model_validate({**block, **extra}) for extra in ({}, {"pace": "macs"}))
-    assert plain.pace == "units"
-    assert PruneOptions.model_validate({**block, "pace": "units"}).model_dump() == plain.model_dump()
-    assert paced.model_dump() == {**plain.model_dump(), "pace": "macs"}
-    assert paced.model_dump(include={"steps", "pace"}) == {"steps": block["steps"], "pace": "macs"}
-    assert plain.model_dump(include={"steps", "pace"}) == {"steps": block["steps"]}
+    plain, changed = (PruneOptions.model_validate({**block, **extra}) for extra in ({}, {key: other}))
+    assert getattr(plain, key) == default
+    assert PruneOptions.model_validate({**block, key: default}).model_dump() == plain.model_dump()
+    assert changed.model_dump() == {**plain.model_dump(), key: other}
+    assert changed.model_dump(include={"steps", key}) == {"steps": block["steps"], key: other}
+    assert plain.model_dump(include={"steps", key}) == {"steps": block["steps"]}

@@ -181,7 +181,7 @@ def required(section):
 def test_every_option_reaches_the_config_of_its_step():
     """An option that no configuration holds could change without any step running again.
 
-    Optional keys of a recipe, and `pace`, are there where they differ from their default; see test_config.
+    Optional keys of a recipe, `pace` and `compensate` are there where they differ from their default; see test_config.
     """
     cell = next(cell for cell in GRID.pruned() if cell.model == "resnet_tiny")
     config = GRID.config(cell, "evaluate")
@@ -190,7 +190,10 @@ def test_every_option_reaches_the_config_of_its_step():
     }  # fmt: skip
     assert set(config["model"]) == set(ModelOptions.model_fields)
     assert set(config["baseline"]) == {"version", *required(TrainingOptions)}
-    assert set(config["prune"]) == {"version", "method", "recovery", *PruneOptions.model_fields} - {"pace"}
+    assert set(config["prune"]) == {"version", "method", "recovery", *PruneOptions.model_fields} - {
+        "pace",
+        "compensate",
+    }
     assert set(config["prune"]["recovery"]) == required(RecoveryOptions)
     assert set(config["finetune"]) == {"version", *required(TrainingOptions)}
     assert set(config["evaluate"]) == {"version", *EvaluateOptions.model_fields} - {"batch_sizes"}

@@ -24,7 +24,7 @@ CODE = [*LIBRARY, *sorted((ROOT / "stages").glob("*.py"))]
 # The method; knows nothing of data sets, the workflow or the paper.
 CORE = (
     "attention", "costs", "errors", "export", "families", "files", "flow", "graph", "layers", "plan", "pruning",
-    "ranking", "schedule", "splits", "tracing",
+    "ranking", "readers", "schedule", "splits", "tracing",
 )  # fmt: skip
 OUTER = (
     "claims", "cli", "config", "datasets", "engine", "fairness", "grid", "models", "monitor", "paths", "sparse",

@@ -118,11 +118,6 @@ def _rows(module: Any, x: Tensor) -> Tensor:
     return x.detach().movedim(axis, -1).reshape(-1, x.shape[axis]).float()
 
 
-def residuals(moment: Tensor, inputs: int) -> Tensor:
-    """Return the mean square of what least squares cannot say of each input from all others: shape (inputs,)."""
-    return (1.0 / torch.linalg.inv(_damped(moment)).diagonal())[:inputs]
-
-
 def _damped(moment: Tensor) -> Tensor:
     return moment + DAMPING * moment.diagonal().mean().clamp_min(1e-30) * torch.eye(
         len(moment), dtype=moment.dtype, device=moment.device
