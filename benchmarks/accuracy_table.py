@@ -1,0 +1,144 @@
+"""Compare the accuracies that benchmarks.accuracy has recorded, seed by seed; nothing is trained here.
+
+Ours is the variant of flow with the best mean on the validation split at seed 0. Every other method that ranks units
+is a control. Accuracies are compared by paired differences, as in the tables of the paper; the ratios are those of the
+wrongly classified test images, ours to those of the control with the best mean.
+"""
+
+from __future__ import annotations
+
+import statistics
+from pathlib import Path
+from typing import Annotated, Any
+
+import pandas as pd
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.accuracy import FILE, OURS, PEERS
+from benchmarks.ratio import RESULTS, Ratio, report
+from ifap.claims.statistics import moments, paired
+from ifap.runtime import write_csv
+
+VARIANTS = ("ifap", "ifap_centered, compensated", "ifap_readers, compensated")
+CONTROLS = ("magnitude", "random", "activation", "bn_scale", "taylor", *PEERS)
+SETTING = ["network", "share"]
+CHOICE_SEED = 0
+COLUMNS = (
+    *SETTING, "ours", "control", "seeds", "ours_test", "ours_sd", "control_test", "control_sd", "difference", "low",
+    "high", "ours_before_recovery", "control_before_recovery",
+)  # fmt: skip
+
+
+def read_rows(file: Path = FILE) -> pd.DataFrame:
+    """Return one row a network, seed, method and share."""
+    return pd.read_csv(file)
+
+
+def chosen(rows: pd.DataFrame) -> str:
+    """Return our variant with the best mean over all settings on the validation split at the seed of choices."""
+    candidates = rows[(rows.seed == CHOICE_SEED) & rows.method.isin(VARIANTS)]
+    return str(candidates.groupby("method").validation.mean().idxmax())
+
+
+def differences(rows: pd.DataFrame) -> list[dict[str, Any]]:
+    """Compare our variant with each control in each setting, over the seeds that both have."""
+    ours, found = chosen(rows), []
+    for key, setting in rows.groupby(SETTING, sort=False):
+        network, share = _pair(key)
+        for control in CONTROLS:
+            own, other = (_by_seed(setting, name) for name in (ours, control))
+            seeds = sorted(own.keys() & other.keys())
+            if not seeds:
+                continue
+            apart = paired(own, other)
+            test = [moments([side[seed] for seed in seeds]) for side in (own, other)]
+            before = [_by_seed(setting, name, "before_recovery") for name in (ours, control)]
+            values = (
+                network, share, ours, control, len(seeds), test[0].mean, test[0].sd, test[1].mean, test[1].sd,
+                apart.mean, apart.low, apart.high, *(moments([side[seed] for seed in seeds]).mean for side in before),
+            )  # fmt: skip
+            found.append({name: _rounded(value) for name, value in zip(COLUMNS, values, strict=True)})
+    return found
+
+
+def _by_seed(setting: pd.DataFrame, method: str, column: str = "test") -> dict[int, float]:
+    of_method = setting[setting.method == method]
+    return {int(seed): float(value) for seed, value in zip(of_method.seed, of_method[column], strict=True)}
+
+
+def _pair(key: Any) -> tuple[str, float]:
+    network, share = key
+    return network, share
+
+
+def _rounded(value: Any) -> Any:
+    return round(float(value), 3) if isinstance(value, float) else value
+
+
+def strongest(compared: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return for each setting the comparison with the control that has the best mean on the test split."""
+    best: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for row in compared:
+        key = tuple(row[name] for name in SETTING)
+        if key not in best or row["control_test"] > best[key]["control_test"]:
+            best[key] = row
+    return list(best.values())
+
+
+def ratios(rows: pd.DataFrame) -> list[Ratio]:
+    """Return the share of wrongly classified images, ours to the strongest control's, over seeds."""
+    found = []
+    for row in strongest(differences(rows)):
+        setting = rows[(rows.network == row["network"]) & (rows.share == row["share"])]
+        own, other = (_by_seed(setting, row[side]) for side in ("ours", "control"))
+        pairs = [(1 - own[seed] / 100, 1 - other[seed] / 100) for seed in sorted(own.keys() & other.keys())]
+        apart = [mine / theirs for mine, theirs in pairs]
+        found.append(
+            Ratio(
+                f"{row['network']} -{row['share']:.0%} MACs, wrong, against {row['control']}",
+                statistics.median(mine for mine, _ in pairs),
+                statistics.median(theirs for _, theirs in pairs),
+                statistics.median(apart),
+                min(apart),
+                max(apart),
+                limit=1.0,
+                runs=len(pairs),
+                unit="%",
+            )
+        )
+    return found
+
+
+def overview(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the mean test accuracy of each method in each setting, with processor time and memory of a whole way."""
+    order = [name for name in (*OURS, *PEERS) if name in set(rows.method)]
+    table = rows.pivot_table(index="method", columns=SETTING, values="test", sort=False)
+    table.columns = pd.Index(["{} {:.0%}".format(*_pair(key)) for key in table.columns])
+    last = rows[rows.share == rows.share.max()]
+    for name in ("seconds", "peak_mb"):
+        table[name] = last.groupby("method")[name].mean()
+    table["seeds"] = rows.groupby("method").seed.nunique()
+    return table.loc[order].round(1)
+
+
+def print_overview(rows: pd.DataFrame) -> None:
+    """Print what every method reached."""
+    found = overview(rows)
+    table = Table("method", *found.columns, title="Top-1 in percent on the test split, means over seeds")
+    for name, values in found.iterrows():
+        table.add_row(str(name), *(f"{value:g}" for value in values))
+    Console(width=200).print(table)
+
+
+def main(file: Annotated[Path, typer.Option(help="What benchmarks.accuracy has written.")] = FILE) -> None:
+    """Print and record the comparison."""
+    rows = read_rows(file)
+    print_overview(rows)
+    write_csv(RESULTS / "accuracy_differences.csv", differences(rows), COLUMNS)
+    report("accuracy_table", f"Errors of {chosen(rows)}", "best control", ratios(rows))
+
+
+if __name__ == "__main__":
+    typer.run(main)

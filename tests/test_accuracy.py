@@ -1,0 +1,147 @@
+"""The benchmark of accuracies: every method goes the same way, and what is compared was planted."""
+
+from __future__ import annotations
+
+import csv
+
+import pandas as pd
+import pytest
+import torch
+
+import ifap
+from benchmarks import accuracy, accuracy_table
+from ifap.models import MODELS
+from ifap.splits import Split
+
+METHODS = [*accuracy.OURS, *accuracy.PEERS]
+
+
+@pytest.fixture(scope="module")
+def cases():
+    """The networks without training, on random images; no weight is where it begins, at one or zero."""
+    made = {}
+    for name, size in accuracy.SIZES.items():
+        torch.manual_seed(0)
+        network = MODELS.get(name)(num_classes=10, in_channels=1, image_size=size).eval()
+        with torch.no_grad():
+            for parameter in network.parameters():
+                parameter += 0.05 * torch.randn_like(parameter)
+        images, labels = torch.randn(accuracy.CALIBRATION, 1, size, size), torch.arange(accuracy.CALIBRATION) % 10
+        parts = (Split(role, images, labels) for role in ("train", "validation", "test"))
+        made[name] = accuracy.Setting(name, 0, network, *parts)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("method", "name"), [(m, name) for m in METHODS for name in accuracy.SIZES if accuracy.applies(m, name)]
+)
+def test_every_method_reaches_the_macs_and_no_more_than_a_little_below(cases, method, name):
+    case = cases[name]
+    full = ifap.cost(case.network, case.image).macs
+    steps = []
+    make = accuracy.Ours if method in accuracy.OURS else accuracy.Peer
+    options = accuracy.OURS.get(method, method)
+    way = make(case, options, lambda network, teacher, step: steps.append(ifap.cost(network, case.image).macs))
+    for share in (0.5, 0.7):
+        way.prune(full * (1 - share))
+        left = ifap.cost(way.network, case.image).macs / full
+        assert 1 - share - 0.06 < left <= 1 - share
+    assert len(steps) == 2 * accuracy.STEPS
+    assert steps == sorted(steps, reverse=True)
+    assert ifap.cost(case.network, case.image).macs == full, "the trained network was changed"
+
+
+@pytest.mark.parametrize(("method", "is_penalised"), [("tp: group norm", True), ("tp: group magnitude", False)])
+def test_only_the_group_norm_changes_weights_that_no_loss_pulls_at(cases, method, is_penalised):
+    case = cases["mobilenet_tiny"]
+    changed = []
+
+    def recover(network, teacher, step):
+        before = [parameter.clone() for parameter in network.parameters()]
+        for parameter in network.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        torch.optim.SGD(network.parameters(), lr=1.0).step()
+        changed.append(any(not torch.equal(a, b) for a, b in zip(before, network.parameters(), strict=True)))
+
+    accuracy.Peer(case, method, recover).prune(0.5 * ifap.cost(case.network, case.image).macs)
+    assert changed == [is_penalised] * accuracy.STEPS
+
+
+@pytest.mark.filterwarnings("ignore:Pruning exceed")
+def test_a_method_without_anything_to_rank_says_so(cases):
+    way = accuracy.Peer(cases["vit_tiny"], "tp: bn scale", None)
+    with pytest.raises(RuntimeError, match="tp: bn scale does not reach"):
+        way.prune(0.5 * ifap.cost(way.network, cases["vit_tiny"].image).macs)
+
+
+def test_training_and_validation_images_do_not_overlap(monkeypatch):
+    images = torch.arange(6000, dtype=torch.float32).reshape(-1, 1, 1, 1).expand(-1, 1, 28, 28)
+    raw = {
+        "train": Split("train", images, torch.arange(6000) % 10),
+        "test": Split("test", images[:10], torch.arange(10)),
+    }
+    monkeypatch.setattr(accuracy, "read", lambda folder: {k: _Raw(v.inputs, v.targets) for k, v in raw.items()})
+    monkeypatch.setattr(accuracy, "TEST", 10)
+    train, validation, test = accuracy.splits(32)
+    assert [len(split) for split in (train, validation, test)] == [accuracy.TRAIN, accuracy.VALIDATION, 10]
+    assert train.inputs.shape[-2:] == (32, 32)
+    numbers = [set(split.inputs[:, 0, 16, 16].tolist()) for split in (train, validation)]
+    assert not numbers[0] & numbers[1]
+
+
+class _Raw:
+    def __init__(self, images, targets):
+        self.images, self.targets = images, targets
+
+
+def planted(advantages, noise=(0.0, 0.1, -0.1)):
+    """Rows in which ours is ahead of every control by so much in a setting; another variant wins on the test alone."""
+    rows = []
+    for (network, share), ahead in advantages.items():
+        for seed, wobble in enumerate(noise):
+            for number, method in enumerate(["ifap", "ifap_readers, compensated", *accuracy_table.CONTROLS]):
+                test = {"ifap": 90.0, "ifap_readers, compensated": 80.0 + ahead + wobble}.get(method, 80.0 - number)
+                rows.append({
+                    "network": network, "seed": seed, "method": method, "share": share, "macs_left": 1 - share,
+                    "before_recovery": 50.0, "validation": 40.0 if method == "ifap" else 60.0, "test": test,
+                    "dense_test": 85.0, "seconds": 1.0, "peak_mb": 100,
+                })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def test_our_variant_is_chosen_without_the_test_split():
+    assert accuracy_table.chosen(planted({("a", 0.5): 1.0})) == "ifap_readers, compensated"
+
+
+def test_differences_and_ratios_are_those_of_the_seeds():
+    rows = planted({("a", 0.5): 3.0, ("b", 0.7): -3.0})
+    compared = accuracy_table.differences(rows)
+    assert len(compared) == 2 * len(accuracy_table.CONTROLS)
+    first = compared[0]
+    assert (first["control"], first["seeds"]) == ("magnitude", 3)
+    assert first["difference"] == pytest.approx(first["ours_test"] - first["control_test"]) == pytest.approx(5.0)
+    assert first["low"] < 5.0 < first["high"]
+    assert {row["control"] for row in accuracy_table.strongest(compared)} == {"magnitude"}
+    better, worse = accuracy_table.ratios(rows)
+    assert better.ratio == pytest.approx(17 / 22)
+    assert better.is_met
+    assert worse.ratio == pytest.approx(23 / 22)
+    assert not worse.is_met
+    assert better.low < better.ratio < better.high
+
+
+def test_a_seed_that_one_side_lacks_is_left_out():
+    rows = planted({("a", 0.5): 3.0})
+    rows = rows[~((rows.method == "magnitude") & (rows.seed == 2))]
+    assert accuracy_table.differences(rows)[0]["seeds"] == 2
+
+
+def test_rows_are_added_to_what_is_there(monkeypatch, tmp_path):
+    monkeypatch.setattr(accuracy, "FILE", tmp_path / "bench" / "accuracy.csv")
+    row = dict.fromkeys(accuracy.COLUMNS, 0)
+    accuracy.write([row])
+    accuracy.write([row, row])
+    with accuracy.FILE.open() as stream:
+        read = list(csv.DictReader(stream))
+    assert len(read) == 3
+    assert {"torch", "cpu", "command"} < set(read[0])
