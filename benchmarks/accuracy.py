@@ -27,6 +27,8 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torchvision.models import VisionTransformer
 
 import ifap
+from benchmarks.fastnas import NAME as FASTNAS
+from benchmarks.fastnas import FastNas
 from benchmarks.ratio import RESULTS, machine
 from ifap.config import TrainingOptions
 from ifap.datasets.fashion_mnist import read
@@ -235,8 +237,15 @@ class _regularised:  # noqa: N801 (a context)
 
 
 def applies(method: str, name: str) -> bool:
-    """Return whether a method has anything to rank: Torch-Pruning's scale of batch norms needs batch norms."""
-    return (method, name) != ("tp: bn scale", "vit_tiny")
+    """Return whether a method can cut a network: scales need batch norms, FastNAS cannot count a transformer."""
+    return name != "vit_tiny" or method not in ("tp: bn scale", FASTNAS)
+
+
+def way(case: Setting, method: str, recover: Recover) -> Ours | Peer | FastNas:
+    """Return what takes the network to ever fewer MACs by a method."""
+    if method in OURS:
+        return Ours(case, OURS[method], recover)
+    return FastNas(case, STEPS, recover) if method == FASTNAS else Peer(case, method, recover)
 
 
 def run(case: Setting, method: str) -> list[dict[str, Any]]:
@@ -248,12 +257,11 @@ def run(case: Setting, method: str) -> list[dict[str, Any]]:
 
     _forget_peak_memory()
     start = time.process_time()
-    make = partial(Ours, case, OURS[method]) if method in OURS else partial(Peer, case, method)
-    bare, trained = make(None), make(recover)
+    bare, trained = (way(case, method, each) for each in (None, recover))
     dense, full, rows = top1(case.network, case.test), ifap.cost(case.network, case.image).macs, []
     for share in SHARES:
-        for way in (bare, trained):
-            way.prune(full * (1 - share))
+        for network in (bare, trained):
+            network.prune(full * (1 - share))
         final = copy.deepcopy(trained.network)
         fit(final, case.train, case.validation, FINETUNING[case.name], TASK, seed=case.seed, augment=random_shift)
         rows.append({

@@ -17,12 +17,13 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.accuracy import FILE, OURS, PEERS
+from benchmarks.fastnas import NAME as FASTNAS
 from benchmarks.ratio import RESULTS, Ratio, report
 from ifap.claims.statistics import moments, paired
 from ifap.runtime import write_csv
 
 VARIANTS = ("ifap", "ifap_centered, compensated", "ifap_readers, compensated")
-CONTROLS = ("magnitude", "random", "activation", "bn_scale", "taylor", *PEERS)
+CONTROLS = ("magnitude", "random", "activation", "bn_scale", "taylor", *PEERS, FASTNAS)
 SETTING = ["network", "share"]
 CHOICE_SEED = 0
 COLUMNS = (
@@ -113,7 +114,7 @@ def ratios(rows: pd.DataFrame) -> list[Ratio]:
 
 def overview(rows: pd.DataFrame) -> pd.DataFrame:
     """Return the mean test accuracy of each method in each setting, with processor time and memory of a whole way."""
-    order = [name for name in (*OURS, *PEERS) if name in set(rows.method)]
+    order = [name for name in (*OURS, *PEERS, FASTNAS) if name in set(rows.method)]
     table = rows.pivot_table(index="method", columns=SETTING, values="test", sort=False)
     table.columns = pd.Index(["{} {:.0%}".format(*_pair(key)) for key in table.columns])
     last = rows[rows.share == rows.share.max()]

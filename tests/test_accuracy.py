@@ -39,9 +39,7 @@ def test_every_method_reaches_the_macs_and_no_more_than_a_little_below(cases, me
     case = cases[name]
     full = ifap.cost(case.network, case.image).macs
     steps = []
-    make = accuracy.Ours if method in accuracy.OURS else accuracy.Peer
-    options = accuracy.OURS.get(method, method)
-    way = make(case, options, lambda network, teacher, step: steps.append(ifap.cost(network, case.image).macs))
+    way = accuracy.way(case, method, lambda network, teacher, step: steps.append(ifap.cost(network, case.image).macs))
     for share in (0.5, 0.7):
         way.prune(full * (1 - share))
         left = ifap.cost(way.network, case.image).macs / full
