@@ -13,6 +13,7 @@ from benchmarks import accuracy, accuracy_table
 from ifap.models import MODELS
 from ifap.splits import Split
 
+RIVALS = [name for names in accuracy_table.RIVALS.values() for name in names]
 METHODS = [*accuracy.OURS, *accuracy.PEERS]
 
 
@@ -97,7 +98,7 @@ def planted(advantages, noise=(0.0, 0.1, -0.1)):
     rows = []
     for (network, share), ahead in advantages.items():
         for seed, wobble in enumerate(noise):
-            for number, method in enumerate(["ifap", "ifap_readers, compensated", *accuracy_table.CONTROLS]):
+            for number, method in enumerate(["ifap", "ifap_readers, compensated", *RIVALS]):
                 test = {"ifap": 90.0, "ifap_readers, compensated": 80.0 + ahead + wobble}.get(method, 80.0 - number)
                 rows.append({
                     "network": network, "seed": seed, "method": method, "share": share, "macs_left": 1 - share,
@@ -108,19 +109,20 @@ def planted(advantages, noise=(0.0, 0.1, -0.1)):
 
 
 def test_our_variant_is_chosen_without_the_test_split():
-    assert accuracy_table.chosen(planted({("a", 0.5): 1.0})) == "ifap_readers, compensated"
+    assert accuracy_table.chosen(planted({("a", 0.5): 1.0}), "a") == "ifap_readers, compensated"
 
 
 def test_differences_and_ratios_are_those_of_the_seeds():
     rows = planted({("a", 0.5): 3.0, ("b", 0.7): -3.0})
     compared = accuracy_table.differences(rows)
-    assert len(compared) == 2 * len(accuracy_table.CONTROLS)
+    assert len(compared) == 2 * len(RIVALS)
     first = compared[0]
-    assert (first["control"], first["seeds"]) == ("magnitude", 3)
-    assert first["difference"] == pytest.approx(first["ours_test"] - first["control_test"]) == pytest.approx(5.0)
+    assert (first["rival"], first["seeds"]) == ("magnitude", 3)
+    assert first["difference"] == pytest.approx(first["ours_test"] - first["rival_test"]) == pytest.approx(5.0)
     assert first["low"] < 5.0 < first["high"]
-    assert {row["control"] for row in accuracy_table.strongest(compared)} == {"magnitude"}
-    better, worse = accuracy_table.ratios(rows)
+    assert {row["rival"] for row in accuracy_table.strongest(compared, "control")} == {"magnitude"}
+    assert {row["rival"] for row in accuracy_table.strongest(compared, "peer")} == {accuracy.PEERS[0]}
+    better, worse, *_ = accuracy_table.ratios(rows)
     assert better.ratio == pytest.approx(17 / 22)
     assert better.is_met
     assert worse.ratio == pytest.approx(23 / 22)
