@@ -12,7 +12,7 @@ from importlib import metadata
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from workflow_project import SCALE, fresh  # noqa: F401
 
 import ifap
@@ -123,6 +123,20 @@ def test_prune_can_target_parameters_round_widths_and_leave_layers_alone(folder,
     assert len(kept["3"]["out"]) % 4 == 0
 
 
+def test_prune_can_compensate(folder, command):
+    import my_builders
+
+    save_file(my_builders.build().state_dict(), folder / "weights.safetensors")
+    kept, weights = [], []
+    for options in ([], ["--compensate"]):
+        code, out, _ = command(*PRUNE, "--weights", "weights.safetensors", "--macs", "0.4", "--steps", "1", *options)
+        assert code == 0, out
+        kept.append(read_plan("small").kept)
+        weights.append(load_file(folder / "small" / "weights.safetensors"))
+    assert kept[0] == kept[1]
+    assert any(not torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
+
+
 def test_two_calls_write_the_same_bytes(folder, command):
     torch.manual_seed(0)
     import my_builders
@@ -144,6 +158,7 @@ def test_two_calls_write_the_same_bytes(folder, command):
         ([*PRUNE, "--macs", "1.5"], "macs=1.5 must lie between 0 and 1"),
         ([*PRUNE, "--macs", "0"], "macs=0.0 must lie between 0 and 1"),
         ([*PRUNE, "--macs", "nan"], "macs=nan must lie between 0 and 1"),
+        ([*PRUNE, "--latency", "1.5"], "latency=1.5 must lie between 0 and 1"),
         ([*PRUNE, "--macs", "0.999"], "cannot be reached|can.* reach"),
         ([*PRUNE, "--macs", "0.5", "--method", "ifpa"], r"unknown method 'ifpa': did you mean 'ifap'\?"),
         ([*PRUNE, "--macs", "0.5", "--ignore", "00"], r"'00'.*did you mean '0'\?"),

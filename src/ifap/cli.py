@@ -37,8 +37,10 @@ def prune(
     ] = None,
     macs: Annotated[float | None, typer.Option(help="Share of the MACs to remove, for example 0.65.")] = None,
     params: Annotated[float | None, typer.Option(help="Share of the parameters to remove.")] = None,
+    latency: Annotated[float | None, typer.Option(help="Share of the measured time of a forward to save.")] = None,
     steps: Annotated[int, typer.Option(help="Pruning iterations.")] = 10,
     method: Annotated[str, typer.Option(help="How units are scored.")] = "ifap",
+    compensate: Annotated[bool, typer.Option("--compensate", help="Let what stays stand in for what goes.")] = False,
     round_to: Annotated[int | None, typer.Option(help="Keep widths a multiple of this.")] = None,
     ignore: Annotated[list[str] | None, typer.Option(help="Layer whose outputs stay; may be repeated.")] = None,
     batch_size: Annotated[int, typer.Option(help="Samples a calibration batch.")] = 32,
@@ -58,9 +60,10 @@ def prune(
         network,
         inputs[:1],
         inputs.split(batch_size),
-        target=Target(macs=macs, params=params),
+        target=Target(macs=macs, params=params, latency=latency),
         steps=steps,
         method=method,
+        compensate=compensate,
         round_to=round_to,
         ignore=ignore or (),
     )
@@ -68,6 +71,10 @@ def prune(
     before, after = pruned.before, pruned.after
     typer.echo(f"MACs    {before.macs:>14,} -> {after.macs:>14,}  (-{after.reduction(before, 'macs'):.1%})")
     typer.echo(f"params  {before.params:>14,} -> {after.params:>14,}  (-{after.reduction(before, 'params'):.1%})")
+    if after.latency is not None and before.latency is not None:
+        typer.echo(
+            f"ms      {before.latency:>14.2f} -> {after.latency:>14.2f}  (-{1 - after.latency / before.latency:.1%})"
+        )
     typer.echo(f"saved in {out}; load it with ifap.load({str(out)!r}, {builder.partition(':')[2]})")
 
 

@@ -235,7 +235,8 @@ def prune(
     example_inputs : Tensor, tuple, list or dict
         Inputs of one forward, for tracing and counting.
     batches : iterable
-        Calibration inputs without labels; iterated once an iteration. A few hundred samples do.
+        Calibration inputs without labels; iterated once an iteration, with `compensate` twice. A few
+        hundred samples do.
     target : Target
         Wanted reduction. It is met to within one unit from above.
     like : Plan, optional
@@ -695,7 +696,11 @@ class _Run:
         target = self._target
         least = getattr(ranking.cost(ranking.num_candidates), target.kind)
         reach = 1.0 - least / getattr(self.before, target.kind)
-        return f"target {target.kind}={target.share:g} cannot be reached: at most {reach:.3f}; {self._limits(ranking)}"
+        most = f"at most {reach:.3f}"
+        if self._timer is not None:
+            asked = 1.0 - self._goal / self._timer.total
+            most += f" of the predicted time can go, and {asked:.3f} would have to, as measured times fall less"
+        return f"target {target.kind}={target.share:g} cannot be reached: {most}; {self._limits(ranking)}"
 
     def _limits(self, ranking: Ranking) -> str:
         options = self._options
