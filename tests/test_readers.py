@@ -66,14 +66,49 @@ def test_the_weights_are_those_of_the_normal_equations():
     assert torch.allclose(network[2].weight.detach()[:, left].double(), wanted, atol=2e-3)
 
 
-def test_shared_and_grouped_weights_are_not_touched():
+def test_layers_in_groups_shared_and_very_wide_ones_are_not_changed(monkeypatch):
     network = nn.Sequential(
-        nn.Conv2d(4, 8, 1), nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 8, 1, groups=2), nn.Conv2d(8, 2, 1)
-    )
-    graph = trace(network, torch.randn(1, 4, 6, 6))
-    found = readers.readers(network, graph)
-    assert set(found) == {"0", "3"}
-    assert (found["0"] == -1).all()  # the inputs of the network stay
+        nn.Conv2d(4, 8, 1), nn.Conv2d(8, 8, 3, groups=2), nn.ConvTranspose2d(8, 8, 1), nn.Conv2d(8, 2, 1), nn.Flatten(),
+        nn.Linear(8, 40), nn.Linear(40, 8), nn.Linear(8, 8), nn.Linear(8, 8),
+    )  # fmt: skip
+    network[8].weight = network[7].weight
+    monkeypatch.setattr(readers, "WIDEST", 31)
+    names = readers.readers(network, trace(network, torch.randn(1, 4, 4, 4)))
+    assert set(names) == {"0", "1", "2", "3", "5", "6", "7", "8"}
+    assert (names["0"] == -1).all()  # the inputs of the network stay
+    assert readers._compensable(network, names) == {"0", "3", "5"}
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [nn.Linear(6, 4), nn.Conv2d(6, 4, 3), nn.Conv1d(6, 4, 2, groups=2), nn.ConvTranspose2d(6, 4, 3, groups=2)],
+)
+def test_norms_are_those_of_the_weights_that_read_an_input(layer):
+    """What one channel of ones adds to the outputs, squared, is the norm where nothing is added up on the way."""
+    with torch.no_grad():
+        layer.bias.zero_()
+        for channel in range(6):
+            sizes = {nn.Linear: (1, 6), nn.Conv1d: (1, 6, 2)}.get(type(layer), (1, 6, 3, 3))
+            total = 0.0
+            for position in np.ndindex(*sizes[2:]):
+                x = torch.zeros(sizes)
+                x[(0, channel, *position)] = 1.0
+                total += float(layer(x).square().sum())
+                if isinstance(layer, nn.ConvTranspose2d):
+                    break  # each position spreads all weights
+            assert total == pytest.approx(float(readers.reading_norms(layer)[channel]), rel=1e-5)
+
+
+def test_a_unit_that_a_layer_in_groups_reads_is_scored():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(4, 8, 1), nn.Conv2d(8, 8, 3, groups=2), nn.ReLU(), nn.Conv2d(8, 2, 1))
+    with torch.no_grad():
+        network[1].weight[:4] = 0.0  # nothing comes from the first group
+        network[1].bias[:4] = 0.0
+    x = torch.randn(4, 4, 6, 6)
+    pruned = ifap.prune(network, x[:1], [x], target=ifap.Target(macs=0.3), steps=1, method="ifap_readers")
+    assert pruned.plan.kept["0"]["out"] == [4, 5, 6, 7]
+    assert torch.allclose(pruned.model(x), network(x), atol=1e-5)
 
 
 def test_second_moments_do_not_depend_on_the_batches():
@@ -83,6 +118,7 @@ def test_second_moments_do_not_depend_on_the_batches():
     assert whole.shape == (5, 5)  # four channels and the constant
     assert torch.allclose(whole, parts, rtol=1e-5)
     assert whole[4, 4] == pytest.approx(1.0)
+    assert torch.allclose(readers.mean_squares(network, [x], ["2"])["2"], whole.diagonal()[:4], rtol=1e-5)
 
 
 def test_errors_name_what_is_wrong():

@@ -7,7 +7,7 @@ that ``W_K + W_G A`` does for the whole of W what can be done without training.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,31 +18,57 @@ from torch.nn.modules.conv import _ConvTransposeNd
 
 from ifap.errors import ScoreError
 from ifap.graph import Graph, Indices
-from ifap.layers import is_conv, modules_by_name, shared_parameters
+from ifap.layers import modules_by_name, shared_parameters, sides
 from ifap.splits import refuse_test
 from ifap.tracing import Inputs, call, device_of, evaluation_mode, to_device
 
 DAMPING = 1e-4  # of the mean of the diagonal: inputs of which one follows from the others have no single A
+WIDEST = 8192  # inputs of a layer that is compensated; their products take half a GiB
+
+Summed = Callable[[Any, Tensor], Tensor]
+"""What is added up of the inputs of a layer, one row a position."""
 
 
 def readers(model: nn.Module, graph: Graph) -> dict[str, Indices]:
-    """Return the unit of each input channel of every layer that mixes channels; -1 where none can go.
+    """Return the unit of each input channel of every layer that reads channels; -1 where none can go."""
+    slots = {name: graph.slot(name, "in") for name in modules_by_name(model)}
+    return {name: graph.unit_of[slot] for name, slot in slots.items() if slot is not None}
 
-    Left out are layers that share their weight with another, whose weights are not theirs to change.
+
+def _compensable(model: nn.Module, names: Iterable[str]) -> set[str]:
+    """Return the layers that can be compensated.
+
+    Left out are layers in groups, of which each sees a part of what stays, transposed convolutions, layers that share
+    their weight with another, which is not theirs to change, and very wide ones.
     """
+    modules = modules_by_name(model)
     shared = {id(module) for pairs in shared_parameters(model) for module, _ in pairs}
-    found = {}
-    for name, module in modules_by_name(model).items():
-        slot = graph.slot(name, "in")
-        if slot is not None and _mixes_channels(module) and id(module) not in shared:
-            found[name] = graph.unit_of[slot]
-    return found
+    return {
+        name
+        for name in names
+        if getattr(modules[name], "groups", 1) == 1
+        and not isinstance(modules[name], _ConvTransposeNd)
+        and id(modules[name]) not in shared
+        and sides(modules[name])["in"] <= WIDEST
+    }
 
 
-def _mixes_channels(module: Any) -> bool:
-    if isinstance(module, nn.Linear):
-        return True
-    return is_conv(module) and module.groups == 1 and not isinstance(module, _ConvTransposeNd)
+def reading_norms(module: Any) -> Tensor:
+    """Return the squared L2 norm of the weights that read each input channel of a layer: shape (inputs,), float64."""
+    weight: Tensor = module.weight.detach().double()
+    if isinstance(module, _ConvTransposeNd):  # (inputs, outputs of a group, ...)
+        return weight.flatten(1).square().sum(dim=1)
+    groups = getattr(module, "groups", 1)  # (outputs, inputs of a group, ...)
+    by_group = weight.reshape(groups, weight.shape[0] // groups, weight.shape[1], -1)
+    return by_group.square().sum(dim=(1, 3)).flatten()
+
+
+def mean_squares(model: nn.Module, batches: Iterable[Inputs], names: Iterable[str]) -> dict[str, Tensor]:
+    """Return the mean square over samples and positions of each input channel of layers: shape (inputs,), float64.
+
+    Parameters, errors and layers that did not run are as of `second_moments`.
+    """
+    return _means(model, batches, names, lambda _module, rows: rows.square().sum(dim=0))
 
 
 def second_moments(model: nn.Module, batches: Iterable[Inputs], names: Iterable[str]) -> dict[str, Tensor]:
@@ -70,11 +96,21 @@ def second_moments(model: nn.Module, batches: Iterable[Inputs], names: Iterable[
     SplitError
         If `batches` is a test split.
     """
+    return _means(model, batches, names, _products)
+
+
+def _products(module: Any, rows: Tensor) -> Tensor:
+    if module.bias is not None:
+        rows = torch.cat([rows, rows.new_ones(len(rows), 1)], dim=1)
+    return rows.t() @ rows
+
+
+def _means(model: nn.Module, batches: Iterable[Inputs], names: Iterable[str], summed: Summed) -> dict[str, Tensor]:
     refuse_test(batches, "scoring")
     sums: dict[str, Tensor] = {}
     numbers: dict[str, int] = {}
     is_empty, where = True, device_of(model)
-    with evaluation_mode(model), torch.no_grad(), _summed(model, set(names), sums, numbers):
+    with evaluation_mode(model), torch.no_grad(), _adding(model, set(names), summed, sums, numbers):
         for batch in batches:
             is_empty = False
             call(model, to_device(batch, where))
@@ -87,16 +123,16 @@ def second_moments(model: nn.Module, batches: Iterable[Inputs], names: Iterable[
 
 
 @contextmanager
-def _summed(model: nn.Module, names: set[str], sums: dict[str, Tensor], numbers: dict[str, int]) -> Iterator[None]:
-    """Add up ``x x^T`` and the number of positions of what the named layers read inside the block."""
+def _adding(
+    model: nn.Module, names: set[str], summed: Summed, sums: dict[str, Tensor], numbers: dict[str, int]
+) -> Iterator[None]:
+    """Add up, inside the block, what `summed` makes of the inputs of the named layers, and their positions."""
 
     def hook(name: str, module: Any) -> Any:
         def add(_module: nn.Module, args: Any) -> None:
             rows = _rows(module, args[0])
-            if module.bias is not None:
-                rows = torch.cat([rows, rows.new_ones(len(rows), 1)], dim=1)
-            products = (rows.t() @ rows).double()
-            sums[name] = sums[name] + products if name in sums else products
+            found = summed(module, rows).double()
+            sums[name] = sums[name] + found if name in sums else found
             numbers[name] = numbers.get(name, 0) + len(rows)
 
         return add
@@ -127,7 +163,8 @@ def _damped(moment: Tensor) -> Tensor:
 def compensate(model: nn.Module, graph: Graph, removed: Indices, batches: Iterable[Inputs]) -> None:
     """Change the weights that read units which are about to go, so that what stays stands in for them.
 
-    Call it before the units are cut. Weights of the removed inputs are left as they are.
+    Call it before the units are cut. Weights of the removed inputs are left as they are, and so are layers with
+    groups, transposed convolutions, layers that share a weight, and those with more than `WIDEST` inputs.
 
     Parameters
     ----------
@@ -142,7 +179,8 @@ def compensate(model: nn.Module, graph: Graph, removed: Indices, batches: Iterab
     """
     modules = modules_by_name(model)
     gone = {name: np.isin(units, removed) for name, units in readers(model, graph).items()}
-    gone = {name: lost for name, lost in gone.items() if lost.any() and not lost.all()}
+    touched = {name for name, lost in gone.items() if lost.any() and not lost.all()}
+    gone = {name: gone[name] for name in _compensable(model, touched)}
     if not gone:
         return
     for name, moment in second_moments(model, batches, gone).items():

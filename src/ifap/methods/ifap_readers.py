@@ -46,10 +46,8 @@ def _shares(model: nn.Module, graph: Graph, batches: Iterable[Any]) -> Floats:
     """Return for each unit the energy that it brings to its readers, in shares of all that each reads."""
     modules, units = modules_by_name(model), readers.readers(model, graph)
     totals = np.zeros(graph.num_units)
-    for name, moment in readers.second_moments(model, batches, units).items():
-        weight = modules[name].weight.detach().double()
-        read = weight.transpose(0, 1).flatten(1).square().sum(dim=1).cpu()
-        energy = moment.diagonal()[: len(read)].cpu() * read
+    for name, mean in readers.mean_squares(model, batches, units).items():
+        energy = mean.cpu() * readers.reading_norms(modules[name]).cpu()
         share = (energy / energy.sum().clamp_min(torch.finfo(torch.float64).tiny)).numpy()
         can_go = units[name] >= 0
         np.add.at(totals, units[name][can_go], share[can_go])
