@@ -1,7 +1,7 @@
 """What the workflow takes beside the work: the dry run of the paper's grid, the start of a job, imports.
 
-Each is compared with what is allowed for it, in processor seconds, imports with that of Torch-Pruning. The longest chain of jobs of scale `quick` is read
-from its records.
+Each is compared with what is allowed for it, in processor seconds, imports with those of Torch-Pruning. The longest
+chain of jobs of scale `quick` is read from its records.
 """
 
 from __future__ import annotations
