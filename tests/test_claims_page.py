@@ -16,8 +16,9 @@ from claims_made_up import ROOT, made_up_grid, write_grid
 from ifap import paths
 from ifap.claims import FIGURES, figures, page, records, tables
 from ifap.claims.published import COUNTS, load_claims
+from ifap.config import load_params
 from ifap.errors import ResultsError
-from ifap.grid import TABLE_FORMATS
+from ifap.grid import TABLE_FORMATS, Grid
 
 TEMPLATES = ROOT / paths.templates_dir()
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -258,3 +259,31 @@ def test_in_a_browser_nothing_overflows_fails_or_is_fetched(report, tmp_path, wi
     values = ["1.5", "2.25", "5.5", "6.25", "9.5", "10.25"]
     assert seen["up"] == ["ascending", values, 6]
     assert seen["down"] == ["descending", values[::-1]]
+
+
+# --- Other metrics than accuracy ---------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def shapes():
+    return Grid(load_params(ROOT / "params.yaml"), "shapes"), records.load_runs("shapes", root=ROOT)
+
+
+def test_a_card_names_its_metric_and_which_way_is_better(shapes):
+    found = {network.name: network.metric for network in page.summarize(*shapes).networks}
+    assert found["faster_rcnn_tiny"] == "mAP at an overlap of 0.5 (%)"
+    assert found["unet_tiny"] == "mean IoU (%)"
+    assert found["dcgan_small"].endswith("random network; less is better")
+
+
+def test_top1_needs_no_words(report):
+    assert 'class="metric"' not in report[1]
+
+
+@pytest.mark.parametrize("name", ["table-1", "table-2"])
+def test_a_table_without_a_network_of_the_scale_says_only_that(shapes, name):
+    grid, runs = shapes
+    built = tables.build_table(name, grid, runs, records.load_trace("shapes", root=ROOT), None, None)
+    assert built.rows == ()
+    assert built.detail is None
+    assert any("Scale shapes has no network for this table." in note.text for note in built.notes)

@@ -60,6 +60,7 @@ MEANS = (
 DAGGER = "\N{DAGGER}"
 
 Target = tuple[str, float]
+_COLUMNS = tuple(Column(text, align="left") for text in ("Model", "Target", "Method"))
 
 
 @dataclass(frozen=True)
@@ -172,7 +173,7 @@ def table_1(name: str, options: TableParams, grid: Grid, runs: pd.DataFrame, mis
     Returns
     -------
     Table
-        The table, with the further columns as its `detail`.
+        The table, with the further columns as its `detail`; without a cell, only what says so.
     """
     runs = runs[~runs["task"].isin(DENSE_TASKS)]  # which Table III has
     entries = [
@@ -181,6 +182,8 @@ def table_1(name: str, options: TableParams, grid: Grid, runs: pd.DataFrame, mis
         if options.task in (None, entry.cell.task) and entry.cell.task not in DENSE_TASKS
     ]
     goals = {entry.cell: _goal(grid, entry.cell) for entry in entries}
+    if not entries:
+        return Table(name, options.title, _COLUMNS, (), scale_notes(grid, [], "Table I"))
     number = options.title.partition(".")[0]
     title = f"{number}, further columns: what was removed, what it cost, and differences over seeds"
     detail = Table(
@@ -193,7 +196,7 @@ def table_1(name: str, options: TableParams, grid: Grid, runs: pd.DataFrame, mis
     datasets = list(dict.fromkeys(entry.cell.dataset for entry in entries))
     shown = runs[runs["dataset"].isin(datasets)]
     columns = (
-        *(Column(text, align="left") for text in ("Model", "Target", "Method")),
+        *_COLUMNS,
         *(Column(dataset_label(dataset, grid), metric_heading(shown)) for dataset in datasets),
     )
     rows = tuple(_accuracy_rows(entries, goals, datasets))

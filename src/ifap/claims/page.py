@@ -21,6 +21,7 @@ from ifap import paths
 from ifap.claims.audit import KINDS, SEVERITIES
 from ifap.claims.estimate import table_cells
 from ifap.claims.figures import Picture
+from ifap.claims.names import METRICS
 from ifap.claims.published import COUNTS, NUMERALS
 from ifap.claims.records import MOST_BYTES, Provenance, first_problem
 from ifap.claims.tables import VERDICT, Table, environment, fixed, label, link, select
@@ -43,7 +44,7 @@ class Outcome:
 
     method: str
     macs: str
-    top1: str
+    score: str
     delta: str
     href: str = ""
 
@@ -57,6 +58,8 @@ class Network:
     base: str
     outcomes: tuple[Outcome, ...]
     href: str = ""
+    metric: str = ""
+    """What is measured, where it is not top-1 accuracy, and that less of it is better."""
 
 
 @dataclass(frozen=True)
@@ -438,18 +441,26 @@ def _networks(grid: Grid, runs: pd.DataFrame) -> tuple[Network, ...]:
         base = here[here["method"] == "baseline"]
         methods = dict.fromkeys(cell.method for cell in grid.pruned() if (cell.dataset, cell.model) == (dataset, model))
         outcomes = tuple(_outcome(here[here["method"] == method], method, grid.scale) for method in methods)
-        networks.append(Network(model, dataset, _mean(base, "test_metric", 2), outcomes, _origin(base, grid.scale)))
+        base_score, metric = _mean(base, "test_metric", 2), _metric(here)
+        networks.append(Network(model, dataset, base_score, outcomes, _origin(base, grid.scale), metric))
     return tuple(networks)
+
+
+def _metric(runs: pd.DataFrame) -> str:
+    if not len(runs) or runs["metric"].iloc[0] == "top1":
+        return ""
+    metric = METRICS[runs["metric"].iloc[0]]
+    return f"{metric.title}{'; less is better' * metric.less_is_better}"
 
 
 def _outcome(frame: pd.DataFrame, method: str, scale: str) -> Outcome:
     if frame.empty:
         return Outcome(label(method), "", "not attempted", "")
-    macs, top1, delta = (
+    macs, score, delta = (
         _mean(frame, column, decimals)
         for column, decimals in (("macs_reduction", 1), ("test_metric", 2), ("metric_delta", 2))
     )
-    return Outcome(label(method), macs, top1, delta, _origin(frame, scale))
+    return Outcome(label(method), macs, score, delta, _origin(frame, scale))
 
 
 def _origin(frame: pd.DataFrame, scale: str) -> str:

@@ -711,6 +711,8 @@ def scale_notes(grid: Grid, datasets: Sequence[str], published: str) -> tuple[No
     taken += [f"up to {' or '.join(map(str, lengths))} tokens"] if lengths else []
     depths = {own.layers for own in options if isinstance(own, TextOptions) and own.layers}
     known += [f"language models have {depth} layers a stack, whatever the published depth" for depth in sorted(depths)]
+    if not taken:
+        return (Note(f"Scale {grid.scale} has no network for this table."),)
     reason = "; ".join([*known, f"the networks take inputs of {' and '.join(taken)}"])
     return (Note(f"Scale {grid.scale}: {reason}. Verdict against the paper's {published}: {VERDICT}."),)
 
