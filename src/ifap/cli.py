@@ -73,7 +73,7 @@ def prune(
     typer.echo(f"params  {before.params:>14,} -> {after.params:>14,}  (-{after.reduction(before, 'params'):.1%})")
     if after.latency is not None and before.latency is not None:
         typer.echo(
-            f"ms      {before.latency:>14.2f} -> {after.latency:>14.2f}  (-{1 - after.latency / before.latency:.1%})"
+            f"ms      {before.latency:>14.2f} -> {after.latency:>14.2f}  (-{after.reduction(before, 'latency'):.1%})"
         )
     typer.echo(f"saved in {out}; load it with ifap.load({str(out)!r}, {builder.partition(':')[2]})")
 

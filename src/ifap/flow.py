@@ -45,6 +45,7 @@ Statistic = Literal["norm", "rms", "centered"]
 NORMALIZE = ("layer", "volume", "none")
 SITES = ("output", "activation")
 STATISTICS = ("norm", "rms", "centered")
+NO_DATA = "calibration data are empty: give at least one batch of inputs"
 
 
 def flow_scores(
@@ -190,31 +191,43 @@ def _measure(
     _check_choice("normalize", normalize, NORMALIZE)
     _check_choice("site", site, SITES)
     _check_choice("statistic", statistic, STATISTICS)
-    refuse_test(batches, "scoring")
     meters: dict[str, _Meter] = {}
-    device, is_empty = device_of(model), True
     with (
         evaluation_mode(model),
         torch.no_grad(),
         eager_attention(model),
         _observe(model, meters, site, _METERS[statistic]) as flush,
     ):
-        for batch in batches:
-            is_empty = False
-            _call(model, to_device(batch, device))
+        for _ in forwards(model, batches):
             flush()
     used = {name: meter for name, meter in meters.items() if meter.samples}
-    if is_empty or (meters and not used):
-        raise ScoreError("calibration data are empty: give at least one batch of inputs")
+    if meters and not used:
+        raise ScoreError(NO_DATA)
     _check_finite(used)
     return used
 
 
-def _call(model: nn.Module, batch: Inputs) -> None:
-    try:
-        call(model, batch)
-    except TypeError as error:
-        raise ScoreError(f"calibration batches hold the network's inputs and no labels: {error}") from error
+def forwards(model: nn.Module, batches: Iterable[Inputs]) -> Iterator[None]:
+    """Run a network on calibration batches, and yield after each.
+
+    Raises
+    ------
+    ScoreError
+        If there is no batch, or if the network does not take one, such as inputs with labels.
+    SplitError
+        If `batches` is a test split.
+    """
+    refuse_test(batches, "scoring")
+    device, is_empty = device_of(model), True
+    for batch in batches:
+        is_empty = False
+        try:
+            call(model, to_device(batch, device))
+        except TypeError as error:
+            raise ScoreError(f"calibration batches hold the network's inputs and no labels: {error}") from error
+        yield
+    if is_empty:
+        raise ScoreError(NO_DATA)
 
 
 @contextmanager
@@ -242,7 +255,7 @@ def _observe(
 
 def _layer_hook(meter: _Meter, name: str, follower: _Follower | None) -> Callable[[nn.Module, Any, Tensor], None]:
     def hook(module: nn.Module, _args: Any, output: Tensor) -> None:
-        axis = unit_axis(module, output)
+        axis = unit_axis(module)
         if follower is None:
             meter.output(output, axis)
         else:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from ifap.layers import has_plain_forward, is_depthwise, modules_by_name, sides
+from ifap.layers import has_plain_forward, is_depthwise, modules_by_name, sides, unit_axis
 from ifap.tracing import call, device_of, evaluation_mode, map_tensors, tensors, to_device
 
 Floats = npt.NDArray[np.float64]
@@ -155,7 +155,7 @@ class LatencyModel:
             self._layers = {name: [_times(modules[name], shape) for shape in called] for name, called in shapes.items()}
         self.total = 1000 * statistics.median(times[1:])
         """Milliseconds of the network as it was given."""
-        values = {name: sum(math.prod(s) / s[_axis(modules[name])] for s in shapes[name]) for name in shapes}
+        values = {name: sum(math.prod(s) / s[unit_axis(modules[name])] for s in shapes[name]) for name in shapes}
         self._outputs = {name: values[name] * sides(modules[name])["out"] for name in shapes}
         self.fast_width = fast_width(device_of(model))
         """What widths are best a multiple of."""
@@ -211,11 +211,6 @@ _RUNS = 5
 _FEWEST_ROUNDS, _ENOUGH_SECONDS = 3, 5.0
 _SHARES = (0.25, 0.5, 0.75, 1.0)
 _MEASURED: dict[tuple[Any, ...], _Table] = {}
-
-
-def _axis(module: nn.Module) -> int:
-    """Return the axis of a layer's input that counts its channels."""
-    return -1 if isinstance(module, nn.Linear) else -1 - len(module.kernel_size)  # type: ignore[arg-type]
 
 
 def _input_shapes(model: nn.Module, inputs: Any) -> dict[str, list[tuple[int, ...]]]:
@@ -286,7 +281,7 @@ def _time_of(module: nn.Module, shape: tuple[int, ...], out: int, inner: int) ->
     bias = None if layer.bias is None else nn.Parameter(layer.bias.detach()[:out])
     layer._parameters = {"weight": nn.Parameter(weight.contiguous()), "bias": bias}
     sizes = list(shape)
-    sizes[_axis(module)] = inner
+    sizes[unit_axis(module)] = inner
     x = torch.ones(sizes, dtype=weight.dtype, device=weight.device)
     return 1000 * min(_timed(lambda: layer(x), weight.device) for _ in range(_RUNS - 1))
 

@@ -155,8 +155,8 @@ def why_not(module: nn.Module) -> str | None:
     return None
 
 
-def unit_axis(module: nn.Module, output: Tensor) -> int:
-    """Return the axis of a layer's output that counts its units (negative: from the end)."""
+def unit_axis(module: nn.Module) -> int:
+    """Return the axis of a layer's input and output that counts their units (negative: from the end)."""
     if isinstance(module, _ConvNd):
         return -1 - len(module.kernel_size)
     return -1

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
 from ifap.errors import ScoreError
+from ifap.flow import forwards
 from ifap.graph import Graph, Indices
-from ifap.layers import modules_by_name, shared_parameters, sides
-from ifap.splits import refuse_test
-from ifap.tracing import Inputs, call, device_of, evaluation_mode, to_device
+from ifap.layers import modules_by_name, shared_parameters, sides, unit_axis
+from ifap.tracing import Inputs, evaluation_mode
 
 DAMPING = 1e-4  # of the mean of the diagonal: inputs of which one follows from the others have no single A
 WIDEST = 8192  # inputs of a layer that is compensated; their products take half a GiB
@@ -92,7 +92,7 @@ def second_moments(model: nn.Module, batches: Iterable[Inputs], names: Iterable[
     Raises
     ------
     ScoreError
-        If there is no batch, or if an input is not finite (the layer is named).
+        If there is no batch, if the network does not take one, or if an input is not finite (the layer is named).
     SplitError
         If `batches` is a test split.
     """
@@ -106,16 +106,11 @@ def _products(module: Any, rows: Tensor) -> Tensor:
 
 
 def _means(model: nn.Module, batches: Iterable[Inputs], names: Iterable[str], summed: Summed) -> dict[str, Tensor]:
-    refuse_test(batches, "scoring")
     sums: dict[str, Tensor] = {}
     numbers: dict[str, int] = {}
-    is_empty, where = True, device_of(model)
     with evaluation_mode(model), torch.no_grad(), _adding(model, set(names), summed, sums, numbers):
-        for batch in batches:
-            is_empty = False
-            call(model, to_device(batch, where))
-    if is_empty:
-        raise ScoreError("calibration data are empty: give at least one batch of inputs")
+        for _ in forwards(model, batches):
+            pass
     for name, total in sums.items():
         if not torch.isfinite(total).all():
             raise ScoreError(f"layer '{name}': its inputs are not finite on the calibration data")
@@ -148,9 +143,7 @@ def _adding(
 
 def _rows(module: Any, x: Tensor) -> Tensor:
     """Return the input of a layer with one row a position and one column a channel."""
-    if isinstance(module, nn.Linear):
-        return x.detach().reshape(-1, x.shape[-1]).float()
-    axis = -1 - len(module.kernel_size)
+    axis = unit_axis(module)
     return x.detach().movedim(axis, -1).reshape(-1, x.shape[axis]).float()
 
 

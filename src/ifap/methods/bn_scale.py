@@ -14,12 +14,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.weak import WeakIdKeyDictionary
 
 from ifap.attention import head_weight_norms
-from ifap.errors import ScoreError
+from ifap.flow import forwards
 from ifap.layers import is_conv, weight_norms
 from ifap.methods import METHODS
 from ifap.methods.units import by_layer_mean, map_units
-from ifap.splits import refuse_test
-from ifap.tracing import call, device_of, evaluation_mode, to_device
+from ifap.tracing import evaluation_mode
 
 
 @METHODS.register("bn_scale")
@@ -39,7 +38,6 @@ def bn_scale(model: nn.Module, batches: Iterable[Any], *, normalize: str, site: 
 
 def _norms_that_follow(model: nn.Module, batches: Iterable[Any]) -> dict[str, _BatchNorm]:
     """Return for each layer the batch norm, with a scale, that reads its output; one batch is run."""
-    refuse_test(batches, "scoring")
     found: dict[str, _BatchNorm] = {}
     made, handles = WeakIdKeyDictionary(), []
 
@@ -56,11 +54,8 @@ def _norms_that_follow(model: nn.Module, batches: Iterable[Any]) -> dict[str, _B
         elif isinstance(module, _BatchNorm) and module.weight is not None:
             handles.append(module.register_forward_pre_hook(look_up))
     try:
-        batch = next(iter(batches), None)
-        if batch is None:
-            raise ScoreError("calibration data are empty: give at least one batch of inputs")
         with evaluation_mode(model), torch.no_grad():
-            call(model, to_device(batch, device_of(model)))
+            next(forwards(model, batches))
     finally:
         for handle in handles:
             handle.remove()
