@@ -13,7 +13,8 @@ from __future__ import annotations
 import copy
 import csv
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,15 +25,16 @@ import torch_pruning as tp
 import typer
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
-from torchvision.models import VisionTransformer
 
 import ifap
 from benchmarks.fastnas import NAME as FASTNAS
 from benchmarks.fastnas import FastNas
 from benchmarks.ratio import RESULTS, machine
 from ifap.config import TrainingOptions
+from ifap.costs import count_params
 from ifap.datasets.fashion_mnist import read
 from ifap.datasets.images import random_shift
+from ifap.families import sync
 from ifap.models import MODELS
 from ifap.recover import Distillation
 from ifap.runtime import configure, peak_memory_mb, seeded
@@ -193,15 +195,15 @@ class Peer:
             if "taylor" in self._name:
                 self._differentiate()
             while ifap.cost(self.network, self._case.image).macs > goal:
-                before = sum(p.numel() for p in self.network.parameters())
+                before = count_params(self.network)
                 self._pruner.step()
-                if isinstance(self.network, VisionTransformer):
-                    self.network.hidden_dim = self.network.conv_proj.out_channels
-                if self._pruner.current_step >= 200 or sum(p.numel() for p in self.network.parameters()) > before:
+                sync(self.network)
+                if self._pruner.current_step >= 200 or count_params(self.network) > before:
                     raise RuntimeError(f"{self._name} does not reach {macs:.0f} MACs")
             self.network.zero_grad(set_to_none=True)
             if self._recover is not None:
-                with _regularised(self._pruner, self.network, active=self._name == "tp: group norm"):
+                is_penalised = self._name == "tp: group norm"
+                with _regularised(self._pruner, self.network) if is_penalised else nullcontext():
                     self._recover(self.network, self._case.network, step)
 
     def _differentiate(self) -> None:
@@ -220,20 +222,15 @@ def _peer(name: str) -> tuple[Any, Any]:
     return tp.importance.GroupMagnitudeImportance(), tp.pruner.BasePruner
 
 
-class _regularised:  # noqa: N801 (a context)
+@contextmanager
+def _regularised(pruner: Any, network: nn.Module) -> Iterator[None]:
     """Have the pruner's own penalty added to the gradients of every step inside the block."""
-
-    def __init__(self, pruner: Any, network: nn.Module, *, active: bool) -> None:
-        self._pruner, self._network, self._active = pruner, network, active
-
-    def __enter__(self) -> None:
-        if self._active:
-            self._pruner.update_regularizer()
-            self._handle = register_optimizer_step_pre_hook(lambda *_: self._pruner.regularize(self._network))
-
-    def __exit__(self, *_: object) -> None:
-        if self._active:
-            self._handle.remove()
+    pruner.update_regularizer()
+    handle = register_optimizer_step_pre_hook(lambda *_: pruner.regularize(network))
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def applies(method: str, name: str) -> bool:

@@ -8,7 +8,6 @@ the peer, with the best mean on the test split: of them, unlike of ours, the bes
 
 from __future__ import annotations
 
-import statistics
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -34,11 +33,6 @@ COLUMNS = (
     *SETTING, "ours", "rival", "kind", "seeds", "ours_test", "ours_sd", "rival_test", "rival_sd", "difference", "low",
     "high", "ours_before_recovery", "rival_before_recovery",
 )  # fmt: skip
-
-
-def read_rows(file: Path = FILE) -> pd.DataFrame:
-    """Return one row a network, seed, method and share."""
-    return pd.read_csv(file)
 
 
 def chosen(rows: pd.DataFrame, network: str) -> str:
@@ -109,20 +103,8 @@ def ratios(rows: pd.DataFrame) -> list[Ratio]:
         setting = rows[(rows.network == row["network"]) & (rows.share == row["share"])]
         own, other = (_by_seed(setting, row[side]) for side in ("ours", "rival"))
         pairs = [(1 - own[seed] / 100, 1 - other[seed] / 100) for seed in sorted(own.keys() & other.keys())]
-        apart = [mine / theirs for mine, theirs in pairs]
-        found.append(
-            Ratio(
-                f"{row['network']} -{row['share']:.0%} MACs, wrong, against {row['kind']} {row['rival']}",
-                statistics.median(mine for mine, _ in pairs),
-                statistics.median(theirs for _, theirs in pairs),
-                statistics.median(apart),
-                min(apart),
-                max(apart),
-                limit=1.0,
-                runs=len(pairs),
-                unit="%",
-            )
-        )
+        quantity = f"{row['network']} -{row['share']:.0%} MACs, wrong, against {row['kind']} {row['rival']}"
+        found.append(Ratio.of_pairs(quantity, pairs, limit=1.0, unit="%"))
     return found
 
 
@@ -149,7 +131,7 @@ def print_overview(rows: pd.DataFrame) -> None:
 
 def main(file: Annotated[Path, typer.Option(help="What benchmarks.accuracy has written.")] = FILE) -> None:
     """Print and record the comparison."""
-    rows = read_rows(file)
+    rows = pd.read_csv(file)
     print_overview(rows)
     write_csv(RESULTS / "accuracy_differences.csv", differences(rows), COLUMNS)
     report("accuracy_table", "Wrongly classified test images, against the strongest rival", "rival", ratios(rows))

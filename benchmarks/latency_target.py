@@ -138,8 +138,7 @@ def time_against_ideal(quantity: str, network: nn.Module, found: Pruned, images:
 
 def loss_against(quantity: str, ours: float, theirs: float) -> Ratio:
     """Compare two losses."""
-    ratio = ours / theirs
-    return Ratio(quantity, ours, theirs, ratio, ratio, ratio, limit=1.0, runs=1, unit="%")
+    return Ratio.of_pairs(quantity, [(ours, theirs)], limit=1.0, unit="%")
 
 
 def main() -> None:

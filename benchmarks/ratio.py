@@ -11,7 +11,7 @@ import importlib.metadata
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -56,6 +56,23 @@ class Ratio:
     runs: int
     unit: str = "s"
 
+    @classmethod
+    def of_pairs(cls, quantity: str, pairs: Sequence[tuple[float, float]], *, limit: float, unit: str = "s") -> Ratio:
+        """Sum up what ours and the peer took, pair by pair."""
+        ours, peer = zip(*pairs, strict=True)
+        ratios = [mine / theirs for mine, theirs in pairs]
+        return cls(
+            quantity,
+            statistics.median(ours),
+            statistics.median(peer),
+            statistics.median(ratios),
+            min(ratios),
+            max(ratios),
+            limit,
+            len(pairs),
+            unit,
+        )
+
     @property
     def is_met(self) -> bool:
         """Whether the ratio is at most its limit."""
@@ -75,18 +92,7 @@ def compare(
     ours()
     peer()
     pairs = [(ours(), peer()) if i % 2 else (lambda p, o: (o, p))(peer(), ours()) for i in range(runs)]
-    ratios = [mine / theirs for mine, theirs in pairs]
-    return Ratio(
-        quantity,
-        statistics.median(mine for mine, _ in pairs),
-        statistics.median(theirs for _, theirs in pairs),
-        statistics.median(ratios),
-        min(ratios),
-        max(ratios),
-        limit,
-        runs,
-        unit,
-    )
+    return Ratio.of_pairs(quantity, pairs, limit=limit, unit=unit)
 
 
 def timed(function: Callable[[], object]) -> float:

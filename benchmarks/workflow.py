@@ -10,7 +10,6 @@ import json
 import os
 import resource
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -57,11 +56,7 @@ def seconds_of(command: Sequence[str], cwd: Path = ROOT) -> float:
 
 def allowed(quantity: str, measure: Callable[[], float], limit: float, runs: int) -> Ratio:
     """Compare a time with what is allowed for it."""
-    times = [measure() for _ in range(runs)]
-    shares = [time / limit for time in times]
-    return Ratio(
-        quantity, statistics.median(times), limit, statistics.median(shares), min(shares), max(shares), 1.0, runs
-    )
+    return Ratio.of_pairs(quantity, [(measure(), limit) for _ in range(runs)], limit=1.0)
 
 
 def dry_run(folder: Path, grid: Grid) -> float:
