@@ -120,7 +120,7 @@ def recovery() -> Callable[[], Callable[[], object]]:
 
 
 SCORING: list[Part] = [
-    (flow, "_call", "forward"),
+    (flow, "call", "forward"),
     (flow, "unit_norms", "norms of activations"),
     (flow, "_head_norms", "norms of attention"),
     (flow, "weight_norms", "norms of weights"),
