@@ -10,7 +10,8 @@ import torch
 from networks import NETWORKS, FusedAttention, Lambda, prune
 from torch import nn
 
-from ifap.attention import SplitAttention, fused_attention, num_heads, split_attention
+from ifap.legacy import SplitAttention
+from ifap.sparse.attention import fused_attention, heads, num_heads, split_attention
 
 
 def pair(**options):
@@ -130,4 +131,5 @@ def test_fused_blocks_lose_whole_heads():
     pruned = prune(net.build(), net.inputs(), method="random", macs=0.6)
     block = pruned.model.attention
     assert num_heads(block) == block.proj.in_features // 4 == block.qkv.out_features // 12 < 4
+    assert heads(pruned.model) == {"attention": block.num_heads}
     assert pruned.plan.heads == {"attention": block.num_heads}

@@ -15,7 +15,7 @@ from torch import nn
 from workflow_project import ROOT
 
 import ifap
-from ifap.attention import check_heads, head_dim, num_heads, projections, split_attention
+from ifap.attention import check_heads
 from ifap.costs import macs_by_module
 from ifap.errors import ConfigError, GraphError, PlanError
 from ifap.layers import shared_parameters, sides
@@ -24,6 +24,7 @@ from ifap.models import MODELS, builder_from_id, builder_id
 from ifap.models.base import HEADS
 from ifap.models.text import load_pretrained_text
 from ifap.plan import Builder, InputValues, Plan, make_inputs, unpruned_plan
+from ifap.sparse.attention import head_dim, num_heads, projections, split_attention
 
 CASES = [(name, head) for name in TINY_TEXT for head in HEADS]
 

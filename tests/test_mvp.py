@@ -13,13 +13,13 @@ from torch import nn
 from torch.func import functional_call
 
 from ifap import plan
-from ifap.attention import split_attention
 from ifap.config import LthOptions, MvpOptions, PdpOptions, TrainingOptions, load_params, mask_options, parse_params
 from ifap.costs import nonzero_macs
 from ifap.errors import ConfigError, TargetError
 from ifap.fairness import is_finetuned, masked_run, starts_untrained
 from ifap.pruning import Target
 from ifap.sparse import SPARSE, Context
+from ifap.sparse.attention import split_attention
 from ifap.sparse.blocks import block_weights, find_groups
 from ifap.sparse.controller import MaskController, all_kept, counted
 from ifap.sparse.density import maskable, prices

@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from ifap.costs import Cost, cost
     from ifap.errors import IfapError
     from ifap.export import export_onnx
-    from ifap.families import register_sync
     from ifap.flow import flow_scores
     from ifap.plan import load, save
     from ifap.pruning import Pruned, Receipt, Target, prune
     from ifap.recover import Distillation
+    from ifap.view import inspect
 
 __version__ = "0.1.0"
 
@@ -26,7 +26,7 @@ _HOME = {
     "cost": "costs",
     "IfapError": "errors",
     "export_onnx": "export",
-    "register_sync": "families",
+    "inspect": "view",
     "flow_scores": "flow",
     "load": "plan",
     "save": "plan",
@@ -47,9 +47,9 @@ __all__ = [
     "cost",
     "export_onnx",
     "flow_scores",
+    "inspect",
     "load",
     "prune",
-    "register_sync",
     "save",
 ]
 

@@ -7,8 +7,7 @@ poolings are not counted. The paper prints MACs as "GFlops".
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,22 +15,14 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from ifap.layers import has_plain_forward, modules_by_name
-from ifap.tracing import (
-    Inputs,
-    ShapesAlone,
-    call,
-    dense_outputs,
-    evaluation_mode,
-    is_trouble,
-    meta_forward,
-    plain_attention,
-    shape_copy,
-    task_tensors,
-    to_device,
-)
+from ifap.axes.fakes import quick
+from ifap.axes.passes import data_free, is_trouble, plain_attention, unchanged
+from ifap.errors import GraphError
+from ifap.layers import modules_by_name
+from ifap.tracing import Inputs, call, dense_outputs, evaluation_mode, task_tensors
 
 
 @dataclass(frozen=True)
@@ -132,41 +123,62 @@ class Probe:
     output_shapes: list[tuple[int, ...]]
 
 
-def probe(model: nn.Module, example_inputs: Inputs, twin: nn.Module | None = None) -> Probe:
-    """Run a copy of `model` once, without data where that is possible, and count.
+class NetworkError(GraphError):
+    """A network does not run; holds why, and the module that was running."""
+
+    def __init__(self, reason: str, module: str) -> None:
+        super().__init__(reason)
+        self.reason, self.module = reason, module
+
+
+def probe(model: nn.Module, example_inputs: Inputs, outputs: Sequence[str] | None = None) -> Probe:
+    """Run `model` once, without data where that is possible, and count.
 
     Parameters
     ----------
     model : nn.Module
-        Any network; it is not changed.
+        Any network; it is left as it was.
     example_inputs : Tensor, tuple, list or dict
         Inputs of one forward.
-    twin : nn.Module, optional
-        What `ifap.tracing.shape_copy` made of `model`, if there is one.
+    outputs : sequence of str, optional
+        See `ifap.prune`.
 
     Returns
     -------
     Probe
         MACs of each module and shapes of the outputs.
+
+    Raises
+    ------
+    NetworkError
+        If the network does not run.
     """
-    layers = {name for name, module in modules_by_name(model).items() if has_plain_forward(module)}
+    with unchanged(model), evaluation_mode(model), torch.no_grad(), dense_outputs(model), plain_attention():
+        try:
+            with data_free(model, example_inputs) as (inputs, _):
+                counter = _Counter(model)
+                with counter.counting():
+                    found = call(model, inputs)
+        except Exception as error:
+            if is_trouble(error):
+                raise
+            # The forward looks at values, which data-free tensors do not have: run it for real.
+            found = _run(model, counter := _Counter(model), example_inputs)
+    return Probe(counter.macs, [tuple(tensor.shape) for tensor in task_tensors(found, outputs)])
+
+
+def _run(model: nn.Module, counter: _Counter, example_inputs: Inputs) -> Any:
     try:
-        twin, inputs = twin or shape_copy(model), to_device(example_inputs, torch.device("meta"))
-        counter = _Counter(twin, layers)
-        with torch.no_grad(), dense_outputs(twin), meta_forward(), counter.counting():
-            outputs = call(twin, inputs)
-    except (RuntimeError, NotImplementedError) as error:
+        with counter.counting():
+            return call(model, example_inputs)
+    except Exception as error:
         if is_trouble(error):
             raise
-        # The forward looks at values, which data-free tensors do not have: run a real copy.
-        twin = copy.deepcopy(model)
-        counter = _Counter(twin, layers)
-        with evaluation_mode(twin), torch.no_grad(), dense_outputs(twin), plain_attention(), counter.counting():
-            outputs = call(twin, example_inputs)
-    return Probe(counter.macs, [tuple(tensor.shape) for tensor in task_tensors(outputs)])
+        reason = (str(error).splitlines() or [""])[0]
+        raise NetworkError(f"{type(error).__name__}: {reason}", counter.last) from error
 
 
-class _Counter(ShapesAlone):
+class _Counter(TorchDispatchMode):
     """Count the MACs of each module itself while it is open, with torch's formulas for every product.
 
     Torch's ``FlopCounterMode`` counts for each module what its children do as well and follows the
@@ -176,16 +188,14 @@ class _Counter(ShapesAlone):
     ----------
     model : nn.Module
         What is run.
-    layers : set of str
-        Layers whose MACs follow from the size of their output: each value takes one unit's weights.
     """
 
-    def __init__(self, model: nn.Module, layers: set[str]) -> None:
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.macs: dict[str, int] = {}
-        self._layers = layers
         self._names = {module: name for name, module in modules_by_name(model).items()}
         self._running = [""]
+        self.last = ""
         self._whole: set[Any] = set()  # operations that are not made of others
 
     @classmethod
@@ -210,31 +220,31 @@ class _Counter(ShapesAlone):
     def _begin(self, module: nn.Module, _args: Any) -> None:
         if module in self._names:
             self._running.append(self._names[module])
+            self.last = self._running[-1]
 
     def _end(self, module: Any, _args: Any, output: Any) -> None:
-        if module in self._names and self._running.pop() in self._layers and output is not None:
-            self._add(self._names[module], output.numel() * module.weight[0].numel())
+        if module in self._names:
+            self._running.pop()
+            if output is not None:
+                self.last = self._running[-1]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func.namespace == "prim":  # which device a data-free tensor stands on
+            return func(*args, **kwargs)
         formula = flop_registry.get(func._overloadpacket)
-        if formula is None:
-            return self._counted_parts(func, types, args, kwargs)
-        output = func(*args, **kwargs)
-        name = self._running[-1]
-        if name not in self._layers:
-            self._add(name, formula(*args, **kwargs, out_val=output) // 2)
+        output = quick(func, args, kwargs)
+        if output is None:
+            if formula is None and func not in self._whole:
+                with self:
+                    parts = func.decompose(*args, **kwargs)
+                if parts is not NotImplemented:
+                    return parts
+                self._whole.add(func)
+            output = func(*args, **kwargs)
+        if formula is not None:
+            self._add(self._running[-1], formula(*args, **kwargs, out_val=output) // 2)
         return output
-
-    def _counted_parts(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
-        """Run what has no formula, as the operations that it is made of if it is made of any."""
-        if func not in self._whole:
-            with self:
-                parts = func.decompose(*args, **kwargs)
-            if parts is not NotImplemented:
-                return parts
-            self._whole.add(func)
-        return super().__torch_dispatch__(func, types, args, kwargs)
 
     def _add(self, name: str, macs: int) -> None:
         if macs:

@@ -16,7 +16,7 @@ is stored and nothing leaves the device before the last batch.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -26,16 +26,11 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
-from ifap.attention import (
-    SplitAttention,
-    eager_attention,
-    fused_attention,
-    head_weight_norms,
-    num_heads,
-    projection_layers,
-)
+from ifap.axes.units import Graph
 from ifap.errors import ScoreError, nearest
+from ifap.heads import HeadCalls, head_weights, replace_heads
 from ifap.layers import is_conv, unit_axis, weight_norms
+from ifap.weights import WeightUses, made_by_heads, weights_alone
 from ifap.splits import refuse_test
 from ifap.tracing import Inputs, call, device_of, evaluation_mode, to_device
 
@@ -54,8 +49,9 @@ def flow_scores(
     normalize: Normalize = "layer",
     site: Site = "output",
     statistic: Statistic = "norm",
+    graph: Graph | None = None,
 ) -> dict[str, Tensor]:
-    """Score every unit of every convolution, linear layer and attention head of `model`.
+    """Score every output position of every convolution, linear layer and other weight of `model`.
 
     Parameters
     ----------
@@ -76,12 +72,14 @@ def flow_scores(
         What stands for the activation: the mean over samples of its norm (the paper's), the root of
         the mean squared norm, or that root after the mean over samples and positions, which a bias
         could stand in for, is taken off.
+    graph : Graph, optional
+        The units of the network, from `ifap.view.trace`. With it weights outside layers are scored as well, and the
+        positions of an attention head get the score of the head where its probabilities can be seen.
 
     Returns
     -------
     dict of str to Tensor
-        Layer name to scores: shape (units,) for layers, (heads,) for attention modules, float32 on
-        the device of the network.
+        Layer, or weight outside a layer, to scores: shape (output positions,), float32 on the device of the network.
 
     Raises
     ------
@@ -91,16 +89,29 @@ def flow_scores(
     SplitError
         If `batches` is a test split.
     """
-    meters = _measure(model, batches, normalize, site, statistic)
-    return {name: _normalized(meter.flow(), meter, normalize) for name, meter in meters.items()}
+    meters, heads = _measure(model, batches, normalize, site, statistic, graph)
+    scores = {name: _normalized(meter.flow(), meter, normalize) for name, meter in meters.items()}
+    if graph is None:
+        return scores
+    for name, rows in weights_alone(model, graph).items():
+        if name not in scores:  # its activations stay inside one call: its weights speak for it
+            norms = torch.linalg.vector_norm(rows.float(), dim=1)
+            scores[name] = norms / norms.mean().clamp_min(1e-30) if normalize == "layer" else norms
+    return replace_heads(graph, scores, [_normalized(meter.flow(), meter, normalize) for meter in heads])
 
 
 def activation_norms(
-    model: nn.Module, batches: Iterable[Inputs], site: Site = "output", normalize: Normalize = "none"
+    model: nn.Module,
+    batches: Iterable[Inputs],
+    site: Site = "output",
+    normalize: Normalize = "none",
+    graph: Graph | None = None,
 ) -> dict[str, Tensor]:
-    """Return the mean activation norm of every unit alone, without weights; see `flow_scores`."""
-    meters = _measure(model, batches, normalize, site, "norm")
-    return {name: _normalized(meter.mean(), meter, normalize) for name, meter in meters.items()}
+    """Return the mean activation norm of every output position alone, without weights; see `flow_scores`."""
+    meters, heads = _measure(model, batches, normalize, site, "norm", graph)
+    scores = {name: _normalized(meter.mean(), meter, normalize) for name, meter in meters.items()}
+    found = [_normalized(meter.mean(), meter, normalize) for meter in heads]
+    return scores if graph is None else replace_heads(graph, scores, found)
 
 
 @dataclass
@@ -186,25 +197,28 @@ _METERS: dict[str, type[_Meter]] = {"norm": _Meter, "rms": _SquareMeter, "center
 
 
 def _measure(
-    model: nn.Module, batches: Iterable[Inputs], normalize: Normalize, site: Site, statistic: Statistic
-) -> dict[str, _Meter]:
+    model: nn.Module,
+    batches: Iterable[Inputs],
+    normalize: Normalize,
+    site: Site,
+    statistic: Statistic,
+    graph: Graph | None,
+) -> tuple[dict[str, _Meter], list[_Meter]]:
+    """Return the meters of all weights, and those of the heads of each call that makes probabilities."""
     _check_choice("normalize", normalize, NORMALIZE)
     _check_choice("site", site, SITES)
     _check_choice("statistic", statistic, STATISTICS)
+    make = _METERS[statistic]
     meters: dict[str, _Meter] = {}
-    with (
-        evaluation_mode(model),
-        torch.no_grad(),
-        eager_attention(model),
-        _observe(model, meters, site, _METERS[statistic]) as flush,
-    ):
+    heads = [] if graph is None else [make(weights) for weights in head_weights(model, graph)]
+    with evaluation_mode(model), torch.no_grad(), _observe(model, meters, heads, site, make, graph) as flush:
         for _ in forwards(model, batches):
             flush()
     used = {name: meter for name, meter in meters.items() if meter.samples}
     if meters and not used:
         raise ScoreError(NO_DATA)
     _check_finite(used)
-    return used
+    return used, heads
 
 
 def forwards(model: nn.Module, batches: Iterable[Inputs]) -> Iterator[None]:
@@ -232,25 +246,37 @@ def forwards(model: nn.Module, batches: Iterable[Inputs]) -> Iterator[None]:
 
 @contextmanager
 def _observe(
-    model: nn.Module, meters: dict[str, _Meter], site: Site, make: type[_Meter]
+    model: nn.Module,
+    meters: dict[str, _Meter],
+    heads: list[_Meter],
+    site: Site,
+    make: type[_Meter],
+    graph: Graph | None,
 ) -> Iterator[Callable[[], None]]:
-    """Keep every layer and head of `model` hooked inside the block; gives what to call after each forward."""
+    """Keep every weight and head of `model` observed inside the block; gives what to call after each forward."""
     handles: list[RemovableHandle] = []
     follower = _Follower(meters) if site == "activation" else None
-    try:
-        inside_attention = set(_hook_attention(model, meters, handles, make))
+    inside = set() if graph is None else made_by_heads(graph)
+    with ExitStack() as stack:
         for name, module in model.named_modules():
-            if module not in inside_attention and (is_conv(module) or isinstance(module, nn.Linear)):
+            if name not in inside and (is_conv(module) or isinstance(module, nn.Linear)):
                 meters[name] = make(weight_norms(module))
                 handles.append(module.register_forward_hook(_layer_hook(meters[name], name, follower)))
-        if follower is None:
-            yield lambda: None
-        else:
-            with follower:
-                yield follower.flush
-    finally:
-        for handle in handles:
-            handle.remove()
+                stack.callback(handles[-1].remove)
+        if graph is not None:
+            alone = {name: rows for name, rows in weights_alone(model, graph).items() if name not in inside}
+            if alone:
+                meters.update(
+                    {name: make(torch.linalg.vector_norm(rows.float(), dim=1)) for name, rows in alone.items()}
+                )
+                stack.enter_context(
+                    WeightUses(model, graph, lambda name, output, axis: meters[name].output(output, axis))
+                )
+            if heads:
+                stack.enter_context(HeadCalls(model, graph, lambda number, found: heads[number].heads(found)))
+        if follower is not None:
+            stack.enter_context(follower)
+        yield (lambda: None) if follower is None else follower.flush
 
 
 def _layer_hook(meter: _Meter, name: str, follower: _Follower | None) -> Callable[[nn.Module, Any, Tensor], None]:
@@ -305,104 +331,6 @@ _CACHED_VALUES = 2**18  # of which the squares stay in the cache until they are 
 
 def _volume(output: Tensor) -> int:
     return output.numel() // max(1, output.shape[0])
-
-
-# --- attention ------------------------------------------------------------------------------------
-
-
-def _hook_attention(
-    model: nn.Module, meters: dict[str, _Meter], handles: list[RemovableHandle], make: type[_Meter]
-) -> Iterator[nn.Module]:
-    """Hook every attention module and yield the layers inside it that are scored as heads."""
-    fused = fused_attention(model)
-    for name, module in model.named_modules():
-        if isinstance(module, (nn.MultiheadAttention, SplitAttention)):
-            meters[name] = make(head_weight_norms(module))
-            handles += _hook_probabilities(module, meters, name)
-            yield from (m for n, m in module.named_children() if n in ("q", "k", "v", "out_proj"))
-        elif projection_layers(module):
-            meters[name] = make(head_weight_norms(module))
-            handles.append(module.register_forward_hook(_projected_hook(meters[name], name)))
-            yield from projection_layers(module)
-        elif name in fused:
-            meters[name] = make(head_weight_norms(module))
-            handles.append(module.qkv.register_forward_hook(_fused_hook(module, meters[name])))
-            yield module.qkv
-
-
-def _hook_probabilities(module: nn.Module, meters: dict[str, _Meter], name: str) -> list[RemovableHandle]:
-    """Ask an attention module for its probabilities per head, and hand the caller what it asked for."""
-    asked: list[tuple[bool, bool]] = []
-
-    def before(
-        _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        named = {**dict(zip(_ATTENTION_ARGUMENTS, args, strict=False)), **kwargs}
-        asked.append((named.get("need_weights", True), named.get("average_attn_weights", True)))
-        return (), {**named, "need_weights": True, "average_attn_weights": False}
-
-    def after(_module: nn.Module, _args: Any, output: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor | None]:
-        result, weights = output
-        heads = weights if weights.dim() == 4 else weights.unsqueeze(0)
-        meters[name].heads(heads)
-        if isinstance(module, nn.MultiheadAttention):
-            _add_projection(module, meters, name, result)
-        need, average = asked.pop()
-        if not need:
-            return result, None
-        return result, weights.mean(dim=-3) if average else weights
-
-    return [
-        module.register_forward_pre_hook(before, with_kwargs=True),
-        module.register_forward_hook(after),
-    ]
-
-
-_ATTENTION_ARGUMENTS = (
-    "query",
-    "key",
-    "value",
-    "key_padding_mask",
-    "need_weights",
-    "attn_mask",
-    "average_attn_weights",
-    "is_causal",
-)
-
-
-def _add_projection(module: nn.MultiheadAttention, meters: dict[str, _Meter], name: str, result: Tensor) -> None:
-    # out_proj is used through its weight, so that a hook on it would never fire.
-    key = f"{name}.out_proj"
-    if key not in meters:
-        meters[key] = type(meters[name])(weight_norms(module.out_proj))
-    if result.dim() == 3 and not module.batch_first:
-        result = result.transpose(0, 1)
-    batched = result if result.dim() == 3 else result.unsqueeze(0)
-    meters[key].output(batched, -1)
-
-
-def _fused_hook(block: Any, meter: _Meter) -> Callable[[nn.Module, Any, Tensor], None]:
-    def hook(_module: nn.Module, _args: Any, output: Tensor) -> None:
-        q, k, _ = output.unflatten(-1, (3, num_heads(block), -1)).unbind(-3)
-        q_norm, k_norm = getattr(block, "q_norm", None), getattr(block, "k_norm", None)
-        q, k = q if q_norm is None else q_norm(q), k if k_norm is None else k_norm(k)
-        scale = getattr(block, "scale", q.shape[-1] ** -0.5)
-        logits = (q * scale).transpose(-3, -2) @ k.transpose(-3, -2).transpose(-2, -1)
-        heads = logits.softmax(dim=-1)
-        meter.heads(heads.flatten(0, -4))
-
-    return hook
-
-
-def _projected_hook(meter: _Meter, name: str) -> Callable[[nn.Module, Any, tuple[Any, ...]], None]:
-    def hook(module: nn.Module, _args: Any, output: tuple[Any, ...]) -> None:
-        weights = output[-1]
-        if not isinstance(weights, Tensor):
-            raise ScoreError(f"'{name}' does not return its attention: set attn_implementation to 'eager'")
-        # The queries that share keys and values are one unit: their probabilities stand below each other.
-        meter.heads(weights.unflatten(1, (num_heads(module), -1)).flatten(2, 3))
-
-    return hook
 
 
 def _head_norms(probabilities: Tensor) -> Tensor:

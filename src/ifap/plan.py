@@ -8,7 +8,6 @@ needed. A wrong, truncated or hostile file raises one `PlanError`.
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import math
 import os
@@ -20,18 +19,18 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
-from ifap.attention import fused_attention, num_heads, projection_layers, split_attention
+from ifap import legacy, rebuilding
+from ifap.axes.attention import ShapedAttention
 from ifap.costs import Cost, cost
-from ifap.errors import PlanError, nearest
-from ifap.families import sync
+from ifap.errors import PlanError
+from ifap.example_inputs import AnyInput, Count, Part, can_be_saved, input_spec, make_inputs
 from ifap.files import beside, read_bounded
-from ifap.layers import cut, refresh, replace_tensor, sides
 from ifap.tracing import (
     Inputs,
     call,
@@ -41,84 +40,39 @@ from ifap.tracing import (
     is_trouble,
     task_tensors,
     to_device,
+    unwrapped,
 )
 
 if TYPE_CHECKING:
-    from ifap.graph import Graph
+    from ifap.axes.units import Graph
     from ifap.pruning import Pruned
 
 PLAN_FILE = "plan.json"
 WEIGHTS_FILE = "weights.safetensors"
-FORMAT = 1
+FORMAT = 2
 # A plan may come from anyone. These bounds keep what loading it takes near the size of the network that it names:
 # Python needs up to ten times a file's size for numbers and forty times for small containers, and one forward of a
 # convolutional network some dozens of times its input's.
 _MAX_PLAN_BYTES = 32 * 2**20
 _MAX_PLAN_PARTS = 400_000
 _MAX_WEIGHTS_BYTES = 2**38
-_MAX_INPUT_ELEMENTS = 2**22
-_INDEX_ELEMENTS = 2**8
-"""What an integer among the inputs counts as: it is looked up, and stands for a vector."""
-_MAX_STORED_VALUES = 4096
 _FINGERPRINT_VALUES = 64
+_ONLY_FIRST, _ONLY_LATER = {"split_attention", "heads"}, {"attention", "attributes", "calls"}
+"""What a plan of version 1 alone has, and what later ones have."""
 _MASK = "mask:"
 """Before the name of a mask in the weights file; no module of torch has a colon in its name."""
-_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (
-    torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.bool,
-)}  # fmt: skip
-
-Count = Annotated[int, Field(ge=0, lt=2**63)]
 # One wrong entry is enough: a list of a million would be a million errors.
 Positions = Annotated[list[Count], Field(fail_fast=True)]
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
-
-
-class Builder(_Part):
+class Builder(Part):
     """Who builds the unpruned network: an id that the caller understands, and its arguments."""
 
     id: str | None = None
     args: dict[str, Any] = {}
 
 
-class InputSpec(_Part):
-    """Shape, type and, for integers, range of one example input."""
-
-    kind: Literal["tensor"] = "tensor"
-    shape: Annotated[list[Count], Field(fail_fast=True, max_length=16)]
-    dtype: str
-    high: Count = 1
-
-
-class InputValues(_Part):
-    """One small example input of integers as it is: which ids a text holds decides how a network reads it."""
-
-    kind: Literal["values"] = "values"
-    shape: Annotated[list[Count], Field(fail_fast=True, max_length=16)]
-    dtype: str
-    values: Annotated[list[int], Field(fail_fast=True, max_length=_MAX_STORED_VALUES)]
-
-
-class InputList(_Part):
-    """Positional inputs."""
-
-    kind: Literal["list"] = "list"
-    items: list[InputSpec | InputValues | InputList | InputDict]
-
-
-class InputDict(_Part):
-    """Keyword inputs."""
-
-    kind: Literal["dict"] = "dict"
-    items: dict[str, InputSpec | InputValues | InputList | InputDict]
-
-
-AnyInput = InputSpec | InputValues | InputList | InputDict
-
-
-class Costs(_Part):
+class Costs(Part):
     """MACs and parameters, before and after."""
 
     macs_before: Count
@@ -127,14 +81,33 @@ class Costs(_Part):
     params_after: Count
 
 
-class LayerMask(_Part):
+class AttributeSize(Part):
+    """An integer attribute that the forward reads as a size: a module, the path below it, and the value."""
+
+    module: str
+    path: Annotated[list[str | int], Field(min_length=1, max_length=3)]
+    value: Count
+
+
+class CallSize(Part):
+    """A size argument of one call that is corrected: set to a value, or scaled by a fraction."""
+
+    module: str
+    function: str
+    ordinal: Count
+    path: Annotated[list[str | int], Field(min_length=2, max_length=5)]
+    value: int | float | None = None
+    fraction: tuple[Count, Count] | None = None
+
+
+class LayerMask(Part):
     """How many weights of a layer are kept, and how many there are."""
 
     kept: Count
     size: Count
 
 
-class Plan(_Part):
+class Plan(Part):
     """Which units of which layer were kept, in order, and what it takes to rebuild the network.
 
     Parameters
@@ -142,13 +115,19 @@ class Plan(_Part):
     builder : Builder
         Who builds the unpruned network.
     split_attention : list of str
-        Attention modules that were split so that they can lose heads.
+        Attention modules that were split so that they can lose heads (version 1 alone).
     kept : dict of str to dict of str to list of int
         Layer, then side, to the positions of the unpruned network that are left; layers and sides
         that lost nothing are not listed.
     heads : dict of str to int
-        Number of heads of each attention module.
-    example_inputs : InputSpec or InputValues or InputList or InputDict
+        Number of heads of each attention module (version 1 alone).
+    attention : list of str
+        Attention modules of torch that read their widths from their weights.
+    attributes : list of AttributeSize
+        Sizes that the forward reads from attributes of modules.
+    calls : list of CallSize
+        Sizes among the arguments of calls.
+    example_inputs : InputSpec, InputValues, InputConstant, InputList or InputDict
         What one forward takes.
     costs : Costs
         MACs and parameters before and after.
@@ -164,11 +143,14 @@ class Plan(_Part):
         Libraries that wrote the file.
     """
 
-    format: Literal[1] = 1
+    format: Literal[1, 2] = 2
     builder: Builder = Builder()
     split_attention: list[str] = []
     kept: dict[str, dict[str, Positions]] = {}
     heads: dict[str, Count] = {}
+    attention: list[str] = []
+    attributes: list[AttributeSize] = []
+    calls: list[CallSize] = []
     example_inputs: Annotated[AnyInput, Field(discriminator="kind")]
     costs: Costs
     shared: dict[str, str] = {}
@@ -221,8 +203,9 @@ def load(folder: str | Path, builder: Callable[[], nn.Module]) -> nn.Module:
     model = builder()
     if not isinstance(model, nn.Module):
         raise PlanError(f"{folder}: the builder returned {type(model).__name__}, not a network")
+    model = unwrapped(model)
     try:
-        _rebuild(model, plan, weights)
+        (legacy if plan.format == 1 else rebuilding).rebuild(model, plan, weights)
         model.eval()
         values = _fingerprint(model, plan.example_inputs)
     except PlanError as error:
@@ -286,33 +269,13 @@ def read_masks(folder: str | Path) -> dict[str, Tensor]:
     return _take_masks(_read_weights(folder / WEIGHTS_FILE, plan), plan, folder) if plan.sparsity else {}
 
 
-def make_inputs(spec: AnyInput, seed: int = 0) -> Inputs:
-    """Return inputs of the shapes and types that a plan names, random but for stored integers, on the CPU.
-
-    Raises
-    ------
-    PlanError
-        If they would be too large, or a type is unknown.
-    """
-    if _elements(spec) > _MAX_INPUT_ELEMENTS:
-        raise PlanError("example_inputs: the shapes are too large: one or a few samples are enough")
-    return _make_inputs(spec, torch.Generator().manual_seed(seed))
-
-
-def can_be_saved(example_inputs: Inputs) -> bool:
-    """Whether a network with these example inputs can be saved: they must be few enough for whoever loads it."""
-    return _elements(_input_spec(example_inputs)) <= _MAX_INPUT_ELEMENTS
-
-
 def unpruned_plan(model: nn.Module, example_inputs: Inputs, builder: Builder | None = None) -> Plan:
     """Return the plan of a network that lost nothing, for saving a baseline in the same format."""
     whole = cost(model, example_inputs)
-    return _plan(model, example_inputs, whole, whole, kept={}, split=[], builder=builder or Builder())
+    return Plan(builder=builder or Builder(), example_inputs=input_spec(example_inputs), costs=_costs(whole, whole))
 
 
-def pruned_plan(
-    model: nn.Module, graph: Graph, split: list[str], example_inputs: Inputs, before: Cost, after: Cost
-) -> Plan:
+def pruned_plan(model: nn.Module, graph: Graph, example_inputs: Inputs, before: Cost, after: Cost) -> Plan:
     """Return the plan of a network that `graph` describes.
 
     Parameters
@@ -321,8 +284,6 @@ def pruned_plan(
         The pruned network.
     graph : Graph
         Its units; knows which positions are left.
-    split : list of str
-        Attention modules that were split.
     example_inputs : Tensor, tuple, list or dict
         What one forward takes.
     before, after : Cost
@@ -332,19 +293,51 @@ def pruned_plan(
     for slot, left, width in zip(graph.slots, graph.kept, graph.original_widths, strict=True):
         if len(left) < width:
             kept.setdefault(slot.name, {})[slot.side] = left.tolist()
-    return _plan(model, example_inputs, before, after, kept=kept, split=split, builder=Builder())
+    corrections = graph.corrections()
+    return Plan(
+        kept=kept,
+        attention=[name for name, module in model.named_modules() if isinstance(module, ShapedAttention)],
+        attributes=[
+            AttributeSize(module=key[0], path=list(key[1:]), value=value)
+            for key, value in corrections.attributes.items()
+        ],
+        calls=[
+            CallSize(
+                module=each.module,
+                function=each.function,
+                ordinal=each.ordinal,
+                path=list(each.path),
+                value=each.value,
+                fraction=each.fraction,
+            )
+            for each in corrections.arguments
+        ],
+        example_inputs=input_spec(example_inputs),
+        costs=_costs(before, after),
+    )
 
 
 def sliced_plan(
-    model: nn.Module,
     kept: dict[str, dict[str, list[int]]],
     split: list[str],
+    heads: dict[str, int],
     example_inputs: Inputs,
     before: Cost,
     after: Cost,
 ) -> Plan:
-    """Return the plan of a network that was cut without a graph; `kept` and `split` are what `Plan` says of them."""
-    return _plan(model, example_inputs, before, after, kept=kept, split=split, builder=Builder())
+    """Return the plan, of version 1, of a network that was cut without a graph; see `Plan` for what is given."""
+    return Plan(
+        format=1,
+        split_attention=split,
+        kept=kept,
+        heads=heads,
+        example_inputs=input_spec(example_inputs),
+        costs=_costs(before, after),
+    )
+
+
+def _costs(before: Cost, after: Cost) -> Costs:
+    return Costs(macs_before=before.macs, macs_after=after.macs, params_before=before.params, params_after=after.params)
 
 
 def write_network(model: nn.Module, plan: Plan, folder: str | Path, masks: Mapping[str, Tensor] | None = None) -> None:
@@ -361,7 +354,7 @@ def write_network(model: nn.Module, plan: Plan, folder: str | Path, masks: Mappi
     masks : mapping of str to Tensor, optional
         Boolean masks of single weights, by name; False entries of the weights must be zero.
     """
-    state, shared = _state(model)
+    state, shared = _state(model.state_dict() if plan.format == 1 else rebuilding.stored_tensors(model))
     masks = masks or {}
     sparsity = {name: LayerMask(kept=int(mask.sum()), size=mask.numel()) for name, mask in masks.items()}
     _check_masked(state, masks)
@@ -376,62 +369,20 @@ def write_network(model: nn.Module, plan: Plan, folder: str | Path, masks: Mappi
         }
     )
     # A plan without masks stays the text that it was before there were any.
-    text = plan.model_dump_json(indent=1, exclude=None if sparsity else {"sparsity"})
+    unused = _ONLY_LATER if plan.format == 1 else _ONLY_FIRST
+    text = plan.model_dump_json(indent=1, exclude=unused if sparsity else {*unused, "sparsity"})
     _replace_files(Path(folder), {WEIGHTS_FILE: content, PLAN_FILE: (text + "\n").encode()})
 
 
 # --- writing --------------------------------------------------------------------------------------
 
 
-def _plan(
-    model: nn.Module,
-    example_inputs: Inputs,
-    before: Cost,
-    after: Cost,
-    *,
-    kept: dict[str, dict[str, list[int]]],
-    split: list[str],
-    builder: Builder,
-) -> Plan:
-    return Plan(
-        builder=builder,
-        split_attention=split,
-        kept=kept,
-        heads=_heads(model),
-        example_inputs=_input_spec(example_inputs),
-        costs=Costs(
-            macs_before=before.macs, macs_after=after.macs, params_before=before.params, params_after=after.params
-        ),
-    )
-
-
-def _heads(model: nn.Module) -> dict[str, int]:
-    fused = fused_attention(model)
-    return {
-        name: num_heads(module) for name, module in model.named_modules() if projection_layers(module) or name in fused
-    }
-
-
-def _input_spec(inputs: Inputs) -> Any:
-    if isinstance(inputs, Tensor):
-        dtype = str(inputs.dtype).removeprefix("torch.")
-        if dtype in ("int64", "int32", "bool") and 0 < inputs.numel() <= _MAX_STORED_VALUES:
-            return InputValues(shape=list(inputs.shape), dtype=dtype, values=[int(v) for v in inputs.reshape(-1)])
-        high = 1 if inputs.is_floating_point() or inputs.numel() == 0 else int(inputs.max())
-        return InputSpec(shape=list(inputs.shape), dtype=dtype, high=max(high, 0))
-    if isinstance(inputs, dict):
-        return InputDict(items={str(key): _input_spec(value) for key, value in inputs.items()})
-    if isinstance(inputs, (tuple, list)):
-        return InputList(items=[_input_spec(value) for value in inputs])
-    raise PlanError(f"example inputs must be tensors in tuples, lists or dicts, not {type(inputs).__name__}")
-
-
-def _state(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return each tensor of the state once, and the second names of those that have two."""
+def _state(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return each tensor once, and the second names of those that have two."""
     state: dict[str, Tensor] = {}
     shared: dict[str, str] = {}
     owners: dict[tuple[int, torch.Size], str] = {}
-    for name, tensor in model.state_dict().items():
+    for name, tensor in tensors.items():
         key = (tensor.data_ptr(), tensor.shape)
         if tensor.numel() and key in owners:
             shared[name] = owners[key]
@@ -459,7 +410,7 @@ def _replace_files(folder: Path, files: dict[str, bytes]) -> None:
 
 def _versions() -> dict[str, str]:
     found = {}
-    for name in ("ifap", "torch", "torch-pruning", "safetensors"):
+    for name in ("ifap", "torch", "safetensors"):
         try:
             found[name] = version(name)
         except PackageNotFoundError:
@@ -494,101 +445,6 @@ def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         name, _ = Counter(name for name, _ in pairs).most_common(1)[0]
         raise ValueError(f"'{name[:40]}' stands there twice")
     return found
-
-
-def _rebuild(model: nn.Module, plan: Plan, weights: dict[str, Tensor]) -> None:
-    """Give `model` the structure of the plan and the stored weights, in place."""
-    missing = set(plan.split_attention) - set(split_attention(model, plan.split_attention))
-    if missing:
-        raise PlanError(f"the network has no attention module '{min(missing)}' to split")
-    original = _slot_widths(model)
-    _check_kept(plan, original)
-    targets = model.state_dict()
-    _check_names(weights, plan, targets)
-    tied = [pair for pair in plan.shared.items() if _held(model, pair[0]) is _held(model, pair[1])]
-    for name, stored in weights.items():
-        _resize(model, name, targets[name], stored)
-    for alias, name in tied:
-        parent, _, leaf = alias.rpartition(".")
-        setattr(model.get_submodule(parent), leaf, _held(model, name))
-    _cut_unsaved(model, plan, weights)
-    for module in model.modules():
-        if sides(module):
-            refresh(module)
-    sync(model)
-    model.load_state_dict({**weights, **{alias: weights[name] for alias, name in plan.shared.items()}})
-    _check_widths(model, plan, original)
-
-
-def _check_names(weights: dict[str, Tensor], plan: Plan, targets: dict[str, Any]) -> None:
-    names = {*weights, *plan.shared}
-    for alias, name in plan.shared.items():
-        if name not in weights:
-            raise PlanError(f"shared tensor '{alias}' refers to '{name}', which is not stored")
-    for name in sorted(names - set(targets)):
-        raise PlanError(f"the network has no tensor '{name}': {nearest(name, targets)}")
-    for name in sorted(set(targets) - names):
-        raise PlanError(f"tensor '{name}' of the network is not stored")
-
-
-def _resize(model: nn.Module, name: str, old: Tensor, stored: Tensor) -> None:
-    if stored.dtype != old.dtype:
-        raise PlanError(f"tensor '{name}' is stored as {stored.dtype}, the network has {old.dtype}")
-    if stored.dim() != old.dim() or any(new > whole for new, whole in zip(stored.shape, old.shape, strict=True)):
-        raise PlanError(f"tensor '{name}' is stored as {list(stored.shape)}, which cannot come from {list(old.shape)}")
-    if stored.shape != old.shape:
-        parent, _, leaf = name.rpartition(".")
-        empty = torch.empty(stored.shape, dtype=stored.dtype, device=old.device)
-        replace_tensor(model.get_submodule(parent), leaf, empty)
-
-
-def _held(model: nn.Module, name: str) -> Any:
-    """Return the parameter or buffer that a network holds under a name."""
-    parent, _, leaf = name.rpartition(".")
-    return getattr(model.get_submodule(parent), leaf)
-
-
-def _cut_unsaved(model: nn.Module, plan: Plan, weights: dict[str, Tensor]) -> None:
-    """Cut what has a width but no stored tensor: norms without weights, buffers that are not saved."""
-    modules, stored = dict(model.named_modules()), {*weights, *plan.shared}
-    for name, by_side in plan.kept.items():
-        keep = {side: torch.tensor(left) for side, left in by_side.items()}
-        if name not in modules:
-            if name not in stored:
-                from ifap.graph import cut_bare_tensor  # the tracer, which most networks load without
-
-                cut_bare_tensor(model, name, keep)
-        elif not any(key.rpartition(".")[0] == name for key in stored):
-            cut(modules[name], keep)
-
-
-def _slot_widths(model: nn.Module) -> dict[tuple[str, str], int]:
-    widths = {(name, side): size for name, module in model.named_modules() for side, size in sides(module).items()}
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        widths.update({(name, f"dim{dim}"): size for dim, size in enumerate(tensor.shape)})
-    return widths
-
-
-def _check_kept(plan: Plan, original: dict[tuple[str, str], int]) -> None:
-    for name, by_side in plan.kept.items():
-        for side, left in by_side.items():
-            width = original.get((name, side))
-            if width is None:
-                raise PlanError(f"kept: the network has no '{side}' side of '{name}'")
-            ascending = all(a < b for a, b in itertools.pairwise(left))
-            if not left or not ascending or left[-1] >= width:
-                raise PlanError(f"kept: '{name}' {side}: positions must ascend within 0..{width - 1}")
-
-
-def _check_widths(model: nn.Module, plan: Plan, original: dict[tuple[str, str], int]) -> None:
-    present = _slot_widths(model)
-    for (name, side), width in original.items():
-        left = plan.kept.get(name, {}).get(side)
-        expected = width if left is None else len(left)
-        if (left is not None or not side.startswith("dim")) and present[name, side] != expected:
-            raise PlanError(f"'{name}' {side}: {present[name, side]} units stored, {expected} in the plan")
-    if _heads(model) != plan.heads:
-        raise PlanError("the numbers of attention heads differ from those in the plan")
 
 
 # --- masks ----------------------------------------------------------------------------------------
@@ -638,33 +494,6 @@ def _fingerprint(model: nn.Module, spec: Any) -> list[float]:
     flat = output.detach().reshape(-1).double().cpu()
     positions = torch.linspace(0, len(flat) - 1, min(len(flat), _FINGERPRINT_VALUES)).round().long()
     return [float(value) for value in flat[positions]]
-
-
-def _elements(spec: Any) -> int:
-    """Return the elements of all inputs together, before any is made; those of integers count for more."""
-    if isinstance(spec, InputDict):
-        return sum(_elements(value) for value in spec.items.values())
-    if isinstance(spec, InputList):
-        return sum(_elements(value) for value in spec.items)
-    dtype = _DTYPES.get(spec.dtype, torch.float32)
-    return math.prod(spec.shape) * (1 if dtype.is_floating_point or dtype == torch.bool else _INDEX_ELEMENTS)
-
-
-def _make_inputs(spec: Any, generator: torch.Generator) -> Any:
-    if isinstance(spec, InputDict):
-        return {key: _make_inputs(value, generator) for key, value in spec.items.items()}
-    if isinstance(spec, InputList):
-        return [_make_inputs(value, generator) for value in spec.items]
-    if spec.dtype not in _DTYPES:
-        raise PlanError(f"example_inputs: unknown dtype '{spec.dtype}': {nearest(spec.dtype, _DTYPES)}")
-    dtype = _DTYPES[spec.dtype]
-    if isinstance(spec, InputValues):
-        if len(spec.values) != math.prod(spec.shape):
-            raise PlanError(f"example_inputs: {len(spec.values)} values for the shape {spec.shape}")
-        return torch.tensor(spec.values, dtype=torch.int64).to(dtype).view(spec.shape)
-    if dtype.is_floating_point:
-        return torch.randn(spec.shape, generator=generator).to(dtype)
-    return torch.randint(0, spec.high + 1, spec.shape, generator=generator).to(dtype)
 
 
 def _finite(values: list[float]) -> list[float]:

@@ -11,24 +11,29 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from ifap import readers
-from ifap.attention import check_heads, embeddings, split_attention
-from ifap.costs import Cost, count_params, macs_by_module, probe
+from ifap.axes.attention import ShapedAttention, adopt, release
+from ifap.axes.cut import cut_units
+from ifap.axes.expressions import atoms_of
+from ifap.axes.proof import Proof, prove
+from ifap.axes.sizes import CannotFollowError
+from ifap.axes.units import Graph, Indices, UnitsOfProducts
+from ifap.costs import Cost, NetworkError, Probe, count_params, probe
 from ifap.errors import ConfigError, GraphError, PlanError, TargetError, nearest
 from ifap.files import atomic_write_text
 from ifap.flow import Normalize, Site
-from ifap.graph import Graph, Indices, trace
 from ifap.latency import LatencyModel, can_compute_on, latency_ratio, layer_widths, repeated
-from ifap.layers import is_producer
+from ifap.layers import is_producer, modules_by_name
 from ifap.methods import METHODS, AnyMethod
 from ifap.methods.base import Loss, score
 from ifap.plan import Plan, can_be_saved, load, pruned_plan, read_plan, write_network
 from ifap.ranking import AGGREGATES, Aggregate, Budget, Ranking, by_speed, floors, unit_scores
 from ifap.schedule import rate, solve_rho_0
 from ifap.splits import refuse_test
-from ifap.tracing import Inputs, is_trouble, private_copy, shape_copy
+from ifap.tracing import Inputs, private_copy, unwrapped
+from ifap.view import output_tensors, trace
 
 Recover = Callable[[nn.Module, nn.Module, int], object]
 Validate = Callable[[nn.Module], float]
@@ -165,6 +170,9 @@ class Pruned:
         One for the start and one for each iteration.
     before, after : Cost
         MACs and parameters of the network as it was given and as it is.
+    proof : Proof or None
+        That the cut network computes what the unpruned one computes with the same units masked; None where the proof
+        was switched off.
     """
 
     model: nn.Module
@@ -172,6 +180,7 @@ class Pruned:
     receipts: list[Receipt]
     before: Cost
     after: Cost
+    proof: Proof | None = None
 
 
 @dataclass(frozen=True)
@@ -193,6 +202,9 @@ class _Options:
     pace: Pace
     keep_embeddings: bool
     compensate: bool
+    units: str
+    outputs: tuple[str, ...] | None
+    prove: bool
 
 
 def prune(
@@ -223,6 +235,9 @@ def prune(
     pace: Pace = "units",
     keep_embeddings: bool = False,
     compensate: bool = False,
+    units: UnitsOfProducts = "auto",
+    outputs: Sequence[str] | None = None,
+    prove: bool = True,
     on_step: OnStep | None = None,
     resume: str | Path | None = None,
 ) -> Pruned:
@@ -231,9 +246,9 @@ def prune(
     Parameters
     ----------
     model : nn.Module
-        Any network of convolutions, linear layers, norms and attention. It is not modified.
+        Any network. It is not modified. Of a compiled, data-parallel or distributed module the network inside is pruned.
     example_inputs : Tensor, tuple, list or dict
-        Inputs of one forward, for tracing and counting.
+        Inputs of one forward, for tracing and counting. Arguments that are no tensors are handed on as they are.
     batches : iterable
         Calibration inputs without labels; iterated once an iteration, with `compensate` twice. A few
         hundred samples do.
@@ -293,6 +308,16 @@ def prune(
     compensate : bool
         Before each cut change the weights that read what goes, by least squares on `batches`, so that
         what stays stands in for it; see `ifap.readers`. Not part of the paper's method.
+    units : {'auto', 'heads', 'groups', 'inner'}
+        What goes where an axis is a product, such as groups x channels of a group, or heads of keys x queries that
+        share them. By default, and with ``'heads'`` or ``'groups'``, whole groups and heads; with ``'inner'`` the
+        inner factor: the same channels of every group, the same queries of every head of keys.
+    outputs : sequence of str, optional
+        Which of the named outputs keep their shape, such as ``("logits",)``; by default every tensor that the network
+        returns in dicts, tuples, lists, named tuples and dataclasses. Caches are none.
+    prove : bool
+        Compare the cut network with the masked one at the end, in double precision; see `Pruned`. It takes two
+        forwards and a copy of the network in double precision.
     on_step : callable, optional
         ``on_step(model, receipt)`` is called with the start and after each accepted iteration.
     resume : str or Path, optional
@@ -311,7 +336,7 @@ def prune(
     PlanError
         If `like` is the plan of another network.
     GraphError
-        If nothing in the network can be pruned, or it does not run after a cut.
+        If nothing in the network can be pruned, or the proof fails: then no network is returned.
     ScoreError, SplitError
         See `ifap.flow_scores`.
 
@@ -341,6 +366,9 @@ def prune(
         pace=pace,
         keep_embeddings=keep_embeddings,
         compensate=compensate,
+        units=units,
+        outputs=None if outputs is None else tuple(outputs),
+        prove=prove,
     )
     _check(options, validate)
     scorer = METHODS.get(method) if isinstance(method, str) else method
@@ -414,24 +442,19 @@ class _Run:
         on_step: OnStep | None,
         ignore: Sequence[str | nn.Module],
     ) -> None:
+        model = unwrapped(model)
         self._original, self._inputs, self._batches = model, example_inputs, batches
         self._options, self._scorer, self._labels = options, scorer, labels
         self._recover, self._validate, self._on_step = recover, validate, on_step
         clock = _Clock()
-        self.model = private_copy(model)
         ignored = [_name_of(model, item) for item in ignore]
-        self._split = split_attention(self.model)
-        check_heads(self.model)  # before a forward fails on them in words of torch
-        if options.keep_embeddings:
-            ignored += embeddings(self.model)
-        twin = shape_copy(self.model)
-        start = probe(self.model, example_inputs, twin)
-        self._macs, self._shapes = start.macs, start.output_shapes
-        self._graph: Graph = clock.measure(
-            "trace", lambda: trace(self.model, example_inputs, ignored, spatial_only=options.spatial_only, twin=twin)
-        )
+        self.model = _copy_to_prune(model)
+        self._whole: Graph = clock.measure("trace", lambda: self._trace(ignored))
+        self._graph = self._whole
+        self._refused: dict[int, str] = {}  # axes that a cut showed to be impossible, and why
         if self._graph.num_units == 0:
             raise GraphError(f"nothing in this network can be pruned{_because(self._graph.pinned)}")
+        self._macs = self._graph.structure.forms.macs_by_module(self._graph.units_per_group())
         self._timer, self._timed_inputs = None, example_inputs
         if options.target is not None and options.target.kind == "latency":
             self._timed_inputs = repeated(example_inputs, options.target.batch)
@@ -449,8 +472,20 @@ class _Run:
         elif options.like is not None:
             end = _follow(self._graph, options.like)
             self._wanted = end.units_per_group()
-            self._goal = Budget(self._graph, self.model, self._macs).predict(end.widths().astype(float)).macs
+            self._goal = Budget(self._graph).predict(self._wanted.astype(float)).macs
             self._target = Target(macs=1.0 - self._goal / self.before.macs)
+
+    def _trace(self, ignored: Sequence[str | nn.Module]) -> Graph:
+        options = self._options
+        return trace(
+            self.model,
+            self._inputs,
+            ignored,
+            spatial_only=options.spatial_only,
+            units=options.units,
+            outputs=options.outputs,
+            keep_embeddings=options.keep_embeddings,
+        )
 
     # the loop
 
@@ -469,11 +504,38 @@ class _Run:
                 self._on_step(self.model, receipt)
             if store is not None:
                 store.write(self)
-        return Pruned(self.model, self.plan(), self.receipts, self.before, self.after)
+        proof = self._prove() if self._options.prove else None
+        release(self.model, [name for name, module in self.model.named_modules() if _is_whole(module)])
+        return Pruned(self.model, self.plan(), self.receipts, self.before, self.after, proof)
 
     def plan(self) -> Plan:
         """Return the plan of the network as it is."""
-        return pruned_plan(self.model, self._graph, self._split, self._inputs, self.before, self.after)
+        return pruned_plan(self.model, self._graph, self._inputs, self.before, self.after)
+
+    def _prove(self) -> Proof:
+        """Compare cutting with masking, from the unpruned network on."""
+        removed = self._lost_units()
+        proof = prove(
+            _copy_to_prune(self._original),
+            self._whole,
+            removed,
+            self._inputs,
+            lambda model, inputs: output_tensors(model, inputs, self._options.outputs),
+        )
+        if not proof.holds:
+            raise GraphError(
+                f"the proof fails: the cut network differs from the masked one by {proof.difference:.2g} of its largest "
+                "output, so that no network is returned; ignore layers until it holds, or switch it off with prove=False"
+            )
+        return proof
+
+    def _lost_units(self) -> Indices:
+        """Return the units of the unpruned network that are gone."""
+        alive = np.ones(self._whole.num_units, dtype=bool)
+        for units, left in zip(self._whole.unit_of, self._graph.kept, strict=True):
+            gone = np.setdiff1d(np.arange(len(units)), left)
+            alive[units[gone]] = False
+        return np.flatnonzero(~alive)
 
     def _is_done(self) -> bool:
         return self._is_reached() or not self.receipts[-1].accepted or len(self.receipts) > self._options.steps
@@ -491,7 +553,7 @@ class _Run:
                 macs=self.before.macs,
                 params=self.before.params,
                 widths=self._widths(),
-                pinned=self._graph.pinned,
+                pinned=self._pinned(),
                 metric_before=metric,
                 metric_after=metric,
                 seconds=self._start_seconds,
@@ -545,12 +607,18 @@ class _Run:
     # one cut
 
     def _shrink(self, step: int, clock: _Clock) -> Receipt:
-        ranking = clock.measure("score", lambda: self._rank(step))
-        return clock.measure("prune", lambda: self._cut(ranking, *self._ask(ranking, step), step))
+        scores = clock.measure("score", lambda: self._score(step))
+        while True:
+            ranking = self._rank(scores)
+            try:
+                return clock.measure("prune", lambda: self._cut(ranking, *self._ask(ranking, step), step))  # noqa: B023
+            except _Refusal as refusal:
+                _LOG.warning("%s stays: %s", ", ".join(self._names(refusal.groups)), refusal.reason)
+                self._refused.update(dict.fromkeys(refusal.groups, refusal.reason))
 
-    def _rank(self, step: int) -> Ranking:
+    def _score(self, step: int) -> dict[str, Tensor]:
         options = self._options
-        scores = score(
+        return score(
             self._scorer,
             self.model,
             self._batches,
@@ -561,8 +629,10 @@ class _Run:
             macs=self._macs,
             **self._labels,
         )
-        budget = Budget(self._graph, self.model, self._macs, self._timer)
-        values = unit_scores(self._graph, self.model, scores, options.aggregate)
+
+    def _rank(self, scores: dict[str, Tensor]) -> Ranking:
+        budget = Budget(self._graph, self._timer, None if self._timer is None else layer_widths(self.model))
+        values = unit_scores(self._graph, scores, self._options.aggregate)
         if self._timer is not None:
             values = values * by_speed(self._graph, budget)
         return Ranking(self._graph, values, self._floors(), budget, self._round_to)
@@ -576,7 +646,10 @@ class _Run:
     def _floors(self) -> Indices:
         if self._wanted is not None:
             return self._wanted
-        return floors(self._graph, self._original_sizes, self._options.min_units, self._options.max_layer_ratio)
+        found = floors(self._graph, self._original_sizes, self._options.min_units, self._options.max_layer_ratio)
+        for group in self._refused:
+            found[group] = self._original_sizes[group]
+        return found
 
     def _ask(self, ranking: Ranking, step: int) -> tuple[int, float]:
         """Return how many units this iteration asks for, and its rho."""
@@ -597,15 +670,13 @@ class _Run:
     def _cut(self, ranking: Ranking, count: int, rho: float, step: int) -> Receipt:
         lost, asked = ranking.removed_per_group(count), ranking.cost(count)
         if step == self._options.steps and self._wanted is None:
-            lost = ranking.spare(lost, self._target.kind, self._goal)
+            lost = ranking.nearest(count, self._target.kind, self._goal)
         removed = ranking.units(lost)
         if len(removed) == 0:
             raise TargetError(f"iteration {step} makes no progress: {self._limits(ranking)}")
         if self._options.compensate:
             readers.compensate(self.model, self._graph, removed, self._batches)
-        self._graph.apply(self.model, removed)
-        self._graph = self._graph.without(removed)
-        self._measure_cost(step)
+        self._apply(removed)
         cut_scores = ranking.scores[removed]
         return Receipt(
             iteration=step,
@@ -620,25 +691,41 @@ class _Run:
             score_high=float(cut_scores.max()),
             widths=self._widths(),
             at_floor=self._at_floor(),
-            pinned=self._graph.pinned,
+            pinned=self._pinned(),
         )
 
-    def _measure_cost(self, step: int) -> None:
+    def _apply(self, removed: Indices) -> None:
+        """Cut units, and see that the network still runs; if it does not, nothing is cut and `_Refusal` says why."""
         try:
-            found = probe(self.model, self._inputs)
-        except (RuntimeError, ValueError, IndexError, TypeError) as error:
-            if is_trouble(error):
-                raise
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise GraphError(
-                f"the network does not run after iteration {step}: {reason}; ignore the layer that failed"
-            ) from error
-        if found.output_shapes != self._shapes:
-            raise GraphError(
-                f"iteration {step} changed the shape of the outputs from {self._shapes} to {found.output_shapes}"
-            )
-        self._macs = found.macs
+            smaller, undo = cut_units(self.model, self._graph, removed)
+        except CannotFollowError as error:
+            atoms = {atom for axis in error.axes for atom in atoms_of(axis)}
+            groups = {group for atom, group in self._graph.structure.atoms.items() if atom in atoms}
+            raise _Refusal(self._cut_among(removed, groups), f"{error.text} (in '{error.module}')") from None
+        try:
+            found = self._checked()
+        except NetworkError as error:
+            undo()
+            touched = {
+                group.index
+                for group in self._graph.groups
+                if any(slot.name == error.module or slot.name.startswith(f"{error.module}.") for slot in group.slots)
+            }
+            raise _Refusal(self._cut_among(removed, touched), error.reason) from error
+        self._graph, self._macs = smaller, found.macs
         self.after = self._present_cost()
+
+    def _checked(self) -> Probe:
+        """Run the network without data; raise `NetworkError` if it fails or its outputs have another shape."""
+        found = probe(self.model, self._inputs, self._options.outputs)
+        if found.output_shapes != self._graph.structure.output_shapes:
+            raise NetworkError("the shape of the outputs would change", "")
+        return found
+
+    def _cut_among(self, removed: Indices, groups: set[int]) -> set[int]:
+        """Return the axes that lose units and are among `groups`; all that lose any if none is."""
+        losing = {int(group) for group in self._graph.group_of[removed]}
+        return losing & groups or losing
 
     def _present_cost(self) -> Cost:
         predicted = None if self._timer is None else self._timer.predict(layer_widths(self.model))
@@ -680,12 +767,23 @@ class _Run:
     # words
 
     def _widths(self) -> dict[str, int]:
-        modules = dict(self.model.named_modules())
+        modules = modules_by_name(self.model)
+        alone = {index for index, _, _ in self._graph.structure.producers}
         return {
             slot.name: len(units)
-            for slot, units in zip(self._graph.slots, self._graph.unit_of, strict=True)
-            if slot.side == "out" and (units >= 0).any() and is_producer(modules[slot.name])
+            for index, (slot, units) in enumerate(zip(self._graph.slots, self._graph.unit_of, strict=True))
+            if (units >= 0).any() and (index in alone or (slot.side == "out" and is_producer(modules[slot.name])))
         }
+
+    def _names(self, groups: Iterable[int]) -> list[str]:
+        return [self._graph.groups[group].name for group in sorted(groups)]
+
+    def _pinned(self) -> dict[str, str]:
+        """Return the layers that stay and why, with those that a cut showed to be impossible."""
+        found = dict(self._graph.pinned)
+        for group, reason in self._refused.items():
+            found.update({slot.name: reason for slot in self._graph.groups[group].slots if slot.side == "out"})
+        return found
 
     def _at_floor(self) -> list[str]:
         limits = self._floors()
@@ -704,8 +802,9 @@ class _Run:
 
     def _limits(self, ranking: Ranking) -> str:
         options = self._options
-        pinned = sorted(self._graph.pinned, key=lambda name: (-self._macs.get(name, 0), name))[:3]
-        names = ", ".join(f"'{name}' ({self._graph.pinned[name]})" for name in pinned)
+        reasons = self._pinned()
+        pinned = sorted(reasons, key=lambda name: (-self._macs.get(name, 0), name))[:3]
+        names = ", ".join(f"'{name}' ({reasons[name]})" for name in pinned)
         floors_text = (
             f"every layer keeps min_units={options.min_units} and max_layer_ratio={options.max_layer_ratio:g} may go"
         )
@@ -717,11 +816,20 @@ class _Run:
     def _resume(self, store: _Store) -> None:
         self.receipts, plan = store.read()
         self.model = load(store.folder, lambda: private_copy(self._original)).train(self._original.training)
+        adopt(self.model)
         _restore_modes(self._original, self.model)
         self._graph = _replay(self._graph, plan)
-        self._macs = macs_by_module(self.model, self._inputs)
+        self._macs = probe(self.model, self._inputs, self._options.outputs).macs
         self.after = self._present_cost()
         _LOG.info("resumed after iteration %d", self.receipts[-1].iteration)
+
+
+class _Refusal(Exception):  # noqa: N818
+    """A cut that cannot be made, found before anything was changed."""
+
+    def __init__(self, groups: set[int], reason: str) -> None:
+        super().__init__(reason)
+        self.groups, self.reason = groups, reason
 
 
 class _Store:
@@ -787,6 +895,25 @@ def _restore_modes(original: nn.Module, model: nn.Module) -> None:
     modes = {name: module.training for name, module in original.named_modules()}
     for name, module in model.named_modules():
         module.training = modes.get(name, modes.get(name.rpartition(".")[0], original.training))
+
+
+def _copy_to_prune(model: nn.Module) -> nn.Module:
+    """Return a copy whose attention modules of torch read their widths from their weights."""
+    twin = private_copy(model)
+    adopt(twin)
+    return twin
+
+
+def _is_whole(module: nn.Module) -> bool:
+    """Whether an attention module has lost nothing, so that torch's own forward does."""
+    if not isinstance(module, ShapedAttention):
+        return False
+    widths = {module.out_proj.weight.shape[0], module.out_proj.weight.shape[1]}
+    if module.in_proj_weight is not None:
+        return widths == {module.embed_dim} and module.in_proj_weight.shape == (3 * module.embed_dim, module.embed_dim)
+    shapes = [weight.shape for weight in (module.q_proj_weight, module.k_proj_weight, module.v_proj_weight)]
+    wanted = [(module.embed_dim, width) for width in (module.embed_dim, module.kdim, module.vdim)]
+    return widths == {module.embed_dim} and shapes == wanted
 
 
 def _copy_on(device: str | None, model: nn.Module) -> nn.Module:

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import bisect
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from torch import Tensor, nn
+from torch import Tensor
 
-from ifap.attention import SplitAttention, fused_attention, head_dim, projections
-from ifap.costs import Cost, count_params
+from ifap.axes.units import Graph, Indices
+from ifap.costs import Cost
 from ifap.errors import ScoreError
-from ifap.graph import Graph, Indices
-from ifap.latency import LatencyModel, Widths, layer_widths
-from ifap.layers import macs_scale_with_input, modules_by_name, sides
+from ifap.latency import LatencyModel, Widths
 
 Aggregate = Literal["mean", "sum", "max"]
 AGGREGATES = ("mean", "sum", "max")
@@ -25,17 +22,15 @@ Floats = npt.NDArray[np.float64]
 _MOST_BY_SPEED = 2.0
 
 
-def unit_scores(graph: Graph, model: nn.Module, scores: Mapping[str, Tensor], aggregate: Aggregate = "mean") -> Floats:
-    """Aggregate layer scores over everything that must go together.
+def unit_scores(graph: Graph, scores: Mapping[str, Tensor], aggregate: Aggregate = "mean") -> Floats:
+    """Aggregate scores over everything that must go together.
 
     Parameters
     ----------
     graph : Graph
-        The units of `model`.
-    model : nn.Module
-        The network that was scored.
+        The units of the network that was scored.
     scores : mapping of str to Tensor
-        Layer name to one score a unit (a head, for an attention module).
+        Layer, or weight outside a layer, to one score a position of its outputs; see `ifap.flow_scores`.
     aggregate : {'mean', 'sum', 'max'}
         How the scores of coupled producers become the score of the unit that couples them. Inside
         one producer (a head, a group of a grouped convolution) positions are averaged.
@@ -47,10 +42,12 @@ def unit_scores(graph: Graph, model: nn.Module, scores: Mapping[str, Tensor], ag
     """
     totals, counts = np.zeros(graph.num_units), np.zeros(graph.num_units)
     highest = np.full(graph.num_units, -np.inf)
-    for slot, values in _scored_slots(graph, model, scores):
-        units = graph.unit_of[slot]
+    for slot, name in scored_slots(graph):
+        if name not in scores:
+            continue
+        values, units = scores[name].detach().cpu().double().numpy(), graph.unit_of[slot]
         if len(values) != len(units):
-            raise ScoreError(f"layer '{graph.slots[slot].name}': {len(values)} scores for {len(units)} units")
+            raise ScoreError(f"layer '{name}': {len(values)} scores for {len(units)} units")
         free = units >= 0
         if not free.any():
             continue
@@ -68,66 +65,41 @@ def unit_scores(graph: Graph, model: nn.Module, scores: Mapping[str, Tensor], ag
     return np.where(counts > 0, totals / scale, np.nan)
 
 
-def _scored_slots(graph: Graph, model: nn.Module, scores: Mapping[str, Tensor]) -> list[tuple[int, Floats]]:
-    """Return the output slots that have scores, and one score a position."""
-    modules, fused, found = modules_by_name(model), fused_attention(model), []
-    for name, values in scores.items():
-        array = values.detach().cpu().double().numpy()
-        module = modules.get(name)
-        if module is not None and (found_parts := projections(module)) is not None:
-            slot, array = graph.slot(f"{name}.{found_parts.value}", "out"), np.repeat(array, head_dim(module))
-        elif name in fused:
-            slot, array = graph.slot(f"{name}.qkv", "out"), np.tile(np.repeat(array, int(fused[name].head_dim)), 3)  # type: ignore[arg-type]
-        else:
-            slot = graph.slot(name, "out")
-        if slot is not None:
-            found.append((slot, array))
-    return found
+def scored_slots(graph: Graph) -> list[tuple[int, str]]:
+    """Return the slots that weights make, each with the name that its scores go by: the layer's or the weight's."""
+    alone = {index: name for index, name, _ in graph.structure.producers}
+    layers = [(index, slot.name) for index, slot in enumerate(graph.slots) if slot.side == "out"]
+    return sorted([*layers, *alone.items()])
 
 
 class Budget:
     """What a network would cost at other widths, without cutting it.
 
-    MACs and weights of a layer are proportional to its output width and, unless its channels are
-    grouped, to its input width; attention products are proportional to the number of heads.
-
     Parameters
     ----------
     graph : Graph
-        The units of `model`.
-    model : nn.Module
-        The network as it is.
-    layer_macs : mapping of str to int
-        MACs of each module itself; see `ifap.costs.macs_by_module`.
+        The units of the network as it is.
     timer : LatencyModel, optional
         What predicts the time of a forward, where that is to fall.
+    widths : mapping, optional
+        Present widths of the layers that the timer knows; see `ifap.latency.layer_widths`.
     """
 
-    def __init__(
-        self, graph: Graph, model: nn.Module, layer_macs: Mapping[str, int], timer: LatencyModel | None = None
-    ) -> None:
-        self._timer = timer
-        self._timed = [] if timer is None else _timed_slots(graph, layer_widths(model), timer.names)
-        self._widths = np.maximum(graph.widths().astype(float), 1.0)
-        rows = [row for row in _cost_rows(graph, model, layer_macs) if row.first is not None]
-        self._first = np.array([row.first for row in rows], dtype=np.int64)
-        self._second = np.array([-1 if row.second is None else row.second for row in rows], dtype=np.int64)
-        self._macs = np.array([row.macs for row in rows], dtype=float)
-        self._params = np.array([row.params for row in rows], dtype=float)
-        self._fixed = Cost(
-            macs=sum(layer_macs.values()) - int(self._macs.sum()),
-            params=count_params(model) - int(self._params.sum()),
-        )
+    def __init__(self, graph: Graph, timer: LatencyModel | None = None, widths: Widths | None = None) -> None:
+        self._graph, self._timer = graph, timer
+        self._counts = graph.units_per_group().astype(float)
+        self._timed = [] if timer is None or widths is None else _timed_slots(graph, widths, timer.names)
+        self._slot_widths = graph.widths().astype(float)
+        self._per_unit = graph.positions_per_unit()
 
-    def predict(self, widths: Floats) -> Cost:
-        """Return the cost of the network at the given slot widths."""
-        share = widths / self._widths
-        scale = share[self._first] * np.where(self._second >= 0, share[self._second], 1.0)
-        return Cost(
-            macs=self._fixed.macs + round(float(self._macs @ scale)),
-            params=self._fixed.params + round(float(self._params @ scale)),
-            latency=None if self._timer is None else self._timer.predict(self._layer_widths(widths)),
-        )
+    def predict(self, counts: Floats) -> Cost:
+        """Return the cost of the network with so many units left in each group."""
+        forms = self._graph.structure.forms
+        latency = None
+        if self._timer is not None:
+            widths = self._slot_widths - (self._counts - counts) @ self._per_unit
+            latency = self._timer.predict(self._layer_widths(widths))
+        return Cost(macs=forms.total_macs(counts), params=forms.params(counts), latency=latency)
 
     def _layer_widths(self, widths: Floats) -> dict[str, tuple[float, float]]:
         return {
@@ -149,9 +121,10 @@ def _timed_slots(graph: Graph, widths: Widths, names: list[str]) -> list[tuple[s
 
 def unit_costs(graph: Graph, budget: Budget, kind: str = "macs") -> Floats:
     """Return what of a cost the network loses with one unit, alone, of the group of each: shape (units,)."""
-    widths = graph.widths().astype(float)
-    whole = getattr(budget.predict(widths), kind)
-    by_group = [whole - getattr(budget.predict(widths - positions), kind) for positions in graph.positions_per_unit()]
+    counts = graph.units_per_group().astype(float)
+    whole = getattr(budget.predict(counts), kind)
+    one_less = np.eye(len(counts))
+    by_group = [whole - getattr(budget.predict(counts - one), kind) for one in one_less]
     return np.array(by_group, dtype=float)[graph.group_of]
 
 
@@ -167,50 +140,10 @@ def by_speed(graph: Graph, budget: Budget) -> Floats:
     return np.clip(speed / middle, 1 / _MOST_BY_SPEED, _MOST_BY_SPEED)
 
 
-@dataclass(frozen=True)
-class _CostRow:
-    first: int | None
-    second: int | None
-    macs: int
-    params: int
-
-
-def _cost_rows(graph: Graph, model: nn.Module, layer_macs: Mapping[str, int]) -> list[_CostRow]:
-    rows, fused = [], fused_attention(model)
-    counted: set[nn.Parameter] = set()
-    for name, module in modules_by_name(model).items():
-        macs = layer_macs.get(name, 0)
-        if isinstance(module, SplitAttention):
-            rows.append(_CostRow(graph.slot(f"{name}.out", "in"), None, macs, 0))
-        elif (parts := projections(module)) is not None:
-            rows.append(_CostRow(graph.slot(f"{name}.{parts.value}", "out"), None, macs, 0))
-        elif name in fused:
-            rows.append(_CostRow(graph.slot(f"{name}.proj", "in"), None, macs, 0))
-        elif sides(module):
-            rows += _layer_rows(graph, name, module, macs, counted)
-            counted.update(value for value in module._parameters.values() if value is not None)
-    for slot_index, slot in enumerate(graph.slots):
-        if slot.side.startswith("dim"):
-            tensor = _parameter(model, slot.name)
-            rows.append(_CostRow(slot_index, None, 0, tensor.numel() if tensor is not None else 0))
-    return rows
-
-
-def _layer_rows(graph: Graph, name: str, module: nn.Module, macs: int, counted: set[nn.Parameter]) -> list[_CostRow]:
-    out = graph.slot(name, "out")
-    inner = graph.slot(name, "in") if macs_scale_with_input(module) else None
-    own = {key: value for key, value in module._parameters.items() if value is not None and value not in counted}
-    weight = own.pop("weight").numel() if "weight" in own else 0
-    return [_CostRow(out, inner, macs, weight), _CostRow(out, None, 0, sum(p.numel() for p in own.values()))]
-
-
-def _parameter(model: nn.Module, name: str) -> nn.Parameter | None:
-    parent, _, leaf = name.rpartition(".")
-    return model.get_submodule(parent)._parameters.get(leaf)
-
-
 class Ranking:
     """The global order of units, and which of them a given number or budget removes.
+
+    Units of axes that must keep the same number go in lots: the lowest of each, then the second of each.
 
     Parameters
     ----------
@@ -229,74 +162,128 @@ class Ranking:
     def __init__(
         self, graph: Graph, scores: Floats, floors: Indices, budget: Budget, round_to: int | None = None
     ) -> None:
-        self._graph, self._budget, self._round_to = graph, budget, round_to
+        self._graph, self._budget = graph, budget
         self._sizes = graph.units_per_group()
-        self._per_unit = graph.positions_per_unit()
         self.scores = scores
         order = np.argsort(scores, kind="stable")  # NaN comes last
         order = order[: len(order) - int(np.isnan(scores).sum())]
         self._by_group = self._sorted_groups(order)
-        is_candidate = np.zeros(len(scores), dtype=bool)
-        for group, units in enumerate(self._by_group):
-            is_candidate[units[: max(0, self._sizes[group] - floors[group])]] = True
-        self._order = order[is_candidate[order]]
-        self._order_groups = graph.group_of[self._order]
+        self._class_of, self._classes = _classes(graph)
+        self._blocks = [self._block(members, round_to) for members in self._classes]
+        self._lot_scores, self._order = self._lots(floors)
+
+    def _lots(self, floors: Indices) -> tuple[list[Floats], Indices]:
+        """Return the scores of the lots of each class, and the class of each lot in the order in which they go."""
+        scores: list[Floats] = []
+        keys: list[tuple[float, int, int]] = []
+        for number, members in enumerate(self._classes):
+            most = min(len(self._by_group[g]) for g in members)
+            most = max(0, min([most, *(int(self._sizes[g] - floors[g]) for g in members)]))
+            units = np.stack([self._by_group[g][:most] for g in members])
+            mean = self.scores[units].mean(axis=0) if most else np.empty(0)
+            scores.append(mean)
+            keys += zip(mean.tolist(), units.min(axis=0).tolist() if most else [], [number] * most, strict=True)
+        keys.sort()
+        return scores, np.array([number for _, _, number in keys], dtype=np.int64)
 
     @property
     def num_candidates(self) -> int:
-        """How many units may go at most."""
+        """How many lots may go at most."""
         return len(self._order)
 
     def removed_per_group(self, count: int) -> Indices:
-        """Return how many units each group loses when the `count` lowest go, rounded if asked for."""
-        lost = np.bincount(self._order_groups[:count], minlength=len(self._sizes))
-        if self._round_to is None:
-            return lost
-        return np.array([self._rounded(group, number) for group, number in enumerate(lost)], dtype=np.int64)
+        """Return how many units each group loses when the `count` lowest lots go, rounded if asked for."""
+        lost = np.bincount(self._order[:count], minlength=len(self._classes))
+        return self._per_group(lost)
+
+    def _per_group(self, lost: Indices) -> Indices:
+        rounded = [self._rounded(number, int(count)) for number, count in enumerate(lost)]
+        return np.array(rounded, dtype=np.int64)[self._class_of]
 
     def cost(self, count: int) -> Cost:
-        """Return what the network would cost without the `count` lowest units."""
+        """Return what the network would cost without the `count` lowest lots."""
         return self.cost_of(self.removed_per_group(count))
 
     def cost_of(self, lost: Indices) -> Cost:
         """Return what the network would cost without `lost` units of each group."""
-        return self._budget.predict(self._graph.widths() - lost @ self._per_unit)
+        return self._budget.predict((self._sizes - lost).astype(float))
 
-    def spare(self, lost: Indices, kind: str, goal: float) -> Indices:
-        """Give back what the budget allows, the highest scores first.
+    def nearest(self, count: int, kind: str, goal: float) -> Indices:
+        """Return what each group loses so that a cost is the nearest to `goal` from below that is found.
 
-        Whole heads and rounded widths are coarse: the lowest units that meet a budget together may
-        undercut it by far.
+        Whole heads, groups and rounded widths are coarse: the lowest lots that meet a budget together may undercut it
+        by far. Lots with the highest scores are given back first. Where that is not enough, the lots that cost most are
+        spared and finer ones of higher scores go instead.
 
         Parameters
         ----------
-        lost : array, shape (groups,)
-            Units that each group loses.
+        count : int
+            Lots that meet the budget.
         kind : {'macs', 'params', 'latency'}
             Which cost.
         goal : float
             Upper bound of that cost.
-
-        Returns
-        -------
-        array, shape (groups,)
-            As `lost`, with as many blocks given back as fit.
         """
+        best = self._spare(self._lost(count), kind, goal)
+        reached = self._value(best, kind)
+        whole = self._value(np.zeros(len(self._classes), dtype=np.int64), kind)
+        if whole and (goal - reached) / whole < _CLOSE:
+            return self._per_group(best)
+        for number in self._coarsest(best, kind):
+            other = self._without(number, best, count, kind, goal)
+            if other is not None and reached < (value := self._value(other, kind)) <= goal:
+                best, reached = other, value
+        return self._per_group(best)
+
+    def _lost(self, count: int) -> Indices:
+        lost = np.bincount(self._order[:count], minlength=len(self._classes))
+        return np.array([self._rounded(number, int(each)) for number, each in enumerate(lost)], dtype=np.int64)
+
+    def _value(self, lost: Indices, kind: str) -> float:
+        return float(getattr(self.cost_of(lost[self._class_of]), kind))
+
+    def _spare(self, lost: Indices, kind: str, goal: float) -> Indices:
+        """Give back what the budget allows, the highest scores first."""
         lost = lost.copy()
-        by_group = zip(self._by_group, lost, strict=True)
-        last_cut = [self.scores[units[count - 1]] if count else -math.inf for units, count in by_group]
-        for group in np.argsort(last_cut, kind="stable")[::-1]:
-            while lost[group] > 0:
+        last_cut = [
+            scores[count - 1] if count else -math.inf for scores, count in zip(self._lot_scores, lost, strict=True)
+        ]
+        for number in np.argsort(last_cut, kind="stable")[::-1]:
+            while lost[number] > 0:
                 fewer = lost.copy()
-                fewer[group] = self._fewer(int(group), int(lost[group]))
-                if getattr(self.cost_of(fewer), kind) > goal:
+                fewer[number] = self._fewer(int(number), int(lost[number]))
+                if self._value(fewer, kind) > goal:
                     break
                 lost = fewer
         return lost
 
-    def _fewer(self, group: int, lost: int) -> int:
-        """Return the next smaller number of units that a group may lose."""
-        return lost - 1 if self._round_to is None else max(0, self._rounded(group, lost - 1))
+    def _coarsest(self, lost: Indices, kind: str) -> list[int]:
+        """Return the classes whose lots cost most, among those that lose any."""
+        whole = self._value(lost, kind)
+        saved = {}
+        for number in np.flatnonzero(lost):
+            fewer = lost.copy()
+            fewer[number] = self._fewer(int(number), int(lost[number]))
+            saved[int(number)] = self._value(fewer, kind) - whole
+        return sorted(saved, key=lambda number: -saved[number])[:_TRIALS]
+
+    def _without(self, spared: int, lost: Indices, count: int, kind: str, goal: float) -> Indices | None:
+        """Return what goes instead of a lot of one class: the next ones of the others."""
+        lost = lost.copy()
+        lost[spared] = self._fewer(spared, int(lost[spared]))
+        asked = np.bincount(self._order[:count], minlength=len(self._classes))
+        for number in self._order[count:]:
+            if number == spared:
+                continue
+            asked[number] += 1
+            lost[number] = max(lost[number], self._rounded(int(number), int(asked[number])))
+            if self._value(lost, kind) <= goal:
+                return self._spare(lost, kind, goal)
+        return None
+
+    def _fewer(self, number: int, lost: int) -> int:
+        """Return the next smaller number of lots that a class may lose."""
+        return max(0, self._rounded(number, lost - 1))
 
     def units(self, lost: Indices) -> Indices:
         """Return the lowest units of each group, as many as `lost` says."""
@@ -329,12 +316,33 @@ class Ranking:
         bounds = np.searchsorted(self._graph.group_of[order], np.arange(len(self._sizes) + 1))
         return [order[bounds[g] : bounds[g + 1]] for g in range(len(self._sizes))]
 
-    def _rounded(self, group: int, lost: int) -> int:
-        width = self._graph.groups[group].width
-        assert self._round_to is not None
-        block = self._round_to // math.gcd(self._round_to, width)
-        alive = -(-int(self._sizes[group] - lost) // block) * block
-        return max(0, int(self._sizes[group]) - alive)
+    def _block(self, members: Sequence[int], round_to: int | None) -> int:
+        """Return what the number of units of a class must stay a multiple of."""
+        structure = self._graph.structure
+        block = 1
+        for group in members:
+            if round_to is not None:
+                block = math.lcm(block, round_to // math.gcd(round_to, structure.groups[group].width))
+            block = math.lcm(block, structure.multiples.get(group, 1))
+        return block
+
+    def _rounded(self, number: int, lost: int) -> int:
+        block, size = self._blocks[number], int(self._sizes[self._classes[number][0]])
+        if block == 1:
+            return lost
+        return max(0, size - -(-(size - lost) // block) * block)
+
+
+_CLOSE = 0.01  # of a cost: a target is met to within one percentage point where units are fine enough
+_TRIALS = 5
+
+
+def _classes(graph: Graph) -> tuple[Indices, list[tuple[int, ...]]]:
+    """Return the groups that go in lots, and the number of the class of each group."""
+    tied = {member: members for members in graph.structure.tied for member in members}
+    classes = list(dict.fromkeys(tied.get(group.index, (group.index,)) for group in graph.groups))
+    number = {group: index for index, members in enumerate(classes) for group in members}
+    return np.array([number[group.index] for group in graph.groups], dtype=np.int64), classes
 
 
 def floors(graph: Graph, original: Indices, min_units: int, max_layer_ratio: float) -> Indices:

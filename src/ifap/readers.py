@@ -18,7 +18,7 @@ from torch.nn.modules.conv import _ConvTransposeNd
 
 from ifap.errors import ScoreError
 from ifap.flow import forwards
-from ifap.graph import Graph, Indices
+from ifap.axes.units import Graph, Indices
 from ifap.layers import modules_by_name, shared_parameters, sides, unit_axis
 from ifap.tracing import Inputs, evaluation_mode
 

@@ -12,13 +12,20 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ifap.axes.units import Graph
 from ifap.flow import Normalize, Site, activation_norms
 from ifap.methods import METHODS
 
 
 @METHODS.register("activation")
 def activation(
-    model: nn.Module, batches: Iterable[Any], *, normalize: Normalize, site: Site, seed: int
+    model: nn.Module,
+    batches: Iterable[Any],
+    *,
+    normalize: Normalize,
+    site: Site,
+    seed: int,
+    graph: Graph | None = None,
 ) -> dict[str, Tensor]:
     """Score units by the mean norm of their activations; `seed` is not used."""
-    return activation_norms(model, batches, site=site, normalize=normalize)
+    return activation_norms(model, batches, site=site, normalize=normalize, graph=graph)

@@ -13,16 +13,18 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.weak import WeakIdKeyDictionary
 
-from ifap.attention import head_weight_norms
+from ifap.axes.units import Graph
 from ifap.flow import forwards
-from ifap.layers import is_conv, weight_norms
+from ifap.layers import is_conv
 from ifap.methods import METHODS
-from ifap.methods.units import by_layer_mean, map_units
+from ifap.methods.units import map_units, with_heads
 from ifap.tracing import evaluation_mode
 
 
 @METHODS.register("bn_scale")
-def bn_scale(model: nn.Module, batches: Iterable[Any], *, normalize: str, site: str, seed: int) -> dict[str, Tensor]:
+def bn_scale(
+    model: nn.Module, batches: Iterable[Any], *, normalize: str, site: str, seed: int, graph: Graph
+) -> dict[str, Tensor]:
     """Score units by abs(gamma) of the batch norm that reads the layer's output; only `normalize` is used.
 
     Layers that no batch norm reads directly, and heads, get the norm of their weights, as in
@@ -30,10 +32,14 @@ def bn_scale(model: nn.Module, batches: Iterable[Any], *, normalize: str, site: 
     """
     norms = _norms_that_follow(model, batches)
 
-    def layer(name: str, module: nn.Module) -> Tensor:
-        return norms[name].weight.detach().float().abs() if name in norms else weight_norms(module)
+    def score(name: str, rows: Tensor) -> Tensor:
+        return (
+            norms[name].weight.detach().float().abs()
+            if name in norms
+            else torch.linalg.vector_norm(rows.float(), dim=1)
+        )
 
-    return by_layer_mean(map_units(model, layer=layer, heads=lambda _, m: head_weight_norms(m)), normalize)
+    return with_heads(model, graph, map_units(model, graph, score), normalize)
 
 
 def _norms_that_follow(model: nn.Module, batches: Iterable[Any]) -> dict[str, _BatchNorm]:

@@ -7,11 +7,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ifap.axes.units import Graph
 from ifap.flow import Normalize, Site, flow_scores
 from ifap.methods import METHODS
 
 
 @METHODS.register("ifap")
-def flow(model: nn.Module, batches: Iterable[Any], *, normalize: Normalize, site: Site, seed: int) -> dict[str, Tensor]:
+def flow(
+    model: nn.Module, batches: Iterable[Any], *, normalize: Normalize, site: Site, seed: int, graph: Graph | None = None
+) -> dict[str, Tensor]:
     """Score units by their flow; `seed` is not used."""
-    return flow_scores(model, batches, normalize=normalize, site=site)
+    return flow_scores(model, batches, normalize=normalize, site=site, graph=graph)

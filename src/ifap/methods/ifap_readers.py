@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ifap import readers
 from ifap.flow import Normalize, Site
-from ifap.graph import Graph
+from ifap.axes.units import Graph
 from ifap.layers import modules_by_name
 from ifap.methods import METHODS
 from ifap.methods.units import spread
@@ -27,7 +27,6 @@ def flow_into_readers(
     site: Site,
     seed: int,
     graph: Graph,
-    macs: dict[str, int],
 ) -> dict[str, Tensor]:
     """Score units by the share of what other layers read that comes from them; of the options none is used.
 
@@ -36,10 +35,10 @@ def flow_into_readers(
     of each layer's energy are added up over the layers; their root, the flow, is divided by the root of the MACs
     that the network loses with the unit.
     """
-    lost = unit_costs(graph, Budget(graph, model, macs))
+    lost = unit_costs(graph, Budget(graph))
     costs = (lost / max(lost.mean(), 1.0) if len(lost) else lost).clip(min=1e-3)
     scores = np.sqrt(_shares(model, graph, batches) / costs)
-    return {name: value.float() for name, value in spread(graph, model, scores, pinned=1.0).items()}
+    return {name: value.float() for name, value in spread(graph, scores, pinned=1.0).items()}
 
 
 def _shares(model: nn.Module, graph: Graph, batches: Iterable[Any]) -> Floats:

@@ -7,13 +7,20 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ifap.axes.units import Graph
 from ifap.flow import Normalize, Site, flow_scores
 from ifap.methods import METHODS
 
 
 @METHODS.register("ifap_rms")
 def rms_flow(
-    model: nn.Module, batches: Iterable[Any], *, normalize: Normalize, site: Site, seed: int
+    model: nn.Module,
+    batches: Iterable[Any],
+    *,
+    normalize: Normalize,
+    site: Site,
+    seed: int,
+    graph: Graph | None = None,
 ) -> dict[str, Tensor]:
     """Score units by the root of the mean squared activation norm x the weight norm; `seed` is not used."""
-    return flow_scores(model, batches, normalize=normalize, site=site, statistic="rms")
+    return flow_scores(model, batches, normalize=normalize, site=site, statistic="rms", graph=graph)

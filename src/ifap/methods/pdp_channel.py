@@ -30,16 +30,17 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 from torch.nn.utils import parametrize
 
-from ifap.attention import split_attention
+from ifap.axes.attention import adopt
+from ifap.axes.units import Graph, Indices
 from ifap.costs import Cost, count_params, macs_by_module
 from ifap.errors import TargetError
-from ifap.graph import Graph, Indices, trace
 from ifap.layers import is_norm, is_producer, unit_rows
 from ifap.methods.units import spread
 from ifap.plan import pruned_plan
 from ifap.pruning import Pruned, Target, prune
 from ifap.ranking import Budget, Floats, Ranking, floors
 from ifap.tracing import Inputs
+from ifap.view import trace
 
 
 class PdpChannel:
@@ -50,9 +51,8 @@ class PdpChannel:
     Parameters
     ----------
     network : nn.Module
-        The network that will be trained, on its device. Its ``nn.MultiheadAttention`` modules are
-        replaced at once, by ones with the same outputs, so that heads can be gated: create the
-        controller before the optimiser.
+        The network that will be trained, on its device. Its ``nn.MultiheadAttention`` modules read their widths from
+        their weights from now on, so that heads can be gated.
     example_inputs : Tensor, tuple, list or dict
         Inputs of one forward.
     target : Target
@@ -94,8 +94,8 @@ class PdpChannel:
         self._warmup, self._ramp, self._sharpness = warmup, ramp, sharpness
         self._limits, self._round_to = (min_units, max_layer_ratio), round_to
         self._pins = {"ignore": tuple(ignore), "spatial_only": spatial_only}
-        self._split = split_attention(network)
-        self._graph: Graph = trace(network, example_inputs, self._pins["ignore"], spatial_only=spatial_only)  # type: ignore[arg-type]
+        adopt(network)
+        self._graph: Graph = trace(network, example_inputs, ignore, spatial_only=spatial_only)
         self._macs = macs_by_module(network, example_inputs)
         self._before = Cost(sum(self._macs.values()), count_params(network))
         self._layers = _gated_layers(network, self._graph)
@@ -153,7 +153,7 @@ class PdpChannel:
             for layer in self._layers:
                 for name in layer.tensors:
                     tensor = getattr(layer.module, name)
-                    tensor.copy_(_scaled(layer.module, tensor, keep.to(tensor)[layer.units], name))
+                    tensor.copy_(layer.scaled(tensor, keep.to(tensor)[layer.units], name))
 
     def state(self) -> dict[str, Tensor]:
         """Return how many units each group will lose, once that is decided."""
@@ -182,17 +182,16 @@ class PdpChannel:
         if scores is None:
             raise TargetError("nothing is decided yet: train the network first")
         smaller = self._graph.without(self._removed())
-        plan = pruned_plan(self._network, smaller, self._split, self._inputs, self._before, self._before)
+        plan = pruned_plan(self._network, smaller, self._inputs, self._before, self._before)
 
         def below(model: nn.Module, *_: Any, graph: Graph, **__: Any) -> dict[str, Tensor]:
-            return spread(graph, model, scores, pinned=1.0)
+            return spread(graph, scores, pinned=1.0)
 
         result = prune(self._network, self._inputs, (), like=plan, steps=1, method=below, **self._pins)  # type: ignore[arg-type]
         reduction = result.after.reduction(self._before, self._target.kind)
         if reduction < self._target.share:
             raise TargetError(f"target {self._target.kind}={self._target.share:g} was missed: {reduction:.4f}")
-        whole = result.plan.model_copy(update={"split_attention": self._split})
-        return Pruned(result.model, whole, result.receipts, result.before, result.after)
+        return result
 
     # gates
 
@@ -221,7 +220,7 @@ class PdpChannel:
         for layer in self._layers:
             if not layer.produces:
                 continue
-            rows = unit_rows(layer.module, _raw(layer.module, "weight")).float().square().sum(dim=1)
+            rows = layer.rows().float().square().sum(dim=1)
             if total is None:
                 total = rows.new_zeros(self._graph.num_units + 1)
             total = total.index_add(0, layer.units.to(rows.device), rows)
@@ -251,8 +250,8 @@ class PdpChannel:
         sizes, groups = self._graph.units_per_group(), self._graph.group_of
         means = np.bincount(groups, weights=norms, minlength=len(sizes)) / np.maximum(sizes, 1)
         scores = norms / np.maximum(means, 1e-30)[groups]
-        budget = Budget(self._graph, self._network, self._macs)
-        ranking = Ranking(self._graph, scores, floors(self._graph, sizes, *self._limits), budget, self._round_to)
+        limits = floors(self._graph, sizes, *self._limits)
+        ranking = Ranking(self._graph, scores, limits, Budget(self._graph), self._round_to)
         goal = getattr(self._before, self._target.kind) * (1.0 - self._target.share)
         count = ranking.smallest_count(self._target.kind, goal)
         if count is None:
@@ -262,7 +261,7 @@ class PdpChannel:
                 f"target {self._target.kind}={self._target.share:g} cannot be reached: at most {reach:.3f}; every "
                 f"layer keeps min_units={self._limits[0]} and max_layer_ratio={self._limits[1]:g} may go"
             )
-        return ranking.spare(ranking.removed_per_group(count), self._target.kind, goal)
+        return ranking.nearest(count, self._target.kind, goal)
 
     def _removed(self) -> Indices:
         """Return the units that go: the lowest norms of each group, ties by number."""
@@ -275,21 +274,38 @@ class PdpChannel:
 
 
 class _Layer:
-    """A layer whose outputs are gated.
+    """A layer, or a weight outside a layer, whose outputs are gated.
 
     Parameters
     ----------
     module : nn.Module
-        A producer or a norm.
+        A producer, a norm, or the module that holds the weight.
     units : integer Tensor, shape (outputs,)
         The unit of each output position; the number of units where it is pinned.
+    alone : (str, int), optional
+        Name of a tensor outside a layer inside the module, and the dimension that counts its outputs.
     """
 
-    def __init__(self, module: nn.Module, units: Tensor) -> None:
-        self.module, self.units = module, units
-        self.produces = is_producer(module)
+    def __init__(self, module: nn.Module, units: Tensor, alone: tuple[str, int] | None = None) -> None:
+        self.module, self.units, self._alone = module, units, alone
         names = ("weight",) if isinstance(module, nn.Embedding) else ("weight", "bias")
         self.tensors = [name for name in names if module._parameters.get(name) is not None]
+        self.produces = is_producer(module)
+        if alone is not None:
+            self.tensors = [alone[0]]
+            self.produces = module.get_parameter(alone[0]).dim() > 1
+
+    def rows(self) -> Tensor:
+        """Return the weights as they are trained, without gates, one row an output."""
+        if self._alone is not None:
+            return _raw(self.module, self._alone[0]).movedim(self._alone[1], 0).flatten(1)
+        return unit_rows(self.module, _raw(self.module, "weight"))
+
+    def scaled(self, tensor: Tensor, gates: Tensor, name: str) -> Tensor:
+        """Multiply each output position of one of the tensors by its gate, shape (outputs,)."""
+        if self._alone is not None:
+            return tensor * gates.view(-1, *(1,) * (tensor.dim() - 1 - self._alone[1]))
+        return _scaled(self.module, tensor, gates, name)
 
 
 class _Gate(nn.Module):
@@ -301,18 +317,28 @@ class _Gate(nn.Module):
 
     def forward(self, tensor: Tensor) -> Tensor:
         layer = self._layer[0]
-        return _scaled(layer.module, tensor, self._owner[0].gate(layer).to(tensor.dtype), self._name)
+        return layer.scaled(tensor, self._owner[0].gate(layer).to(tensor.dtype), self._name)
 
 
 def _gated_layers(network: nn.Module, graph: Graph) -> list[_Layer]:
     modules, found = dict(network.named_modules()), []
+    homes = {name.rpartition(".")[0] for _, name, _ in graph.structure.producers}
     for slot, units in zip(graph.slots, graph.unit_of, strict=True):
-        module = modules.get(slot.name)
-        if module is None or slot.side != "out" or not (units >= 0).any():
+        if not (units >= 0).any():
             continue
-        if is_producer(module) or is_norm(module):
-            found.append(_Layer(module, torch.from_numpy(np.where(units >= 0, units, graph.num_units))))
+        gated = torch.from_numpy(np.where(units >= 0, units, graph.num_units))
+        module, home = modules.get(slot.name), slot.name.rpartition(".")
+        if module is not None and slot.side == "out" and (is_producer(module) or is_norm(module)):
+            found.append(_Layer(module, gated))
+        elif home[0] in homes and home[2] in modules[home[0]]._parameters and _makes(graph, slot.name, slot.side):
+            found.append(_Layer(modules[home[0]], gated, (home[2], int(slot.side.removeprefix("dim")))))
     return found
+
+
+def _makes(graph: Graph, name: str, side: str) -> bool:
+    """Whether a dimension of a tensor counts outputs: of a weight that makes units, or of a bias beside one."""
+    dims = {weight: dim for _, weight, dim in graph.structure.producers}
+    return side == f"dim{dims[name]}" if name in dims else name.endswith("bias")
 
 
 def _raw(module: nn.Module, name: str) -> Tensor:

@@ -7,20 +7,25 @@ units alike within one batch.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ifap.attention import num_heads, projection_layers
+from ifap.axes.tensors import named_tensors
+from ifap.axes.units import Graph
 from ifap.errors import ScoreError
-from ifap.layers import is_conv, unit_rows
+from ifap.heads import replace_heads
+from ifap.layers import unit_rows
 from ifap.methods import METHODS
 from ifap.methods.base import Loss
-from ifap.methods.units import by_layer_mean, map_units
+from ifap.methods.units import by_layer_mean
 from ifap.splits import refuse_test
 from ifap.tracing import call, device_of, evaluation_mode, to_device
+from ifap.weights import by_unit, is_weighted
 
 
 @METHODS.register("taylor")
@@ -31,6 +36,7 @@ def taylor(
     normalize: str,
     site: str,
     seed: int,
+    graph: Graph,
     labelled: Iterable[tuple[Any, Any]] | None = None,
     loss: Loss | None = None,
 ) -> dict[str, Tensor]:
@@ -45,20 +51,16 @@ def taylor(
         )
         raise ScoreError(f"method 'taylor' needs labels and a loss: give {missing} to ifap.prune")
     refuse_test(labelled, "scoring")
-    weights = {
-        module: module.get_parameter("weight")
-        for module in model.modules()
-        if is_conv(module) or isinstance(module, nn.Linear)
-    }
+    weights, rows = _weights(model, graph)
     totals: dict[str, Tensor] = {}
     number = 0
     for gradients in _gradients(model, list(weights.values()), labelled, loss):
         products = {
-            module: unit_rows(module, (weight.detach() * gradient).float()).sum(dim=1)
-            for (module, weight), gradient in zip(weights.items(), gradients, strict=True)
+            name: rows[name]((weight.detach() * gradient).float()).sum(dim=1)
+            for (name, weight), gradient in zip(weights.items(), gradients, strict=True)
             if gradient is not None
         }
-        for name, value in _by_unit(model, products).items():
+        for name, value in _with_heads(graph, products).items():
             totals[name] = totals[name] + value if name in totals else value
         number += 1
     if not number:
@@ -87,21 +89,26 @@ def _gradients(
             weight.requires_grad_(False)
 
 
-def _by_unit(model: nn.Module, products: dict[nn.Module, Tensor]) -> dict[str, Tensor]:
-    """Return abs(product) of each unit from the signed products of output positions; heads sum over theirs."""
-    nothing = torch.empty(0)
+def _weights(model: nn.Module, graph: Graph) -> tuple[dict[str, nn.Parameter], dict[str, Callable[[Tensor], Tensor]]]:
+    """Return the weights that make units, and what gives a tensor of the shape of each one row a unit."""
+    weights: dict[str, nn.Parameter] = {}
+    rows: dict[str, Callable[[Tensor], Tensor]] = {}
+    for name, module in model.named_modules():
+        weight = module._parameters.get("weight")
+        if is_weighted(module) and weight is not None:
+            weights[name], rows[name] = weight, partial(unit_rows, module)
+    tensors = named_tensors(model)
+    for _, name, dim in graph.structure.producers:
+        weight = tensors.get(name)
+        if isinstance(weight, nn.Parameter):
+            weights[name] = weight
+            rows[name] = lambda tensor, dim=dim: tensor.movedim(dim, 0).flatten(1)  # type: ignore[misc]
+    return weights, rows
 
-    def heads(_: str, module: nn.Module) -> Tensor:
-        parts: list[Any] = [*projection_layers(module)] or [module.qkv]
-        if any(part not in products for part in parts):
-            return nothing
-        signed = [products[part] for part in parts]
-        if len({len(part) for part in signed}) > 1:  # grouped queries go with the keys and values that they share
-            by_head = [part.unflatten(0, (num_heads(module), -1)).sum(dim=1) for part in signed]
-            return torch.stack(by_head).sum(dim=0).abs()
-        return torch.cat(signed).unflatten(0, (3, num_heads(module), -1)).sum(dim=(0, 2)).abs()
 
-    def layer(_: str, module: nn.Module) -> Tensor:
-        return products[module].abs() if module in products else nothing
-
-    return {name: value for name, value in map_units(model, layer=layer, heads=heads).items() if len(value)}
+def _with_heads(graph: Graph, products: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return abs(product) of each position; heads first add the signed products of all their positions up."""
+    totals = np.abs(by_unit(graph, products))
+    heads = [totals[list(dict.fromkeys(units[units >= 0].tolist()))] for units in graph.heads]
+    scores = {name: value.abs() for name, value in products.items()}
+    return replace_heads(graph, scores, [torch.from_numpy(values).float() for values in heads])

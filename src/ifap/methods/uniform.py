@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from ifap.graph import Graph
+from ifap.axes.units import Graph
 from ifap.methods import METHODS
 from ifap.methods.units import spread
 
@@ -23,4 +23,4 @@ def uniform(
     starts = np.concatenate([[0], np.cumsum(sizes)[:-1]]) if len(sizes) else sizes
     rank = np.empty(graph.num_units)
     rank[order] = np.arange(graph.num_units) - starts[graph.group_of[order]]
-    return spread(graph, model, (rank + 0.5) / np.maximum(sizes, 1)[graph.group_of], pinned=1.0)
+    return spread(graph, (rank + 0.5) / np.maximum(sizes, 1)[graph.group_of], pinned=1.0)

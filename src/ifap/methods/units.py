@@ -1,4 +1,4 @@
-"""Visit what has units: every layer with weights, and every attention module as a set of heads."""
+"""Score what has units: every layer with weights, every weight outside a layer, and heads as a whole."""
 
 from __future__ import annotations
 
@@ -8,44 +8,44 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ifap.attention import fused_attention, head_dim, num_heads, projection_layers, projections
-from ifap.graph import Graph
-from ifap.layers import is_conv, modules_by_name, sides
+from ifap.axes.units import Graph
+from ifap.heads import head_weights, replace_heads
+from ifap.layers import modules_by_name, unit_weights
 from ifap.ranking import Floats
+from ifap.weights import is_weighted, weight_slots, weights_alone
 
-Score = Callable[[str, nn.Module], Tensor]
+Score = Callable[[str, Tensor], Tensor]
+"""Name of a layer or weight, and its weights with one row an output, to one score a row."""
 
 
-def map_units(model: nn.Module, *, layer: Score, heads: Score) -> dict[str, Tensor]:
-    """Score each layer and each attention module of a network that is being pruned.
+def map_units(model: nn.Module, graph: Graph, score: Score) -> dict[str, Tensor]:
+    """Score the outputs of each convolution, linear layer and weight outside a layer.
 
     Parameters
     ----------
     model : nn.Module
-        The network.
-    layer : callable
-        ``layer(name, module)`` returns one score an output unit of a convolution or linear layer.
-    heads : callable
-        ``heads(name, module)`` returns one score a head of an attention module.
+        The network as it is.
+    graph : Graph
+        Its units.
+    score : callable
+        Gives one score a row of a weight.
 
     Returns
     -------
     dict of str to Tensor
         The keys of `ifap.flow_scores`.
     """
-    fused = fused_attention(model)
-    inside: set[nn.Module] = set()
-    scores: dict[str, Tensor] = {}
-    for name, module in modules_by_name(model).items():
-        if projection_layers(module):
-            inside.update(projection_layers(module))
-            scores[name] = heads(name, module)
-        elif name in fused:
-            inside.add(module.qkv)
-            scores[name] = heads(name, module)
-        elif module not in inside and (is_conv(module) or isinstance(module, nn.Linear)):
-            scores[name] = layer(name, module)
-    return scores
+    layers = {name: unit_weights(m) for name, m in modules_by_name(model).items() if is_weighted(m)}
+    return {name: score(name, rows) for name, rows in {**layers, **weights_alone(model, graph)}.items()}
+
+
+def with_heads(model: nn.Module, graph: Graph, scores: dict[str, Tensor], normalize: str) -> dict[str, Tensor]:
+    """Give heads the summed norms of their query, key and value weights, after all else is normalised."""
+    scores = by_layer_mean(scores, normalize)
+    heads = head_weights(model, graph)
+    if normalize == "layer":
+        heads = [value / value.mean().clamp_min(1e-30) for value in heads]
+    return replace_heads(graph, scores, heads)
 
 
 def by_layer_mean(scores: dict[str, Tensor], normalize: str) -> dict[str, Tensor]:
@@ -55,15 +55,13 @@ def by_layer_mean(scores: dict[str, Tensor], normalize: str) -> dict[str, Tensor
     return {name: value / value.mean().clamp_min(1e-30) for name, value in scores.items()}
 
 
-def spread(graph: Graph, model: nn.Module, values: Floats, *, pinned: float) -> dict[str, Tensor]:
-    """Give every scored layer the values of the units that it produces: the reverse of `unit_scores`.
+def spread(graph: Graph, values: Floats, *, pinned: float) -> dict[str, Tensor]:
+    """Give every position that a weight makes the value of its unit: the reverse of `ifap.ranking.unit_scores`.
 
     Parameters
     ----------
     graph : Graph
-        The units of `model`.
-    model : nn.Module
-        The network as it is.
+        The units of the network as it is.
     values : array, shape (units,)
         One value a unit.
     pinned : float
@@ -75,17 +73,4 @@ def spread(graph: Graph, model: nn.Module, values: Floats, *, pinned: float) -> 
         As `map_units`.
     """
     padded = np.append(values, pinned)  # the unit -1 of a pinned position is the last entry
-
-    def positions(name: str, width: int) -> Tensor:
-        slot = graph.slot(name, "out")
-        units = np.full(width, -1) if slot is None else graph.unit_of[slot]
-        return torch.from_numpy(padded[units])
-
-    def heads(name: str, module: nn.Module) -> Tensor:
-        # A head is one unit, so that its first position in one projection speaks for it.
-        parts = projections(module)
-        layer = f"{name}.qkv" if parts is None else f"{name}.{parts.value}"
-        width = head_dim(module)
-        return positions(layer, 3 * num_heads(module) * width)[::width][: num_heads(module)]
-
-    return map_units(model, layer=lambda name, module: positions(name, sides(module)["out"]), heads=heads)
+    return {name: torch.from_numpy(padded[graph.unit_of[slot]]) for slot, name in weight_slots(graph)}

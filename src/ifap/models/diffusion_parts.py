@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ifap.attention import SplitAttention
+from ifap.legacy import SplitAttention
 
 
 class SpatialAttention(nn.Module):

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from torch import Tensor, nn
 
-from ifap.attention import split_attention
 from ifap.config import MaskOptions, TrainingOptions
+from ifap.sparse.attention import split_attention
 from ifap.splits import Split, refuse_test
 from ifap.tasks.base import Augment, Task
 from ifap.tracing import Inputs
@@ -125,7 +125,7 @@ class Outcome:
     masks : dict of str to Tensor
         Weight to mask; an active weight may be zero as well. Empty where channels were cut.
     split_attention : list of str
-        Attention modules that were split; see `ifap.attention`.
+        Attention modules that were split; see `ifap.sparse.attention`.
     history : list of EpochRow
         Every epoch, in order; numbers repeat where a method trains repeatedly.
     events : list of Event

@@ -87,7 +87,7 @@ class _Pattern:
 
 
 # T5 hands the position bias of its first block, one column a head, on to all others of the stack: a
-# head can only leave all of them together, unless `ifap.attention.split_attention` gave each its own.
+# head can only leave all of them together, unless `ifap.sparse.attention.split_attention` gave each its own.
 _PATTERNS = (
     _Pattern(
         "heads", ("self.query", "self.key", "self.value"), "output.dense", ("output", 1), "self.attention_head_size"

@@ -22,10 +22,10 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from ifap.attention import split_attention
 from ifap.config import MvpOptions
 from ifap.errors import ConfigError, TargetError
 from ifap.sparse import SPARSE
+from ifap.sparse.attention import split_attention
 from ifap.sparse.base import Context, Masks, Outcome, options_of
 from ifap.sparse.blocks import Group, block_weights, find_groups, is_transposed
 from ifap.sparse.controller import LatentController, all_kept, counted

@@ -31,16 +31,15 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from ifap.attention import split_attention
 from ifap.config import RfpOptions
 from ifap.costs import Cost, cost, count_params, macs_by_module
 from ifap.errors import ConfigError, ScoreError, TargetError
-from ifap.families import sync
 from ifap.layers import is_producer, sides
 from ifap.plan import sliced_plan
 from ifap.pruning import Pruned, Receipt, Target
 from ifap.runtime import derive_seed
 from ifap.sparse import SPARSE
+from ifap.sparse.attention import split_attention, sync
 from ifap.sparse.base import Context, Outcome, options_of
 from ifap.sparse.blocks import Group, Part, cut_units, find_groups, matrix, scaled_units, unit_price
 from ifap.splits import refuse_test

@@ -1,0 +1,129 @@
+"""Torch's own attention module, reading its widths from its weights.
+
+``nn.MultiheadAttention`` hands its weights and numbers to one function that checks them against each other, so that a head
+cannot leave. `ShapedAttention` computes the same from the same parameters, one operation after the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class ShapedAttention(nn.MultiheadAttention):
+    """``nn.MultiheadAttention`` whose heads can leave; made from one by `adopt`, never constructed.
+
+    The width of a head never changes. Weights, their names and the outputs are those of the module that it was.
+    """
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_padding_mask: Tensor | None = None,
+        need_weights: bool = True,
+        attn_mask: Tensor | None = None,
+        average_attn_weights: bool = True,
+        is_causal: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attend; see ``nn.MultiheadAttention.forward``."""
+        batched = query.dim() == 3
+        samples = 0 if self.batch_first else 1
+        if not batched:
+            query, key, value = (x.unsqueeze(samples) for x in (query, key, value))
+        if not self.batch_first:
+            query, key, value = (x.transpose(0, 1) for x in (query, key, value))
+        q, k, v = (x.unflatten(2, (-1, self.head_dim)).transpose(1, 2) for x in self._projected(query, key, value))
+        mask = _merged(attn_mask, key_padding_mask, q, k, is_causal and attn_mask is None)
+        dropout = self.dropout if self.training else 0.0
+        weights = None
+        if need_weights:
+            logits = q * self.head_dim**-0.5 @ k.transpose(2, 3)
+            weights = (logits if mask is None else logits + mask).softmax(dim=-1)
+            heads = functional.dropout(weights, dropout) @ v
+        else:
+            heads = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+        output = functional.linear(heads.transpose(1, 2).flatten(2), self.out_proj.weight, self.out_proj.bias)
+        output = output if self.batch_first else output.transpose(0, 1)
+        if weights is not None:
+            weights = weights.mean(dim=1) if average_attn_weights else weights
+            weights = weights if batched else weights.squeeze(0)
+        return output if batched else output.squeeze(samples), weights
+
+    def _projected(self, query: Tensor, key: Tensor, value: Tensor) -> list[Tensor]:
+        """Project queries, keys and values to (samples, tokens, heads x width)."""
+        if self.in_proj_weight is not None:
+            weights: tuple[Tensor, ...] = self.in_proj_weight.chunk(3)
+        else:
+            weights = (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight)
+        biases = (None,) * 3 if self.in_proj_bias is None else self.in_proj_bias.chunk(3)
+        inputs = (query, key, value)
+        return [functional.linear(x, w, b) for x, w, b in zip(inputs, weights, biases, strict=True)]
+
+
+def _merged(
+    attn_mask: Tensor | None, key_padding_mask: Tensor | None, q: Tensor, k: Tensor, is_causal: bool
+) -> Tensor | None:
+    """Return both masks as one that is added to the logits."""
+    masks: list[Tensor] = []
+    if is_causal:
+        ones = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device)
+        masks.append(_added(ones.triu(diagonal=1), q))
+    if attn_mask is not None:
+        mask = _added(attn_mask, q)
+        masks.append(mask if mask.dim() == 2 else mask.unflatten(0, (q.shape[0], -1)))
+    if key_padding_mask is not None:
+        padding = _added(key_padding_mask, q)
+        masks.append(padding.view(-1, 1, 1, padding.shape[-1]))
+    if not masks:
+        return None
+    return masks[0] if len(masks) == 1 else sum(masks[1:], masks[0])
+
+
+def _added(mask: Tensor, q: Tensor) -> Tensor:
+    if mask.dtype == torch.bool:
+        return torch.zeros_like(mask, dtype=q.dtype).masked_fill(mask, float("-inf"))
+    return mask.to(q.dtype)
+
+
+def can_adopt(module: nn.Module) -> bool:
+    """Whether a module is torch's attention, without the extra keys that `ShapedAttention` does not make."""
+    if not isinstance(module, nn.MultiheadAttention) or type(module).forward is not nn.MultiheadAttention.forward:
+        return False
+    return module.bias_k is None and module.bias_v is None and not module.add_zero_attn
+
+
+def adopt(model: nn.Module, names: list[str] | None = None) -> list[str]:
+    """Let torch's attention modules read their widths from their weights, in place; returns their names."""
+    found = []
+    for name, module in model.named_modules():
+        if (names is None or name in names) and can_adopt(module):
+            module.__class__ = ShapedAttention
+            # Keeps ``nn.TransformerEncoderLayer`` from its fused path, which needs whole weights.
+            module._qkv_same_embed_dim = False
+            found.append(name)
+    return found
+
+
+def release(model: nn.Module, names: list[str]) -> None:
+    """Let modules that `adopt` named be torch's own again, in place."""
+    for name in names:
+        module: Any = model.get_submodule(name)
+        module.__class__ = nn.MultiheadAttention
+        module._qkv_same_embed_dim = module.in_proj_weight is not None
+
+
+@contextmanager
+def adopted(model: nn.Module) -> Iterator[list[str]]:
+    """Adopt torch's attention inside the block."""
+    names = adopt(model)
+    try:
+        yield names
+    finally:
+        release(model, names)

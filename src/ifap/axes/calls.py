@@ -1,0 +1,319 @@
+"""Calls that take sizes: what each argument counts, and the correction of arguments in a cut network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from ifap.axes.expressions import CannotAgreeError, Expression, factor, is_fixed, split
+from ifap.axes.sizes import Correction, Need, Origin, Ratio, Recorder, Size, Use, origin_of, unrecorded
+from ifap.axes.trace import Attention, Tracer, carried
+
+Path = tuple[Any, ...]
+Entry = tuple[Path, Any, Need]
+"""Where a size is among the arguments, the size, and what it must be."""
+
+
+def _sizes(path: Path, given: Any, dims: list[Expression]) -> Iterator[Entry]:
+    """Yield an entry for each size of a shape."""
+    for place, (value, dim) in enumerate(zip(given, dims, strict=False)):
+        yield (*path, place), value, Need(dim)
+
+
+def _shape(first: int) -> Callable[..., Iterator[Entry]]:
+    """Return a reader of calls such as ``x.view(2, 3)``, ``x.view((2, 3))`` and ``torch.zeros(size=(2, 3))``."""
+
+    def entries(args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Iterator[Entry]:
+        if not isinstance(out, Tensor):
+            return
+        dims = carried(out).dims
+        for key in ("size", "shape", "sizes"):
+            if isinstance(kwargs.get(key), (tuple, list)):
+                yield from _sizes(("kwargs", key), kwargs[key], dims)
+                return
+        if len(args) > first and isinstance(args[first], (tuple, list)):
+            yield from _sizes(("args", first), args[first], dims)
+        else:
+            for place, value in enumerate(args[first:]):
+                if isinstance(value, int) and place < len(dims):
+                    yield ("args", first + place), value, Need(dims[place])
+
+    return entries
+
+
+def _given(args: tuple[Any, ...], kwargs: dict[str, Any], index: int, *names: str) -> tuple[Path, Any]:
+    for name in names:
+        if name in kwargs:
+            return ("kwargs", name), kwargs[name]
+    return ("args", index), args[index] if index < len(args) else None
+
+
+def _split(args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Iterator[Entry]:
+    path, given = _given(args, kwargs, 1, "split_size_or_sections", "split_size", "split_sizes", "indices_or_sections")
+    _, dim = _given(args, kwargs, 2, "dim")
+    parts = [carried(each).dims[dim or 0] for each in out]
+    if isinstance(given, int) and parts:
+        yield path, given, Need(parts[0])
+    elif isinstance(given, (tuple, list)):
+        yield from _sizes(path, given, parts)
+
+
+def _narrow(args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Iterator[Entry]:
+    _, dim = _given(args, kwargs, 1, "dim")
+    path, length = _given(args, kwargs, 3, "length")
+    yield path, length, Need(carried(out).dims[dim])
+    path, first = _given(args, kwargs, 2, "start")
+    if isinstance(first, int) and first > 0:
+        yield path, first, Need(_before(carried(args[0]).dims[dim], first))
+
+
+def _before(axis: Expression, position: int) -> Expression:
+    try:
+        return split(axis, position)[0]
+    except CannotAgreeError:
+        return position
+
+
+def _getitem(args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Iterator[Entry]:
+    x, index = args
+    items = index if isinstance(index, tuple) else (index,)
+    dims = carried(x).dims
+    taken = sum(1 for item in items if item is not None and item is not Ellipsis)
+    place = 0
+    for number, item in enumerate(items):
+        if item is Ellipsis:
+            place = len(dims) - (taken - place)
+            continue
+        if item is None:
+            continue
+        if isinstance(item, slice) and place < len(dims) and (item.step is None or item.step == 1):
+            path = ("args", 1, number) if isinstance(index, tuple) else ("args", 1)
+            for end in ("start", "stop"):
+                bound = getattr(item, end)
+                whole = dims[place] if isinstance(dims[place], int) else dims[place].size  # type: ignore[union-attr]
+                if isinstance(bound, int) and 0 < abs(bound) < whole:
+                    at = bound if bound > 0 else whole + bound
+                    counted = _before(dims[place], at)
+                    if bound > 0:
+                        yield (*path, end), bound, Need(counted)
+                    elif not is_fixed(dims[place]):
+                        yield (*path, end), bound, Need(counted)
+        place += item.dim() if isinstance(item, Tensor) and item.dtype == torch.bool else 1
+
+
+def _normalized(args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Iterator[Entry]:
+    path, shape = _given(args, kwargs, 1, "normalized_shape")
+    if isinstance(shape, (tuple, list)):
+        yield from _sizes(path, shape, carried(out).dims[-len(shape) :])
+
+
+def _groups(index: int, name: str) -> Callable[..., Iterator[Entry]]:
+    """Return a reader of the number of groups that channels are cut into."""
+
+    def entries(args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Iterator[Entry]:
+        path, groups = _given(args, kwargs, index, name)
+        x = args[0] if args else kwargs["input"]
+        if not isinstance(groups, int) or groups == 1:
+            return
+        weight = args[1] if len(args) > 1 and isinstance(args[1], Tensor) else kwargs.get("weight")
+        lead = x.dim() == weight.dim() if index == 6 and isinstance(weight, Tensor) else True
+        dims = carried(x).dims
+        try:
+            yield path, groups, Need(factor(dims[1] if lead else dims[0], int(groups))[0])
+        except CannotAgreeError:
+            return
+
+    return entries
+
+
+def _repeats(args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Iterator[Entry]:
+    path, number = _given(args, kwargs, 1, "repeats")
+    _, dim = _given(args, kwargs, 2, "dim")
+    if isinstance(number, int) and isinstance(dim, int):
+        yield path, number, Need(carried(out).dims[dim], over=carried(args[0]).dims[dim])
+
+
+_READERS: dict[str, Callable[..., Iterator[Entry]]] = {
+    **dict.fromkeys(("view", "reshape", "expand", "new_zeros", "new_ones", "new_empty", "broadcast_to"), _shape(1)),
+    **dict.fromkeys(("zeros", "ones", "empty", "rand", "randn", "full"), _shape(0)),
+    **dict.fromkeys(("split", "split_with_sizes", "tensor_split_sizes"), _split),
+    **dict.fromkeys(("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), _groups(6, "groups")),
+    "new_full": _shape(1),
+    "narrow": _narrow,
+    "__getitem__": _getitem,
+    "layer_norm": _normalized,
+    "rms_norm": _normalized,
+    "group_norm": _groups(1, "num_groups"),
+    "channel_shuffle": _groups(1, "groups"),
+    "repeat_interleave": _repeats,
+}  # fmt: skip
+
+
+def _unflatten(args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Iterator[Entry]:
+    path, sizes = _given(args, kwargs, 2, "sizes")
+    _, dim = _given(args, kwargs, 1, "dim")
+    if isinstance(sizes, (tuple, list)) and isinstance(dim, int):
+        yield from _sizes(path, sizes, carried(out).dims[dim % args[0].dim() :])
+
+
+_READERS["unflatten"] = _unflatten
+
+_SHAPE, _SIZE, _NUMEL = Tensor.shape.__get__, Tensor.size, Tensor.numel  # type: ignore[attr-defined]
+ATTENTION = ("softmax", "scaled_dot_product_attention")
+"""Functions that make attention probabilities, or use them at once."""
+_OPAQUE = {"multi_head_attention_forward"}
+
+
+class SizeMode(TorchFunctionMode):
+    """Answer sizes with numbers that remember their axis, and note each size that a call takes."""
+
+    def __init__(self, tracer: Tracer, recorder: Recorder) -> None:
+        super().__init__()
+        self._tracer, self._recorder = tracer, recorder
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func == _SHAPE:
+            return _remembered_shape(args[0])
+        if func is _SIZE:
+            sizes = _remembered_shape(args[0])
+            place = args[1] if len(args) > 1 else kwargs.get("dim")
+            return sizes if place is None else sizes[place]
+        name = getattr(func, "__name__", "")
+        if name in ("__get__", "dim", "__set__"):
+            return func(*args, **kwargs)
+        tracer = self._tracer
+        self._recorder.module = tracer.stack[-1]
+        ordinal = tracer.counters[-1].get(name, 0)
+        for counter in tracer.counters:
+            counter[name] = counter.get(name, 0) + 1
+        if name in _OPAQUE:
+            tracer.pin_all(args, kwargs, f"{name} reads its widths by itself")
+        module = tracer.stack[-1]
+        out = func(*args, **kwargs)
+        if name == "numel" and args and isinstance(out, int):
+            return out
+        with unrecorded():
+            self._note(module, name, ordinal, args, kwargs, out)
+        if name in ATTENTION and isinstance(out, Tensor) and out.dim() > 2:
+            tracer.axes.attention[Attention(module, name, ordinal)] = carried(out).dims[-3]
+        return out
+
+    def _note(self, module: str, name: str, ordinal: int, args: Any, kwargs: Any, out: Any) -> None:
+        reader = _READERS.get(name)
+        found: set[Path] = set()
+        uses = self._recorder.uses
+        if reader is not None:
+            for path, value, need in reader(args, kwargs, out):
+                if isinstance(value, int) and not isinstance(value, bool) and value != -1:
+                    found.add(path)
+                    if isinstance(value, Size) or (need.counts is not None and not is_fixed(need.counts)):
+                        uses.append(Use(module, name, ordinal, path, origin_of(value), need))
+        for path, value in _remembered_among(args, kwargs):
+            if path not in found:
+                plain = int(value) if isinstance(value, Size) else float.__float__(value)
+                uses.append(Use(module, name, ordinal, path, value.origin, Need(value=plain)))
+
+
+def _remembered_shape(x: Tensor) -> torch.Size:
+    """Return the shape of a tensor with numbers that remember their axis."""
+    with torch._C.DisableTorchFunction():
+        shape = x.shape
+    known = x.__dict__.get("_carried")
+    if known is None or not all(type(size) is int for size in shape):
+        return shape
+    return torch.Size(
+        [size if size == 1 else Size(size, Origin("axis", (dim,))) for size, dim in zip(shape, known.dims, strict=True)]
+    )
+
+
+def _remembered_among(args: Any, kwargs: Any) -> Iterator[tuple[Path, Size | Ratio]]:
+    for place, value in enumerate(args):
+        yield from _inside(("args", place), value)
+    for key, value in kwargs.items():
+        yield from _inside(("kwargs", key), value)
+
+
+def _inside(path: Path, value: Any) -> Iterator[tuple[Path, Size | Ratio]]:
+    if isinstance(value, (Size, Ratio)):
+        yield path, value
+    elif isinstance(value, (tuple, list)):
+        for place, item in enumerate(value):
+            yield from _inside((*path, place), item)
+    elif isinstance(value, slice):
+        for end in ("start", "stop", "step"):
+            yield from _inside((*path, end), getattr(value, end))
+
+
+# --- in the cut network ---------------------------------------------------------------------------
+
+
+class CorrectedSizes(TorchFunctionMode):
+    """Correct size arguments of calls, counted by the name of the function, while the forward of a module runs.
+
+    Parameters
+    ----------
+    corrections : mapping of (str, int) to list of (path, value, fraction)
+        Function and number of the call to what is changed among its arguments.
+    """
+
+    def __init__(self, corrections: Mapping[tuple[str, int], list[tuple[Path, Any, Any]]]) -> None:
+        super().__init__()
+        self._corrections = corrections
+        self._counts = {name: 0 for name, _ in corrections}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = func.__name__
+        if name in self._counts:
+            number = self._counts[name]
+            self._counts[name] = number + 1
+            for path, value, fraction in self._corrections.get((name, number), ()):
+                if path[0] == "args":
+                    args = _corrected(args, path[1:], value, fraction)
+                else:
+                    kwargs = _corrected(kwargs, path[1:], value, fraction)
+        return func(*args, **kwargs)
+
+
+def _corrected(tree: Any, path: Path, value: Any, fraction: Any) -> Any:
+    """Return arguments in which the number at a path is set or scaled."""
+    if not path:
+        return value if fraction is None else tree * fraction[0] // fraction[1]
+    step, rest = path[0], path[1:]
+    if isinstance(tree, slice):
+        ends = {
+            end: _corrected(getattr(tree, end), rest, value, fraction) if end == step else getattr(tree, end)
+            for end in ("start", "stop", "step")
+        }
+        return slice(ends["start"], ends["stop"], ends["step"])
+    if isinstance(tree, dict):
+        return {key: _corrected(item, rest, value, fraction) if key == step else item for key, item in tree.items()}
+    items = [_corrected(item, rest, value, fraction) if place == step else item for place, item in enumerate(tree)]
+    return items if isinstance(tree, list) else tuple(items)
+
+
+def corrected_forward(module: Any, corrections: list[Correction]) -> Callable[..., Any]:
+    """Return the forward of a module with corrected size arguments, to be put into its attribute ``forward``.
+
+    Parameters
+    ----------
+    module : nn.Module
+        The module.
+    corrections : list of Correction
+        Those of this module.
+    """
+    table: dict[tuple[str, int], list[tuple[Path, Any, Any]]] = {}
+    for each in corrections:
+        table.setdefault((each.function, each.ordinal), []).append((each.path, each.value, each.fraction))
+
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with CorrectedSizes(table):
+            return type(self).forward(self, *args, **kwargs)
+
+    return MethodType(forward, module)

@@ -1,0 +1,213 @@
+"""Cut units out of a network: one selection a tensor, then the attributes and sizes that follow; all of it can be undone."""
+
+from __future__ import annotations
+
+import copy
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+from ifap.axes.attention import adopt, can_adopt
+from ifap.axes.calls import corrected_forward
+from ifap.axes.sizes import Correction, Corrections, Key
+from ifap.axes.tensors import holders
+from ifap.axes.units import Graph, Indices, stay
+from ifap.layers import is_norm
+
+Undo = Callable[[], None]
+
+
+def cut_units(model: nn.Module, graph: Graph, removed: Indices) -> tuple[Graph, Undo]:
+    """Cut units out of a network, in place.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The network that `graph` describes.
+    graph : Graph
+        Its units.
+    removed : integer array
+        Units to remove.
+
+    Returns
+    -------
+    (Graph, callable)
+        The graph of what is left, and what puts the network back.
+
+    Raises
+    ------
+    CannotFollowError
+        If a size that the forward writes down cannot follow; the network is as it was.
+    """
+    smaller = graph.without(removed)
+    corrections = smaller.corrections()
+    keep = _kept_positions(graph, removed)
+    back: list[Undo] = []
+    _select(model, keep, back)
+    touched = {name.rpartition(".")[0] for name in keep}
+    adopt(model, [name for name, module in model.named_modules() if can_adopt(module) and _inside(name, touched)])
+    apply_corrections(model, corrections, back)
+    for name in touched:
+        _follow_shapes(model.get_submodule(name), back)
+
+    def undo() -> None:
+        for step in reversed(back):
+            step()
+
+    return smaller, undo
+
+
+def _inside(name: str, touched: set[str]) -> bool:
+    return any(each == name or each.startswith(f"{name}.") for each in touched)
+
+
+def _kept_positions(graph: Graph, removed: Indices) -> dict[str, dict[int, Tensor]]:
+    """Return the positions that stay for each dimension that loses any, by tensor."""
+    alive = np.ones(graph.num_units, dtype=bool)
+    alive[removed] = False
+    keep: dict[str, dict[int, Tensor]] = defaultdict(dict)
+    for places, units in zip(graph.structure.places, graph.unit_of, strict=True):
+        stays = stay(units, alive)
+        if not stays.all():
+            for place in places:
+                keep[place.tensor][place.dim] = torch.from_numpy(np.flatnonzero(stays))
+    return keep
+
+
+def _select(model: nn.Module, keep: dict[str, dict[int, Tensor]], back: list[Undo]) -> None:
+    names: dict[int, str] = {}
+    made: dict[int, Tensor] = {}
+    for name, tensor, put in list(holders(model)):
+        first = names.setdefault(id(tensor), name)
+        if first not in keep:
+            continue
+        if id(tensor) not in made:
+            made[id(tensor)] = selected(tensor, keep[first])
+        put(made[id(tensor)])
+        back.append(_putting(put, tensor))
+
+
+def _putting(put: Callable[[Tensor], None], tensor: Tensor) -> Undo:
+    return lambda: put(tensor)
+
+
+def selected(tensor: Tensor, keep: dict[int, Tensor]) -> Tensor:
+    """Return a tensor with some positions of some dimensions; a parameter stays one, and so does the memory format."""
+    new = tensor.detach()
+    for dim, positions in keep.items():
+        new = new.index_select(dim, positions.to(tensor.device))
+    if new.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous():
+        new = new.contiguous(memory_format=torch.channels_last)
+    else:
+        new = new.contiguous()
+    return nn.Parameter(new, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else new
+
+
+# --- sizes ----------------------------------------------------------------------------------------
+
+
+def apply_corrections(model: nn.Module, corrections: Corrections, back: list[Undo] | None = None) -> None:
+    """Set the attributes and correct the calls that follow a cut, in place.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The cut network.
+    corrections : Corrections
+        From `Graph.corrections`, or from a plan.
+    back : list, optional
+        Takes what undoes each step.
+    """
+    back = [] if back is None else back
+    for key, value in corrections.attributes.items():
+        _set_attribute(model, key, value, back)
+    by_module: dict[str, list[Correction]] = defaultdict(list)
+    for each in corrections.arguments:
+        by_module[each.module].append(each)
+    for name, module in model.named_modules():
+        old = module.__dict__.get("forward")
+        if is_corrected(old) and name not in by_module:
+            del module.__dict__["forward"]
+            back.append(_restoring(module, "forward", old))
+    for name, its in by_module.items():
+        module = model.get_submodule(name)
+        back.append(_restoring(module, "forward", module.__dict__.get("forward")))
+        module.__dict__["forward"] = corrected_forward(module, its)
+
+
+def is_corrected(forward: Any) -> bool:
+    """Whether a forward is one that `corrected_forward` made."""
+    return getattr(getattr(forward, "__func__", None), "__module__", "") == "ifap.axes.calls"
+
+
+def _restoring(module: Any, name: str, old: Any) -> Undo:
+    def restore() -> None:
+        if old is None:
+            module.__dict__.pop(name, None)
+        else:
+            module.__dict__[name] = old
+
+    return restore
+
+
+def _set_attribute(model: nn.Module, key: Key, value: int, back: list[Undo]) -> None:
+    name, attribute, *path = key
+    module = model.get_submodule(name)
+    old = module.__dict__[attribute]
+    back.append(_restoring(module, attribute, old))
+    module.__dict__[attribute] = _with(old, path, value)
+
+
+def _with(old: Any, path: list[Any], value: int) -> Any:
+    """Return a value of which the part at a path is another."""
+    if not path:
+        return value
+    if isinstance(old, (tuple, list)):
+        return type(old)(value if place == path[0] else item for place, item in enumerate(old))
+    twin = copy.copy(old)
+    vars(twin)[path[0]] = value
+    return twin
+
+
+def _follow_shapes(module: Any, back: list[Undo]) -> None:
+    """Let the widths that a layer of torch says of itself agree with its tensors."""
+    for name, value in shape_attributes(module).items():
+        if getattr(module, name, None) != value:
+            back.append(_restoring(module, name, module.__dict__.get(name)))
+            setattr(module, name, value)
+
+
+def shape_attributes(module: Any) -> dict[str, Any]:
+    """Return the widths of a layer of torch as its tensors have them."""
+    weight = module._parameters.get("weight")
+    if isinstance(module, _ConvNd):
+        if weight is None:
+            return {}
+        if isinstance(module, _ConvTransposeNd):
+            return {"in_channels": weight.shape[0], "out_channels": weight.shape[1] * module.groups}
+        return {"out_channels": weight.shape[0], "in_channels": weight.shape[1] * module.groups}
+    if isinstance(module, nn.Linear):
+        return {} if weight is None else {"out_features": weight.shape[0], "in_features": weight.shape[1]}
+    if isinstance(module, nn.Embedding):
+        return {"embedding_dim": module.weight.shape[1]}
+    if isinstance(module, nn.PReLU):
+        return {"num_parameters": module.weight.shape[0]}
+    if isinstance(module, nn.MultiheadAttention):
+        return {}
+    if is_norm(module) and isinstance(weight, Tensor):
+        if isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
+            return {"normalized_shape": tuple(weight.shape)}
+        return {"num_channels" if isinstance(module, nn.GroupNorm) else "num_features": weight.shape[0]}
+    mean = module._buffers.get("running_mean")
+    return {"num_features": mean.shape[0]} if is_norm(module) and isinstance(mean, Tensor) else {}
+
+
+def follow_shapes(model: nn.Module, names: Iterable[str]) -> None:
+    """Let the layers of these names say the widths that their tensors have, in place."""
+    for name in names:
+        _follow_shapes(model.get_submodule(name), [])

@@ -1,0 +1,356 @@
+"""Run a network so that its axes show: data-free first, on its real tensors where it looks at values."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from ifap.axes.attention import adopted
+from ifap.axes.calls import SizeMode
+from ifap.axes.expressions import Expression, Reason, pin, resolve, size_of, unify
+from ifap.axes.sizes import Key, Origin, Recorder, Size, recording
+from ifap.axes.tensors import named_tensors, replaced_tensors
+from ifap.axes.trace import Axes, Tracer, carried, following, pinned_outputs, start
+from ifap.errors import GraphError
+
+Inputs = Any
+Outputs = Callable[[Any], Iterable[Tensor]]
+Call = Callable[[nn.Module, Inputs], Any]
+
+_TORCH_SIZES = ("groups", "num_groups", "normalized_shape")
+_SKIPPED = ("training", "call_super_init", "dump_patches")
+
+
+def trace_axes(model: nn.Module, example_inputs: Inputs, call: Call, outputs: Outputs) -> tuple[Axes, dict[Key, int]]:
+    """Trace the axes of a network; it is left as it was.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Any network.
+    example_inputs : Tensor, tuple, list or dict
+        Inputs of one forward.
+    call : callable
+        Runs a network on inputs.
+    outputs : callable
+        Yields the tensors among what a network returns whose shape must stay.
+
+    Returns
+    -------
+    (Axes, dict)
+        What was found, and the value of each integer attribute.
+
+    Raises
+    ------
+    GraphError
+        If the network does not run on its example inputs.
+    """
+    with adopted(model), unchanged(model):
+        attributes = _remember_attributes(model)
+        axes = Axes()
+        try:
+            _pass(model, example_inputs, call, outputs, axes, fake=True)
+        except Exception as error:
+            if is_trouble(error):
+                raise
+            axes = Axes()
+            try:
+                _pass(model, example_inputs, call, outputs, axes, fake=False)
+            except Exception as second:
+                if is_trouble(second):
+                    raise
+                reason = (str(second).splitlines() or [""])[0]
+                raise GraphError(
+                    f"the network does not run on its example inputs: {type(second).__name__}: {reason}"
+                ) from second
+        if set(_parameters(model)) - axes.reached:
+            _training_pass(model, example_inputs, call, axes)
+        _follow_siblings(model, axes)
+        return axes, attributes
+
+
+def is_trouble(error: BaseException) -> bool:
+    """Whether an error is about memory or device, and so says nothing about the network that was run."""
+    kinds = (torch.OutOfMemoryError, getattr(torch, "AcceleratorError", torch.OutOfMemoryError), MemoryError)
+    return isinstance(error, kinds) or "DefaultCPUAllocator" in str(error)
+
+
+def _parameters(model: nn.Module) -> Iterator[str]:
+    return (name for name, parameter in model.named_parameters(remove_duplicate=True) if parameter.numel() > 1)
+
+
+def _pass(
+    model: nn.Module, inputs: Inputs, call: Call, outputs: Outputs, axes: Axes, *, fake: bool, training: bool = False
+) -> None:
+    """Run one forward under the tracer."""
+    modules = {module: name for name, module in model.named_modules()}
+    recorder = Recorder()
+    tracer = Tracer(axes, modules)
+    tracer.counts_products = not training
+    with ExitStack() as stack:
+        stack.enter_context(_modes(model, training))
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(plain_attention())
+        tensors = named_tensors(model)
+        if fake:
+            inputs, fakes = stack.enter_context(data_free(model, inputs))
+            tensors = {name: fakes[id(tensor)] for name, tensor in tensors.items()}
+        else:
+            stack.callback(_forget, list(tensors.values()))
+        start(axes, tensors, _fixed_by(model))
+        stack.enter_context(following(tracer))
+        stack.enter_context(recording(recorder))
+        stack.enter_context(tracer)
+        stack.enter_context(SizeMode(tracer, recorder))
+        found = call(model, inputs)
+        with torch._C.DisableTorchFunction():
+            if not training:
+                pinned_outputs(axes, iter(outputs(found)), tracer)
+    axes.recorders.append(recorder)
+
+
+@contextmanager
+def data_free(model: nn.Module, inputs: Inputs) -> Iterator[tuple[Inputs, dict[int, Tensor]]]:
+    """Let a network hold tensors without data inside the block.
+
+    Yields
+    ------
+    (inputs, dict)
+        The inputs without data, and what stands for each tensor of the network, by ``id``.
+    """
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    fakes = {id(tensor): _fake(mode, tensor) for tensor in named_tensors(model).values()}
+    with mode, replaced_tensors(model, lambda x: fakes.get(id(x))):
+        try:
+            yield map_leaves(inputs, lambda x: _fake(mode, x)), fakes
+        finally:
+            _empty_caches()
+
+
+def _training_pass(model: nn.Module, inputs: Inputs, call: Call, axes: Axes) -> None:
+    """See what only training reaches, on data-free tensors alone so that nothing is learnt."""
+    kept = copy.copy(axes.recorders), copy.copy(axes.ties)
+    try:
+        _pass(model, inputs, call, lambda _: (), axes, fake=True, training=True)
+    except Exception as error:  # whatever a forward raises that wants targets in training
+        if is_trouble(error):
+            raise
+        axes.recorders, axes.ties = kept
+
+
+def _fixed_by(model: nn.Module) -> Callable[[str], Reason | None]:
+    """Return what says why a tensor cannot be cut whatever the trace shows."""
+    kernels = {
+        f"{name}.{inner}" if name else inner
+        for name, module in model.named_modules()
+        if isinstance(module, (nn.RNNBase, nn.RNNCellBase))
+        for inner, _ in module.named_parameters()
+    }
+
+    def fixed(name: str) -> Reason | None:
+        if name in kernels:
+            return Reason("recurrent kernels are not cut", name.rpartition(".")[0])
+        return None
+
+    return fixed
+
+
+def _forget(tensors: Iterable[Tensor]) -> None:
+    for tensor in tensors:
+        tensor.__dict__.pop("_carried", None)
+
+
+def _fake(mode: FakeTensorMode, tensor: Tensor) -> Tensor:
+    """Return a tensor without data; made directly, which takes a tenth of the time of torch's own way."""
+    if type(tensor) not in (Tensor, nn.Parameter) or tensor.layout != torch.strided or tensor.is_quantized:
+        return mode.from_tensor(tensor)
+    empty = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+    fake = FakeTensor(mode, empty, tensor.device)
+    if isinstance(tensor, nn.Parameter):
+        fake._is_param = True
+    return fake
+
+
+def map_leaves(tree: Any, function: Callable[[Tensor], Any]) -> Any:
+    """Apply a function to every tensor in nested tuples, lists and dicts; other leaves stay."""
+    if isinstance(tree, Tensor):
+        return function(tree)
+    if isinstance(tree, dict):
+        return {key: map_leaves(value, function) for key, value in tree.items()}
+    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
+        return type(tree)(*(map_leaves(value, function) for value in tree))
+    if isinstance(tree, (tuple, list)):
+        return type(tree)(map_leaves(value, function) for value in tree)
+    return tree
+
+
+@contextmanager
+def _modes(model: nn.Module, training: bool) -> Iterator[None]:
+    before = [(module, module.training) for module in model.modules()]
+    model.train(training)
+    try:
+        yield
+    finally:
+        for module, mode in before:
+            module.training = mode
+
+
+@contextmanager
+def plain_attention() -> Iterator[None]:
+    """Compute attention by plain products: fused kernels are opaque."""
+    fastpath = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fastpath)
+
+
+_CACHES: list[Any] = []
+
+
+def _empty_caches() -> None:
+    """Empty caches of functions that have kept a tensor without data."""
+    for each in _caches():
+        if each.cache_info().currsize:
+            each.cache_clear()
+
+
+def _caches() -> list[Any]:
+    """Return caches of functions outside torch and this package that may hold tensors."""
+    return _CACHES
+
+
+# --- leaving the network as it was ----------------------------------------------------------------
+
+
+@contextmanager
+def unchanged(model: nn.Module) -> Iterator[None]:
+    """Put every attribute of every module back to what it was: forwards keep caches."""
+    before = [(module, _snapshot(module.__dict__)) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, (attributes, containers) in before:
+            module.__dict__.clear()
+            module.__dict__.update(attributes)
+            for container, content in containers:
+                if isinstance(container, list):
+                    container[:] = content
+                else:
+                    container.clear()
+                    container.update(content)
+
+
+def _snapshot(attributes: dict[str, Any]) -> tuple[dict[str, Any], list[tuple[Any, Any]]]:
+    containers = [(value, copy.copy(value)) for value in attributes.values() if isinstance(value, (dict, list, set))]
+    return dict(attributes), containers
+
+
+def _remember_attributes(model: nn.Module) -> dict[Key, int]:
+    """Let integer attributes remember themselves; `unchanged` puts them back. Returns their values."""
+    found: dict[Key, int] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            continue
+        home = type(module).__module__
+        own = home.startswith("torch.nn.") or home.startswith("torch.ao.")
+        for key, value in list(module.__dict__.items()):
+            if key.startswith("_") or key in _SKIPPED or (own and key not in _TORCH_SIZES):
+                continue
+            traced = _remembered((name, key), value, found)
+            if traced is not value:
+                module.__dict__[key] = traced
+    return found
+
+
+def _remembered(key: Key, value: Any, found: dict[Key, int]) -> Any:
+    if type(value) is int:
+        found[key] = value
+        return Size(value, Origin("attribute", (key,)))
+    if type(value) in (tuple, list) and value and all(type(item) is int for item in value) and len(value) <= 64:
+        return type(value)(_remembered((*key, place), item, found) for place, item in enumerate(value))
+    if is_settings(value) and len(key) == 2:
+        twin = copy.copy(value)
+        for inner, item in list(vars(value).items()):
+            if type(item) is int:
+                vars(twin)[inner] = _remembered((*key, inner), item, found)
+        return twin
+    return value
+
+
+def is_settings(value: Any) -> bool:
+    """Whether an attribute is an object of settings: plain attributes, no tensors and no code."""
+    if isinstance(value, (nn.Module, Tensor, type, dict, list, tuple, set, str)) or callable(value):
+        return False
+    if type(value).__module__.split(".")[0] in ("torch", "builtins", "numpy", "collections", "functools", "enum"):
+        return False
+    return hasattr(value, "__dict__") and not isinstance(getattr(type(value), "__dict__", {}).get("__slots__"), tuple)
+
+
+# --- what no pass reached -------------------------------------------------------------------------
+
+
+def _follow_siblings(model: nn.Module, axes: Axes) -> None:
+    """Let layers that no pass reached follow one of their kind that was, or pin what their neighbours share."""
+    missing = set(_parameters(model)) - axes.reached
+    if not missing:
+        return
+    modules = dict(model.named_modules())
+    roots = _unreached_modules(modules, missing)
+    for root in roots:
+        parent = root.rpartition(".")[0]
+        sibling = next((name for name in modules if _is_sibling(modules, name, root, missing)), None)
+        if sibling is not None:
+            for inner, _ in modules[root].named_parameters():
+                mine, other = (axes.dims[f"{base}.{inner}"] for base in (root, sibling))
+                for a, b in zip(mine, other, strict=True):
+                    unify(a, b, Reason(f"the sample does not reach '{root}', which follows '{sibling}'", root))
+                axes.reached.add(f"{root}.{inner}")
+            continue
+        sizes = {
+            size_of(dim) for name in missing if name == root or name.startswith(f"{root}.") for dim in axes.dims[name]
+        } - {1}
+        reason = Reason(f"the sample does not reach '{root}', which may read or make it", root)
+        for name, seen in axes.seen.items():
+            if name == parent or name.rpartition(".")[0] == parent:
+                for dim in seen:
+                    if size_of(dim) in sizes:
+                        pin(dim, reason)
+    for name in missing - axes.reached:
+        for dim in axes.dims.get(name, ()):
+            pin(dim, Reason("the sample does not reach it", name.rpartition(".")[0]))
+
+
+def _unreached_modules(modules: dict[str, nn.Module], missing: set[str]) -> list[str]:
+    """Return the outermost modules all of whose parameters no pass reached, and parameters that stand alone."""
+    found: list[str] = []
+    for name, module in modules.items():
+        own = [f"{name}.{inner}" if name else inner for inner, p in module.named_parameters() if p.numel() > 1]
+        inside = any(name == other or name.startswith(f"{other}.") for other in found)
+        if name and own and not inside and all(each in missing for each in own):
+            found.append(name)
+    alone = [each for each in missing if not any(each.startswith(f"{root}.") for root in found)]
+    return found + sorted(alone)
+
+
+def _is_sibling(modules: dict[str, nn.Module], name: str, root: str, missing: set[str]) -> bool:
+    if root not in modules or name == root or name.rpartition(".")[0] != root.rpartition(".")[0]:
+        return False
+    mine, other = modules[root], modules[name]
+    shapes = [{inner: p.shape for inner, p in each.named_parameters()} for each in (mine, other)]
+    reached = not any(f"{name}.{inner}" in missing for inner in shapes[1])
+    return type(mine) is type(other) and shapes[0] == shapes[1] and reached
+
+
+def axis_of(x: Tensor, dim: int) -> Expression:
+    """Return what a dimension of a tensor is made of, while a trace is open."""
+    return resolve(carried(x).dims[dim])

@@ -1,0 +1,168 @@
+"""Proof that a cut network computes what the unpruned one computes with the same units masked."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ifap.axes.cut import cut_units
+from ifap.axes.passes import map_leaves
+from ifap.axes.tensors import holders
+from ifap.axes.units import Graph, Indices
+
+_LIMIT = 1e-6
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What comparing the cut network with the masked one showed.
+
+    Parameters
+    ----------
+    difference : float or None
+        Largest difference of the outputs, as a share of the largest output; None if nothing could be compared.
+    units_checked : int
+        Removed units that were compared.
+    does_not_apply : dict of str to int
+        Reason to the number of removed units to which it applies, such as those that a layer norm averages over.
+    seconds : float
+        What it cost.
+    """
+
+    difference: float | None
+    units_checked: int = 0
+    does_not_apply: dict[str, int] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    @property
+    def holds(self) -> bool:
+        """Whether the networks compute the same: at most 1e-6 apart in double precision."""
+        return self.difference is None or self.difference <= _LIMIT
+
+
+def prove(
+    copy: nn.Module,
+    graph: Graph,
+    removed: Indices,
+    example_inputs: Any,
+    forward: Callable[[nn.Module, Any], Iterable[Tensor]],
+) -> Proof:
+    """Compare a cut network with the unpruned one in which the same units are masked, in double precision.
+
+    Vectors and statistics are drawn at random first: zero biases would make a wrong cut look right. Units that something
+    averages over are left in both networks, as masking them is not the same as removing them.
+
+    Parameters
+    ----------
+    copy : nn.Module
+        A copy of the unpruned network; it is used up.
+    graph : Graph
+        The units of the unpruned network.
+    removed : integer array
+        The units that pruning removed.
+    example_inputs : Tensor, tuple, list or dict
+        Inputs of one forward.
+    forward : callable
+        Runs a network and yields its output tensors.
+
+    Returns
+    -------
+    Proof
+        The difference, and the units to which the comparison does not apply.
+    """
+    began = time.perf_counter()
+    averaged = graph.structure.averaged
+    groups = graph.group_of[removed]
+    applies = np.array([group not in averaged for group in groups], dtype=bool)
+    excluded = Counter(f"{averaged[group]} averages over it" for group in groups[~applies].tolist())
+    checked = removed[applies]
+    if not len(checked):
+        return Proof(None, 0, dict(excluded), time.perf_counter() - began)
+    copy.eval().double()
+    inputs = map_leaves(example_inputs, lambda x: x.double() if x.is_floating_point() else x)
+    saved = _draw_vectors(copy)
+    masked = _mask(copy, graph, checked)
+    try:
+        try:
+            with torch.no_grad():
+                wanted = [x.detach().double().clone() for x in forward(copy, inputs) if x.is_floating_point()]
+        finally:
+            _restore(masked)
+        cut_units(copy, graph, checked)
+        with torch.no_grad():
+            found = [x.detach().double() for x in forward(copy, inputs) if x.is_floating_point()]
+    except RuntimeError as error:
+        if "dtype" not in str(error) and "type" not in str(error):
+            raise
+        excluded["the forward does not run in double precision"] += len(checked)
+        return Proof(None, 0, dict(excluded), time.perf_counter() - began)
+    del saved
+    difference = _difference(wanted, found)
+    if difference is None:
+        excluded["the outputs are not finite with random vectors"] += len(checked)
+        return Proof(None, 0, dict(excluded), time.perf_counter() - began)
+    return Proof(difference, len(checked), dict(excluded), time.perf_counter() - began)
+
+
+def _difference(wanted: list[Tensor], found: list[Tensor]) -> float | None:
+    largest = 0.0
+    for a, b in zip(wanted, found, strict=True):
+        if a.shape != b.shape:
+            return float("inf")
+        if not a.numel():
+            continue
+        both = torch.isfinite(a) & torch.isfinite(b)
+        if not torch.equal(torch.isfinite(a), torch.isfinite(b)):
+            return float("inf")
+        if not both.any():
+            return None
+        scale = float(a[both].abs().max()) or 1.0
+        largest = max(largest, float((a[both] - b[both]).abs().max()) / scale)
+    return largest
+
+
+def _draw_vectors(model: nn.Module) -> None:
+    """Draw vectors and statistics at random, in place; variances stay positive."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, tensor, _ in holders(model):
+            if tensor.dim() != 1 or not tensor.is_floating_point() or tensor.device.type == "meta":
+                continue
+            noise = torch.rand(tensor.shape, generator=generator, dtype=torch.float64).to(tensor.device)
+            if name.endswith("running_var") or bool((tensor > 0).all()):
+                tensor.copy_(tensor * (0.75 + 0.5 * noise))
+            else:
+                tensor.add_((0.2 * (noise - 0.5)).to(tensor.dtype))
+
+
+def _mask(model: nn.Module, graph: Graph, removed: Indices) -> list[tuple[Tensor, Tensor]]:
+    """Zero every value of the removed units, in place; returns the tensors and what they held."""
+    places: dict[str, list[tuple[int, Tensor]]] = {}
+    for slots, units in zip(graph.structure.places, graph.unit_of, strict=True):
+        gone = torch.from_numpy(np.flatnonzero(np.isin(units, removed)))
+        if len(gone):
+            for place in slots:
+                places.setdefault(place.tensor, []).append((place.dim, gone))
+    done: set[int] = set()
+    saved: list[tuple[Tensor, Tensor]] = []
+    with torch.no_grad():
+        for name, tensor, _ in holders(model):
+            if name in places and id(tensor) not in done:
+                done.add(id(tensor))
+                saved.append((tensor, tensor.detach().clone()))
+                for dim, gone in places[name]:
+                    tensor.index_fill_(dim, gone.to(tensor.device), 0)
+    return saved
+
+
+def _restore(saved: list[tuple[Tensor, Tensor]]) -> None:
+    with torch.no_grad():
+        for tensor, before in saved:
+            tensor.copy_(before)

@@ -1,0 +1,398 @@
+"""One forward in which every dimension of every tensor carries what it is made of.
+
+Operations are seen below autograd, after composed ones have been taken apart. Tensors are data-free first; a forward that
+looks at values is run on the real ones instead. The network is left as it was found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ifap.axes.expressions import Atom, Expression, Reason, atoms_of, pin, resolve, size_of, unify
+from ifap.axes.fakes import quick
+from ifap.axes.operations import RULES, Dims, pointwise, tensors_in
+from ifap.axes.sizes import Recorder
+
+_PRODUCTS = {
+    "aten.mm", "aten.addmm", "aten.bmm", "aten.baddbmm", "aten.convolution", "aten._convolution", "aten._grouped_mm",
+    "aten.mv", "aten.addmv", "torchvision.deform_conv2d", "aten._int_mm", "aten.dot",
+}  # fmt: skip
+
+
+class Carried:
+    """What a tensor carries.
+
+    Parameters
+    ----------
+    dims : list of Expression
+        One for each dimension.
+    name : str
+        Name of the parameter, buffer or attribute that it is; empty for any other.
+    source : str
+        Name of the one parameter that it is made from.
+    weight : bool
+        Whether it is made from parameters alone.
+    softmax : bool
+        Whether it is made from probabilities.
+    debts : list
+        Axes to pin once the values are used, with the reasons.
+    """
+
+    __slots__ = ("debts", "dims", "name", "softmax", "source", "weight")
+
+    def __init__(
+        self,
+        dims: Dims,
+        *,
+        name: str = "",
+        source: str = "",
+        weight: bool = False,
+        softmax: bool = False,
+        debts: Sequence[tuple[Expression, Reason]] = (),
+    ) -> None:
+        self.dims, self.name, self.source = dims, name, source
+        self.weight, self.softmax, self.debts = weight, softmax, debts
+
+
+@dataclass(frozen=True)
+class Multiplication:
+    """One product of a forward: its multiply-accumulates are the product of the sizes."""
+
+    module: str
+    sizes: tuple[Expression, ...]
+
+
+class Attention(NamedTuple):
+    """One call that makes attention probabilities.
+
+    Parameters
+    ----------
+    module : str
+        The innermost module whose forward makes it.
+    function : str
+        ``softmax`` or ``scaled_dot_product_attention``.
+    ordinal : int
+        How many calls of that name the module makes before it.
+    """
+
+    module: str
+    function: str
+    ordinal: int
+
+
+@dataclass
+class Axes:
+    """What a trace found.
+
+    Parameters
+    ----------
+    dims : dict of str to list of Expression
+        The dimensions of each parameter, buffer and tensor attribute.
+    multiplications : list of Multiplication
+        The products of the evaluation pass.
+    producers : dict of str to int
+        Weights that make units, and the dimension that counts them.
+    inputs : dict of str to Expression
+        Channels that the grouped convolution with a weight reads.
+    ties : list of pairs of Expression
+        What must keep the same number of positions.
+    aligned : list of (Expression, int)
+        What must keep a multiple of a number of positions.
+    reached : set of str
+        Tensors that some pass used.
+    seen : dict of str to list of Expression
+        For each module the axes that its own forward handles.
+    output_shapes : list of tuple of int
+        Shape of each output of the evaluation pass.
+    recorders : list of Recorder
+        Sizes that the passes wrote down.
+    unknown : dict of str to str
+        Operations without a rule, and the module that used each first.
+    attention : dict of Attention to Expression
+        Calls that make attention probabilities, and the axis that may count their heads.
+    """
+
+    dims: dict[str, Dims] = field(default_factory=dict)
+    multiplications: list[Multiplication] = field(default_factory=list)
+    producers: dict[str, int] = field(default_factory=dict)
+    inputs: dict[str, Expression] = field(default_factory=dict)
+    ties: list[tuple[Expression, Expression, Reason]] = field(default_factory=list)
+    aligned: list[tuple[Expression, int]] = field(default_factory=list)
+    reached: set[str] = field(default_factory=set)
+    seen: dict[str, list[Expression]] = field(default_factory=dict)
+    output_shapes: list[tuple[int, ...]] = field(default_factory=list)
+    recorders: list[Recorder] = field(default_factory=list)
+    unknown: dict[str, str] = field(default_factory=dict)
+    attention: dict[Attention, Expression] = field(default_factory=dict)
+
+
+def carried(x: Tensor) -> Carried:
+    """Return what a tensor carries; one that nobody knows is fixed."""
+    found = x.__dict__.get("_carried")
+    if found is None:
+        found = x.__dict__["_carried"] = Carried([int(size) for size in x.shape])
+    return found
+
+
+class Tracer(TorchDispatchMode):
+    """Carry axes through every operation while it is open; see `ifap.axes.operations` for the rules.
+
+    Parameters
+    ----------
+    axes : Axes
+        Filled by the trace.
+    modules : dict of nn.Module to str
+        Names of the modules of the network.
+    """
+
+    def __init__(self, axes: Axes, modules: dict[nn.Module, str]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.axes = axes
+        self._modules = modules
+        self.stack: list[str] = [""]
+        self.counters: list[dict[str, int]] = [{}]
+        self.counts_products = True
+        self._known: dict[Any, tuple[str, Any]] = {}
+        self._operation = ""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # to be left alone by torch's compiler a mode has it loaded: seconds of a short job
+
+    # what rules ask for
+
+    def dims(self, x: Tensor) -> Dims:
+        """Return the dimensions of a tensor whose values are used now."""
+        found = carried(x)
+        if found.debts:
+            for axis, reason in found.debts:
+                pin(axis, reason)
+            found.debts = ()
+        if found.name:
+            self.axes.reached.add(found.name)
+        return found.dims
+
+    def sizes(self, out: Any) -> Any:
+        """Return fixed dimensions for an output."""
+        if isinstance(out, Tensor):
+            return [int(size) for size in out.shape]
+        return [self.sizes(each) for each in out] if isinstance(out, (tuple, list)) else []
+
+    def reason(self, text: str) -> Reason:
+        """Return a reason that names the module at work."""
+        return Reason(text, self.stack[-1])
+
+    def pin(self, axis: Expression, text: str) -> None:
+        """Let an axis stay."""
+        if not isinstance(axis, int):
+            pin(axis, self.reason(text))
+
+    def unify(self, a: Expression, b: Expression, func: Any) -> None:
+        """Make two axes the same."""
+        if a is not b:
+            unify(a, b, self.reason(f"{self.name_of(func)} joins it with an axis that stays or differs"))
+
+    def pin_all(self, args: Any, kwargs: Any, text: str) -> Any:
+        """Pin every axis of every argument; the outputs are fixed."""
+        for x in tensors_in((*args, *kwargs.values())):
+            for dim in self.dims(x):
+                self.pin(dim, text)
+        return None
+
+    def owe(self, out: Tensor, axis: Expression, text: str) -> None:
+        """Pin an axis as soon as the values of `out` are used."""
+        if not isinstance(axis, int):
+            self._debts.setdefault(id(out), []).append((axis, self.reason(text)))
+
+    def tie(self, a: Expression, b: Expression) -> None:
+        """Let two axes keep the same number of positions."""
+        if resolve(a) is not resolve(b):
+            self.axes.ties.append((a, b, self.reason("it must keep as many units as an axis that stays")))
+
+    def align(self, axis: Expression, multiple: int) -> None:
+        """Let an axis keep a multiple of a number of positions."""
+        if multiple > 1:
+            self.axes.aligned.append((axis, multiple))
+
+    def multiply(self, *sizes: Expression, groups: int = 1) -> None:
+        """Note a product."""
+        if self.counts_products:
+            self.axes.multiplications.append(Multiplication(self.stack[-1], sizes))
+
+    def produced(self, weight: Tensor, dim: int, axis: Expression) -> None:
+        """Note that a weight makes the units of an axis along one of its dimensions."""
+        found = carried(weight)
+        if found.name:
+            self.axes.producers.setdefault(found.name, dim)
+
+    def produced_by(self, x: Tensor, y: Tensor, rows: Expression, columns: Expression) -> None:
+        """Note which of two factors is a weight that makes units."""
+        for factor_, axis in ((y, columns), (x, rows)):
+            source = carried(factor_).source
+            if carried(factor_).weight and source:
+                dims = self.axes.dims[source]
+                place = next((i for i, dim in enumerate(dims) if resolve(dim) is resolve(axis)), None)
+                if place is not None:
+                    self.axes.producers.setdefault(source, place)
+
+    def read(self, weight: Tensor, channels: Expression) -> None:
+        """Note what a convolution reads."""
+        found = carried(weight)
+        if found.source:
+            self.axes.inputs.setdefault(found.source, channels)
+
+    def is_weight(self, x: Tensor) -> bool:
+        """Whether a tensor is made from parameters alone."""
+        return carried(x).weight
+
+    def is_softmax(self, x: Tensor) -> bool:
+        """Whether a tensor is made from probabilities."""
+        return carried(x).softmax
+
+    def mark_softmax(self, out: Tensor) -> None:
+        """Note that an output holds probabilities."""
+        self._softmax = True
+
+    def name_of(self, func: Any) -> str:
+        """Return the name of an operation."""
+        return func if isinstance(func, str) else str(func._overloadpacket.__name__)
+
+    # operations
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func.namespace == "prim":  # which device a data-free tensor stands on
+            return func(*args, **kwargs)
+        name, rule = self._known.get(func) or self._look_up(func)
+        if rule is None:
+            with self:
+                parts = func.decompose(*args, **kwargs)
+            if parts is not NotImplemented:
+                return parts
+            rule = self._known[func] = (name, _unknown)
+            rule = _unknown
+        out = quick(func, args, kwargs)
+        if out is None:
+            out = func(*args, **kwargs)
+        self._carry(name, rule, func, args, kwargs, out)
+        return out
+
+    def _look_up(self, func: Any) -> tuple[str, Any]:
+        name = f"{func.namespace}.{func._overloadpacket.__name__}"
+        rule = RULES.get(name)
+        if rule is None and torch.Tag.pointwise in func.tags:
+            rule = pointwise
+        if rule is None and name.endswith("_") and (base := RULES.get(name[:-1])):
+            rule = base
+        if rule is None and name in _UNTAGGED:
+            rule = pointwise
+        if rule is None and not func._can_decompose():
+            rule = _unknown
+        self._known[func] = (name, rule)
+        return name, rule
+
+    def _carry(self, name: str, rule: Any, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+        inputs = tensors_in((*args, *kwargs.values()) if kwargs else args)
+        self._debts: dict[int, list[tuple[Expression, Reason]]] = {}
+        self._softmax = False
+        dims = rule(self, func, args, kwargs, out)
+        known = [carried(x) for x in inputs]
+        is_product = name in _PRODUCTS
+        weight = bool(known) and not is_product and all(each.weight for each in known)
+        softmax = self._softmax or (not is_product and any(each.softmax for each in known))
+        sources = {each.source for each in known if each.source} if weight else ()
+        source = next(iter(sources)) if len(sources) == 1 else ""
+        outs = out if isinstance(out, (tuple, list)) else (out,)
+        many = dims if isinstance(out, (tuple, list)) and dims is not None else (dims,) * len(outs)
+        seen = self.axes.seen.setdefault(self.stack[-1], [])
+        for each, its in zip(outs, many, strict=False):
+            if not isinstance(each, Tensor):
+                continue
+            if its is None:
+                its = self.sizes(each)
+            before = each.__dict__.get("_carried")
+            name_ = before.name if before is not None and any(each is x for x in inputs) else ""
+            each.__dict__["_carried"] = Carried(
+                its, name=name_, source=source, weight=weight, softmax=softmax, debts=self._debts.get(id(each), ())
+            )
+            seen.extend(dim for dim in its if not isinstance(dim, int))
+
+
+def _unknown(t: Tracer, func: Any, args: Any, kwargs: Any, out: Any) -> Any:
+    """Pin everything that an operation without a rule touches."""
+    name = f"{func.namespace}.{t.name_of(func)}"
+    t.axes.unknown.setdefault(name, t.stack[-1])
+    return t.pin_all(args, kwargs, f"the operation {name} is not followed")
+
+
+_UNTAGGED = {
+    f"aten.{name}"
+    for name in (
+        "hardswish_backward", "floor_divide", "where", "masked_fill", "masked_fill_", "lerp", "addcmul", "addcdiv", "clamp",
+        "softplus", "gelu", "silu", "elu", "leaky_relu", "prelu", "_prelu_kernel", "rrelu_with_noise", "threshold", "hardtanh",
+        "log_sigmoid_forward", "nan_to_num", "bitwise_and", "logical_and", "polar", "complex", "real", "imag", "glu_none",
+        "hardtanh_", "softshrink", "hardshrink", "celu", "special_expit", "remainder", "fmod", "pow", "atan2", "masked_fill_none",
+    )
+}  # fmt: skip
+
+
+@contextmanager
+def following(tracer: Tracer) -> Iterator[None]:
+    """Keep the tracer's stack of running modules inside the block."""
+    names = tracer._modules
+
+    def begin(module: nn.Module, _args: Any) -> None:
+        if module in names:
+            tracer.stack.append(names[module])
+            tracer.counters.append({})
+
+    def end(module: nn.Module, _args: Any, _output: Any) -> None:
+        if module in names:
+            tracer.stack.pop()
+            tracer.counters.pop()
+
+    with ExitStack() as handles:
+        for handle in (
+            register_module_forward_pre_hook(begin),
+            register_module_forward_hook(end, always_call=True),
+        ):
+            handles.callback(handle.remove)
+        yield
+
+
+def pinned_outputs(axes: Axes, outputs: Iterator[Tensor], tracer: Tracer) -> None:
+    """Pin every axis of the outputs and note their shapes."""
+    for x in outputs:
+        axes.output_shapes.append(tuple(x.shape))
+        for dim in tracer.dims(x):
+            pin(dim, Reason("it is an output of the network"))
+
+
+def start(axes: Axes, tensors: dict[str, Tensor], fixed: Callable[[str], Reason | None]) -> None:
+    """Let every dimension of every named tensor be an axis of its own."""
+    for name, tensor in tensors.items():
+        dims = axes.dims.get(name)
+        if dims is None:
+            reason = fixed(name)
+            free = tensor.is_floating_point() or tensor.is_complex()
+            dims = [Atom(size, reason) if size > 1 and free else int(size) for size in tensor.shape]
+            axes.dims[name] = dims
+        tensor.__dict__["_carried"] = Carried(dims, name=name, source=name, weight=True)
+
+
+def named_atoms(dims: dict[str, Dims]) -> Iterator[Atom]:
+    """Yield the atoms of named tensors, some more than once."""
+    for each in dims.values():
+        for dim in each:
+            yield from atoms_of(dim)
+
+
+__all__ = ["Axes", "Carried", "Multiplication", "Tracer", "carried", "following", "pinned_outputs", "size_of", "start"]

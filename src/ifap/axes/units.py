@@ -1,0 +1,631 @@
+"""From axes to units: what can be cut, what goes with each unit, and what stays and why."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from torch import nn
+
+from ifap.axes.expressions import (
+    Atom,
+    Concatenation,
+    Expression,
+    Product,
+    Reason,
+    atoms_of,
+    parts_of,
+    pin,
+    resolve,
+    size_of,
+)
+from ifap.axes.forms import Forms, linear
+from ifap.axes.sizes import CannotFollowError, Corrections, Key, Sizes
+from ifap.axes.trace import Attention, Axes
+from ifap.layers import is_depthwise, is_norm, is_producer, is_spatial, modules_by_name
+
+Indices = npt.NDArray[np.int64]
+UnitsOfProducts = Literal["auto", "heads", "groups", "inner"]
+UNITS: tuple[str, ...] = ("auto", "heads", "groups", "inner")
+
+
+class Slot(NamedTuple):
+    """One width: a side (``out`` or ``in``) of a layer, or a dimension (``dimN``) of a tensor that stands alone."""
+
+    name: str
+    side: str
+
+
+class Place(NamedTuple):
+    """One dimension of one tensor."""
+
+    tensor: str
+    dim: int
+
+
+@dataclass(frozen=True)
+class Group:
+    """The units of one axis.
+
+    Parameters
+    ----------
+    index : int
+        Position among the groups of the graph.
+    slots : tuple of Slot
+        What a unit of this group cuts.
+    width : int
+        Positions that one unit takes on its widest slot (1 for a channel, the head width for a head).
+    """
+
+    index: int
+    slots: tuple[Slot, ...]
+    width: int
+
+    @property
+    def name(self) -> str:
+        """The first layer that produces these units."""
+        return next((slot.name for slot in self.slots if slot.side == "out"), self.slots[0].name)
+
+
+@dataclass(frozen=True)
+class Structure:
+    """What does not change while units go.
+
+    Parameters
+    ----------
+    slots : list of Slot
+        Every width that units cut, in the order of registration of the layers.
+    places : list of list of Place
+        For each slot, the dimensions of tensors that it stands for; none for the inputs of a grouped convolution.
+    groups : list of Group
+        The axes that can be cut.
+    tied : list of tuple of int
+        Groups that must keep the same number of units.
+    multiples : dict of int to int
+        Groups whose number of units must stay a multiple of another.
+    producers : list of (int, str, int)
+        Slots that weights outside any layer make: the slot, the weight's name, its dimension.
+    pinned : dict of str to str
+        Layer to the reason why its outputs stay.
+    forms : Forms
+        Costs of the network as functions of the number of units in each group.
+    atoms : dict of Atom to int
+        The axis of each group.
+    sizes : Sizes
+        Sizes that the forward writes down.
+    original_widths : list of int
+        Width of each slot in the traced network.
+    output_shapes : list of tuple of int
+        Shapes of the outputs.
+    unknown : dict of str to str
+        Operations that are not followed, and where each was seen.
+    averaged : dict of int to str
+        Groups that something averages over, and what does.
+    attention : list of Attention
+        Calls that make the probabilities of heads that are units.
+    """
+
+    slots: list[Slot]
+    places: list[list[Place]]
+    groups: list[Group]
+    tied: list[tuple[int, ...]]
+    multiples: dict[int, int]
+    producers: list[tuple[int, str, int]]
+    pinned: dict[str, str]
+    forms: Forms
+    atoms: dict[Atom, int]
+    sizes: Sizes
+    original_widths: list[int]
+    output_shapes: list[tuple[int, ...]]
+    unknown: dict[str, str]
+    averaged: dict[int, str]
+    attention: list[Attention]
+
+
+@dataclass
+class Graph:
+    """The units of a network as it is.
+
+    Parameters
+    ----------
+    structure : Structure
+        What does not change while units go.
+    unit_of : list of integer arrays
+        For each slot, the unit of each position, or -1 where it is pinned.
+    group_of : integer array, shape (units,)
+        The group of each unit.
+    heads : list of integer arrays
+        For each call that makes attention probabilities, the unit of each head.
+    kept : list of integer arrays
+        For each slot, the positions of the traced network that are left.
+    """
+
+    structure: Structure
+    unit_of: list[Indices]
+    group_of: Indices
+    heads: list[Indices]
+    kept: list[Indices] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if not self.kept:
+            self.kept = [np.arange(width) for width in self.structure.original_widths]
+        self._slot_index = {slot: index for index, slot in enumerate(self.slots)}
+
+    @property
+    def slots(self) -> list[Slot]:
+        """Every width that units cut."""
+        return self.structure.slots
+
+    @property
+    def groups(self) -> list[Group]:
+        """The axes that can be cut."""
+        return self.structure.groups
+
+    @property
+    def pinned(self) -> dict[str, str]:
+        """Layers whose outputs stay, and why."""
+        return self.structure.pinned
+
+    @property
+    def original_widths(self) -> list[int]:
+        """Width of each slot in the traced network."""
+        return self.structure.original_widths
+
+    @property
+    def num_units(self) -> int:
+        """Number of units that can be removed."""
+        return len(self.group_of)
+
+    def slot(self, name: str, side: str) -> int | None:
+        """Return the position of a slot, or None."""
+        return self._slot_index.get(Slot(name, side))
+
+    def widths(self) -> Indices:
+        """Return the present width of each slot."""
+        return np.array([len(units) for units in self.unit_of], dtype=np.int64)
+
+    def units_per_group(self) -> Indices:
+        """Return how many units each group has."""
+        return np.bincount(self.group_of, minlength=len(self.groups))
+
+    def positions_per_unit(self) -> npt.NDArray[np.float64]:
+        """Return how many positions of each slot one unit of each group cuts: shape (groups, slots)."""
+        matrix = np.zeros((len(self.groups), len(self.slots)))
+        sizes = self.units_per_group()
+        for column, units in enumerate(self.unit_of):
+            free = units[units >= 0]
+            counts = np.bincount(self.group_of[free], minlength=len(self.groups))
+            matrix[:, column] = counts / np.maximum(sizes, 1)
+        return matrix
+
+    def without(self, removed: Indices) -> Graph:
+        """Return the graph of the network that lacks the units `removed`; no new trace is made."""
+        alive = np.ones(self.num_units, dtype=bool)
+        alive[removed] = False
+        renumber = np.cumsum(alive) - 1
+        kept = [origin[stay(units, alive)] for units, origin in zip(self.unit_of, self.kept, strict=True)]
+
+        def left(units: Indices) -> Indices:
+            units = units[stay(units, alive)]
+            return np.where(units >= 0, renumber[units], -1) if len(alive) else units
+
+        return Graph(self.structure, [*map(left, self.unit_of)], self.group_of[alive], [*map(left, self.heads)], kept)
+
+    def size_of(self, expression: Expression) -> int:
+        """Return how many positions of an axis of the traced network are left."""
+        counts = self.units_per_group()
+        atoms = self.structure.atoms
+
+        def size(axis: Expression) -> int:
+            found = resolve(axis)
+            if isinstance(found, int):
+                return found
+            if isinstance(found, Atom):
+                group = atoms.get(found)
+                return found.size if group is None else int(counts[group])
+            if isinstance(found, Product):
+                return math.prod(map(size, found.factors))
+            return sum(map(size, found.parts))
+
+        return size(expression)
+
+    def corrections(self) -> Corrections:
+        """Return the sizes of the forward that must follow, for the network as it is."""
+        return self.structure.sizes.follow(self.size_of, size_of)
+
+
+def stay(units: Indices, alive: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """Return which positions stay, given which units do."""
+    return np.where(units >= 0, alive[units] if len(alive) else True, True)
+
+
+def find_units(
+    model: nn.Module,
+    axes: Axes,
+    attributes: dict[Key, int],
+    *,
+    ignored: Iterable[str] = (),
+    spatial_only: bool = False,
+    units: str = "auto",
+    keep_embeddings: bool = False,
+) -> Graph:
+    """Turn traced axes into the units of a network.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The network that was traced.
+    axes : Axes
+        Its axes.
+    attributes : dict
+        Its integer attributes.
+    ignored : iterable of str
+        Layers and tensors whose axes stay.
+    spatial_only : bool
+        Let only those units go that a convolution larger than 1x1 produces.
+    units : {'auto', 'heads', 'groups', 'inner'}
+        Which factor goes where an axis is a product: the outer one, such as heads or groups, or the inner one.
+    keep_embeddings : bool
+        Let the width of every embedding that feeds the network stay.
+
+    Returns
+    -------
+    Graph
+        Units, groups, and what is pinned and why.
+    """
+    modules = modules_by_name(model)
+    _pin_ignored(axes, modules, set(ignored), keep_embeddings=keep_embeddings)
+    _pin_unfollowed(axes)
+    sizes = Sizes(axes.recorders, attributes)
+    parameters = {name for name, _ in model.named_parameters()}
+    while True:
+        chosen = _choose(axes, inner=units == "inner")
+        if spatial_only:
+            chosen = _spatial(axes, modules, chosen)
+        chosen = _in_order(axes, chosen)
+        failed = _settle(axes, chosen)
+        if failed is None:
+            graph = _build(axes, modules, chosen, sizes, parameters)
+            failed = _try_sizes(graph)
+        if failed is None:
+            return graph
+        for axis, reason in failed:
+            pin(axis, reason)
+
+
+Failed = list[tuple[Expression, Reason]]
+
+
+def _pin_ignored(axes: Axes, modules: dict[str, Any], ignored: set[str], *, keep_embeddings: bool) -> None:
+    for name, dims in axes.dims.items():
+        owner = name.rpartition(".")[0]
+        module = modules.get(owner)
+        if owner in ignored and name in axes.producers:
+            pin(dims[axes.producers[name]], Reason("ignored by the caller"))
+        elif (owner in ignored and not is_producer(module)) or name in ignored:
+            for dim in dims:
+                pin(dim, Reason("ignored by the caller"))
+        if keep_embeddings and isinstance(module, nn.Embedding) and not any(a.group for a in atoms_of(dims[-1])):
+            pin(dims[-1], Reason("embeddings are kept"))
+
+
+def _pin_unfollowed(axes: Axes) -> None:
+    """Pin what is no width of the network: axes of tensors that nothing produces or reads."""
+    for name, dims in axes.dims.items():
+        if name not in axes.reached:
+            for dim in dims:
+                pin(dim, Reason("no forward uses it"))
+
+
+# --- choosing the factor of each product ----------------------------------------------------------
+
+
+def _choose(axes: Axes, *, inner: bool) -> set[Atom]:
+    """Return the axes that are cut: of each product one factor."""
+    free: dict[Atom, int] = {}
+    for name, dims in axes.dims.items():
+        for dim in dims:
+            for atom in atoms_of(dim):
+                if atom.pin is None and atom.size > 1:
+                    free.setdefault(atom, len(free))
+    produced = _produced(axes)
+    rivals: dict[Atom, set[Atom]] = defaultdict(set)
+    depth: dict[Atom, int] = {}
+    for dims in axes.dims.values():
+        for dim in dims:
+            _note_products(dim, rivals, depth)
+
+    def rank(atom: Atom) -> tuple[Any, ...]:
+        place = depth.get(atom, 0)
+        if inner:
+            return (atom.group, -place, free[atom])
+        return (not atom.group, -atom.size if not atom.group else 0, place, free[atom])
+
+    chosen: set[Atom] = set()
+    for atom in sorted(free, key=rank):
+        if atom in produced and not rivals[atom] & chosen:
+            chosen.add(atom)
+    for atom in free:
+        if atom not in chosen:
+            text = (
+                "whole units of the axis that it is multiplied with go" if rivals[atom] & chosen else "nothing makes it"
+            )
+            pin(atom, Reason(text))
+    return chosen
+
+
+def _produced(axes: Axes) -> set[Atom]:
+    """Return the atoms that some weight makes."""
+    return {
+        atom for name, dim in axes.producers.items() if name in axes.dims for atom in atoms_of(axes.dims[name][dim])
+    }
+
+
+def _note_products(expression: Expression, rivals: dict[Atom, set[Atom]], depth: dict[Atom, int]) -> None:
+    """Note which free atoms are factors of one product, and how deep inside each is."""
+    found = resolve(expression)
+    if isinstance(found, Product):
+        inside = [[atom for atom in atoms_of(factor) if atom.pin is None] for factor in found.factors]
+        for place, atoms in enumerate(inside):
+            others = {atom for other, each in enumerate(inside) if other != place for atom in each}
+            for atom in atoms:
+                rivals[atom] |= others - {atom}
+                depth[atom] = max(depth.get(atom, 0), place)
+        for factor in found.factors:
+            _note_products(factor, rivals, depth)
+    elif isinstance(found, Concatenation):
+        for part in found.parts:
+            _note_products(part, rivals, depth)
+
+
+def _spatial(axes: Axes, modules: dict[str, Any], chosen: set[Atom]) -> set[Atom]:
+    made = {
+        atom
+        for name, dim in axes.producers.items()
+        if name in axes.dims and is_spatial(modules.get(name.rpartition(".")[0]))  # type: ignore[arg-type]
+        for atom in atoms_of(axes.dims[name][dim])
+    }
+    for atom in chosen - made:
+        pin(atom, Reason("spatial_only: no convolution larger than 1x1 produces it"))
+    return chosen & made
+
+
+def _in_order(axes: Axes, chosen: set[Atom]) -> dict[Atom, int]:
+    """Number the chosen axes as they first appear in the order of registration."""
+    found: dict[Atom, int] = {}
+    for dims in axes.dims.values():
+        for dim in reversed(dims):
+            for atom in atoms_of(dim):
+                if atom in chosen:
+                    found.setdefault(atom, len(found))
+    return found
+
+
+# --- equal counts ---------------------------------------------------------------------------------
+
+
+def _settle(axes: Axes, chosen: dict[Atom, int]) -> Failed | None:
+    """Check that ties and multiples concern whole axes; returns what must be pinned instead."""
+    failed: Failed = []
+    for a, b, reason in axes.ties:
+        difference = linear(a, chosen, -1)
+        theirs = linear(b, chosen, -1)
+        if difference is None or theirs is None:
+            failed += [(a, reason), (b, reason)]
+            continue
+        for group, number in theirs.items():
+            difference[group] = difference.get(group, 0) - number
+        left = {group: number for group, number in difference.items() if number and group >= 0}
+        if left and (len(left) != 2 or sum(left.values()) or difference.get(-1, 0)):
+            failed += [(a, reason), (b, reason)]
+    failed = [(axis, reason) for axis, reason in failed if any(atom in chosen for atom in atoms_of(axis))]
+    return failed or None
+
+
+def _ties(axes: Axes, chosen: dict[Atom, int]) -> list[tuple[int, ...]]:
+    """Return the groups that must keep the same number of units."""
+    parent = list(range(len(chosen)))
+
+    def root(index: int) -> int:
+        while parent[index] != index:
+            index = parent[index]
+        return index
+
+    for a, b, _ in axes.ties:
+        mine, theirs = linear(a, chosen, -1), linear(b, chosen, -1)
+        if mine is None or theirs is None:
+            continue
+        differ = [group for group in {*mine, *theirs} - {-1} if mine.get(group, 0) != theirs.get(group, 0)]
+        if len(differ) == 2:
+            parent[max(map(root, differ))] = min(map(root, differ))
+    classes: dict[int, list[int]] = defaultdict(list)
+    for index in range(len(chosen)):
+        classes[root(index)].append(index)
+    return [tuple(members) for members in classes.values() if len(members) > 1]
+
+
+def _multiples(axes: Axes, chosen: dict[Atom, int]) -> dict[int, int]:
+    found: dict[int, int] = {}
+    for axis, multiple in axes.aligned:
+        for group, number in (linear(axis, chosen, -1) or {}).items():
+            if group >= 0:
+                needed = multiple // math.gcd(multiple, number)
+                found[group] = math.lcm(found.get(group, 1), needed)
+    return {group: number for group, number in found.items() if number > 1}
+
+
+# --- building -------------------------------------------------------------------------------------
+
+
+def _build(axes: Axes, modules: dict[str, Any], chosen: dict[Atom, int], sizes: Sizes, parameters: set[str]) -> Graph:
+    first_unit = np.cumsum([0, *(atom.size for atom in chosen)])
+    numbers = {atom: np.arange(first_unit[i], first_unit[i + 1]) for atom, i in chosen.items()}
+    slots, places, unit_of = _slots(axes, modules, numbers)
+    heads = {call: positions(axis, numbers) for call, axis in axes.attention.items() if _is_heads(axis, chosen)}
+    group_of = np.repeat(np.arange(len(chosen)), [atom.size for atom in chosen]).astype(np.int64)
+    producers = [
+        (index, slots[index].name, int(slots[index].side.removeprefix("dim")))
+        for index in range(len(slots))
+        if slots[index].side.startswith("dim")
+        and axes.producers.get(slots[index].name) == int(slots[index].side.removeprefix("dim"))
+    ]
+    structure = Structure(
+        slots=slots,
+        places=places,
+        groups=_groups(slots, unit_of, group_of, len(chosen)),
+        tied=_ties(axes, chosen),
+        multiples=_multiples(axes, chosen),
+        producers=producers,
+        pinned=_pinned(axes, modules),
+        forms=Forms(axes, chosen, parameters),
+        atoms=chosen,
+        sizes=sizes,
+        original_widths=[len(units) for units in unit_of],
+        output_shapes=axes.output_shapes,
+        unknown=axes.unknown,
+        averaged={index: atom.averaged for atom, index in chosen.items() if atom.averaged},
+        attention=[*heads],
+    )
+    return Graph(structure, unit_of, group_of, [*heads.values()])
+
+
+def _is_heads(axis: Expression, chosen: dict[Atom, int]) -> bool:
+    """Whether an axis counts heads that are units: groups of products of activations."""
+    return any(atom in chosen and atom.group for atom in atoms_of(axis))
+
+
+def _slots(
+    axes: Axes, modules: dict[str, Any], numbers: dict[Atom, Indices]
+) -> tuple[list[Slot], list[list[Place]], list[Indices]]:
+    found: dict[Slot, tuple[list[Place], Indices]] = {}
+
+    def add(slot: Slot, place: Place | None, dim: Expression) -> None:
+        units = positions(dim, numbers)
+        if not (units >= 0).any() and slot.side.startswith("dim"):
+            return
+        if slot in found and not np.array_equal(found[slot][1], units):
+            assert place is not None
+            slot = Slot(place.tensor, f"dim{place.dim}")
+        found.setdefault(slot, ([], units))
+        if place is not None:
+            found[slot][0].append(place)
+
+    order = {name: index for index, name in enumerate(modules)}
+    names = sorted(axes.dims, key=lambda name: order.get(name.rpartition(".")[0], len(order)))
+    for name in names:
+        owner, _, leaf = name.rpartition(".")
+        module = modules.get(owner)
+        for dim, expression in enumerate(axes.dims[name]):
+            if size_of(expression) > 1:
+                add(slot_of(name, owner, leaf, dim, module), Place(name, dim), expression)
+        if leaf == "weight" and name in axes.inputs and module is not None and _has_hidden_inputs(module):
+            add(Slot(owner, "in"), None, axes.inputs[name])
+    keep = {slot: pair for slot, pair in found.items() if pair[0] or (pair[1] >= 0).any()}
+    ordered = sorted(
+        keep, key=lambda slot: (order.get(slot.name, order.get(slot.name.rpartition(".")[0], 0)), slot.name, slot.side)
+    )
+    return ordered, [keep[slot][0] for slot in ordered], [keep[slot][1] for slot in ordered]
+
+
+def _has_hidden_inputs(module: nn.Module) -> bool:
+    """Whether the inputs of a grouped convolution are counted by none of its tensors' dimensions."""
+    return getattr(module, "groups", 1) > 1 and not is_depthwise(module)
+
+
+def slot_of(name: str, owner: str, leaf: str, dim: int, module: Any) -> Slot:
+    """Return the width that a dimension of a tensor belongs to."""
+    if module is not None and is_producer(module):
+        if isinstance(module, nn.Embedding):
+            return Slot(owner, "out") if leaf == "weight" and dim == 1 else Slot(name, f"dim{dim}")
+        transposed = getattr(module, "transposed", False)
+        if leaf == "bias":
+            return Slot(owner, "out")
+        if leaf == "weight" and dim < 2 and getattr(module, "groups", 1) == 1:
+            return Slot(owner, ("in", "out")[(dim == 0) != transposed])
+        if leaf == "weight" and dim == 0:
+            return Slot(owner, "in" if transposed and not is_depthwise(module) else "out")
+    if module is not None and is_norm(module) and leaf in ("weight", "bias", "running_mean", "running_var"):
+        return Slot(owner, "out")
+    return Slot(name, f"dim{dim}")
+
+
+def positions(expression: Expression, numbers: dict[Atom, Indices]) -> Indices:
+    """Return the unit of each position of an axis, or -1."""
+    found = resolve(expression)
+    if isinstance(found, int):
+        return np.full(found, -1, dtype=np.int64)
+    if isinstance(found, Atom):
+        units = numbers.get(found)
+        return np.full(found.size, -1, dtype=np.int64) if units is None else units
+    if isinstance(found, Product):
+        total = np.full(1, -1, dtype=np.int64)
+        for factor in found.factors:
+            total = np.maximum.outer(total, positions(factor, numbers)).reshape(-1)
+        return total
+    return np.concatenate([positions(part, numbers) for part in parts_of(found)])
+
+
+def _groups(slots: list[Slot], unit_of: list[Indices], group_of: Indices, number: int) -> list[Group]:
+    cut: list[list[Slot]] = [[] for _ in range(number)]
+    width = [1] * number
+    for slot, units in zip(slots, unit_of, strict=True):
+        free = units[units >= 0]
+        counts = np.bincount(free)
+        for group in np.unique(group_of[free]):
+            cut[group].append(slot)
+            if slot.side != "in":
+                width[group] = max(width[group], int(counts[np.searchsorted(group_of, group)]))
+    return [Group(index, tuple(cut[index]), width[index]) for index in range(number)]
+
+
+def _pinned(axes: Axes, modules: dict[str, Any]) -> dict[str, str]:
+    """Return for each layer whose outputs stay, wholly or in part, the reason."""
+    found: dict[str, str] = {}
+    for name, dim in axes.producers.items():
+        owner, _, leaf = name.rpartition(".")
+        is_layer = owner and not any(True for _ in modules[owner].children()) if owner in modules else False
+        layer = owner if is_layer or (leaf == "weight" and is_producer(modules.get(owner))) else name  # type: ignore[arg-type]
+        if name not in axes.dims:
+            continue
+        reason = next((atom.pin for atom in atoms_of(axes.dims[name][dim]) if atom.pin is not None), None)
+        if reason is not None and all(atom.pin is not None for atom in atoms_of(axes.dims[name][dim])):
+            found[layer] = reason.text + (f" (in '{reason.module}')" if reason.module else "")
+    return found
+
+
+def _try_sizes(graph: Graph) -> Failed | None:
+    """Try whether the sizes that the forward writes down follow cuts; returns what must stay where they do not."""
+    for share in (0.0, 0.5, 0.77):
+        alive = _trial(graph, share)
+        try:
+            graph.without(alive).corrections()
+        except CannotFollowError as error:
+            reason = Reason(error.text, error.module)
+            failed: Failed = [
+                (axis, reason) for axis in error.axes if any(a in graph.structure.atoms for a in atoms_of(axis))
+            ]
+            if not failed:
+                continue
+            return failed
+    return None
+
+
+def _trial(graph: Graph, share: float) -> Indices:
+    """Return units to leave out for a trial: as many of each tied group, different numbers of others."""
+    sizes = graph.units_per_group()
+    tied = {member: members[0] for members in graph.structure.tied for member in members}
+    lost = []
+    for group, size in enumerate(sizes):
+        leader = tied.get(group, group)
+        wanted = round(share * sizes[leader]) + (leader % 3 if share else 0)
+        multiple = graph.structure.multiples.get(group, 1)
+        left = max(1, size - min(int(wanted), int(size) - 1))
+        left = -(-left // multiple) * multiple
+        units = np.flatnonzero(graph.group_of == group)
+        lost.append(units[min(int(left), int(size)) :])
+    return np.concatenate(lost) if lost else np.empty(0, dtype=np.int64)

@@ -1,0 +1,184 @@
+"""Attention heads as the paper scores them, found by what a forward does and not by the class that does it.
+
+A trace notes the calls whose result, or whose first step, are attention probabilities with an axis of heads
+(`ifap.axes.trace.Attention`). Here the probabilities of those calls are read while calibration data pass, and the score of
+a head is given to all positions that its weights make.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from ifap.axes.units import Graph, Indices
+from ifap.weights import unit_rows_of, weight_slots
+
+Read = Callable[[int, Tensor], None]
+
+
+class HeadCalls(TorchFunctionMode):
+    """Hand on the attention probabilities of every noted call while it is open.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The network that runs.
+    graph : Graph
+        Its units.
+    read : callable
+        ``read(number, probabilities)`` takes the number of the call in ``graph.structure.attention`` and its
+        probabilities, shape (samples, units, queries, keys). Heads of one unit stand below each other.
+    """
+
+    def __init__(self, model: nn.Module, graph: Graph, read: Read) -> None:
+        super().__init__()
+        self._read = read
+        self._order = [_order(units) for units in graph.heads]
+        self._numbers = {call: number for number, call in enumerate(graph.structure.attention)}
+        self._running: list[tuple[str, dict[str, int]]] = []
+        self._handles: list[Any] = []
+        self._model = model
+
+    def __enter__(self) -> Any:
+        names = {call.module for call in self._numbers}
+        for name in names:
+            module = self._model.get_submodule(name)
+            self._handles += [
+                module.register_forward_pre_hook(self._begin(name)),
+                module.register_forward_hook(self._end, always_call=True),
+            ]
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        for handle in self._handles:
+            handle.remove()
+        super().__exit__(*error)
+
+    def _begin(self, name: str) -> Callable[[nn.Module, Any], None]:
+        return lambda _module, _args: self._running.append((name, {}))
+
+    def _end(self, _module: nn.Module, _args: Any, _output: Any) -> None:
+        self._running.pop()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        if name not in ("softmax", "scaled_dot_product_attention") or not self._running:
+            return func(*args, **kwargs)
+        module, counts = self._running[-1]
+        number = self._numbers.get((module, name, counts.get(name, 0)))  # type: ignore[call-overload]
+        for _, each in self._running:
+            each[name] = each.get(name, 0) + 1
+        out = func(*args, **kwargs)
+        if number is not None:
+            found = out if name == "softmax" else probabilities(*args, **kwargs)
+            order = self._order[number]
+            if order is not None and found.shape[-3] == order.numel():
+                found = found.reshape(-1, *found.shape[-3:])
+                if order.shape[1] > 1:
+                    found = found[:, order.reshape(-1)].unflatten(1, order.shape).flatten(2, 3)
+                self._read(number, found)
+        return out
+
+
+def _order(units: Indices) -> Any:
+    """Return the heads of each unit, shape (units, heads); None where units have different numbers of heads."""
+    first, counts = np.unique(units, return_counts=True)
+    if len(units) == 0 or first[0] < 0 or len(set(counts.tolist())) > 1:
+        return None
+    by_first = {unit: index for index, unit in enumerate(dict.fromkeys(units.tolist()))}
+    order = np.argsort([by_first[unit] for unit in units.tolist()], kind="stable")
+    return torch.from_numpy(order.reshape(len(first), -1))
+
+
+def probabilities(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """Return the attention probabilities of a call of torch's fused attention, which does not return them."""
+    if enable_gqa:
+        key = key.repeat_interleave(query.shape[-3] // key.shape[-3], dim=-3)
+    logits = (query * (query.shape[-1] ** -0.5 if scale is None else scale)) @ key.transpose(-2, -1)
+    if is_causal:
+        logits = logits.masked_fill(torch.ones_like(logits, dtype=torch.bool).triu(1), float("-inf"))
+    if attn_mask is not None:
+        hides = attn_mask.dtype == torch.bool
+        logits = logits.masked_fill(~attn_mask, float("-inf")) if hides else logits + attn_mask
+    return logits.softmax(dim=-1)
+
+
+def head_weights(model: nn.Module, graph: Graph) -> list[Tensor]:
+    """Return the summed norms of the query, key and value weights of the units of each noted call.
+
+    Positions of a unit that lie side by side in a weight count as one matrix: ||W_Q,h|| + ||W_K,h|| + ||W_V,h||, whether
+    queries, keys and values have a layer each or share one. Heads of several calls that leave together share what
+    their weights amount to.
+    """
+    members = [list(dict.fromkeys(units[units >= 0].tolist())) for units in graph.heads]
+    totals = _summed_norms(model, graph, {unit for units in members for unit in units})
+    calls: dict[int, int] = {}
+    for units in members:
+        for unit in units:
+            calls[unit] = calls.get(unit, 0) + 1
+    return [torch.tensor([totals.get(unit, 0.0) / calls[unit] for unit in units]) for units in members]
+
+
+def _summed_norms(model: nn.Module, graph: Graph, wanted: set[int]) -> dict[int, float]:
+    totals: dict[int, float] = {}
+    for slot, name in weight_slots(graph):
+        units = graph.unit_of[slot]
+        if not wanted.intersection(units.tolist()):
+            continue
+        rows = unit_rows_of(model, graph, slot, name)
+        if rows is None:
+            continue
+        squares = rows.float().square().sum(dim=1).cpu().numpy()
+        starts = np.flatnonzero(np.diff(units, prepend=-2))
+        for start, norm in zip(starts, np.sqrt(np.add.reduceat(squares, starts)), strict=True):
+            unit = int(units[start])
+            totals[unit] = totals.get(unit, 0.0) + float(norm)
+    return totals
+
+
+def replace_heads(graph: Graph, scores: dict[str, Tensor], heads: list[Tensor]) -> dict[str, Tensor]:
+    """Give the positions of heads the scores of the heads, wherever a weight makes them.
+
+    Parameters
+    ----------
+    graph : Graph
+        The units of the network.
+    scores : dict of str to Tensor
+        Scores of the positions of each weight; changed in place and returned.
+    heads : list of Tensor
+        For each noted call, the score of each of its units in their order.
+    """
+    values, counts = np.zeros(graph.num_units), np.zeros(graph.num_units)
+    for units, found in zip(graph.heads, heads, strict=True):
+        members = list(dict.fromkeys(units[units >= 0].tolist()))
+        if len(found) == len(members):
+            values[members] += found.detach().double().cpu().numpy()
+            counts[members] += 1
+    if not counts.any():
+        return scores
+    values = values / np.maximum(counts, 1)
+    for slot, name in weight_slots(graph):
+        units = graph.unit_of[slot]
+        is_head = (units >= 0) & (counts[units] > 0)
+        if not is_head.any():
+            continue
+        old = scores.get(name)
+        new = torch.zeros(len(units)) if old is None else old.detach().float().cpu().clone()
+        new[torch.from_numpy(is_head)] = torch.from_numpy(values[units[is_head]]).float()
+        scores[name] = new if old is None else new.to(old.device)
+    return scores

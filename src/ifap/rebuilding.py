@@ -1,0 +1,179 @@
+"""Give an unpruned network the structure that a plan describes; nothing in a plan can do more than name a wrong size."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ifap.axes.attention import adopt
+from ifap.axes.cut import apply_corrections, follow_shapes, selected
+from ifap.axes.sizes import Correction, Corrections
+from ifap.axes.tensors import holders, named_tensors
+from ifap.axes.units import slot_of
+from ifap.errors import PlanError, nearest
+from ifap.layers import modules_by_name
+
+if TYPE_CHECKING:
+    from ifap.plan import AttributeSize, Plan
+
+
+def stored_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Return what is stored of a network: its parameters and the buffers that are saved, by all their names."""
+    found: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
+    for name, module in model.named_modules(remove_duplicate=False):
+        for key, value in module._buffers.items():
+            if value is not None and key not in module._non_persistent_buffers_set:
+                found[f"{name}.{key}" if name else key] = value
+    return found
+
+
+def rebuild(model: nn.Module, plan: Plan, weights: Mapping[str, Tensor]) -> None:
+    """Give a network the structure of a plan and the stored weights, in place.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The unpruned network.
+    plan : Plan
+        Of version 2.
+    weights : mapping of str to Tensor
+        The stored tensors, without masks.
+
+    Raises
+    ------
+    PlanError
+        If the plan or the tensors belong to another network.
+    """
+    missing = set(plan.attention) - set(adopt(model, plan.attention))
+    if missing:
+        raise PlanError(f"the network has no attention module of torch '{min(missing)}'")
+    targets = stored_tensors(model)
+    _check_names(weights, plan, targets)
+    kept = _kept_by_tensor(model, plan)
+    _check_shapes(weights, targets, kept)
+    wanted = {**weights, **{alias: weights[name] for alias, name in plan.shared.items()}}
+    touched = _put(model, targets, wanted, kept)
+    apply_corrections(model, _corrections(model, plan))
+    follow_shapes(model, touched)
+
+
+def _check_names(weights: Mapping[str, Tensor], plan: Plan, targets: Mapping[str, Tensor]) -> None:
+    names = {*weights, *plan.shared}
+    for alias, name in plan.shared.items():
+        if name not in weights:
+            raise PlanError(f"shared tensor '{alias}' refers to '{name}', which is not stored")
+    for name in sorted(names - set(targets)):
+        raise PlanError(f"the network has no tensor '{name}': {nearest(name, targets)}")
+    for name in sorted(set(targets) - names):
+        raise PlanError(f"tensor '{name}' of the network is not stored")
+
+
+def _kept_by_tensor(model: nn.Module, plan: Plan) -> dict[str, dict[int, Tensor]]:
+    """Return the positions that each dimension of each tensor keeps, for those that lose any."""
+    modules = modules_by_name(model)
+    found: dict[str, dict[int, Tensor]] = {}
+    used: set[tuple[str, str]] = set()
+    for name, tensor in named_tensors(model).items():
+        owner, _, leaf = name.rpartition(".")
+        for dim, width in enumerate(tensor.shape):
+            slot = slot_of(name, owner, leaf, dim, modules.get(owner))
+            own = f"dim{dim}"
+            where = (name, own) if own in plan.kept.get(name, {}) else (slot.name, slot.side)
+            left = plan.kept.get(where[0], {}).get(where[1])
+            if left is None:
+                continue
+            used.add(where)
+            ascending = all(a < b for a, b in itertools.pairwise(left))
+            if not left or not ascending or left[-1] >= width:
+                raise PlanError(f"kept: '{where[0]}' {where[1]}: positions must ascend within 0..{width - 1}")
+            found.setdefault(name, {})[dim] = torch.tensor(left)
+    for name, sides in plan.kept.items():
+        for side in sides:
+            if (name, side) not in used and not (side == "in" and getattr(modules.get(name), "groups", 1) > 1):
+                raise PlanError(f"kept: the network has no '{side}' side of '{name}'")
+    return found
+
+
+def _check_shapes(
+    weights: Mapping[str, Tensor], targets: Mapping[str, Tensor], kept: Mapping[str, dict[int, Tensor]]
+) -> None:
+    for name, stored in weights.items():
+        old, left = targets[name], kept.get(name, {})
+        if stored.dtype != old.dtype:
+            raise PlanError(f"tensor '{name}' is stored as {stored.dtype}, the network has {old.dtype}")
+        wanted = [len(left[dim]) if dim in left else size for dim, size in enumerate(old.shape)]
+        if list(stored.shape) != wanted:
+            raise PlanError(
+                f"tensor '{name}' is stored as {list(stored.shape)}, the plan keeps {wanted} of {list(old.shape)}"
+            )
+
+
+def _put(
+    model: nn.Module,
+    targets: Mapping[str, Tensor],
+    wanted: Mapping[str, Tensor],
+    kept: Mapping[str, dict[int, Tensor]],
+) -> set[str]:
+    """Put stored tensors, and cut ones that are not stored, in place of the old; returns the modules whose widths change."""
+    names = {id(tensor): name for name, tensor in reversed(list(targets.items()))}
+    made: dict[int, Tensor] = {}
+    touched: set[str] = set()
+    for name, tensor, put in list(holders(model)):
+        stored = wanted.get(names.get(id(tensor), ""))
+        if id(tensor) not in made:
+            if stored is not None:
+                made[id(tensor)] = _like(tensor, stored)
+            elif name in kept:
+                made[id(tensor)] = selected(tensor, kept[name])
+            else:
+                continue
+        if made[id(tensor)].shape != tensor.shape:
+            touched.add(name.rpartition(".")[0])
+        put(made[id(tensor)])
+    modules = modules_by_name(model)
+    return {name for name in touched if name in modules}
+
+
+def _like(tensor: Tensor, stored: Tensor) -> Tensor:
+    """Return a stored tensor as a parameter or buffer like the one that it replaces."""
+    last = tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous()
+    new = stored.to(tensor.device)
+    new = new.contiguous(memory_format=torch.channels_last) if last else new.contiguous()
+    return nn.Parameter(new, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else new
+
+
+def _corrections(model: nn.Module, plan: Plan) -> Corrections:
+    modules = modules_by_name(model)
+    for each in (*plan.attributes, *plan.calls):
+        if each.module not in modules:
+            raise PlanError(f"sizes: the network has no module '{each.module}': {nearest(each.module, modules)}")
+    for each in plan.attributes:
+        _check_attribute(modules[each.module], each)
+    for each in plan.calls:
+        if (each.value is None) == (each.fraction is None) or (each.fraction is not None and not each.fraction[1]):
+            raise PlanError(f"sizes: '{each.module}' {each.function}: give a value or a fraction")
+    return Corrections(
+        {(each.module, *each.path): each.value for each in plan.attributes},
+        [
+            Correction(each.module, each.function, each.ordinal, tuple(each.path), each.value, each.fraction)
+            for each in plan.calls
+        ],
+    )
+
+
+def _check_attribute(module: Any, size: AttributeSize) -> None:
+    """Refuse all but an integer that the module, a tuple of it, or an object of settings already has."""
+    value: Any = module.__dict__
+    for step in size.path:
+        held = value if isinstance(value, (dict, list, tuple)) else getattr(value, "__dict__", {})
+        inside = step in held if isinstance(held, dict) else isinstance(step, int) and 0 <= step < len(held)
+        if not inside or str(step).startswith("_"):
+            value = None
+            break
+        value = held[step]
+    if type(value) is not int:
+        raise PlanError(f"sizes: '{size.module}' has no number '{'.'.join(map(str, size.path))}'")

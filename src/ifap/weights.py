@@ -1,0 +1,128 @@
+"""The weights that make units, in layers and outside of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from ifap.axes.tensors import named_tensors
+from ifap.axes.units import Graph
+from ifap.layers import is_conv, modules_by_name, unit_rows, unit_weights
+
+Measure = Callable[[str, Tensor, int], None]
+
+
+def weight_slots(graph: Graph) -> list[tuple[int, str]]:
+    """Return the widths that weights make: the slot, and the layer or weight outside a layer that makes it."""
+    alone = [(index, name) for index, name, _ in graph.structure.producers]
+    return [*((index, slot.name) for index, slot in enumerate(graph.slots) if slot.side == "out"), *alone]
+
+
+def is_weighted(module: Any) -> bool:
+    """Whether a module is a convolution or linear layer, which are scored; embeddings and norms are not."""
+    return is_conv(module) or isinstance(module, nn.Linear)
+
+
+def unit_rows_of(model: nn.Module, graph: Graph, slot: int, name: str) -> Tensor | None:
+    """Return the weights that make each position of a slot, one row a position; None where none are scored."""
+    module = modules_by_name(model).get(name)
+    if module is not None:
+        return unit_weights(module) if is_weighted(module) else None
+    return weights_alone(model, graph).get(name)
+
+
+def weights_alone(model: nn.Module, graph: Graph) -> dict[str, Tensor]:
+    """Return the weights outside layers that make units, one row an output position.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The network as it is.
+    graph : Graph
+        Its units.
+
+    Returns
+    -------
+    dict of str to Tensor
+        Name of the weight to a view of shape (outputs, weights of one).
+    """
+    if not graph.structure.producers:
+        return {}
+    tensors = named_tensors(model)
+    found = {}
+    for _, name, dim in graph.structure.producers:
+        if name in tensors:
+            found[name] = tensors[name].detach().movedim(dim, 0).flatten(1)
+    return found
+
+
+def made_by_heads(graph: Graph) -> set[str]:
+    """Return the layers and weights all of whose units are heads: the paper scores them as such."""
+    heads = {unit for units in graph.heads for unit in units.tolist() if unit >= 0}
+    if not heads:
+        return set()
+    found = set()
+    for slot, name in weight_slots(graph):
+        units = graph.unit_of[slot]
+        free = units[units >= 0].tolist()
+        if len(free) == len(units) and heads.issuperset(free):
+            found.add(name)
+    return found
+
+
+class WeightUses(TorchFunctionMode):
+    """Hand on what functions make of weights outside layers while it is open.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The network that runs.
+    graph : Graph
+        Its units.
+    measure : callable
+        ``measure(name, output, axis)`` takes the weight's name, the output and the axis of its units, from the end.
+    """
+
+    def __init__(self, model: nn.Module, graph: Graph, measure: Measure) -> None:
+        super().__init__()
+        self._measure = measure
+        tensors = named_tensors(model)
+        self._known = {id(tensors[name]): (name, dim) for _, name, dim in graph.structure.producers if name in tensors}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        name = getattr(func, "__name__", "")
+        if name in _PRODUCTS:
+            for place, x in enumerate(args):
+                if id(x) in self._known and isinstance(out, Tensor):
+                    key, dim = self._known[id(x)]
+                    axis = -2 if name in _MATRICES and place == 0 and out.dim() > 1 else -1
+                    if name.startswith("conv"):
+                        axis = 1 - x.dim()
+                    if out.shape[axis] == x.shape[dim]:
+                        with torch._C.DisableTorchFunction():
+                            self._measure(key, out, axis)
+        return out
+
+
+_MATRICES = ("matmul", "__matmul__", "mm", "bmm")
+_PRODUCTS = (*_MATRICES, "__rmatmul__", "linear", "addmm", "conv1d", "conv2d", "conv3d")
+
+
+def by_unit(graph: Graph, values: dict[str, Tensor]) -> np.ndarray[Any, Any]:
+    """Add signed values of positions up over everything that makes a unit: shape (units,)."""
+    totals = np.zeros(graph.num_units)
+    for slot, name in weight_slots(graph):
+        if name in values:
+            units = graph.unit_of[slot]
+            free = units >= 0
+            np.add.at(totals, units[free], values[name].double().cpu().numpy()[free])
+    return totals
+
+
+__all__ = ["WeightUses", "by_unit", "made_by_heads", "unit_rows", "unit_rows_of", "weight_slots", "weights_alone"]
