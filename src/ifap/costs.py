@@ -13,13 +13,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from ifap.axes.fakes import quick
-from ifap.axes.passes import data_free, is_trouble, plain_attention, unchanged
+from ifap.axes.passes import data_free, empty_caches, is_trouble, plain_attention, unchanged
 from ifap.errors import GraphError
 from ifap.layers import modules_by_name
 from ifap.tracing import Inputs, call, dense_outputs, evaluation_mode, task_tensors
@@ -123,6 +123,20 @@ class Probe:
     output_shapes: list[tuple[int, ...]]
 
 
+def _experts(x: Tensor, weights: Tensor, *_: Any, out_val: Tensor, **__: Any) -> int:
+    """Count rows sorted by expert: each is multiplied with the weights of its own."""
+    return 2 * x.numel() * int(weights.shape[-1])
+
+
+def _deformed(_x: Tensor, weight: Tensor, *_: Any, out_val: Tensor, **__: Any) -> int:
+    """Count a deformable convolution, which does the products of a plain one."""
+    return 2 * out_val.numel() * int(weight[0].numel())
+
+
+# What torch has no formula for: twice the multiply-accumulates.
+_FORMULAS = {"aten._grouped_mm.default": _experts, "torchvision.deform_conv2d.default": _deformed}
+
+
 class NetworkError(GraphError):
     """A network does not run; holds why, and the module that was running."""
 
@@ -155,16 +169,20 @@ def probe(model: nn.Module, example_inputs: Inputs, outputs: Sequence[str] | Non
     """
     with unchanged(model), evaluation_mode(model), torch.no_grad(), dense_outputs(model), plain_attention():
         try:
-            with data_free(model, example_inputs) as (inputs, _):
+            with data_free(model, example_inputs) as (inputs, fakes):
                 counter = _Counter(model)
                 with counter.counting():
                     found = call(model, inputs)
+            fakes.clear()
         except Exception as error:
             if is_trouble(error):
                 raise
             # The forward looks at values, which data-free tensors do not have: run it for real.
             found = _run(model, counter := _Counter(model), example_inputs)
-    return Probe(counter.macs, [tuple(tensor.shape) for tensor in task_tensors(found, outputs)])
+        shapes = [tuple(tensor.shape) for tensor in task_tensors(found, outputs)]
+    found = inputs = None
+    empty_caches()
+    return Probe(counter.macs, shapes)
 
 
 def _run(model: nn.Module, counter: _Counter, example_inputs: Inputs) -> Any:
@@ -232,7 +250,7 @@ class _Counter(TorchDispatchMode):
         kwargs = kwargs or {}
         if func.namespace == "prim":  # which device a data-free tensor stands on
             return func(*args, **kwargs)
-        formula = flop_registry.get(func._overloadpacket)
+        formula = flop_registry.get(func._overloadpacket) or _FORMULAS.get(f"{func.namespace}.{func.__name__}")
         output = quick(func, args, kwargs)
         if output is None:
             if formula is None and func not in self._whole:

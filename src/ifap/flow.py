@@ -26,11 +26,12 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
+from ifap.axes.attention import adopted
 from ifap.axes.units import Graph
 from ifap.errors import ScoreError, nearest
 from ifap.heads import HeadCalls, head_weights, replace_heads
 from ifap.layers import is_conv, unit_axis, weight_norms
-from ifap.weights import WeightUses, made_by_heads, weights_alone
+from ifap.weights import WeightUses, all_weights, made_by_heads, weights_alone
 from ifap.splits import refuse_test
 from ifap.tracing import Inputs, call, device_of, evaluation_mode, to_device
 
@@ -93,11 +94,11 @@ def flow_scores(
     scores = {name: _normalized(meter.flow(), meter, normalize) for name, meter in meters.items()}
     if graph is None:
         return scores
-    for name, rows in weights_alone(model, graph).items():
-        if name not in scores:  # its activations stay inside one call: its weights speak for it
+    for name, rows in all_weights(model, graph).items():
+        if name not in scores:  # no forward shows its activations: its weights speak for it
             norms = torch.linalg.vector_norm(rows.float(), dim=1)
             scores[name] = norms / norms.mean().clamp_min(1e-30) if normalize == "layer" else norms
-    return replace_heads(graph, scores, [_normalized(meter.flow(), meter, normalize) for meter in heads])
+    return replace_heads(graph, scores, [_normalized(meter.flow_or_weights(), meter, normalize) for meter in heads])
 
 
 def activation_norms(
@@ -110,7 +111,7 @@ def activation_norms(
     """Return the mean activation norm of every output position alone, without weights; see `flow_scores`."""
     meters, heads = _measure(model, batches, normalize, site, "norm", graph)
     scores = {name: _normalized(meter.mean(), meter, normalize) for name, meter in meters.items()}
-    found = [_normalized(meter.mean(), meter, normalize) for meter in heads]
+    found = [_normalized(meter.mean(), meter, normalize) if meter.samples else torch.empty(0) for meter in heads]
     return scores if graph is None else replace_heads(graph, scores, found)
 
 
@@ -146,6 +147,10 @@ class _Meter:
     def flow(self) -> Tensor:
         """Return activation norm x weight norm, shape (units,)."""
         return self.mean() * self.weights.to(self.mean().device)
+
+    def flow_or_weights(self) -> Tensor:
+        """Return the flow, or the weight norms alone where no activation was seen."""
+        return self.flow() if self.samples else self.weights
 
 
 class _SquareMeter(_Meter):
@@ -211,11 +216,16 @@ def _measure(
     make = _METERS[statistic]
     meters: dict[str, _Meter] = {}
     heads = [] if graph is None else [make(weights) for weights in head_weights(model, graph)]
-    with evaluation_mode(model), torch.no_grad(), _observe(model, meters, heads, site, make, graph) as flush:
+    with ExitStack() as stack:
+        if heads:
+            stack.enter_context(adopted(model))
+        stack.enter_context(evaluation_mode(model))
+        stack.enter_context(torch.no_grad())
+        flush = stack.enter_context(_observe(model, meters, heads, site, make, graph))
         for _ in forwards(model, batches):
             flush()
     used = {name: meter for name, meter in meters.items() if meter.samples}
-    if meters and not used:
+    if meters and not used and not any(meter.samples for meter in heads):
         raise ScoreError(NO_DATA)
     _check_finite(used)
     return used, heads
@@ -257,21 +267,21 @@ def _observe(
     handles: list[RemovableHandle] = []
     follower = _Follower(meters) if site == "activation" else None
     inside = set() if graph is None else made_by_heads(graph)
+    silent = _read_by_attention(model)
     with ExitStack() as stack:
         for name, module in model.named_modules():
             if name not in inside and (is_conv(module) or isinstance(module, nn.Linear)):
                 meters[name] = make(weight_norms(module))
-                handles.append(module.register_forward_hook(_layer_hook(meters[name], name, follower)))
-                stack.callback(handles[-1].remove)
+                if name not in silent:
+                    handles.append(module.register_forward_hook(_layer_hook(meters[name], name, follower)))
+                    stack.callback(handles[-1].remove)
         if graph is not None:
             alone = {name: rows for name, rows in weights_alone(model, graph).items() if name not in inside}
-            if alone:
+            if alone or silent:
                 meters.update(
                     {name: make(torch.linalg.vector_norm(rows.float(), dim=1)) for name, rows in alone.items()}
                 )
-                stack.enter_context(
-                    WeightUses(model, graph, lambda name, output, axis: meters[name].output(output, axis))
-                )
+                stack.enter_context(WeightUses(model, graph, {*alone, *silent}, lambda name, *found: meters[name].output(*found)))
             if heads:
                 stack.enter_context(HeadCalls(model, graph, lambda number, found: heads[number].heads(found)))
         if follower is not None:
@@ -279,9 +289,24 @@ def _observe(
         yield (lambda: None) if follower is None else follower.flush
 
 
+def _read_by_attention(model: nn.Module) -> set[str]:
+    """Return the layers whose weights torch's attention uses without calling them."""
+    return {
+        f"{name}.out_proj" if name else "out_proj"
+        for name, module in model.named_modules()
+        if isinstance(module, nn.MultiheadAttention)
+    }
+
+
 def _layer_hook(meter: _Meter, name: str, follower: _Follower | None) -> Callable[[nn.Module, Any, Tensor], None]:
-    def hook(module: nn.Module, _args: Any, output: Tensor) -> None:
-        axis = unit_axis(module)
+    def hook(module: nn.Module, _args: Any, output: Any) -> None:
+        axis, units = unit_axis(module), len(meter.weights)
+        if not isinstance(output, Tensor):  # a layer of its own kind that returns more than its products
+            return
+        if output.dim() < -axis or output.shape[axis] != units:
+            if output.shape[-1:] != (units,):  # nor does it count them elsewhere
+                return
+            axis = -1
         if follower is None:
             meter.output(output, axis)
         else:

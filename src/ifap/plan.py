@@ -231,7 +231,11 @@ def read_plan(folder: str | Path) -> Plan:
         content = read_bounded(path, _MAX_PLAN_BYTES)
         if sum(map(content.count, b'[{"')) > _MAX_PLAN_PARTS:
             raise PlanError(f"{path}: more than {_MAX_PLAN_PARTS} names and lists")
-        return Plan.model_validate(json.loads(content.decode(), object_pairs_hook=_once_each))
+        plan = Plan.model_validate(json.loads(content.decode(), object_pairs_hook=_once_each))
+        unknown = [name for name in sorted(_unused(plan)) if getattr(plan, name)]
+        if unknown:
+            raise PlanError(f"{path}: {unknown[0]}: a plan of format {plan.format} has none")
+        return plan
     except FileNotFoundError:
         raise PlanError(f"{path}: file not found") from None
     except OSError as error:
@@ -369,12 +373,17 @@ def write_network(model: nn.Module, plan: Plan, folder: str | Path, masks: Mappi
         }
     )
     # A plan without masks stays the text that it was before there were any.
-    unused = _ONLY_LATER if plan.format == 1 else _ONLY_FIRST
+    unused = _unused(plan)
     text = plan.model_dump_json(indent=1, exclude=unused if sparsity else {*unused, "sparsity"})
     _replace_files(Path(folder), {WEIGHTS_FILE: content, PLAN_FILE: (text + "\n").encode()})
 
 
 # --- writing --------------------------------------------------------------------------------------
+
+
+def _unused(plan: Plan) -> set[str]:
+    """Return what plans of other formats have and this one does not."""
+    return _ONLY_LATER if plan.format == 1 else _ONLY_FIRST
 
 
 def _state(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:

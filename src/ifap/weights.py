@@ -61,6 +61,13 @@ def weights_alone(model: nn.Module, graph: Graph) -> dict[str, Tensor]:
     return found
 
 
+def all_weights(model: nn.Module, graph: Graph) -> dict[str, Tensor]:
+    """Return the weights of layers, and those outside of them, that make units; one row an output."""
+    modules = modules_by_name(model)
+    layers = {name for _, name in weight_slots(graph) if name in modules and is_weighted(modules[name])}
+    return {**{name: unit_weights(modules[name]) for name in layers}, **weights_alone(model, graph)}
+
+
 def made_by_heads(graph: Graph) -> set[str]:
     """Return the layers and weights all of whose units are heads: the paper scores them as such."""
     heads = {unit for units in graph.heads for unit in units.tolist() if unit >= 0}
@@ -84,15 +91,19 @@ class WeightUses(TorchFunctionMode):
         The network that runs.
     graph : Graph
         Its units.
+    names : set of str
+        The weights to measure, and linear layers whose weight is used without a call of the layer.
     measure : callable
         ``measure(name, output, axis)`` takes the weight's name, the output and the axis of its units, from the end.
     """
 
-    def __init__(self, model: nn.Module, graph: Graph, measure: Measure) -> None:
+    def __init__(self, model: nn.Module, graph: Graph, names: set[str], measure: Measure) -> None:
         super().__init__()
         self._measure = measure
         tensors = named_tensors(model)
-        self._known = {id(tensors[name]): (name, dim) for _, name, dim in graph.structure.producers if name in tensors}
+        self._known = {id(tensors[name]): (name, dim) for _, name, dim in graph.structure.producers if name in names}
+        for name in names.intersection(modules := modules_by_name(model)):
+            self._known[id(modules[name].weight)] = (name, 0)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))

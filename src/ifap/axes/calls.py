@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from ifap.axes.expressions import CannotAgreeError, Expression, factor, is_fixed, split
+from ifap.axes.expressions import CannotAgreeError, Expression, factor, is_fixed, size_of, split
 from ifap.axes.sizes import Correction, Need, Origin, Ratio, Recorder, Size, Use, origin_of, unrecorded
 from ifap.axes.trace import Attention, Tracer, carried
 
@@ -79,6 +79,13 @@ def _before(axis: Expression, position: int) -> Expression:
         return position
 
 
+def _after(axis: Expression, position: int) -> Expression:
+    try:
+        return split(axis, position)[1]
+    except CannotAgreeError:
+        return size_of(axis) - position
+
+
 def _getitem(args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Iterator[Entry]:
     x, index = args
     items = index if isinstance(index, tuple) else (index,)
@@ -96,13 +103,10 @@ def _getitem(args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Iterato
             for end in ("start", "stop"):
                 bound = getattr(item, end)
                 whole = dims[place] if isinstance(dims[place], int) else dims[place].size  # type: ignore[union-attr]
-                if isinstance(bound, int) and 0 < abs(bound) < whole:
-                    at = bound if bound > 0 else whole + bound
-                    counted = _before(dims[place], at)
-                    if bound > 0:
-                        yield (*path, end), bound, Need(counted)
-                    elif not is_fixed(dims[place]):
-                        yield (*path, end), bound, Need(counted)
+                if isinstance(bound, int) and 0 < bound < whole:
+                    yield (*path, end), bound, Need(_before(dims[place], bound))
+                elif isinstance(bound, int) and -whole < bound < 0:
+                    yield (*path, end), bound, Need(_after(dims[place], whole + bound), from_end=True)
         place += item.dim() if isinstance(item, Tensor) and item.dtype == torch.bool else 1
 
 
@@ -136,6 +140,21 @@ def _repeats(args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Iterato
     _, dim = _given(args, kwargs, 2, "dim")
     if isinstance(number, int) and isinstance(dim, int):
         yield path, number, Need(carried(out).dims[dim], over=carried(args[0]).dims[dim])
+    if isinstance(kwargs.get("output_size"), int) and isinstance(dim, int):
+        yield ("kwargs", "output_size"), kwargs["output_size"], Need(carried(out).dims[dim])
+
+
+def _times(args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Iterator[Entry]:
+    """Yield the repetitions of dimensions of size one, which are sizes; others stay as they are."""
+    x, dims = args[0], carried(out).dims
+    spread = isinstance(args[1], (tuple, list)) if len(args) > 1 else False
+    given = list(args[1]) if spread else list(args[1:])
+    lead = len(given) - x.dim()
+    for place, number in enumerate(given):
+        path = ("args", 1, place) if spread else ("args", 1 + place)
+        if place < lead or carried(x).dims[place - lead] == 1:
+            yield path, number, Need(dims[place])
+
 
 
 _READERS: dict[str, Callable[..., Iterator[Entry]]] = {
@@ -151,6 +170,7 @@ _READERS: dict[str, Callable[..., Iterator[Entry]]] = {
     "group_norm": _groups(1, "num_groups"),
     "channel_shuffle": _groups(1, "groups"),
     "repeat_interleave": _repeats,
+    "repeat": _times,
 }  # fmt: skip
 
 

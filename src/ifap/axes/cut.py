@@ -48,8 +48,7 @@ def cut_units(model: nn.Module, graph: Graph, removed: Indices) -> tuple[Graph, 
     corrections = smaller.corrections()
     keep = _kept_positions(graph, removed)
     back: list[Undo] = []
-    _select(model, keep, back)
-    touched = {name.rpartition(".")[0] for name in keep}
+    touched = _select(model, keep, back)
     adopt(model, [name for name, module in model.named_modules() if can_adopt(module) and _inside(name, touched)])
     apply_corrections(model, corrections, back)
     for name in touched:
@@ -79,7 +78,9 @@ def _kept_positions(graph: Graph, removed: Indices) -> dict[str, dict[int, Tenso
     return keep
 
 
-def _select(model: nn.Module, keep: dict[str, dict[int, Tensor]], back: list[Undo]) -> None:
+def _select(model: nn.Module, keep: dict[str, dict[int, Tensor]], back: list[Undo]) -> set[str]:
+    """Put selections in place of tensors, wherever each is held; returns the modules that hold any."""
+    touched: set[str] = set()
     names: dict[int, str] = {}
     made: dict[int, Tensor] = {}
     for name, tensor, put in list(holders(model)):
@@ -90,6 +91,8 @@ def _select(model: nn.Module, keep: dict[str, dict[int, Tensor]], back: list[Und
             made[id(tensor)] = selected(tensor, keep[first])
         put(made[id(tensor)])
         back.append(_putting(put, tensor))
+        touched.add(name.rpartition(".")[0])
+    return touched
 
 
 def _putting(put: Callable[[Tensor], None], tensor: Tensor) -> Undo:
@@ -198,7 +201,8 @@ def shape_attributes(module: Any) -> dict[str, Any]:
     if isinstance(module, nn.PReLU):
         return {"num_parameters": module.weight.shape[0]}
     if isinstance(module, nn.MultiheadAttention):
-        return {}
+        rows = module.q_proj_weight if module.in_proj_weight is None else module.in_proj_weight.chunk(3)[0]
+        return {"num_heads": rows.shape[0] // module.head_dim}
     if is_norm(module) and isinstance(weight, Tensor):
         if isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
             return {"normalized_shape": tuple(weight.shape)}

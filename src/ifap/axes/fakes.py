@@ -7,9 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 aten = torch.ops.aten
+MODES: list[FakeTensorMode] = []
+"""The mode of the data-free forward that is running."""
 Shape = tuple[int, ...]
 Quick = Callable[[tuple[Any, ...]], Shape | None]
 
@@ -24,6 +26,8 @@ def quick(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     args, kwargs
         Its arguments.
     """
+    if func is aten.empty.memory_format and MODES and list(args[0]) == [0]:
+        return _nothing(kwargs)
     shape_of = _SHAPES.get(func)
     if shape_of is None or kwargs or not isinstance(args[0], FakeTensor):
         return None
@@ -31,6 +35,8 @@ def quick(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if shape is None:
         return None
     x = args[0]
+    if func in _IN_PLACE:
+        return x if shape == tuple(x.shape) else None
     out = _empty(x, shape)
     if func in _NORMS:
         return out, _empty(x, (0,)), _empty(x, (0,))
@@ -41,6 +47,13 @@ def _empty(x: FakeTensor, shape: Shape) -> Tensor:
     with torch._C.DisableTorchFunction(), torch._C._DisableTorchDispatch():
         empty = torch.empty(shape, dtype=x.dtype, device="meta")
         return FakeTensor(x.fake_mode, empty, x.fake_device)
+
+
+def _nothing(kwargs: dict[str, Any]) -> Tensor:
+    """Return the empty tensor that a batch norm makes beside its output."""
+    with torch._C.DisableTorchFunction(), torch._C._DisableTorchDispatch():
+        empty = torch.empty((0,), dtype=kwargs.get("dtype"), device="meta")
+        return FakeTensor(MODES[-1], empty, kwargs.get("device") or torch.device("cpu"))
 
 
 def _same(args: tuple[Any, ...]) -> Shape | None:
@@ -134,6 +147,15 @@ def _layer_normed(args: tuple[Any, ...]) -> Shape | None:
     return tuple(x.shape) if fits and its else None
 
 
+_IN_PLACE = {
+    aten.relu_.default,
+    aten.silu_.default,
+    aten.hardswish_.default,
+    aten.hardtanh_.default,
+    aten.leaky_relu_.default,
+    aten.add_.Tensor,
+    aten.mul_.Tensor,
+}
 _NORMS = {
     aten.native_layer_norm.default,
     aten._native_batch_norm_legit_no_training.default,
@@ -147,6 +169,20 @@ _SHAPES: dict[Any, Quick] = {
         ),
         _same,
     ),
+    **dict.fromkeys(
+        (
+            aten.relu_.default,
+            aten.silu_.default,
+            aten.hardswish_.default,
+            aten.hardtanh_.default,
+            aten.leaky_relu_.default,
+            aten.hardtanh.default,
+            aten.leaky_relu.default,
+        ),
+        _same,
+    ),
+    aten.add_.Tensor: _wider,
+    aten.mul_.Tensor: _wider,
     **dict.fromkeys((aten.add.Tensor, aten.mul.Tensor, aten.sub.Tensor, aten.div.Tensor), _wider),
     aten.convolution.default: _convolved,
     aten.mm.default: _matrices,

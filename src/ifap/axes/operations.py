@@ -6,6 +6,7 @@ value alone need no entry (torch tags them). An operation without a rule pins wh
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -70,10 +71,11 @@ def tensors_in(items: Any) -> list[Tensor]:
 def pointwise(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
     """Unify aligned dimensions; those of size one are spread over the others."""
     inputs = [t.dims(x) for x in tensors_in((*args, *kwargs.values()))]
-    first = out[0] if isinstance(out, (tuple, list)) else out
-    if isinstance(out, (tuple, list)) and isinstance(args[0], (tuple, list)):  # foreach
+    if not isinstance(out, (tuple, list)):
+        return broadcast(t, func, inputs, tuple(out.shape))
+    if isinstance(args[0], (tuple, list)):  # foreach
         return t.pin_all(args, kwargs, f"{t.name_of(func)} is not followed")
-    return broadcast(t, func, inputs, tuple(first.shape))
+    return [broadcast(t, func, inputs, tuple(each.shape)) for each in out]
 
 
 def broadcast(t: Tracer, func: Any, inputs: list[Dims], shape: tuple[int, ...]) -> Dims:
@@ -364,7 +366,8 @@ def repeat(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], 
     dims = t.dims(args[0])
     times = list(args[1])
     dims = [1] * (len(times) - len(dims)) + list(dims)
-    return [product([number, dim]) for number, dim in zip(times, dims, strict=True)]
+    pairs = zip(times, dims, strict=True)
+    return [Atom(number) if dim == 1 and number > 1 else product([number, dim]) for number, dim in pairs]
 
 
 @rule("repeat_interleave")
@@ -759,6 +762,28 @@ def baddbmm(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any],
     return broadcast(t, func, [dims, t.dims(args[0])], tuple(out.shape))
 
 
+@rule("glu")
+def glu(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
+    """Gate the first half of a dimension by the second: value and gate go together."""
+    dims = list(t.dims(args[0]))
+    place = argument(func, args, kwargs, 1, "dim", -1) % len(dims)
+    values = part_of(t, dims[place], 0, out.shape[place])
+    gates = part_of(t, dims[place], out.shape[place], out.shape[place])
+    t.unify(values, gates, func)
+    dims[place] = values
+    return dims
+
+
+@rule("linalg_solve_triangular", "triangular_solve", "linalg_solve")
+def solve(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
+    """Solve A X = B: rows of A and B stay, columns of B and the batch are handed on."""
+    a, b = t.dims(args[0]), t.dims(args[1])
+    for dim in (*a[-2:], b[-2]):
+        t.pin(dim, "a system of equations is solved along it")
+    lead = broadcast(t, func, [a[:-2], b[:-2]], tuple(out.shape[:-2]))
+    return [*lead, out.shape[-2], b[-1]]
+
+
 @rule("mv", "dot", "vdot")
 def mv(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
     """(n, k) x (k), or (k) x (k)."""
@@ -807,9 +832,9 @@ def convolution(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, A
     if bias is not None:
         t.unify(outputs, t.dims(bias)[0], func)
     t.produced(weight, 1 if transposed and groups == 1 else 0, outputs)
-    kernel = weight[0, 0].numel() if weight.dim() > 2 else 1
-    places = (x if transposed else out)[0, 0].numel() * out.shape[0]
-    t.multiply(places * kernel, inputs, outputs, groups=groups)
+    kernel = math.prod(weight.shape[2:])
+    places = math.prod((x if transposed else out).shape[2:]) * out.shape[0]
+    t.multiply(places * kernel, inputs, outputs)
     t.read(weight, channels)
     return [dims[0], outputs, *out.shape[2:]]
 
@@ -926,8 +951,6 @@ def group_norm(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, An
     "upsample_trilinear3d",
     "_upsample_bilinear2d_aa",
     "_upsample_bicubic2d_aa",
-    "grid_sampler_2d",
-    "grid_sampler_3d",
     "_upsample_nearest_exact2d",
     "_upsample_nearest_exact1d",
     "adaptive_avg_pool2d",
@@ -937,7 +960,6 @@ def group_norm(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, An
     "adaptive_avg_pool3d",
     "max_unpool2d",
     "fractional_max_pool2d",
-    "grid_sampler",
     "lp_pool2d",
     "_cslt_sparse_mm_none",
     "mkldnn_max_pool2d",
@@ -955,6 +977,16 @@ def over_positions(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str
         t.pin(dim, f"{name.strip('_')} runs over it")
     found = [*dims[: len(dims) - rank], *first.shape[len(dims) - rank :]]
     return [found for _ in out] if isinstance(out, (tuple, list)) else found
+
+
+@rule("grid_sampler_2d", "grid_sampler_3d", "grid_sampler")
+def grid_sampler(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
+    """Look values up at the places of a grid, sample by sample; channels are handed on."""
+    dims, grid = t.dims(args[0]), t.dims(args[1])
+    t.unify(dims[0], grid[0], func)
+    for dim in (*dims[2:], *grid[1:]):
+        t.pin(dim, "places are looked up along it")
+    return [dims[0], dims[1], *out.shape[2:]]
 
 
 @rule("im2col")
@@ -1004,7 +1036,7 @@ def deform_conv(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, A
         t.pin(dim, "it is the size of a kernel")
     t.unify(outputs, t.dims(bias)[0], func)
     t.produced(weight, 0, outputs)
-    t.multiply(out[0, 0].numel() * out.shape[0] * weight[0, 0].numel(), inputs, outputs, groups=groups)
+    t.multiply(math.prod((out.shape[0], *out.shape[2:], *weight.shape[2:])), inputs, outputs)
     return [dims[0], outputs, *out.shape[2:]]
 
 

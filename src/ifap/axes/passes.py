@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import copy
+import functools
+import gc
+import logging
+import weakref
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -14,7 +19,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ifap.axes.attention import adopted
 from ifap.axes.calls import SizeMode
+
 from ifap.axes.expressions import Expression, Reason, pin, resolve, size_of, unify
+from ifap.axes.fakes import MODES
 from ifap.axes.sizes import Key, Origin, Recorder, Size, recording
 from ifap.axes.tensors import named_tensors, replaced_tensors
 from ifap.axes.trace import Axes, Tracer, carried, following, pinned_outputs, start
@@ -24,7 +31,8 @@ Inputs = Any
 Outputs = Callable[[Any], Iterable[Tensor]]
 Call = Callable[[nn.Module, Inputs], Any]
 
-_TORCH_SIZES = ("groups", "num_groups", "normalized_shape")
+_TORCH_SIZES = ("groups", "num_groups", "normalized_shape", "num_features")
+_CONTAINERS = (dict, list, set, OrderedDict)
 _SKIPPED = ("training", "call_super_init", "dump_patches")
 
 
@@ -60,7 +68,7 @@ def trace_axes(model: nn.Module, example_inputs: Inputs, call: Call, outputs: Ou
         except Exception as error:
             if is_trouble(error):
                 raise
-            axes = Axes()
+            axes = Axes(values=True)
             try:
                 _pass(model, example_inputs, call, outputs, axes, fake=False)
             except Exception as second:
@@ -71,9 +79,10 @@ def trace_axes(model: nn.Module, example_inputs: Inputs, call: Call, outputs: Ou
                     f"the network does not run on its example inputs: {type(second).__name__}: {reason}"
                 ) from second
         if set(_parameters(model)) - axes.reached:
-            _training_pass(model, example_inputs, call, axes)
+            _training_pass(model, example_inputs, call, outputs, axes)
         _follow_siblings(model, axes)
-        return axes, attributes
+    empty_caches()
+    return axes, attributes
 
 
 def is_trouble(error: BaseException) -> bool:
@@ -111,8 +120,8 @@ def _pass(
         stack.enter_context(SizeMode(tracer, recorder))
         found = call(model, inputs)
         with torch._C.DisableTorchFunction():
-            if not training:
-                pinned_outputs(axes, iter(outputs(found)), tracer)
+            # Shapes are those of evaluation; what training alone returns stays as well.
+            pinned_outputs(Axes() if training else axes, iter(outputs(found)), tracer)
     axes.recorders.append(recorder)
 
 
@@ -127,18 +136,35 @@ def data_free(model: nn.Module, inputs: Inputs) -> Iterator[tuple[Inputs, dict[i
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     fakes = {id(tensor): _fake(mode, tensor) for tensor in named_tensors(model).values()}
-    with mode, replaced_tensors(model, lambda x: fakes.get(id(x))):
+    _MODES.append(weakref.ref(mode))
+    with _quiet(), mode, replaced_tensors(model, lambda x: fakes.get(id(x))):
+        MODES.append(mode)
         try:
             yield map_leaves(inputs, lambda x: _fake(mode, x)), fakes
         finally:
-            _empty_caches()
+            MODES.pop()
 
 
-def _training_pass(model: nn.Module, inputs: Inputs, call: Call, axes: Axes) -> None:
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep torch from printing what its data-free kernels refuse: it is run on the real tensors then."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    before, log.disabled = log.disabled, True
+    try:
+        yield
+    finally:
+        log.disabled = before
+
+
+_MODES: list[weakref.ref[FakeTensorMode]] = []
+"""The modes of all data-free forwards since the caches were last looked at."""
+
+
+def _training_pass(model: nn.Module, inputs: Inputs, call: Call, outputs: Outputs, axes: Axes) -> None:
     """See what only training reaches, on data-free tensors alone so that nothing is learnt."""
     kept = copy.copy(axes.recorders), copy.copy(axes.ties)
     try:
-        _pass(model, inputs, call, lambda _: (), axes, fake=True, training=True)
+        _pass(model, inputs, call, outputs, axes, fake=True, training=True)
     except Exception as error:  # whatever a forward raises that wants targets in training
         if is_trouble(error):
             raise
@@ -214,19 +240,21 @@ def plain_attention() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fastpath)
 
 
-_CACHES: list[Any] = []
-
-
-def _empty_caches() -> None:
-    """Empty caches of functions that have kept a tensor without data."""
-    for each in _caches():
-        if each.cache_info().currsize:
+def empty_caches() -> None:
+    """Empty the caches of functions, where one has kept a tensor without data; called when a forward's own are gone."""
+    if any(mode() is not None for mode in _MODES):
+        gc.collect(1)  # torch leaves some in young cycles
+    leaked = any(mode() is not None for mode in _MODES)
+    _MODES.clear()
+    if not leaked:
+        return
+    for each in gc.get_objects():
+        if type(each) is functools._lru_cache_wrapper and each.cache_info().currsize and not _is_torchs(each):
             each.cache_clear()
 
 
-def _caches() -> list[Any]:
-    """Return caches of functions outside torch and this package that may hold tensors."""
-    return _CACHES
+def _is_torchs(cache: Any) -> bool:
+    return str(getattr(cache, "__module__", "")).partition(".")[0] in ("torch", "sympy", "ifap", "typing", "re")
 
 
 # --- leaving the network as it was ----------------------------------------------------------------
@@ -251,7 +279,7 @@ def unchanged(model: nn.Module) -> Iterator[None]:
 
 
 def _snapshot(attributes: dict[str, Any]) -> tuple[dict[str, Any], list[tuple[Any, Any]]]:
-    containers = [(value, copy.copy(value)) for value in attributes.values() if isinstance(value, (dict, list, set))]
+    containers = [(value, copy.copy(value)) for value in attributes.values() if type(value) in _CONTAINERS]
     return dict(attributes), containers
 
 
@@ -275,7 +303,7 @@ def _remember_attributes(model: nn.Module) -> dict[Key, int]:
 def _remembered(key: Key, value: Any, found: dict[Key, int]) -> Any:
     if type(value) is int:
         found[key] = value
-        return Size(value, Origin("attribute", (key,)))
+        return Size(value, Origin("attribute", (key, value)))
     if type(value) in (tuple, list) and value and all(type(item) is int for item in value) and len(value) <= 64:
         return type(value)(_remembered((*key, place), item, found) for place, item in enumerate(value))
     if is_settings(value) and len(key) == 2:
@@ -316,6 +344,8 @@ def _follow_siblings(model: nn.Module, axes: Axes) -> None:
                     unify(a, b, Reason(f"the sample does not reach '{root}', which follows '{sibling}'", root))
                 axes.reached.add(f"{root}.{inner}")
             continue
+        if root not in modules and _follow_beside(modules, axes, root, missing):
+            continue
         sizes = {
             size_of(dim) for name in missing if name == root or name.startswith(f"{root}.") for dim in axes.dims[name]
         } - {1}
@@ -328,6 +358,26 @@ def _follow_siblings(model: nn.Module, axes: Axes) -> None:
     for name in missing - axes.reached:
         for dim in axes.dims.get(name, ()):
             pin(dim, Reason("the sample does not reach it", name.rpartition(".")[0]))
+
+
+def _follow_beside(modules: dict[str, nn.Module], axes: Axes, name: str, missing: set[str]) -> bool:
+    """Let a parameter that no pass reached follow those beside it, if these leave no doubt which axis is which."""
+    owner = name.rpartition(".")[0]
+    beside: dict[int, list[Expression]] = {}
+    for leaf, _ in modules[owner].named_parameters(recurse=False):
+        other = f"{owner}.{leaf}" if owner else leaf
+        if other not in missing:
+            for dim in axes.dims[other]:
+                beside.setdefault(size_of(dim), []).append(resolve(dim))
+    wanted = [dim for dim in axes.dims[name] if size_of(dim) > 1]
+    for dim in wanted:
+        found = beside.get(size_of(dim), [])
+        if not found or any(each is not found[0] for each in found):
+            return False
+    for dim in wanted:
+        unify(dim, beside[size_of(dim)][0], Reason(f"the sample does not reach '{name}', which follows its neighbours", name))
+    axes.reached.add(name)
+    return True
 
 
 def _unreached_modules(modules: dict[str, nn.Module], missing: set[str]) -> list[str]:

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from ifap.axes.cut import cut_units
-from ifap.axes.passes import map_leaves
+from ifap.axes.passes import is_trouble, map_leaves
 from ifap.axes.tensors import holders
 from ifap.axes.units import Graph, Indices
 
 _LIMIT = 1e-6
+_ALMOST_ZERO = 1e-30  # not zero: a weight that is divided by its norm would be no number
 
 
 @dataclass(frozen=True)
@@ -87,28 +88,30 @@ def prove(
         return Proof(None, 0, dict(excluded), time.perf_counter() - began)
     copy.eval().double()
     inputs = map_leaves(example_inputs, lambda x: x.double() if x.is_floating_point() else x)
-    saved = _draw_vectors(copy)
+    _draw_vectors(copy)
     masked = _mask(copy, graph, checked)
     try:
-        try:
-            with torch.no_grad():
-                wanted = [x.detach().double().clone() for x in forward(copy, inputs) if x.is_floating_point()]
-        finally:
-            _restore(masked)
-        cut_units(copy, graph, checked)
-        with torch.no_grad():
-            found = [x.detach().double() for x in forward(copy, inputs) if x.is_floating_point()]
-    except RuntimeError as error:
-        if "dtype" not in str(error) and "type" not in str(error):
+        wanted = _outputs(forward, copy, inputs)
+    except Exception as error:  # whatever a forward raises that names its precision
+        if is_trouble(error):
             raise
         excluded["the forward does not run in double precision"] += len(checked)
         return Proof(None, 0, dict(excluded), time.perf_counter() - began)
-    del saved
+    _restore(masked)
+    cut_units(copy, graph, checked)
+    found = _outputs(forward, copy, inputs)
     difference = _difference(wanted, found)
     if difference is None:
         excluded["the outputs are not finite with random vectors"] += len(checked)
         return Proof(None, 0, dict(excluded), time.perf_counter() - began)
     return Proof(difference, len(checked), dict(excluded), time.perf_counter() - began)
+
+
+def _outputs(forward: Callable[[nn.Module, Any], Iterable[Tensor]], model: nn.Module, inputs: Any) -> list[Tensor]:
+    """Return the outputs of a network; what it draws at random is the same each time."""
+    with torch.no_grad(), torch.random.fork_rng():
+        torch.manual_seed(0)
+        return [x.detach().double().clone() for x in forward(model, inputs) if x.is_floating_point()]
 
 
 def _difference(wanted: list[Tensor], found: list[Tensor]) -> float | None:
@@ -143,7 +146,7 @@ def _draw_vectors(model: nn.Module) -> None:
 
 
 def _mask(model: nn.Module, graph: Graph, removed: Indices) -> list[tuple[Tensor, Tensor]]:
-    """Zero every value of the removed units, in place; returns the tensors and what they held."""
+    """Take every value of the removed units to almost zero, in place; returns the tensors and what they held."""
     places: dict[str, list[tuple[int, Tensor]]] = {}
     for slots, units in zip(graph.structure.places, graph.unit_of, strict=True):
         gone = torch.from_numpy(np.flatnonzero(np.isin(units, removed)))
@@ -158,7 +161,8 @@ def _mask(model: nn.Module, graph: Graph, removed: Indices) -> list[tuple[Tensor
                 done.add(id(tensor))
                 saved.append((tensor, tensor.detach().clone()))
                 for dim, gone in places[name]:
-                    tensor.index_fill_(dim, gone.to(tensor.device), 0)
+                    at = gone.to(tensor.device)
+                    tensor.index_copy_(dim, at, tensor.index_select(dim, at) * _ALMOST_ZERO)
     return saved
 
 

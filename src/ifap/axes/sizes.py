@@ -30,7 +30,7 @@ class Origin:
     kind : str
         ``axis``, ``attribute``, or the name of an operator.
     parts : tuple
-        The axis, the key of the attribute, or the operands (numbers or origins).
+        The axis; the key of the attribute and its value; or the operands (numbers or origins).
     """
 
     kind: str
@@ -41,7 +41,7 @@ class Origin:
         if self.kind == "axis":
             return size(self.parts[0])
         if self.kind == "attribute":
-            return attributes[self.parts[0]]
+            return attributes.get(*self.parts)  # one that an earlier trace has left in a cache has its value
         return _OPERATORS[self.kind](*(value_of(part, size, attributes) for part in self.parts))
 
     def leaves(self) -> Iterator[Origin]:
@@ -96,17 +96,22 @@ class Need:
         The axis that those positions are divided by (a repetition).
     value : number or None
         What it stays, where it counts nothing.
+    from_end : bool
+        Whether it counts from the end, as a negative number.
     """
 
     counts: Expression | None = None
     over: Expression | None = None
     value: Any = None
+    from_end: bool = False
 
     def wanted(self, size: SizeOf) -> Any:
         """Return the value that is needed."""
         if self.counts is None:
             return self.value
-        return size(self.counts) if self.over is None else Fraction(size(self.counts), size(self.over))
+        if self.over is not None:
+            return Fraction(size(self.counts), size(self.over))
+        return -size(self.counts) if self.from_end else size(self.counts)
 
 
 @dataclass(frozen=True, eq=False)
@@ -422,7 +427,7 @@ class Sizes:
         place = (use.module, use.function, use.ordinal, use.path)
         if _is_pure(use):
             return Correction(*place, value=wanted)
-        if isinstance(wanted, float) or isinstance(present, float) or not present:
+        if isinstance(wanted, float) or isinstance(present, float) or not present or (wanted < 0) != (present < 0):
             raise self._refusal(use, "a number that counts samples or places as well")
         share = Fraction(wanted, present)
         return Correction(*place, fraction=(share.numerator, share.denominator))

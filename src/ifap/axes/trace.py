@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ifap.axes.expressions import Atom, Expression, Reason, atoms_of, pin, resolve, size_of, unify
+from ifap.axes.expressions import Atom, CannotAgreeError, Expression, Reason, atoms_of, pin, resolve, size_of, unify
 from ifap.axes.fakes import quick
 from ifap.axes.operations import RULES, Dims, pointwise, tensors_in
 from ifap.axes.sizes import Recorder
@@ -98,8 +98,10 @@ class Axes:
         The dimensions of each parameter, buffer and tensor attribute.
     multiplications : list of Multiplication
         The products of the evaluation pass.
-    producers : dict of str to int
-        Weights that make units, and the dimension that counts them.
+    producers : dict of str to list of int
+        Weights that make units, and the dimensions that count them.
+    made : dict of str to Expression
+        The units that a layer makes with a weight that is computed.
     inputs : dict of str to Expression
         Channels that the grouped convolution with a weight reads.
     ties : list of pairs of Expression
@@ -116,13 +118,17 @@ class Axes:
         Sizes that the passes wrote down.
     unknown : dict of str to str
         Operations without a rule, and the module that used each first.
+    values : bool
+        Whether the forward looks at values, so that it was run on the real tensors.
     attention : dict of Attention to Expression
         Calls that make attention probabilities, and the axis that may count their heads.
     """
 
     dims: dict[str, Dims] = field(default_factory=dict)
     multiplications: list[Multiplication] = field(default_factory=list)
-    producers: dict[str, int] = field(default_factory=dict)
+    producers: dict[str, list[int]] = field(default_factory=dict)
+    made: dict[str, Expression] = field(default_factory=dict)
+    values: bool = False
     inputs: dict[str, Expression] = field(default_factory=dict)
     ties: list[tuple[Expression, Expression, Reason]] = field(default_factory=list)
     aligned: list[tuple[Expression, int]] = field(default_factory=list)
@@ -222,7 +228,7 @@ class Tracer(TorchDispatchMode):
         if multiple > 1:
             self.axes.aligned.append((axis, multiple))
 
-    def multiply(self, *sizes: Expression, groups: int = 1) -> None:
+    def multiply(self, *sizes: Expression) -> None:
         """Note a product."""
         if self.counts_products:
             self.axes.multiplications.append(Multiplication(self.stack[-1], sizes))
@@ -231,17 +237,29 @@ class Tracer(TorchDispatchMode):
         """Note that a weight makes the units of an axis along one of its dimensions."""
         found = carried(weight)
         if found.name:
-            self.axes.producers.setdefault(found.name, dim)
+            self._note_producer(found.name, dim)
+        else:
+            self._note_source(found, axis)
 
     def produced_by(self, x: Tensor, y: Tensor, rows: Expression, columns: Expression) -> None:
         """Note which of two factors is a weight that makes units."""
         for factor_, axis in ((y, columns), (x, rows)):
-            source = carried(factor_).source
-            if carried(factor_).weight and source:
-                dims = self.axes.dims[source]
-                place = next((i for i, dim in enumerate(dims) if resolve(dim) is resolve(axis)), None)
-                if place is not None:
-                    self.axes.producers.setdefault(source, place)
+            if carried(factor_).weight:
+                self._note_source(carried(factor_), axis)
+
+    def _note_producer(self, name: str, dim: int) -> None:
+        places = self.axes.producers.setdefault(name, [])
+        if dim not in places:
+            places.append(dim)
+
+    def _note_source(self, weight: Carried, axis: Expression) -> None:
+        """Note that the parameter behind a weight makes the units of an axis, which may be a part or a multiple of its own."""
+        atoms = set(atoms_of(axis))
+        for place, dim in enumerate(self.axes.dims.get(weight.source, ())):
+            if not atoms.isdisjoint(atoms_of(dim)):
+                self._note_producer(weight.source, place)
+        if not weight.name and atoms:
+            self.axes.made.setdefault(self.stack[-1], axis)
 
     def read(self, weight: Tensor, channels: Expression) -> None:
         """Note what a convolution reads."""
@@ -303,13 +321,15 @@ class Tracer(TorchDispatchMode):
         inputs = tensors_in((*args, *kwargs.values()) if kwargs else args)
         self._debts: dict[int, list[tuple[Expression, Reason]]] = {}
         self._softmax = False
-        dims = rule(self, func, args, kwargs, out)
+        try:
+            dims = rule(self, func, args, kwargs, out)
+        except (ValueError, IndexError, TypeError, AttributeError, KeyError, CannotAgreeError):
+            dims = _unknown(self, func, args, kwargs, out)  # called in a way that its rule does not know
         known = [carried(x) for x in inputs]
         is_product = name in _PRODUCTS
         weight = bool(known) and not is_product and all(each.weight for each in known)
         softmax = self._softmax or (not is_product and any(each.softmax for each in known))
-        sources = {each.source for each in known if each.source} if weight else ()
-        source = next(iter(sources)) if len(sources) == 1 else ""
+        sources = {each.source for each in known if each.source} if weight else set()
         outs = out if isinstance(out, (tuple, list)) else (out,)
         many = dims if isinstance(out, (tuple, list)) and dims is not None else (dims,) * len(outs)
         seen = self.axes.seen.setdefault(self.stack[-1], [])
@@ -321,9 +341,17 @@ class Tracer(TorchDispatchMode):
             before = each.__dict__.get("_carried")
             name_ = before.name if before is not None and any(each is x for x in inputs) else ""
             each.__dict__["_carried"] = Carried(
-                its, name=name_, source=source, weight=weight, softmax=softmax, debts=self._debts.get(id(each), ())
+                its, name=name_, source=self._source(sources, its), weight=weight, softmax=softmax, debts=self._debts.get(id(each), ())
             )
             seen.extend(dim for dim in its if not isinstance(dim, int))
+
+    def _source(self, names: set[str], dims: Dims) -> str:
+        """Return which of the weights that a tensor is made from has its axes; parameters come before masks of theirs."""
+        if len(names) < 2:
+            return next(iter(names), "")
+        wanted = [resolve(dim) for dim in dims]
+        same = (name for name, own in self.axes.dims.items() if name in names and [*map(resolve, own)] == wanted)
+        return next(same, "")
 
 
 def _unknown(t: Tracer, func: Any, args: Any, kwargs: Any, out: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -102,6 +102,8 @@ class Structure:
         Width of each slot in the traced network.
     output_shapes : list of tuple of int
         Shapes of the outputs.
+    values : bool
+        Whether the forward looks at values, on which the shapes of outputs may depend.
     unknown : dict of str to str
         Operations that are not followed, and where each was seen.
     averaged : dict of int to str
@@ -122,6 +124,7 @@ class Structure:
     sizes: Sizes
     original_widths: list[int]
     output_shapes: list[tuple[int, ...]]
+    values: bool
     unknown: dict[str, str]
     averaged: dict[int, str]
     attention: list[Attention]
@@ -306,7 +309,8 @@ def _pin_ignored(axes: Axes, modules: dict[str, Any], ignored: set[str], *, keep
         owner = name.rpartition(".")[0]
         module = modules.get(owner)
         if owner in ignored and name in axes.producers:
-            pin(dims[axes.producers[name]], Reason("ignored by the caller"))
+            for place in axes.producers[name]:
+                pin(dims[place], Reason("ignored by the caller"))
         elif (owner in ignored and not is_producer(module)) or name in ignored:
             for dim in dims:
                 pin(dim, Reason("ignored by the caller"))
@@ -361,9 +365,15 @@ def _choose(axes: Axes, *, inner: bool) -> set[Atom]:
 
 def _produced(axes: Axes) -> set[Atom]:
     """Return the atoms that some weight makes."""
-    return {
-        atom for name, dim in axes.producers.items() if name in axes.dims for atom in atoms_of(axes.dims[name][dim])
-    }
+    made = {atom for axis in axes.made.values() for atom in atoms_of(axis)}
+    return made | {atom for _, axis in _products(axes) for atom in atoms_of(axis)}
+
+
+def _products(axes: Axes) -> Iterator[tuple[str, Expression]]:
+    """Yield each weight that makes units, with the axis of these."""
+    for name, places in axes.producers.items():
+        for place in places:
+            yield name, axes.dims[name][place]
 
 
 def _note_products(expression: Expression, rivals: dict[Atom, set[Atom]], depth: dict[Atom, int]) -> None:
@@ -386,9 +396,9 @@ def _note_products(expression: Expression, rivals: dict[Atom, set[Atom]], depth:
 def _spatial(axes: Axes, modules: dict[str, Any], chosen: set[Atom]) -> set[Atom]:
     made = {
         atom
-        for name, dim in axes.producers.items()
-        if name in axes.dims and is_spatial(modules.get(name.rpartition(".")[0]))  # type: ignore[arg-type]
-        for atom in atoms_of(axes.dims[name][dim])
+        for name, axis in _products(axes)
+        if is_spatial(modules.get(name.rpartition(".")[0]))  # type: ignore[arg-type]
+        for atom in atoms_of(axis)
     }
     for atom in chosen - made:
         pin(atom, Reason("spatial_only: no convolution larger than 1x1 produces it"))
@@ -472,7 +482,7 @@ def _build(axes: Axes, modules: dict[str, Any], chosen: dict[Atom, int], sizes: 
         (index, slots[index].name, int(slots[index].side.removeprefix("dim")))
         for index in range(len(slots))
         if slots[index].side.startswith("dim")
-        and axes.producers.get(slots[index].name) == int(slots[index].side.removeprefix("dim"))
+        and int(slots[index].side.removeprefix("dim")) in axes.producers.get(slots[index].name, ())
     ]
     structure = Structure(
         slots=slots,
@@ -487,6 +497,7 @@ def _build(axes: Axes, modules: dict[str, Any], chosen: dict[Atom, int], sizes: 
         sizes=sizes,
         original_widths=[len(units) for units in unit_of],
         output_shapes=axes.output_shapes,
+        values=axes.values,
         unknown=axes.unknown,
         averaged={index: atom.averaged for atom, index in chosen.items() if atom.averaged},
         attention=[*heads],
@@ -525,6 +536,9 @@ def _slots(
                 add(slot_of(name, owner, leaf, dim, module), Place(name, dim), expression)
         if leaf == "weight" and name in axes.inputs and module is not None and _has_hidden_inputs(module):
             add(Slot(owner, "in"), None, axes.inputs[name])
+    for name, axis in axes.made.items():
+        if is_producer(modules.get(name)) and Slot(name, "out") not in found:  # type: ignore[arg-type]
+            add(Slot(name, "out"), None, axis)
     keep = {slot: pair for slot, pair in found.items() if pair[0] or (pair[1] >= 0).any()}
     ordered = sorted(
         keep, key=lambda slot: (order.get(slot.name, order.get(slot.name.rpartition(".")[0], 0)), slot.name, slot.side)
@@ -584,18 +598,27 @@ def _groups(slots: list[Slot], unit_of: list[Indices], group_of: Indices, number
 
 
 def _pinned(axes: Axes, modules: dict[str, Any]) -> dict[str, str]:
-    """Return for each layer whose outputs stay, wholly or in part, the reason."""
-    found: dict[str, str] = {}
-    for name, dim in axes.producers.items():
-        owner, _, leaf = name.rpartition(".")
-        is_layer = owner and not any(True for _ in modules[owner].children()) if owner in modules else False
-        layer = owner if is_layer or (leaf == "weight" and is_producer(modules.get(owner))) else name  # type: ignore[arg-type]
-        if name not in axes.dims:
-            continue
-        reason = next((atom.pin for atom in atoms_of(axes.dims[name][dim]) if atom.pin is not None), None)
-        if reason is not None and all(atom.pin is not None for atom in atoms_of(axes.dims[name][dim])):
-            found[layer] = reason.text + (f" (in '{reason.module}')" if reason.module else "")
-    return found
+    """Return for each layer all of whose outputs stay the reason."""
+    reasons: dict[str, list[Reason | None]] = defaultdict(list)
+    for name, axis in _products(axes):
+        pins = [atom.pin for atom in atoms_of(axis)]
+        if pins:
+            reasons[_layer_of(name, modules)].append(pins[0] if all(pins) else None)
+    return {
+        layer: first.text + (f" (in '{first.module}')" if first.module else "")
+        for layer, found in reasons.items()
+        if all(found) and (first := found[0]) is not None
+    }
+
+
+def _layer_of(name: str, modules: dict[str, Any]) -> str:
+    """Return the layer that a weight belongs to, or the weight's own name where it stands beside layers."""
+    owner, _, leaf = name.rpartition(".")
+    module = modules.get(owner)
+    if module is None or not owner:
+        return name
+    is_leaf = not any(True for _ in module.children())
+    return owner if is_leaf or (leaf == "weight" and is_producer(module)) else name
 
 
 def _try_sizes(graph: Graph) -> Failed | None:

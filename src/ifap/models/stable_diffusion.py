@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ifap.models.base import MODELS
-from ifap.models.diffusion_parts import make_prunable
 from ifap.models.generation import Generative, noise
 from ifap.models.parts import check_size
 
@@ -158,4 +157,4 @@ def _network(
         norm_num_groups=groups,
         **blocks,
     )
-    return Denoiser(make_prunable(network), text)
+    return Denoiser(network, text)

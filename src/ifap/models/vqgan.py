@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from ifap.models.base import MODELS
-from ifap.models.diffusion_parts import make_prunable
 from ifap.models.generation import Generative
 from ifap.models.parts import check_size
 
@@ -90,4 +89,4 @@ def _network(in_channels: int, **sizes: Any) -> nn.Module:
     # diffusers takes seconds to import, which listing the models should not.
     from diffusers import VQModel
 
-    return VQGAN(make_prunable(VQModel(in_channels=in_channels, out_channels=in_channels, **sizes)))
+    return VQGAN(VQModel(in_channels=in_channels, out_channels=in_channels, **sizes))

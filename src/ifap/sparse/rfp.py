@@ -39,7 +39,7 @@ from ifap.plan import sliced_plan
 from ifap.pruning import Pruned, Receipt, Target
 from ifap.runtime import derive_seed
 from ifap.sparse import SPARSE
-from ifap.sparse.attention import split_attention, sync
+from ifap.sparse.attention import heads, split_attention, sync
 from ifap.sparse.base import Context, Outcome, options_of
 from ifap.sparse.blocks import Group, Part, cut_units, find_groups, matrix, scaled_units, unit_price
 from ifap.splits import refuse_test
@@ -658,7 +658,7 @@ def prune_units(
     left = getattr(after, budget.kind)
     if left > budget.whole * budget.left * (1 + _NEARLY):
         raise TargetError(f"target: {budget.kind}={target.share:g} was missed: {left} of {budget.whole} are left")
-    plan = sliced_plan(small, kept, split, example_inputs, before, after)
+    plan = sliced_plan(kept, split, heads(small), example_inputs, before, after)
     return Pruned(small, plan, _receipts(model, small, decision, budget, before, after), before, after), decision
 
 

@@ -9,9 +9,13 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
+from ifap.costs import cost
 from ifap.errors import ConfigError
+from ifap.plan import Plan, sliced_plan, unpruned_plan
+from ifap.sparse.attention import heads
 from ifap.sparse.base import Context, Outcome
 from ifap.sparse.controller import MaskController
+from ifap.tracing import Inputs
 from ifap.training import Controller, EpochRow, Progress, fit, read_progress
 
 if TYPE_CHECKING:
@@ -77,6 +81,14 @@ def cut_outcome(context: Context, cut: Pruned, rows: list[EpochRow], forward: in
         progress=_progress(context),
         cut=replace(cut, receipts=receipts),
     )
+
+
+def masked_plan(model: nn.Module, split: list[str], example_inputs: Inputs) -> Plan:
+    """Return the plan of a network that keeps its shape, with the attention modules that were split."""
+    if not split:
+        return unpruned_plan(model, example_inputs)
+    whole = cost(model, example_inputs)
+    return sliced_plan({}, split, heads(model), example_inputs, whole, whole)
 
 
 def _progress(context: Context) -> Progress:

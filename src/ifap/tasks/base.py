@@ -19,7 +19,7 @@ from ifap.errors import ConfigError, nearest
 from ifap.registry import Registry
 from ifap.runtime import derive_seed, loader_workers
 from ifap.splits import Split
-from ifap.tracing import call, device_of, evaluation_mode, to_device
+from ifap.tracing import call, children, device_of, evaluation_mode, to_device
 
 Augment = Callable[[Any, torch.Generator], Any]
 Batches = Iterable[tuple[Any, Any]]
@@ -36,6 +36,8 @@ class Task(ABC):
     """The metrics that may be watched, if there are several."""
     teaches: bool = True
     """Whether a teacher in evaluation computes what a network in training does, so that it can be copied."""
+    reads: tuple[str, ...] = ()
+    """Which outputs it reads where a network returns them by name; pruning need not keep the others."""
 
     def watching(self, metric: str | None) -> Task:
         """Return this task with another metric to watch, such as the one that a data set is known by.
@@ -52,6 +54,10 @@ class Task(ABC):
         twin = copy.copy(self)
         twin.primary = str(metric)
         return twin
+
+    def outputs(self, found: Any) -> tuple[str, ...] | None:
+        """Return which of the outputs that a network returned are read, for `ifap.prune`; None stands for all."""
+        return tuple(name for name in self.reads if name in children(found)) or None
 
     def losing(self, model: nn.Module) -> AbstractContextManager[None]:
         """Return a context in which an evaluated network returns what `loss` needs; most do so anyway."""

@@ -24,6 +24,7 @@ class QuestionAnswering(Task):
 
     primary = "f1"
     names: tuple[str, ...] = ("f1", "em")
+    reads = ("start_logits", "end_logits")
 
     def loss(self, outputs: Any, targets: Any, *, label_smoothing: float = 0.0) -> Tensor:
         """Return the mean cross-entropy of start and end in nats; `targets` are tokens, shape (batch, 2)."""

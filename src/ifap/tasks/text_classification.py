@@ -16,6 +16,7 @@ class TextClassification(Task):
 
     primary = "accuracy"
     names = ("accuracy", "f1", "mcc")
+    reads = ("logits",)
 
     def loss(self, outputs: Any, targets: Any, *, label_smoothing: float = 0.0) -> Tensor:
         """Return the mean cross-entropy in nats; `targets` are class numbers, shape (batch,)."""

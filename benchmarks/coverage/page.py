@@ -1,0 +1,249 @@
+"""The page of the coverage, written from its table: how many, how well proven, and every network that falls short."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from benchmarks.coverage.registry import PACKAGES
+from benchmarks.coverage.table import COLUMNS, DISTRIBUTIONS
+
+PAGE = Path("docs") / "coverage.md"
+STATES = ("reached", "partly", "refused", "traceback", "timeout", "wrong")
+LONGEST = 240
+SMALL = 1e-5
+MOST_REASONS = 25
+
+Row = dict[str, Any]
+
+
+def write(rows: dict[str, Row], path: Path = PAGE) -> None:
+    """Write the page; the same table gives the same page."""
+    path.write_text(render(list(rows.values())))
+
+
+def render(rows: list[Row]) -> str:
+    """Return the page as text."""
+    parts = [
+        _head(rows),
+        _counts(rows),
+        _checks(rows),
+        _proof(rows),
+        _peer(rows),
+        _short(rows),
+        _unable(rows),
+        _stays(rows),
+        _about(rows),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _head(rows: list[Row]) -> str:
+    reached = sum(row["state"] == "reached" for row in rows)
+    return f"""# Public networks, one by one
+
+{reached} of {len(rows)} public networks lose half of their MACs in one call, the same for each:
+
+<!-- not run: what the coverage calls -->
+```python
+pruned = ifap.prune(network, inputs, [inputs, inputs], target=ifap.Target(macs=0.5), steps=4, min_units=1)
+```
+
+They are the smallest network of each module of timm, every model builder of torchvision, one network of each family of
+transformers in a small size, networks of diffusers, and the architectures of segmentation-models-pytorch. All have
+random weights, as widths and shapes do not depend on them: this page says what can be cut, and that what is left still
+is the network. It says nothing about accuracy. The table is [`coverage.csv`](../results/bench/coverage.csv)."""
+
+
+def _counts(rows: list[Row]) -> str:
+    lines = ["## How many", "", _row(["", "networks", *STATES]), _rule(2 + len(STATES))]
+    for package in PACKAGES:
+        found = Counter(row["state"] for row in _of(rows, package))
+        if found:
+            lines.append(_row([package, found.total(), *(found[state] for state in STATES)]))
+    whole = Counter(row["state"] for row in rows)
+    lines.append(_row(["all", whole.total(), *(whole[state] for state in STATES)]))
+    lines += [
+        "",
+        _paragraph(
+            "*Reached*: at least 50.0 % of the MACs are gone, and all checks below hold.",
+            "*Partly*: the library refused, said how far it goes, and went that far when asked again.",
+            "*Refused*: an error of this library, with its reason.",
+            "*Wrong*: a network was returned and a check failed.",
+        ),
+    ]
+    return "\n".join(lines)
+
+
+def _checks(rows: list[Row]) -> str:
+    returned = [row for row in rows if row["achieved"]]
+    names = {
+        "reload": "saved, loaded in a new process: equal bit by bit",
+        "shapes": "outputs keep their shapes",
+        "batch": "another batch size runs",
+        "trains": "forward and backward in training mode",
+        "generates": "four tokens, greedily",
+    }
+    lines = [
+        f"## What is checked of the {len(returned)} that were returned",
+        "",
+        _row(["", "holds", "fails", "no such thing"]),
+    ]
+    lines.append(_rule(4))
+    for column, text in names.items():
+        found = Counter(_verdict(row[column]) for row in returned)
+        lines.append(_row([text, found["holds"], found["fails"], found["none"]]))
+    lines += ["", "*No such thing*: the unpruned network cannot do it either."]
+    return "\n".join(lines)
+
+
+def _verdict(value: str) -> str:
+    if value in ("equal", "same", "yes"):
+        return "holds"
+    return "none" if value in ("", "no", "-") else "fails"
+
+
+def _proof(rows: list[Row]) -> str:
+    proven = [float(row["proof_difference"]) for row in rows if row["proof_difference"]]
+    if not proven:
+        return ""
+    units = sum(int(row["proof_units"] or 0) for row in rows)
+    exempt: Counter[str] = Counter()
+    for row in rows:
+        for part in filter(None, row["proof_exempt"].split("; ")):
+            reason, _, count = part.rpartition(": ")
+            exempt[reason] += int(count)
+    lines = [
+        "## Proof",
+        "",
+        _paragraph(
+            "The network with the units silenced and the network without them must compute the same.",
+            f"{units:,} units of {len(proven)} networks were looked at. The largest difference is {max(proven):.2g};",
+            f"in {sum(value <= SMALL for value in proven)} networks it is at most {SMALL:g}.",
+        ),
+    ]
+    if exempt:
+        lines += ["", "Where that does not apply:", ""]
+        lines += [f"- {reason}: {count:,} units" for reason, count in exempt.most_common()]
+    return "\n".join(lines)
+
+
+def _peer(rows: list[Row]) -> str:
+    both = [row for row in rows if row["peer_state"]]
+    if not both:
+        return ""
+    lines = [
+        "## Torch-Pruning on the same networks",
+        "",
+        _row(["", "networks", "this library", "Torch-Pruning"]),
+        _rule(4),
+    ]
+    for package in (*PACKAGES, ""):
+        some = [row for row in both if not package or row in _of(both, package)]
+        if some:
+            counts = [sum(row[column] == "reached" for row in some) for column in ("state", "peer_state")]
+            lines.append(_row([package or "all", len(some), *counts]))
+    raised = Counter(row["peer_reason"].partition(":")[0] for row in both if row["peer_state"] == "traceback")
+    late = sum(row["peer_state"] == "timeout" for row in both)
+    shown = ", ".join(f"{name} {count}" for name, count in raised.most_common(6))
+    lines += [
+        "",
+        _paragraph(
+            "Counted is who takes half of the MACs and returns a network that runs with outputs of the same shapes; of",
+            "this library, who also passes the other checks. Torch-Pruning is used as its own examples do: group",
+            "magnitude over the whole network, the classifier left alone, heads of attention declared, steps until the",
+            f"MACs are down. What it raised: {shown or 'nothing'}; {late} took longer than this library was given.",
+        ),
+    ]
+    return "\n".join(lines)
+
+
+def _short(rows: list[Row]) -> str:
+    short = [row for row in rows if row["state"] != "reached"]
+    lines = ["## Every network below half, and why", ""]
+    if not short:
+        return "\n".join([*lines, "None."])
+    lines += [_row(["network", "state", "MACs", "reason"]), _rule(4, numbers=(2,))]
+    for row in sorted(short, key=lambda row: (STATES.index(row["state"]), row["key"])):
+        share = f"\N{MINUS SIGN}{float(row['achieved']):.1%}".replace("%", " %") if row["achieved"] else ""
+        lines.append(_row([f"`{row['key']}`", row["state"], share, _cell(row["reason"])]))
+    return "\n".join(lines)
+
+
+def _unable(rows: list[Row]) -> str:
+    """Return what not even the unpruned networks do, for the checks to be read rightly."""
+    lines = []
+    for column, text in (("trains", "have no gradient without targets"), ("batch", "take one batch size only")):
+        names = [f"`{row['key']}`" for row in rows if row[column] == "no"]
+        if names:
+            lines.append(f"- {len(names)} {text}: {', '.join(names)}.")
+    return "\n".join(["Of the unpruned networks:", "", *lines]) if lines else ""
+
+
+def _stays(rows: list[Row]) -> str:
+    reasons: Counter[str] = Counter()
+    networks: dict[str, set[str]] = {}
+    for row in rows:
+        for reason in re.findall(r" [0-9.]+% \(((?:[^()]|\([^()]*\))*)\)", row["stays"]):
+            plain = re.sub(r"'[^']*'|[0-9]+", "…", reason)
+            reasons[plain] += 1
+            networks.setdefault(plain, set()).add(row["key"])
+    lines = [
+        "## What stays",
+        "",
+        "The layers of each network that stay and do most of the work, five at most, by reason:",
+        "",
+    ]
+    lines += [_row(["reason", "layers", "networks", "for example"]), _rule(4, numbers=(1, 2))]
+    for reason, count in reasons.most_common(MOST_REASONS):
+        lines.append(_row([_cell(reason), count, len(networks[reason]), f"`{min(networks[reason])}`"]))
+    rest = reasons.most_common()[MOST_REASONS:]
+    if rest:
+        lines += ["", f"{len(rest)} more reasons hold for {sum(count for _, count in rest)} layers."]
+    return "\n".join(lines) if reasons else ""
+
+
+def _about(rows: list[Row]) -> str:
+    versions = {
+        DISTRIBUTIONS.get(package, package): {row["version"] for row in _of(rows, package)} for package in PACKAGES
+    }
+    torch = sorted({row["torch"] for row in rows if row["torch"]})
+    named = [f"{name} {', '.join(sorted(found))}" for name, found in versions.items() if found]
+    columns = "\n".join(f"- `{name}`: {text}" for name, text in COLUMNS.items())
+    return f"""## How to run it
+
+`python -m benchmarks.coverage --peer` runs everything, each network in a process of its own on one thread, and goes on
+after an interruption with `--resume`. `--only 'timm:res*'` and `--package diffusers` choose, `--small` takes twelve of
+all kinds, `--check` only builds and runs them. `python -m benchmarks.coverage --page` writes this page.
+
+Versions: torch {", ".join(torch)}; {"; ".join(named)}.
+
+Columns of the table:
+
+{columns}"""
+
+
+def _paragraph(*sentences: str) -> str:
+    return textwrap.fill(" ".join(sentences), 120, break_long_words=False, break_on_hyphens=False)
+
+
+def _of(rows: list[Row], package: str) -> list[Row]:
+    return [row for row in rows if row["key"].partition(":")[0] == package]
+
+
+def _row(cells: list[Any]) -> str:
+    return f"| {' | '.join(str(cell) for cell in cells)} |"
+
+
+def _rule(columns: int, numbers: tuple[int, ...] | None = None) -> str:
+    wanted = range(1, columns) if numbers is None else numbers
+    return f"|{'|'.join('---:' if i in wanted else '---' for i in range(columns))}|"
+
+
+def _cell(text: str) -> str:
+    """Return text that stays within one cell of a table and means nothing to a renderer."""
+    plain = " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;").replace("*", "\\*").replace("_", "\\_")
+    return plain if len(plain) <= LONGEST else f"{plain[:LONGEST]}..."
