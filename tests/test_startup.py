@@ -19,7 +19,7 @@ def run(code):
 def test_training_and_pruning_need_no_compiler(kind):
     code = f"""
 import stages
-import torch, torchvision, torch_pruning
+import torch, torchvision
 from ifap.runtime import configure
 configure(0)
 layer = torch.nn.Linear(2, 1)

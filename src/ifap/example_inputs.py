@@ -24,6 +24,8 @@ Count = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 class Part(BaseModel):
+    """A part of a plan: strict types, and nothing unknown."""
+
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 

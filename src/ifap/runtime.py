@@ -24,7 +24,7 @@ import torch
 
 from ifap.errors import IfapError
 from ifap.files import atomic_write_text
-from ifap.startup import plain_meta_kernels, plain_optimizers
+from ifap.startup import plain_data_free_tensors, plain_meta_kernels, plain_optimizers
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +50,7 @@ def configure(seed: int, threads: int | None = None) -> None:
     torch.set_deterministic_debug_mode("warn" if torch.cuda.is_available() else "error")
     plain_optimizers()
     plain_meta_kernels()
+    plain_data_free_tensors()
     torch.backends.cudnn.benchmark = False
     torch.manual_seed(seed)
 

@@ -1,17 +1,18 @@
 """Starting a job without loading torch's compiler, which takes longer than all else that a short job does.
 
 Nothing here compiles, yet some things would load the compiler for seconds: torchvision asks it one question about an
-operation of detectors, the first optimiser of a process and operations on tensors without data ask it to be left alone,
-and Torch-Pruning loads all of timm for a counter that is not used here. `torch.compile` still loads it and finds
-everything as usual.
+operation of detectors, the first optimiser of a process and operations on tensors without data ask it to be left alone.
+`torch.compile` still loads it and finds everything as usual.
 """
 
 from __future__ import annotations
 
+import importlib
 import importlib.abc
 import importlib.machinery
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
@@ -19,7 +20,7 @@ COMPILER = "torch._dynamo"
 
 
 def defer_compiler() -> None:
-    """Let later imports of torchvision and Torch-Pruning do without torch's compiler; call it before they are made."""
+    """Let a later import of torchvision do without torch's compiler; call it before it is made."""
     if COMPILER not in sys.modules and not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder())
 
@@ -65,6 +66,56 @@ def plain_meta_kernels() -> None:
             kernel = inner
 
 
+def plain_data_free_tensors() -> None:
+    """Let forwards on tensors without data run without loading torch's compiler, of which they read two settings."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    original: Any = FakeTensorMode.__init__
+    if getattr(original, "reads_stand_in", False):
+        return
+
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        with _settings_alone():
+            original(self, *args, **kwargs)
+
+    inner = _wrapped(FakeTensorMode.__torch_dispatch__)
+    if inner is not None:
+        inner.__dynamo_disable = inner
+    vars(init)["reads_stand_in"] = True
+    FakeTensorMode.__init__ = init  # type: ignore[method-assign]
+
+
+class _StandIn(ModuleType):
+    """A module of which some values are known; asked for anything else it loads what it stands for."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(importlib.import_module(self.__name__), name)
+
+
+@contextmanager
+def _settings_alone() -> Iterator[None]:
+    """Let a module with three settings be imported for the compiler inside the block, and be found afterwards."""
+    import torch
+
+    if COMPILER in sys.modules:
+        yield
+        return
+    stand_in, config = _StandIn(COMPILER), _StandIn(f"{COMPILER}.config")
+    vars(config).update(
+        fake_tensor_cache_enabled=True, fake_tensor_cache_crosscheck_enabled=False, _custom_ops_profile=None
+    )
+    vars(stand_in)["config"] = config
+    sys.modules[COMPILER], sys.modules[config.__name__] = stand_in, config
+    vars(torch)["_dynamo"] = stand_in
+    try:
+        yield
+    finally:
+        for name in (COMPILER, config.__name__):
+            sys.modules.pop(name, None)
+
+
 def _wrapped(function: Any) -> Any:
     """Return what a function of torch's wraps; its attribute ``__wrapped__`` may name something else."""
     names = getattr(getattr(function, "__code__", None), "co_freevars", ())
@@ -84,13 +135,8 @@ def _is_compile_supported(device_type: str) -> bool:
     return bool(is_compile_supported(device_type))
 
 
-def _for_torch_pruning() -> dict[str, ModuleType | None]:
-    return {"timm": None}  # as if it were not installed
-
-
 STAND_INS: dict[str, Callable[[], dict[str, ModuleType | None]]] = {
     "torchvision": _for_torchvision,
-    "torch_pruning": _for_torch_pruning,
 }
 
 

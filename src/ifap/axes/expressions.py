@@ -95,6 +95,8 @@ def product(factors: Iterable[Expression]) -> Expression:
     flat: list[Expression] = []
     for factor in _flattened(factors, Product):
         if isinstance(factor, int):
+            if factor == 0:
+                return 0
             if factor == 1:
                 continue
             if flat and isinstance(flat[-1], int):

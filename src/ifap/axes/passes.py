@@ -137,10 +137,11 @@ def data_free(model: nn.Module, inputs: Inputs) -> Iterator[tuple[Inputs, dict[i
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     fakes = {id(tensor): _fake(mode, tensor) for tensor in named_tensors(model).values()}
     _MODES.append(weakref.ref(mode))
+    given = map_leaves(inputs, lambda x: _fake(mode, x))
     with _quiet(), mode, replaced_tensors(model, lambda x: fakes.get(id(x))):
         MODES.append(mode)
         try:
-            yield map_leaves(inputs, lambda x: _fake(mode, x)), fakes
+            yield given, fakes
         finally:
             MODES.pop()
 
@@ -198,7 +199,8 @@ def _fake(mode: FakeTensorMode, tensor: Tensor) -> Tensor:
     if type(tensor) not in (Tensor, nn.Parameter) or tensor.layout != torch.strided or tensor.is_quantized:
         return mode.from_tensor(tensor)
     empty = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
-    fake = FakeTensor(mode, empty, tensor.device)
+    # A network without values, on no device, reads inputs as if it stood where they do.
+    fake = FakeTensor(mode, empty, torch.device("cpu") if tensor.device.type == "meta" else tensor.device)
     if isinstance(tensor, nn.Parameter):
         fake._is_param = True
     return fake
@@ -344,11 +346,11 @@ def _follow_siblings(model: nn.Module, axes: Axes) -> None:
                     unify(a, b, Reason(f"the sample does not reach '{root}', which follows '{sibling}'", root))
                 axes.reached.add(f"{root}.{inner}")
             continue
-        if root not in modules and _follow_beside(modules, axes, root, missing):
-            continue
-        sizes = {
-            size_of(dim) for name in missing if name == root or name.startswith(f"{root}.") for dim in axes.dims[name]
-        } - {1}
+        names = [name for name in missing if name == root or name.startswith(f"{root}.")]
+        dims = [dim for name in names for dim in axes.dims[name] if size_of(dim) > 1]
+        if root not in modules:
+            dims = _follow_beside(modules, axes, root, missing)
+        sizes = {size_of(dim) for dim in dims}
         reason = Reason(f"the sample does not reach '{root}', which may read or make it", root)
         for name, seen in axes.seen.items():
             if name == parent or name.rpartition(".")[0] == parent:
@@ -360,8 +362,8 @@ def _follow_siblings(model: nn.Module, axes: Axes) -> None:
             pin(dim, Reason("the sample does not reach it", name.rpartition(".")[0]))
 
 
-def _follow_beside(modules: dict[str, nn.Module], axes: Axes, name: str, missing: set[str]) -> bool:
-    """Let a parameter that no pass reached follow those beside it, if these leave no doubt which axis is which."""
+def _follow_beside(modules: dict[str, nn.Module], axes: Axes, name: str, missing: set[str]) -> list[Expression]:
+    """Let a parameter that no pass reached follow those beside it where they leave no doubt; returns what is left."""
     owner = name.rpartition(".")[0]
     beside: dict[int, list[Expression]] = {}
     for leaf, _ in modules[owner].named_parameters(recurse=False):
@@ -369,15 +371,17 @@ def _follow_beside(modules: dict[str, nn.Module], axes: Axes, name: str, missing
         if other not in missing:
             for dim in axes.dims[other]:
                 beside.setdefault(size_of(dim), []).append(resolve(dim))
-    wanted = [dim for dim in axes.dims[name] if size_of(dim) > 1]
-    for dim in wanted:
+    left = []
+    for dim in axes.dims[name]:
         found = beside.get(size_of(dim), [])
-        if not found or any(each is not found[0] for each in found):
-            return False
-    for dim in wanted:
-        unify(dim, beside[size_of(dim)][0], Reason(f"the sample does not reach '{name}', which follows its neighbours", name))
+        if size_of(dim) > 1 and found and all(each is found[0] for each in found):
+            unify(dim, found[0], Reason(f"the sample does not reach '{name}', which follows its neighbours", name))
+        elif size_of(dim) > 1:
+            left.append(dim)
     axes.reached.add(name)
-    return True
+    for dim in left:
+        pin(dim, Reason("the sample does not reach it", owner))
+    return left
 
 
 def _unreached_modules(modules: dict[str, nn.Module], missing: set[str]) -> list[str]:

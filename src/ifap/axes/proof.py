@@ -132,17 +132,23 @@ def _difference(wanted: list[Tensor], found: list[Tensor]) -> float | None:
 
 
 def _draw_vectors(model: nn.Module) -> None:
-    """Draw vectors and statistics at random, in place; variances stay positive."""
+    """Draw vectors, statistics and zero weights at random, in place; variances stay positive."""
     generator = torch.Generator().manual_seed(0)
+    done: set[int] = set()
     with torch.no_grad():
         for name, tensor, _ in holders(model):
-            if tensor.dim() != 1 or not tensor.is_floating_point() or tensor.device.type == "meta":
+            if id(tensor) in done or not tensor.is_floating_point() or not tensor.numel():
+                continue
+            done.add(id(tensor))
+            is_vector = tensor.dim() > 0 and tensor.numel() == max(tensor.shape)
+            if not is_vector and (tensor.dim() < 2 or bool(tensor.any())):
                 continue
             noise = torch.rand(tensor.shape, generator=generator, dtype=torch.float64).to(tensor.device)
-            if name.endswith("running_var") or bool((tensor > 0).all()):
+            if name.endswith("running_var") or bool((tensor > 0.1).all()):
                 tensor.copy_(tensor * (0.75 + 0.5 * noise))
             else:
-                tensor.add_((0.2 * (noise - 0.5)).to(tensor.dtype))
+                width = 1 if is_vector else tensor[0].numel()
+                tensor.add_(((noise - 0.5) * (0.5 / width**0.5)).to(tensor.dtype))
 
 
 def _mask(model: nn.Module, graph: Graph, removed: Indices) -> list[tuple[Tensor, Tensor]]:

@@ -18,6 +18,7 @@ class TextRegression(Task):
 
     primary = "pearson"
     names = ("pearson", "spearman")
+    reads = ("logits",)
 
     def loss(self, outputs: Any, targets: Any, *, label_smoothing: float = 0.0) -> Tensor:
         """Return the mean squared distance; `targets` are scores, shape (batch,). Nothing is smoothed."""
