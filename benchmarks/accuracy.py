@@ -34,7 +34,7 @@ from ifap.config import TrainingOptions
 from ifap.costs import count_params
 from ifap.datasets.fashion_mnist import read
 from ifap.datasets.images import random_shift
-from ifap.families import sync
+from ifap.legacy import refresh_widths
 from ifap.models import MODELS
 from ifap.recover import Distillation
 from ifap.runtime import configure, peak_memory_mb, seeded
@@ -197,7 +197,7 @@ class Peer:
             while ifap.cost(self.network, self._case.image).macs > goal:
                 before = count_params(self.network)
                 self._pruner.step()
-                sync(self.network)
+                refresh_widths(self.network)
                 if self._pruner.current_step >= 200 or count_params(self.network) > before:
                     raise RuntimeError(f"{self._name} does not reach {macs:.0f} MACs")
             self.network.zero_grad(set_to_none=True)

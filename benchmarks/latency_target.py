@@ -13,7 +13,6 @@ without recovery, and are compared twice:
 
 from __future__ import annotations
 
-import copy
 import warnings
 from dataclasses import replace
 from functools import partial
@@ -26,10 +25,11 @@ from torch import Tensor, nn
 
 import ifap
 from benchmarks.ratio import Ratio, compare, report, timed
-from ifap.attention import head_dim, projections, split_attention
 from ifap.errors import TargetError
 from ifap.latency import fast_width, latency_ratio
 from ifap.pruning import Pruned
+from ifap.ranking import unit_scores
+from ifap.view import trace
 
 NETWORKS = ("mobilenet_v3_large", "resnet50", "vit_b_16")
 BATCH, CALIBRATION = 16, 4
@@ -77,18 +77,14 @@ def macs_left(pruned: Pruned) -> float:
 
 def flow_lost(network: nn.Module, pruned: Pruned, images: Tensor) -> float:
     """Return the flow of the removed units in the unpruned network, as a share of that of all units."""
-    whole = copy.deepcopy(network)
-    split_attention(whole)
-    lost = total = 0.0
-    for name, flow in ifap.flow_scores(whole, [images[:CALIBRATION]]).items():
-        module = whole.get_submodule(name)
-        heads = projections(module)
-        kept = pruned.plan.kept.get(name if heads is None else f"{name}.{heads.value}", {}).get("out")
-        total += float(flow.sum())
+    graph = trace(network, images[:1])
+    flow = unit_scores(graph, ifap.flow_scores(network, [images[:CALIBRATION]], graph=graph))
+    gone = np.zeros(graph.num_units, dtype=bool)
+    for slot, units in zip(graph.slots, graph.unit_of, strict=True):
+        kept = pruned.plan.kept.get(slot.name, {}).get(slot.side)
         if kept is not None:
-            units = np.unique(np.array(kept) // (1 if heads is None else head_dim(module)))
-            lost += float(flow.sum() - flow[units].sum())
-    return lost / total
+            gone[np.delete(units, kept)] = True
+    return float(np.nansum(flow[gone]) / np.nansum(flow))
 
 
 def measure(name: str) -> list[Ratio]:

@@ -19,7 +19,7 @@ import typer
 import ifap
 from benchmarks import scoring, sparse_step, surgery
 from benchmarks.ratio import RESULTS, machine
-from ifap import flow, graph, recover
+from ifap import flow, recover, view
 from ifap.engine import Engine
 from ifap.models import MODELS
 from ifap.runtime import write_csv
@@ -88,8 +88,8 @@ class Watch:
 
 def scoring_of(name: str) -> Callable[[], Callable[[], object]]:
     """Return what prepares scoring of one batch."""
-    model, batch = scoring.network(name)
-    return lambda: lambda: scoring.score(model, batch)
+    score = scoring.scorer(*scoring.network(name))
+    return lambda: score
 
 
 def cutting_of(name: str) -> Callable[[], Callable[[], object]]:
@@ -124,15 +124,14 @@ SCORING: list[Part] = [
     (flow, "unit_norms", "norms of activations"),
     (flow, "_head_norms", "norms of attention"),
     (flow, "weight_norms", "norms of weights"),
-    (flow, "head_weight_norms", "norms of weights"),
+    (flow, "head_weights", "norms of weights"),
 ]
 CUTTING: list[Part] = [
-    (surgery, "shape_copy", "copy without data"),
-    (surgery, "probe", "counting"),
-    (graph, "_torch_pruning_graph", "Torch-Pruning's trace"),
-    (surgery, "trace", "from trace to units"),
-    (surgery, "cut", "scores and ranking"),
-    (graph.Graph, "apply", "cutting tensors"),
+    (view, "trace_axes", "axes through the forward"),
+    (surgery, "trace", "from axes to units"),
+    (surgery, "lowest", "scores and ranking"),
+    (surgery, "cut_units", "cutting tensors"),
+    (surgery, "check", "check"),
 ]
 RECOVERY: list[Part] = [
     (recover, "batches", "data"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import torch
@@ -17,8 +18,10 @@ from torch import nn
 
 import ifap
 from benchmarks.ratio import Ratio, compare, report, timed
+from ifap.axes.attention import adopt
 from ifap.runtime import peak_memory_mb
 from ifap.tracing import call
+from ifap.view import trace
 
 BATCH, TOKENS = 8, 128
 LIMIT = 1.1
@@ -41,27 +44,34 @@ def network(name: str) -> tuple[nn.Module, Any]:
     return BertModel(BertConfig()).eval(), {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
-def score(model: nn.Module, batch: Any) -> None:
-    """Score one batch."""
-    ifap.flow_scores(model, [batch])
+def scorer(model: nn.Module, batch: Any) -> Callable[[], object]:
+    """Return what scores one batch, heads too, as every iteration of pruning does; the units are traced here."""
+    adopt(model)
+    graph = trace(model, batch)
+    return lambda: ifap.flow_scores(model, [batch], graph=graph)
 
 
-def forward(model: nn.Module, batch: Any) -> None:
-    """Run one batch."""
-    with torch.no_grad():
-        call(model, batch)
+def runner(model: nn.Module, batch: Any) -> Callable[[], object]:
+    """Return what runs one batch."""
+
+    def forward() -> None:
+        with torch.no_grad():
+            call(model, batch)
+
+    return forward
 
 
-WORK = {"score": score, "forward": forward}
+WORK = {"score": scorer, "forward": runner}
 
 
 def time_of(name: str) -> Ratio:
     """Compare scoring one batch with running it."""
     model, batch = network(name)
+    score, forward = scorer(model, batch), runner(model, batch)
     return compare(
         f"{name}, {NETWORKS[name]}",
-        lambda: timed(lambda: score(model, batch)),
-        lambda: timed(lambda: forward(model, batch)),
+        lambda: timed(score),
+        lambda: timed(forward),
         limit=LIMIT,
         runs=3,
     )
@@ -91,7 +101,7 @@ def main(
     """Print and record the ratios; a process of its own is started for each peak of memory."""
     torch.set_num_threads(1)
     if network_name is not None:
-        WORK[work](*network(network_name))
+        WORK[work](*network(network_name))()
         typer.echo(peak_memory_mb())
         return
     rows = [measure(name) for name in NETWORKS for measure in (time_of, memory_of)]

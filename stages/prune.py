@@ -21,7 +21,8 @@ from ifap.pruning import Pruned, Receipt, Target, prune
 from ifap.recover import Distillation, validator
 from ifap.runtime import device, seeded, write_csv
 from ifap.sparse import SPARSE, Context, Event, Outcome
-from ifap.tracing import to_device
+from ifap.sparse.run import masked_plan
+from ifap.tracing import call, evaluation_mode, to_device
 from stages.job import Job, Timing, open_job
 from stages.options import (
     PARAMS,
@@ -86,9 +87,12 @@ def prune_cell(job: Job, network: nn.Module, timing: Timing) -> tuple[Pruned, di
     chosen = options.model_dump(include={"steps", "alpha", "normalize", "site", "aggregate", "min_units",
                                          "max_layer_ratio", "spatial_only", "round_to", "max_drop",
                                          "pace", "compensate"})  # fmt: skip
+    example_inputs = to_device(job.example_inputs(), device())
+    with evaluation_mode(network), torch.no_grad():
+        outputs = job.task.outputs(call(network, example_inputs))
     result = prune(
         network,
-        to_device(job.example_inputs(), device()),
+        example_inputs,
         calibration,
         **wanted(job),
         recover=Distillation.from_options(train, validation, recovery, task=job.task, augment=True, seed=job.cell.seed),
@@ -96,6 +100,7 @@ def prune_cell(job: Job, network: nn.Module, timing: Timing) -> tuple[Pruned, di
         method=job.grid.variant(job.cell).method,
         labelled=calibration.labelled,
         loss=job.task.loss,
+        outputs=outputs,
         seed=job.cell.seed,
         teacher=recovery.teacher,
         on_step=watch,
@@ -230,8 +235,8 @@ def save_masked(job: Job, result: Outcome) -> None:
     """Write the masked network, its plan and its receipts: costs of dense kernels, and in receipts.json theory."""
     identifier, arguments = job.builder()
     model = result.model.cpu()
-    record = plan.unpruned_plan(model, job.example_inputs(), plan.Builder(id=identifier, args=arguments))
-    record = record.model_copy(update={"split_attention": result.split_attention})
+    record = masked_plan(model, result.split_attention, job.example_inputs())
+    record = record.model_copy(update={"builder": plan.Builder(id=identifier, args=arguments)})
     folder = job.checkpoint("pruned")
     plan.write_network(model, record, folder, result.masks)
     scale, cell = job.grid.scale, job.cell

@@ -24,7 +24,6 @@ from torch import Tensor, nn
 
 import ifap
 from ifap import paths
-from ifap.attention import embeddings, split_attention
 from ifap.claims import TEXT_STRUCTURE_VERSION
 from ifap.claims.published import load_claims
 from ifap.claims.text_structure import (
@@ -37,16 +36,15 @@ from ifap.claims.text_structure import (
     text_structure_table,
     wanted_text,
 )
-from ifap.costs import macs_by_module
 from ifap.errors import IfapError
+from ifap.example_inputs import make_inputs
 from ifap.files import atomic_write_text
-from ifap.graph import trace
 from ifap.models import builder_from_id, builder_id
-from ifap.plan import Builder, load, make_inputs, read_plan, write_network
+from ifap.plan import Builder, load, read_plan, write_network
 from ifap.program import run_stage
 from ifap.ranking import Budget, Ranking, floors
 from ifap.runtime import configure
-from ifap.tracing import private_copy
+from ifap.view import trace
 
 log = logging.getLogger("stages.text_structure")
 
@@ -187,6 +185,7 @@ def _pruned(
             min_units=MIN_UNITS,
             max_layer_ratio=MAX_LAYER_RATIO,
             keep_embeddings=row.parts == PARTS[0],
+            outputs=task_outputs(model, example),
         )
     except IfapError as error:
         return row.model_copy(update={"note": " ".join(str(error).split())})
@@ -209,13 +208,16 @@ def _pruned(
 
 def least_params(model: nn.Module, example: dict[str, Tensor]) -> int:
     """Return how many parameters heads and feed-forward units leave at least, within the default limits."""
-    twin = private_copy(model)
-    split_attention(twin)
-    graph = trace(twin, example, embeddings(twin))
+    graph = trace(model, example, outputs=task_outputs(model, example), keep_embeddings=True)
     limits = floors(graph, graph.units_per_group(), MIN_UNITS, MAX_LAYER_RATIO)
-    budget = Budget(graph, twin, macs_by_module(twin, example))
-    ranking = Ranking(graph, np.zeros(graph.num_units), limits, budget)
+    ranking = Ranking(graph, np.zeros(graph.num_units), limits, Budget(graph))
     return ranking.cost(ranking.num_candidates).params
+
+
+def task_outputs(model: nn.Module, example: dict[str, Tensor]) -> tuple[str, ...]:
+    """Return the outputs that a task reads; others, such as states of the encoder, may lose width."""
+    with torch.no_grad():
+        return tuple(_outputs(model(**example)))
 
 
 def _trains(model: nn.Module, inputs: dict[str, Tensor]) -> bool:

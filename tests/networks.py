@@ -12,7 +12,8 @@ from torch import nn
 from torch.nn import functional
 
 import ifap
-from ifap.attention import split_attention
+from ifap.axes.passes import plain_attention
+from ifap.axes.tensors import holders
 
 
 @dataclass(frozen=True)
@@ -321,7 +322,7 @@ def reused_layer():
     return Lambda(forward, stem=unit(3, 12), body=conv(12, 12), head=head(12))
 
 
-@network(image(), untouched={"body.0", "first", "second"})
+@network(image())
 def shared_weights():
     first, second = nn.Linear(12, 10), nn.Linear(12, 10)
     second.weight = first.weight
@@ -710,15 +711,23 @@ def prune(model, inputs, data=None, *, macs=None, params=None, **options):
 
 
 def masked(model, plan):
-    """Return a copy of the unpruned network that ignores every input position that the plan does not keep."""
+    """Return a copy of the unpruned network that ignores every position that the plan does not keep."""
     full = copy.deepcopy(model)
-    split_attention(full, plan.split_attention)
     modules = dict(full.named_modules())
+    tensors = {name: tensor for name, tensor, _ in holders(full)}
     with torch.no_grad():
         for name, by_side in plan.kept.items():
-            if "in" in by_side:
-                width = getattr(modules[name], "in_features", None) or modules[name].in_channels
-                mask_inputs(modules[name], sorted(set(range(width)) - set(by_side["in"])))
+            for side, kept in by_side.items():
+                if side == "in":
+                    width = getattr(modules[name], "in_features", None) or modules[name].in_channels
+                    mask_inputs(modules[name], sorted(set(range(width)) - set(kept)))
+                elif side == "out":
+                    if isinstance(modules[name], nn.Embedding):  # whose weight an output layer may share
+                        modules[name].weight[:, sorted(set(range(modules[name].embedding_dim)) - set(kept))] = 0
+                else:
+                    dim = int(side.removeprefix("dim"))
+                    lost = sorted(set(range(tensors[name].shape[dim])) - set(kept))
+                    tensors[name].index_fill_(dim, torch.tensor(lost), 0)
     return full
 
 
@@ -728,7 +737,7 @@ def assert_equivalent(model, pruned, inputs, mixes_channels=False):
     if mixes_channels:
         without_layer_norm(full)
         without_layer_norm(small)
-    with torch.no_grad():
+    with torch.no_grad(), plain_attention():
         expected, got, whole = run(full.eval(), inputs), run(small.eval(), inputs), run(model.eval(), inputs)
     for a, b in zip(expected, got, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)

@@ -1,4 +1,4 @@
-"""Split attention does what ``nn.MultiheadAttention`` does, and loses whole heads."""
+"""Attention that can lose heads does what ``nn.MultiheadAttention`` does: the library's, and that of the rivals."""
 
 from __future__ import annotations
 
@@ -10,19 +10,30 @@ import torch
 from networks import NETWORKS, FusedAttention, Lambda, prune
 from torch import nn
 
+from ifap.axes.attention import ShapedAttention, adopt, adopted
 from ifap.legacy import SplitAttention
 from ifap.sparse.attention import fused_attention, heads, num_heads, split_attention
 
 
-def pair(**options):
+@pytest.fixture(params=["shaped", "split"])
+def pair(request):
+    """Torch's attention, and a twin that can lose heads."""
+    return lambda **options: twins(request.param, **options)
+
+
+def twins(kind, **options):
     torch.manual_seed(1)
     attention = nn.MultiheadAttention(16, 4, **options).double().eval()
     if attention.in_proj_bias is not None:
         nn.init.normal_(attention.in_proj_bias)
         nn.init.normal_(attention.out_proj.bias)
     holder = nn.ModuleDict({"attention": copy.deepcopy(attention)})
-    assert split_attention(holder) == ["attention"]
-    assert isinstance(holder["attention"], SplitAttention)
+    if kind == "shaped":
+        assert adopt(holder) == ["attention"]
+        assert holder["attention"].state_dict().keys() == attention.state_dict().keys()
+    else:
+        assert split_attention(holder) == ["attention"]
+    assert isinstance(holder["attention"], ShapedAttention if kind == "shaped" else SplitAttention)
     return attention, holder["attention"]
 
 
@@ -50,13 +61,13 @@ def inputs(batch_first, kdim=16, vdim=16, batched=True):
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("other", [{}, {"kdim": 10, "vdim": 12}])
 @pytest.mark.parametrize("batched", [True, False])
-def test_same_outputs_and_weights(batch_first, bias, other, batched):
+def test_same_outputs_and_weights(pair, batch_first, bias, other, batched):
     attention, split = pair(batch_first=batch_first, bias=bias, **other)
     both_agree(attention, split, *inputs(batch_first, **other, batched=batched))
 
 
 @pytest.mark.parametrize("kind", ["bool", "float", "per_head", "padding", "both", "float_padding"])
-def test_same_masks(kind):
+def test_same_masks(pair, kind):
     attention, split = pair(batch_first=True)
     mask, padding = torch.zeros(5, 7, dtype=torch.bool), torch.zeros(2, 7, dtype=torch.bool)
     mask[:, 5], padding[1, :3] = True, True
@@ -71,7 +82,7 @@ def test_same_masks(kind):
     both_agree(attention, split, *inputs(True), **options)
 
 
-def test_causal_mask():
+def test_causal_mask(pair):
     attention, split = pair(batch_first=True)
     x = torch.randn(2, 5, 16, dtype=torch.float64)
     mask = nn.Transformer.generate_square_subsequent_mask(5, dtype=torch.float64)
@@ -80,13 +91,14 @@ def test_causal_mask():
 
 @pytest.mark.parametrize("name", ["encoder_batch_first", "encoder_tokens_first", "decoder", "vit"])
 @pytest.mark.parametrize("training", [True, False])
-def test_networks_compute_the_same_after_the_split(name, training):
+@pytest.mark.parametrize("loosen", [adopt, split_attention])
+def test_networks_compute_the_same_when_heads_can_go(name, training, loosen):
     net = NETWORKS[name]
     model = net.build().train(training)
     x = net.inputs()
     with torch.no_grad():
         before = model(*x) if isinstance(x, tuple) else model(x)
-        names = split_attention(model)
+        names = loosen(model)
         after = model(*x) if isinstance(x, tuple) else model(x)
     assert names
     assert all(module.training == training for module in model.modules())
@@ -104,10 +116,30 @@ def test_temperature_and_head_width_do_not_change():
     pruned = prune(net.build(), net.inputs(), method="random", macs=0.6)
     attention = pruned.model.attention
     assert attention.head_dim == 4
-    assert attention.q.out_features == attention.out.in_features == 4 * attention.num_heads < 16
+    assert attention.in_proj_weight.shape[0] == 3 * attention.out_proj.in_features == 12 * attention.num_heads < 48
+    assert attention.in_proj_bias.shape == (12 * attention.num_heads,)
 
 
-def test_average_of_dropped_probabilities_is_what_the_built_in_module_returns():
+def test_attention_that_is_let_go_is_torchs_own_again():
+    net = NETWORKS["vit"]
+    model, x = net.build().eval(), net.inputs()
+    before, attributes = model(x), dict(vars(model.attention))
+    with adopted(model) as names:
+        assert names == ["attention"]
+        assert type(model.attention) is ShapedAttention
+    assert type(model.attention) is nn.MultiheadAttention
+    assert vars(model.attention) == attributes
+    assert torch.equal(model(x), before)
+
+
+def test_attention_with_more_keys_than_it_is_given_is_left_alone():
+    for option in ("add_bias_kv", "add_zero_attn"):
+        holder = nn.ModuleDict({"a": nn.MultiheadAttention(16, 4, **{option: True})})
+        assert adopt(holder) == []
+        assert type(holder["a"]) is nn.MultiheadAttention
+
+
+def test_average_of_dropped_probabilities_is_what_the_built_in_module_returns(pair):
     attention, split = pair(batch_first=True, dropout=0.5)
     x = torch.randn(2, 5, 16, dtype=torch.float64)
     attention.train()
@@ -132,4 +164,5 @@ def test_fused_blocks_lose_whole_heads():
     block = pruned.model.attention
     assert num_heads(block) == block.proj.in_features // 4 == block.qkv.out_features // 12 < 4
     assert heads(pruned.model) == {"attention": block.num_heads}
-    assert pruned.plan.heads == {"attention": block.num_heads}
+    sizes = {(each.module, *each.path): each.value for each in pruned.plan.attributes}
+    assert sizes == {("attention", "num_heads"): block.num_heads}

@@ -21,6 +21,7 @@ from ifap.registry import entry_names
 from ifap.sparse import SPARSE, Context
 from ifap.splits import Split
 from ifap.tasks import TASKS
+from ifap.view import trace
 
 
 def from_page(name, registry, tmp_path, monkeypatch):
@@ -64,7 +65,9 @@ def test_the_example_scores_what_it_says(example):
     layer = nn.Linear(2, 3)
     with torch.no_grad():
         layer.weight.copy_(torch.tensor([[0.0, 0], [3, 4], [0, 0]]))
-    scores = example.fpgm(nn.Sequential(layer), [], normalize="none", site="output", seed=0)["0"]
+    model = nn.Sequential(layer, nn.ReLU(), nn.Linear(3, 2))
+    graph = trace(model, torch.zeros(1, 2))
+    scores = example.fpgm(model, [], normalize="none", site="output", seed=0, graph=graph)["0"]
     torch.testing.assert_close(scores, torch.tensor([5.0, 10.0, 5.0]) / 3)
 
 

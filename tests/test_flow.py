@@ -14,10 +14,10 @@ from torch.utils.data import DataLoader
 
 import ifap
 from ifap import flow
-from ifap.attention import split_attention
 from ifap.errors import ScoreError, SplitError
 from ifap.flow import activation_norms
 from ifap.splits import CalibrationBatches, Split
+from ifap.view import trace
 
 EVERY = sorted(NETWORKS)
 IMAGES = torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(2))
@@ -91,13 +91,15 @@ def head_scores(q, k, v_weights, heads, x, memory):
     return torch.stack(result).detach()
 
 
-@pytest.mark.parametrize("split", [False, True])
+@pytest.mark.parametrize("weights_are_used", [False, True])
 @pytest.mark.parametrize("batch_first", [False, True])
 @pytest.mark.parametrize("cross", [False, True])
-def test_attention_heads(split, batch_first, cross):
+def test_attention_heads(weights_are_used, batch_first, cross):
     options = {"kdim": 10, "vdim": 12} if cross else {}
     attention = nn.MultiheadAttention(16, 4, batch_first=batch_first, **options)
-    model = randomize(Lambda(lambda m, x, k, v: m.attention(x, k, v)[0], attention=attention))
+    model = randomize(
+        Lambda(lambda m, x, k, v: m.attention(x, k, v, need_weights=weights_are_used)[0], attention=attention)
+    )
     nn.init.normal_(attention.in_proj_bias, std=0.3)
     x = torch.randn(3, 5, 16)
     k, v = (torch.randn(3, 7, 10), torch.randn(3, 7, 12)) if cross else (x, x)
@@ -110,12 +112,15 @@ def test_attention_heads(split, batch_first, cross):
     projected = attention(*((x, k, v) if batch_first else (t.transpose(0, 1) for t in (x, k, v))))[0].detach()
     projected = projected if batch_first else projected.transpose(0, 1)
     out = by_hand(projected.transpose(1, 2), attention.out_proj.weight.detach())
-    if split:
-        split_attention(model)
-    scores = raw(model, [(x, k, v) if batch_first else tuple(t.transpose(0, 1) for t in (x, k, v))])
-    assert scores.keys() == {"attention", "attention.out" if split else "attention.out_proj"}
-    close(scores["attention"], expected)
-    close(scores["attention.out" if split else "attention.out_proj"], out)
+    batch = (x, k, v) if batch_first else tuple(t.transpose(0, 1) for t in (x, k, v))
+    scores = ifap.flow_scores(model, [batch], normalize="none", graph=trace(model, batch))
+    names = [f"attention.{letter}_proj_weight" for letter in "qkv"] if cross else ["attention.in_proj_weight"]
+    assert scores.keys() == {*names, "attention.out_proj"}
+    for name in names:
+        for part in scores[name].split(16):  # every position of a head gets its score
+            close(part, expected.repeat_interleave(4))
+    close(scores["attention.out_proj"], out)
+    assert type(attention) is nn.MultiheadAttention
 
 
 @pytest.mark.parametrize("qk_norm", [False, True])
@@ -132,10 +137,39 @@ def test_fused_attention_heads(qk_norm):
         torch.Tensor.softmax = original
     activation = seen[0].pow(2).sum((-1, -2)).sqrt().mean(0) / 5
     weights = sum(w.unflatten(0, (4, 4)).pow(2).sum((1, 2)).sqrt() for w in block.qkv.weight.detach().chunk(3))
-    scores = raw(model, [x])
-    close(scores["0"], activation * weights)
-    assert "0.qkv" not in scores
+    scores = ifap.flow_scores(model, [x], normalize="none", graph=trace(model, x))
+    close(scores["0.qkv"], (activation * weights).repeat_interleave(4).repeat(3))
     assert scores["0.proj"].shape == (16,)
+    # Without the units of the network a layer is a layer.
+    close(raw(model, [x])["0.qkv"], by_hand(block.qkv(x).detach().transpose(1, 2), block.qkv.weight.detach()))
+
+
+def test_queries_that_share_keys_are_scored_below_each_other():
+    """Two heads of keys, each read by two heads of queries, which go together."""
+
+    def forward(m, x):
+        shapes = ((m.q, 4), (m.k, 2), (m.v, 2))
+        q, k, v = (layer(x).unflatten(2, (heads, 4)).transpose(1, 2) for layer, heads in shapes)
+        seen.append(functional.scaled_dot_product_attention(q, k, v, enable_gqa=True))
+        return m.out(seen[-1].transpose(1, 2).flatten(2))
+
+    seen = []
+    model = randomize(
+        Lambda(forward, q=nn.Linear(16, 16), k=nn.Linear(16, 8), v=nn.Linear(16, 8), out=nn.Linear(16, 16))
+    )
+    x = torch.randn(3, 5, 16)
+    scores = ifap.flow_scores(model, [x], normalize="none", graph=trace(model, x))
+    expected = []
+    for start in (0, 4):
+        queries, keys = slice(2 * start, 2 * start + 8), slice(start, start + 4)
+        q = model.q(x)[..., queries].unflatten(2, (2, 4)).transpose(1, 2)
+        p = (q @ model.k(x)[:, None, :, keys].transpose(2, 3) / 2).softmax(-1).flatten(1, 2)
+        norm = sum(layer.weight[rows].norm() for layer, rows in ((model.q, queries), (model.k, keys), (model.v, keys)))
+        expected.append((p.flatten(1).norm(dim=1) / p.shape[1]).mean() * norm)
+    expected = torch.stack(expected).detach()
+    close(scores["q"], expected.repeat_interleave(8))
+    close(scores["k"], expected.repeat_interleave(4))
+    close(scores["v"], expected.repeat_interleave(4))
 
 
 @pytest.mark.parametrize("name", ["plain", "vit", "fused_qkv", "self_attention_batch_first", "perceptron"])
@@ -212,13 +246,18 @@ def test_activation_site_of_a_layer_without_one_is_its_output():
 def test_every_kind_is_scored_at_both_sites(name, site):
     net = NETWORKS[name]
     model = net.build()
-    scores = ifap.flow_scores(model, [net.inputs()], site=site)
-    assert scores
-    layers = dict(model.named_modules())
-    for layer, values in scores.items():
-        module = layers[layer]
-        width = getattr(module, "out_channels", None) or getattr(module, "out_features", None) or module.num_heads
-        assert values.shape == (width,)
+    graph = trace(model, net.inputs())
+    scores = ifap.flow_scores(model, [net.inputs()], site=site, graph=graph)
+    layers = {
+        layer: getattr(module, "out_channels", None) or module.out_features
+        for layer, module in model.named_modules()
+        if isinstance(module, (nn.Linear, nn.modules.conv._ConvNd))
+    }
+    alone = {weight: model.get_parameter(weight).shape[dim] for _, weight, dim in graph.structure.producers}
+    assert {layer: values.shape for layer, values in scores.items()} == {
+        layer: (width,) for layer, width in {**layers, **alone}.items()
+    }
+    for values in scores.values():
         assert values.dtype == torch.float32
         assert values.isfinite().all()
         assert (values >= 0).all()
@@ -356,24 +395,28 @@ def test_hooks_are_removed_after_an_exception(site):
     assert_same_state(model, before)
 
 
-@pytest.mark.parametrize("split", [False, True])
 @pytest.mark.parametrize("ask", [(True, True), (True, False), (False, True)])
 @pytest.mark.parametrize("batched", [False, True])
-def test_callers_of_attention_get_what_they_ask_for(split, ask, batched):
+@pytest.mark.parametrize("positional", [False, True])
+def test_callers_of_attention_get_what_they_ask_for(ask, batched, positional):
     seen = []
 
     def forward(m, x):
-        seen.append(m.attention(x, x, x, need_weights=ask[0], average_attn_weights=ask[1]))
+        more = {"average_attn_weights": ask[1]}
+        seen.append(m.attention(x, x, x, None, ask[0], **more) if positional else
+                    m.attention(x, x, x, need_weights=ask[0], **more))  # fmt: skip
         return seen[-1][0]
 
     attention = nn.MultiheadAttention(16, 4, batch_first=True)
     model = Lambda(forward, attention=attention).eval()
-    if split:
-        split_attention(model)
     x = torch.randn(2, 5, 16) if batched else torch.randn(5, 16)
+    graph = trace(model, x)
+    seen.clear()
     with torch.no_grad():
         model(x)
-    ifap.flow_scores(model, [x])
+    scores = ifap.flow_scores(model, [x], graph=graph)
+    assert scores["attention.in_proj_weight"].shape == (48,)
+    assert len(set(scores["attention.in_proj_weight"].tolist())) == 4
     (plain_out, plain_weights), (out, weights) = seen
     torch.testing.assert_close(out, plain_out)
     if ask[0]:
@@ -382,18 +425,6 @@ def test_callers_of_attention_get_what_they_ask_for(split, ask, batched):
     else:
         assert weights is None
         assert plain_weights is None
-
-
-def test_positional_arguments_of_attention_are_understood():
-    seen = []
-
-    def forward(m, x):
-        seen.append(m.attention(x, x, x, None, False))
-        return seen[-1][0]
-
-    model = Lambda(forward, attention=nn.MultiheadAttention(16, 4, batch_first=True))
-    assert ifap.flow_scores(model, [torch.randn(2, 5, 16)])["attention"].shape == (4,)
-    assert seen[-1][1] is None
 
 
 @pytest.mark.parametrize("site", ["output", "activation"])

@@ -7,12 +7,12 @@ import copy
 import numpy as np
 import pytest
 import torch
-from networks import NETWORKS, FusedAttention, Lambda, conv, head, run, unit
+from networks import NETWORKS, FusedAttention, Lambda, conv, head, randomize, run, unit
 from torch import nn
 
-from ifap.attention import split_attention
+from ifap.axes.cut import cut_units
 from ifap.errors import GraphError
-from ifap.graph import trace
+from ifap.view import trace
 
 EVERY = sorted(NETWORKS)
 
@@ -20,7 +20,6 @@ EVERY = sorted(NETWORKS)
 def prepared(name):
     net = NETWORKS[name]
     model = net.build()
-    split_attention(model)
     return model, net.inputs()
 
 
@@ -52,9 +51,10 @@ def test_graph_without_units_is_the_graph_of_the_cut_network(name):
     for seed in (0, 1):  # two rounds, each on what the last one left
         removed = some_units(graph, seed)
         assert len(removed) > 0
-        graph.apply(model, removed)
-        graph = graph.without(removed)
-        assert structure(graph) == structure(trace(model, inputs))
+        graph, _ = cut_units(model, graph, removed)
+        # What is left of a product may be traced with its other factor as the units.
+        fresh = [structure(trace(model, inputs, units=units)) for units in ("auto", "inner")]
+        assert structure(graph) in fresh
         assert all(t.isfinite().all() for t in run(model, inputs))
 
 
@@ -117,10 +117,12 @@ def test_groups_of_a_convolution_go_as_a_whole():
 
 def test_heads_go_as_a_whole():
     graph = trace(*prepared("self_attention_batch_first"))
-    units = units_of(graph, "attention.q")
+    units = units_of(graph, "attention.out_proj", "in")
     assert len(set(units)) == 4
-    for layer, side in (("k", "out"), ("v", "out"), ("out", "in")):
-        assert np.array_equal(units_of(graph, f"attention.{layer}", side), units)
+    assert np.array_equal(units, np.repeat(units[::4], 4))
+    for tensor in ("in_proj_weight", "in_proj_bias"):
+        assert np.array_equal(units_of(graph, f"attention.{tensor}", "dim0"), np.tile(units, 3))
+    assert np.array_equal(graph.heads[0], units[::4])
 
 
 def test_fused_heads_take_query_key_and_value():
@@ -131,7 +133,7 @@ def test_fused_heads_take_query_key_and_value():
     assert len(set(inner)) == 4
 
 
-def test_fused_block_without_head_dim_stays():
+def test_fused_block_whose_head_width_is_a_number_of_its_forward_loses_heads():
     block = FusedAttention()
     model = Lambda(
         lambda m, x: m.head(m.block(m.embed(x))), embed=nn.Linear(16, 16), block=block, head=nn.Linear(16, 3)
@@ -148,36 +150,82 @@ def test_fused_block_without_head_dim_stays():
 
     block.__class__ = Other
     del block.head_dim
-    graph = trace(model, torch.randn(2, 5, 16))
-    assert (units_of(graph, "block.qkv") == -1).all()
-    assert "head_dim" in graph.pinned["block.qkv"]
+    x = torch.randn(2, 5, 16)
+    graph = trace(model, x)
+    units = units_of(graph, "block.qkv")
+    assert len(set(units)) == 4
+    assert np.array_equal(units, np.tile(units_of(graph, "block.proj", "in"), 3))
+    cut_units(model, graph, units[:4:4])
+    assert block.qkv.weight.shape == (36, 16)
+    assert block.num_heads == 3
+    assert run(model, x)[0].shape == (2, 5, 3)
 
 
 def test_pinned_layers_say_why():
-    assert trace(*prepared("plain")).pinned == {"2.2": "it feeds an output of the network"}
-    assert "shuffle" in trace(*prepared("channel_shuffle")).pinned["1.0"]
-    assert "input" in trace(*prepared("input_added")).pinned["b"]
-    assert "shared" in trace(*prepared("tied_embedding")).pinned["out"]
-    assert "shared" in trace(*prepared("shared_weights")).pinned["first"]
+    assert trace(*prepared("plain")).pinned == {"2.2": "it is an output of the network"}
+    assert trace(*prepared("input_added")).pinned["b"] == "add joins it with an axis that stays or differs"
+    ignored = trace(*prepared("plain"), ignore="1")
+    assert ignored.pinned["1.0"] == "ignored by the caller"
+
+
+def test_channels_that_a_shuffle_moves_go_together():
+    graph = trace(*prepared("channel_shuffle"))
+    units = units_of(graph, "1.0").reshape(4, 4)
+    assert (units == units[:, :1]).all()
+    assert np.array_equal(units_of(graph, "3.0", "in"), units.T.reshape(-1))
+
+
+def test_layers_that_share_a_weight_share_their_units():
+    graph = trace(*prepared("shared_weights"))
+    first = units_of(graph, "first")
+    assert (first >= 0).all()
+    assert np.array_equal(units_of(graph, "second"), first)  # each has its own bias
+    assert np.array_equal(units_of(graph, "first", "in"), units_of(graph, "body.0"))
+
+
+def test_an_embedding_that_is_the_output_layer_as_well_is_cut_once():
+    model, inputs = prepared("tied_embedding")
+    graph = trace(model, inputs)
+    words = units_of(graph, "words")
+    assert (words >= 0).all()
+    assert np.array_equal(units_of(graph, "second"), words)
+    assert graph.slot("out", "in") is None
+    cut_units(model, graph, words[:3])
+    assert model.out.weight is model.words.weight
+    assert model.out.weight.shape == (11, 11)
+    assert model.out.in_features == 11
+
+
+def parametrized(kind):
+    layer = randomize(getattr(nn.utils.parametrizations, kind)(conv(12, 10)))
+    return nn.Sequential(unit(3, 12), layer, nn.ReLU(), unit(10, 8), head(8))
 
 
 @pytest.mark.parametrize("kind", ["weight_norm", "spectral_norm"])
-def test_parametrized_layers_stay(kind):
-    layer = getattr(nn.utils.parametrizations, kind)(conv(12, 10))
-    graph = trace(nn.Sequential(unit(3, 12), layer, nn.ReLU(), unit(10, 8), head(8)), torch.randn(2, 3, 8, 8))
-    assert graph.pinned["1"] == graph.pinned["0.0"] == "its weight is parametrized"
-    assert (units_of(graph, "3.0") >= 0).all()
+def test_tensors_behind_a_parametrized_weight_are_cut(kind):
+    model, x = parametrized(kind), torch.randn(2, 3, 8, 8)
+    graph = trace(model, x)
+    original = "original1" if kind == "weight_norm" else "original"
+    inputs = units_of(graph, f"1.parametrizations.weight.{original}", "dim1")
+    assert np.array_equal(inputs, units_of(graph, "0.0"))
+    outputs = units_of(graph, f"1.parametrizations.weight.{original}", "dim0")
+    assert (outputs >= 0).all()
+    assert np.array_equal(outputs, units_of(graph, "3.0", "in"))
+    cut_units(model, graph, np.concatenate([inputs[:3], outputs[:4]]))
+    assert model[1].weight.shape == (6, 9, 3, 3)
+    assert run(model, x)[0].shape == (2, 4)
 
 
-def test_attention_that_cannot_be_split_stays():
+def test_attention_that_reads_its_widths_by_itself_stays():
     attention = nn.MultiheadAttention(16, 4, batch_first=True, add_bias_kv=True)
     model = Lambda(
         lambda m, x: m.head(torch.relu(m.mix(m.attention(*[m.embed(x)] * 3)[0]))),
         embed=nn.Linear(16, 16), attention=attention, mix=nn.Linear(16, 12), head=nn.Linear(12, 3),
     )  # fmt: skip
-    assert split_attention(model) == []
     graph = trace(model, torch.randn(2, 5, 16))
-    assert graph.pinned["embed"] == "MultiheadAttention layers are not cut"
+    reason = "multi_head_attention_forward reads its widths by itself (in 'attention')"
+    assert graph.pinned["embed"] == graph.pinned["attention.in_proj_weight"] == reason
+    assert graph.pinned["attention.out_proj"] == reason
     assert (units_of(graph, "mix") >= 0).all()
 
 
@@ -209,8 +257,8 @@ def test_an_auxiliary_head_that_only_training_runs_follows_what_it_reads():
     graph = trace(model, X)
     body, reader = graph.slot("body.0", "out"), graph.slot("auxiliary.0.0", "in")
     assert np.array_equal(graph.unit_of[body], graph.unit_of[reader])
-    assert graph.pinned["auxiliary.2.2"] == "it feeds an output of the network"
-    graph.apply(model, graph.unit_of[body][:3])
+    assert graph.pinned["auxiliary.2.2"] == "it is an output of the network"
+    cut_units(model, graph, graph.unit_of[body][:3])
     assert [output.shape for output in run(model.train(), X)] == [(2, 4), (2, 4)]
 
 
@@ -219,13 +267,18 @@ def test_a_network_that_cannot_run_in_training_is_followed_in_evaluation():
         raise AssertionError("targets should not be none when in training mode")
 
     graph = trace(with_auxiliary_head(wants_targets), X)
-    assert graph.slot("auxiliary.0.0", "in") is None
+    assert_stays(graph, "auxiliary.0.0")
     assert (graph.unit_of[graph.slot("body.0", "out")] >= 0).all()
 
 
 def test_a_layer_that_nothing_runs_is_left_out():
     model = with_auxiliary_head(lambda m, x: [])
-    assert trace(model, X).slot("auxiliary.0.0", "in") is None
+    assert_stays(trace(model, X), "auxiliary.0.0")
+
+
+def assert_stays(graph, name):
+    for side in ("in", "out"):
+        assert (units_of(graph, name, side) == -1).all()
 
 
 # --- the rule on 1x1 convolutions -----------------------------------------------------------------

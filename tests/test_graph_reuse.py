@@ -10,7 +10,8 @@ from networks import NETWORKS
 
 import ifap
 from ifap import pruning
-from ifap.graph import Graph, trace
+from ifap.axes.units import Graph
+from ifap.view import trace
 
 
 class TracedAnew(pruning._Run):
@@ -19,15 +20,26 @@ class TracedAnew(pruning._Run):
     def _cut(self, *args):
         kept = self._graph
         receipt = super()._cut(*args)
-        fresh, left = trace(self.model, self._inputs), self._graph
-        assert [len(units) for units in fresh.unit_of] == [len(units) for units in left.unit_of]
-        self._graph = Graph(
-            fresh.slots, fresh.unit_of, fresh.group_of, fresh.groups, fresh.pinned, left.kept, left.original_widths
+        left = self._graph
+        fresh = next(  # what is left of a product may be traced with its other factor as the units
+            graph
+            for units in ("auto", "inner")
+            for graph in [trace(self.model, self._inputs, units=units)]
+            if sorted(graph.units_per_group()) == sorted(n for n in left.units_per_group() if n > 1)
         )
+        assert fresh.slots == left.slots
+        assert [len(units) for units in fresh.unit_of] == [len(units) for units in left.unit_of]
+        assert _cost(fresh) == _cost(left)
+        self._graph = Graph(fresh.structure, fresh.unit_of, fresh.group_of, fresh.heads, left.kept)
         groups = [group.slots for group in kept.groups]
         order = [groups.index(group.slots) for group in fresh.groups]
         self._original_sizes = self._original_sizes[order]  # groups that are gone cannot lose more
         return receipt
+
+
+def _cost(graph):
+    forms, counts = graph.structure.forms, graph.units_per_group()
+    return forms.total_macs(counts), forms.params(counts)
 
 
 @pytest.mark.parametrize("name", sorted(NETWORKS))

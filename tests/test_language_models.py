@@ -8,23 +8,28 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
+from networks import masked
 from test_models import TEXT, TINY_TEXT, text
 from torch import nn
 from workflow_project import ROOT
 
 import ifap
-from ifap.attention import check_heads
 from ifap.costs import macs_by_module
 from ifap.errors import ConfigError, GraphError, PlanError
-from ifap.layers import shared_parameters, sides
+from ifap.example_inputs import InputValues, make_inputs
+from ifap.heads import replace_heads
+from ifap.layers import shared_parameters
 from ifap.methods.units import map_units
 from ifap.models import MODELS, builder_from_id, builder_id
 from ifap.models.base import HEADS
 from ifap.models.text import load_pretrained_text
-from ifap.plan import Builder, InputValues, Plan, make_inputs, unpruned_plan
-from ifap.sparse.attention import head_dim, num_heads, projections, split_attention
+from ifap.plan import Builder, Plan, unpruned_plan
+from ifap.sparse.attention import projections
+from ifap.view import trace
+from ifap.weights import weight_slots
 
 CASES = [(name, head) for name in TINY_TEXT for head in HEADS]
 
@@ -41,18 +46,32 @@ def inputs_of(name, head="classification"):
     return inputs
 
 
-def mixed(model, batches, *, normalize, site, seed):
+def mixed(model, batches, *, normalize, site, seed, graph):
     """Score heads and units between 0 and 1/3, so that each module loses some, and not the first ones."""
-    return map_units(
-        model,
-        layer=lambda _, layer: (torch.arange(sides(layer)["out"]) * 7 + 5) % 11 / 30,
-        heads=lambda _, module: (torch.arange(num_heads(module)) * 3 + 1) % 4 / 10,
-    )
+    scores = map_units(model, graph, lambda _, rows: (torch.arange(len(rows)) * 7 + 5) % 11 / 30)
+    heads = [(torch.arange(len(set(units.tolist()))) * 3 + 1) % 4 / 10 for units in graph.heads]
+    return replace_heads(graph, scores, heads)
+
+
+def read(model, inputs):
+    """Return the outputs that a task reads."""
+    with torch.no_grad():
+        found = model(**inputs)
+    return tuple(name for name in ("logits", "start_logits", "end_logits") if name in found)
 
 
 def prune(model, inputs, *, share=0.3, keep=True, method=mixed, **options):
-    target = ifap.Target(params=share)
-    return ifap.prune(model, inputs, [inputs], target=target, steps=2, keep_embeddings=keep, method=method, **options)
+    target, outputs = ifap.Target(params=share), read(model, inputs)
+    return ifap.prune(
+        model, inputs, [inputs], target=target, steps=2, keep_embeddings=keep, method=method, outputs=outputs, **options
+    )
+
+
+def heads_of(model, inputs):
+    """Return the number of heads of each attention module, from a trace of the network as it is."""
+    graph = trace(model, inputs, outputs=read(model, inputs))
+    numbers = [len(set(units.tolist())) for units in graph.heads]
+    return {call.module: number for call, number in zip(graph.structure.attention, numbers, strict=True)}
 
 
 def attention(model):
@@ -71,18 +90,15 @@ def test_heads_and_units_go_and_nothing_else_changes(name, head):
     assert pruned.after.params <= 0.7 * pruned.before.params
     assert pruned.before == ifap.cost(model, inputs)
     assert pruned.after == ifap.cost(pruned.model, inputs)
-    assert {num_heads(module) for module in attention(pruned.model).values()} <= {1, 2, 3}
+    whole_heads = heads_of(model, inputs)
+    assert set(whole_heads.values()) == {4}
+    assert len(whole_heads) == (6 if name == "t5_tiny" else 2)
+    lost = heads_of(pruned.model, inputs)
+    assert set(lost) == set(whole_heads)
+    assert set(lost.values()) <= {1, 2, 3}
     assert all(layer.embedding_dim == 64 for key, layer in embeddings(pruned.model).items() if "relative" not in key)
-    whole = copy.deepcopy(model)
-    assert split_attention(whole) == pruned.plan.split_attention
-    torch.testing.assert_close(first(whole(**inputs)), first(model(**inputs)))
-    for layer, kept in pruned.plan.kept.items():
-        if "in" in kept:
-            lost = torch.ones(whole.get_submodule(layer).in_features, dtype=torch.bool)
-            lost[kept["in"]] = False
-            with torch.no_grad():
-                whole.get_submodule(layer).weight[:, lost] = 0
-    found = pruned.model(**inputs)
+    assert pruned.plan.split_attention == []
+    whole, found = masked(model, pruned.plan), pruned.model(**inputs)
     # The norms of T5 compute in single precision, whatever the network does.
     precision = {"rtol": 1e-5, "atol": 1e-6} if name == "t5_tiny" else {}
     torch.testing.assert_close(first(found), first(whole(**inputs)), **precision)
@@ -144,14 +160,24 @@ for name in {list(TINY_TEXT)}:
 @pytest.mark.parametrize("name", TINY_TEXT)
 def test_both_kinds_of_attention_give_the_same_scores_and_outputs(name):
     model, inputs = build(name), inputs_of(name)
-    split_attention(model)
     eager = copy.deepcopy(model)
     model.set_attn_implementation("sdpa")
     eager.set_attn_implementation("eager")
-    one, other = (ifap.flow_scores(network, [inputs]) for network in (model, eager))
-    assert set(attention(model)) < set(one)
+    graphs = [trace(network, inputs) for network in (model, eager)]
+    kinds = [{call.function for call in graph.structure.attention} for graph in graphs]
+    assert kinds == [{"scaled_dot_product_attention"}, {"softmax"}]
+    one, other = (
+        ifap.flow_scores(network, [inputs], graph=graph) for network, graph in zip((model, eager), graphs, strict=True)
+    )
+    assert set(one) == set(other)
     for key in one:
         torch.testing.assert_close(one[key], other[key])
+    heads = set(np.concatenate(graphs[0].heads).tolist())
+    of_heads = {key: graphs[0].unit_of[slot] for slot, key in weight_slots(graphs[0]) if key in one}
+    of_heads = {key: units for key, units in of_heads.items() if heads & set(units.tolist())}
+    assert len(of_heads) == {"bert_tiny": 6, "gpt2_tiny": 2, "t5_tiny": 20}[name]  # two are tables
+    for key, units in of_heads.items():  # every position of a head has the head's score
+        assert all(len(set(one[key][torch.from_numpy(units == unit)].tolist())) == 1 for unit in set(units.tolist()))
     assert model.config._attn_implementation == "sdpa"
     small = prune(model, inputs).model
     assert small.config._attn_implementation == "sdpa"
@@ -164,11 +190,12 @@ def test_both_kinds_of_attention_give_the_same_scores_and_outputs(name):
 def test_attention_products_count_and_fall_with_the_heads(name):
     model, inputs = build(name), inputs_of(name)
     tokens, batch = inputs["input_ids"].shape[1], len(inputs["input_ids"])
+    width = 16  # of a head
     for network in (model, prune(model, inputs).model):
-        macs = macs_by_module(network, inputs)
-        split_attention(network)
-        for key, module in attention(network).items():
-            assert macs[key] == 2 * batch * tokens**2 * num_heads(module) * head_dim(module)
+        macs, heads = macs_by_module(network, inputs), heads_of(network, inputs)
+        assert heads
+        for key, number in heads.items():
+            assert macs[key] == 2 * batch * tokens**2 * number * width
 
 
 @pytest.mark.parametrize("name", ["gpt2_tiny", "t5_tiny"])
@@ -248,30 +275,24 @@ def test_queries_that_share_keys_leave_together():
     for block in attention(pruned.model).values():
         assert block.k_proj.out_features == block.v_proj.out_features == 16
         assert block.q_proj.out_features == block.o_proj.in_features == 32
-    whole = copy.deepcopy(model)
-    for layer, kept in pruned.plan.kept.items():
-        if "in" in kept:
-            lost = torch.ones(whole.get_submodule(layer).in_features, dtype=torch.bool)
-            lost[kept["in"]] = False
-            with torch.no_grad():
-                whole.get_submodule(layer).weight[:, lost] = 0
-    torch.testing.assert_close(pruned.model(**inputs).logits, whole(**inputs).logits)
+    torch.testing.assert_close(pruned.model(**inputs).logits, masked(model, pruned.plan)(**inputs).logits)
 
 
-def test_queries_that_cannot_share_keys_are_one_clear_error():
-    with pytest.raises(GraphError, match="4 query heads cannot be shared evenly among 3 heads of keys and values"):
-        prune(llama(keys=3), {"input_ids": text("bert_tiny")["input_ids"]})
-    model = build("bert_tiny")
-    model.bert.encoder.layer[0].attention.self.value = nn.Linear(64, 40)
-    with pytest.raises(GraphError, match=r"layer\.0\.attention\.self': 64, 64 and 40 outputs are not whole heads"):
-        check_heads(model)
+def test_attention_that_does_not_run_is_one_clear_error():
+    inputs = {"input_ids": text("bert_tiny")["input_ids"]}
+    broken = build("bert_tiny")
+    broken.bert.encoder.layer[0].attention.self.value = nn.Linear(64, 40)
+    for model in (llama(keys=3), broken):  # queries that cannot share keys, and values that are no whole heads
+        with pytest.raises(GraphError, match="the network does not run on its example inputs: RuntimeError: ") as error:
+            ifap.prune(model, inputs, [inputs], target=ifap.Target(macs=0.5))
+        assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("name", ["bert_tiny", "gpt2_tiny"])
 def test_a_text_longer_than_the_table_of_positions_is_one_clear_error(name):
     inputs = {"input_ids": torch.ones(1, TEXT["max_length"] + 1, dtype=torch.long)}
     with pytest.raises(ConfigError, match="17 tokens are too many: the network's table of positions has 16"):
-        prune(build(name), inputs)
+        ifap.prune(build(name), inputs, [inputs], target=ifap.Target(params=0.3))
 
 
 def test_integers_are_stored_as_they_are():

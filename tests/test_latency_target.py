@@ -11,11 +11,10 @@ from torch import nn
 import ifap
 from ifap import latency as latency_module
 from ifap import pruning
-from ifap.costs import macs_by_module
 from ifap.errors import TargetError
-from ifap.graph import trace
 from ifap.latency import LatencyModel, latency_ratio, layer_widths, repeated
 from ifap.ranking import Budget, by_speed
+from ifap.view import trace
 
 X = torch.randn(1, 3, 16, 16)
 
@@ -167,8 +166,8 @@ def test_a_unit_whose_products_are_slow_counts_for_less(clock, monkeypatch):
 
 def test_factors_of_speed_stay_within_two():
     model = network()
-    graph, macs = trace(model, X), macs_by_module(model, X)
-    factors = by_speed(graph, Budget(graph, model, macs, LatencyModel(model, X)))
+    graph = trace(model, X)
+    factors = by_speed(graph, Budget(graph, LatencyModel(model, X), layer_widths(model)))
     assert ((factors >= 0.5) & (factors <= 2)).all()
 
 

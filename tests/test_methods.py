@@ -14,7 +14,6 @@ import ifap
 from ifap.costs import macs_by_module
 from ifap.datasets import DATASETS
 from ifap.errors import ConfigError, ScoreError, SplitError
-from ifap.graph import trace
 from ifap.methods import METHODS
 from ifap.methods.base import EXTRAS, score
 from ifap.models import MODELS
@@ -22,6 +21,7 @@ from ifap.registry import Registry, entry_names
 from ifap.sparse import SPARSE
 from ifap.splits import Split
 from ifap.tasks import TASKS
+from ifap.view import trace
 
 REGISTRIES = {
     "ifap.methods": METHODS, "ifap.models": MODELS, "ifap.datasets": DATASETS, "ifap.sparse": SPARSE,
@@ -116,7 +116,10 @@ def scored(name, network, batches=BATCHES, **options):
 def test_every_method_scores_every_unit(network, name):
     before = {key: value.clone() for key, value in network.state_dict().items()}
     scores = scored(name, network)
-    assert {layer: len(value) for layer, value in scores.items()} == {"0": 6, "3": 5, "6": 4}
+    widths = {layer: len(value) for layer, value in scores.items()}
+    # Methods that rank whole units give the norm that follows a layer the scores of the layer.
+    assert widths in ({"0": 6, "3": 5, "6": 4}, {"0": 6, "1": 6, "3": 5, "6": 4})
+    assert "1" not in scores or torch.equal(scores["1"], scores["0"])
     for value in scores.values():
         assert torch.isfinite(value).all()
         assert (value >= 0).all()
@@ -136,19 +139,19 @@ def test_every_method_is_documented_and_has_one_signature(name):
 
 
 def test_random_depends_on_the_seed_alone(network):
-    random = METHODS.get("random")
-    first = random(network, BATCHES, **OPTIONS, seed=0)
+    random, graph = METHODS.get("random"), trace(network, BATCHES[0])
+    first = random(network, BATCHES, **OPTIONS, seed=0, graph=graph)
     for parameter in network.parameters():
         nn.init.zeros_(parameter)
     torch.manual_seed(99)
-    same = random(network, [], **OPTIONS, seed=0)
+    same = random(network, [], **OPTIONS, seed=0, graph=graph)
     assert all(torch.equal(first[layer], same[layer]) for layer in first)
-    other = random(network, BATCHES, **OPTIONS, seed=1)
+    other = random(network, BATCHES, **OPTIONS, seed=1, graph=graph)
     assert not any(torch.equal(first[layer], other[layer]) for layer in first)
 
 
 def test_magnitude_needs_no_data_and_is_the_norm_of_the_weights(network):
-    scores = METHODS.get("magnitude")(network, [], normalize="none", site="output", seed=0)
+    scores = scored("magnitude", network, [], normalize="none")
     for layer, value in scores.items():
         weight = network[int(layer)].weight
         torch.testing.assert_close(value, weight.flatten(1).norm(dim=1).detach(), check_dtype=False)
@@ -167,7 +170,7 @@ def test_taylor_is_what_the_loss_loses_to_first_order(network):
     """The derivative along the removal of a unit's weights, by central differences in double precision."""
     network.double()
     inputs, targets = BATCHES[0].double(), LABELLED[0][1]
-    given = {"labelled": [(inputs, targets)], "loss": nn.functional.cross_entropy}
+    given = {"labelled": [(inputs, targets)], "loss": nn.functional.cross_entropy, "graph": trace(network, inputs)}
     scores = METHODS.get("taylor")(network, [], normalize="none", site="output", seed=0, **given)
     for layer, unit in (("0", 2), ("3", 4), ("6", 1)):
         weight = network[int(layer)].weight
@@ -246,7 +249,7 @@ def test_bn_scale_ignores_a_norm_that_reads_something_else():
             return self.norm(self.conv(x).relu())
 
     model = Apart()
-    scores = METHODS.get("bn_scale")(model, BATCHES, normalize="none", site="output", seed=0)
+    scores = scored("bn_scale", model, normalize="none")
     torch.testing.assert_close(scores["conv"], model.conv.weight.detach().flatten(1).norm(dim=1))
 
 
@@ -320,9 +323,12 @@ def test_a_head_that_looks_everywhere_alike_has_no_centered_flow():
         attention.in_proj_weight[:4] = 0  # the queries of head 0: its logits are all 0
         attention.in_proj_bias.zero_()
         attention.in_proj_weight[4:8] *= 5
-    scores = ifap.flow_scores(model, [torch.randn(3, 6, 8)], normalize="none", statistic="centered")["attention"]
-    assert float(scores[0]) == pytest.approx(0, abs=1e-6)
-    assert float(scores[1]) > 1e-3
+    x = torch.randn(3, 6, 8)
+    found = ifap.flow_scores(model, [x], normalize="none", statistic="centered", graph=trace(model, x))
+    scores = found["attention.in_proj_weight"].reshape(3, 2, 4)  # queries, keys and values; heads; their width
+    assert (scores[:, 0].abs() < 1e-6).all()
+    assert (scores[:, 1] > 1e-3).all()
+    assert (scores[:, 1] == scores[0, 1, 0]).all()
 
 
 def test_flow_per_cost_divides_by_what_goes_with_a_unit(network):

@@ -25,6 +25,7 @@ from ifap.sparse.controller import MaskController, all_kept, counted
 from ifap.sparse.density import maskable, prices
 from ifap.sparse.mvp import MvpController, by_block, cubic, linear, spread
 from ifap.sparse.ranking import top
+from ifap.sparse.run import masked_plan
 from ifap.splits import Split
 from ifap.tasks import TASKS
 from ifap.training import fit
@@ -356,11 +357,18 @@ def test_a_language_model_meets_the_target_with_exact_zeros(name, build):
     assert outcome.masks.keys() == block_weights(model).keys()
 
 
-def test_masks_of_a_language_model_are_saved_and_loaded(tmp_path):
-    outcome = SPARSE.get("mvp").run(context("mvp", epochs=2))
-    plan.write_network(outcome.model, plan.unpruned_plan(outcome.model, EXAMPLE), tmp_path, outcome.masks)
-    assert all(torch.equal(mask, outcome.masks[name]) for name, mask in plan.read_masks(tmp_path).items())
-    loaded = plan.load(tmp_path, nets.bert)
+@pytest.mark.parametrize("build", [nets.bert, nets.gpt2, nets.t5], ids=["bert", "gpt2", "t5"])
+def test_masks_of_a_language_model_are_saved_and_loaded(build, tmp_path):
+    """Where attention was split, in the first format, which knows of that."""
+    outcome = SPARSE.get("mvp").run(context("mvp", build, epochs=2))
+    record = masked_plan(outcome.model, outcome.split_attention, EXAMPLE)
+    assert record.format == (1 if outcome.split_attention else 2)
+    assert record.split_attention == outcome.split_attention
+    plan.write_network(outcome.model, record, tmp_path, outcome.masks)
+    masks = plan.read_masks(tmp_path)
+    assert masks.keys() == outcome.masks.keys()
+    assert all(torch.equal(mask, outcome.masks[name]) for name, mask in masks.items())
+    loaded = plan.load(tmp_path, build)
     assert all(map(torch.equal, loaded.state_dict().values(), outcome.model.state_dict().values()))
 
 

@@ -96,7 +96,7 @@ def test_tied_weights_survive_a_cut_of_both():
     """An embedding and the layer that shares its weight lose the same channels."""
     net = NETWORKS["tied_embedding"]
     pruned = prune(net.build(), net.inputs(), params=0.85)
-    assert pruned.plan.kept["words"]["out"] == pruned.plan.kept["out"]["in"]
+    assert pruned.plan.kept["words"]["out"] == pruned.plan.kept["first"]["in"] == pruned.plan.kept["second"]["out"]
     assert pruned.model.words.weight is pruned.model.out.weight
     assert pruned.model.words.embedding_dim == pruned.model.out.in_features < 14
 
@@ -215,6 +215,11 @@ def put(*path_and_value):
     return change
 
 
+def call_size(**changes):
+    """A correction of a call that the network makes: the first dimension that its last layers flatten."""
+    return {"module": "head.1", "function": "flatten", "ordinal": 0, "path": ["args", 1], **changes}
+
+
 def nested(depth):
     value = {"kind": "tensor", "shape": [1], "dtype": "float32", "high": 1}
     for _ in range(depth):
@@ -225,7 +230,7 @@ def nested(depth):
 @pytest.mark.parametrize(
     "change",
     [
-        put("format", 2),
+        put("format", 3),
         put("format", "1"),
         put("surprise", 1),
         put("kept", []),
@@ -248,6 +253,31 @@ def nested(depth):
         put("split_attention", ["nowhere"]),
         put("split_attention", ["stem"]),
         put("split_attention", "stem"),
+        put("attention", ["nowhere"]),
+        put("attention", ["stem"]),
+        put("attention", "stem"),
+        put("attributes", [{"module": "nowhere", "path": ["width"], "value": 2}]),
+        put("attributes", [{"module": "stem.0", "path": ["width"], "value": 2}]),
+        put("attributes", [{"module": "stem.0", "path": ["training"], "value": 0}]),
+        put("attributes", [{"module": "stem.0", "path": ["weight"], "value": 2}]),
+        put("attributes", [{"module": "stem.0", "path": ["_parameters", "weight"], "value": 2}]),
+        put("attributes", [{"module": "stem.0", "path": ["__class__"], "value": 2}]),
+        put("attributes", [{"module": "stem.0", "path": ["stride", 7], "value": 2}]),
+        put("attributes", [{"module": "stem.0", "path": ["stride"], "value": 2}]),
+        put("attributes", [{"module": "stem.0", "path": ["groups"], "value": 3}]),
+        put("attributes", [{"module": "stem.0", "path": ["groups"], "value": -1}]),
+        put("attributes", [{"module": "stem.0", "path": ["groups"], "value": "one"}]),
+        put("attributes", [{"module": "stem.0", "path": [], "value": 1}]),
+        put("attributes", [{"module": "stem.0", "path": ["a", "b", "c", "d"], "value": 1}]),
+        put("calls", [call_size(module="nowhere")]),
+        put("calls", [call_size(value=2, fraction=[1, 2])]),
+        put("calls", [call_size()]),
+        put("calls", [call_size(fraction=[1, 0])]),
+        put("calls", [call_size(fraction=[-1, 2])]),
+        put("calls", [call_size(value="all")]),
+        put("calls", [call_size(path=["args"], value=2)]),
+        put("calls", [call_size(value=0)]),
+        put("calls", [call_size(value=10**30)]),
         put("heads", {"stem": 2}),
         put("heads", {"stem": "two"}),
         put("shared", {"stem.0.weight": "nowhere"}),
@@ -282,6 +312,22 @@ def test_changed_plan(copied, change):
     except RecursionError:
         pytest.skip("this Python cannot write such a file")
     assert_refused(copied)
+
+
+@pytest.mark.parametrize(
+    ("number", "change"),
+    [
+        (1, put("attention", ["attention"])),
+        (1, put("attributes", [{"module": "stem.0", "path": ["groups"], "value": 1}])),
+        (1, put("calls", [call_size(value=1)])),
+        (2, put("split_attention", ["attention"])),
+        (2, put("heads", {"attention": 2})),
+    ],
+)
+def test_what_belongs_to_another_format_is_refused(copied, number, change):
+    rewrite(copied, put("format", number))
+    rewrite(copied, change)
+    assert_refused(copied, lambda message: f"a plan of format {number} has none" in message)
 
 
 def test_deep_nesting_of_inputs_written_as_text(copied):
@@ -389,7 +435,7 @@ def test_wrong_builder(copied, builder):
 def test_builder_with_other_activations_is_noticed_by_the_fingerprint(copied):
     def builder():
         model = NETWORKS["residual"].build()
-        model.first[2] = nn.Tanh()
+        model.stem[2] = nn.Tanh()
         return model
 
     assert_refused(copied, lambda message: "fingerprint" in message, builder)

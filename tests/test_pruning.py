@@ -11,14 +11,15 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-import torch_pruning
 from networks import NETWORKS, assert_equivalent, batches, double, head, prune, randomize, run, unit
 from torch import nn
 
 import ifap
-from ifap.attention import split_attention
+from ifap import pruning
+from ifap.axes.cut import cut_units
 from ifap.errors import GraphError, PlanError, ScoreError, SplitError, TargetError
 from ifap.splits import Split
+from ifap.view import trace
 
 EVERY = sorted(NETWORKS)
 
@@ -222,9 +223,12 @@ def test_a_network_whose_residual_stream_is_dead_in_places_is_unchanged():
             if layer.bias is not None:
                 layer.bias[[2, 7]] = 0
     expected = model(inputs)
-    pruned = prune(model, inputs, params=0.01, steps=1)
+    graph, smaller = trace(model, inputs), copy.deepcopy(model)
+    cut_units(smaller, graph, graph.unit_of[graph.slot("stem.0", "out")][[2, 7]])
+    share = 1 - ifap.cost(smaller, inputs).params / ifap.cost(model, inputs).params
+    pruned = prune(model, inputs, params=share - 1e-6, steps=1)
     kept = pruned.plan.kept
-    assert set(range(12)) - set(kept["stem.0"]["out"]) <= {2, 7}
+    assert set(range(12)) - set(kept["stem.0"]["out"]) == {2, 7}
     assert kept["stem.0"]["out"] == kept["second"]["out"] == kept["first.0"]["in"]
     torch.testing.assert_close(pruned.model.eval()(inputs), expected, rtol=1e-5, atol=1e-6)
 
@@ -383,10 +387,14 @@ def test_one_head_always_stays():
     model, inputs = net.build(), net.inputs()
 
     def scores(network, batches, **_):
-        return {"attention": torch.zeros(network.attention.num_heads), "embed": torch.ones(network.embed.out_features)}
+        return {"attention.in_proj_weight": torch.zeros(network.attention.in_proj_weight.shape[0])}
 
+    with pytest.raises(TargetError, match=r"at most 0\.570"):
+        prune(model, inputs, params=0.6, method=scores, max_layer_ratio=1.0)
     pruned = prune(model, inputs, params=0.5, method=scores, max_layer_ratio=1.0)
     assert pruned.model.attention.num_heads == 1
+    assert pruned.model.attention.in_proj_weight.shape[0] == 3 * 4
+    assert pruned.model.attention.out_proj.weight.shape[1] == 4
 
 
 # --- methods and determinism ----------------------------------------------------------------------
@@ -436,18 +444,13 @@ def test_scores_of_the_wrong_length_are_an_error():
 
 def test_one_trace_a_call(monkeypatch):
     calls = []
-    build = torch_pruning.DependencyGraph.build_dependency
-    monkeypatch.setattr(
-        torch_pruning.DependencyGraph, "build_dependency", lambda *a, **k: calls.append(1) or build(*a, **k)
-    )
+    monkeypatch.setattr(pruning, "trace", lambda *a, **k: calls.append(1) or trace(*a, **k))
     prune(wide(), IMAGE, steps=6)
     assert len(calls) == 1
 
 
 def test_nothing_to_prune_is_an_error():
-    with pytest.raises(
-        GraphError, match=r"nothing in this network can be pruned.*'0' stays because it feeds an output"
-    ):
+    with pytest.raises(GraphError, match=r"nothing in this network can be pruned.*'0' stays because it is an output"):
         prune(nn.Sequential(nn.Linear(4, 3)), torch.randn(2, 4))
     with pytest.raises(GraphError, match="nothing in this network"):
         prune(nn.Sequential(nn.Flatten(), nn.ReLU()), torch.randn(2, 4))
@@ -515,7 +518,7 @@ def test_receipts_carry_what_happened():
         assert alive == sum(receipt.widths[f"{i}.0"] for i in range(4))
         assert receipt.score_low <= receipt.score_high
         assert {"score", "prune"} <= receipt.seconds.keys()
-        assert receipt.pinned == {"4.2": "it feeds an output of the network"}
+        assert receipt.pinned == {"4.2": "it is an output of the network"}
     assert (rest[-1].macs, rest[-1].params) == (pruned.after.macs, pruned.after.params)
 
 
@@ -656,12 +659,13 @@ def test_result_does_not_keep_earlier_networks_alive():
     assert not alive
 
 
-def test_network_is_not_split_in_place():
+def test_attention_of_the_given_network_stays_torchs_own():
     net = NETWORKS["self_attention_batch_first"]
     model = net.build()
+    before = dict(vars(model.attention))
     prune(model, net.inputs())
-    assert isinstance(model.attention, nn.MultiheadAttention)
-    assert split_attention(copy.deepcopy(model)) == ["attention"]
+    assert type(model.attention) is nn.MultiheadAttention
+    assert vars(model.attention) == before
 
 
 def test_ranking_is_global():

@@ -8,26 +8,26 @@ import torch
 from networks import NETWORKS
 
 import ifap
-from ifap.attention import split_attention
+from ifap.axes.cut import cut_units
 from ifap.costs import macs_by_module
 from ifap.errors import ScoreError
-from ifap.graph import trace
+from ifap.heads import replace_heads
 from ifap.methods import METHODS
 from ifap.methods.base import score
 from ifap.ranking import Budget, Ranking, floors, unit_costs, unit_scores
 from ifap.tracing import tensors
+from ifap.view import trace
 
 
 def setting(name):
     net = NETWORKS[name]
     model = net.build()
-    split_attention(model)
     graph = trace(model, net.inputs())
-    return model, net.inputs(), graph, Budget(graph, model, macs_by_module(model, net.inputs()))
+    return model, net.inputs(), graph, Budget(graph)
 
 
 def test_coupled_layers_are_aggregated():
-    model, _, graph, _ = setting("residual")
+    _, _, graph, _ = setting("residual")
     scores = {"stem.0": torch.arange(12.0), "second": torch.full((12,), 4.0)}
     units = graph.unit_of[graph.slot("stem.0", "out")]
     for aggregate, expected in (
@@ -35,31 +35,39 @@ def test_coupled_layers_are_aggregated():
         ("sum", np.arange(12) + 4),
         ("max", np.maximum(np.arange(12), 4)),
     ):
-        values = unit_scores(graph, model, scores, aggregate)
+        values = unit_scores(graph, scores, aggregate)
         assert np.allclose(values[units], expected)
         assert np.isnan(values[graph.unit_of[graph.slot("first.0", "out")]]).all()
 
 
 def test_positions_inside_one_unit_are_averaged():
-    model, _, graph, _ = setting("grouped")
-    values = unit_scores(graph, model, {"1.0": torch.arange(32.0)})
+    _, _, graph, _ = setting("grouped")
+    values = unit_scores(graph, {"1.0": torch.arange(32.0)})
     assert np.allclose(values[graph.unit_of[graph.slot("1.0", "out")]][::8], [3.5, 11.5, 19.5, 27.5])
 
 
 @pytest.mark.parametrize(
-    ("name", "slot"), [("self_attention_batch_first", "attention.q"), ("fused_qkv", "attention.proj")]
+    ("name", "weight", "slot"),
+    [
+        ("self_attention_batch_first", "attention.in_proj_weight", ("attention.in_proj_weight", "dim0")),
+        ("fused_qkv", "attention.qkv", ("attention.qkv", "out")),
+    ],
 )
-def test_head_scores_reach_the_units_of_heads(name, slot):
-    model, _, graph, _ = setting(name)
-    values = unit_scores(graph, model, {"attention": torch.tensor([3.0, 1.0, 4.0, 2.0])})
-    units = graph.unit_of[graph.slot(slot, "in" if slot.endswith("proj") else "out")]
-    assert np.allclose(values[units][::4], [3, 1, 4, 2])
+def test_head_scores_reach_the_units_of_heads(name, weight, slot):
+    _, _, graph, _ = setting(name)
+    heads = torch.tensor([3.0, 1.0, 4.0, 2.0])
+    scores = replace_heads(graph, {weight: torch.ones(48)}, [heads])
+    assert torch.equal(scores[weight], heads.repeat_interleave(4).repeat(3))
+    values = unit_scores(graph, scores)
+    assert np.allclose(values[graph.unit_of[graph.slot(*slot)]], scores[weight])
+    out = graph.unit_of[graph.slot("attention.out_proj" if name.startswith("self") else "attention.proj", "in")]
+    assert np.allclose(values[out][::4], heads)
 
 
 def test_wrong_number_of_scores_is_an_error():
-    model, _, graph, _ = setting("plain")
+    _, _, graph, _ = setting("plain")
     with pytest.raises(ScoreError, match=r"'0.0'"):
-        unit_scores(graph, model, {"0.0": torch.ones(5)})
+        unit_scores(graph, {"0.0": torch.ones(5)})
 
 
 @pytest.mark.parametrize("method", METHODS.names())
@@ -78,7 +86,7 @@ def test_every_method_scores_every_unit(name, method):
         graph=graph,
         macs=macs_by_module(model, inputs),
     )
-    values = unit_scores(graph, model, scores)
+    values = unit_scores(graph, scores)
     produced = ~np.isnan(values)
     # embeddings alone have no flow of their own
     assert produced.all() or name in ("embedding", "dict_inputs")
@@ -94,7 +102,7 @@ def test_predicted_cost_is_the_cost_after_the_cut(name):
     count = ranking.num_candidates // 2
     predicted = ranking.cost(count)
     removed = ranking.units(ranking.removed_per_group(count))
-    graph.apply(model, removed)
+    cut_units(model, graph, removed)
     measured = ifap.cost(model, inputs)
     assert predicted.params == pytest.approx(measured.params, abs=1)
     assert predicted.macs == pytest.approx(measured.macs, rel=1e-6)
@@ -144,5 +152,5 @@ def test_macs_of_a_unit_are_what_its_cut_saves(name):
     lost = unit_costs(graph, budget)
     before = ifap.cost(model, inputs).macs
     unit = graph.num_units // 2
-    graph.apply(model, np.array([unit]))
+    cut_units(model, graph, np.array([unit]))
     assert before - ifap.cost(model, inputs).macs == pytest.approx(lost[unit], abs=1)

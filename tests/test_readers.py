@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -9,9 +11,11 @@ from torch import nn
 
 import ifap
 from ifap import readers
+from ifap.axes.cut import cut_units
 from ifap.errors import ScoreError, SplitError
-from ifap.graph import trace
+from ifap.methods import METHODS
 from ifap.splits import Split
+from ifap.view import trace
 
 
 class Twice(nn.Module):
@@ -74,7 +78,7 @@ def test_layers_in_groups_shared_and_very_wide_ones_are_not_changed(monkeypatch)
     network[8].weight = network[7].weight
     monkeypatch.setattr(readers, "WIDEST", 31)
     names = readers.readers(network, trace(network, torch.randn(1, 4, 4, 4)))
-    assert set(names) == {"0", "1", "2", "3", "5", "6", "7", "8"}
+    assert set(names) == {"0", "1", "2", "3", "5", "6", "7"}  # the last has no weight of its own
     assert (names["0"] == -1).all()  # the inputs of the network stay
     assert readers._compensable(network, names) == {"0", "3", "5"}
 
@@ -109,6 +113,45 @@ def test_a_unit_that_a_layer_in_groups_reads_is_scored():
     pruned = ifap.prune(network, x[:1], [x], target=ifap.Target(macs=0.3), steps=1, method="ifap_readers")
     assert pruned.plan.kept["0"]["out"] == [4, 5, 6, 7]
     assert torch.allclose(pruned.model(x), network(x), atol=1e-5)
+
+
+def attention_network():
+    torch.manual_seed(0)
+    attention = nn.MultiheadAttention(16, 4, batch_first=True)
+    network = nn.ModuleDict({"attention": attention, "head": nn.Linear(16, 3)})
+    network.forward = lambda x: network["head"](x + attention(x, x, x, need_weights=False)[0])
+    return network
+
+
+def test_what_attention_hands_to_its_last_layer_is_read():
+    network, x = attention_network(), torch.randn(4, 6, 16)
+    with torch.no_grad():
+        network["attention"].out_proj.weight[:, 4:8] = 0.0  # nobody reads the second head
+    graph = trace(network, x)
+    scores = METHODS.get("ifap_readers")(network, [x], normalize="none", site="output", seed=0, graph=graph)
+    heads = scores["attention.in_proj_weight"][::4][:4]
+    assert heads[1] == 0
+    assert (heads[[0, 2, 3]] > 0).all()
+    assert type(network["attention"]) is nn.MultiheadAttention
+
+
+def test_heads_that_stay_stand_in_for_one_like_them():
+    network, x = attention_network(), torch.randn(64, 6, 16)
+    weight = network["attention"].in_proj_weight
+    with torch.no_grad():
+        for part in weight.split(16):
+            part[4:8] = part[:4]  # the second head is the first once more
+    wanted = network(x)
+    graph = trace(network, x[:1])
+    removed = graph.heads[0][1:2]
+    plain, kept = copy.deepcopy(network), copy.deepcopy(network)
+    for each in (plain, kept):
+        each.forward = lambda x, m=each: m["head"](x + m["attention"](x, x, x, need_weights=False)[0])
+    readers.compensate(kept, graph, removed, [x])
+    for each in (plain, kept):
+        cut_units(each, graph, removed)
+    assert (kept(x) - wanted).abs().max() < 1e-2 * wanted.abs().max()
+    assert (plain(x) - wanted).abs().max() > 0.01 * wanted.abs().max()
 
 
 def test_second_moments_do_not_depend_on_the_batches():

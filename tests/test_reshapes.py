@@ -1,5 +1,6 @@
 """Reshapes that move channels: followed where the map is right, pinned where it would be silently wrong."""
 
+import numpy as np
 import pytest
 import torch
 from networks import Lambda
@@ -7,10 +8,8 @@ from torch import nn
 from torch.nn import functional
 
 import ifap
-from ifap.attention import split_attention
-from ifap.graph import trace
-
-RESHAPE = "its channels cannot be followed through a reshape"
+from ifap.axes.cut import cut_units
+from ifap.view import trace
 
 
 def maxout():
@@ -58,41 +57,55 @@ def decoder():
     )  # fmt: skip
 
 
-CASES = {
-    "maxout": (maxout, (4, 10), {"pairs"}),
-    "functional shuffle": (functional_shuffle, (2, 3, 4, 4), {"first"}),
-    "flattened tokens": (flattened_tokens, (2, 5, 10), {"embed"}),
-    "hand-written attention": (handwritten_attention, (2, 5, 10), {"q", "k", "v"}),
-    "decoder": (decoder, (2, 10), set()),
+CASES = {  # the units of each layer whose channels a reshape moves, one number a position
+    "maxout": (maxout, (4, 10), {"pairs": [*range(12)] * 2}),
+    "functional shuffle": (functional_shuffle, (2, 3, 4, 4), {"first": [0, 1, 2, 3, 0, 1, 2, 3]}),
+    "flattened tokens": (flattened_tokens, (2, 5, 10), {"embed": [*range(6)]}),
+    "hand-written attention": (
+        handwritten_attention,
+        (2, 5, 10),
+        {name: [h for h in range(4) for _ in range(4)] for name in "qkv"},
+    ),
+    "decoder": (decoder, (2, 10), {"seed": [c for c in range(8) for _ in range(16)]}),
 }
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_reshapes_pin_what_cannot_be_followed_and_nothing_else(case):
-    build, shape, pinned = CASES[case]
+def test_reshapes_are_followed_to_the_position(case):
+    build, shape, expected = CASES[case]
     graph = trace(build(), torch.zeros(shape))
-    assert {name for name, reason in graph.pinned.items() if reason == RESHAPE} == pinned
-    assert set(graph.pinned) == pinned | {"head"}
+    assert set(graph.pinned) == {"head"}
+    for name, units in expected.items():
+        found = graph.unit_of[graph.slot(name, "out")]
+        assert (found - found.min()).tolist() == units
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_rest_is_cut_without_changing_what_stays(case):
-    """A unit whose weights are all zero may go without any change of the output."""
+def test_units_whose_weights_are_zero_go_without_any_change_of_the_output(case):
     build, shape, _ = CASES[case]
     torch.manual_seed(0)
     model, x = build(), torch.randn(shape)
     graph = trace(model, x)
+    dead = [np.flatnonzero(graph.group_of == group)[0] for group in range(len(graph.groups))]
     modules = dict(model.named_modules())
-    dead = [int(graph.unit_of[i][graph.unit_of[i] >= 0].min()) for i, s in enumerate(graph.slots) if s.side == "in"
-            and (graph.unit_of[i] >= 0).any()]  # fmt: skip
     with torch.no_grad():
         for slot, units in zip(graph.slots, graph.unit_of, strict=True):
             if slot.side == "in":
-                hit = torch.from_numpy((units[:, None] == torch.tensor(dead).numpy()).any(1))
-                modules[slot.name].weight[:, hit] = 0
+                modules[slot.name].weight[:, torch.from_numpy(np.isin(units, dead))] = 0
     expected = model(x)
-    graph.apply(model, torch.tensor(sorted(set(dead))).numpy())
+    cut_units(model, graph, np.array(dead))
     torch.testing.assert_close(model(x), expected)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_networks_with_reshapes_are_pruned_to_the_target(case):
+    build, shape, _ = CASES[case]
+    torch.manual_seed(0)
+    x = torch.randn(shape)
+    pruned = ifap.prune(build(), x, [x], target=ifap.Target(macs=0.5), steps=2, min_units=1)
+    assert pruned.after.reduction(pruned.before, "macs") >= 0.5
+    assert pruned.proof.units_checked > 0
+    assert pruned.proof.difference < 1e-6
 
 
 def test_attention_whose_weights_are_used_loses_heads():
@@ -107,9 +120,9 @@ def test_attention_whose_weights_are_used_loses_heads():
         attention=nn.MultiheadAttention(16, 4, batch_first=True),
         head=nn.Linear(16, 3),
     )
-    split_attention(model)
     graph = trace(model, torch.zeros(2, 5, 10))
-    assert "attention.q" in {group.name for group in graph.groups}
+    assert len(set(graph.unit_of[graph.slot("attention.in_proj_weight", "dim0")].tolist())) == 4
     batches = [torch.randn(2, 5, 10)]
     pruned = ifap.prune(model, batches[0], batches, target=ifap.Target(macs=0.4), steps=2)
     assert pruned.model(batches[0])[0].shape == (2, 5, 3)
+    assert pruned.proof.difference < 1e-6

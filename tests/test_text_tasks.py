@@ -161,3 +161,15 @@ def test_a_network_is_measured_on_named_inputs():
     split = Split("test", Named({"input_ids": ids, "attention_mask": torch.ones_like(ids)}),
                   torch.tensor([[4, 4]]), passages([item]))  # fmt: skip
     assert ANSWERS.evaluate(Spans(), split, 4)["em"] == 100.0
+
+
+def test_a_task_names_the_outputs_that_it_reads_and_no_others():
+    states = {"encoder_last_hidden_state": torch.ones(1, 2, 3)}
+    assert CLASSES.outputs({"logits": torch.ones(1, 2), **states}) == ("logits",)
+    assert ANSWERS.outputs({"start_logits": torch.ones(1, 2), "end_logits": torch.ones(1, 2), **states}) == (
+        "start_logits", "end_logits",
+    )  # fmt: skip
+    for task in (CLASSES, ANSWERS, TASKS.get("classification"), TASKS.get("detection")):
+        assert task.outputs(torch.ones(1, 2)) is None  # a network that names none: everything stays
+    assert TASKS.get("text_regression").reads == CLASSES.reads
+    assert TASKS.get("cloze").reads == ANSWERS.reads

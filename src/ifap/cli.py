@@ -107,7 +107,8 @@ def export(
     ] = None,
 ) -> None:
     """Export a saved network, with any batch size, after comparing what was exported with it."""
-    from ifap.plan import load, make_inputs, read_plan
+    from ifap.example_inputs import make_inputs
+    from ifap.plan import load, read_plan
 
     if to.suffix not in EXPORTS:
         raise ConfigError(f"--to {to}: the name must end in {' or '.join(EXPORTS)}")

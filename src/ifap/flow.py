@@ -31,9 +31,9 @@ from ifap.axes.units import Graph
 from ifap.errors import ScoreError, nearest
 from ifap.heads import HeadCalls, head_weights, replace_heads
 from ifap.layers import is_conv, unit_axis, weight_norms
-from ifap.weights import WeightUses, all_weights, made_by_heads, weights_alone
 from ifap.splits import refuse_test
 from ifap.tracing import Inputs, call, device_of, evaluation_mode, to_device
+from ifap.weights import WeightUses, all_weights, made_by_heads, used_by_attention, weights_alone
 
 Normalize = Literal["layer", "volume", "none"]
 Site = Literal["output", "activation"]
@@ -267,7 +267,7 @@ def _observe(
     handles: list[RemovableHandle] = []
     follower = _Follower(meters) if site == "activation" else None
     inside = set() if graph is None else made_by_heads(graph)
-    silent = _read_by_attention(model)
+    silent = used_by_attention(model)
     with ExitStack() as stack:
         for name, module in model.named_modules():
             if name not in inside and (is_conv(module) or isinstance(module, nn.Linear)):
@@ -281,21 +281,14 @@ def _observe(
                 meters.update(
                     {name: make(torch.linalg.vector_norm(rows.float(), dim=1)) for name, rows in alone.items()}
                 )
-                stack.enter_context(WeightUses(model, graph, {*alone, *silent}, lambda name, *found: meters[name].output(*found)))
+                stack.enter_context(
+                    WeightUses(model, graph, {*alone, *silent}, lambda name, *found: meters[name].output(*found))
+                )
             if heads:
                 stack.enter_context(HeadCalls(model, graph, lambda number, found: heads[number].heads(found)))
         if follower is not None:
             stack.enter_context(follower)
         yield (lambda: None) if follower is None else follower.flush
-
-
-def _read_by_attention(model: nn.Module) -> set[str]:
-    """Return the layers whose weights torch's attention uses without calling them."""
-    return {
-        f"{name}.out_proj" if name else "out_proj"
-        for name, module in model.named_modules()
-        if isinstance(module, nn.MultiheadAttention)
-    }
 
 
 def _layer_hook(meter: _Meter, name: str, follower: _Follower | None) -> Callable[[nn.Module, Any, Tensor], None]:
@@ -308,7 +301,8 @@ def _layer_hook(meter: _Meter, name: str, follower: _Follower | None) -> Callabl
                 return
             axis = -1
         if follower is None:
-            meter.output(output, axis)
+            with torch._C.DisableTorchFunction():  # what is done here is no call of the network's
+                meter.output(output, axis)
         else:
             follower.start(name, output, axis)
 

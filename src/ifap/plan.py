@@ -200,22 +200,38 @@ def load(folder: str | Path, builder: Callable[[], nn.Module]) -> nn.Module:
     plan = read_plan(folder)
     weights = _read_weights(folder / WEIGHTS_FILE, plan)
     _take_masks(weights, plan, folder)
+    try:
+        model, values = _loaded(builder, plan, weights, folder, has_run=False)
+        _compare(values, plan.fingerprint, folder)
+    except PlanError:
+        if plan.format == 1:
+            raise
+        # Some networks settle their structure in their first forward, as the pruned one had done.
+        model, values = _loaded(builder, plan, weights, folder, has_run=True)
+        _compare(values, plan.fingerprint, folder)
+    return model
+
+
+def _loaded(
+    builder: Callable[[], nn.Module], plan: Plan, weights: dict[str, Tensor], folder: Path, *, has_run: bool
+) -> tuple[nn.Module, list[float]]:
+    """Build a network, give it the structure and weights of a plan, and return it with some of its outputs."""
     model = builder()
     if not isinstance(model, nn.Module):
         raise PlanError(f"{folder}: the builder returned {type(model).__name__}, not a network")
     model = unwrapped(model)
     try:
+        if has_run:
+            _fingerprint(model, plan.example_inputs)
         (legacy if plan.format == 1 else rebuilding).rebuild(model, plan, weights)
         model.eval()
-        values = _fingerprint(model, plan.example_inputs)
+        return model, _fingerprint(model, plan.example_inputs)
     except PlanError as error:
         raise PlanError(f"{folder}: {error}") from None
     except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, ZeroDivisionError) as error:
         if is_trouble(error):
             raise
         raise PlanError(f"{folder}: does not fit the network that the builder makes ({_one_line(error)})") from None
-    _compare(values, plan.fingerprint, folder)
-    return model
 
 
 def read_plan(folder: str | Path) -> Plan:
@@ -294,8 +310,9 @@ def pruned_plan(model: nn.Module, graph: Graph, example_inputs: Inputs, before: 
         Costs of the unpruned and of the pruned network.
     """
     kept: dict[str, dict[str, list[int]]] = {}
-    for slot, left, width in zip(graph.slots, graph.kept, graph.original_widths, strict=True):
-        if len(left) < width:
+    widths = zip(graph.slots, graph.structure.places, graph.kept, graph.original_widths, strict=True)
+    for slot, places, left, width in widths:
+        if len(left) < width and (places or slot.side == "in"):  # what a tied layer makes is cut under its first name
             kept.setdefault(slot.name, {})[slot.side] = left.tolist()
     corrections = graph.corrections()
     return Plan(

@@ -8,19 +8,23 @@ that ``W_K + W_G A`` does for the whole of W what can be done without training.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.modules.conv import _ConvTransposeNd
+from torch.overrides import TorchFunctionMode
 
+from ifap.axes.attention import adopted
+from ifap.axes.units import Graph, Indices
 from ifap.errors import ScoreError
 from ifap.flow import forwards
-from ifap.axes.units import Graph, Indices
 from ifap.layers import modules_by_name, shared_parameters, sides, unit_axis
 from ifap.tracing import Inputs, evaluation_mode
+from ifap.weights import used_by_attention
 
 DAMPING = 1e-4  # of the mean of the diagonal: inputs of which one follows from the others have no single A
 WIDEST = 8192  # inputs of a layer that is compensated; their products take half a GiB
@@ -125,20 +129,43 @@ def _adding(
 
     def hook(name: str, module: Any) -> Any:
         def add(_module: nn.Module, args: Any) -> None:
-            rows = _rows(module, args[0])
-            found = summed(module, rows).double()
-            sums[name] = sums[name] + found if name in sums else found
+            with torch._C.DisableTorchFunction():  # what is done here is no call of the network's
+                rows = _rows(module, args[0])
+                found = summed(module, rows).double()
+                sums[name] = sums[name] + found if name in sums else found
             numbers[name] = numbers.get(name, 0) + len(rows)
 
         return add
 
     modules = modules_by_name(model)
-    handles = [modules[name].register_forward_pre_hook(hook(name, modules[name])) for name in names]
-    try:
+    silent = used_by_attention(model) & names
+    with ExitStack() as stack:
+        for name in names - silent:
+            stack.callback(modules[name].register_forward_pre_hook(hook(name, modules[name])).remove)
+        if silent:
+            stack.enter_context(adopted(model))
+            stack.enter_context(_LinearCalls({id(modules[n].weight): hook(n, modules[n]) for n in silent}))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
+
+
+class _LinearCalls(TorchFunctionMode):
+    """Hand on what ``functional.linear`` is given together with certain weights.
+
+    Parameters
+    ----------
+    readers : dict of int to callable
+        ``id`` of a weight to what takes a module, which is None, and the arguments.
+    """
+
+    def __init__(self, readers: dict[int, Callable[[Any, Any], None]]) -> None:
+        super().__init__()
+        self._readers = readers
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is functional.linear and len(args) > 1 and id(args[1]) in self._readers:
+            with torch._C.DisableTorchFunction():
+                self._readers[id(args[1])](None, args)
+        return func(*args, **(kwargs or {}))
 
 
 def _rows(module: Any, x: Tensor) -> Tensor:

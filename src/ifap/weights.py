@@ -82,6 +82,15 @@ def made_by_heads(graph: Graph) -> set[str]:
     return found
 
 
+def used_by_attention(model: nn.Module) -> set[str]:
+    """Return the layers whose weights torch's attention uses without calling them."""
+    return {
+        f"{name}.out_proj" if name else "out_proj"
+        for name, module in model.named_modules()
+        if isinstance(module, nn.MultiheadAttention)
+    }
+
+
 class WeightUses(TorchFunctionMode):
     """Hand on what functions make of weights outside layers while it is open.
 

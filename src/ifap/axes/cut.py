@@ -51,14 +51,26 @@ def cut_units(model: nn.Module, graph: Graph, removed: Indices) -> tuple[Graph, 
     touched = _select(model, keep, back)
     adopt(model, [name for name, module in model.named_modules() if can_adopt(module) and _inside(name, touched)])
     apply_corrections(model, corrections, back)
-    for name in touched:
-        _follow_shapes(model.get_submodule(name), back)
+    modules = dict(model.named_modules())
+    for name in touched.intersection(modules):  # a tensor may stand in a list of a module
+        _follow_shapes(modules[name], back)
+        _compute_again(modules[name], back)
 
     def undo() -> None:
         for step in reversed(back):
             step()
 
     return smaller, undo
+
+
+def _compute_again(module: nn.Module, back: list[Undo]) -> None:
+    """Let torch's own hooks compute anew the weights that they keep as plain attributes: they are of the old widths."""
+    hooks = [each for each in module._forward_pre_hooks.values() if type(each).__module__.startswith("torch.nn.utils")]
+    if hooks:
+        back += [_restoring(module, key, old) for key, old in module.__dict__.items() if isinstance(old, Tensor)]
+        with torch.no_grad():
+            for hook in hooks:
+                hook(module, ())
 
 
 def _inside(name: str, touched: set[str]) -> bool:

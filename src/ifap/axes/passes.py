@@ -16,16 +16,17 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
 
 from ifap.axes.attention import adopted
 from ifap.axes.calls import SizeMode
-
 from ifap.axes.expressions import Expression, Reason, pin, resolve, size_of, unify
 from ifap.axes.fakes import MODES
 from ifap.axes.sizes import Key, Origin, Recorder, Size, recording
 from ifap.axes.tensors import named_tensors, replaced_tensors
 from ifap.axes.trace import Axes, Tracer, carried, following, pinned_outputs, start
-from ifap.errors import GraphError
+from ifap.errors import ConfigError, GraphError
 
 Inputs = Any
 Outputs = Callable[[Any], Iterable[Tensor]]
@@ -66,13 +67,13 @@ def trace_axes(model: nn.Module, example_inputs: Inputs, call: Call, outputs: Ou
         try:
             _pass(model, example_inputs, call, outputs, axes, fake=True)
         except Exception as error:
-            if is_trouble(error):
+            if is_trouble(error) or isinstance(error, ConfigError):
                 raise
             axes = Axes(values=True)
             try:
                 _pass(model, example_inputs, call, outputs, axes, fake=False)
             except Exception as second:
-                if is_trouble(second):
+                if is_trouble(second) or isinstance(second, IfapError):
                     raise
                 reason = (str(second).splitlines() or [""])[0]
                 raise GraphError(
@@ -223,6 +224,9 @@ def map_leaves(tree: Any, function: Callable[[Tensor], Any]) -> Any:
 def _modes(model: nn.Module, training: bool) -> Iterator[None]:
     before = [(module, module.training) for module in model.modules()]
     model.train(training)
+    for module in model.modules():
+        if isinstance(module, (_BatchNorm, _DropoutNd)):  # one sample has no variance, and nothing is to be dropped
+            module.training = False
     try:
         yield
     finally:

@@ -84,6 +84,9 @@ def prove(
     applies = np.array([group not in averaged for group in groups], dtype=bool)
     excluded = Counter(f"{averaged[group]} averages over it" for group in groups[~applies].tolist())
     checked = removed[applies]
+    if any(tensor.is_meta for tensor in copy.parameters()):
+        excluded["the network has no data"] += len(checked)
+        checked = checked[:0]
     if not len(checked):
         return Proof(None, 0, dict(excluded), time.perf_counter() - began)
     copy.eval().double()
@@ -100,6 +103,9 @@ def prove(
     _restore(masked)
     cut_units(copy, graph, checked)
     found = _outputs(forward, copy, inputs)
+    if graph.structure.values and [x.shape for x in wanted] != [x.shape for x in found]:
+        excluded["how many values come out depends on what is computed"] += len(checked)
+        return Proof(None, 0, dict(excluded), time.perf_counter() - began)
     difference = _difference(wanted, found)
     if difference is None:
         excluded["the outputs are not finite with random vectors"] += len(checked)

@@ -1,0 +1,136 @@
+"""Networks that do unusual things with their widths: pruned by half, proven, saved and loaded to the bit."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+
+import pytest
+import torch
+from axes_networks import KINDS, Answer
+from torch import nn
+
+import ifap
+from ifap.tracing import tensors
+
+
+def outputs(model, inputs):
+    found = model(*inputs) if isinstance(inputs, tuple) else model(inputs)
+    return list(tensors(found))
+
+
+def halved(model, inputs, **options):
+    return ifap.prune(model, inputs, [inputs], target=ifap.Target(macs=0.5), steps=3, min_units=1, **options)
+
+
+@pytest.mark.parametrize("name", sorted(KINDS))
+def test_half_of_it_goes_and_what_is_left_is_proven(name, tmp_path):
+    kind = KINDS[name]
+    model, inputs = kind.build().eval(), kind.inputs()
+    before, whole = copy.deepcopy(model.state_dict()), outputs(model, inputs)
+    pruned = halved(model, inputs)
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+    assert all(torch.equal(a, b) for a, b in zip(outputs(model, inputs), whole, strict=True))
+
+    assert pruned.after.reduction(pruned.before, "macs") >= 0.5
+    assert ifap.cost(pruned.model, inputs) == pruned.after
+    assert pruned.proof.difference is not None
+    assert pruned.proof.difference < 1e-6
+    assert pruned.proof.units_checked > 0
+    found = outputs(pruned.model.eval(), inputs)
+    assert [x.shape for x in found] == [x.shape for x in whole]
+
+    ifap.save(pruned, tmp_path)
+    loaded = ifap.load(tmp_path, lambda: kind.build().eval())
+    for a, b in zip(found, outputs(loaded, inputs), strict=True):
+        assert torch.equal(a, b)
+    assert {n: p.shape for n, p in loaded.named_parameters()} == {
+        n: p.shape for n, p in pruned.model.named_parameters()
+    }
+
+
+@pytest.mark.parametrize("name", sorted(KINDS))
+@pytest.mark.parametrize("method", ["magnitude", "random", "uniform"])
+def test_every_choice_of_units_is_proven(name, method):
+    kind = KINDS[name]
+    pruned = halved(kind.build().eval(), kind.inputs(), method=method)
+    assert pruned.proof.difference < 1e-6
+
+
+@pytest.mark.parametrize("name", sorted(KINDS))
+def test_what_is_left_can_be_trained(name):
+    kind = KINDS[name]
+    pruned = halved(kind.build().eval(), kind.inputs())
+    sum(x.square().sum() for x in outputs(pruned.model.train(), kind.inputs())).backward()
+    reached = [p for p in pruned.model.parameters() if p.grad is not None]
+    assert reached
+    assert all(p.grad.shape == p.shape for p in reached)
+
+
+def test_both_halves_of_a_chunk_lose_the_same_number():
+    kind = KINDS["halves_of_a_chunk"]
+    pruned = halved(kind.build(), kind.inputs())
+    kept = pruned.plan.kept["a.0"]["out"]
+    assert sum(place < 12 for place in kept) == sum(place >= 12 for place in kept) < 12
+
+
+def test_outputs_in_a_dataclass_keep_their_kind_and_shape():
+    kind = KINDS["dataclass_outputs"]
+    found = halved(kind.build(), kind.inputs()).model(kind.inputs())
+    assert isinstance(found, Answer)
+    assert {field.name for field in dataclasses.fields(found)} == {"logits", "aside"}
+    assert found.logits.shape == (2, 4)
+    assert found.aside["mean"].shape == (2, 2)
+
+
+def test_tensors_in_plain_attributes_are_cut():
+    kind = KINDS["tensor_in_a_plain_attribute"]
+    pruned = halved(kind.build(), kind.inputs())
+    kept = pruned.plan.kept["a.0"]["out"]
+    assert pruned.model.shift.shape == (1, len(kept), 1, 1)
+    assert torch.equal(pruned.model.shift.flatten(), torch.linspace(-1, 1, 12)[kept])
+    assert torch.equal(pruned.model.tables[0], torch.linspace(0.5, 1.5, 12)[kept])
+
+
+def test_masks_of_torchs_own_pruning_stay_with_their_weights():
+    kind = KINDS["masked_by_torchs_own_pruning"]
+    model = kind.build()
+    pruned = halved(model, kind.inputs())
+    small, whole = pruned.model[1], model[1]
+    assert small.weight_mask.shape == small.weight_orig.shape
+    assert small.weight_orig.shape[0] < 16
+    rows = pruned.plan.kept["1.weight_orig"]["dim0"]
+    columns = pruned.plan.kept["1.weight_orig"].get("dim1", list(range(12)))
+    assert torch.equal(small.weight_mask, whole.weight_mask[rows][:, columns])
+    small(torch.randn(1, len(columns), 8, 8))
+    assert torch.equal(small.weight, small.weight_orig * small.weight_mask)
+
+
+def test_experts_that_are_not_reached_lose_what_the_others_lose():
+    kind = KINDS["experts_that_the_sample_does_not_reach"]
+    pruned = halved(kind.build(), kind.inputs())
+    shapes = [{name: p.shape for name, p in expert.named_parameters()} for expert in pruned.model.experts]
+    assert shapes[0] == shapes[1] == shapes[2]
+    assert shapes[0]["0.weight"] != (20, 12)
+    for expert in pruned.model.experts:
+        assert expert(torch.randn(2, pruned.model.embed.out_features)).isfinite().all()
+
+
+def test_what_attention_by_the_function_reads_stays():
+    kind = KINDS["attention_by_the_function"]
+    model, inputs = kind.build(), kind.inputs()
+    pinned = ifap.inspect(model, inputs)
+    reason = "multi_head_attention_forward reads its widths by itself"
+    assert {stay.name for stay in pinned.stays if stay.reason == reason} >= {"embed", "weight"}
+
+
+@pytest.mark.parametrize("wrap", [torch.compile, nn.DataParallel])
+def test_wrapped_networks_are_pruned_inside(wrap):
+    kind = KINDS["dataclass_outputs"]
+    plain, wrapped = (halved(model, kind.inputs()) for model in (kind.build(), wrap(kind.build())))
+    assert type(wrapped.model).__name__ == type(plain.model).__name__ == "Answers"
+    assert wrapped.plan.kept == plain.plan.kept
+    for a, b in zip(
+        outputs(plain.model.eval(), kind.inputs()), outputs(wrapped.model.eval(), kind.inputs()), strict=True
+    ):
+        assert torch.equal(a, b)
