@@ -97,7 +97,7 @@ class CallSize(Part):
     ordinal: Count
     path: Annotated[list[str | int], Field(min_length=2, max_length=5)]
     value: int | float | None = None
-    fraction: tuple[Count, Count] | None = None
+    fraction: Annotated[list[int], Field(min_length=2, max_length=2)] | None = None
 
 
 class LayerMask(Part):
@@ -329,7 +329,7 @@ def pruned_plan(model: nn.Module, graph: Graph, example_inputs: Inputs, before: 
                 ordinal=each.ordinal,
                 path=list(each.path),
                 value=each.value,
-                fraction=each.fraction,
+                fraction=None if each.fraction is None else list(each.fraction),
             )
             for each in corrections.arguments
         ],

@@ -159,7 +159,14 @@ def _corrections(model: nn.Module, plan: Plan) -> Corrections:
     return Corrections(
         {(each.module, *each.path): each.value for each in plan.attributes},
         [
-            Correction(each.module, each.function, each.ordinal, tuple(each.path), each.value, each.fraction)
+            Correction(
+                each.module,
+                each.function,
+                each.ordinal,
+                tuple(each.path),
+                each.value,
+                None if each.fraction is None else (each.fraction[0], each.fraction[1]),
+            )
             for each in plan.calls
         ],
     )

@@ -156,7 +156,6 @@ def _times(args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Iterator[
             yield path, number, Need(dims[place])
 
 
-
 _READERS: dict[str, Callable[..., Iterator[Entry]]] = {
     **dict.fromkeys(("view", "reshape", "expand", "new_zeros", "new_ones", "new_empty", "broadcast_to"), _shape(1)),
     **dict.fromkeys(("zeros", "ones", "empty", "rand", "randn", "full"), _shape(0)),

@@ -927,8 +927,19 @@ def group_norm(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, An
     return [dims, *[t.sizes(each) for each in out[1:]]] if isinstance(out, (tuple, list)) else dims
 
 
-@rule("mkldnn_rnn_layer", "lstm", "gru", "rnn_tanh", "rnn_relu", "_thnn_fused_lstm_cell", "_thnn_fused_gru_cell", "lstm_cell",
-      "gru_cell", "quantized_lstm", "_cudnn_rnn")
+@rule(
+    "mkldnn_rnn_layer",
+    "lstm",
+    "gru",
+    "rnn_tanh",
+    "rnn_relu",
+    "_thnn_fused_lstm_cell",
+    "_thnn_fused_gru_cell",
+    "lstm_cell",
+    "gru_cell",
+    "quantized_lstm",
+    "_cudnn_rnn",
+)
 def recurrent(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:  # fmt: skip
     """Run a recurrent kernel, which reads its widths by itself."""
     return t.pin_all(args, kwargs, "recurrent kernels are not cut")

@@ -341,7 +341,12 @@ class Tracer(TorchDispatchMode):
             before = each.__dict__.get("_carried")
             name_ = before.name if before is not None and any(each is x for x in inputs) else ""
             each.__dict__["_carried"] = Carried(
-                its, name=name_, source=self._source(sources, its), weight=weight, softmax=softmax, debts=self._debts.get(id(each), ())
+                its,
+                name=name_,
+                source=self._source(sources, its),
+                weight=weight,
+                softmax=softmax,
+                debts=self._debts.get(id(each), ()),
             )
             seen.extend(dim for dim in its if not isinstance(dim, int))
 
