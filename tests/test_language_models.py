@@ -144,8 +144,9 @@ def test_a_new_process_loads_the_same_networks(tmp_path):
             wanted[name] = pruned.model(**inputs).logits.flatten().tolist()
     code = f"""
 import torch
+from ifap.example_inputs import make_inputs
 from ifap.models import builder_from_id
-from ifap.plan import load, make_inputs, read_plan
+from ifap.plan import load, read_plan
 for name in {list(TINY_TEXT)}:
     folder = {str(tmp_path)!r} + "/" + name
     plan = read_plan(folder)

@@ -12,6 +12,7 @@ from networks import NETWORKS, prune
 import ifap
 from ifap import plan
 from ifap.errors import PlanError
+from ifap.example_inputs import can_be_saved
 from ifap.models import builder_from_id
 
 SOON = 20.0
@@ -104,8 +105,8 @@ def test_a_plan_of_many_small_parts_is_not_even_parsed(copied):
 
 def test_whether_example_inputs_can_be_saved_is_known_before_pruning():
     inputs = NETWORKS["plain"].inputs()
-    assert plan.can_be_saved(inputs)
-    assert not plan.can_be_saved(inputs[:1].expand(2**16, *inputs.shape[1:]))
+    assert can_be_saved(inputs)
+    assert not can_be_saved(inputs[:1].expand(2**16, *inputs.shape[1:]))
 
 
 def test_a_plan_cannot_ask_for_a_network_of_any_size():

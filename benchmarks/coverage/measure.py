@@ -54,7 +54,8 @@ def measure(network: Network, folder: Path, note: Note) -> None:
     ifap.save(pruned, folder)
     torch.save(outputs, folder / OUTPUTS)
     changed = [tuple(tensor.shape) for tensor in outputs]
-    note({"shapes": "same" if changed == shapes else f"{shapes} became {changed}"})
+    is_same = changed == shapes or (network.counts_values and [*map(len, changed)] == [*map(len, shapes)])
+    note({"shapes": "same" if is_same else f"{shapes} became {changed}"})
     note({"batch": _batch(network, model, pruned.model, inputs)})
     note({"generates": _generates(model, pruned.model, inputs)})
     more = twice(inputs, network.fixed) if network.doubles else inputs

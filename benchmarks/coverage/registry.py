@@ -14,6 +14,9 @@ from torch import nn
 PACKAGES = ("timm", "torchvision", "transformers", "diffusers", "smp")
 
 
+_COUNTS_VALUES = {f"transformers:{name}" for name in ("superpoint", "fastspeech2_conformer", "vits")}
+
+
 @dataclass(frozen=True)
 class Network:
     """A public network with random weights.
@@ -40,6 +43,11 @@ class Network:
     family: str = ""
     doubles: bool = True
     fixed: tuple[str, ...] = ()
+
+    @property
+    def counts_values(self) -> bool:
+        """Whether how many values come out depends on what is computed: keypoints, or the length of a sound."""
+        return self.key in _COUNTS_VALUES
 
     @property
     def package(self) -> str:

@@ -7,7 +7,7 @@ poolings are not counted. The paper prints MACs as "GFlops".
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -134,7 +134,10 @@ def _deformed(_x: Tensor, weight: Tensor, *_: Any, out_val: Tensor, **__: Any) -
 
 
 # What torch has no formula for: twice the multiply-accumulates.
-_FORMULAS = {"aten._grouped_mm.default": _experts, "torchvision.deform_conv2d.default": _deformed}
+_FORMULAS: dict[str, Callable[..., int]] = {
+    "aten._grouped_mm.default": _experts,
+    "torchvision.deform_conv2d.default": _deformed,
+}
 
 
 class NetworkError(GraphError):
@@ -167,22 +170,28 @@ def probe(model: nn.Module, example_inputs: Inputs, outputs: Sequence[str] | Non
     NetworkError
         If the network does not run.
     """
-    with unchanged(model), evaluation_mode(model), torch.no_grad(), dense_outputs(model), plain_attention():
+    with evaluation_mode(model), torch.no_grad(), dense_outputs(model), plain_attention():
         try:
-            with data_free(model, example_inputs) as (inputs, fakes):
-                counter = _Counter(model)
-                with counter.counting():
-                    found = call(model, inputs)
-            fakes.clear()
+            found = _count_without_data(model, example_inputs, outputs)
         except Exception as error:
             if is_trouble(error):
                 raise
-            # The forward looks at values, which data-free tensors do not have: run it for real.
-            found = _run(model, counter := _Counter(model), example_inputs)
-        shapes = [tuple(tensor.shape) for tensor in task_tensors(found, outputs)]
-    found = inputs = None
-    empty_caches()
-    return Probe(counter.macs, shapes)
+            found = None
+        empty_caches()
+        if found is not None:
+            return found
+        # The forward looks at values, which data-free tensors do not have: run it for real.
+        counter = _Counter(model)
+        with unchanged(model):
+            values = _run(model, counter, example_inputs)
+        return Probe(counter.macs, [tuple(tensor.shape) for tensor in task_tensors(values, outputs)])
+
+
+def _count_without_data(model: nn.Module, example_inputs: Inputs, outputs: Sequence[str] | None) -> Probe:
+    counter = _Counter(model)
+    with unchanged(model), data_free(model, example_inputs) as (inputs, _), counter.counting():
+        found = call(model, inputs)
+    return Probe(counter.macs, [tuple(tensor.shape) for tensor in task_tensors(found, outputs)])
 
 
 def _run(model: nn.Module, counter: _Counter, example_inputs: Inputs) -> Any:

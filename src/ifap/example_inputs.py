@@ -30,12 +30,13 @@ class Part(BaseModel):
 
 
 class InputSpec(Part):
-    """Shape, type and, for integers, range of one example input."""
+    """Shape, type and, for integers, range of one example input; floats are drawn, or one where that does not run."""
 
     kind: Literal["tensor"] = "tensor"
     shape: Annotated[list[Count], Field(fail_fast=True, max_length=16)]
     dtype: str
     high: Count = 1
+    fill: Literal["normal", "one"] = "normal"
 
 
 class InputValues(Part):
@@ -107,8 +108,18 @@ def input_spec(inputs: Inputs) -> Any:
     if inputs is None or isinstance(inputs, (bool, int, float, str)):
         return InputConstant(value=inputs)
     raise PlanError(
-        f"example inputs must be tensors, numbers, flags or words in tuples, lists or dicts, not {type(inputs).__name__}"
+        "example inputs must be tensors, numbers, flags or words in tuples, lists or dicts, "
+        f"not {type(inputs).__name__}"
     )
+
+
+def with_ones(spec: Any) -> Any:
+    """Return the description of inputs whose floats are all one: a forward may use them as positions."""
+    if isinstance(spec, InputDict):
+        return InputDict(items={key: with_ones(value) for key, value in spec.items.items()})
+    if isinstance(spec, InputList):
+        return InputList(items=[with_ones(value) for value in spec.items])
+    return spec.model_copy(update={"fill": "one"}) if isinstance(spec, InputSpec) else spec
 
 
 # --- making ---------------------------------------------------------------------------------------
@@ -140,6 +151,8 @@ def _make_inputs(spec: Any, generator: torch.Generator) -> Any:
         if len(spec.values) != math.prod(spec.shape):
             raise PlanError(f"example_inputs: {len(spec.values)} values for the shape {spec.shape}")
         return torch.tensor(spec.values, dtype=torch.int64).to(dtype).view(spec.shape)
+    if dtype.is_floating_point and spec.fill == "one":
+        return torch.ones(spec.shape, dtype=dtype)
     if dtype.is_floating_point:
         return torch.randn(spec.shape, generator=generator).to(dtype)
     return torch.randint(0, spec.high + 1, spec.shape, generator=generator).to(dtype)

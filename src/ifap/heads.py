@@ -1,8 +1,8 @@
 """Attention heads as the paper scores them, found by what a forward does and not by the class that does it.
 
 A trace notes the calls whose result, or whose first step, are attention probabilities with an axis of heads
-(`ifap.axes.trace.Attention`). Here the probabilities of those calls are read while calibration data pass, and the score of
-a head is given to all positions that its weights make.
+(`ifap.axes.trace.Attention`). Here the probabilities of those calls are read while calibration data pass, and the score
+of a head is given to all positions that its weights make.
 """
 
 from __future__ import annotations
@@ -52,12 +52,12 @@ class HeadCalls(TorchFunctionMode):
                 module.register_forward_pre_hook(self._begin(name)),
                 module.register_forward_hook(self._end, always_call=True),
             ]
-        return super().__enter__()
+        return super().__enter__()  # type: ignore[no-untyped-call]
 
     def __exit__(self, *error: Any) -> None:
         for handle in self._handles:
             handle.remove()
-        super().__exit__(*error)
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
 
     def _begin(self, name: str) -> Callable[[nn.Module, Any], None]:
         return lambda _module, _args: self._running.append((name, {}))
@@ -121,9 +121,9 @@ def probabilities(
 def head_weights(model: nn.Module, graph: Graph) -> list[Tensor]:
     """Return the summed norms of the query, key and value weights of the units of each noted call.
 
-    Positions of a unit that lie side by side in a weight count as one matrix: ||W_Q,h|| + ||W_K,h|| + ||W_V,h||, whether
-    queries, keys and values have a layer each or share one. Heads of several calls that leave together share what
-    their weights amount to.
+    Positions of a unit that lie side by side in a weight count as one matrix: ||W_Q,h|| + ||W_K,h|| + ||W_V,h||,
+    whether queries, keys and values have a layer each or share one. Heads of several calls that leave together share
+    what their weights amount to.
     """
     members = [list(dict.fromkeys(units[units >= 0].tolist())) for units in graph.heads]
     totals = _summed_norms(model, graph, {unit for units in members for unit in units})

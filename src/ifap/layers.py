@@ -200,7 +200,7 @@ def output_shape(module: nn.Module, shape: torch.Size) -> tuple[int, ...] | None
 
 def unit_weights(module: nn.Module) -> Tensor:
     """Return the weights that produce each output unit, one row a unit: shape (units, weights)."""
-    return unit_rows(module, module.weight.detach())  # type: ignore[union-attr, operator]
+    return unit_rows(module, module.weight.detach())  # type: ignore[operator]
 
 
 def unit_rows(module: nn.Module, weight: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ from ifap import legacy, rebuilding
 from ifap.axes.attention import ShapedAttention
 from ifap.costs import Cost, cost
 from ifap.errors import PlanError
-from ifap.example_inputs import AnyInput, Count, Part, can_be_saved, input_spec, make_inputs
+from ifap.example_inputs import AnyInput, Count, Part, input_spec, make_inputs, with_ones
 from ifap.files import beside, read_bounded
 from ifap.tracing import (
     Inputs,
@@ -55,6 +55,7 @@ FORMAT = 2
 # convolutional network some dozens of times its input's.
 _MAX_PLAN_BYTES = 32 * 2**20
 _MAX_PLAN_PARTS = 400_000
+_LARGEST_SIZE = 2**24
 _MAX_WEIGHTS_BYTES = 2**38
 _FINGERPRINT_VALUES = 64
 _ONLY_FIRST, _ONLY_LATER = {"split_attention", "heads"}, {"attention", "attributes", "calls"}
@@ -69,7 +70,7 @@ class Builder(Part):
     """Who builds the unpruned network: an id that the caller understands, and its arguments."""
 
     id: str | None = None
-    args: dict[str, Any] = {}
+    args: dict[str, Any] = Field(default_factory=dict)
 
 
 class Costs(Part):
@@ -96,8 +97,10 @@ class CallSize(Part):
     function: str
     ordinal: Count
     path: Annotated[list[str | int], Field(min_length=2, max_length=5)]
-    value: int | float | None = None
-    fraction: Annotated[list[int], Field(min_length=2, max_length=2)] | None = None
+    value: Annotated[int, Field(gt=-_LARGEST_SIZE, lt=_LARGEST_SIZE)] | float | None = None
+    fraction: (
+        Annotated[list[Annotated[int, Field(ge=0, lt=_LARGEST_SIZE)]], Field(min_length=2, max_length=2)] | None
+    ) = None
 
 
 class LayerMask(Part):
@@ -145,19 +148,21 @@ class Plan(Part):
 
     format: Literal[1, 2] = 2
     builder: Builder = Builder()
-    split_attention: list[str] = []
-    kept: dict[str, dict[str, Positions]] = {}
-    heads: dict[str, Count] = {}
-    attention: list[str] = []
-    attributes: list[AttributeSize] = []
-    calls: list[CallSize] = []
+    split_attention: list[str] = Field(default_factory=list)
+    kept: dict[str, dict[str, Positions]] = Field(default_factory=dict)
+    heads: dict[str, Count] = Field(default_factory=dict)
+    attention: list[str] = Field(default_factory=list)
+    attributes: list[AttributeSize] = Field(default_factory=list)
+    calls: list[CallSize] = Field(default_factory=list)
     example_inputs: Annotated[AnyInput, Field(discriminator="kind")]
     costs: Costs
-    shared: dict[str, str] = {}
-    fingerprint: Annotated[list[float], Field(fail_fast=True, max_length=_FINGERPRINT_VALUES)] = []
-    sparsity: dict[str, LayerMask] = {}
+    shared: dict[str, str] = Field(default_factory=dict)
+    fingerprint: Annotated[list[float], Field(fail_fast=True, max_length=_FINGERPRINT_VALUES)] = Field(
+        default_factory=list
+    )
+    sparsity: dict[str, LayerMask] = Field(default_factory=dict)
     weights_sha256: str = ""
-    versions: dict[str, str] = {}
+    versions: dict[str, str] = Field(default_factory=dict)
 
 
 # --- public ---------------------------------------------------------------------------------------
@@ -380,9 +385,11 @@ def write_network(model: nn.Module, plan: Plan, folder: str | Path, masks: Mappi
     sparsity = {name: LayerMask(kept=int(mask.sum()), size=mask.numel()) for name, mask in masks.items()}
     _check_masked(state, masks)
     content = save_safetensors({**state, **{_MASK + name: _packed(mask) for name, mask in masks.items()}})
+    inputs = _runnable(model, plan.example_inputs)
     plan = plan.model_copy(
         update={
-            "fingerprint": _finite(_fingerprint(model, plan.example_inputs)),
+            "example_inputs": inputs,
+            "fingerprint": _finite(_fingerprint(model, inputs)),
             "weights_sha256": hashlib.sha256(content).hexdigest(),
             "shared": shared,
             "sparsity": sparsity,
@@ -510,14 +517,28 @@ def _check_masked(weights: Mapping[str, Tensor], masks: Mapping[str, Tensor]) ->
 # --- fingerprint ----------------------------------------------------------------------------------
 
 
+def _runnable(model: nn.Module, spec: Any) -> Any:
+    """Return a description of inputs on which the network runs: random numbers that it uses as positions may not do."""
+    try:
+        _fingerprint(model, spec)
+    except (IndexError, RuntimeError, ValueError) as error:
+        if is_trouble(error) or isinstance(error, PlanError):
+            raise
+        return with_ones(spec)
+    return spec
+
+
 def _fingerprint(model: nn.Module, spec: Any) -> list[float]:
     """Return some outputs of the network, in evaluation mode, on inputs that follow from `spec` alone."""
     inputs = to_device(make_inputs(spec), device_of(model))
-    with evaluation_mode(model), torch.no_grad(), dense_outputs(model):
+    with evaluation_mode(model), torch.no_grad(), dense_outputs(model), torch.random.fork_rng():
+        torch.manual_seed(0)  # what a forward draws at random is the same each time
         output = next((t for t in task_tensors(call(model, inputs)) if t.is_floating_point()), None)
     if output is None or output.numel() == 0:
         raise PlanError("the network returns no floating-point tensor")
     flat = output.detach().reshape(-1).double().cpu()
+    if torch.isinf(flat).any() and not torch.isinf(flat).all():
+        flat = flat[~torch.isinf(flat)]  # places that a network masks by design
     positions = torch.linspace(0, len(flat) - 1, min(len(flat), _FINGERPRINT_VALUES)).round().long()
     return [float(value) for value in flat[positions]]
 

@@ -22,13 +22,14 @@ from ifap.axes.sizes import CannotFollowError
 from ifap.axes.units import Graph, Indices, UnitsOfProducts
 from ifap.costs import Cost, NetworkError, Probe, count_params, probe
 from ifap.errors import ConfigError, GraphError, PlanError, TargetError, nearest
+from ifap.example_inputs import can_be_saved
 from ifap.files import atomic_write_text
 from ifap.flow import Normalize, Site
 from ifap.latency import LatencyModel, can_compute_on, latency_ratio, layer_widths, repeated
 from ifap.layers import is_producer, modules_by_name
 from ifap.methods import METHODS, AnyMethod
 from ifap.methods.base import Loss, score
-from ifap.plan import Plan, can_be_saved, load, pruned_plan, read_plan, write_network
+from ifap.plan import Plan, load, pruned_plan, read_plan, write_network
 from ifap.ranking import AGGREGATES, Aggregate, Budget, Ranking, by_speed, floors, unit_scores
 from ifap.schedule import rate, solve_rho_0
 from ifap.splits import refuse_test
@@ -246,7 +247,8 @@ def prune(
     Parameters
     ----------
     model : nn.Module
-        Any network. It is not modified. Of a compiled, data-parallel or distributed module the network inside is pruned.
+        Any network. It is not modified. Of a compiled, data-parallel or distributed module the network inside is
+        pruned.
     example_inputs : Tensor, tuple, list or dict
         Inputs of one forward, for tracing and counting. Arguments that are no tensors are handed on as they are.
     batches : iterable
@@ -524,8 +526,9 @@ class _Run:
         )
         if not proof.holds:
             raise GraphError(
-                f"the proof fails: the cut network differs from the masked one by {proof.difference:.2g} of its largest "
-                "output, so that no network is returned; ignore layers until it holds, or switch it off with prove=False"
+                f"the proof fails: the cut network differs from the masked one by {proof.difference:.2g} of its "
+                "largest output, so that no network is returned; ignore layers until it holds, or switch it off with "
+                "prove=False"
             )
         return proof
 

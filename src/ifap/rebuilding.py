@@ -1,4 +1,4 @@
-"""Give an unpruned network the structure that a plan describes; nothing in a plan can do more than name a wrong size."""
+"""Give an unpruned network the structure that a plan describes: a plan can do no more than name a wrong size."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from ifap.axes.attention import adopt
 from ifap.axes.cut import apply_corrections, follow_shapes, selected
 from ifap.axes.sizes import Correction, Corrections
+from ifap.axes.slots import slot_of
 from ifap.axes.tensors import holders, named_tensors
-from ifap.axes.units import slot_of
 from ifap.errors import PlanError, nearest
 from ifap.layers import modules_by_name
 
@@ -118,7 +118,7 @@ def _put(
     wanted: Mapping[str, Tensor],
     kept: Mapping[str, dict[int, Tensor]],
 ) -> set[str]:
-    """Put stored tensors, and cut ones that are not stored, in place of the old; returns the modules whose widths change."""
+    """Put stored tensors, and cut others, in place of the old; returns the modules whose widths change."""
     names = {id(tensor): name for name, tensor in reversed(list(targets.items()))}
     made: dict[int, Tensor] = {}
     touched: set[str] = set()
@@ -148,11 +148,11 @@ def _like(tensor: Tensor, stored: Tensor) -> Tensor:
 
 def _corrections(model: nn.Module, plan: Plan) -> Corrections:
     modules = modules_by_name(model)
-    for each in (*plan.attributes, *plan.calls):
-        if each.module not in modules:
-            raise PlanError(f"sizes: the network has no module '{each.module}': {nearest(each.module, modules)}")
-    for each in plan.attributes:
-        _check_attribute(modules[each.module], each)
+    for name in [*(each.module for each in plan.attributes), *(each.module for each in plan.calls)]:
+        if name not in modules:
+            raise PlanError(f"sizes: the network has no module '{name}': {nearest(name, modules)}")
+    for size in plan.attributes:
+        _check_attribute(modules[size.module], size)
     for each in plan.calls:
         if (each.value is None) == (each.fraction is None) or (each.fraction is not None and not each.fraction[1]):
             raise PlanError(f"sizes: '{each.module}' {each.function}: give a value or a fraction")
@@ -176,7 +176,7 @@ def _check_attribute(module: Any, size: AttributeSize) -> None:
     """Refuse all but an integer that the module, a tuple of it, or an object of settings already has."""
     value: Any = module.__dict__
     for step in size.path:
-        held = value if isinstance(value, (dict, list, tuple)) else getattr(value, "__dict__", {})
+        held: Any = value if isinstance(value, (dict, list, tuple)) else getattr(value, "__dict__", {})
         inside = step in held if isinstance(held, dict) else isinstance(step, int) and 0 <= step < len(held)
         if not inside or str(step).startswith("_"):
             value = None

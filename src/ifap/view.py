@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -162,7 +163,7 @@ class View:
     unknown: dict[str, str]
 
     def __str__(self) -> str:
-        console = Console(width=120, record=True, file=_Nowhere())
+        console = Console(width=120, record=True, file=io.StringIO())
         console.print(f"{self.macs:,} multiply-accumulates, {self.params:,} parameters")
         console.print(self._axes_table())
         if self.stays:
@@ -196,16 +197,6 @@ class View:
         if len(self.stays) > _MOST_LINES:
             table.add_row(f"... {len(self.stays) - _MOST_LINES} more", "", "")
         return table
-
-
-class _Nowhere:
-    """A file that keeps nothing: what is printed is exported as text."""
-
-    def write(self, text: str) -> int:
-        return len(text)
-
-    def flush(self) -> None:
-        pass
 
 
 def _listed(items: Sequence[str], most: int = 8) -> str:

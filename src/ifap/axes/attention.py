@@ -1,7 +1,7 @@
 """Torch's own attention module, reading its widths from its weights.
 
-``nn.MultiheadAttention`` hands its weights and numbers to one function that checks them against each other, so that a head
-cannot leave. `ShapedAttention` computes the same from the same parameters, one operation after the other.
+``nn.MultiheadAttention`` hands its weights and numbers to one function that checks them against each other, so that a
+head cannot leave. `ShapedAttention` computes the same from the same parameters, one operation after the other.
 """
 
 from __future__ import annotations

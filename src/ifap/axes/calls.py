@@ -102,7 +102,7 @@ def _getitem(args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Iterato
             path = ("args", 1, number) if isinstance(index, tuple) else ("args", 1)
             for end in ("start", "stop"):
                 bound = getattr(item, end)
-                whole = dims[place] if isinstance(dims[place], int) else dims[place].size  # type: ignore[union-attr]
+                whole = size_of(dims[place])
                 if isinstance(bound, int) and 0 < bound < whole:
                     yield (*path, end), bound, Need(_before(dims[place], bound))
                 elif isinstance(bound, int) and -whole < bound < 0:
@@ -160,7 +160,8 @@ _READERS: dict[str, Callable[..., Iterator[Entry]]] = {
     **dict.fromkeys(("view", "reshape", "expand", "new_zeros", "new_ones", "new_empty", "broadcast_to"), _shape(1)),
     **dict.fromkeys(("zeros", "ones", "empty", "rand", "randn", "full"), _shape(0)),
     **dict.fromkeys(("split", "split_with_sizes", "tensor_split_sizes"), _split),
-    **dict.fromkeys(("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), _groups(6, "groups")),
+    **dict.fromkeys(("conv1d", "conv2d", "conv3d"), _groups(6, "groups")),
+    **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), _groups(6, "groups")),
     "new_full": _shape(1),
     "narrow": _narrow,
     "__getitem__": _getitem,
@@ -188,6 +189,20 @@ ATTENTION = ("softmax", "scaled_dot_product_attention")
 _OPAQUE = {"multi_head_attention_forward"}
 
 
+_SHAPED = ("view", "reshape", "expand")
+
+
+def call_key(name: str, args: tuple[Any, ...]) -> str:
+    """Return what calls are counted by: the function and, of one that takes a shape, how many sizes are given or open.
+
+    A forward with a cache leaves some calls out; those of another form are counted as before.
+    """
+    if name not in _SHAPED:
+        return name
+    sizes = args[1] if len(args) == 2 and isinstance(args[1], (tuple, list)) else args[1:]
+    return f"{name}({','.join('-1' if type(size) is int and size == -1 else 'n' for size in sizes)})"
+
+
 class SizeMode(TorchFunctionMode):
     """Answer sizes with numbers that remember their axis, and note each size that a call takes."""
 
@@ -206,11 +221,11 @@ class SizeMode(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         if name in ("__get__", "dim", "__set__"):
             return func(*args, **kwargs)
-        tracer = self._tracer
+        tracer, key = self._tracer, call_key(name, args)
         self._recorder.module = tracer.stack[-1]
-        ordinal = tracer.counters[-1].get(name, 0)
+        ordinal = tracer.counters[-1].get(key, 0)
         for counter in tracer.counters:
-            counter[name] = counter.get(name, 0) + 1
+            counter[key] = counter.get(key, 0) + 1
         if name in _OPAQUE:
             tracer.pin_all(args, kwargs, f"{name} reads its widths by itself")
         module = tracer.stack[-1]
@@ -218,12 +233,12 @@ class SizeMode(TorchFunctionMode):
         if name == "numel" and args and isinstance(out, int):
             return out
         with unrecorded():
-            self._note(module, name, ordinal, args, kwargs, out)
+            self._note((module, key, ordinal), name, args, kwargs, out)
         if name in ATTENTION and isinstance(out, Tensor) and out.dim() > 2:
             tracer.axes.attention[Attention(module, name, ordinal)] = carried(out).dims[-3]
         return out
 
-    def _note(self, module: str, name: str, ordinal: int, args: Any, kwargs: Any, out: Any) -> None:
+    def _note(self, call: tuple[str, str, int], name: str, args: Any, kwargs: Any, out: Any) -> None:
         reader = _READERS.get(name)
         found: set[Path] = set()
         uses = self._recorder.uses
@@ -232,11 +247,11 @@ class SizeMode(TorchFunctionMode):
                 if isinstance(value, int) and not isinstance(value, bool) and value != -1:
                     found.add(path)
                     if isinstance(value, Size) or (need.counts is not None and not is_fixed(need.counts)):
-                        uses.append(Use(module, name, ordinal, path, origin_of(value), need))
+                        uses.append(Use(*call, path, origin_of(value), need))
         for path, value in _remembered_among(args, kwargs):
             if path not in found:
                 plain = int(value) if isinstance(value, Size) else float.__float__(value)
-                uses.append(Use(module, name, ordinal, path, value.origin, Need(value=plain)))
+                uses.append(Use(*call, path, value.origin, Need(value=plain)))
 
 
 def _remembered_shape(x: Tensor) -> torch.Size:
@@ -288,11 +303,11 @@ class CorrectedSizes(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        name = func.__name__
-        if name in self._counts:
-            number = self._counts[name]
-            self._counts[name] = number + 1
-            for path, value, fraction in self._corrections.get((name, number), ()):
+        key = call_key(func.__name__, args)
+        if key in self._counts:
+            number = self._counts[key]
+            self._counts[key] = number + 1
+            for path, value, fraction in self._corrections.get((key, number), ()):
                 if path[0] == "args":
                     args = _corrected(args, path[1:], value, fraction)
                 else:

@@ -1,4 +1,4 @@
-"""Cut units out of a network: one selection a tensor, then the attributes and sizes that follow; all of it can be undone."""
+"""Cut units out of a network: a selection of each tensor, then the sizes that follow; all of it can be undone."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """What a dimension of a tensor is made of: fixed sizes, atoms, products and concatenations.
 
 An *atom* is an axis that means one thing. A *product* lists factors in row-major order, as a reshape joins them; a
-*concatenation* lists parts, as ``torch.cat`` joins them. A *fixed size* is a plain int: a batch, a position, a vocabulary.
-Two expressions that must be the same axis are unified; where they differ in structure, both are refined as far as they
-agree, and what cannot agree is pinned with a reason.
+*concatenation* lists parts, as ``torch.cat`` joins them. A *fixed size* is a plain int: a batch, a position, a
+vocabulary. Two expressions that must be the same axis are unified; where they differ in structure, both are refined as
+far as they agree, and what cannot agree is pinned with a reason.
 """
 
 from __future__ import annotations
@@ -307,12 +307,12 @@ def factor(expression: Expression, outer: int) -> tuple[Expression, Expression]:
     if any(size_of(part) % inner for part in parts_of(expression)):
         raise CannotAgreeError
     for part in parts_of(expression):
-        first, second = factor(part, size_of(part) // inner)
-        heads.append(first)
+        head, rest = factor(part, size_of(part) // inner)
+        heads.append(head)
         if shared is None:
-            shared = second
+            shared = rest
         else:
-            unify(shared, second, Reason("parts of different structure are joined"))
+            unify(shared, rest, Reason("parts of different structure are joined"))
     assert shared is not None
     return concatenation(heads), shared
 
@@ -360,8 +360,8 @@ def split(expression: Expression, at: int) -> tuple[Expression, Expression]:
         while at >= size_of(rest[0]):
             at -= size_of(rest[0])
             before.append(rest.pop(0))
-        first, second = split(rest[0], at)
-        return concatenation([*before, first]), concatenation([second, *rest[1:]])
+        left, right = split(rest[0], at)
+        return concatenation([*before, left]), concatenation([right, *rest[1:]])
     return _split_product(expression, at)
 
 

@@ -98,7 +98,7 @@ def _padded(factors: list[list[int]], one: int) -> npt.NDArray[np.int64]:
 
 
 def linear(expression: Expression, chosen: dict[Atom, int], constant: int) -> dict[int, int] | None:
-    """Return the size of an axis as a sum over groups: group to coefficient, `constant` to what stays; None if it is none."""
+    """Return the size of an axis as a sum over groups: group to coefficient, `constant` to what stays; None if not."""
     found = resolve(expression)
     if isinstance(found, int):
         return {constant: found}

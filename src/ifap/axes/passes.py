@@ -26,7 +26,7 @@ from ifap.axes.fakes import MODES
 from ifap.axes.sizes import Key, Origin, Recorder, Size, recording
 from ifap.axes.tensors import named_tensors, replaced_tensors
 from ifap.axes.trace import Axes, Tracer, carried, following, pinned_outputs, start
-from ifap.errors import ConfigError, GraphError
+from ifap.errors import ConfigError, GraphError, IfapError
 
 Inputs = Any
 Outputs = Callable[[Any], Iterable[Tensor]]
@@ -61,28 +61,38 @@ def trace_axes(model: nn.Module, example_inputs: Inputs, call: Call, outputs: Ou
     GraphError
         If the network does not run on its example inputs.
     """
+    try:
+        found = _traced(model, example_inputs, call, outputs, fake=True)
+    except Exception as error:
+        if is_trouble(error) or isinstance(error, ConfigError):
+            raise
+        found = None
+    empty_caches()
+    if found is not None:
+        return found
+    # The forward looks at values, which data-free tensors do not have: run it for real.
+    try:
+        found = _traced(model, example_inputs, call, outputs, fake=False)
+    except Exception as error:
+        if is_trouble(error) or isinstance(error, IfapError):
+            raise
+        reason = (str(error).splitlines() or [""])[0]
+        raise GraphError(f"the network does not run on its example inputs: {type(error).__name__}: {reason}") from error
+    empty_caches()
+    return found
+
+
+def _traced(
+    model: nn.Module, example_inputs: Inputs, call: Call, outputs: Outputs, *, fake: bool
+) -> tuple[Axes, dict[Key, int]]:
+    """Trace a network in evaluation and, where that leaves parameters out, in training; it is left as it was."""
+    axes = Axes(values=not fake)
     with adopted(model), unchanged(model):
         attributes = _remember_attributes(model)
-        axes = Axes()
-        try:
-            _pass(model, example_inputs, call, outputs, axes, fake=True)
-        except Exception as error:
-            if is_trouble(error) or isinstance(error, ConfigError):
-                raise
-            axes = Axes(values=True)
-            try:
-                _pass(model, example_inputs, call, outputs, axes, fake=False)
-            except Exception as second:
-                if is_trouble(second) or isinstance(second, IfapError):
-                    raise
-                reason = (str(second).splitlines() or [""])[0]
-                raise GraphError(
-                    f"the network does not run on its example inputs: {type(second).__name__}: {reason}"
-                ) from second
+        _pass(model, example_inputs, call, outputs, axes, fake=fake)
         if set(_parameters(model)) - axes.reached:
             _training_pass(model, example_inputs, call, outputs, axes)
         _follow_siblings(model, axes)
-    empty_caches()
     return axes, attributes
 
 
@@ -296,7 +306,7 @@ def _remember_attributes(model: nn.Module) -> dict[Key, int]:
         if isinstance(module, torch.jit.ScriptModule):
             continue
         home = type(module).__module__
-        own = home.startswith("torch.nn.") or home.startswith("torch.ao.")
+        own = home.startswith(("torch.nn.", "torch.ao."))
         for key, value in list(module.__dict__.items()):
             if key.startswith("_") or key in _SKIPPED or (own and key not in _TORCH_SIZES):
                 continue
@@ -339,31 +349,40 @@ def _follow_siblings(model: nn.Module, axes: Axes) -> None:
     if not missing:
         return
     modules = dict(model.named_modules())
-    roots = _unreached_modules(modules, missing)
-    for root in roots:
-        parent = root.rpartition(".")[0]
+    for root in _unreached_modules(modules, missing):
         sibling = next((name for name in modules if _is_sibling(modules, name, root, missing)), None)
         if sibling is not None:
-            for inner, _ in modules[root].named_parameters():
-                mine, other = (axes.dims[f"{base}.{inner}"] for base in (root, sibling))
-                for a, b in zip(mine, other, strict=True):
-                    unify(a, b, Reason(f"the sample does not reach '{root}', which follows '{sibling}'", root))
-                axes.reached.add(f"{root}.{inner}")
-            continue
-        names = [name for name in missing if name == root or name.startswith(f"{root}.")]
-        dims = [dim for name in names for dim in axes.dims[name] if size_of(dim) > 1]
-        if root not in modules:
-            dims = _follow_beside(modules, axes, root, missing)
-        sizes = {size_of(dim) for dim in dims}
-        reason = Reason(f"the sample does not reach '{root}', which may read or make it", root)
-        for name, seen in axes.seen.items():
-            if name == parent or name.rpartition(".")[0] == parent:
-                for dim in seen:
-                    if size_of(dim) in sizes:
-                        pin(dim, reason)
+            _follow(axes, modules[root], root, sibling)
+        else:
+            _pin_neighbours(modules, axes, root, missing)
     for name in missing - axes.reached:
         for dim in axes.dims.get(name, ()):
             pin(dim, Reason("the sample does not reach it", name.rpartition(".")[0]))
+
+
+def _follow(axes: Axes, module: nn.Module, root: str, sibling: str) -> None:
+    """Let a module that no pass reached follow one of its kind."""
+    for inner, _ in module.named_parameters():
+        mine, other = (axes.dims[f"{base}.{inner}"] for base in (root, sibling))
+        for a, b in zip(mine, other, strict=True):
+            unify(a, b, Reason(f"the sample does not reach '{root}', which follows '{sibling}'", root))
+        axes.reached.add(f"{root}.{inner}")
+
+
+def _pin_neighbours(modules: dict[str, nn.Module], axes: Axes, root: str, missing: set[str]) -> None:
+    """Pin the axes around a module or parameter that no pass reached and that it may share, by their sizes."""
+    parent = root.rpartition(".")[0]
+    names = [name for name in missing if name == root or name.startswith(f"{root}.")]
+    dims = [dim for name in names for dim in axes.dims[name] if size_of(dim) > 1]
+    if root not in modules:
+        dims = _follow_beside(modules, axes, root, missing)
+    sizes = {size_of(dim) for dim in dims}
+    reason = Reason(f"the sample does not reach '{root}', which may read or make it", root)
+    for name, seen in axes.seen.items():
+        if name == parent or name.rpartition(".")[0] == parent:
+            for dim in seen:
+                if size_of(dim) in sizes:
+                    pin(dim, reason)
 
 
 def _follow_beside(modules: dict[str, nn.Module], axes: Axes, name: str, missing: set[str]) -> list[Expression]:

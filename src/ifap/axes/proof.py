@@ -57,8 +57,8 @@ def prove(
 ) -> Proof:
     """Compare a cut network with the unpruned one in which the same units are masked, in double precision.
 
-    Vectors and statistics are drawn at random first: zero biases would make a wrong cut look right. Units that something
-    averages over are left in both networks, as masking them is not the same as removing them.
+    Vectors and statistics are drawn at random first: zero biases would make a wrong cut look right. Units that
+    something averages over are left in both networks, as masking them is not the same as removing them.
 
     Parameters
     ----------

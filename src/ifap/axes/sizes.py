@@ -1,8 +1,8 @@
 """Sizes that a forward writes down: numbers that must follow a cut, and what each is computed from.
 
-While a network is traced, its integer attributes and the sizes of its tensors are integers that remember where they come
-from. Each call that takes a size is recorded with that origin and with the axis that the size counts. After a cut the
-attributes that stand for an axis are set; a call whose size has no attribute is corrected where it is made.
+While a network is traced, its integer attributes and the sizes of its tensors are integers that remember where they
+come from. Each call that takes a size is recorded with that origin and with the axis that the size counts. After a cut
+the attributes that stand for an axis are set; a call whose size has no attribute is corrected where it is made.
 """
 
 from __future__ import annotations
@@ -364,19 +364,16 @@ class Sizes:
             If some size cannot follow.
         """
         attributes = self._attributes(size)
-        found: dict[tuple[Any, ...], Correction] = {}
+        found: dict[tuple[Any, ...], Correction | None] = {}
         for use in self._uses:
             wanted = use.need.wanted(size)
             present = value_of(use.origin, size, attributes)
-            if wanted == present:
-                correction = None
-            else:
-                correction = self._correction(use, wanted, present)
+            correction = None if wanted == present else self._correction(use, wanted, present)
             key = (use.module, use.function, use.ordinal, use.path)
             if key in found and found[key] != correction:
                 raise self._refusal(use, "one call with several sizes")
             if correction is not None or key in found:
-                found[key] = correction  # type: ignore[assignment]
+                found[key] = correction
         self._check(size, attributes)
         changed = {key: value for key, value in attributes.items() if value != self._original[key]}
         return Corrections(changed, [each for each in found.values() if each is not None])
@@ -397,31 +394,26 @@ class Sizes:
     def _attributes(self, size: SizeOf) -> dict[Key, int]:
         """Return the value of each attribute: those that stand for one axis follow it."""
         attributes = dict(self._original)
+        pairs = self._pairs(size)
+        for direct in (True, False):
+            for key, values in _offers(pairs, size, attributes, direct=direct).items():
+                value = next(iter(values))
+                if len(values) == 1 and value is not None and value == int(value):
+                    attributes[key] = int(value)
+        return attributes
+
+    def _pairs(self, size: SizeOf) -> list[tuple[Any, Any]]:
+        """Return numbers that count an axis, or that the forward compares with a size, and what each must become."""
         pairs = [(use.origin, use.need.wanted(size)) for use in self._uses if use.need.counts is not None]
         for each in self._comparisons:
             if each.name in ("eq", "ne") and each.outcome is (each.name == "eq"):
                 for mine, other in ((each.left, each.right), (each.right, each.left)):
                     if isinstance(mine, Origin) and not any(leaf.kind == "attribute" for leaf in _leaves(other)):
                         pairs.append((mine, value_of(other, size, self._original)))
-        for direct in (True, False):
-            offers: dict[Key, set[Any]] = {}
-            for origin, wanted in pairs:
-                keys = {leaf.parts[0] for leaf in _leaves(origin) if leaf.kind == "attribute"}
-                if len(keys) == 1 and (isinstance(origin, Origin) and origin.kind == "attribute") is direct:
-                    (key,) = keys
-                    if not direct and value_of(origin, size, attributes) == wanted:
-                        continue
-                    offers.setdefault(key, set()).add(
-                        wanted if direct else _solved(origin, key, wanted, size, attributes)
-                    )
-            for key, values in offers.items():
-                value = next(iter(values))
-                if len(values) == 1 and value is not None and value == int(value):
-                    attributes[key] = int(value)
-        return attributes
+        return pairs
 
     def _correction(self, use: Use, wanted: Any, present: Any) -> Correction:
-        if not isinstance(present, (int, float)) or isinstance(wanted, Fraction) and wanted.denominator != 1:
+        if not isinstance(present, (int, float)) or (isinstance(wanted, Fraction) and wanted.denominator != 1):
             raise self._refusal(use, "a size that is no whole number")
         wanted = int(wanted) if isinstance(wanted, Fraction) else wanted
         place = (use.module, use.function, use.ordinal, use.path)
@@ -483,6 +475,23 @@ def _has_fixed(expression: Expression) -> bool:
     if isinstance(found, Concatenation):
         return any(_has_fixed(each) for each in found.parts)
     return not any(True for _ in atoms_of(found))
+
+
+def _offers(
+    pairs: list[tuple[Any, Any]], size: SizeOf, attributes: dict[Key, int], *, direct: bool
+) -> dict[Key, set[Any]]:
+    """Return the values that pairs ask of attributes: of those that stand in them alone, or of those computed with."""
+    offers: dict[Key, set[Any]] = {}
+    for origin, wanted in pairs:
+        keys = {leaf.parts[0] for leaf in _leaves(origin) if leaf.kind == "attribute"}
+        if len(keys) != 1 or (isinstance(origin, Origin) and origin.kind == "attribute") is not direct:
+            continue
+        (key,) = keys
+        if direct:
+            offers.setdefault(key, set()).add(wanted)
+        elif value_of(origin, size, attributes) != wanted:
+            offers.setdefault(key, set()).add(_solved(origin, key, wanted, size, attributes))
+    return offers
 
 
 def _solved(origin: Any, key: Key, wanted: Any, size: SizeOf, attributes: dict[Key, int]) -> int | None:

@@ -15,25 +15,28 @@ Setter = Callable[[Tensor], None]
 def holders(model: nn.Module) -> Iterator[tuple[str, Tensor, Setter]]:
     """Yield each tensor that a module holds: its name, the tensor, and what puts another in its place.
 
-    Names are those of ``state_dict`` for parameters and buffers; a tensor in a plain attribute is named by the path to it,
-    such as ``block.tables.0``. A tensor that several modules hold is yielded once for each.
+    Names are those of ``state_dict`` for parameters and buffers; a tensor in a plain attribute is named by the path to
+    it, such as ``block.tables.0``. A tensor that several modules hold is yielded once for each.
     """
     for name, module in model.named_modules(remove_duplicate=True):
         if isinstance(module, torch.jit.ScriptModule):
             continue
         prefix = f"{name}." if name else ""
-        for home in (module._parameters, module._buffers):
+        for home in (module._parameters, module._buffers, module.__dict__):
             for key, value in home.items():
                 if isinstance(value, Tensor):
                     yield f"{prefix}{key}", value, _into(home, key)
-        for key, value in module.__dict__.items():
-            if isinstance(value, Tensor):
-                yield f"{prefix}{key}", value, _into(module.__dict__, key)
-            elif type(value) in (list, dict) and value and not key.startswith("_"):
-                items = value.items() if isinstance(value, dict) else enumerate(value)
-                for place, item in list(items):
-                    if isinstance(item, Tensor):
-                        yield f"{prefix}{key}.{place}", item, _into(value, place)
+                elif home is module.__dict__ and not key.startswith("_"):
+                    yield from _inside(f"{prefix}{key}", value)
+
+
+def _inside(name: str, value: Any) -> Iterator[tuple[str, Tensor, Setter]]:
+    """Yield the tensors of a plain list or dict."""
+    if type(value) not in (list, dict):
+        return
+    for place, item in list(value.items() if isinstance(value, dict) else enumerate(value)):
+        if isinstance(item, Tensor):
+            yield f"{name}.{place}", item, _into(value, place)
 
 
 def _into(home: Any, key: Any) -> Setter:

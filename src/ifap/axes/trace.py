@@ -1,7 +1,7 @@
 """One forward in which every dimension of every tensor carries what it is made of.
 
-Operations are seen below autograd, after composed ones have been taken apart. Tensors are data-free first; a forward that
-looks at values is run on the real ones instead. The network is left as it was found.
+Operations are seen below autograd, after composed ones have been taken apart. Tensors are data-free first; a forward
+that looks at values is run on the real ones instead. The network is left as it was found.
 """
 
 from __future__ import annotations
@@ -253,7 +253,7 @@ class Tracer(TorchDispatchMode):
             places.append(dim)
 
     def _note_source(self, weight: Carried, axis: Expression) -> None:
-        """Note that the parameter behind a weight makes the units of an axis, which may be a part or a multiple of its own."""
+        """Note that the parameter behind a weight makes the units of an axis: a part or a multiple of its own."""
         atoms = set(atoms_of(axis))
         for place, dim in enumerate(self.axes.dims.get(weight.source, ())):
             if not atoms.isdisjoint(atoms_of(dim)):
@@ -351,7 +351,7 @@ class Tracer(TorchDispatchMode):
             seen.extend(dim for dim in its if not isinstance(dim, int))
 
     def _source(self, names: set[str], dims: Dims) -> str:
-        """Return which of the weights that a tensor is made from has its axes; parameters come before masks of theirs."""
+        """Return which of the weights that a tensor is made from has its axes; parameters come before their masks."""
         if len(names) < 2:
             return next(iter(names), "")
         wanted = [resolve(dim) for dim in dims]
@@ -369,10 +369,11 @@ def _unknown(t: Tracer, func: Any, args: Any, kwargs: Any, out: Any) -> Any:
 _UNTAGGED = {
     f"aten.{name}"
     for name in (
-        "hardswish_backward", "floor_divide", "where", "masked_fill", "masked_fill_", "lerp", "addcmul", "addcdiv", "clamp",
-        "softplus", "gelu", "silu", "elu", "leaky_relu", "prelu", "_prelu_kernel", "rrelu_with_noise", "threshold", "hardtanh",
-        "log_sigmoid_forward", "nan_to_num", "bitwise_and", "logical_and", "polar", "complex", "real", "imag", "glu_none",
-        "hardtanh_", "softshrink", "hardshrink", "celu", "special_expit", "remainder", "fmod", "pow", "atan2", "masked_fill_none",
+        "hardswish_backward", "floor_divide", "where", "masked_fill", "masked_fill_", "lerp", "addcmul", "addcdiv",
+        "clamp", "softplus", "gelu", "silu", "elu", "leaky_relu", "prelu", "_prelu_kernel", "rrelu_with_noise",
+        "threshold", "hardtanh", "log_sigmoid_forward", "nan_to_num", "bitwise_and", "logical_and", "polar", "complex",
+        "real", "imag", "hardtanh_", "softshrink", "hardshrink", "celu", "special_expit", "remainder", "fmod", "pow",
+        "atan2",
     )
 }  # fmt: skip
 

@@ -4,72 +4,26 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 from torch import nn
 
-from ifap.axes.expressions import (
-    Atom,
-    Concatenation,
-    Expression,
-    Product,
-    Reason,
-    atoms_of,
-    parts_of,
-    pin,
-    resolve,
-    size_of,
-)
+from ifap.axes.choosing import choose, produced_axes
+from ifap.axes.expressions import Atom, Expression, Product, Reason, atoms_of, pin, resolve, size_of
 from ifap.axes.forms import Forms, linear
 from ifap.axes.sizes import CannotFollowError, Corrections, Key, Sizes
+from ifap.axes.slots import Group, Indices, Place, Slot, find_slots, groups_of, layer_of, positions
 from ifap.axes.trace import Attention, Axes
-from ifap.layers import is_depthwise, is_norm, is_producer, is_spatial, modules_by_name
+from ifap.layers import is_producer, modules_by_name
 
-Indices = npt.NDArray[np.int64]
+__all__ = ["UNITS", "Graph", "Group", "Indices", "Place", "Slot", "Structure", "UnitsOfProducts", "find_units", "stay"]
+
 UnitsOfProducts = Literal["auto", "heads", "groups", "inner"]
 UNITS: tuple[str, ...] = ("auto", "heads", "groups", "inner")
-
-
-class Slot(NamedTuple):
-    """One width: a side (``out`` or ``in``) of a layer, or a dimension (``dimN``) of a tensor that stands alone."""
-
-    name: str
-    side: str
-
-
-class Place(NamedTuple):
-    """One dimension of one tensor."""
-
-    tensor: str
-    dim: int
-
-
-@dataclass(frozen=True)
-class Group:
-    """The units of one axis.
-
-    Parameters
-    ----------
-    index : int
-        Position among the groups of the graph.
-    slots : tuple of Slot
-        What a unit of this group cuts.
-    width : int
-        Positions that one unit takes on its widest slot (1 for a channel, the head width for a head).
-    """
-
-    index: int
-    slots: tuple[Slot, ...]
-    width: int
-
-    @property
-    def name(self) -> str:
-        """The first layer that produces these units."""
-        return next((slot.name for slot in self.slots if slot.side == "out"), self.slots[0].name)
 
 
 @dataclass(frozen=True)
@@ -287,10 +241,7 @@ def find_units(
     sizes = Sizes(axes.recorders, attributes)
     parameters = {name for name, _ in model.named_parameters()}
     while True:
-        chosen = _choose(axes, inner=units == "inner")
-        if spatial_only:
-            chosen = _spatial(axes, modules, chosen)
-        chosen = _in_order(axes, chosen)
+        chosen = choose(axes, modules, inner=units == "inner", spatial_only=spatial_only)
         failed = _settle(axes, chosen)
         if failed is None:
             graph = _build(axes, modules, chosen, sizes, parameters)
@@ -304,14 +255,14 @@ def find_units(
 Failed = list[tuple[Expression, Reason]]
 
 
-def _pin_ignored(axes: Axes, modules: dict[str, Any], ignored: set[str], *, keep_embeddings: bool) -> None:
+def _pin_ignored(axes: Axes, modules: dict[str, nn.Module], ignored: set[str], *, keep_embeddings: bool) -> None:
     for name, dims in axes.dims.items():
         owner = name.rpartition(".")[0]
         module = modules.get(owner)
         if owner in ignored and name in axes.producers:
             for place in axes.producers[name]:
                 pin(dims[place], Reason("ignored by the caller"))
-        elif (owner in ignored and not is_producer(module)) or name in ignored:
+        elif (owner in ignored and not (module is not None and is_producer(module))) or name in ignored:
             for dim in dims:
                 pin(dim, Reason("ignored by the caller"))
         if keep_embeddings and isinstance(module, nn.Embedding) and not any(a.group for a in atoms_of(dims[-1])):
@@ -324,96 +275,6 @@ def _pin_unfollowed(axes: Axes) -> None:
         if name not in axes.reached:
             for dim in dims:
                 pin(dim, Reason("no forward uses it"))
-
-
-# --- choosing the factor of each product ----------------------------------------------------------
-
-
-def _choose(axes: Axes, *, inner: bool) -> set[Atom]:
-    """Return the axes that are cut: of each product one factor."""
-    free: dict[Atom, int] = {}
-    for name, dims in axes.dims.items():
-        for dim in dims:
-            for atom in atoms_of(dim):
-                if atom.pin is None and atom.size > 1:
-                    free.setdefault(atom, len(free))
-    produced = _produced(axes)
-    rivals: dict[Atom, set[Atom]] = defaultdict(set)
-    depth: dict[Atom, int] = {}
-    for dims in axes.dims.values():
-        for dim in dims:
-            _note_products(dim, rivals, depth)
-
-    def rank(atom: Atom) -> tuple[Any, ...]:
-        place = depth.get(atom, 0)
-        if inner:
-            return (atom.group, -place, free[atom])
-        return (not atom.group, -atom.size if not atom.group else 0, place, free[atom])
-
-    chosen: set[Atom] = set()
-    for atom in sorted(free, key=rank):
-        if atom in produced and not rivals[atom] & chosen:
-            chosen.add(atom)
-    for atom in free:
-        if atom not in chosen:
-            text = (
-                "whole units of the axis that it is multiplied with go" if rivals[atom] & chosen else "nothing makes it"
-            )
-            pin(atom, Reason(text))
-    return chosen
-
-
-def _produced(axes: Axes) -> set[Atom]:
-    """Return the atoms that some weight makes."""
-    made = {atom for axis in axes.made.values() for atom in atoms_of(axis)}
-    return made | {atom for _, axis in _products(axes) for atom in atoms_of(axis)}
-
-
-def _products(axes: Axes) -> Iterator[tuple[str, Expression]]:
-    """Yield each weight that makes units, with the axis of these."""
-    for name, places in axes.producers.items():
-        for place in places:
-            yield name, axes.dims[name][place]
-
-
-def _note_products(expression: Expression, rivals: dict[Atom, set[Atom]], depth: dict[Atom, int]) -> None:
-    """Note which free atoms are factors of one product, and how deep inside each is."""
-    found = resolve(expression)
-    if isinstance(found, Product):
-        inside = [[atom for atom in atoms_of(factor) if atom.pin is None] for factor in found.factors]
-        for place, atoms in enumerate(inside):
-            others = {atom for other, each in enumerate(inside) if other != place for atom in each}
-            for atom in atoms:
-                rivals[atom] |= others - {atom}
-                depth[atom] = max(depth.get(atom, 0), place)
-        for factor in found.factors:
-            _note_products(factor, rivals, depth)
-    elif isinstance(found, Concatenation):
-        for part in found.parts:
-            _note_products(part, rivals, depth)
-
-
-def _spatial(axes: Axes, modules: dict[str, Any], chosen: set[Atom]) -> set[Atom]:
-    made = {
-        atom
-        for name, axis in _products(axes)
-        if is_spatial(modules.get(name.rpartition(".")[0]))  # type: ignore[arg-type]
-        for atom in atoms_of(axis)
-    }
-    for atom in chosen - made:
-        pin(atom, Reason("spatial_only: no convolution larger than 1x1 produces it"))
-    return chosen & made
-
-
-def _in_order(axes: Axes, chosen: set[Atom]) -> dict[Atom, int]:
-    """Number the chosen axes as they first appear in the order of registration."""
-    found: dict[Atom, int] = {}
-    for dims in axes.dims.values():
-        for dim in reversed(dims):
-            for atom in atoms_of(dim):
-                if atom in chosen:
-                    found.setdefault(atom, len(found))
-    return found
 
 
 # --- equal counts ---------------------------------------------------------------------------------
@@ -472,10 +333,12 @@ def _multiples(axes: Axes, chosen: dict[Atom, int]) -> dict[int, int]:
 # --- building -------------------------------------------------------------------------------------
 
 
-def _build(axes: Axes, modules: dict[str, Any], chosen: dict[Atom, int], sizes: Sizes, parameters: set[str]) -> Graph:
+def _build(
+    axes: Axes, modules: dict[str, nn.Module], chosen: dict[Atom, int], sizes: Sizes, parameters: set[str]
+) -> Graph:
     first_unit = np.cumsum([0, *(atom.size for atom in chosen)])
     numbers = {atom: np.arange(first_unit[i], first_unit[i + 1]) for atom, i in chosen.items()}
-    slots, places, unit_of = _slots(axes, modules, numbers)
+    slots, places, unit_of = find_slots(axes, modules, numbers)
     heads = {call: positions(axis, numbers) for call, axis in axes.attention.items() if _is_heads(axis, chosen)}
     group_of = np.repeat(np.arange(len(chosen)), [atom.size for atom in chosen]).astype(np.int64)
     producers = [
@@ -487,7 +350,7 @@ def _build(axes: Axes, modules: dict[str, Any], chosen: dict[Atom, int], sizes: 
     structure = Structure(
         slots=slots,
         places=places,
-        groups=_groups(slots, unit_of, group_of, len(chosen)),
+        groups=groups_of(slots, unit_of, group_of, len(chosen)),
         tied=_ties(axes, chosen),
         multiples=_multiples(axes, chosen),
         producers=producers,
@@ -510,115 +373,18 @@ def _is_heads(axis: Expression, chosen: dict[Atom, int]) -> bool:
     return any(atom in chosen and atom.group for atom in atoms_of(axis))
 
 
-def _slots(
-    axes: Axes, modules: dict[str, Any], numbers: dict[Atom, Indices]
-) -> tuple[list[Slot], list[list[Place]], list[Indices]]:
-    found: dict[Slot, tuple[list[Place], Indices]] = {}
-
-    def add(slot: Slot, place: Place | None, dim: Expression) -> None:
-        units = positions(dim, numbers)
-        if not (units >= 0).any() and slot.side.startswith("dim"):
-            return
-        if slot in found and not np.array_equal(found[slot][1], units):
-            assert place is not None
-            slot = Slot(place.tensor, f"dim{place.dim}")
-        found.setdefault(slot, ([], units))
-        if place is not None:
-            found[slot][0].append(place)
-
-    order = {name: index for index, name in enumerate(modules)}
-    names = sorted(axes.dims, key=lambda name: order.get(name.rpartition(".")[0], len(order)))
-    for name in names:
-        owner, _, leaf = name.rpartition(".")
-        module = modules.get(owner)
-        for dim, expression in enumerate(axes.dims[name]):
-            if size_of(expression) > 1:
-                add(slot_of(name, owner, leaf, dim, module), Place(name, dim), expression)
-        if leaf == "weight" and name in axes.inputs and module is not None and _has_hidden_inputs(module):
-            add(Slot(owner, "in"), None, axes.inputs[name])
-    for name, axis in axes.made.items():
-        if is_producer(modules.get(name)) and Slot(name, "out") not in found:  # type: ignore[arg-type]
-            add(Slot(name, "out"), None, axis)
-    keep = {slot: pair for slot, pair in found.items() if pair[0] or (pair[1] >= 0).any()}
-    ordered = sorted(
-        keep, key=lambda slot: (order.get(slot.name, order.get(slot.name.rpartition(".")[0], 0)), slot.name, slot.side)
-    )
-    return ordered, [keep[slot][0] for slot in ordered], [keep[slot][1] for slot in ordered]
-
-
-def _has_hidden_inputs(module: nn.Module) -> bool:
-    """Whether the inputs of a grouped convolution are counted by none of its tensors' dimensions."""
-    return getattr(module, "groups", 1) > 1 and not is_depthwise(module)
-
-
-def slot_of(name: str, owner: str, leaf: str, dim: int, module: Any) -> Slot:
-    """Return the width that a dimension of a tensor belongs to."""
-    if module is not None and is_producer(module):
-        if isinstance(module, nn.Embedding):
-            return Slot(owner, "out") if leaf == "weight" and dim == 1 else Slot(name, f"dim{dim}")
-        transposed = getattr(module, "transposed", False)
-        if leaf == "bias":
-            return Slot(owner, "out")
-        if leaf == "weight" and dim < 2 and getattr(module, "groups", 1) == 1:
-            return Slot(owner, ("in", "out")[(dim == 0) != transposed])
-        if leaf == "weight" and dim == 0:
-            return Slot(owner, "in" if transposed and not is_depthwise(module) else "out")
-    if module is not None and is_norm(module) and leaf in ("weight", "bias", "running_mean", "running_var"):
-        return Slot(owner, "out")
-    return Slot(name, f"dim{dim}")
-
-
-def positions(expression: Expression, numbers: dict[Atom, Indices]) -> Indices:
-    """Return the unit of each position of an axis, or -1."""
-    found = resolve(expression)
-    if isinstance(found, int):
-        return np.full(found, -1, dtype=np.int64)
-    if isinstance(found, Atom):
-        units = numbers.get(found)
-        return np.full(found.size, -1, dtype=np.int64) if units is None else units
-    if isinstance(found, Product):
-        total = np.full(1, -1, dtype=np.int64)
-        for factor in found.factors:
-            total = np.maximum.outer(total, positions(factor, numbers)).reshape(-1)
-        return total
-    return np.concatenate([positions(part, numbers) for part in parts_of(found)])
-
-
-def _groups(slots: list[Slot], unit_of: list[Indices], group_of: Indices, number: int) -> list[Group]:
-    cut: list[list[Slot]] = [[] for _ in range(number)]
-    width = [1] * number
-    for slot, units in zip(slots, unit_of, strict=True):
-        free = units[units >= 0]
-        counts = np.bincount(free)
-        for group in np.unique(group_of[free]):
-            cut[group].append(slot)
-            if slot.side != "in":
-                width[group] = max(width[group], int(counts[np.searchsorted(group_of, group)]))
-    return [Group(index, tuple(cut[index]), width[index]) for index in range(number)]
-
-
-def _pinned(axes: Axes, modules: dict[str, Any]) -> dict[str, str]:
+def _pinned(axes: Axes, modules: dict[str, nn.Module]) -> dict[str, str]:
     """Return for each layer all of whose outputs stay the reason."""
     reasons: dict[str, list[Reason | None]] = defaultdict(list)
-    for name, axis in _products(axes):
+    for name, axis in produced_axes(axes):
         pins = [atom.pin for atom in atoms_of(axis)]
         if pins:
-            reasons[_layer_of(name, modules)].append(pins[0] if all(pins) else None)
+            reasons[layer_of(name, modules)].append(pins[0] if all(pins) else None)
     return {
         layer: first.text + (f" (in '{first.module}')" if first.module else "")
         for layer, found in reasons.items()
         if all(found) and (first := found[0]) is not None
     }
-
-
-def _layer_of(name: str, modules: dict[str, Any]) -> str:
-    """Return the layer that a weight belongs to, or the weight's own name where it stands beside layers."""
-    owner, _, leaf = name.rpartition(".")
-    module = modules.get(owner)
-    if module is None or not owner:
-        return name
-    is_leaf = not any(True for _ in module.children())
-    return owner if is_leaf or (leaf == "weight" and is_producer(module)) else name
 
 
 def _try_sizes(graph: Graph) -> Failed | None:

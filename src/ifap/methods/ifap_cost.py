@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ifap.flow import Normalize, Site, flow_scores
 from ifap.axes.units import Graph
+from ifap.flow import Normalize, Site, flow_scores
 from ifap.methods import METHODS
 from ifap.methods.units import spread
 from ifap.ranking import Budget, unit_costs

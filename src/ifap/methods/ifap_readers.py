@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ifap import readers
-from ifap.flow import Normalize, Site
 from ifap.axes.units import Graph
+from ifap.flow import Normalize, Site
 from ifap.layers import modules_by_name
 from ifap.methods import METHODS
 from ifap.methods.units import spread

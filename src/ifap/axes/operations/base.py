@@ -1,0 +1,76 @@
+"""What the rules of operations share: their registry, and how they read arguments and parts of axes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from ifap.axes.expressions import CannotAgreeError, Expression, size_of, split
+
+if TYPE_CHECKING:
+    from ifap.axes.trace import Tracer
+
+Dims = list[Expression]
+Rule = Callable[["Tracer", Any, tuple[Any, ...], dict[str, Any], Any], Any]
+RULES: dict[str, Rule] = {}
+"""Operation, such as ``aten.view``, to its rule."""
+
+
+def rule(*names: str) -> Callable[[Rule], Rule]:
+    """Register a rule for operations of ``aten``, or of another library where the name has a dot."""
+
+    def add(function: Rule) -> Rule:
+        for name in names:
+            RULES[name if "." in name else f"aten.{name}"] = function
+        return function
+
+    return add
+
+
+def argument(args: Sequence[Any], kwargs: dict[str, Any], index: int, name: str, default: Any = None) -> Any:
+    """Return an argument by its place or name."""
+    return args[index] if index < len(args) else kwargs.get(name, default)
+
+
+def tensors_in(items: Any) -> list[Tensor]:
+    """Return the tensors among arguments, lists included."""
+    found: list[Tensor] = []
+    for item in items:
+        if isinstance(item, Tensor):
+            found.append(item)
+        elif isinstance(item, (list, tuple)):
+            found.extend(tensors_in(item))
+    return found
+
+
+def broadcast(t: Tracer, func: Any, inputs: list[Dims], shape: tuple[int, ...]) -> Dims:
+    """Return the dimensions of a result of this shape, to which the inputs are broadcast."""
+    found: Dims = []
+    rank = len(shape)
+    for place, size in enumerate(shape):
+        expression: Expression | None = None
+        if size != 1:
+            for dims in inputs:
+                index = len(dims) - rank + place
+                if index >= 0 and size_of(dims[index]) == size:
+                    if expression is None:
+                        expression = dims[index]
+                    elif dims[index] is not expression:
+                        t.unify(expression, dims[index], func)
+        found.append(size if expression is None else expression)
+    return found
+
+
+def part_of(t: Tracer, dim: Expression, start: int, length: int) -> Expression:
+    """Return `length` positions from `start` on of an expression, which is refined if need be."""
+    if length == size_of(dim):
+        return dim
+    try:
+        _, rest = split(dim, start)
+        part, _ = split(rest, length)
+    except CannotAgreeError:
+        t.pin(dim, "a slice cuts it in the middle")
+        return length
+    return part

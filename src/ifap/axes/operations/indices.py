@@ -1,0 +1,151 @@
+"""Operations that look positions up or write them by number."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ifap.axes.expressions import size_of
+from ifap.axes.operations.base import broadcast, rule
+
+if TYPE_CHECKING:
+    from ifap.axes.trace import Tracer
+
+
+@rule("embedding", "embedding_bag", "_embedding_bag")
+def embedding(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
+    """Look rows up: the rows stay, the columns are what comes out."""
+    if isinstance(out, (tuple, list)):
+        return t.pin_all(args, kwargs, f"{t.name_of(func)} is not followed")
+    rows, columns = t.dims(args[0])
+    t.pin(rows, "its rows are looked up by number")
+    t.produced(args[0], 1, columns)
+    return [*t.dims(args[1]), columns]
+
+
+@rule("index", "_unsafe_index")
+def index(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
+    """Look positions up in some dimensions, which stay; the others are handed on."""
+    dims = t.dims(args[0])
+    indices = list(args[1])
+    taken = _taken(indices)
+    for place in taken:
+        t.pin(dims[place], "its positions are looked up by number")
+    lead = t.sizes(out)
+    left = [dim for place, dim in enumerate(dims) if place not in taken]
+    number = len(lead) - len(left)  # dimensions of the indices
+    apart = any(b - a > 1 for a, b in itertools.pairwise(taken))
+    start = 0 if apart or not taken else taken[0]
+    shapes = [t.dims(each) for each in indices if each is not None and each.dtype not in (torch.bool, torch.uint8)]
+    middle = lead[start : start + number]
+    if len(shapes) == len([each for each in indices if each is not None]) and shapes:
+        middle = broadcast(t, func, shapes, tuple(out.shape[start : start + number]))
+    return [*left[:start], *middle, *left[start:]]
+
+
+def _taken(indices: Sequence[Tensor | None]) -> list[int]:
+    """Return the dimensions that indices stand for; a mask stands for as many as it has."""
+    found: list[int] = []
+    place = 0
+    for each in indices:
+        width = each.dim() if each is not None and each.dtype in (torch.bool, torch.uint8) else 1
+        if each is not None:
+            found += range(place, place + width)
+        place += width
+    return found
+
+
+@rule("index_put", "index_put_", "_index_put_impl_", "_unsafe_index_put")
+def index_put(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
+    """Write at looked-up positions: those dimensions stay, the trailing ones are the same."""
+    dims, values = t.dims(args[0]), t.dims(args[2])
+    taken = _taken(args[1])
+    for place in taken:
+        t.pin(dims[place], "its positions are written by number")
+    trailing = [dim for place, dim in enumerate(dims) if place > max(taken, default=-1)]
+    for mine, other in zip(reversed(trailing), reversed(values), strict=False):
+        if size_of(other) != 1:
+            t.unify(mine, other, func)
+    for place, dim in enumerate(dims):
+        if place not in taken and dim not in trailing:
+            t.pin(dim, "it is written by number")
+    return dims
+
+
+@rule("index_select", "_index_select")
+def index_select(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
+    """Look positions of one dimension up, which stays."""
+    dims = list(t.dims(args[0]))
+    place = args[1] % max(1, len(dims))
+    if not dims:
+        return t.sizes(out)
+    t.pin(dims[place], "its positions are looked up by number")
+    dims[place] = out.shape[place]
+    return dims
+
+
+@rule("gather", "take_along_dim")
+def gather(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
+    """Look positions up along one dimension, which stays; the others are those of the index."""
+    dims, where = list(t.dims(args[0])), t.dims(args[2])
+    place = args[1] % max(1, len(dims))
+    for index_, dim in enumerate(dims):
+        if index_ == place:
+            t.pin(dim, "its positions are looked up by number")
+        elif size_of(dim) == size_of(where[index_]):
+            t.unify(dim, where[index_], func)
+            where[index_] = dim
+        else:
+            t.pin(dim, "some of its positions are looked up")
+    t.pin(where[place], "its positions are looked up by number")
+    return where
+
+
+@rule("scatter", "scatter_", "scatter_add", "scatter_add_", "scatter_reduce", "scatter_reduce_")
+def scatter(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
+    """Write along one dimension by number, which stays; the others are those of the index."""
+    dims = t.dims(args[0])
+    place = args[1] % max(1, len(dims))
+    others = [t.dims(x) for x in args[2:] if isinstance(x, Tensor)]
+    for index_, dim in enumerate(dims):
+        for other in others:
+            if len(other) != len(dims):
+                continue
+            if index_ == place or size_of(dim) != size_of(other[index_]):
+                t.pin(dim, "it is written by number")
+                t.pin(other[index_], "it is written by number")
+            else:
+                t.unify(dim, other[index_], func)
+    return dims
+
+
+@rule("index_add", "index_add_", "index_copy", "index_copy_", "index_fill", "index_fill_")
+def index_add(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
+    """Write rows by number: their dimension stays, the others are the same."""
+    dims = t.dims(args[0])
+    place = args[1] % max(1, len(dims))
+    source = t.dims(args[3]) if isinstance(args[3], Tensor) else []
+    for index_, dim in enumerate(dims):
+        if index_ == place:
+            t.pin(dim, "it is written by number")
+        elif len(source) == len(dims):
+            t.unify(dim, source[index_], func)
+    if len(source) == len(dims):
+        t.pin(source[place], "it is written by number")
+    return dims
+
+
+@rule("select_scatter", "slice_scatter")
+def slice_scatter(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
+    """Write into a part of a tensor."""
+    return t.pin_all(args, kwargs, "it is written in parts")
+
+
+@rule("masked_scatter", "masked_scatter_", "masked_select", "put", "put_", "take")
+def by_values(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
+    """Move values by a mask over all positions."""
+    return t.pin_all(args, kwargs, "its values are moved by a mask")

@@ -1,0 +1,165 @@
+"""Products: matrices, convolutions and what is built of them."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from ifap.axes.expressions import CannotAgreeError, Expression, atoms_of, factor, product, size_of
+from ifap.axes.operations.base import Dims, argument, broadcast, part_of, rule
+
+if TYPE_CHECKING:
+    from ifap.axes.trace import Tracer
+
+
+def contracted(t: Tracer, func: Any, x: Tensor, y: Tensor, mine: Expression, other: Expression) -> None:
+    """Unify what a product sums over; between two activations it is the width of a head, which stays."""
+    t.unify(mine, other, func)
+    if not t.is_weight(x) and not t.is_weight(y):
+        t.pin(mine, "a product of two activations sums over it")
+
+
+@rule("mm", "_int_mm")
+def mm(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
+    """(n, k) x (k, m)."""
+    x, y = args[0], args[1]
+    (n, k), (k2, m) = t.dims(x), t.dims(y)
+    contracted(t, func, x, y, k, k2)
+    t.multiply(n, k, m)
+    t.produced_by(x, y, n, m)
+    return [n, m]
+
+
+@rule("addmm", "addmm_")
+def addmm(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
+    """A bias and (n, k) x (k, m)."""
+    dims = mm(t, func, args[1:], kwargs, out)
+    return broadcast(t, func, [dims, t.dims(args[0])], tuple(out.shape))
+
+
+@rule("bmm")
+def bmm(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
+    """(b, n, k) x (b, k, m)."""
+    x, y = args[0], args[1]
+    (b, n, k), (b2, k2, m) = t.dims(x), t.dims(y)
+    t.unify(b, b2, func)
+    heads = list(atoms_of(b))
+    for atom in heads:
+        atom.group = True
+    contracted(t, func, x, y, k, k2)
+    if heads and t.is_softmax(x) and not t.is_weight(y):
+        t.pin(m, "it is the width of a head")
+    t.multiply(b, n, k, m)
+    t.produced_by(x, y, n, m)
+    return [b, n, m]
+
+
+@rule("baddbmm", "baddbmm_")
+def baddbmm(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
+    """A term and (b, n, k) x (b, k, m)."""
+    dims = bmm(t, func, args[1:], kwargs, out)
+    return broadcast(t, func, [dims, t.dims(args[0])], tuple(out.shape))
+
+
+@rule("glu")
+def glu(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
+    """Gate the first half of a dimension by the second: value and gate go together."""
+    dims = list(t.dims(args[0]))
+    place = argument(args, kwargs, 1, "dim", -1) % len(dims)
+    values = part_of(t, dims[place], 0, out.shape[place])
+    gates = part_of(t, dims[place], out.shape[place], out.shape[place])
+    t.unify(values, gates, func)
+    dims[place] = values
+    return dims
+
+
+@rule("linalg_solve_triangular", "triangular_solve", "linalg_solve")
+def solve(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
+    """Solve A X = B: rows of A and B stay, columns of B and the batch are handed on."""
+    a, b = t.dims(args[0]), t.dims(args[1])
+    for dim in (*a[-2:], b[-2]):
+        t.pin(dim, "a system of equations is solved along it")
+    lead = broadcast(t, func, [a[:-2], b[:-2]], tuple(out.shape[:-2]))
+    return [*lead, out.shape[-2], b[-1]]
+
+
+@rule("mv", "dot", "vdot")
+def mv(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
+    """(n, k) x (k), or (k) x (k)."""
+    x, y = args[0], args[1]
+    *n, k = t.dims(x)
+    contracted(t, func, x, y, k, t.dims(y)[0])
+    if n:
+        t.produced_by(x, y, n[0], 1)
+    return n
+
+
+@rule("addmv")
+def addmv(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
+    """A bias and (n, k) x (k)."""
+    return broadcast(t, func, [mv(t, func, args[1:], kwargs, out), t.dims(args[0])], tuple(out.shape))
+
+
+@rule("_grouped_mm", "grouped_mm")
+def grouped_mm(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
+    """Rows sorted by expert (n, k) x (experts, k, m); its kernel wants widths of 16 bytes."""
+    x, y = args[0], args[1]
+    if x.dim() != 2 or y.dim() != 3:
+        return t.pin_all(args, kwargs, "grouped_mm is not followed")
+    (n, k), (experts, k2, m) = t.dims(x), t.dims(y)
+    t.unify(k, k2, func)
+    t.pin(experts, "it is the number of experts")
+    lanes = max(1, 16 // y.element_size())
+    for dim in (k, m):
+        t.align(dim, lanes)
+    t.multiply(n, k, m)
+    t.produced_by(x, y, n, m)
+    return [n, m]
+
+
+@rule("convolution", "_convolution", "mkldnn_convolution", "thnn_conv2d")
+def convolution(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
+    """Convolve: groups of input channels make groups of output channels."""
+    x, weight, bias, transposed, groups = args[0], args[1], args[2], args[6], args[8]
+    dims, w = t.dims(x), t.dims(weight)
+    channels = dims[1] if x.dim() == weight.dim() else dims[0]
+    for dim in w[2:]:
+        t.pin(dim, "it is the size of a kernel")
+    for dim in dims[2:]:
+        t.pin(dim, "a convolution runs over it")
+    inputs, outputs = grouped(t, func, channels, w, groups, transposed=transposed)
+    if bias is not None:
+        t.unify(outputs, t.dims(bias)[0], func)
+    t.produced(weight, 1 if transposed and groups == 1 else 0, outputs)
+    kernel = math.prod(weight.shape[2:])
+    places = math.prod((x if transposed else out).shape[2:]) * out.shape[0]
+    t.multiply(places * kernel, inputs, outputs)
+    t.read(weight, channels)
+    return [dims[0], outputs, *out.shape[2:]]
+
+
+def grouped(
+    t: Tracer, func: Any, channels: Expression, w: Dims, groups: int, *, transposed: bool
+) -> tuple[Expression, Expression]:
+    """Unify channels with a weight; returns the inputs of one group, and all outputs."""
+    if groups == 1:
+        inputs, outputs = (w[0], w[1]) if transposed else (w[1], w[0])
+        t.unify(channels, inputs, func)
+        return inputs, outputs
+    try:
+        group, inner = factor(channels, groups)
+        first, second = factor(w[0], groups)
+        t.unify(group, first, func)
+    except CannotAgreeError:
+        for dim in (channels, w[0], w[1]):
+            t.pin(dim, "groups of a convolution cut it in the middle")
+        return w[1], (groups * size_of(w[1]) if transposed else w[0])
+    for atom in atoms_of(group):
+        atom.group = True
+    if transposed:
+        t.unify(inner, second, func)
+        return inner, product([group, w[1]])
+    t.unify(inner, w[1], func)
+    return inner, w[0]

@@ -1,0 +1,77 @@
+"""Operations that reduce dimensions or work along one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ifap.axes.expressions import mark_averaged, size_of
+from ifap.axes.operations.base import Dims, argument, rule
+
+if TYPE_CHECKING:
+    from ifap.axes.trace import Tracer
+
+
+_AVERAGES = ("mean", "var", "std", "var_mean", "std_mean")
+_LOOKS = (
+    "max", "min", "amax", "amin", "argmax", "argmin", "prod", "median", "nanmedian", "mode", "logsumexp", "kthvalue",
+    "aminmax", "cummax", "cummin", "quantile", "nanquantile", "count_nonzero",
+)  # fmt: skip
+
+
+@rule("sum", "nansum", "norm", "linalg_vector_norm", "any", "all", *_AVERAGES, *_LOOKS)
+def reduce(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
+    """Reduce dimensions; where more than a sum is taken the axis is averaged over, or looked at."""
+    name, dims = t.name_of(func), t.dims(args[0])
+    along = _reduced(func, args, kwargs, len(dims))
+    for place in along:
+        if name in _AVERAGES:
+            mark_averaged(dims[place], name)
+        elif name in _LOOKS:
+            t.pin(dims[place], f"{name} compares its positions")
+    first = out[0] if isinstance(out, (tuple, list)) else out
+    keeps = first.dim() == len(dims)
+    left: Dims = [1 if place in along else dim for place, dim in enumerate(dims) if keeps or place not in along]
+    return [left for _ in out] if isinstance(out, (tuple, list)) else left
+
+
+def _reduced(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], rank: int) -> set[int]:
+    schema = [each.name for each in func._schema.arguments]
+    place = next((schema.index(name) for name in ("dim", "axis") if name in schema), None)
+    if place is None:
+        return set(range(rank))
+    along = args[place] if place < len(args) else kwargs.get(schema[place])
+    if along is None or (isinstance(along, (list, tuple)) and not along):
+        return set(range(rank))
+    return {each % max(1, rank) for each in ([along] if isinstance(along, int) else along)}
+
+
+@rule(
+    "_softmax", "_log_softmax", "_safe_softmax", "softmax", "log_softmax", "cumsum", "cumprod", "logcumsumexp",
+    "cumsum_", "sort", "topk", "argsort", "msort", "_weight_norm",
+)  # fmt: skip
+def along_one(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
+    """Work along one dimension, which stays."""
+    name, dims = t.name_of(func), list(t.dims(args[0]))
+    at = 2 if name == "topk" else 1
+    place = argument(args, kwargs, at, "dim", -1)
+    place = (place if isinstance(place, int) else -1) % max(1, len(dims))
+    if dims:
+        t.pin(dims[place], f"{name.strip('_')} runs over it")
+        if name == "topk":
+            dims[place] = (out[0] if isinstance(out, (tuple, list)) else out).shape[place]
+    if "softmax" in name:
+        t.mark_softmax(out)
+    return [dims for _ in out] if isinstance(out, (tuple, list)) else dims
+
+
+@rule("_weight_norm_interface")
+def weight_norm(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
+    """Scale each row of a weight to the norm that another parameter holds."""
+    dims, scale = t.dims(args[0]), t.dims(args[1])
+    for mine, other in zip(dims, scale, strict=False):
+        if size_of(other) != 1:
+            t.unify(mine, other, func)
+    for place, dim in enumerate(dims):
+        if place != argument(args, kwargs, 2, "dim", 0):
+            mark_averaged(dim, "weight norm")
+    return [dims, scale]

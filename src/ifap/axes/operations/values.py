@@ -1,0 +1,65 @@
+"""Operations on each value alone, and operations that make values."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ifap.axes.expressions import Atom
+from ifap.axes.operations.base import broadcast, rule, tensors_in
+
+if TYPE_CHECKING:
+    from ifap.axes.trace import Tracer
+
+
+def pointwise(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
+    """Unify aligned dimensions; those of size one are spread over the others."""
+    inputs = [t.dims(x) for x in tensors_in((*args, *kwargs.values()))]
+    if not isinstance(out, (tuple, list)):
+        return broadcast(t, func, inputs, tuple(out.shape))
+    if isinstance(args[0], (tuple, list)):  # foreach
+        return t.pin_all(args, kwargs, f"{t.name_of(func)} is not followed")
+    return [broadcast(t, func, inputs, tuple(each.shape)) for each in out]
+
+
+@rule(
+    "clone", "contiguous", "detach", "alias", "lift_fresh_copy", "_to_copy", "tril", "triu", "native_dropout",
+    "bernoulli", "dropout", "zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like",
+    "randint_like", "_conj", "feature_dropout", "alpha_dropout", "_assert_tensor_metadata", "positive", "bernoulli_",
+    "uniform_", "normal_", "random_", "exponential_", "zero_", "fill_", "fake_quantize_per_tensor_affine", "triu_",
+    "tril_", "hardswish", "hardswish_", "hardsigmoid", "hardsigmoid_", "lift_fresh", "to", "lift", "conj",
+    "resolve_conj", "resolve_neg", "erf_", "mish", "_fake_quantize_per_tensor_affine_cachemask_tensor_qparams",
+    "fake_quantize_per_tensor_affine_cachemask",
+)  # fmt: skip
+def same(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
+    """Hand the dimensions of the first argument on."""
+    dims = t.dims(args[0])
+    return [dims for _ in out] if isinstance(out, (tuple, list)) else dims
+
+
+@rule("copy_", "copy")
+def copied(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
+    """Write one tensor into another, which may be a view: what is aligned is the same."""
+    return broadcast(t, func, [t.dims(args[0]), t.dims(args[1])], tuple(args[0].shape))
+
+
+@rule(
+    "zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty", "empty_strided",
+    "new_empty_strided", "rand", "randn", "scalar_tensor", "empty_permuted", "normal",
+)  # fmt: skip
+def made(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
+    """Make values that depend on no position: each dimension is whatever it meets first."""
+    return [Atom(size) if size > 1 else size for size in out.shape]
+
+
+@rule(
+    "arange", "linspace", "eye", "randperm", "randint", "logspace", "nonzero", "item", "_local_scalar_dense", "equal",
+    "is_nonzero", "allclose", "tril_indices", "triu_indices", "hann_window", "hamming_window", "unique_consecutive",
+    "unique", "_unique2", "unique_dim", "torchvision.nms", "bincount", "histc", "searchsorted", "bucketize", "isin",
+    "nonzero_static",
+)  # fmt: skip
+def fixed(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
+    """Depend on positions or on values: nothing of the output is an axis of its own."""
+    for x in tensors_in((*args, *kwargs.values())):
+        for dim in t.dims(x):
+            t.pin(dim, f"{t.name_of(func)} looks at its positions")
+    return t.sizes(out)

@@ -1,0 +1,157 @@
+"""The widths that units cut: the sides of layers and the dimensions of tensors, with the unit of each position."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from torch import nn
+
+from ifap.axes.expressions import Atom, Expression, Product, parts_of, resolve, size_of
+from ifap.axes.trace import Axes
+from ifap.layers import is_depthwise, is_norm, is_producer
+
+Indices = npt.NDArray[np.int64]
+
+
+class Slot(NamedTuple):
+    """One width: a side (``out`` or ``in``) of a layer, or a dimension (``dimN``) of a tensor that stands alone."""
+
+    name: str
+    side: str
+
+
+class Place(NamedTuple):
+    """One dimension of one tensor."""
+
+    tensor: str
+    dim: int
+
+
+@dataclass(frozen=True)
+class Group:
+    """The units of one axis.
+
+    Parameters
+    ----------
+    index : int
+        Position among the groups of the graph.
+    slots : tuple of Slot
+        What a unit of this group cuts.
+    width : int
+        Positions that one unit takes on its widest slot (1 for a channel, the head width for a head).
+    """
+
+    index: int
+    slots: tuple[Slot, ...]
+    width: int
+
+    @property
+    def name(self) -> str:
+        """The first layer that produces these units."""
+        return next((slot.name for slot in self.slots if slot.side == "out"), self.slots[0].name)
+
+
+Found = dict[Slot, tuple[list[Place], Indices]]
+"""Each width, with the dimensions that it stands for and the unit of each position."""
+
+
+def find_slots(
+    axes: Axes, modules: dict[str, nn.Module], numbers: dict[Atom, Indices]
+) -> tuple[list[Slot], list[list[Place]], list[Indices]]:
+    """Return every width, the dimensions that it stands for, and the unit of each of its positions."""
+    found: Found = {}
+    order = {name: index for index, name in enumerate(modules)}
+    for name in sorted(axes.dims, key=lambda name: order.get(name.rpartition(".")[0], len(order))):
+        owner, _, leaf = name.rpartition(".")
+        module = modules.get(owner)
+        for dim, expression in enumerate(axes.dims[name]):
+            if size_of(expression) > 1:
+                units = positions(expression, numbers)
+                _add(found, slot_of(name, owner, leaf, dim, module), Place(name, dim), units)
+        if leaf == "weight" and name in axes.inputs and module is not None and _has_hidden_inputs(module):
+            _add(found, Slot(owner, "in"), None, positions(axes.inputs[name], numbers))
+    for name, axis in axes.made.items():
+        if name in modules and is_producer(modules[name]) and Slot(name, "out") not in found:
+            _add(found, Slot(name, "out"), None, positions(axis, numbers))
+    keep = {slot: pair for slot, pair in found.items() if pair[0] or (pair[1] >= 0).any()}
+    ordered = sorted(
+        keep, key=lambda slot: (order.get(slot.name, order.get(slot.name.rpartition(".")[0], 0)), slot.name, slot.side)
+    )
+    return ordered, [keep[slot][0] for slot in ordered], [keep[slot][1] for slot in ordered]
+
+
+def _add(found: Found, slot: Slot, place: Place | None, units: Indices) -> None:
+    """Add a dimension to its width; to one of its own where the width has other units."""
+    if not (units >= 0).any() and slot.side.startswith("dim"):
+        return
+    if slot in found and not np.array_equal(found[slot][1], units):
+        assert place is not None
+        slot = Slot(place.tensor, f"dim{place.dim}")
+    found.setdefault(slot, ([], units))
+    if place is not None:
+        found[slot][0].append(place)
+
+
+def _has_hidden_inputs(module: nn.Module) -> bool:
+    """Whether the inputs of a grouped convolution are counted by none of its tensors' dimensions."""
+    return getattr(module, "groups", 1) > 1 and not is_depthwise(module)
+
+
+def slot_of(name: str, owner: str, leaf: str, dim: int, module: nn.Module | None) -> Slot:
+    """Return the width that a dimension of a tensor belongs to."""
+    if module is not None and is_producer(module):
+        if isinstance(module, nn.Embedding):
+            return Slot(owner, "out") if leaf == "weight" and dim == 1 else Slot(name, f"dim{dim}")
+        transposed = getattr(module, "transposed", False)
+        if leaf == "bias":
+            return Slot(owner, "out")
+        if leaf == "weight" and dim < 2 and getattr(module, "groups", 1) == 1:
+            return Slot(owner, ("in", "out")[(dim == 0) != transposed])
+        if leaf == "weight" and dim == 0:
+            return Slot(owner, "in" if transposed and not is_depthwise(module) else "out")
+    if module is not None and is_norm(module) and leaf in ("weight", "bias", "running_mean", "running_var"):
+        return Slot(owner, "out")
+    return Slot(name, f"dim{dim}")
+
+
+def positions(expression: Expression, numbers: dict[Atom, Indices]) -> Indices:
+    """Return the unit of each position of an axis, or -1."""
+    found = resolve(expression)
+    if isinstance(found, int):
+        return np.full(found, -1, dtype=np.int64)
+    if isinstance(found, Atom):
+        units = numbers.get(found)
+        return np.full(found.size, -1, dtype=np.int64) if units is None else units
+    if isinstance(found, Product):
+        total = np.full(1, -1, dtype=np.int64)
+        for factor in found.factors:
+            total = np.maximum.outer(total, positions(factor, numbers)).reshape(-1)
+        return total
+    return np.concatenate([positions(part, numbers) for part in parts_of(found)])
+
+
+def groups_of(slots: list[Slot], unit_of: list[Indices], group_of: Indices, number: int) -> list[Group]:
+    """Return the groups: what the units of each cut, and how many positions each takes."""
+    cut: list[list[Slot]] = [[] for _ in range(number)]
+    width = [1] * number
+    for slot, units in zip(slots, unit_of, strict=True):
+        free = units[units >= 0]
+        counts = np.bincount(free)
+        for group in np.unique(group_of[free]):
+            cut[group].append(slot)
+            if slot.side != "in":
+                width[group] = max(width[group], int(counts[np.searchsorted(group_of, group)]))
+    return [Group(index, tuple(cut[index]), width[index]) for index in range(number)]
+
+
+def layer_of(name: str, modules: dict[str, nn.Module]) -> str:
+    """Return the layer that a weight belongs to, or the weight's own name where it stands beside layers."""
+    owner, _, leaf = name.rpartition(".")
+    module = modules.get(owner)
+    if module is None or not owner:
+        return name
+    is_leaf = not any(True for _ in module.children())
+    return owner if is_leaf or (leaf == "weight" and is_producer(module)) else name
