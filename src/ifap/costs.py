@@ -187,6 +187,18 @@ def probe(model: nn.Module, example_inputs: Inputs, outputs: Sequence[str] | Non
         return Probe(counter.macs, [tuple(tensor.shape) for tensor in task_tensors(values, outputs)])
 
 
+def run_once(model: nn.Module, example_inputs: Inputs) -> None:
+    """Run a network on its example inputs; it is left as it was.
+
+    Raises
+    ------
+    NetworkError
+        If it does not run.
+    """
+    with unchanged(model), evaluation_mode(model), torch.no_grad(), dense_outputs(model):
+        _run(model, _Counter(model), example_inputs)
+
+
 def _count_without_data(model: nn.Module, example_inputs: Inputs, outputs: Sequence[str] | None) -> Probe:
     counter = _Counter(model)
     with unchanged(model), data_free(model, example_inputs) as (inputs, _), counter.counting():

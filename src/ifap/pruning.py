@@ -20,7 +20,7 @@ from ifap.axes.expressions import atoms_of
 from ifap.axes.proof import Proof, prove
 from ifap.axes.sizes import CannotFollowError
 from ifap.axes.units import Graph, Indices, UnitsOfProducts
-from ifap.costs import Cost, NetworkError, Probe, count_params, probe
+from ifap.costs import Cost, NetworkError, Probe, count_params, probe, run_once
 from ifap.errors import ConfigError, GraphError, PlanError, TargetError, nearest
 from ifap.example_inputs import can_be_saved
 from ifap.files import atomic_write_text
@@ -719,8 +719,10 @@ class _Run:
         self.after = self._present_cost()
 
     def _checked(self) -> Probe:
-        """Run the network without data; raise `NetworkError` if it fails or its outputs have another shape."""
+        """Run the network, without data and with; raise `NetworkError` if it fails or its outputs have another shape."""
         found = probe(self.model, self._inputs, self._options.outputs)
+        if next(self.model.parameters()).device.type != "meta":
+            run_once(self.model, self._inputs)
         structure = self._graph.structure
         before, after = structure.output_shapes, found.output_shapes
         if structure.values:  # shapes depend on what the network computes: how many boxes, how long a sound

@@ -57,7 +57,7 @@ def weights_alone(model: nn.Module, graph: Graph) -> dict[str, Tensor]:
     found = {}
     for _, name, dim in graph.structure.producers:
         if name in tensors:
-            found[name] = tensors[name].detach().movedim(dim, 0).flatten(1)
+            found[name] = tensors[name].detach().movedim(dim, 0).reshape(tensors[name].shape[dim], -1)
     return found
 
 

@@ -295,7 +295,7 @@ def unchanged(model: nn.Module) -> Iterator[None]:
 
 
 def _snapshot(attributes: dict[str, Any]) -> tuple[dict[str, Any], list[tuple[Any, Any]]]:
-    containers = [(value, copy.copy(value)) for value in attributes.values() if type(value) in _CONTAINERS]
+    containers = [(value, value.copy()) for value in attributes.values() if type(value) in _CONTAINERS]
     return dict(attributes), containers
 
 

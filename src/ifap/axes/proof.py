@@ -79,7 +79,11 @@ def prove(
         The difference, and the units to which the comparison does not apply.
     """
     began = time.perf_counter()
-    averaged = graph.structure.averaged
+    averaged = dict(graph.structure.averaged)
+    for members in graph.structure.tied:  # what must keep the same number is left in together
+        reason = next((averaged[group] for group in members if group in averaged), None)
+        if reason is not None:
+            averaged.update(dict.fromkeys(members, reason))
     groups = graph.group_of[removed]
     applies = np.array([group not in averaged for group in groups], dtype=bool)
     excluded = Counter(f"{averaged[group]} averages over it" for group in groups[~applies].tolist())
@@ -101,8 +105,13 @@ def prove(
         excluded["the forward does not run in double precision"] += len(checked)
         return Proof(None, 0, dict(excluded), time.perf_counter() - began)
     _restore(masked)
-    cut_units(copy, graph, checked)
-    found = _outputs(forward, copy, inputs)
+    try:
+        cut_units(copy, graph, checked)
+        found = _outputs(forward, copy, inputs)
+    except Exception as error:  # whatever a forward raises whose sizes do not fit
+        if is_trouble(error):
+            raise
+        return Proof(float("inf"), len(checked), dict(excluded), time.perf_counter() - began)
     if graph.structure.values and [x.shape for x in wanted] != [x.shape for x in found]:
         excluded["how many values come out depends on what is computed"] += len(checked)
         return Proof(None, 0, dict(excluded), time.perf_counter() - began)

@@ -355,7 +355,7 @@ class Sizes:
         ]
         self._kept = [pair for recorder in recorders for pair in recorder.kept if _depends(pair[0])]
 
-    def follow(self, size: SizeOf, original: SizeOf) -> Corrections:
+    def follow(self, size: SizeOf) -> Corrections:
         """Return what must be set and corrected when axes have the sizes that `size` gives.
 
         Raises

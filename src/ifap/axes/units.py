@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -13,7 +13,7 @@ import numpy.typing as npt
 from torch import nn
 
 from ifap.axes.choosing import choose, produced_axes
-from ifap.axes.expressions import Atom, Expression, Product, Reason, atoms_of, pin, resolve, size_of
+from ifap.axes.expressions import Atom, Expression, Product, Reason, atoms_of, pin, resolve
 from ifap.axes.forms import Forms, linear
 from ifap.axes.sizes import CannotFollowError, Corrections, Key, Sizes
 from ifap.axes.slots import Group, Indices, Place, Slot, find_slots, groups_of, layer_of, positions
@@ -175,25 +175,11 @@ class Graph:
 
     def size_of(self, expression: Expression) -> int:
         """Return how many positions of an axis of the traced network are left."""
-        counts = self.units_per_group()
-        atoms = self.structure.atoms
-
-        def size(axis: Expression) -> int:
-            found = resolve(axis)
-            if isinstance(found, int):
-                return found
-            if isinstance(found, Atom):
-                group = atoms.get(found)
-                return found.size if group is None else int(counts[group])
-            if isinstance(found, Product):
-                return math.prod(map(size, found.factors))
-            return sum(map(size, found.parts))
-
-        return size(expression)
+        return sizes_at(self.structure.atoms, self.units_per_group())(expression)
 
     def corrections(self) -> Corrections:
         """Return the sizes of the forward that must follow, for the network as it is."""
-        return self.structure.sizes.follow(self.size_of, size_of)
+        return self.structure.sizes.follow(sizes_at(self.structure.atoms, self.units_per_group()))
 
 
 def stay(units: Indices, alive: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
@@ -387,34 +373,47 @@ def _pinned(axes: Axes, modules: dict[str, nn.Module]) -> dict[str, str]:
     }
 
 
+def sizes_at(atoms: dict[Atom, int], counts: Indices) -> Callable[[Expression], int]:
+    """Return what gives the size of an axis when each group has so many units left."""
+
+    def size(axis: Expression) -> int:
+        found = resolve(axis)
+        if isinstance(found, int):
+            return found
+        if isinstance(found, Atom):
+            group = atoms.get(found)
+            return found.size if group is None else int(counts[group])
+        if isinstance(found, Product):
+            return math.prod(map(size, found.factors))
+        return sum(map(size, found.parts))
+
+    return size
+
+
 def _try_sizes(graph: Graph) -> Failed | None:
     """Try whether the sizes that the forward writes down follow cuts; returns what must stay where they do not."""
+    structure = graph.structure
     for share in (0.0, 0.5, 0.77):
-        alive = _trial(graph, share)
         try:
-            graph.without(alive).corrections()
+            structure.sizes.follow(sizes_at(structure.atoms, _trial(graph, share)))
         except CannotFollowError as error:
             reason = Reason(error.text, error.module)
             failed: Failed = [
-                (axis, reason) for axis in error.axes if any(a in graph.structure.atoms for a in atoms_of(axis))
+                (axis, reason) for axis in error.axes if any(a in structure.atoms for a in atoms_of(axis))
             ]
-            if not failed:
-                continue
-            return failed
+            if failed:
+                return failed
     return None
 
 
 def _trial(graph: Graph, share: float) -> Indices:
-    """Return units to leave out for a trial: as many of each tied group, different numbers of others."""
+    """Return units left for a trial: as many of each tied group, different numbers of others."""
     sizes = graph.units_per_group()
     tied = {member: members[0] for members in graph.structure.tied for member in members}
-    lost = []
-    for group, size in enumerate(sizes):
+    left = sizes.copy()
+    for group, size in enumerate(sizes.tolist()):
         leader = tied.get(group, group)
         wanted = round(share * sizes[leader]) + (leader % 3 if share else 0)
         multiple = graph.structure.multiples.get(group, 1)
-        left = max(1, size - min(int(wanted), int(size) - 1))
-        left = -(-left // multiple) * multiple
-        units = np.flatnonzero(graph.group_of == group)
-        lost.append(units[min(int(left), int(size)) :])
-    return np.concatenate(lost) if lost else np.empty(0, dtype=np.int64)
+        left[group] = min(size, -(-max(1, size - wanted) // multiple) * multiple)
+    return left
