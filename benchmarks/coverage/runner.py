@@ -6,7 +6,6 @@ of the steps of a network (pruning, loading, the peer) has its own, so that load
 
 from __future__ import annotations
 
-import gc
 import importlib
 import json
 import multiprocessing
@@ -62,7 +61,6 @@ def prepare(package: str) -> None:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing is downloaded, not even by mistake
     for name in ("ifap", "ifap.pruning", "ifap.plan", *_PRELOAD[package]):
         importlib.import_module(name)
-    gc.freeze()  # so that a collection in a child does not touch, and copy, every page
 
 
 def run(

@@ -716,6 +716,8 @@ class _Run:
             }
             raise _Refusal(self._cut_among(removed, touched), error.reason) from error
         self._graph, self._macs = smaller, found.macs
+        if smaller.structure.values:  # how many boxes there are changes with every cut: counted as in the trace
+            self._macs = smaller.structure.forms.macs_by_module(smaller.units_per_group())
         self.after = self._present_cost()
 
     def _checked(self) -> Probe:
