@@ -79,11 +79,7 @@ def prove(
         The difference, and the units to which the comparison does not apply.
     """
     began = time.perf_counter()
-    averaged = dict(graph.structure.averaged)
-    for members in graph.structure.tied:  # what must keep the same number is left in together
-        reason = next((averaged[group] for group in members if group in averaged), None)
-        if reason is not None:
-            averaged.update(dict.fromkeys(members, reason))
+    averaged = _averaged(graph)
     groups = graph.group_of[removed]
     applies = np.array([group not in averaged for group in groups], dtype=bool)
     excluded = Counter(f"{averaged[group]} averages over it" for group in groups[~applies].tolist())
@@ -120,6 +116,16 @@ def prove(
         excluded["the outputs are not finite with random vectors"] += len(checked)
         return Proof(None, 0, dict(excluded), time.perf_counter() - began)
     return Proof(difference, len(checked), dict(excluded), time.perf_counter() - began)
+
+
+def _averaged(graph: Graph) -> dict[int, str]:
+    """Return the groups that something averages over, and those that must keep the same number as one of them."""
+    found = dict(graph.structure.averaged)
+    for members in graph.structure.tied:
+        reason = next((found[group] for group in members if group in found), None)
+        if reason is not None:
+            found.update(dict.fromkeys(members, reason))
+    return found
 
 
 def _outputs(forward: Callable[[nn.Module, Any], Iterable[Tensor]], model: nn.Module, inputs: Any) -> list[Tensor]:
