@@ -721,7 +721,7 @@ class _Run:
         self.after = self._present_cost()
 
     def _checked(self) -> Probe:
-        """Run the network, without data and with; raise `NetworkError` if it fails or its outputs change their shape."""
+        """Run the network without data and with; raise `NetworkError` if it fails or its outputs change their shape."""
         found = probe(self.model, self._inputs, self._options.outputs)
         if next(self.model.parameters()).device.type != "meta":
             run_once(self.model, self._inputs)
