@@ -104,22 +104,6 @@ def shared_parameters(model: nn.Module) -> list[list[tuple[nn.Module, str]]]:
     return [pairs for pairs in owners.values() if len(pairs) > 1]
 
 
-def tied_embeddings(model: nn.Module) -> list[list[tuple[nn.Module, Side]]]:
-    """Return the embeddings, and linear layers over the same vocabulary, that share one weight.
-
-    Returns
-    -------
-    list of list of (nn.Module, str)
-        For each shared weight the modules and the side of each that counts channels.
-    """
-    return [
-        [(module, "out" if isinstance(module, nn.Embedding) else "in") for module, _ in pairs]
-        for pairs in shared_parameters(model)
-        if any(isinstance(module, nn.Embedding) for module, _ in pairs)
-        and all(isinstance(module, (nn.Embedding, nn.Linear)) and name == "weight" for module, name in pairs)
-    ]
-
-
 def tie(groups: list[list[tuple[nn.Module, str]]]) -> None:
     """Let the modules of each group hold one parameter again, after each was cut alike, in place.
 
@@ -140,19 +124,6 @@ def tie(groups: list[list[tuple[nn.Module, str]]]) -> None:
             if shape != kept.shape:
                 raise GraphError(f"a shared weight was cut to {list(kept.shape)} and to {list(shape)}")
             setattr(module, other, kept)
-
-
-def why_not(module: nn.Module) -> str | None:
-    """Return why a layer cannot be cut, or None if it can."""
-    if isinstance(module, (nn.LayerNorm, nn.RMSNorm)) and len(module.normalized_shape) > 1:
-        return "it normalises over several dimensions at once"
-    if hasattr(module, "parametrizations"):
-        return "its weight is parametrized"
-    if not any(True for _ in module.parameters(recurse=False)) and is_producer(module):
-        return "its weight is computed by a hook"
-    if isinstance(module, (nn.RNNBase, nn.RNNCellBase, nn.Bilinear, nn.MultiheadAttention)):
-        return f"{type(module).__name__} layers are not cut"
-    return None
 
 
 def unit_axis(module: nn.Module) -> int:
@@ -217,15 +188,6 @@ def unit_rows(module: nn.Module, weight: Tensor) -> Tensor:
 def weight_norms(module: nn.Module) -> Tensor:
     """Return the L2 norm of the weights of each output unit, shape (units,)."""
     return torch.linalg.vector_norm(unit_weights(module).float(), dim=1)
-
-
-def macs_scale_with_input(module: nn.Module) -> bool:
-    """Whether the MACs and weights of a layer fall with its input width as well as its output width.
-
-    A grouped convolution loses whole groups, each with its own inputs and outputs, so its output
-    width says it all.
-    """
-    return isinstance(module, nn.Linear) or (isinstance(module, _ConvNd) and module.groups == 1)
 
 
 def cut(module: nn.Module, keep: dict[Side, Tensor]) -> None:

@@ -25,7 +25,7 @@ from ifap.axes.expressions import Expression, Reason, pin, resolve, size_of, uni
 from ifap.axes.fakes import MODES
 from ifap.axes.sizes import Key, Origin, Recorder, Size, recording
 from ifap.axes.tensors import named_tensors, replaced_tensors
-from ifap.axes.trace import Axes, Tracer, carried, following, pinned_outputs, start
+from ifap.axes.trace import Axes, Tracer, following, pinned_outputs, start
 from ifap.errors import ConfigError, GraphError, IfapError
 
 Inputs = Any
@@ -426,8 +426,3 @@ def _is_sibling(modules: dict[str, nn.Module], name: str, root: str, missing: se
     shapes = [{inner: p.shape for inner, p in each.named_parameters()} for each in (mine, other)]
     reached = not any(f"{name}.{inner}" in missing for inner in shapes[1])
     return type(mine) is type(other) and shapes[0] == shapes[1] and reached
-
-
-def axis_of(x: Tensor, dim: int) -> Expression:
-    """Return what a dimension of a tensor is made of, while a trace is open."""
-    return resolve(carried(x).dims[dim])

@@ -422,11 +422,4 @@ def start(axes: Axes, tensors: dict[str, Tensor], fixed: Callable[[str], Reason 
         tensor.__dict__["_carried"] = Carried(dims, name=name, source=name, weight=True)
 
 
-def named_atoms(dims: dict[str, Dims]) -> Iterator[Atom]:
-    """Yield the atoms of named tensors, some more than once."""
-    for each in dims.values():
-        for dim in each:
-            yield from atoms_of(dim)
-
-
 __all__ = ["Axes", "Carried", "Multiplication", "Tracer", "carried", "following", "pinned_outputs", "size_of", "start"]
