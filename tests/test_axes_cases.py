@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 
 import pytest
 import torch
@@ -122,6 +123,34 @@ def test_what_attention_by_the_function_reads_stays():
     pinned = ifap.inspect(model, inputs)
     reason = "multi_head_attention_forward reads its widths by itself"
     assert {stay.name for stay in pinned.stays if stay.reason == reason} >= {"embed", "weight"}
+
+
+@functools.lru_cache(None)
+def first_position(positions):
+    """Keep a tensor of the first forward, as some networks do with their positions."""
+    return {"by length": [positions[0]]}
+
+
+@functools.lru_cache(None)
+def registered():
+    """Stand for what a library registers once: lost with the cache."""
+    return object()
+
+
+class Positions(nn.Sequential):
+    def forward(self, x):
+        kept = first_position(self[0].weight)
+        return super().forward(x) + 0 * kept["by length"][0].sum()
+
+
+def test_a_cache_loses_tensors_without_data_and_nothing_else():
+    held = registered()
+    model = Positions(nn.Linear(8, 8), nn.Linear(8, 4))
+    first_position.cache_clear()
+    ifap.inspect(model, torch.randn(2, 8))
+    assert first_position.cache_info().currsize == 0
+    assert registered() is held
+    assert model(torch.randn(2, 8)).isfinite().all()
 
 
 @pytest.mark.parametrize("wrap", [torch.compile, nn.DataParallel])

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from safetensors.torch import load_file, save_file
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.coverage.check import costs, forward, said, same, trains, twice
@@ -23,7 +24,7 @@ TARGET, STEPS = 0.5, 4
 TOKENS = 4
 SHOWN = 5
 _MARGIN = (0.002, 0.03)  # below what a refusal says is possible: where that is rounded, and where it is not exact
-OUTPUTS = "outputs.pt"
+OUTPUTS = "outputs.safetensors"
 
 Note = Callable[[dict[str, Any]], None]
 
@@ -52,7 +53,7 @@ def measure(network: Network, folder: Path, note: Note) -> None:
     note({"stays": _what_stays(model, inputs, pruned.receipts[-1].pinned)})
     outputs = forward(pruned.model, inputs)
     ifap.save(pruned, folder)
-    torch.save(outputs, folder / OUTPUTS)
+    save_file({str(place): tensor.clone().contiguous() for place, tensor in enumerate(outputs)}, folder / OUTPUTS)
     changed = [tuple(tensor.shape) for tensor in outputs]
     is_same = changed == shapes or (network.counts_values and [*map(len, changed)] == [*map(len, shapes)])
     note({"shapes": "same" if is_same else f"{shapes} became {changed}"})
@@ -66,7 +67,8 @@ def reload(network: Network, folder: Path, note: Note) -> None:
     """Load what `measure` saved, in a process that has not seen it, and compare the outputs bit by bit."""
     import ifap
 
-    wanted: list[Tensor] = torch.load(folder / OUTPUTS, weights_only=True)
+    saved = load_file(folder / OUTPUTS)
+    wanted = [saved[str(place)] for place in range(len(saved))]
     try:
         loaded = ifap.load(folder, network.build)
         found = forward(loaded, network.inputs())

@@ -10,6 +10,7 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
 
 import torch
@@ -34,6 +35,7 @@ Call = Callable[[nn.Module, Inputs], Any]
 
 _TORCH_SIZES = ("groups", "num_groups", "normalized_shape", "num_features")
 _CONTAINERS = (dict, list, set, OrderedDict)
+_NOT_SEARCHED = (type, ModuleType, FunctionType, BuiltinFunctionType)
 _SKIPPED = ("training", "call_super_init", "dump_patches")
 
 
@@ -265,12 +267,20 @@ def empty_caches() -> None:
     if not leaked:
         return
     for each in gc.get_objects():
-        if type(each) is functools._lru_cache_wrapper and each.cache_info().currsize and not _is_torchs(each):
+        if type(each) is functools._lru_cache_wrapper and each.cache_info().currsize and _holds_data_free(each):
             each.cache_clear()
 
 
-def _is_torchs(cache: Any) -> bool:
-    return str(getattr(cache, "__module__", "")).partition(".")[0] in ("torch", "sympy", "ifap", "typing", "re")
+def _holds_data_free(cache: Any, depth: int = 5) -> bool:
+    """Whether a cached result is, or contains, a tensor without data; libraries rely on what other caches hold."""
+    level, seen = [cache], set[int]()
+    for _ in range(depth):
+        inner = [each for each in gc.get_referents(*level) if not isinstance(each, _NOT_SEARCHED)]
+        if any(isinstance(each, FakeTensor) for each in inner):
+            return True
+        level = [each for each in inner if id(each) not in seen]
+        seen.update(map(id, level))
+    return False
 
 
 # --- leaving the network as it was ----------------------------------------------------------------
