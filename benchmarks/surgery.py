@@ -1,17 +1,18 @@
 """What an iteration of removing channels costs against Torch-Pruning on the same network, without scoring by data.
 
 An iteration is trace, ranking and removal of a tenth of the units by weight magnitude, a criterion that both sides
-have; ours then runs the network without data, which counts its products and checks the shapes of its outputs. The
-proof, which `ifap.prune` makes once at the end, is no part of it. Three comparisons: the first iteration from nothing
-(a pruner constructed and its first step); a further iteration, for which both sides keep their graph; and one iteration
-over all layers against building a dependency graph for each layer that is cut, as the public code release of the
-method does.
+have; ours then checks the cut network as `ifap.prune` does. The proof, which `ifap.prune` makes once at the end, is no
+part of it. Three comparisons: the first iteration from nothing (a pruner constructed and its first step); a further
+iteration, for which both sides keep their graph; and one iteration over all layers against building a dependency graph
+for each layer that is cut, as the public code release of the method does. A peer that takes more than a minute is
+stopped: its row then says so, and the minute stands for its time.
 """
 
 from __future__ import annotations
 
 import copy
 import gc
+import signal
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,14 +27,15 @@ from benchmarks.ratio import Ratio, compare, report, timed
 from ifap.axes.attention import adopt
 from ifap.axes.cut import cut_units
 from ifap.axes.units import Graph, Indices
-from ifap.costs import probe
 from ifap.methods import METHODS
 from ifap.methods.base import score
+from ifap.pruning import check_outputs
 from ifap.ranking import Budget, Ranking, floors, unit_scores
 from ifap.view import trace
 
 SHARE = 0.1
 LIMIT, LIMIT_BY_LAYER = 0.5, 0.02
+PATIENCE = 60.0  # seconds of the processor that the peer has for one step
 NETWORKS = ("resnet50", "densenet121", "mobilenet_v3_large", "convnext_tiny", "vit_b_16", "swin_t")
 
 
@@ -68,9 +70,8 @@ def lowest(state: State) -> Indices:
 
 
 def check(state: State) -> None:
-    """Run the cut network without data; its outputs must have the shapes that they had."""
-    found = probe(state.model, state.inputs)
-    assert found.output_shapes == state.graph.structure.output_shapes
+    """Run the cut network on its example, as `ifap.prune` does."""
+    check_outputs(state.model, state.graph, state.inputs)
 
 
 def our_step(model: nn.Module, inputs: torch.Tensor) -> None:
@@ -110,16 +111,38 @@ def graph_for_each_layer(model: nn.Module, inputs: torch.Tensor) -> None:
             group.prune()
 
 
-def first_iteration(name: str) -> Ratio:
-    """Compare both from nothing on one torchvision network."""
+def iterations(name: str) -> list[Ratio]:
+    """Compare the first iteration of both on one torchvision network, and a further one if the peer gets that far."""
     original, inputs = network(name)
-    return compare(
-        f"{name}, first iteration",
-        lambda: on_a_copy(original, lambda model: lambda: our_step(model, inputs)),
-        lambda: on_a_copy(original, lambda model: lambda: their_step(model, inputs)),
-        limit=LIMIT,
-        runs=3,
-    )
+
+    def ours() -> float:
+        return on_a_copy(original, lambda model: lambda: our_step(model, inputs))
+
+    def theirs() -> float:
+        return on_a_copy(original, lambda model: lambda: their_step(model, inputs))
+
+    if not ends(theirs):
+        quantity = f"{name}, first iteration, peer stopped after {PATIENCE:g} s"
+        return [Ratio.of_pairs(quantity, [(ours(), PATIENCE) for _ in range(4)][1:], limit=LIMIT)]
+    return [compare(f"{name}, first iteration", ours, theirs, limit=LIMIT, runs=3), further_iteration(name)]
+
+
+def ends(function: Callable[[], object]) -> bool:
+    """Run a function; return False if it is stopped because it takes too long."""
+
+    def stop(*_: object) -> None:
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGVTALRM, stop)
+    signal.setitimer(signal.ITIMER_VIRTUAL, PATIENCE)
+    try:
+        function()
+    except TimeoutError:
+        return False
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
+    return True
 
 
 def further_iteration(name: str) -> Ratio:
@@ -174,7 +197,7 @@ def main() -> None:
     """Print and record the ratios."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    rows = [measure(name) for name in NETWORKS for measure in (first_iteration, further_iteration)]
+    rows = [row for name in NETWORKS for row in iterations(name)]
     rows.append(by_layer("resnet50"))
     report("surgery", "Removing a tenth of the units against Torch-Pruning (one thread)", "peer", rows)
 

@@ -18,7 +18,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from ifap.axes.fakes import quick
+from ifap.axes.fakes import device_or_call, quick
 from ifap.axes.passes import data_free, empty_caches, is_trouble, plain_attention, unchanged
 from ifap.errors import GraphError
 from ifap.layers import modules_by_name
@@ -187,8 +187,13 @@ def probe(model: nn.Module, example_inputs: Inputs, outputs: Sequence[str] | Non
         return Probe(counter.macs, [tuple(tensor.shape) for tensor in task_tensors(values, outputs)])
 
 
-def run_once(model: nn.Module, example_inputs: Inputs) -> None:
+def run_once(model: nn.Module, example_inputs: Inputs, outputs: Sequence[str] | None = None) -> list[tuple[int, ...]]:
     """Run a network on its example inputs; it is left as it was.
+
+    Returns
+    -------
+    list of tuple of int
+        Shape of each output; see `Probe`.
 
     Raises
     ------
@@ -196,7 +201,13 @@ def run_once(model: nn.Module, example_inputs: Inputs) -> None:
         If it does not run.
     """
     with unchanged(model), evaluation_mode(model), torch.no_grad(), dense_outputs(model):
-        _run(model, _Counter(model), example_inputs)
+        try:
+            found = call(model, example_inputs)
+        except Exception as error:
+            if is_trouble(error):
+                raise
+            found = _run(model, _Counter(model), example_inputs)  # again, to see which module fails
+        return [tuple(tensor.shape) for tensor in task_tensors(found, outputs)]
 
 
 def _count_without_data(model: nn.Module, example_inputs: Inputs, outputs: Sequence[str] | None) -> Probe:
@@ -269,8 +280,8 @@ class _Counter(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func.namespace == "prim":  # which device a data-free tensor stands on
-            return func(*args, **kwargs)
+        if func.namespace == "prim":
+            return device_or_call(func, args, kwargs)
         formula = flop_registry.get(func._overloadpacket) or _FORMULAS.get(f"{func.namespace}.{func.__name__}")
         output = quick(func, args, kwargs)
         if output is None:

@@ -20,8 +20,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ifap.errors import PlanError, nearest
+from ifap.errors import PlanError
 from ifap.layers import cut, cut_tensor, modules_by_name, refresh, replace_tensor, sides
+from ifap.rebuilding import check_names
 
 if TYPE_CHECKING:
     from ifap.plan import Plan
@@ -565,18 +566,6 @@ def check_kept(plan: Plan, original: Mapping[tuple[str, str], int]) -> None:
             ascending = all(a < b for a, b in itertools.pairwise(left))
             if not left or not ascending or left[-1] >= width:
                 raise PlanError(f"kept: '{name}' {side}: positions must ascend within 0..{width - 1}")
-
-
-def check_names(plan: Plan, weights: Mapping[str, Tensor], targets: Mapping[str, Any]) -> None:
-    """Refuse tensors that the network does not have, and a lack of those that it has."""
-    names = {*weights, *plan.shared}
-    for alias, name in plan.shared.items():
-        if name not in weights:
-            raise PlanError(f"shared tensor '{alias}' refers to '{name}', which is not stored")
-    for name in sorted(names - set(targets)):
-        raise PlanError(f"the network has no tensor '{name}': {nearest(name, targets)}")
-    for name in sorted(set(targets) - names):
-        raise PlanError(f"tensor '{name}' of the network is not stored")
 
 
 def check_widths(model: nn.Module, plan: Plan, original: Mapping[tuple[str, str], int]) -> None:

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from ifap import readers
 from ifap.axes.attention import ShapedAttention, adopt, release
+from ifap.axes.corrections import CannotFollowError
 from ifap.axes.cut import cut_units
 from ifap.axes.expressions import atoms_of
 from ifap.axes.proof import Proof, prove
-from ifap.axes.sizes import CannotFollowError
 from ifap.axes.units import Graph, Indices, UnitsOfProducts
-from ifap.costs import Cost, NetworkError, Probe, count_params, probe, run_once
+from ifap.costs import Cost, NetworkError, count_params, probe, run_once
 from ifap.errors import ConfigError, GraphError, PlanError, TargetError, nearest
 from ifap.example_inputs import can_be_saved
 from ifap.files import atomic_write_text
@@ -456,7 +456,6 @@ class _Run:
         self._refused: dict[int, str] = {}  # axes that a cut showed to be impossible, and why
         if self._graph.num_units == 0:
             raise GraphError(f"nothing in this network can be pruned{_because(self._graph.pinned)}")
-        self._macs = self._graph.structure.forms.macs_by_module(self._graph.units_per_group())
         self._timer, self._timed_inputs = None, example_inputs
         if options.target is not None and options.target.kind == "latency":
             self._timed_inputs = repeated(example_inputs, options.target.batch)
@@ -570,7 +569,7 @@ class _Run:
         clock = _Clock()
         keeps_previous = self._options.max_drop is not None or self._options.teacher == "previous"
         previous = private_copy(self.model) if keeps_previous else None
-        graph, macs, after = self._graph, self._macs, self.after
+        graph, after = self._graph, self.after
         if step > 1:  # before, the network is the original
             self._calibrate()
         receipt = self._shrink(step, clock)
@@ -585,7 +584,7 @@ class _Run:
         if self._fell_too_far(metric):
             assert previous is not None
             _LOG.info("iteration %d is rolled back: %s fell to %s", step, self._target.kind, metric)
-            self.model, self._graph, self._macs, self.after = previous, graph, macs, after
+            self.model, self._graph, self.after = previous, graph, after
             return replace(receipt, accepted=False)
         return receipt
 
@@ -706,7 +705,7 @@ class _Run:
             groups = {group for atom, group in self._graph.structure.atoms.items() if atom in atoms}
             raise _Refusal(self._cut_among(removed, groups), f"{error.text} (in '{error.module}')") from None
         try:
-            found = self._checked()
+            check_outputs(self.model, self._graph, self._inputs, self._options.outputs)
         except NetworkError as error:
             undo()
             touched = {
@@ -715,28 +714,18 @@ class _Run:
                 if any(slot.name == error.module or slot.name.startswith(f"{error.module}.") for slot in group.slots)
             }
             raise _Refusal(self._cut_among(removed, touched), error.reason) from error
-        self._graph, self._macs = smaller, found.macs
-        if smaller.structure.values:  # how many boxes there are changes with every cut: counted as in the trace
-            self._macs = smaller.structure.forms.macs_by_module(smaller.units_per_group())
+        self._graph = smaller
         self.after = self._present_cost()
-
-    def _checked(self) -> Probe:
-        """Run the network without data and with; raise `NetworkError` if it fails or its outputs change their shape."""
-        found = probe(self.model, self._inputs, self._options.outputs)
-        if next(self.model.parameters()).device.type != "meta":
-            run_once(self.model, self._inputs)
-        structure = self._graph.structure
-        before, after = structure.output_shapes, found.output_shapes
-        if structure.values:  # shapes depend on what the network computes: how many boxes, how long a sound
-            before, after = [(len(shape),) for shape in before], [(len(shape),) for shape in after]
-        if before != after:
-            raise NetworkError("the shape of the outputs would change", "")
-        return found
 
     def _cut_among(self, removed: Indices, groups: set[int]) -> set[int]:
         """Return the axes that lose units and are among `groups`; all that lose any if none is."""
         losing = {int(group) for group in self._graph.group_of[removed]}
         return losing & groups or losing
+
+    @property
+    def _macs(self) -> dict[str, int]:
+        """Multiply-accumulates of each module of the network as it is."""
+        return self._graph.structure.forms.macs_by_module(self._graph.units_per_group())
 
     def _present_cost(self) -> Cost:
         predicted = None if self._timer is None else self._timer.predict(layer_widths(self.model))
@@ -830,9 +819,27 @@ class _Run:
         adopt(self.model)
         _restore_modes(self._original, self.model)
         self._graph = _replay(self._graph, plan)
-        self._macs = probe(self.model, self._inputs, self._options.outputs).macs
         self.after = self._present_cost()
         _LOG.info("resumed after iteration %d", self.receipts[-1].iteration)
+
+
+def check_outputs(model: nn.Module, graph: Graph, example_inputs: Inputs, outputs: Sequence[str] | None = None) -> None:
+    """Run a cut network on its example: data-free, and for real where only that shows whether it still works.
+
+    Raises
+    ------
+    NetworkError
+        If it fails, or its outputs have other shapes than those of the network that was traced.
+    """
+    structure = graph.structure
+    found = probe(model, example_inputs, outputs).output_shapes
+    if structure.looks_up and not structure.values and next(model.parameters()).device.type != "meta":
+        found = run_once(model, example_inputs, outputs)
+    wanted = structure.output_shapes
+    if structure.values:  # shapes depend on what the network computes: how many boxes, how long a sound
+        wanted, found = [(len(shape),) for shape in wanted], [(len(shape),) for shape in found]
+    if wanted != found:
+        raise NetworkError("the shape of the outputs would change", "")
 
 
 class _Refusal(Exception):  # noqa: N818

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ifap.axes.attention import adopt
+from ifap.axes.corrections import Correction, Corrections
 from ifap.axes.cut import apply_corrections, follow_shapes, selected
-from ifap.axes.sizes import Correction, Corrections
 from ifap.axes.slots import slot_of
 from ifap.axes.tensors import holders, named_tensors
 from ifap.errors import PlanError, nearest
@@ -52,7 +52,7 @@ def rebuild(model: nn.Module, plan: Plan, weights: Mapping[str, Tensor]) -> None
     if missing:
         raise PlanError(f"the network has no attention module of torch '{min(missing)}'")
     targets = stored_tensors(model)
-    _check_names(weights, plan, targets)
+    check_names(plan, weights, targets)
     kept = _kept_by_tensor(model, plan)
     _check_shapes(weights, targets, kept)
     wanted = {**weights, **{alias: weights[name] for alias, name in plan.shared.items()}}
@@ -61,7 +61,8 @@ def rebuild(model: nn.Module, plan: Plan, weights: Mapping[str, Tensor]) -> None
     follow_shapes(model, touched)
 
 
-def _check_names(weights: Mapping[str, Tensor], plan: Plan, targets: Mapping[str, Tensor]) -> None:
+def check_names(plan: Plan, weights: Mapping[str, Tensor], targets: Mapping[str, Any]) -> None:
+    """Refuse tensors that the network does not have, and a lack of those that it has."""
     names = {*weights, *plan.shared}
     for alias, name in plan.shared.items():
         if name not in weights:

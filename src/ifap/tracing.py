@@ -151,7 +151,11 @@ def dense_outputs(model: nn.Module) -> Iterator[None]:
     How many boxes a detector returns depends on what it sees, and choosing them cannot be traced:
     what they are chosen from is traced, counted and compared instead.
     """
-    found: list[Any] = [module for module in model.modules() if hasattr(module, "is_dense")]
+    found: list[Any] = [
+        module
+        for module in modules_by_name(model).values()
+        if "is_dense" in module.__dict__ or hasattr(type(module), "is_dense")
+    ]
     before = [(module, module.is_dense) for module in found]
     for module, _ in before:
         module.is_dense = True

@@ -71,11 +71,14 @@ def trace(
 
 def _ignored(model: nn.Module, ignore: Iterable[str | nn.Module]) -> set[str]:
     """Return the names of everything inside the parts of a network that are to stay."""
+    ignore = [ignore] if isinstance(ignore, (str, nn.Module)) else list(ignore)
+    if not ignore:
+        return set()
     modules = modules_by_name(model)
     names = {module: name for name, module in modules.items()}
     parameters = {name for name, _ in model.named_parameters()}
     ignored: set[str] = set()
-    for item in [ignore] if isinstance(ignore, (str, nn.Module)) else ignore:
+    for item in ignore:
         name = item if isinstance(item, str) else names.get(item)
         if name in parameters:
             ignored.add(name)

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ifap.layers import modules_by_name
+
 
 class ShapedAttention(nn.MultiheadAttention):
     """``nn.MultiheadAttention`` whose heads can leave; made from one by `adopt`, never constructed.
@@ -102,7 +104,7 @@ def can_adopt(module: nn.Module) -> bool:
 def adopt(model: nn.Module, names: list[str] | None = None) -> list[str]:
     """Let torch's attention modules read their widths from their weights, in place; returns their names."""
     found = []
-    for name, module in model.named_modules():
+    for name, module in modules_by_name(model).items():
         if (names is None or name in names) and can_adopt(module):
             module.__class__ = ShapedAttention
             # Keeps ``nn.TransformerEncoderLayer`` from its fused path, which needs whole weights.

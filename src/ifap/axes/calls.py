@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from ifap.axes.corrections import Correction
 from ifap.axes.expressions import CannotAgreeError, Expression, factor, is_fixed, size_of, split
-from ifap.axes.sizes import Correction, Need, Origin, Ratio, Recorder, Size, Use, origin_of, unrecorded
+from ifap.axes.sizes import Need, Origin, Ratio, Recorder, Size, Use, origin_of, unrecorded
 from ifap.axes.trace import Attention, Tracer, carried
 
 Path = tuple[Any, ...]

@@ -14,10 +14,11 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from ifap.axes.attention import adopt, can_adopt
 from ifap.axes.calls import corrected_forward
-from ifap.axes.sizes import Correction, Corrections, Key
+from ifap.axes.corrections import Correction, Corrections
+from ifap.axes.sizes import Key
 from ifap.axes.tensors import holders
 from ifap.axes.units import Graph, Indices, stay
-from ifap.layers import is_norm
+from ifap.layers import is_norm, modules_by_name
 
 Undo = Callable[[], None]
 
@@ -49,9 +50,10 @@ def cut_units(model: nn.Module, graph: Graph, removed: Indices) -> tuple[Graph, 
     keep = _kept_positions(graph, removed)
     back: list[Undo] = []
     touched = _select(model, keep, back)
-    adopt(model, [name for name, module in model.named_modules() if can_adopt(module) and _inside(name, touched)])
+    modules = modules_by_name(model)
+    adopt(model, [name for name, module in modules.items() if can_adopt(module) and _inside(name, touched)])
     apply_corrections(model, corrections, back)
-    modules = dict(model.named_modules())
+    modules = modules_by_name(model)
     for name in touched.intersection(modules):  # a tensor may stand in a list of a module
         _follow_shapes(modules[name], back)
         _compute_again(modules[name], back)
@@ -144,7 +146,7 @@ def apply_corrections(model: nn.Module, corrections: Corrections, back: list[Und
     by_module: dict[str, list[Correction]] = defaultdict(list)
     for each in corrections.arguments:
         by_module[each.module].append(each)
-    for name, module in model.named_modules():
+    for name, module in modules_by_name(model).items():
         old = module.__dict__.get("forward")
         if is_corrected(old) and name not in by_module:
             del module.__dict__["forward"]

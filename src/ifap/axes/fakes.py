@@ -10,6 +10,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 aten = torch.ops.aten
+_DEVICE = torch.ops.prim.device.default
 MODES: list[FakeTensorMode] = []
 """The mode of the data-free forward that is running."""
 Shape = tuple[int, ...]
@@ -27,7 +28,7 @@ def quick(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         Its arguments.
     """
     if func is aten.empty.memory_format and MODES and list(args[0]) == [0]:
-        return _nothing(kwargs)
+        return _nothing(MODES[-1], kwargs.get("dtype"), kwargs.get("device") or torch.device("cpu"))
     shape_of = _SHAPES.get(func)
     if shape_of is None or kwargs or not isinstance(args[0], FakeTensor):
         return None
@@ -39,21 +40,52 @@ def quick(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return x if shape == tuple(x.shape) else None
     out = _empty(x, shape)
     if func in _NORMS:
-        return out, _empty(x, (0,)), _empty(x, (0,))
+        nothing = _nothing(x.fake_mode, x.dtype, x.fake_device)
+        return out, nothing, nothing
     return out
+
+
+def device_or_call(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Return the result of one of torch's questions, most of which ask for the device of a tensor."""
+    if func is _DEVICE and isinstance(args[0], FakeTensor):
+        return args[0].fake_device
+    return func(*args, **kwargs)
+
+
+def data_free_like(mode: FakeTensorMode, empty: Tensor, device: torch.device) -> FakeTensor:
+    """Return a data-free tensor on a device, made of a tensor on no device.
+
+    Torch's constructor checks and sets a dozen attributes each time: here they come from one tensor that it made.
+    """
+    first = vars(mode).setdefault("_first", {})
+    if device not in first:
+        first[device] = dict(vars(FakeTensor(mode, torch.empty((0,), device="meta"), device)))
+    made: FakeTensor = Tensor._make_subclass(
+        FakeTensor, empty, False, dispatch_device=True, device_for_backend_keys=device
+    )
+    vars(made).update(first[device])
+    return made
+
+
+def forget(mode: FakeTensorMode) -> None:
+    """Drop what `quick` keeps on a mode and refers to it."""
+    for name in ("_first", "_nothing"):
+        vars(mode).pop(name, None)
 
 
 def _empty(x: FakeTensor, shape: Shape) -> Tensor:
     with torch._C.DisableTorchFunction(), torch._C._DisableTorchDispatch():
-        empty = torch.empty(shape, dtype=x.dtype, device="meta")
-        return FakeTensor(x.fake_mode, empty, x.fake_device)
+        return data_free_like(x.fake_mode, torch.empty(shape, dtype=x.dtype, device="meta"), x.fake_device)
 
 
-def _nothing(kwargs: dict[str, Any]) -> Tensor:
-    """Return the empty tensor that a batch norm makes beside its output."""
-    with torch._C.DisableTorchFunction(), torch._C._DisableTorchDispatch():
-        empty = torch.empty((0,), dtype=kwargs.get("dtype"), device="meta")
-        return FakeTensor(MODES[-1], empty, kwargs.get("device") or torch.device("cpu"))
+def _nothing(mode: FakeTensorMode, dtype: torch.dtype | None, device: torch.device) -> Tensor:
+    """Return the empty tensor that norms make beside their outputs; each mode has one of a kind."""
+    known = vars(mode).setdefault("_nothing", {})
+    if (dtype, device) not in known:
+        with torch._C.DisableTorchFunction(), torch._C._DisableTorchDispatch():
+            known[dtype, device] = data_free_like(mode, torch.empty((0,), dtype=dtype, device="meta"), device)
+    found: Tensor = known[dtype, device]
+    return found
 
 
 def _same(args: tuple[Any, ...]) -> Shape | None:

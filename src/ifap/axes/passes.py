@@ -23,18 +23,19 @@ from torch.nn.modules.dropout import _DropoutNd
 from ifap.axes.attention import adopted
 from ifap.axes.calls import SizeMode
 from ifap.axes.expressions import Expression, Reason, pin, resolve, size_of, unify
-from ifap.axes.fakes import MODES
+from ifap.axes.fakes import MODES, data_free_like, forget
 from ifap.axes.sizes import Key, Origin, Recorder, Size, recording
-from ifap.axes.tensors import named_tensors, replaced_tensors
+from ifap.axes.tensors import holders, named_tensors, once, replaced_tensors
 from ifap.axes.trace import Axes, Tracer, following, pinned_outputs, start
 from ifap.errors import ConfigError, GraphError, IfapError
+from ifap.layers import modules_by_name
 
 Inputs = Any
 Outputs = Callable[[Any], Iterable[Tensor]]
 Call = Callable[[nn.Module, Inputs], Any]
 
 _TORCH_SIZES = ("groups", "num_groups", "normalized_shape", "num_features")
-_CONTAINERS = (dict, list, set, OrderedDict)
+_CONTAINERS = {dict, list, set, OrderedDict}
 _NOT_SEARCHED = (type, ModuleType, FunctionType, BuiltinFunctionType)
 _SKIPPED = ("training", "call_super_init", "dump_patches")
 
@@ -64,7 +65,8 @@ def trace_axes(model: nn.Module, example_inputs: Inputs, call: Call, outputs: Ou
         If the network does not run on its example inputs.
     """
     try:
-        found = _traced(model, example_inputs, call, outputs, fake=True)
+        with _no_collections():
+            found = _traced(model, example_inputs, call, outputs, fake=True)
     except Exception as error:
         if is_trouble(error) or isinstance(error, ConfigError):
             raise
@@ -112,7 +114,7 @@ def _pass(
     model: nn.Module, inputs: Inputs, call: Call, outputs: Outputs, axes: Axes, *, fake: bool, training: bool = False
 ) -> None:
     """Run one forward under the tracer."""
-    modules = {module: name for name, module in model.named_modules()}
+    modules = {module: name for name, module in modules_by_name(model).items()}
     recorder = Recorder()
     tracer = Tracer(axes, modules)
     tracer.counts_products = not training
@@ -120,11 +122,10 @@ def _pass(
         stack.enter_context(_modes(model, training))
         stack.enter_context(torch.no_grad())
         stack.enter_context(plain_attention())
-        tensors = named_tensors(model)
         if fake:
-            inputs, fakes = stack.enter_context(data_free(model, inputs))
-            tensors = {name: fakes[id(tensor)] for name, tensor in tensors.items()}
+            inputs, tensors = stack.enter_context(data_free(model, inputs))
         else:
+            tensors = named_tensors(model)
             stack.callback(_forget, list(tensors.values()))
         start(axes, tensors, _fixed_by(model))
         stack.enter_context(following(tracer))
@@ -139,24 +140,38 @@ def _pass(
 
 
 @contextmanager
-def data_free(model: nn.Module, inputs: Inputs) -> Iterator[tuple[Inputs, dict[int, Tensor]]]:
+def data_free(model: nn.Module, inputs: Inputs) -> Iterator[tuple[Inputs, dict[str, Tensor]]]:
     """Let a network hold tensors without data inside the block.
 
     Yields
     ------
     (inputs, dict)
-        The inputs without data, and what stands for each tensor of the network, by ``id``.
+        The inputs without data, and what stands for each tensor of the network, by name.
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    fakes = {id(tensor): _fake(mode, tensor) for tensor in named_tensors(model).values()}
+    held = list(holders(model))
+    tensors = once(held)
+    fakes = {id(tensor): _fake(mode, tensor) for tensor in tensors.values()}
     _MODES.append(weakref.ref(mode))
     given = map_leaves(inputs, lambda x: _fake(mode, x))
-    with _quiet(), mode, replaced_tensors(model, lambda x: fakes.get(id(x))):
+    with _quiet(), mode, replaced_tensors(held, fakes):
         MODES.append(mode)
         try:
-            yield given, fakes
+            yield given, {name: fakes[id(tensor)] for name, tensor in tensors.items()}
         finally:
-            MODES.pop()
+            forget(MODES.pop())
+
+
+@contextmanager
+def _no_collections() -> Iterator[None]:
+    """Let Python look for unreachable cycles after the block: what a trace makes stays reachable, and is small."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 @contextmanager
@@ -189,7 +204,7 @@ def _fixed_by(model: nn.Module) -> Callable[[str], Reason | None]:
     """Return what says why a tensor cannot be cut whatever the trace shows."""
     kernels = {
         f"{name}.{inner}" if name else inner
-        for name, module in model.named_modules()
+        for name, module in modules_by_name(model).items()
         if isinstance(module, (nn.RNNBase, nn.RNNCellBase))
         for inner, _ in module.named_parameters()
     }
@@ -213,7 +228,7 @@ def _fake(mode: FakeTensorMode, tensor: Tensor) -> Tensor:
         return mode.from_tensor(tensor)
     empty = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
     # A network without values, on no device, reads inputs as if it stood where they do.
-    fake = FakeTensor(mode, empty, torch.device("cpu") if tensor.device.type == "meta" else tensor.device)
+    fake = data_free_like(mode, empty, torch.device("cpu") if tensor.device.type == "meta" else tensor.device)
     if isinstance(tensor, nn.Parameter):
         fake._is_param = True
     return fake
@@ -234,16 +249,18 @@ def map_leaves(tree: Any, function: Callable[[Tensor], Any]) -> Any:
 
 @contextmanager
 def _modes(model: nn.Module, training: bool) -> Iterator[None]:
-    before = [(module, module.training) for module in model.modules()]
-    model.train(training)
-    for module in model.modules():
-        if isinstance(module, (_BatchNorm, _DropoutNd)):  # one sample has no variance, and nothing is to be dropped
-            module.training = False
+    before = [(module, module.training) for module in modules_by_name(model).values()]
+    if training or any(mode for _, mode in before):
+        model.train(training)
+    for module, _ in before:
+        if training and isinstance(module, (_BatchNorm, _DropoutNd)):
+            module.training = False  # one sample has no variance, and nothing is to be dropped
     try:
         yield
     finally:
         for module, mode in before:
-            module.training = mode
+            if module.training != mode:
+                module.training = mode
 
 
 @contextmanager
@@ -289,7 +306,7 @@ def _holds_data_free(cache: Any, depth: int = 5) -> bool:
 @contextmanager
 def unchanged(model: nn.Module) -> Iterator[None]:
     """Put every attribute of every module back to what it was: forwards keep caches."""
-    before = [(module, _snapshot(module.__dict__)) for module in model.modules()]
+    before = [(module, _snapshot(module.__dict__)) for module in modules_by_name(model).values()]
     try:
         yield
     finally:
@@ -297,22 +314,28 @@ def unchanged(model: nn.Module) -> Iterator[None]:
             module.__dict__.clear()
             module.__dict__.update(attributes)
             for container, content in containers:
-                if isinstance(container, list):
-                    container[:] = content
-                else:
-                    container.clear()
-                    container.update(content)
+                _refill(container, content)
+
+
+def _refill(container: Any, content: Any) -> None:
+    if not container and not content:  # of a hundred containers of torch's modules, nearly all
+        return
+    container.clear()
+    if isinstance(container, list):
+        container.extend(content)
+    else:
+        container.update(content)
 
 
 def _snapshot(attributes: dict[str, Any]) -> tuple[dict[str, Any], list[tuple[Any, Any]]]:
-    containers = [(value, value.copy()) for value in attributes.values() if type(value) in _CONTAINERS]
+    containers = [(value, value.copy() if value else ()) for value in attributes.values() if type(value) in _CONTAINERS]
     return dict(attributes), containers
 
 
 def _remember_attributes(model: nn.Module) -> dict[Key, int]:
     """Let integer attributes remember themselves; `unchanged` puts them back. Returns their values."""
     found: dict[Key, int] = {}
-    for name, module in model.named_modules():
+    for name, module in modules_by_name(model).items():
         if isinstance(module, torch.jit.ScriptModule):
             continue
         home = type(module).__module__

@@ -153,5 +153,4 @@ def layer_of(name: str, modules: dict[str, nn.Module]) -> str:
     module = modules.get(owner)
     if module is None or not owner:
         return name
-    is_leaf = not any(True for _ in module.children())
-    return owner if is_leaf or (leaf == "weight" and is_producer(module)) else name
+    return owner if not module._modules or (leaf == "weight" and is_producer(module)) else name

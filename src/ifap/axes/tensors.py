@@ -2,38 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ifap.layers import modules_by_name
+
 Setter = Callable[[Tensor], None]
+Holder = tuple[str, Tensor, Setter]
+_NO_TENSORS = {bool, int, float, str, type(None), tuple, set, OrderedDict}
 
 
-def holders(model: nn.Module) -> Iterator[tuple[str, Tensor, Setter]]:
+def holders(model: nn.Module) -> Iterator[Holder]:
     """Yield each tensor that a module holds: its name, the tensor, and what puts another in its place.
 
     Names are those of ``state_dict`` for parameters and buffers; a tensor in a plain attribute is named by the path to
     it, such as ``block.tables.0``. A tensor that several modules hold is yielded once for each.
     """
-    for name, module in model.named_modules(remove_duplicate=True):
+    for name, module in modules_by_name(model).items():
         if isinstance(module, torch.jit.ScriptModule):
             continue
         prefix = f"{name}." if name else ""
-        for home in (module._parameters, module._buffers, module.__dict__):
+        for home in (module._parameters, module._buffers):
             for key, value in home.items():
-                if isinstance(value, Tensor):
+                if value is not None:
                     yield f"{prefix}{key}", value, _into(home, key)
-                elif home is module.__dict__ and not key.startswith("_"):
-                    yield from _inside(f"{prefix}{key}", value)
+        home = module.__dict__
+        for key, value in home.items():
+            if type(value) in _NO_TENSORS:
+                continue
+            if isinstance(value, Tensor):
+                yield f"{prefix}{key}", value, _into(home, key)
+            elif value and type(value) in (list, dict) and not key.startswith("_"):
+                yield from _inside(f"{prefix}{key}", value)
 
 
-def _inside(name: str, value: Any) -> Iterator[tuple[str, Tensor, Setter]]:
+def _inside(name: str, value: Any) -> Iterator[Holder]:
     """Yield the tensors of a plain list or dict."""
-    if type(value) not in (list, dict):
-        return
     for place, item in list(value.items() if isinstance(value, dict) else enumerate(value)):
         if isinstance(item, Tensor):
             yield f"{name}.{place}", item, _into(value, place)
@@ -48,9 +57,14 @@ def _into(home: Any, key: Any) -> Setter:
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Return every tensor that a network holds once, by its first name."""
+    return once(holders(model))
+
+
+def once(held: Iterable[Holder]) -> dict[str, Tensor]:
+    """Return every tensor once, by the first name of those that hold it."""
     found: dict[str, Tensor] = {}
     seen: set[int] = set()
-    for name, tensor, _ in holders(model):
+    for name, tensor, _ in held:
         if id(tensor) not in seen:
             seen.add(id(tensor))
             found[name] = tensor
@@ -58,16 +72,12 @@ def named_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 @contextmanager
-def replaced_tensors(model: nn.Module, other: Callable[[Tensor], Tensor | None]) -> Iterator[None]:
-    """Let a network hold other tensors inside the block; ``None`` leaves one in place."""
-    undo: list[tuple[Setter, Tensor]] = []
+def replaced_tensors(held: Sequence[Holder], others: Mapping[int, Tensor]) -> Iterator[None]:
+    """Let a network hold others of its tensors inside the block, by their ``id``."""
     try:
-        for _, tensor, put in list(holders(model)):
-            new = other(tensor)
-            if new is not None:
-                put(new)
-                undo.append((put, tensor))
+        for _, tensor, put in held:
+            put(others[id(tensor)])
         yield
     finally:
-        for put, tensor in reversed(undo):
+        for _, tensor, put in reversed(held):
             put(tensor)

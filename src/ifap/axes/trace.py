@@ -17,7 +17,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ifap.axes.expressions import Atom, CannotAgreeError, Expression, Reason, atoms_of, pin, resolve, size_of, unify
-from ifap.axes.fakes import quick
+from ifap.axes.fakes import device_or_call, quick
 from ifap.axes.operations import RULES, Dims, pointwise, tensors_in
 from ifap.axes.sizes import Recorder
 
@@ -25,6 +25,9 @@ _PRODUCTS = {
     "aten.mm", "aten.addmm", "aten.bmm", "aten.baddbmm", "aten.convolution", "aten._convolution", "aten._grouped_mm",
     "aten.mv", "aten.addmv", "torchvision.deform_conv2d", "aten._int_mm", "aten.dot",
 }  # fmt: skip
+
+
+_INTEGERS = {torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8}
 
 
 class Carried:
@@ -120,6 +123,8 @@ class Axes:
         Operations without a rule, and the module that used each first.
     values : bool
         Whether the forward looks at values, so that it was run on the real tensors.
+    looks_up : bool
+        Whether an operation takes integers, which may say where to look: only real ones show whether they fit.
     attention : dict of Attention to Expression
         Calls that make attention probabilities, and the axis that may count their heads.
     """
@@ -129,6 +134,7 @@ class Axes:
     producers: dict[str, list[int]] = field(default_factory=dict)
     made: dict[str, Expression] = field(default_factory=dict)
     values: bool = False
+    looks_up: bool = False
     inputs: dict[str, Expression] = field(default_factory=dict)
     ties: list[tuple[Expression, Expression, Reason]] = field(default_factory=list)
     aligned: list[tuple[Expression, int]] = field(default_factory=list)
@@ -287,16 +293,16 @@ class Tracer(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func.namespace == "prim":  # which device a data-free tensor stands on
-            return func(*args, **kwargs)
+        if func.namespace == "prim":
+            return device_or_call(func, args, kwargs)
         name, rule = self._known.get(func) or self._look_up(func)
         if rule is None:
             with self:
                 parts = func.decompose(*args, **kwargs)
             if parts is not NotImplemented:
                 return parts
-            rule = self._known[func] = (name, _unknown)
             rule = _unknown
+            self._known[func] = (name, rule)
         out = quick(func, args, kwargs)
         if out is None:
             out = func(*args, **kwargs)
@@ -326,6 +332,8 @@ class Tracer(TorchDispatchMode):
         except (ValueError, IndexError, TypeError, AttributeError, KeyError, CannotAgreeError):
             dims = _unknown(self, func, args, kwargs, out)  # called in a way that its rule does not know
         known = [carried(x) for x in inputs]
+        if not self.axes.looks_up:
+            self.axes.looks_up = any(x.dtype in _INTEGERS for x in inputs)
         is_product = name in _PRODUCTS
         weight = bool(known) and not is_product and all(each.weight for each in known)
         softmax = self._softmax or (not is_product and any(each.softmax for each in known))

@@ -13,9 +13,10 @@ import numpy.typing as npt
 from torch import nn
 
 from ifap.axes.choosing import choose, produced_axes
+from ifap.axes.corrections import CannotFollowError, Corrections, Sizes
 from ifap.axes.expressions import Atom, Expression, Product, Reason, atoms_of, pin, resolve
 from ifap.axes.forms import Forms, linear
-from ifap.axes.sizes import CannotFollowError, Corrections, Key, Sizes
+from ifap.axes.sizes import Key
 from ifap.axes.slots import Group, Indices, Place, Slot, find_slots, groups_of, layer_of, positions
 from ifap.axes.trace import Attention, Axes
 from ifap.layers import is_producer, modules_by_name
@@ -58,6 +59,8 @@ class Structure:
         Shapes of the outputs.
     values : bool
         Whether the forward looks at values, on which the shapes of outputs may depend.
+    looks_up : bool
+        Whether an operation takes integers, which may say where to look.
     unknown : dict of str to str
         Operations that are not followed, and where each was seen.
     averaged : dict of int to str
@@ -79,6 +82,7 @@ class Structure:
     original_widths: list[int]
     output_shapes: list[tuple[int, ...]]
     values: bool
+    looks_up: bool
     unknown: dict[str, str]
     averaged: dict[int, str]
     attention: list[Attention]
@@ -347,6 +351,7 @@ def _build(
         original_widths=[len(units) for units in unit_of],
         output_shapes=axes.output_shapes,
         values=axes.values,
+        looks_up=axes.looks_up,
         unknown=axes.unknown,
         averaged={index: atom.averaged for atom, index in chosen.items() if atom.averaged},
         attention=[*heads],

@@ -1,0 +1,251 @@
+"""Sizes that follow a cut: the attributes to set, and the calls to correct where they are made.
+
+An attribute that stands for an axis is set; a call whose size has no attribute is corrected. A size that can do neither
+keeps its axes whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Any
+
+from ifap.axes.expressions import Concatenation, Expression, Product, atoms_of, is_fixed, resolve
+from ifap.axes.sizes import Key, Need, Origin, Recorder, SizeOf, Use, value_of
+
+
+@dataclass(frozen=True)
+class Correction:
+    """A size argument of one call that is corrected where it is made.
+
+    Parameters
+    ----------
+    module, function, ordinal, path
+        See `Use`.
+    value : number or None
+        What the argument is set to.
+    fraction : (int, int) or None
+        What it is scaled by instead, where it also counts samples or places.
+    """
+
+    module: str
+    function: str
+    ordinal: int
+    path: tuple[Any, ...]
+    value: int | float | None = None
+    fraction: tuple[int, int] | None = None
+
+
+@dataclass
+class Corrections:
+    """All sizes that follow a cut: attributes to set, and arguments to correct."""
+
+    attributes: dict[Key, int] = field(default_factory=dict)
+    arguments: list[Correction] = field(default_factory=list)
+
+
+class CannotFollowError(Exception):
+    """A size that the forward writes down cannot follow a cut; holds the axes that must stay, and why."""
+
+    def __init__(self, axes: list[Expression], text: str, module: str) -> None:
+        super().__init__(text)
+        self.axes, self.text, self.module = axes, text, module
+
+
+class Sizes:
+    """The sizes of a network as one trace recorded them.
+
+    Parameters
+    ----------
+    recorders : list of Recorder
+        One for each pass of the trace.
+    attributes : dict
+        Key to value of every integer attribute.
+    """
+
+    def __init__(self, recorders: list[Recorder], attributes: dict[Key, int]) -> None:
+        self._original = attributes
+        uses = [use for recorder in recorders for use in recorder.uses]
+        self._uses = [use for use in uses if _can_change(use.origin, use.need)]
+        self._comparisons = [
+            each
+            for recorder in recorders
+            for each in recorder.comparisons
+            if _depends(each.left) or _depends(each.right)
+        ]
+        self._kept = [pair for recorder in recorders for pair in recorder.kept if _depends(pair[0])]
+
+    def follow(self, size: SizeOf) -> Corrections:
+        """Return what must be set and corrected when axes have the sizes that `size` gives.
+
+        Raises
+        ------
+        CannotFollowError
+            If some size cannot follow.
+        """
+        attributes = self._attributes(size)
+        found: dict[tuple[Any, ...], Correction | None] = {}
+        for use in self._uses:
+            wanted = use.need.wanted(size)
+            present = value_of(use.origin, size, attributes)
+            correction = None if wanted == present else self._correction(use, wanted, present)
+            key = (use.module, use.function, use.ordinal, use.path)
+            if key in found and found[key] != correction:
+                raise self._refusal(use, "one call with several sizes")
+            if correction is not None or key in found:
+                found[key] = correction
+        self._check(size, attributes)
+        changed = {key: value for key, value in attributes.items() if value != self._original[key]}
+        return Corrections(changed, [each for each in found.values() if each is not None])
+
+    def may_change(self) -> tuple[dict[Key, int], list[str]]:
+        """Return the attributes, and the calls without one, whose sizes count an axis that can be cut."""
+        attributes: dict[Key, int] = {}
+        calls: dict[str, None] = {}
+        for use in self._uses:
+            if use.need.counts is None or is_fixed(use.need.counts):
+                continue
+            keys = [leaf.parts[0] for leaf in _leaves(use.origin) if leaf.kind == "attribute"]
+            attributes.update({key: self._original[key] for key in keys})
+            if not isinstance(use.origin, Origin):
+                calls[f"{use.function} in '{use.module}'"] = None
+        return attributes, list(calls)
+
+    def _attributes(self, size: SizeOf) -> dict[Key, int]:
+        """Return the value of each attribute: those that stand for one axis follow it."""
+        attributes = dict(self._original)
+        pairs = self._pairs(size)
+        for direct in (True, False):
+            for key, values in _offers(pairs, size, attributes, direct=direct).items():
+                value = next(iter(values))
+                if len(values) == 1 and value is not None and value == int(value):
+                    attributes[key] = int(value)
+        return attributes
+
+    def _pairs(self, size: SizeOf) -> list[tuple[Any, Any]]:
+        """Return numbers that count an axis, or that the forward compares with a size, and what each must become."""
+        pairs = [(use.origin, use.need.wanted(size)) for use in self._uses if use.need.counts is not None]
+        for each in self._comparisons:
+            if each.name in ("eq", "ne") and each.outcome is (each.name == "eq"):
+                for mine, other in ((each.left, each.right), (each.right, each.left)):
+                    if isinstance(mine, Origin) and not any(leaf.kind == "attribute" for leaf in _leaves(other)):
+                        pairs.append((mine, value_of(other, size, self._original)))
+        return pairs
+
+    def _correction(self, use: Use, wanted: Any, present: Any) -> Correction:
+        if not isinstance(present, (int, float)) or (isinstance(wanted, Fraction) and wanted.denominator != 1):
+            raise self._refusal(use, "a size that is no whole number")
+        wanted = int(wanted) if isinstance(wanted, Fraction) else wanted
+        place = (use.module, use.function, use.ordinal, use.path)
+        if _is_pure(use):
+            return Correction(*place, value=wanted)
+        if isinstance(wanted, float) or isinstance(present, float) or not present or (wanted < 0) != (present < 0):
+            raise self._refusal(use, "a number that counts samples or places as well")
+        share = Fraction(wanted, present)
+        return Correction(*place, fraction=(share.numerator, share.denominator))
+
+    def _check(self, size: SizeOf, attributes: dict[Key, int]) -> None:
+        for each in self._comparisons:
+            if not each.holds(size, attributes):
+                axes = [
+                    leaf.parts[0] for side in (each.left, each.right) for leaf in _leaves(side) if leaf.kind == "axis"
+                ]
+                raise CannotFollowError(axes, "its size is compared with another number", each.module)
+        for origin, module in self._kept:
+            before = origin.value(lambda axis: axis if isinstance(axis, int) else axis.size, self._original)
+            if origin.value(size, attributes) != before:
+                axes = [leaf.parts[0] for leaf in origin.leaves() if leaf.kind == "axis"]
+                raise CannotFollowError(axes, "its size is computed with as a number", module)
+
+    @staticmethod
+    def _refusal(use: Use, text: str) -> CannotFollowError:
+        axes = [leaf.parts[0] for leaf in _leaves(use.origin) if leaf.kind == "axis"]
+        axes += [axis for axis in (use.need.counts, use.need.over) if axis is not None]
+        return CannotFollowError(axes, f"{use.function} takes {text}", use.module)
+
+
+def _leaves(origin: Any) -> Iterator[Origin]:
+    if isinstance(origin, Origin):
+        yield from origin.leaves()
+
+
+def _depends(origin: Any) -> bool:
+    return any(leaf.kind == "attribute" or not is_fixed(leaf.parts[0]) for leaf in _leaves(origin))
+
+
+def _can_change(origin: Any, need: Need) -> bool:
+    counts = [axis for axis in (need.counts, need.over) if axis is not None]
+    return any(not is_fixed(axis) for axis in counts) or _depends(origin)
+
+
+def _is_pure(use: Use) -> bool:
+    """Whether a size counts nothing but axes of the network: neither samples nor places of the input."""
+    axes = [leaf.parts[0] for leaf in _leaves(use.origin) if leaf.kind == "axis"]
+    if not axes:
+        return True
+    return all(not _has_fixed(axis) for axis in axes)
+
+
+def _has_fixed(expression: Expression) -> bool:
+    found = resolve(expression)
+    if isinstance(found, int):
+        return found > 1
+    if isinstance(found, Product):
+        return any(_has_fixed(each) for each in found.factors)
+    if isinstance(found, Concatenation):
+        return any(_has_fixed(each) for each in found.parts)
+    return not any(True for _ in atoms_of(found))
+
+
+def _offers(
+    pairs: list[tuple[Any, Any]], size: SizeOf, attributes: dict[Key, int], *, direct: bool
+) -> dict[Key, set[Any]]:
+    """Return the values that pairs ask of attributes: of those that stand in them alone, or of those computed with."""
+    offers: dict[Key, set[Any]] = {}
+    for origin, wanted in pairs:
+        keys = {leaf.parts[0] for leaf in _leaves(origin) if leaf.kind == "attribute"}
+        if len(keys) != 1 or (isinstance(origin, Origin) and origin.kind == "attribute") is not direct:
+            continue
+        (key,) = keys
+        if direct:
+            offers.setdefault(key, set()).add(wanted)
+        elif value_of(origin, size, attributes) != wanted:
+            offers.setdefault(key, set()).add(_solved(origin, key, wanted, size, attributes))
+    return offers
+
+
+def _solved(origin: Any, key: Key, wanted: Any, size: SizeOf, attributes: dict[Key, int]) -> int | None:
+    """Return the value of an attribute that makes a number come out as wanted; None if it is not found."""
+    while isinstance(origin, Origin):
+        if origin.kind == "attribute":
+            return int(wanted) if wanted == int(wanted) else None
+        holders = [
+            part
+            for part in origin.parts
+            if any(leaf.parts[0] == key for leaf in _leaves(part) if leaf.kind == "attribute")
+        ]
+        if len(holders) != 1 or len(origin.parts) != 2:
+            return None
+        (holder,) = holders
+        is_left = origin.parts[0] is holder
+        other = value_of(origin.parts[1 if is_left else 0], size, attributes)
+        wanted = _inverse(origin.kind, wanted, other, is_left)
+        if wanted is None:
+            return None
+        origin = holder
+    return None
+
+
+def _inverse(kind: str, wanted: Any, other: Any, is_left: bool) -> Any:
+    if kind == "mul" and other:
+        return Fraction(wanted) / Fraction(other)
+    if kind == "add":
+        return wanted - other
+    if kind == "sub":
+        return wanted + other if is_left else other - wanted
+    if kind in ("floordiv", "truediv"):
+        if is_left:
+            return wanted * other
+        return Fraction(other) / Fraction(wanted) if wanted else None
+    return None
