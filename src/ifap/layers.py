@@ -38,6 +38,16 @@ def modules_by_name(model: nn.Module) -> dict[str, Any]:
     return {name: module for module, name in found.items()}
 
 
+def parameters_by_name(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return what ``model.named_parameters()`` yields: each parameter once, by its first name."""
+    found: dict[nn.Parameter, str] = {}
+    for name, module in modules_by_name(model).items():
+        for key, parameter in module._parameters.items():
+            if parameter is not None and parameter not in found:
+                found[parameter] = f"{name}.{key}" if name else key
+    return {name: parameter for parameter, name in found.items()}
+
+
 def is_conv(module: nn.Module) -> bool:
     """Whether `module` is a (transposed) convolution of 1 to 3 dimensions."""
     return isinstance(module, _ConvNd)

@@ -175,16 +175,17 @@ class Ranking:
     def _lots(self, floors: Indices) -> tuple[list[Floats], Indices]:
         """Return the scores of the lots of each class, and the class of each lot in the order in which they go."""
         scores: list[Floats] = []
-        keys: list[tuple[float, int, int]] = []
-        for number, members in enumerate(self._classes):
+        first_units: list[Indices] = []
+        for members in self._classes:
             most = min(len(self._by_group[g]) for g in members)
             most = max(0, min([most, *(int(self._sizes[g] - floors[g]) for g in members)]))
             units = np.stack([self._by_group[g][:most] for g in members])
             mean = self.scores[units].mean(axis=0) if most else np.empty(0)
             scores.append(mean)
-            keys += zip(mean.tolist(), units.min(axis=0).tolist() if most else [], [number] * most, strict=True)
-        keys.sort()
-        return scores, np.array([number for _, _, number in keys], dtype=np.int64)
+            first_units.append(units.min(axis=0) if most else np.empty(0, dtype=np.int64))
+        classes = np.repeat(np.arange(len(scores)), [len(each) for each in scores])
+        order = np.lexsort((classes, np.concatenate(first_units), np.concatenate(scores))) if scores else classes
+        return scores, classes[order].astype(np.int64)
 
     @property
     def num_candidates(self) -> int:

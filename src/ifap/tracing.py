@@ -169,13 +169,15 @@ def dense_outputs(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Put every module in evaluation mode, and back to the mode that each had."""
-    training = [(module, module.training) for module in modules_by_name(model).values()]
-    model.eval()
+    before = [(module, module.training) for module in modules_by_name(model).values()]
+    if any(mode for _, mode in before):
+        model.eval()
     try:
         yield
     finally:
-        for module, mode in training:
-            module.training = mode
+        for module, mode in before:
+            if module.training != mode:
+                module.training = mode
 
 
 @contextmanager

@@ -28,7 +28,7 @@ from ifap.axes.sizes import Key, Origin, Recorder, Size, recording
 from ifap.axes.tensors import holders, named_tensors, once, replaced_tensors
 from ifap.axes.trace import Axes, Tracer, following, pinned_outputs, start
 from ifap.errors import ConfigError, GraphError, IfapError
-from ifap.layers import modules_by_name
+from ifap.layers import modules_by_name, parameters_by_name
 
 Inputs = Any
 Outputs = Callable[[Any], Iterable[Tensor]]
@@ -65,8 +65,7 @@ def trace_axes(model: nn.Module, example_inputs: Inputs, call: Call, outputs: Ou
         If the network does not run on its example inputs.
     """
     try:
-        with _no_collections():
-            found = _traced(model, example_inputs, call, outputs, fake=True)
+        found = _traced(model, example_inputs, call, outputs, fake=True)
     except Exception as error:
         if is_trouble(error) or isinstance(error, ConfigError):
             raise
@@ -94,20 +93,21 @@ def _traced(
     with adopted(model), unchanged(model):
         attributes = _remember_attributes(model)
         _pass(model, example_inputs, call, outputs, axes, fake=fake)
-        if set(_parameters(model)) - axes.reached:
+        if _not_reached(model, axes):
             _training_pass(model, example_inputs, call, outputs, axes)
         _follow_siblings(model, axes)
     return axes, attributes
+
+
+def _not_reached(model: nn.Module, axes: Axes) -> set[str]:
+    """Return the parameters that no pass has used."""
+    return {name for name, p in parameters_by_name(model).items() if name not in axes.reached and p.numel() > 1}
 
 
 def is_trouble(error: BaseException) -> bool:
     """Whether an error is about memory or device, and so says nothing about the network that was run."""
     kinds = (torch.OutOfMemoryError, getattr(torch, "AcceleratorError", torch.OutOfMemoryError), MemoryError)
     return isinstance(error, kinds) or "DefaultCPUAllocator" in str(error)
-
-
-def _parameters(model: nn.Module) -> Iterator[str]:
-    return (name for name, parameter in model.named_parameters(remove_duplicate=True) if parameter.numel() > 1)
 
 
 def _pass(
@@ -160,18 +160,6 @@ def data_free(model: nn.Module, inputs: Inputs) -> Iterator[tuple[Inputs, dict[s
             yield given, {name: fakes[id(tensor)] for name, tensor in tensors.items()}
         finally:
             forget(MODES.pop())
-
-
-@contextmanager
-def _no_collections() -> Iterator[None]:
-    """Let Python look for unreachable cycles after the block: what a trace makes stays reachable, and is small."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
 
 
 @contextmanager
@@ -340,12 +328,15 @@ def _remember_attributes(model: nn.Module) -> dict[Key, int]:
             continue
         home = type(module).__module__
         own = home.startswith(("torch.nn.", "torch.ao."))
-        for key, value in list(module.__dict__.items()):
-            if key.startswith("_") or key in _SKIPPED or (own and key not in _TORCH_SIZES):
+        attributes = module.__dict__
+        keys = [key for key in _TORCH_SIZES if key in attributes] if own else list(attributes)
+        for key in keys:
+            if key.startswith("_") or key in _SKIPPED:
                 continue
+            value = attributes[key]
             traced = _remembered((name, key), value, found)
             if traced is not value:
-                module.__dict__[key] = traced
+                attributes[key] = traced
     return found
 
 
@@ -378,7 +369,7 @@ def is_settings(value: Any) -> bool:
 
 def _follow_siblings(model: nn.Module, axes: Axes) -> None:
     """Let layers that no pass reached follow one of their kind that was, or pin what their neighbours share."""
-    missing = set(_parameters(model)) - axes.reached
+    missing = _not_reached(model, axes)
     if not missing:
         return
     modules = dict(model.named_modules())

@@ -139,11 +139,15 @@ def groups_of(slots: list[Slot], unit_of: list[Indices], group_of: Indices, numb
     width = [1] * number
     for slot, units in zip(slots, unit_of, strict=True):
         free = units[units >= 0]
-        counts = np.bincount(free)
-        for group in np.unique(group_of[free]):
+        if not len(free):
+            continue
+        first = int(free.min())  # units of a group are numbered in a row, and those of one slot lie close together
+        counts = np.bincount(free - first)
+        for group in np.unique(group_of[first : first + len(counts)][counts > 0]).tolist():
             cut[group].append(slot)
-            if slot.side != "in":
-                width[group] = max(width[group], int(counts[np.searchsorted(group_of, group)]))
+            its_first = int(np.searchsorted(group_of, group)) - first
+            if slot.side != "in" and its_first >= 0:
+                width[group] = max(width[group], int(counts[its_first]))
     return [Group(index, tuple(cut[index]), width[index]) for index in range(number)]
 
 

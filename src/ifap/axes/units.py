@@ -19,7 +19,7 @@ from ifap.axes.forms import Forms, linear
 from ifap.axes.sizes import Key
 from ifap.axes.slots import Group, Indices, Place, Slot, find_slots, groups_of, layer_of, positions
 from ifap.axes.trace import Attention, Axes
-from ifap.layers import is_producer, modules_by_name
+from ifap.layers import is_producer, modules_by_name, parameters_by_name
 
 __all__ = ["UNITS", "Graph", "Group", "Indices", "Place", "Slot", "Structure", "UnitsOfProducts", "find_units", "stay"]
 
@@ -229,7 +229,7 @@ def find_units(
     _pin_ignored(axes, modules, set(ignored), keep_embeddings=keep_embeddings)
     _pin_unfollowed(axes)
     sizes = Sizes(axes.recorders, attributes)
-    parameters = {name for name, _ in model.named_parameters()}
+    parameters = set(parameters_by_name(model))
     while True:
         chosen = choose(axes, modules, inner=units == "inner", spatial_only=spatial_only)
         failed = _settle(axes, chosen)
