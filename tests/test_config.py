@@ -89,6 +89,12 @@ def test_every_value_of_a_wrong_type_is_refused(path):
         ("scale", "quik", "scale: unknown scale 'quik': did you mean 'quick'?"),
         ("published", "papers", "published: unknown scale 'papers'"),
         ("versions.prune", 0, "versions.prune: Input should be greater than or equal to 1 (got 0)"),
+        (
+            "versions_of",
+            {"vit_tinny": {"prune": 3}},
+            "versions_of: unknown model 'vit_tinny': did you mean 'vit_tiny'?",
+        ),
+        ("versions_of", {"vit_tiny": {"fetch": 3}}, "versions_of.vit_tiny.fetch.[key]: Input should be 'baseline', "),
         ("scales.quick.seeds", [], "scales.quick.seeds: "),
         (
             "scales.quick.grid.classification.only",

@@ -128,6 +128,14 @@ def version(step):
     return (lambda raw: raw["versions"].update({step: raw["versions"][step] + 1}), None)
 
 
+def version_of_model(step, model):
+    def change(raw):
+        of_model = raw.setdefault("versions_of", {}).setdefault(model, {})
+        of_model[step] = of_model.get(step, 0) + 1
+
+    return change, model
+
+
 ALL = {"baseline/baseline", "baseline/evaluate", *(f"pruned/{step}" for step in STEPS)}
 PRUNING = {"pruned/prune", "pruned/finetune", "pruned/evaluate"}
 
@@ -153,6 +161,8 @@ PRUNING = {"pruned/prune", "pruned/finetune", "pruned/evaluate"}
         (version("prune"), PRUNING),
         (version("finetune"), {"pruned/finetune", "pruned/evaluate"}),
         (version("evaluate"), {"pruned/evaluate", "baseline/evaluate"}),
+        (version_of_model("prune", "resnet_tiny"), PRUNING),
+        (version_of_model("evaluate", "vit_tiny"), {"pruned/evaluate", "baseline/evaluate"}),
     ],
 )
 def test_a_change_reaches_exactly_the_steps_that_depend_on_it(change, wanted):

@@ -35,6 +35,7 @@ _MAX_CELLS = 1_000_000
 # What YAML values with a type of their own, such as dates, fail with.
 _VALUE_ERRORS = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError)
 StepName = Literal["fetch", "baseline", "prune", "finetune", "evaluate"]
+StepOfCell = Literal["baseline", "prune", "finetune", "evaluate"]
 
 
 class Section(BaseModel):
@@ -573,12 +574,16 @@ class VerdictParams(Section):
     cost_percent: float = Field(ge=0, description="MACs and parameters: percent, beside rounding of the printed one.")
 
 
+Version = Annotated[int, Field(ge=1)]
+
+
 class Params(Section):
     """The whole of ``params.yaml``."""
 
     scale: Name
     published: Name
-    versions: dict[StepName, Annotated[int, Field(ge=1)]]
+    versions: dict[StepName, Version]
+    versions_of: dict[Name, dict[StepOfCell, Version]] = Field(default={}, description="Added for single models.")
     scales: dict[Name, ScaleParams] = Field(min_length=1)
     verdicts: VerdictParams = VerdictParams(accuracy_points=0.5, accuracy_sds=2.0, cost_percent=1.0)
     tables: dict[TableName, TableParams]
@@ -661,6 +666,7 @@ def parse_params(raw: object, source: str = "params.yaml") -> Params:
     for step in get_args(StepName):
         if step not in params.versions:
             raise ConfigError(f"{source}: versions: {step}: key is missing")
+    _check_names(f"{source}: versions_of", params.versions_of, "model", entry_names("ifap.models"))
     for scale, block in params.scales.items():
         _check_scale(block, f"{source}: scales.{scale}")
     return params

@@ -278,7 +278,8 @@ class Grid:
         dict
             Plain values, one key a step: JSON-able and stable.
         """
-        versions = self.params.versions
+        of_model: dict[str, int] = {**self.params.versions_of.get(cell.model, {})}
+        versions = {step: number + of_model.get(step, 0) for step, number in self.params.versions.items()}
         chain: dict[str, Any] = {
             "cell": cell._asdict(),
             "fetch": self.fetch_config(cell.dataset),
