@@ -278,7 +278,7 @@ class Grid:
         dict
             Plain values, one key a step: JSON-able and stable.
         """
-        of_model: dict[str, int] = {**self.params.versions_of.get(cell.model, {})}
+        of_model = {str(step): more for step, more in self.params.versions_of.get(cell.model, {}).items()}
         versions = {step: number + of_model.get(step, 0) for step, number in self.params.versions.items()}
         chain: dict[str, Any] = {
             "cell": cell._asdict(),
