@@ -30,17 +30,19 @@ import ifap
 from benchmarks.fastnas import NAME as FASTNAS
 from benchmarks.fastnas import FastNas
 from benchmarks.ratio import RESULTS, machine
-from ifap.config import TrainingOptions
 from ifap.costs import count_params
-from ifap.datasets.fashion_mnist import read
-from ifap.datasets.images import random_shift
+from ifap.data import CalibrationBatches, Split
 from ifap.legacy import refresh_widths
-from ifap.models import MODELS
 from ifap.recover import Distillation
-from ifap.runtime import configure, peak_memory_mb, seeded
-from ifap.splits import CalibrationBatches, Split
-from ifap.tasks import TASKS
-from ifap.training import fit
+from ifap.seeds import seeded
+from ifap.study.config import TrainingOptions
+from ifap.study.data.fashion_mnist import read
+from ifap.study.data.images import random_shift
+from ifap.study.machine.determinism import configure
+from ifap.study.machine.provenance import peak_memory_mb
+from ifap.study.models import MODELS
+from ifap.study.tasks import TASKS
+from ifap.study.training.fit import fit
 
 DATA = Path("/usr/share/datasets/fashion-mnist")
 FILE = RESULTS / "accuracy.csv"

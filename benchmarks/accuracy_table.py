@@ -19,8 +19,8 @@ from rich.table import Table
 from benchmarks.accuracy import FILE, OURS, PEERS
 from benchmarks.fastnas import NAME as FASTNAS
 from benchmarks.ratio import RESULTS, Ratio, report
-from ifap.claims.statistics import moments, paired
-from ifap.runtime import write_csv
+from ifap.files import write_csv
+from ifap.study.report.statistics import moments, paired
 
 VARIANTS = ("ifap", "ifap_centered, compensated", "ifap_readers, compensated")
 RIVALS = {

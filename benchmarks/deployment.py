@@ -26,15 +26,16 @@ from torch import Tensor, nn
 
 import ifap
 from benchmarks.ratio import RESULTS
-from ifap.claims.structure import IMAGE_SIZES, USUAL_SIZE
 from ifap.errors import ConfigError, IfapError, nearest
 from ifap.export import export_onnx
-from ifap.files import atomic_write_text
-from ifap.models import MODELS, builder_id
+from ifap.files import atomic_write_text, write_csv
+from ifap.forward import call, evaluation_mode, tensors
 from ifap.plan import Builder, Plan, unpruned_plan, write_network
-from ifap.program import run_stage
-from ifap.runtime import configure, provenance, write_csv
-from ifap.tracing import call, evaluation_mode, tensors
+from ifap.study.machine.determinism import configure
+from ifap.study.machine.provenance import provenance
+from ifap.study.models import MODELS, builder_id
+from ifap.study.report.full_size.classifiers import IMAGE_SIZES, USUAL_SIZE
+from ifap.study.stage import run_stage
 
 NETWORKS = (
     "densenet121",
@@ -63,7 +64,7 @@ RELOAD = """
 import sys, torch
 from pathlib import Path
 from safetensors.torch import load_file, save_file
-from ifap.models import builder_from_id
+from ifap.study.models import builder_from_id
 from ifap.plan import load, read_plan
 torch.set_num_threads(1)
 for folder in map(Path, sys.argv[1:]):
@@ -129,7 +130,7 @@ def read_rows(path: Path = TABLE) -> list[Row]:
 
 
 def measure(name: str, size: int) -> list[Row]:
-    """Return one row for each variant of a network of `ifap.models`.
+    """Return one row for each variant of a network of `ifap.study.models`.
 
     Parameters
     ----------

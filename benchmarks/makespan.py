@@ -10,11 +10,11 @@ import numpy as np
 import typer
 
 from benchmarks.ratio import RESULTS
-from ifap.claims.estimate import Assumptions
-from ifap.claims.makespan import Schedule, jobs_of, schedule
-from ifap.config import load_params
-from ifap.grid import Grid
-from ifap.runtime import write_csv
+from ifap.files import write_csv
+from ifap.study.config import load_params
+from ifap.study.grid import Grid
+from ifap.study.report.estimate import Assumptions
+from ifap.study.report.makespan import Schedule, jobs_of, schedule
 
 GPUS = (4, 16, 64)
 HOUR = 3600

@@ -20,10 +20,10 @@ import ifap
 from benchmarks import scoring, sparse_step, surgery
 from benchmarks.ratio import RESULTS, machine
 from ifap import flow, recover, view
-from ifap.engine import Engine
-from ifap.models import MODELS
-from ifap.runtime import write_csv
-from ifap.tasks.base import batches
+from ifap.data import batches
+from ifap.files import write_csv
+from ifap.study.models import MODELS
+from ifap.train_step import Engine
 
 RUNS = 3  # after one that is not counted
 STEPS = 20

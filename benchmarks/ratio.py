@@ -19,7 +19,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from ifap.runtime import provenance
+from ifap.study.machine.provenance import provenance
 
 RESULTS = Path("results") / "bench"
 

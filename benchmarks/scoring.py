@@ -19,8 +19,8 @@ from torch import nn
 import ifap
 from benchmarks.ratio import Ratio, compare, report, timed
 from ifap.axes.attention import adopt
-from ifap.runtime import peak_memory_mb
-from ifap.tracing import call
+from ifap.forward import call
+from ifap.study.machine.provenance import peak_memory_mb
 from ifap.view import trace
 
 BATCH, TOKENS = 8, 128

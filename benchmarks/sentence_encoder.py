@@ -29,7 +29,8 @@ from torch.nn import functional
 import ifap
 from benchmarks.ratio import RESULTS
 from ifap.errors import ConfigError
-from ifap.runtime import configure, provenance
+from ifap.study.machine.determinism import configure
+from ifap.study.machine.provenance import provenance
 
 SOURCES = ("numpy", "scipy")
 CALIBRATION, EVALUATION = 256, 500

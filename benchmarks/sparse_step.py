@@ -5,15 +5,15 @@ from __future__ import annotations
 import torch
 
 from benchmarks.ratio import Ratio, compare, report, timed
-from ifap.config import RiglOptions, TrainingOptions
-from ifap.models import MODELS
-from ifap.sparse.controller import MaskController
-from ifap.sparse.density import counts, erdos_renyi_kernel, maskable
-from ifap.sparse.ranking import random_masks
-from ifap.sparse.rigl import RiglController
-from ifap.splits import Split
-from ifap.tasks import TASKS
-from ifap.training import fit
+from ifap.data import Split
+from ifap.study.config import RiglOptions, TrainingOptions
+from ifap.study.models import MODELS
+from ifap.study.rivals.controller import MaskController
+from ifap.study.rivals.density import counts, erdos_renyi_kernel, maskable
+from ifap.study.rivals.ranking import random_masks
+from ifap.study.rivals.rigl import RiglController
+from ifap.study.tasks import TASKS
+from ifap.study.training.fit import fit
 
 BATCH = 64
 STEPS = 20

@@ -21,20 +21,22 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from benchmarks.ratio import RESULTS
-from ifap.config import MaskOptions, MvpOptions, PdpOptions, RfpOptions, TrainingOptions
 from ifap.costs import cost
+from ifap.data import Role, Split
+from ifap.files import write_csv
+from ifap.forward import private_copy
 from ifap.pruning import Target
-from ifap.runtime import provenance, seeded, write_csv
-from ifap.sparse import SPARSE, Context
-from ifap.sparse.blocks import block_weights, find_groups
-from ifap.sparse.controller import MaskController, counted
-from ifap.sparse.density import maskable, prices
-from ifap.sparse.ranking import random_masks
-from ifap.sparse.rfp import Decision, budget_of, fold_and_cut, search
-from ifap.splits import Role, Split
-from ifap.tasks import TASKS
-from ifap.tracing import private_copy
-from ifap.training import fit
+from ifap.seeds import seeded
+from ifap.study.config import MaskOptions, MvpOptions, PdpOptions, RfpOptions, TrainingOptions
+from ifap.study.machine.provenance import provenance
+from ifap.study.rivals import SPARSE, Context
+from ifap.study.rivals.blocks import block_weights, find_groups
+from ifap.study.rivals.controller import MaskController, counted
+from ifap.study.rivals.density import maskable, prices
+from ifap.study.rivals.ranking import random_masks
+from ifap.study.rivals.rfp import Decision, budget_of, fold_and_cut, search
+from ifap.study.tasks import TASKS
+from ifap.study.training.fit import fit
 
 TASK = TASKS.get("classification")
 LENGTH = 12

@@ -22,11 +22,11 @@ import typer
 import yaml
 
 from benchmarks.ratio import RESULTS, Ratio, compare, report
-from ifap import paths
-from ifap.config import load_params
-from ifap.grid import Grid
-from ifap.paths import Cell
-from ifap.runtime import write_csv
+from ifap.files import write_csv
+from ifap.study import paths
+from ifap.study.config import load_params
+from ifap.study.grid import Grid
+from ifap.study.paths import Cell
 
 ROOT = Path(__file__).parent.parent
 DRY_RUN, JOB = 15.0, 4.0  # seconds that are allowed

@@ -7,10 +7,10 @@ import shlex
 from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
 
-from ifap import claims, paths
-from ifap.config import load_params, parse_params, select_scale
+from ifap.study import paths, report as claims
+from ifap.study.config import load_params, parse_params, select_scale
 from ifap.errors import IfapError
-from ifap.grid import FIGURE_FORMATS, TABLE_FORMATS, Grid
+from ifap.study.grid import FIGURE_FORMATS, TABLE_FORMATS, Grid
 
 CELL = "{task}/{dataset}/{model}/{method}/seed{seed}"
 BASELINE = "{task}/{dataset}/{model}/baseline/seed{seed}"

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import os
 
-from ifap import gpu
-from ifap.program import one_line_errors
-from ifap.startup import defer_compiler
+from ifap.study.machine import gpu
+from ifap.study.machine.fast_start import defer_compiler
+from ifap.study.stage import one_line_errors
 
 defer_compiler()
 if gpu.WANTED in os.environ:

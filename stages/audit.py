@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from ifap import paths
-from ifap.claims.audit import summary, write_audit
-from ifap.program import run_stage
+from ifap.study import paths
+from ifap.study.paper.audit import summary, write_audit
+from ifap.study.stage import run_stage
 
 CLAIMS = paths.published_claims()
 

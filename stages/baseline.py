@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from ifap import plan
-from ifap.paths import Cell
-from ifap.program import run_stage
-from ifap.runtime import rank
+from ifap.study.machine.determinism import rank
+from ifap.study.paths import Cell
+from ifap.study.stage import run_stage
 from stages.job import open_job
 from stages.options import (
     PARAMS,

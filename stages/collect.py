@@ -7,14 +7,15 @@ from typing import Annotated
 
 import typer
 
-from ifap import paths
-from ifap.claims import comparison, records, verdicts
-from ifap.claims.dense_structure import load_dense_structure
-from ifap.claims.structure import load_structure
-from ifap.claims.text_structure import load_text_structure
-from ifap.config import load_params, select_scale
-from ifap.grid import Grid
-from ifap.program import run_stage
+from ifap.study import paths
+from ifap.study.config import load_params, select_scale
+from ifap.study.grid import Grid
+from ifap.study.report import comparison, records
+from ifap.study.report import judge as verdicts
+from ifap.study.report.full_size.classifiers import load_structure
+from ifap.study.report.full_size.dense import load_dense_structure
+from ifap.study.report.full_size.language import load_text_structure
+from ifap.study.stage import run_stage
 from stages.options import PARAMS, ParamsOption, ScaleOption
 
 

@@ -20,26 +20,26 @@ import typer
 from torch import Tensor, nn
 
 import ifap
-from ifap import paths
-from ifap.claims import DENSE_STRUCTURE_VERSION
-from ifap.claims.dense_structure import STEPS as STEPS_OF_SIZES
-from ifap.claims.dense_structure import (
+from ifap.errors import IfapError
+from ifap.files import atomic_write_text
+from ifap.forward import tensors
+from ifap.study import paths
+from ifap.study.machine.determinism import configure
+from ifap.study.models import MODELS
+from ifap.study.models.detection import Detector
+from ifap.study.paper.published import load_claims
+from ifap.study.paper.vocabulary import STAND_INS
+from ifap.study.report import DENSE_STRUCTURE_VERSION
+from ifap.study.report.full_size.classifiers import CLOSE
+from ifap.study.report.full_size.dense import STEPS as STEPS_OF_SIZES
+from ifap.study.report.full_size.dense import (
     DenseStructure,
     WantedDense,
     dense_structure_table,
     load_dense_structure,
     wanted_dense,
 )
-from ifap.claims.names import STAND_INS
-from ifap.claims.published import load_claims
-from ifap.claims.structure import CLOSE
-from ifap.errors import IfapError
-from ifap.files import atomic_write_text
-from ifap.models import MODELS
-from ifap.models.detection import Detector
-from ifap.program import run_stage
-from ifap.runtime import configure
-from ifap.tracing import tensors
+from ifap.study.stage import run_stage
 
 log = logging.getLogger("stages.dense_structure")
 

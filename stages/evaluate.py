@@ -8,15 +8,16 @@ from typing import Any
 
 from torch import nn
 
-from ifap.claims.names import METRICS
 from ifap.costs import cost, nonzero_macs
+from ifap.data import Role
 from ifap.files import atomic_write_bytes, atomic_write_text
 from ifap.latency import latency
-from ifap.paths import Cell, metrics_file, receipts_json, samples_file
-from ifap.program import run_stage
-from ifap.runtime import device, provenance
-from ifap.samples import sample_sheet
-from ifap.splits import Role
+from ifap.study.machine.determinism import device
+from ifap.study.machine.provenance import provenance
+from ifap.study.paper.vocabulary import METRICS
+from ifap.study.paths import Cell, metrics_file, receipts_json, samples_file
+from ifap.study.sample_sheet import sample_sheet
+from ifap.study.stage import run_stage
 from stages.job import Job, open_job
 from stages.options import (
     PARAMS,

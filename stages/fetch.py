@@ -6,16 +6,16 @@ import logging
 import shutil
 from pathlib import Path
 
-from ifap import paths
-from ifap.config import DatasetOptions
-from ifap.datasets import DATASETS, DatasetSpec
-from ifap.datasets.base import write_dataset
-from ifap.datasets.dense import DenseSpec, write_dense
-from ifap.datasets.sources import obtain
-from ifap.datasets.texts import TextSpec, write_texts
 from ifap.errors import ConfigError, nearest
-from ifap.program import run_stage
-from ifap.runtime import configure
+from ifap.study import paths
+from ifap.study.config import DatasetOptions
+from ifap.study.data import DATASETS, DatasetSpec
+from ifap.study.data.base import write_dataset
+from ifap.study.data.dense import DenseSpec, write_dense
+from ifap.study.data.origins import obtain
+from ifap.study.data.texts import TextSpec, write_texts
+from ifap.study.machine.determinism import configure
+from ifap.study.stage import run_stage
 from stages.options import PARAMS, DatasetOption, ParamsOption, ScaleOption, open_grid
 
 log = logging.getLogger("stages.fetch")

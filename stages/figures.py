@@ -6,12 +6,13 @@ from pathlib import Path
 
 import typer
 
-from ifap import paths
-from ifap.claims import figure_names, figures, records, tables
-from ifap.claims.page import load_evidence, render_page
-from ifap.config import load_params, select_scale
-from ifap.grid import Grid
-from ifap.program import run_stage
+from ifap.study import paths
+from ifap.study.config import load_params, select_scale
+from ifap.study.grid import Grid
+from ifap.study.report import figure_names, figures, records
+from ifap.study.report.page import load_evidence, render_page
+from ifap.study.report.tables import build as tables
+from ifap.study.stage import run_stage
 from stages.options import PARAMS, ParamsOption, ScaleOption
 
 

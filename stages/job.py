@@ -17,33 +17,27 @@ from typing import Any
 import torch
 from torch import nn
 
-from ifap import paths, plan
-from ifap.config import TEXT_TASKS, ModelOptions, TextOptions
-from ifap.datasets import DATASETS, DatasetSpec
-from ifap.datasets.base import read_manifest
-from ifap.datasets.dense import DenseSpec
-from ifap.datasets.texts import TextSpec
+from ifap import plan
+from ifap.data import Inputs, Role, Split
 from ifap.errors import ConfigError, ResultsError, nearest
-from ifap.files import atomic_write_text
-from ifap.grid import Grid
-from ifap.models import MODELS, builder_from_id, builder_id
-from ifap.models.base import load_pretrained
-from ifap.models.text import load_pretrained_text
-from ifap.monitor import tensorboard
-from ifap.runtime import (
-    LOCK_FILE,
-    Lock,
-    configure,
-    device,
-    peak_memory_mb,
-    processes,
-    rank,
-    sha256_file,
-    write_csv,
-)
-from ifap.splits import Inputs, Role, Split
-from ifap.tasks import TASKS, Task
-from ifap.training import HISTORY_FIELDS, Controller, fit, read_progress
+from ifap.files import atomic_write_text, sha256_file, write_csv
+from ifap.study import paths
+from ifap.study.config import TEXT_TASKS, ModelOptions, TextOptions
+from ifap.study.data import DATASETS, DatasetSpec
+from ifap.study.data.base import read_manifest
+from ifap.study.data.dense import DenseSpec
+from ifap.study.data.texts import TextSpec
+from ifap.study.grid import Grid
+from ifap.study.machine.determinism import configure, device, rank
+from ifap.study.machine.lock import LOCK_FILE, Lock
+from ifap.study.machine.provenance import peak_memory_mb
+from ifap.study.models import MODELS, builder_from_id, builder_id
+from ifap.study.models.base import load_pretrained
+from ifap.study.models.text import load_pretrained_text
+from ifap.study.tasks import TASKS, Task
+from ifap.study.training.fit import HISTORY_FIELDS, Controller, fit, read_progress
+from ifap.study.training.progress import tensorboard
+from ifap.train_step import processes
 from stages.options import open_grid
 
 log = logging.getLogger(__name__)

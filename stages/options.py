@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from ifap.config import load_params, select_scale
-from ifap.grid import Grid
+from ifap.study.config import load_params, select_scale
+from ifap.study.grid import Grid
 
 ScaleOption = Annotated[str | None, typer.Option(help="Scale; the one in the parameter file by default.")]
 TaskOption = Annotated[str, typer.Option(help="Task of the cell.")]

@@ -11,18 +11,19 @@ import torch
 from torch import nn
 
 from ifap import plan
-from ifap.config import LIMITS
-from ifap.files import atomic_write_text
+from ifap.files import atomic_write_text, write_csv
 from ifap.flow import flow_scores
+from ifap.forward import call, evaluation_mode, to_device
 from ifap.layers import is_producer, sides
-from ifap.paths import Cell, cell_dir, flow_json, receipts_file, receipts_json
-from ifap.program import run_stage
 from ifap.pruning import Pruned, Receipt, Target, prune
-from ifap.recover import Distillation, validator
-from ifap.runtime import device, seeded, write_csv
-from ifap.sparse import SPARSE, Context, Event, Outcome
-from ifap.sparse.run import masked_plan
-from ifap.tracing import call, evaluation_mode, to_device
+from ifap.seeds import seeded
+from ifap.study.config import LIMITS
+from ifap.study.distil import distillation, validator
+from ifap.study.machine.determinism import device
+from ifap.study.paths import Cell, cell_dir, flow_json, receipts_file, receipts_json
+from ifap.study.rivals import SPARSE, Context, Event, Outcome
+from ifap.study.rivals.run import masked_plan
+from ifap.study.stage import run_stage
 from stages.job import Job, Timing, open_job
 from stages.options import (
     PARAMS,
@@ -95,7 +96,7 @@ def prune_cell(job: Job, network: nn.Module, timing: Timing) -> tuple[Pruned, di
         example_inputs,
         calibration,
         **wanted(job),
-        recover=Distillation.from_options(train, validation, recovery, task=job.task, augment=True, seed=job.cell.seed),
+        recover=distillation(train, validation, recovery, task=job.task, augment=True, seed=job.cell.seed),
         validate=validator(validation, job.task, options.batch_size),
         method=job.grid.variant(job.cell).method,
         labelled=calibration.labelled,

@@ -9,11 +9,11 @@ from typing import Annotated
 import pandas as pd
 import typer
 
-from ifap.claims import records
-from ifap.claims.tables import NO_VALUE, label
 from ifap.errors import ResultsError
 from ifap.files import atomic_write_text
-from ifap.program import run_stage
+from ifap.study.report import records
+from ifap.study.report.tables.build import NO_VALUE, label
+from ifap.study.stage import run_stage
 from stages.options import PARAMS, ParamsOption, ScaleOption, open_grid
 
 README = Path("README.md")

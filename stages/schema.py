@@ -6,17 +6,17 @@ from typing import Annotated
 
 import typer
 
-from ifap.config import json_schema
 from ifap.errors import ConfigError
 from ifap.files import atomic_write_text
-from ifap.paths import schema_file
-from ifap.program import run_stage
+from ifap.study.config import json_schema
+from ifap.study.paths import schema_file
+from ifap.study.stage import run_stage
 
 
 def main(
     check: Annotated[bool, typer.Option("--check", help="Only check that the committed schema is up to date.")] = False,
 ) -> None:
-    """Write schemas/params.schema.json from the types in ifap.config."""
+    """Write schemas/params.schema.json from the types in ifap.study.config."""
     file, wanted = schema_file(), json_schema()
     if not check:
         atomic_write_text(file, wanted)

@@ -13,15 +13,15 @@ import torch
 import typer
 
 import ifap
-from ifap import paths
-from ifap.claims import STRUCTURE_VERSION
-from ifap.claims.published import load_claims
-from ifap.claims.structure import CLOSE, Structure, Wanted, load_structure, structure_table, wanted
 from ifap.errors import TargetError
 from ifap.files import atomic_write_text
-from ifap.models import MODELS
-from ifap.program import run_stage
-from ifap.runtime import configure
+from ifap.study import paths
+from ifap.study.machine.determinism import configure
+from ifap.study.models import MODELS
+from ifap.study.paper.published import load_claims
+from ifap.study.report import STRUCTURE_VERSION
+from ifap.study.report.full_size.classifiers import CLOSE, Structure, Wanted, load_structure, structure_table, wanted
+from ifap.study.stage import run_stage
 
 log = logging.getLogger("stages.structure")
 

@@ -9,11 +9,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from ifap import paths
-from ifap.claims import records
 from ifap.errors import ConfigError, nearest
-from ifap.grid import Grid
-from ifap.program import run_stage
+from ifap.study import paths
+from ifap.study.grid import Grid
+from ifap.study.report import records
+from ifap.study.stage import run_stage
 from stages.options import PARAMS, ParamsOption, ScaleOption, open_grid
 
 

@@ -14,10 +14,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from ifap import paths
-from ifap.claims import records
 from ifap.errors import ResultsError
-from ifap.program import run_stage
+from ifap.study import paths
+from ifap.study.report import records
+from ifap.study.stage import run_stage
 from stages.options import PARAMS, ParamsOption, ScaleOption, open_grid
 
 log = logging.getLogger("stages.sync")

@@ -7,11 +7,13 @@ from typing import Annotated
 
 import typer
 
-from ifap import paths
-from ifap.claims import records, tables, verdicts
-from ifap.config import load_params, select_scale
-from ifap.grid import TABLE_FORMATS, Grid
-from ifap.program import run_stage
+from ifap.study import paths
+from ifap.study.config import load_params, select_scale
+from ifap.study.grid import TABLE_FORMATS, Grid
+from ifap.study.report import judge as verdicts
+from ifap.study.report import records
+from ifap.study.report.tables import build as tables
+from ifap.study.stage import run_stage
 from stages.options import PARAMS, ParamsOption, ScaleOption
 
 

@@ -23,10 +23,17 @@ import typer
 from torch import Tensor, nn
 
 import ifap
-from ifap import paths
-from ifap.claims import TEXT_STRUCTURE_VERSION
-from ifap.claims.published import load_claims
-from ifap.claims.text_structure import (
+from ifap.errors import IfapError
+from ifap.example_inputs import make_inputs
+from ifap.files import atomic_write_text
+from ifap.plan import Builder, load, read_plan, write_network
+from ifap.ranking import Budget, Ranking, floors
+from ifap.study import paths
+from ifap.study.machine.determinism import configure
+from ifap.study.models import builder_from_id, builder_id
+from ifap.study.paper.published import load_claims
+from ifap.study.report import TEXT_STRUCTURE_VERSION
+from ifap.study.report.full_size.language import (
     CLOSE,
     PARTS,
     TextStructure,
@@ -36,14 +43,7 @@ from ifap.claims.text_structure import (
     text_structure_table,
     wanted_text,
 )
-from ifap.errors import IfapError
-from ifap.example_inputs import make_inputs
-from ifap.files import atomic_write_text
-from ifap.models import builder_from_id, builder_id
-from ifap.plan import Builder, load, read_plan, write_network
-from ifap.program import run_stage
-from ifap.ranking import Budget, Ranking, floors
-from ifap.runtime import configure
+from ifap.study.stage import run_stage
 from ifap.view import trace
 
 log = logging.getLogger("stages.text_structure")

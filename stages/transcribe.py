@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 
-from ifap import paths
-from ifap.claims import published
 from ifap.errors import ResultsError
 from ifap.files import atomic_write_text
-from ifap.program import run_stage
+from ifap.study import paths
+from ifap.study.paper import published
+from ifap.study.stage import run_stage
 
 SOURCE, CLAIMS = paths.published_tables(), paths.published_claims()
 

@@ -9,14 +9,15 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
-from ifap import paths
-from ifap.claims import published, verdicts
-from ifap.claims.audit import Finding
-from ifap.claims.records import RUN_COLUMNS, TRACE_COLUMNS, Receipt
-from ifap.claims.structure import Structure
-from ifap.config import Params
-from ifap.grid import Grid
-from ifap.paths import Cell
+from ifap.study import paths
+from ifap.study.config import Params
+from ifap.study.grid import Grid
+from ifap.study.paper import published
+from ifap.study.paper.audit import Finding
+from ifap.study.paths import Cell
+from ifap.study.report import judge as verdicts
+from ifap.study.report.full_size.classifiers import Structure
+from ifap.study.report.records import RUN_COLUMNS, TRACE_COLUMNS, Receipt
 
 ROOT = Path(__file__).parent.parent
 MODELS = {"net_a": (5_210_624, 98_410, 97.5), "net_b": (1_204_300, 31_250, 94.1666667)}

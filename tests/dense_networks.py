@@ -19,7 +19,7 @@ def size_of(name):
 
 
 def build(name, classes=CLASSES, channels=3, size=None, seed=0):
-    from ifap.models import MODELS
+    from ifap.study.models import MODELS
 
     torch.manual_seed(seed)
     return MODELS.get(name)(num_classes=classes, in_channels=channels, image_size=size or size_of(name)).eval()

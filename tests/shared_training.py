@@ -12,11 +12,11 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from ifap.config import TrainingOptions
-from ifap.runtime import rank
-from ifap.splits import Split
-from ifap.tasks import TASKS
-from ifap.training import fit
+from ifap.data import Split
+from ifap.study.config import TrainingOptions
+from ifap.study.machine.determinism import rank
+from ifap.study.tasks import TASKS
+from ifap.study.training.fit import fit
 
 RECIPE = {
     "epochs": 3, "batch_size": 16, "optimizer": "sgd", "lr": 0.05, "weight_decay": 0.01, "warmup_epochs": 1,

@@ -7,11 +7,11 @@ import shutil
 import pytest
 from workflow_project import SCALE, make_project
 
-from ifap import paths
-from ifap.claims import records
-from ifap.datasets import DATASETS
-from ifap.datasets.sources import SYNTHETIC_FILE
-from ifap.paths import Cell
+from ifap.study import paths
+from ifap.study.data import DATASETS
+from ifap.study.data.origins import SYNTHETIC_FILE
+from ifap.study.paths import Cell
+from ifap.study.report import records
 
 DIGITS = Cell("classification", "digits", "resnet_tiny", "ifap", 0)
 PETS = DIGITS._replace(dataset="oxford_pet")

@@ -10,8 +10,8 @@ import torch
 
 import ifap
 from benchmarks import accuracy, accuracy_table
-from ifap.models import MODELS
-from ifap.splits import Split
+from ifap.data import Split
+from ifap.study.models import MODELS
 
 RIVALS = [name for names in accuracy_table.RIVALS.values() for name in names]
 METHODS = [*accuracy.OURS, *accuracy.PEERS]

@@ -12,7 +12,7 @@ from torch import nn
 
 from ifap.axes.attention import ShapedAttention, adopt, adopted
 from ifap.legacy import SplitAttention
-from ifap.sparse.attention import fused_attention, heads, num_heads, split_attention
+from ifap.study.rivals.attention import fused_attention, heads, num_heads, split_attention
 
 
 @pytest.fixture(params=["shaped", "split"])

@@ -12,7 +12,7 @@ from axes_networks import KINDS, Answer
 from torch import nn
 
 import ifap
-from ifap.tracing import tensors
+from ifap.forward import tensors
 
 
 def outputs(model, inputs):

@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ifap import paths
-from ifap.claims import audit
-from ifap.claims.published import Claim, claims_frame, load_claims
 from ifap.errors import ConfigError
+from ifap.study import paths
+from ifap.study.paper import audit
+from ifap.study.paper.published import Claim, claims_frame, load_claims
 
 ROOT = Path(__file__).parent.parent
 CLAIMS = ROOT / paths.published_claims()

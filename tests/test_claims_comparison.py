@@ -14,9 +14,10 @@ import claims_made_up
 import pytest
 from claims_made_up import ROOT, made_up_grid, raw_params, write_grid
 
-from ifap import paths
-from ifap.claims import comparison, records, statistics, tables
-from ifap.grid import TABLE_FORMATS
+from ifap.study import paths
+from ifap.study.grid import TABLE_FORMATS
+from ifap.study.report import comparison, records, statistics
+from ifap.study.report.tables import build as tables
 
 GOLDEN = Path(__file__).parent / "golden"
 TEMPLATES = ROOT / paths.templates_dir()

@@ -5,11 +5,11 @@ import json
 import pytest
 from claims_made_up import made_up_grid, raw_params, write_cell, write_grid
 
-from ifap import paths
-from ifap.claims import estimate
-from ifap.claims.estimate import Assumptions
-from ifap.grid import Grid
-from ifap.paths import Cell
+from ifap.study import paths
+from ifap.study.grid import Grid
+from ifap.study.paths import Cell
+from ifap.study.report import estimate
+from ifap.study.report.estimate import Assumptions
 
 CELL = Cell("classification", "digits", "net_a", "ifap", 0)
 

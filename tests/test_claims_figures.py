@@ -7,12 +7,12 @@ import claims_made_up
 import pytest
 from claims_made_up import ROOT, made_up_grid, raw_params, write_grid
 
-from ifap import paths
-from ifap.claims import FIGURES, figures, records
-from ifap.claims.figures import drawing
-from ifap.claims.figures.flow_scheme import layer_flows
 from ifap.errors import ResultsError
-from ifap.paths import Cell
+from ifap.study import paths
+from ifap.study.paths import Cell
+from ifap.study.report import FIGURES, figures, records
+from ifap.study.report.figures import drawing
+from ifap.study.report.figures.flow_scheme import layer_flows
 
 CELL = Cell("classification", "digits", "net_a", "ifap", 0)
 SCORES = {"stem": [1.0, 3.0, 2.0, 0.5], "block.attention": [0.5, 1.5], "block.attention.out_proj": [2, 1, 4, 3]}

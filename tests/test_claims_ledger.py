@@ -7,12 +7,14 @@ from types import SimpleNamespace
 import pytest
 from claims_made_up import made_up_grid, raw_params, write_grid
 
-from ifap import paths
-from ifap.claims import ledger, names, records
-from ifap.config import MethodOptions
 from ifap.errors import ResultsError
-from ifap.paths import Cell
 from ifap.registry import entry_names
+from ifap.study import paths
+from ifap.study.config import MethodOptions
+from ifap.study.paper import vocabulary as names
+from ifap.study.paths import Cell
+from ifap.study.report import records
+from ifap.study.report import training_cost as ledger
 
 CONFIG = {
     "baseline": {"epochs": 5},
@@ -57,7 +59,7 @@ def test_a_method_that_trains_on_from_the_baseline_has_no_recovery():
 
 
 def test_every_registered_method_says_what_it_takes_away_and_starts_from():
-    assert entry_names("ifap.methods") | entry_names("ifap.sparse") <= set(names.KINDS)
+    assert entry_names("ifap.methods") | entry_names("ifap.study.rivals") <= set(names.KINDS)
     for method, field in MethodOptions.model_fields.items():
         options = field.annotation
         assert names.kind(method) == names.Kind(options.structure, options.start), method

@@ -13,12 +13,13 @@ import pandas as pd
 import pytest
 from claims_made_up import ROOT, made_up_grid, write_grid
 
-from ifap import paths
-from ifap.claims import FIGURES, figures, page, records, tables
-from ifap.claims.published import COUNTS, load_claims
-from ifap.config import load_params
 from ifap.errors import ResultsError
-from ifap.grid import TABLE_FORMATS, Grid
+from ifap.study import paths
+from ifap.study.config import load_params
+from ifap.study.grid import TABLE_FORMATS, Grid
+from ifap.study.paper.published import COUNTS, load_claims
+from ifap.study.report import FIGURES, figures, page, records
+from ifap.study.report.tables import build as tables
 
 TEMPLATES = ROOT / paths.templates_dir()
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ifap import paths
-from ifap.claims import published
 from ifap.errors import ResultsError
+from ifap.study import paths
+from ifap.study.paper import published
 
 ROOT = Path(__file__).parent.parent
 CLAIMS = ROOT / paths.published_claims()

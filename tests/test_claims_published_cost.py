@@ -3,10 +3,10 @@
 import pandas as pd
 import pytest
 
-from ifap import paths
-from ifap.claims.names import DATASETS, METHODS, MODELS
-from ifap.claims.published import load_claims
-from ifap.claims.published_cost import Recipe, published_costs, published_lines
+from ifap.study import paths
+from ifap.study.paper.published import load_claims
+from ifap.study.paper.published_cost import Recipe, published_costs, published_lines
+from ifap.study.paper.vocabulary import DATASETS, METHODS, MODELS
 
 
 @pytest.fixture(scope="module")

@@ -3,10 +3,10 @@ import json
 import pytest
 from claims_made_up import made_up_grid, raw_params, receipt_rows, write_cell, write_grid, write_receipts
 
-from ifap import paths
-from ifap.claims import records
 from ifap.errors import ResultsError
-from ifap.paths import Cell
+from ifap.study import paths
+from ifap.study.paths import Cell
+from ifap.study.report import records
 
 PRUNED = Cell("classification", "digits", "net_a", "ifap", 0)
 

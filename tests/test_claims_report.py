@@ -25,11 +25,14 @@ from claims_made_up import (
     write_grid,
 )
 
-from ifap import paths
-from ifap.claims import FIGURES, figures, page, paper_tables, published, records, tables
 from ifap.errors import ConfigError
-from ifap.grid import TABLE_FORMATS
-from ifap.paths import Cell
+from ifap.study import paths
+from ifap.study.grid import TABLE_FORMATS
+from ifap.study.paper import published
+from ifap.study.paths import Cell
+from ifap.study.report import FIGURES, figures, page, records
+from ifap.study.report.tables import build as tables
+from ifap.study.report.tables import printed as paper_tables
 
 GOLDEN = Path(__file__).parent / "golden"
 MINUS = tables.MINUS

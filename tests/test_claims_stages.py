@@ -9,11 +9,11 @@ import pytest
 import yaml
 from claims_made_up import ROOT, raw_params, write_grid
 
-from ifap import paths
-from ifap.config import load_params
 from ifap.errors import ConfigError, ResultsError
-from ifap.grid import TABLE_FORMATS, Grid
-from ifap.paths import Cell
+from ifap.study import paths
+from ifap.study.config import load_params
+from ifap.study.grid import TABLE_FORMATS, Grid
+from ifap.study.paths import Cell
 
 MODEL = "resnet_tiny"
 

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from ifap.claims import statistics as own
+from ifap.study.report import statistics as own
 
 IFAP = {0: 90.0, 1: 91.0, 2: 89.5, 3: 90.5}
 LOWER = {0: 88.0, 1: 89.5, 2: 87.0, 3: 88.0}

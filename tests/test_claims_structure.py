@@ -10,12 +10,13 @@ import pytest
 import torch
 from claims_made_up import ROOT, made_up_structure
 
-from ifap import paths
-from ifap.claims import STRUCTURE_VERSION, structure
-from ifap.claims.published import load_claims
 from ifap.costs import cost
 from ifap.errors import ResultsError, TargetError
-from ifap.models import MODELS
+from ifap.study import paths
+from ifap.study.models import MODELS
+from ifap.study.paper.published import load_claims
+from ifap.study.report import STRUCTURE_VERSION
+from ifap.study.report.full_size import classifiers as structure
 
 PUBLISHED = ROOT / paths.published_claims()
 

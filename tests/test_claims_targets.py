@@ -7,10 +7,10 @@ import csv
 import pytest
 from workflow_project import ROOT
 
-from ifap.claims.names import DATASETS, MODELS
-from ifap.claims.targets import published_reduction
 from ifap.errors import ConfigError
-from ifap.paths import Cell
+from ifap.study.paper.reductions import published_reduction
+from ifap.study.paper.vocabulary import DATASETS, MODELS
+from ifap.study.paths import Cell
 
 
 def cell(dataset, model):

@@ -9,12 +9,14 @@ import pandas as pd
 import pytest
 from claims_made_up import ROOT, made_up_grid, made_up_structure, raw_params
 
-from ifap import paths
-from ifap.claims import audit, published, records, verdicts
-from ifap.claims.structure import load_structure
-from ifap.config import Params
 from ifap.errors import ResultsError
-from ifap.grid import Grid
+from ifap.study import paths
+from ifap.study.config import Params
+from ifap.study.grid import Grid
+from ifap.study.paper import audit, published
+from ifap.study.report import judge as verdicts
+from ifap.study.report import records
+from ifap.study.report.full_size.classifiers import load_structure
 
 PUBLISHED = ROOT / paths.published_claims()
 

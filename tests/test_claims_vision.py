@@ -8,10 +8,10 @@ import pandas as pd
 import pytest
 from claims_made_up import made_up_grid, raw_params
 
-from ifap.claims.names import best
-from ifap.claims.records import RUN_COLUMNS
-from ifap.claims.tables import build_table, render
-from ifap.claims.vision import has_dense_cells
+from ifap.study.paper.vocabulary import best
+from ifap.study.report.records import RUN_COLUMNS
+from ifap.study.report.tables.build import build_table, render
+from ifap.study.report.tables.vision import has_dense_cells
 
 SIZES = {"classification": ("cifar100", "resnet50"), "detection": ("pascal_voc", "detr_vit_b_16"),
          "generation": ("coco2017", "stable_diffusion_half")}  # fmt: skip

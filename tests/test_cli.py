@@ -16,8 +16,10 @@ from safetensors.torch import load_file, save_file
 from workflow_project import SCALE, fresh  # noqa: F401
 
 import ifap
-from ifap import cli, gpu, paths
+from ifap import cli
 from ifap.plan import read_plan
+from ifap.study import paths
+from ifap.study.machine import gpu
 
 BUILDERS = """
 import torch
@@ -251,8 +253,8 @@ def test_export_by_a_builder_of_ones_own(folder, command):
 
 def test_export_by_the_builder_in_the_plan(folder, command):
     pytest.importorskip("onnxruntime")
-    from ifap.models import builder_from_id
     from ifap.plan import Builder, unpruned_plan, write_network
+    from ifap.study.models import builder_from_id
 
     args = {"num_classes": 3, "in_channels": 1, "image_size": 16}
     network = builder_from_id("ifap:resnet_tiny", args)

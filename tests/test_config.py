@@ -10,10 +10,18 @@ import pytest
 import yaml
 from workflow_project import ROOT
 
-from ifap.config import PruneOptions, RecoveryOptions, TrainingOptions, load_params, parse_params, refine, select_scale
 from ifap.errors import ConfigError
-from ifap.grid import Grid
-from ifap.paths import Cell
+from ifap.study.config import (
+    PruneOptions,
+    RecoveryOptions,
+    TrainingOptions,
+    load_params,
+    parse_params,
+    refine,
+    select_scale,
+)
+from ifap.study.grid import Grid
+from ifap.study.paths import Cell
 
 COMMITTED = yaml.safe_load((ROOT / "params.yaml").read_text())
 

@@ -15,7 +15,7 @@ from ifap.axes.attention import adopt
 from ifap.axes.fakes import quick
 from ifap.axes.passes import data_free
 from ifap.costs import NetworkError, cost, macs_by_module, nonzero_macs, probe
-from ifap.tracing import call
+from ifap.forward import call
 
 
 @pytest.mark.parametrize("bias", [False, True])

@@ -18,14 +18,14 @@ from PIL import Image
 from scipy.io import loadmat, savemat
 from torch import nn
 
-from ifap.config import DatasetOptions
-from ifap.datasets import DATASETS
-from ifap.datasets.check import drop_undecodable, undecodable
-from ifap.datasets.pickles import plain_pickle, refuse_foreign
-from ifap.datasets.raw import Arrays, Files
-from ifap.datasets.sources import PLACES, home
-from ifap.datasets.twins import Patterns
 from ifap.errors import ConfigError, ResultsError
+from ifap.study.config import DatasetOptions
+from ifap.study.data import DATASETS
+from ifap.study.data.broken_images import drop_undecodable, undecodable
+from ifap.study.data.origins import PLACES, home
+from ifap.study.data.pickles import plain_pickle, refuse_foreign
+from ifap.study.data.raw_images import Arrays, Files
+from ifap.study.data.twins import Patterns
 
 CLASSES = {
     "cifar10": 10,

@@ -15,11 +15,12 @@ from pathlib import Path
 
 import pytest
 
-from ifap.config import DatasetOptions
-from ifap.datasets import DATASETS, sources
-from ifap.datasets.download import download, unpack
-from ifap.datasets.sources import PLACES, Archive, Download, Manual, Place, SystemPackage, home, obtain, why_absent
 from ifap.errors import ConfigError, ResultsError
+from ifap.study.config import DatasetOptions
+from ifap.study.data import DATASETS
+from ifap.study.data import origins as sources
+from ifap.study.data.download import download, unpack
+from ifap.study.data.origins import PLACES, Archive, Download, Manual, Place, SystemPackage, home, obtain, why_absent
 
 OPTIONS = DatasetOptions(split_seed=0, validation=0.1)
 DOWNLOAD = OPTIONS.model_copy(update={"download": True})
@@ -131,7 +132,8 @@ def test_downloads_have_checksums_and_manual_ones_say_where_to_go():
 
 
 def test_looking_for_data_loads_neither_torch_nor_torchvision():
-    code = "import sys, ifap.datasets.sources, ifap.claims.names; sys.exit(bool({'torch', 'numpy'} & set(sys.modules)))"
+    modules = "ifap.study.data.origins, ifap.study.paper.vocabulary"
+    code = f"import sys, {modules}; sys.exit(bool({{'torch', 'numpy'}} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 

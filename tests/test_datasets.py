@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from ifap.config import DatasetOptions
-from ifap.datasets import DATASETS
-from ifap.datasets.base import ROLES, data_checksum, read_manifest, write_dataset
-from ifap.datasets.images import random_shift
 from ifap.errors import ConfigError, ResultsError, SplitError
+from ifap.study.config import DatasetOptions
+from ifap.study.data import DATASETS
+from ifap.study.data.base import ROLES, data_checksum, read_manifest, write_dataset
+from ifap.study.data.images import random_shift
 
 OPTIONS = DatasetOptions(validation=0.2, test=0.2, split_seed=0)
 NOWHERE = Path("nowhere")

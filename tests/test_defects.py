@@ -15,9 +15,9 @@ from torch import nn
 
 import ifap
 from ifap import pruning
+from ifap.data import Split
 from ifap.errors import SplitError, TargetError
 from ifap.ranking import unit_scores
-from ifap.splits import Split
 from ifap.view import trace
 
 X = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))

@@ -10,14 +10,14 @@ import pytest
 import torch
 from PIL import Image
 
-from ifap.config import DatasetOptions
-from ifap.datasets import DATASETS
-from ifap.datasets.base import read_manifest
-from ifap.datasets.dense import usable, with_content, write_dense
-from ifap.datasets.masks import file_mask, region_mask, run_lengths
-from ifap.datasets.scenes import Boxes, BoxList, Findings, MaskFiles, Regions, Scenes, ragged
-from ifap.datasets.shapes import Shapes
 from ifap.errors import ConfigError, ResultsError, SplitError
+from ifap.study.config import DatasetOptions
+from ifap.study.data import DATASETS
+from ifap.study.data.base import read_manifest
+from ifap.study.data.dense import usable, with_content, write_dense
+from ifap.study.data.drawn_shapes import Shapes
+from ifap.study.data.masks import file_mask, region_mask, run_lengths
+from ifap.study.data.scenes import Boxes, BoxList, Findings, MaskFiles, Regions, Scenes, ragged
 
 DETECTION = ("pascal_voc", "coco2017", "open_images", "objects365")
 SEGMENTATION = ("pascal_voc", "coco2017", "ade20k", "cityscapes", "coco_stuff")
@@ -246,8 +246,8 @@ def test_a_mask_resized_keeps_its_classes_in_place(tmp_path):
                       torch.tensor([1]), torch.tensor([0, 1]))  # fmt: skip
     assert torch.equal(region_mask(regions, 0), left)
     Image.fromarray(np.zeros((40, 60, 3), np.uint8)).save(tmp_path / "a.png")
-    from ifap.datasets.images import Scaling
-    from ifap.datasets.scene_files import SceneFiles
+    from ifap.study.data.images import Scaling
+    from ifap.study.data.scene_files import SceneFiles
 
     scaling = Scaling(20, 3, 255.0, (0.0,) * 3, (1.0,) * 3)
     _, mask = SceneFiles(tmp_path, ("a.png",), regions, scaling).pairs(torch.tensor([0]), None)

@@ -13,11 +13,11 @@ from torch import nn
 import ifap
 from ifap.costs import macs_by_module
 from ifap.errors import ConfigError
-from ifap.models import MODELS
-from ifap.models.detr import match, matched_losses
-from ifap.models.faster_rcnn import TINY_PROPOSALS
-from ifap.models.yolov4 import STRIDES
-from ifap.tracing import call, dense_outputs
+from ifap.forward import call, dense_outputs
+from ifap.study.models import MODELS
+from ifap.study.models.detr import match, matched_losses
+from ifap.study.models.faster_rcnn import TINY_PROPOSALS
+from ifap.study.models.yolov4 import STRIDES
 
 SHARE = 0.5
 FULL = {
@@ -218,7 +218,7 @@ def test_the_loss_of_detr_on_a_case_worked_out_by_hand():
 
 
 def test_a_cell_of_yolo_that_is_right_costs_nothing():
-    from ifap.models.yolov4 import Grid, Owner, _grid_losses
+    from ifap.study.models.yolov4 import Grid, Owner, _grid_losses
 
     boxes = torch.zeros(1, 3, 2, 2, 4)
     boxes[..., 2:] = 1.0
@@ -243,7 +243,7 @@ def test_a_large_target_belongs_to_coarse_cells_and_a_small_one_to_fine_cells():
         target = [{"boxes": torch.tensor([box]), "labels": torch.tensor([0])}]
         raw = [torch.zeros(1, 3 * (5 + CLASSES), 608 // stride, 608 // stride) for stride in STRIDES]
         model.dense = lambda _images, raw=raw: raw
-        from ifap.models.yolov4 import _owners
+        from ifap.study.models.yolov4 import _owners
 
         owners = [_owners(grid, target, images) for grid in model._with_shapes(model._decoded(images))]
         counts = [len(owner.boxes) for owner in owners]

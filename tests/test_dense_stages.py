@@ -10,11 +10,11 @@ import pytest
 import torch
 import yaml
 
-from ifap import paths
-from ifap.claims.records import collect, load_runs, runs_table
-from ifap.config import TableParams, load_params
-from ifap.grid import Grid
-from ifap.paths import Cell
+from ifap.study import paths
+from ifap.study.config import TableParams, load_params
+from ifap.study.grid import Grid
+from ifap.study.paths import Cell
+from ifap.study.report.records import collect, load_runs, runs_table
 from stages import baseline, evaluate, fetch, finetune, prune
 from stages.job import open_job
 
@@ -111,7 +111,7 @@ def test_the_network_that_was_saved_measures_the_same(project, cell):
 
 
 def test_runs_and_table_come_from_the_records(project, monkeypatch):
-    from ifap.claims import vision
+    from ifap.study.report.tables import vision
 
     paths.runs_csv("quick").write_text(runs_table(collect(project)))
     runs = load_runs("quick")

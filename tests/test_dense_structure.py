@@ -8,8 +8,11 @@ import pytest
 from pydantic import ValidationError
 from workflow_project import ROOT
 
-from ifap import paths
-from ifap.claims.dense_structure import (
+from ifap.errors import ResultsError
+from ifap.study import paths
+from ifap.study.models import MODELS
+from ifap.study.paper.published import load_claims
+from ifap.study.report.full_size.dense import (
     SIZES,
     DenseStructure,
     WantedDense,
@@ -19,9 +22,6 @@ from ifap.claims.dense_structure import (
     load_dense_structure,
     wanted_dense,
 )
-from ifap.claims.published import load_claims
-from ifap.errors import ResultsError
-from ifap.models import MODELS
 
 ROW = DenseStructure(
     dataset="pascal_voc", model="fcn_vgg19_bn", classes=21, image_size=512, published=100.0, reduction_published=0.6,

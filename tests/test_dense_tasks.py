@@ -12,19 +12,20 @@ from scipy.linalg import sqrtm
 from torch import nn
 from torch.nn import functional
 
-from ifap.config import DatasetOptions, RecoveryOptions, TrainingOptions
-from ifap.datasets import DATASETS
-from ifap.datasets.dense import write_dense
-from ifap.engine import Engine
+from ifap.data import Split
 from ifap.errors import ConfigError, TrainingError
+from ifap.forward import training_outputs
 from ifap.pruning import Receipt
-from ifap.recover import Distillation, validator
-from ifap.splits import Split
-from ifap.tasks import TASKS
-from ifap.tasks.detection import own_loss
-from ifap.tasks.generation import Generation, RandomFeatures
-from ifap.tracing import training_outputs
-from ifap.training import fit
+from ifap.recover import Distillation
+from ifap.study.config import DatasetOptions, RecoveryOptions, TrainingOptions
+from ifap.study.data import DATASETS
+from ifap.study.data.dense import write_dense
+from ifap.study.distil import distillation, validator
+from ifap.study.tasks import TASKS
+from ifap.study.tasks.detection import own_loss
+from ifap.study.tasks.generation import Generation, RandomFeatures
+from ifap.study.training.fit import fit
+from ifap.train_step import Engine
 from stages.prune import as_measured
 
 DETECTION, SEGMENTATION, GENERATION = (TASKS.get(name) for name in ("detection", "segmentation", "generation"))
@@ -315,10 +316,10 @@ def test_a_generator_cannot_be_taught_by_a_teacher_that_draws_other_noise(load):
     )  # fmt: skip
     train, validation = load("generation", "train"), load("generation", "validation")
     with pytest.raises(ConfigError, match=r"prune\.recovery\.feature_weight: a network that makes images"):
-        Distillation.from_options(train, validation, options, task=GENERATION)
+        distillation(train, validation, options, task=GENERATION)
     plain = options.model_copy(update={"feature_weight": 0.0})
-    Distillation.from_options(train, validation, plain, task=GENERATION)
-    Distillation.from_options(load("detection", "train"), load("detection", "validation"), options, task=DETECTION)
+    distillation(train, validation, plain, task=GENERATION)
+    distillation(load("detection", "train"), load("detection", "validation"), options, task=DETECTION)
 
 
 def test_receipts_say_the_distance_and_not_what_pruning_makes_of_it():

@@ -15,13 +15,13 @@ from safetensors.torch import load_file
 from shared_training import network, split, train
 from torch import nn
 
-from ifap.config import TrainingOptions
-from ifap.engine import Accelerated, Engine, explain_memory, open_engine
+from ifap.data import batches, chunks
 from ifap.errors import TrainingError
 from ifap.recover import Distillation
-from ifap.tasks import TASKS
-from ifap.tasks.base import batches, chunks
-from ifap.training import _Average, build_optimizer, fit, learning_rate, read_progress
+from ifap.study.config import TrainingOptions
+from ifap.study.tasks import TASKS
+from ifap.study.training.fit import _Average, build_optimizer, fit, learning_rate, read_progress
+from ifap.train_step import Accelerated, Engine, explain_memory, open_engine
 
 TASK = TASKS.get("classification")
 

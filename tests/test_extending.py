@@ -15,12 +15,12 @@ from torch import nn
 from workflow_project import ROOT
 
 import ifap
-from ifap.config import MaskOptions, TrainingOptions
+from ifap.data import Split
 from ifap.methods import METHODS
 from ifap.registry import entry_names
-from ifap.sparse import SPARSE, Context
-from ifap.splits import Split
-from ifap.tasks import TASKS
+from ifap.study.config import MaskOptions, TrainingOptions
+from ifap.study.rivals import SPARSE, Context
+from ifap.study.tasks import TASKS
 from ifap.view import trace
 
 

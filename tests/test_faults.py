@@ -17,8 +17,8 @@ import pytest
 from workflow_project import ROOT
 
 from ifap import plan
-from ifap.claims import records
 from ifap.files import atomic_write_text, beside
+from ifap.study.report import records
 
 RUN = ROOT / "tests" / "faults" / "run.py"
 
@@ -67,7 +67,7 @@ def test_what_a_killed_writer_left_goes_with_the_next_write_and_a_running_ones_s
 
 def test_sigterm_ends_a_stage_like_an_error(tmp_path):
     body = ["import sys", f"sys.argv[1:] = {[str(tmp_path / 'x'), 'file']}", *WRITER.strip().splitlines()]
-    lines = ["from ifap.program import run_stage", "def main() -> None:", *(f"    {line}" for line in body)]
+    lines = ["from ifap.study.stage import run_stage", "def main() -> None:", *(f"    {line}" for line in body)]
     code = "\n".join([*lines, "run_stage(main)"])
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     process.stdout.readline()
@@ -81,7 +81,7 @@ def test_sigterm_ends_a_stage_like_an_error(tmp_path):
 
 def say(error, capsys, monkeypatch):
     """Run a stage that fails with an error; return its exit code and what it said."""
-    from ifap import program
+    from ifap.study import stage as program
 
     def main() -> None:
         raise error
@@ -124,7 +124,7 @@ def test_trouble_is_one_line_and_exit_code_3(error, wanted, capsys, monkeypatch)
 
 @pytest.mark.parametrize("error", [RuntimeError("shapes differ"), OSError(errno.ENOENT, "No such file"), KeyError("x")])
 def test_a_bug_is_not_taken_for_trouble(error, monkeypatch):
-    from ifap import program
+    from ifap.study import stage as program
 
     def main() -> None:
         raise error

@@ -14,9 +14,9 @@ from torch.utils.data import DataLoader
 
 import ifap
 from ifap import flow
+from ifap.data import CalibrationBatches, Split
 from ifap.errors import ScoreError, SplitError
 from ifap.flow import activation_norms
-from ifap.splits import CalibrationBatches, Split
 from ifap.view import trace
 
 EVERY = sorted(NETWORKS)

@@ -12,8 +12,8 @@ import time
 import pytest
 from workflow_project import ROOT, fresh  # noqa: F401
 
-from ifap import gpu
 from ifap.errors import ConfigError
+from ifap.study.machine import gpu
 
 # What `nvidia-smi -L` prints for two whole devices and one that is divided in two.
 LISTED = """GPU 0: NVIDIA A100-SXM4-80GB (UUID: GPU-aaaa1111-0000-0000-0000-000000000000)
@@ -29,7 +29,7 @@ LAST = "GPU-eeee5555-0000-0000-0000-000000000000"
 # A job: its device and when it had it, and then it waits to be told to end.
 JOB = """
 import os, sys, time
-from ifap import gpu
+from ifap.study.machine import gpu
 gpu.take_as_asked()
 assert "torch" not in sys.modules
 start = time.monotonic()
@@ -220,7 +220,7 @@ def test_a_lock_folder_that_cannot_be_used_is_named(environ, tmp_path):
 def test_a_stage_takes_its_device_before_anything_else(environ):
     command = [sys.executable, "-m", "stages.collect", "--help"]
     done = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "INFO ifap.gpu: GPU 0: waited 0.0 s\n")
+    assert (done.returncode, done.stderr) == (0, "INFO ifap.study.machine.gpu: GPU 0: waited 0.0 s\n")
     wrong = subprocess.run(command, cwd=ROOT, env={**environ, gpu.WANTED: "many"}, capture_output=True, text=True)
     assert wrong.returncode == 2
     assert wrong.stderr == "error: IFAP_GPU must be a whole number from 0, not 'many'\n"

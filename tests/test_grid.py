@@ -10,10 +10,9 @@ import pytest
 import yaml
 from workflow_project import ROOT
 
-from ifap import paths
-from ifap.claims.names import published_model
-from ifap.claims.targets import published_networks
-from ifap.config import (
+from ifap.errors import ConfigError
+from ifap.study import paths
+from ifap.study.config import (
     DENSE_TASKS,
     DatasetOptions,
     EvaluateOptions,
@@ -24,9 +23,10 @@ from ifap.config import (
     load_params,
     parse_params,
 )
-from ifap.errors import ConfigError
-from ifap.grid import Grid
-from ifap.paths import Cell
+from ifap.study.grid import Grid
+from ifap.study.paper.reductions import published_networks
+from ifap.study.paper.vocabulary import published_model
+from ifap.study.paths import Cell
 
 STEPS = ("baseline", "prune", "finetune", "evaluate")
 COMMITTED = yaml.safe_load((ROOT / "params.yaml").read_text())

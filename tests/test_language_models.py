@@ -23,11 +23,11 @@ from ifap.example_inputs import InputValues, make_inputs
 from ifap.heads import replace_heads
 from ifap.layers import shared_parameters
 from ifap.methods.units import map_units
-from ifap.models import MODELS, builder_from_id, builder_id
-from ifap.models.base import HEADS
-from ifap.models.text import load_pretrained_text
 from ifap.plan import Builder, Plan, unpruned_plan
-from ifap.sparse.attention import projections
+from ifap.study.models import MODELS, builder_from_id, builder_id
+from ifap.study.models.base import HEADS
+from ifap.study.models.text import load_pretrained_text
+from ifap.study.rivals.attention import projections
 from ifap.view import trace
 from ifap.weights import weight_slots
 
@@ -145,7 +145,7 @@ def test_a_new_process_loads_the_same_networks(tmp_path):
     code = f"""
 import torch
 from ifap.example_inputs import make_inputs
-from ifap.models import builder_from_id
+from ifap.study.models import builder_from_id
 from ifap.plan import load, read_plan
 for name in {list(TINY_TEXT)}:
     folder = {str(tmp_path)!r} + "/" + name

@@ -12,20 +12,20 @@ from torch import nn
 
 import ifap
 from ifap.costs import macs_by_module
-from ifap.datasets import DATASETS
+from ifap.data import Split
 from ifap.errors import ConfigError, ScoreError, SplitError
 from ifap.methods import METHODS
 from ifap.methods.base import EXTRAS, score
-from ifap.models import MODELS
 from ifap.registry import Registry, entry_names
-from ifap.sparse import SPARSE
-from ifap.splits import Split
-from ifap.tasks import TASKS
+from ifap.study.data import DATASETS
+from ifap.study.models import MODELS
+from ifap.study.rivals import SPARSE
+from ifap.study.tasks import TASKS
 from ifap.view import trace
 
 REGISTRIES = {
-    "ifap.methods": METHODS, "ifap.models": MODELS, "ifap.datasets": DATASETS, "ifap.sparse": SPARSE,
-    "ifap.tasks": TASKS,
+    "ifap.methods": METHODS, "ifap.study.models": MODELS, "ifap.study.data": DATASETS, "ifap.study.rivals": SPARSE,
+    "ifap.study.tasks": TASKS,
 }  # fmt: skip
 OPTIONS = {"normalize": "layer", "site": "output"}
 
@@ -85,7 +85,7 @@ def test_an_entry_is_one_file(tmp_path, monkeypatch):
 
 
 def test_a_decorator_gives_back_what_it_registers():
-    registry = Registry("thing", "ifap.tasks")
+    registry = Registry("thing", "ifap.study.tasks")
     function = registry.register("a")(len)
     assert function is len
 

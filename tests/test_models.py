@@ -8,8 +8,8 @@ from dense_networks import DENSE
 from torch import nn
 
 from ifap.errors import ConfigError, PlanError
-from ifap.models import MODELS, arguments, builder_from_id, builder_id
-from ifap.models.base import HEADS, LIMITS
+from ifap.study.models import MODELS, arguments, builder_from_id, builder_id
+from ifap.study.models.base import HEADS, LIMITS
 
 ARGS = {"num_classes": 10, "in_channels": 1, "image_size": 32}
 TEXT = {"head": "classification", "num_labels": 3, "vocab_size": 100, "max_length": 16}

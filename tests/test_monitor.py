@@ -8,9 +8,9 @@ import pytest
 from shared_training import train as plain_train
 from test_training import Killer, train
 
-from ifap import monitor
-from ifap.monitor import Speed, StepBar, TensorBoard, tensorboard
-from ifap.training import EpochRow
+from ifap.study.training import progress as monitor
+from ifap.study.training.fit import EpochRow
+from ifap.study.training.progress import Speed, StepBar, TensorBoard, tensorboard
 
 
 def points(folder):

@@ -13,22 +13,30 @@ from torch import nn
 from torch.func import functional_call
 
 from ifap import plan
-from ifap.config import LthOptions, MvpOptions, PdpOptions, TrainingOptions, load_params, mask_options, parse_params
 from ifap.costs import nonzero_macs
+from ifap.data import Split
 from ifap.errors import ConfigError, TargetError
-from ifap.fairness import is_finetuned, masked_run, starts_untrained
 from ifap.pruning import Target
-from ifap.sparse import SPARSE, Context
-from ifap.sparse.attention import split_attention
-from ifap.sparse.blocks import block_weights, find_groups
-from ifap.sparse.controller import MaskController, all_kept, counted
-from ifap.sparse.density import maskable, prices
-from ifap.sparse.mvp import MvpController, by_block, cubic, linear, spread
-from ifap.sparse.ranking import top
-from ifap.sparse.run import masked_plan
-from ifap.splits import Split
-from ifap.tasks import TASKS
-from ifap.training import fit
+from ifap.study.budget import is_finetuned, masked_run, starts_untrained
+from ifap.study.config import (
+    LthOptions,
+    MvpOptions,
+    PdpOptions,
+    TrainingOptions,
+    load_params,
+    mask_options,
+    parse_params,
+)
+from ifap.study.rivals import SPARSE, Context
+from ifap.study.rivals.attention import split_attention
+from ifap.study.rivals.blocks import block_weights, find_groups
+from ifap.study.rivals.controller import MaskController, all_kept, counted
+from ifap.study.rivals.density import maskable, prices
+from ifap.study.rivals.mvp import MvpController, by_block, cubic, linear, spread
+from ifap.study.rivals.ranking import top
+from ifap.study.rivals.run import masked_plan
+from ifap.study.tasks import TASKS
+from ifap.study.training.fit import fit
 
 TASK = TASKS.get("classification")
 EXAMPLE = nets.tokens(1)
@@ -411,7 +419,7 @@ def test_methods_of_language_models_are_not_attempted_for_images(name):
 def test_budgets_of_methods_that_start_pretrained_or_do_not_train():
     from workflow_project import ROOT
 
-    from ifap.grid import Grid
+    from ifap.study.grid import Grid
 
     grid = Grid(load_params(ROOT / "params.yaml"), "quick")
     cell = next(iter(grid.cells()))

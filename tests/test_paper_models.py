@@ -14,11 +14,11 @@ from safetensors.torch import save_file
 from workflow_project import ROOT
 
 import ifap
-from ifap.claims.names import MODELS as NAMES
 from ifap.errors import ConfigError, TargetError
-from ifap.models import MODELS, load_pretrained
 from ifap.recover import Distillation
-from ifap.tasks import TASKS
+from ifap.study.models import MODELS, load_pretrained
+from ifap.study.paper.vocabulary import MODELS as NAMES
+from ifap.study.tasks import TASKS
 
 TASK = TASKS.get("classification")
 PIXELS = {"inception_v3": 299, "efficientnet_b4": 380, "efficientnet_v2_s": 384}  # published; the others: 224

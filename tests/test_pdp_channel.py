@@ -11,14 +11,14 @@ from networks import NETWORKS
 from torch import nn
 
 import ifap
-from ifap.config import TrainingOptions
+from ifap.data import Split
 from ifap.errors import TargetError
-from ifap.methods.pdp_channel import PdpChannel
-from ifap.models import MODELS
-from ifap.splits import Split
-from ifap.tasks import TASKS
-from ifap.tracing import call, tensors
-from ifap.training import fit
+from ifap.forward import call, tensors
+from ifap.study.config import TrainingOptions
+from ifap.study.models import MODELS
+from ifap.study.rivals.gates import PdpChannel
+from ifap.study.tasks import TASKS
+from ifap.study.training.fit import fit
 
 RECIPE = TrainingOptions(epochs=3, batch_size=8, optimizer="sgd", lr=0.05, weight_decay=0.0, warmup_epochs=0,
                          label_smoothing=0.0, augment=False)  # fmt: skip

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from benchmarks import profile
-from ifap.tasks.base import batches
+from ifap.data import batches
 
 
 def spend(seconds):

@@ -14,9 +14,10 @@ import yaml
 from workflow_project import ROOT, tracked_files
 
 import ifap
-from ifap import claims, paths
-from ifap.config import json_schema, load_params
-from ifap.grid import TABLE_FORMATS
+from ifap.study import paths
+from ifap.study import report as claims
+from ifap.study.config import json_schema, load_params
+from ifap.study.grid import TABLE_FORMATS
 
 FILES = [name for name in tracked_files() if not name.startswith(("tests/", "results/", "data/"))]
 LIBRARY = sorted((ROOT / "src" / "ifap").rglob("*.py"))
@@ -261,7 +262,9 @@ def test_no_reason_speaks_of_an_iteration():
     assert not [name_of(path) for path in CODE if "does not run after" in path.read_text()]
 
 
-@pytest.mark.parametrize("module", ["ifap", "ifap.cli", "ifap.grid", "ifap.config", "stages.collect", "stages.tables"])
+@pytest.mark.parametrize(
+    "module", ["ifap", "ifap.cli", "ifap.study.grid", "ifap.study.config", "stages.collect", "stages.tables"]
+)
 def test_torch_is_loaded_only_when_needed(module):
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

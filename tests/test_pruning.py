@@ -17,8 +17,8 @@ from torch import nn
 import ifap
 from ifap import pruning
 from ifap.axes.cut import cut_units
+from ifap.data import Split
 from ifap.errors import GraphError, PlanError, ScoreError, SplitError, TargetError
-from ifap.splits import Split
 from ifap.view import trace
 
 EVERY = sorted(NETWORKS)

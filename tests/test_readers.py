@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 import ifap
-from ifap import readers
+from ifap import compensate as readers
 from ifap.axes.cut import cut_units
+from ifap.data import Split
 from ifap.errors import ScoreError, SplitError
 from ifap.methods import METHODS
-from ifap.splits import Split
 from ifap.view import trace
 
 

@@ -14,9 +14,11 @@ import pytest
 import typer
 from workflow_project import ROOT, fresh, tracked_files  # noqa: F401
 
-from ifap import claims, cli, paths
-from ifap.config import load_params
-from ifap.grid import FIGURE_FORMATS, TABLE_FORMATS
+from ifap import cli
+from ifap.study import paths
+from ifap.study import report as claims
+from ifap.study.config import load_params
+from ifap.study.grid import FIGURE_FORMATS, TABLE_FORMATS
 
 PAGES = ["README.md", *sorted(name for name in tracked_files() if re.fullmatch(r"docs/[^/]+\.md", name))]
 SECONDS = 180

@@ -11,11 +11,12 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import ifap
 from ifap import recover
-from ifap.config import RecoveryOptions
+from ifap.data import Split
 from ifap.errors import SplitError, TrainingError
-from ifap.recover import Distillation, validator
-from ifap.splits import Split
-from ifap.tasks import TASKS
+from ifap.recover import Distillation
+from ifap.study.config import RecoveryOptions
+from ifap.study.distil import distillation, validator
+from ifap.study.tasks import TASKS
 
 TASK = TASKS.get("classification")
 
@@ -299,7 +300,7 @@ def test_options_become_arguments():
         patience=6,
         augment=False,
     )
-    distil = Distillation.from_options(TRAIN, VALIDATION, options, task=TASK, augment=lambda x, g: x, seed=7)
+    distil = distillation(TRAIN, VALIDATION, options, task=TASK, augment=lambda x, g: x, seed=7)
     assert (distil.batch_size, distil.lr, distil.weight_decay) == (8, 0.1, 0.2)
     assert (distil.feature_weight, distil.logit_weight, distil.temperature) == (0.3, 0.4, 5.0)
     assert (distil.patience, distil.augment, distil.seed) == (6, False, 7)
@@ -315,8 +316,8 @@ def test_the_library_part_knows_nothing_of_the_workflow():
 
     code = (
         "import sys, ifap.recover\n"
-        "bad = [m for m in sys.modules if m.startswith(('ifap.datasets', 'ifap.claims', 'ifap.models', 'stages',"
-        " 'torchvision', 'sklearn', 'torchmetrics'))]\n"
+        "others = ('ifap.study', 'stages', 'torchvision', 'sklearn', 'torchmetrics')\n"
+        "bad = [m for m in sys.modules if m.startswith(others)]\n"
         "sys.exit(' '.join(bad) or 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

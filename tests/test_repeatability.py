@@ -13,9 +13,9 @@ import pandas as pd
 import pytest
 from workflow_project import SCALE, Project, finished, make_project, stage_command  # noqa: F401
 
-from ifap import paths
-from ifap.claims.records import RUN_TIMING, TRACE_TIMING
-from ifap.paths import Cell
+from ifap.study import paths
+from ifap.study.paths import Cell
+from ifap.study.report.records import RUN_TIMING, TRACE_TIMING
 
 PRUNED = Cell("classification", "digits", "resnet_tiny", "ifap", 0)
 BASELINE = PRUNED.baseline

@@ -11,15 +11,17 @@ import torch
 from torch import nn
 
 import ifap
-from ifap.config import RfpOptions
 from ifap.costs import cost, macs_by_module
+from ifap.data import LabelledBatches, Split
 from ifap.errors import ConfigError, SplitError, TargetError
-from ifap.models import MODELS
+from ifap.forward import call, private_copy
 from ifap.pruning import Target
-from ifap.sparse import SPARSE, Context
-from ifap.sparse import rfp as module
-from ifap.sparse.blocks import find_groups, scaled_units, unit_price
-from ifap.sparse.rfp import (
+from ifap.study.config import RfpOptions
+from ifap.study.models import MODELS
+from ifap.study.rivals import SPARSE, Context
+from ifap.study.rivals import rfp as module
+from ifap.study.rivals.blocks import find_groups, scaled_units, unit_price
+from ifap.study.rivals.rfp import (
     budget_of,
     decide,
     fisher,
@@ -31,9 +33,7 @@ from ifap.sparse.rfp import (
     search,
     tune,
 )
-from ifap.splits import LabelledBatches, Split
-from ifap.tasks import TASKS
-from ifap.tracing import call, private_copy
+from ifap.study.tasks import TASKS
 
 TASK = TASKS.get("classification")
 OPTIONS = RfpOptions(samples=24, batch_size=6)

@@ -9,9 +9,10 @@ import sys
 import pytest
 import torch
 
-from ifap import program, runtime
 from ifap.errors import IfapError
 from ifap.latency import latency
+from ifap.study import stage as program
+from ifap.study.machine import runtime
 
 
 def test_configure_ignores_the_number_of_cores(monkeypatch):
@@ -61,7 +62,7 @@ def test_a_second_run_is_told_what_is_running(tmp_path):
 def test_a_users_mistake_is_one_line_and_exit_code_2():
     lines = [
         "from ifap.errors import IfapError",
-        "from ifap.program import run_stage",
+        "from ifap.study.stage import run_stage",
         "def main() -> None: raise IfapError('two\\nlines')",
         "run_stage(main)",
     ]
@@ -117,7 +118,7 @@ def test_peak_memory_is_plausible():
 
 def test_peak_memory_is_not_that_of_the_process_that_started_this_one():
     much = torch.ones(2**27)  # 512 MiB
-    code = "from ifap.runtime import peak_memory_mb; print(peak_memory_mb())"
+    code = "from ifap.study.machine.runtime import peak_memory_mb; print(peak_memory_mb())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert float(done.stdout) < runtime.peak_memory_mb() - 256
     assert much.all()

@@ -8,7 +8,7 @@ import re
 import pytest
 from workflow_project import ROOT
 
-from ifap.config import Params
+from ifap.study.config import Params
 
 CODE = [path for top in ("src", "stages", "benchmarks") for path in sorted((ROOT / top).rglob("*.py"))]
 RULES = sorted((ROOT / "rules").glob("*.smk"))
@@ -17,7 +17,7 @@ FORBIDDEN = {
     "pickle.Unpickler", "torch.load", "torch.hub.load", "joblib.load", "marshal.loads", "shelve.open", "yaml.load",
     "yaml.unsafe_load", "yaml.full_load", "eval", "exec", "pd.read_pickle", "pd.eval",
 }  # fmt: skip
-# torchvision's own reader of CIFAR; `ifap.datasets.pickles` refuses a pickle of anything but arrays first.
+# torchvision's own reader of CIFAR; `ifap.study.data.pickles` refuses a pickle of anything but arrays first.
 SAFE_WORD = re.compile(r"[A-Za-z0-9_.-]+")
 
 

@@ -10,13 +10,13 @@ from claims_made_up import ROOT
 from PIL import Image
 from torch import nn
 
-from ifap import paths
-from ifap.claims import FIGURES, figure_names, figures
-from ifap.config import load_params
+from ifap.data import Split
 from ifap.errors import ResultsError, TrainingError
-from ifap.grid import Grid
-from ifap.samples import sample_sheet
-from ifap.splits import Split
+from ifap.study import paths
+from ifap.study.config import load_params
+from ifap.study.grid import Grid
+from ifap.study.report import FIGURES, figure_names, figures
+from ifap.study.sample_sheet import sample_sheet
 
 SIDE = 6
 ROWS = ("task", "dataset", "model", "method", "seed", "metric", "test_metric")

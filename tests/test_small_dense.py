@@ -10,15 +10,15 @@ from networks import NETWORKS
 from torch import nn
 
 import ifap
-from ifap.config import PruneOptions, RecoveryOptions, SmallDenseOptions, TrainingOptions
+from ifap.data import Split
 from ifap.errors import TargetError
-from ifap.fairness import one_run
-from ifap.methods.small_dense import reinitialise, structure
-from ifap.models import MODELS
-from ifap.sparse import SPARSE, Context
-from ifap.splits import Split
-from ifap.tasks import TASKS
-from ifap.tracing import call
+from ifap.forward import call
+from ifap.study.budget import one_run
+from ifap.study.config import PruneOptions, RecoveryOptions, SmallDenseOptions, TrainingOptions
+from ifap.study.models import MODELS
+from ifap.study.rivals import SPARSE, Context
+from ifap.study.rivals.narrow import reinitialise, structure
+from ifap.study.tasks import TASKS
 
 X = torch.zeros(1, 3, 32, 32)
 RECIPE = {"epochs": 2, "batch_size": 8, "optimizer": "sgd", "lr": 0.1, "weight_decay": 0.0, "warmup_epochs": 0,

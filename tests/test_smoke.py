@@ -8,12 +8,12 @@ from itertools import cycle
 import pytest
 from workflow_project import ROOT, make_project
 
-from ifap import paths
-from ifap.claims.records import read_receipts, read_record
-from ifap.claims.targets import published_reduction
-from ifap.config import load_params
-from ifap.grid import Grid
-from ifap.paths import Cell
+from ifap.study import paths
+from ifap.study.config import load_params
+from ifap.study.grid import Grid
+from ifap.study.paper.reductions import published_reduction
+from ifap.study.paths import Cell
+from ifap.study.report.records import read_receipts, read_record
 
 GRID = Grid(load_params(ROOT / "params.yaml"), "smoke")
 AXES = GRID.options.grid["classification"]

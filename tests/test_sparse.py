@@ -11,7 +11,11 @@ from torch import nn
 from torchvision.models import resnet50
 
 from ifap import plan
-from ifap.config import (
+from ifap.costs import cost, nonzero_macs
+from ifap.data import Split
+from ifap.errors import ConfigError, PlanError, SplitError, TargetError, TrainingError
+from ifap.pruning import Target
+from ifap.study.config import (
     GranetOptions,
     LthOptions,
     MaskOptions,
@@ -22,12 +26,9 @@ from ifap.config import (
     mask_options,
     parse_params,
 )
-from ifap.costs import cost, nonzero_macs
-from ifap.errors import ConfigError, PlanError, SplitError, TargetError, TrainingError
-from ifap.pruning import Target
-from ifap.sparse import SPARSE, Context
-from ifap.sparse.controller import MaskController, all_kept, counted
-from ifap.sparse.density import (
+from ifap.study.rivals import SPARSE, Context
+from ifap.study.rivals.controller import MaskController, all_kept, counted
+from ifap.study.rivals.density import (
     Prices,
     counts,
     erdos_renyi_kernel,
@@ -37,14 +38,13 @@ from ifap.sparse.density import (
     solve_density,
     uniform,
 )
-from ifap.sparse.granet import GranetController
-from ifap.sparse.lth import TicketController, pruned_further
-from ifap.sparse.pdp import PdpController, slope, soft_mask, threshold
-from ifap.sparse.ranking import affordable, global_top, random_masks, regrow, top
-from ifap.sparse.rigl import RiglController
-from ifap.splits import Split
-from ifap.tasks import TASKS
-from ifap.training import fit, learning_rate
+from ifap.study.rivals.granet import GranetController
+from ifap.study.rivals.lth import TicketController, pruned_further
+from ifap.study.rivals.pdp import PdpController, slope, soft_mask, threshold
+from ifap.study.rivals.ranking import affordable, global_top, random_masks, regrow, top
+from ifap.study.rivals.rigl import RiglController
+from ifap.study.tasks import TASKS
+from ifap.study.training.fit import fit, learning_rate
 
 TASK = TASKS.get("classification")
 EXAMPLE = torch.zeros(1, 1, 6, 6)
@@ -569,7 +569,7 @@ def test_lth_rewinds_to_the_very_weights_with_a_new_optimiser_and_the_schedule_o
             return True
 
     runs = []
-    monkeypatch.setattr("ifap.sparse.lth.TicketController", Watch)
+    monkeypatch.setattr("ifap.study.rivals.lth.TicketController", Watch)
     outcome = SPARSE.get("lth").run(context("lth"))
     assert len(runs) == 3
     early = runs[0].early

@@ -12,13 +12,14 @@ import torch
 import yaml
 from workflow_project import tiny_params
 
-from ifap import paths, plan
-from ifap.claims.records import collect, runs_table
-from ifap.config import LIMITS, RiglOptions, load_params, mask_options
+from ifap import plan
 from ifap.errors import ConfigError
-from ifap.grid import Grid
-from ifap.paths import Cell
-from ifap.runtime import configure
+from ifap.study import paths
+from ifap.study.config import LIMITS, RiglOptions, load_params, mask_options
+from ifap.study.grid import Grid
+from ifap.study.machine.determinism import configure
+from ifap.study.paths import Cell
+from ifap.study.report.records import collect, runs_table
 from stages import baseline, evaluate, fetch, finetune, prune
 from stages.job import open_job
 
@@ -153,7 +154,7 @@ def test_it_starts_from_the_network_that_the_baseline_started_from(project, monk
             started.extend([context.build(), context.build(), context.recipe])
             raise Done
 
-    monkeypatch.setattr("ifap.sparse.SPARSE.get", lambda name: Method())
+    monkeypatch.setattr("ifap.study.rivals.SPARSE.get", lambda name: Method())
     with pytest.raises(Done):
         prune.main(**CELL, method="rigl", params=PARAMS)
     configure(0)

@@ -11,10 +11,11 @@ import pytest
 import torch
 import yaml
 
-from ifap import paths, plan
+from ifap import plan
 from ifap.errors import ConfigError, ResultsError
-from ifap.models import builder_from_id
-from ifap.paths import Cell
+from ifap.study import paths
+from ifap.study.models import builder_from_id
+from ifap.study.paths import Cell
 from stages import baseline, evaluate, fetch, finetune
 from stages.job import open_job
 

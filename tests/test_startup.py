@@ -20,7 +20,7 @@ def test_training_and_pruning_need_no_compiler(kind):
     code = f"""
 import stages
 import torch, torchvision
-from ifap.runtime import configure
+from ifap.study.machine.runtime import configure
 configure(0)
 layer = torch.nn.Linear(2, 1)
 optimizer = torch.optim.{kind}(layer.parameters(), lr=0.1)
@@ -43,8 +43,8 @@ def test_counting_and_pruning_a_network_need_no_compiler(name):
 import stages
 import torch
 import ifap
-from ifap.models import MODELS
-from ifap.runtime import configure
+from ifap.study.models import MODELS
+from ifap.study.machine.runtime import configure
 configure(0)
 model, images = MODELS.get("{name}")(num_classes=10, in_channels=1, image_size=32), torch.randn(2, 1, 32, 32)
 pruned = ifap.prune(model, images[:1], [images], target=ifap.Target(macs=0.3), steps=1)
@@ -58,7 +58,7 @@ def test_the_compiler_and_what_asks_it_work_afterwards():
     code = """
 import stages
 import torch, torchvision
-from ifap.runtime import configure
+from ifap.study.machine.runtime import configure
 configure(0)
 boxes = [torch.tensor([[0.0, 0.0, 4.0, 4.0]])]
 print(tuple(torchvision.ops.roi_align(torch.ones(1, 2, 8, 8), boxes, 2).shape))
@@ -75,7 +75,7 @@ def test_optimizers_take_the_same_steps():
 import hashlib, sys, torch
 torch.manual_seed(0)
 if len(sys.argv) > 1:
-    from ifap.startup import plain_optimizers
+    from ifap.study.machine.fast_start import plain_optimizers
     plain_optimizers()
 for kind in (torch.optim.SGD, torch.optim.AdamW):
     layer = torch.nn.Linear(5, 3)

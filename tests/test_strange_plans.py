@@ -13,7 +13,7 @@ import ifap
 from ifap import plan
 from ifap.errors import PlanError
 from ifap.example_inputs import can_be_saved
-from ifap.models import builder_from_id
+from ifap.study.models import builder_from_id
 
 SOON = 20.0
 """Seconds of processor time that no refusal comes near to."""

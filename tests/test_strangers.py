@@ -18,11 +18,12 @@ import yaml
 from claims_made_up import made_up_grid, write_grid
 from jinja2.exceptions import SecurityError
 
-from ifap import config, paths
-from ifap.claims import page, records, tables
-from ifap.config import load_params
 from ifap.errors import ConfigError, ResultsError
 from ifap.files import atomic_write_text, read_bounded
+from ifap.study import config, paths
+from ifap.study.config import load_params
+from ifap.study.report import page, records
+from ifap.study.report.tables import build as tables
 
 sys.path.append(str(Path(__file__).parent / "fuzz"))
 from mutate import LAUGHS, MERGES, SNIPPETS

@@ -18,8 +18,8 @@ import torch
 from transformers.pytorch_utils import Conv1D
 
 from ifap.layers import is_producer
-from ifap.models import MODELS, arguments
-from ifap.tasks import TASKS
+from ifap.study.models import MODELS, arguments
+from ifap.study.tasks import TASKS
 from ifap.view import trace
 
 RECORDED = json.loads((Path(__file__).parent / "golden" / "study_units.json").read_text())

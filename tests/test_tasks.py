@@ -9,9 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from ifap.splits import Split
-from ifap.tasks import TASKS
-from ifap.tasks.base import batches, logits
+from ifap.data import Split, batches, logits
+from ifap.study.tasks import TASKS
 
 TASK = TASKS.get("classification")
 

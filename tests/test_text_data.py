@@ -8,16 +8,16 @@ import pytest
 import torch
 from text_data import MODELS, OPTIONS, SETS, TABLES, readers, write
 
-from ifap.config import TextOptions
-from ifap.datasets import DATASETS
-from ifap.datasets.base import read_manifest
-from ifap.datasets.grammar import Sentences, agreement
-from ifap.datasets.passages import Question, from_lines, to_lines, tokens_of
-from ifap.datasets.sources import PLACES, why_absent
-from ifap.datasets.texts import Texts, TextSpec
-from ifap.datasets.tokens import LAST, Words, family_of, open_words, train
+from ifap.data import CalibrationBatches, Named
 from ifap.errors import ConfigError, ResultsError, SplitError
-from ifap.splits import CalibrationBatches, Named
+from ifap.study.config import TextOptions
+from ifap.study.data import DATASETS
+from ifap.study.data.base import read_manifest
+from ifap.study.data.grammar import Sentences, agreement
+from ifap.study.data.origins import PLACES, why_absent
+from ifap.study.data.passages import Question, from_lines, to_lines, tokens_of
+from ifap.study.data.texts import Texts, TextSpec
+from ifap.study.data.tokens import LAST, Words, family_of, open_words, train
 
 METRICS = {
     **dict.fromkeys(("sst2", "qqp", "rte", "qnli", "mnli", "record", "agreement"), "accuracy"),

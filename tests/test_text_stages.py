@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ifap import paths
-from ifap.claims.language import table_5
-from ifap.claims.records import collect, load_runs, runs_table
-from ifap.config import TableParams, load_params
-from ifap.datasets.base import read_manifest
 from ifap.errors import ConfigError
-from ifap.grid import Grid
-from ifap.paths import Cell
+from ifap.study import paths
+from ifap.study.config import TableParams, load_params
+from ifap.study.data.base import read_manifest
+from ifap.study.grid import Grid
+from ifap.study.paths import Cell
+from ifap.study.report.records import collect, load_runs, runs_table
+from ifap.study.report.tables.language import table_5
 from stages import baseline, evaluate, fetch, finetune, prune
 from stages.job import open_job
 

@@ -9,12 +9,13 @@ import pytest
 import torch
 from claims_made_up import ROOT
 
-from ifap import paths
-from ifap.claims import TEXT_STRUCTURE_VERSION, text_structure
-from ifap.claims.published import load_claims
 from ifap.costs import count_params
 from ifap.errors import ResultsError, TargetError
-from ifap.models import MODELS
+from ifap.study import paths
+from ifap.study.models import MODELS
+from ifap.study.paper.published import load_claims
+from ifap.study.report import TEXT_STRUCTURE_VERSION
+from ifap.study.report.full_size import language as text_structure
 
 CLAIMS = load_claims(ROOT / paths.published_claims())
 WANTED = text_structure.wanted_text(CLAIMS)

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from ifap.datasets.passages import Passages, Question
+from ifap.data import Named, Split
 from ifap.errors import ConfigError, TrainingError
-from ifap.splits import Named, Split
-from ifap.tasks import TASKS
-from ifap.tasks.question_answering import normalised, word_f1
+from ifap.study.data.passages import Passages, Question
+from ifap.study.tasks import TASKS
+from ifap.study.tasks.question_answering import normalised, word_f1
 
 CLASSES, SCORES, ANSWERS, GAPS = (
     TASKS.get(name) for name in ("text_classification", "text_regression", "question_answering", "cloze")

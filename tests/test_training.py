@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from ifap.config import TrainingOptions
+from ifap.data import Split
 from ifap.errors import SplitError, TrainingError
-from ifap.splits import Split
-from ifap.tasks import TASKS
-from ifap.training import (
+from ifap.study.config import TrainingOptions
+from ifap.study.tasks import TASKS
+from ifap.study.training.fit import (
     STATE_FILE,
     _Losses,
     build_optimizer,

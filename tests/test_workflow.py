@@ -13,12 +13,14 @@ import pandas as pd
 import pytest
 from workflow_project import SCALE, Project, finished, fresh  # noqa: F401
 
-from ifap import claims, paths, plan
-from ifap.claims.records import RUN_COLUMNS, TRACE_COLUMNS, Receipt, read_receipts, read_record
+from ifap import plan
 from ifap.costs import cost
-from ifap.grid import FIGURE_FORMATS, TABLE_FORMATS
-from ifap.models import builder_from_id
-from ifap.paths import Cell
+from ifap.study import paths
+from ifap.study import report as claims
+from ifap.study.grid import FIGURE_FORMATS, TABLE_FORMATS
+from ifap.study.models import builder_from_id
+from ifap.study.paths import Cell
+from ifap.study.report.records import RUN_COLUMNS, TRACE_COLUMNS, Receipt, read_receipts, read_record
 
 TARGET = 0.5
 BASELINE = Cell("classification", "digits", "resnet_tiny", "baseline", 0)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from ifap.config import DatasetOptions, SyntheticOptions, TextOptions
-from ifap.datasets import DATASETS
-from ifap.datasets.texts import write_texts
+from ifap.study.config import DatasetOptions, SyntheticOptions, TextOptions
+from ifap.study.data import DATASETS
+from ifap.study.data.texts import write_texts
 
 TABLES = ("sst2", "cola", "mrpc", "qqp", "rte", "qnli", "mnli")
 SETS = (*TABLES, "stsb", "squad", "record", "agreement")

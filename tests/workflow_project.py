@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ifap.config import load_params
-from ifap.grid import Grid
+from ifap.study.config import load_params
+from ifap.study.grid import Grid
 
 ROOT = Path(__file__).parent.parent
 SCALE = "quick"

@@ -9,7 +9,7 @@ from typing import Any
 
 from benchmarks.coverage.registry import PACKAGES, Network
 from benchmarks.ratio import RESULTS
-from ifap.runtime import provenance
+from ifap.study.machine.provenance import provenance
 
 PATH = RESULTS / "coverage.csv"
 DISTRIBUTIONS = {"smp": "segmentation_models_pytorch"}

@@ -1,19 +1,21 @@
-"""The ``ifap`` command: prune a network of your own, look at a saved one, see where a study stands."""
+"""The ``ifap`` command: prune a network of your own, look at a saved one, export it."""
 
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
+import importlib.util
 import json
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ifap.errors import ConfigError, IfapError
-from ifap.program import MISTAKE, TROUBLE, trouble
+from ifap.trouble import MISTAKE, TROUBLE, trouble
 
 if TYPE_CHECKING:
     from torch import nn
@@ -125,85 +127,13 @@ def export(
     typer.echo(f"wrote {to}: {size:.1f} MiB, any batch size; differs by {difference:.1g} of the largest output")
 
 
-@app.command()
-def status(
-    scale: Annotated[str | None, typer.Option(help="Scale; the one in params.yaml by default.")] = None,
-    params: Annotated[Path, typer.Option(help="Parameter file.")] = Path("params.yaml"),
-) -> None:
-    """Say of each table's cells whether they ran, were restored, are missing or stale, and at which commit."""
-    from ifap.claims.estimate import status_lines
-    from ifap.config import load_params, select_scale
-    from ifap.grid import Grid
-
-    checked = load_params(params)
-    for line in status_lines(Grid(checked, select_scale(checked, scale))):
-        typer.echo(line)
-
-
-@app.command()
-def estimate(
-    scale: Annotated[str | None, typer.Option(help="Scale; the one in params.yaml by default.")] = None,
-    params: Annotated[Path, typer.Option(help="Parameter file.")] = Path("params.yaml"),
-) -> None:
-    """Say what each table would take: jobs, GPU hours and disk; starts nothing.
-
-    As long as params.yaml has no scale 'paper', that name stands for the cells that the paper prints.
-    """
-    from ifap import paths
-    from ifap.claims.estimate import estimate_lines
-    from ifap.claims.published import load_claims
-    from ifap.claims.published_cost import published_lines
-    from ifap.config import load_params, select_scale
-    from ifap.grid import Grid
-
-    checked = load_params(params)
-    if scale == "paper" and scale not in checked.scales:
-        lines = published_lines(load_claims(paths.published_claims()))
-    else:
-        lines = estimate_lines(Grid(checked, select_scale(checked, scale)))
-    for line in lines:
-        typer.echo(line)
-
-
-@app.command()
-def audit(
-    claims: Annotated[Path, typer.Option(help="The published numbers.")] = Path("data/paper/claims.csv"),
-) -> None:
-    """Check the published numbers against one another; findings are no failure."""
-    from ifap import paths
-
-    try:
-        from ifap.claims.audit import summary, write_audit
-    except ModuleNotFoundError as error:
-        raise ConfigError(f"audit needs {error.name}: pip install 'ifap[workflow]'") from None
-    typer.echo(summary(write_audit(claims)))
-    typer.echo(f"wrote {paths.audit_file('md')} and {paths.audit_file('csv')}")
-
-
-@app.command()
-def doctor(
-    scale: Annotated[str | None, typer.Option(help="Scale; the one in params.yaml by default.")] = None,
-    params: Annotated[Path, typer.Option(help="Parameter file.")] = Path("params.yaml"),
-) -> None:
-    """Show versions, devices and leases, disk, data sets, and what runs where; exit code 1 if a run would fail."""
-    from rich.console import Console
-
-    from ifap.doctor import examine, table
-
-    findings = examine(params, scale)
-    console = Console(width=None if sys.stdout.isatty() else 120)
-    console.print(table(findings))
-    wrong = sum(finding.state == "wrong" for finding in findings)
-    if wrong:
-        console.print(f"{wrong} thing{'s' if wrong > 1 else ''} would stop a run")
-        raise typer.Exit(1)
-
-
 def main() -> None:
     """Run the command; a user's mistake is one line and exit code 2, trouble with disk or memory exit code 3."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     sys.path.insert(0, "")  # a builder may live in the present folder
     try:
+        for _, add_commands in plugins("ifap.commands"):
+            add_commands(app)
         app()
     except IfapError as error:
         sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
@@ -214,6 +144,20 @@ def main() -> None:
             raise
         sys.stderr.write(f"error: {reason}\n")
         raise SystemExit(TROUBLE) from None
+
+
+def plugins(group: str) -> Iterator[tuple[str, Any]]:
+    """Yield the entry points of a group with their names; those whose package is not installed are left out."""
+    for point in importlib.metadata.entry_points(group=group):
+        if _can_find(point.module):
+            yield point.name, point.load()
+
+
+def _can_find(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # of the package that holds it
+        return False
 
 
 def _builder(text: str) -> Callable[[], nn.Module]:
@@ -242,19 +186,22 @@ def _built(text: str) -> nn.Module:
 
 
 def _plan_network(plan: Plan, builder: str | None) -> nn.Module:
-    from ifap.models import builder_from_id
-
     if builder is not None:
         return _built(builder)
-    if plan.builder.id is None:
+    identifier = plan.builder.id
+    if identifier is None:
         raise ConfigError("the plan does not say who builds the network: give --builder package.module:function")
-    return builder_from_id(plan.builder.id, plan.builder.args)
+    for prefix, build in plugins("ifap.builders"):
+        if identifier.startswith(f"{prefix}:"):
+            network: nn.Module = build(identifier, plan.builder.args)
+            return network
+    raise ConfigError(f"nothing installed here builds '{identifier}': give --builder package.module:function")
 
 
 def _try(network: nn.Module, inputs: Any, data: Path) -> None:
     import torch
 
-    from ifap.tracing import evaluation_mode
+    from ifap.forward import evaluation_mode
 
     if not inputs.shape or not len(inputs):
         raise ConfigError(f"{data}: 'inputs' holds no samples")

@@ -21,8 +21,8 @@ from torch.utils.flop_counter import flop_registry
 from ifap.axes.fakes import device_or_call, quick
 from ifap.axes.passes import data_free, empty_caches, is_trouble, plain_attention, unchanged
 from ifap.errors import GraphError
+from ifap.forward import Inputs, call, dense_outputs, evaluation_mode, task_tensors
 from ifap.layers import modules_by_name
-from ifap.tracing import Inputs, call, dense_outputs, evaluation_mode, task_tensors
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from ifap.errors import PlanError, nearest
-from ifap.tracing import Inputs
+from ifap.forward import Inputs
 
 _MAX_INPUT_ELEMENTS = 2**22
 _INDEX_ELEMENTS = 2**8

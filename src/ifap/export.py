@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ifap.errors import ExportError
 from ifap.files import atomic_write_bytes
-from ifap.tracing import Inputs, call, map_tensors, tensors
+from ifap.forward import Inputs, call, map_tensors, tensors
 
 TOLERANCE = 1e-4
 """Largest accepted difference of an output, as a share of the largest value in it."""

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import errno
 import fcntl
 import glob
+import hashlib
+import io
 import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 _SUFFIX = ".part"
 _ABOUT_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
@@ -120,3 +124,27 @@ def read_bounded(path: Path, most: int) -> bytes:
     if found.st_size > most:
         raise OSError(errno.EFBIG, f"larger than {most / 2**20:g} MiB", str(path))
     return path.read_bytes()
+
+
+def write_csv(path: Path, rows: Iterable[Mapping[str, Any]], fields: Iterable[str]) -> None:
+    """Write rows atomically as CSV with Unix line ends.
+
+    Floats are written with the fewest digits that read back as the same number; a missing
+    value or None is an empty field, and a key outside `fields` is an error.
+    """
+    names = list(fields)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, names, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({key: _cell(value) for key, value in row.items()} for row in rows)
+    atomic_write_text(path, text.getvalue())
+
+
+def sha256_file(path: Path) -> str:
+    """Return the SHA-256 of a file's content in hexadecimal."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _cell(value: Any) -> Any:
+    return repr(float(value)) if isinstance(value, float) else value

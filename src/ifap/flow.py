@@ -28,11 +28,11 @@ from torch.utils.hooks import RemovableHandle
 
 from ifap.axes.attention import adopted
 from ifap.axes.units import Graph
+from ifap.data import refuse_test
 from ifap.errors import ScoreError, nearest
+from ifap.forward import Inputs, call, device_of, evaluation_mode, to_device
 from ifap.heads import HeadCalls, head_weights, replace_heads
 from ifap.layers import is_conv, unit_axis, weight_norms
-from ifap.splits import refuse_test
-from ifap.tracing import Inputs, call, device_of, evaluation_mode, to_device
 from ifap.weights import WeightUses, all_weights, made_by_heads, used_by_attention, weights_alone
 
 Normalize = Literal["layer", "volume", "none"]

@@ -16,8 +16,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from ifap.forward import call, device_of, evaluation_mode, map_tensors, tensors, to_device
 from ifap.layers import has_plain_forward, is_depthwise, modules_by_name, sides, unit_axis
-from ifap.tracing import call, device_of, evaluation_mode, map_tensors, tensors, to_device
 
 Floats = npt.NDArray[np.float64]
 Widths = Mapping[str, tuple[float, float]]

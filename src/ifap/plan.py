@@ -31,7 +31,7 @@ from ifap.costs import Cost, cost
 from ifap.errors import PlanError
 from ifap.example_inputs import AnyInput, Count, Part, input_spec, make_inputs, with_ones
 from ifap.files import beside, read_bounded
-from ifap.tracing import (
+from ifap.forward import (
     Inputs,
     call,
     dense_outputs,

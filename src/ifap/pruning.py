@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from torch import Tensor, nn
 
-from ifap import readers
+from ifap import compensate as readers
 from ifap.axes.attention import ShapedAttention, adopt, release
 from ifap.axes.corrections import CannotFollowError
 from ifap.axes.cut import cut_units
@@ -21,10 +21,12 @@ from ifap.axes.expressions import atoms_of
 from ifap.axes.proof import Proof, prove
 from ifap.axes.units import Graph, Indices, UnitsOfProducts
 from ifap.costs import Cost, NetworkError, count_params, probe, run_once
+from ifap.data import refuse_test
 from ifap.errors import ConfigError, GraphError, PlanError, TargetError, nearest
 from ifap.example_inputs import can_be_saved
 from ifap.files import atomic_write_text
 from ifap.flow import Normalize, Site
+from ifap.forward import Inputs, private_copy, unwrapped
 from ifap.latency import LatencyModel, can_compute_on, latency_ratio, layer_widths, repeated
 from ifap.layers import is_producer, modules_by_name
 from ifap.methods import METHODS, AnyMethod
@@ -32,8 +34,6 @@ from ifap.methods.base import Loss, score
 from ifap.plan import Plan, load, pruned_plan, read_plan, write_network
 from ifap.ranking import AGGREGATES, Aggregate, Budget, Ranking, by_speed, floors, unit_scores
 from ifap.schedule import rate, solve_rho_0
-from ifap.splits import refuse_test
-from ifap.tracing import Inputs, private_copy, unwrapped
 from ifap.view import output_tensors, trace
 
 Recover = Callable[[nn.Module, nn.Module, int], object]
@@ -310,7 +310,7 @@ def prune(
         far the number of parameters can fall.
     compensate : bool
         Before each cut change the weights that read what goes, by least squares on `batches`, so that
-        what stays stands in for it; see `ifap.readers`. Not part of the paper's method.
+        what stays stands in for it; see `ifap.compensate`. Not part of the paper's method.
     units : {'auto', 'heads', 'groups', 'inner'}
         What goes where an axis is a product, such as groups x channels of a group, or heads of keys x queries that
         share them. By default, and with ``'heads'`` or ``'groups'``, whole groups and heads; with ``'inner'`` the

@@ -20,14 +20,13 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from ifap.config import Precision, RecoveryOptions
-from ifap.engine import Engine, explain_memory, open_engine
-from ifap.errors import ConfigError, TrainingError
+from ifap.choices import Precision
+from ifap.data import Augment, Batches, Split, batches, logits, refuse_test
+from ifap.errors import TrainingError
+from ifap.forward import call, device_of, evaluation_mode, to_device
 from ifap.layers import is_activation
-from ifap.runtime import derive_seed, seeded
-from ifap.splits import Split, refuse_test
-from ifap.tasks.base import Augment, Batches, Task, batches, logits
-from ifap.tracing import call, device_of, evaluation_mode, to_device
+from ifap.seeds import derive_seed, seeded
+from ifap.train_step import Engine, explain_memory, open_engine
 
 log = logging.getLogger(__name__)
 
@@ -135,54 +134,6 @@ class Distillation:
         self.loss, self.augment, self.seed, self.losing = loss, augment, seed, losing
         self.precision, self.accumulate = precision, accumulate
         self.channels_last, self.compile = channels_last, compile
-
-    @classmethod
-    def from_options(
-        cls,
-        train: Split,
-        validation: Split,
-        options: RecoveryOptions,
-        *,
-        task: Task,
-        augment: bool | Augment | None = False,
-        seed: int = 0,
-    ) -> Distillation:
-        """Return the distillation that a scale's options ask for.
-
-        Parameters
-        ----------
-        train, validation : Split
-            See the class.
-        options : RecoveryOptions
-            The block of ``params.yaml``.
-        task : Task
-            Gives the loss.
-        augment : callable, optional
-            Used if the options ask for augmentation.
-        seed : int, optional
-            See the class.
-
-        Raises
-        ------
-        ConfigError
-            If a teacher is to be copied in a task where it cannot be.
-        """
-        for name in ("feature_weight", "logit_weight"):
-            if getattr(options, name) and not task.teaches:
-                raise ConfigError(
-                    f"prune.recovery.{name}: a network that makes images sees noise of its own in training, and its "
-                    "teacher other noise: nothing of them can be compared; set it to 0"
-                )
-        values = options.model_dump(exclude={"teacher", "augment"})
-        return cls(
-            train,
-            validation,
-            loss=task.loss,
-            augment=augment if options.augment else False,
-            seed=seed,
-            losing=task.losing,
-            **values,
-        )
 
     def __call__(self, model: nn.Module, teacher: nn.Module, step: int) -> None:
         """Train `model` in place.
@@ -318,26 +269,6 @@ class Distillation:
         if not count:
             raise TrainingError("stopping the distillation needs at least one batch of validation data")
         return total / count
-
-
-def validator(data: Split | Batches, task: Task, batch_size: int = 256) -> Callable[[nn.Module], float]:
-    """Return a function that measures a network's primary metric, for `ifap.prune`.
-
-    Parameters
-    ----------
-    data : Split or iterable of (inputs, targets)
-        What to measure on; the test split is refused.
-    task : Task
-        Gives the metric; higher is better here, so one that should be low is negated.
-    batch_size : int, optional
-        Samples a batch of a `Split`.
-    """
-    refuse_test(data, "validating during pruning")
-
-    def validate(model: nn.Module) -> float:
-        return task.sign * task.evaluate(model, data, batch_size)[task.primary]
-
-    return validate
 
 
 def feature_shapes(model: nn.Module, inputs: Any) -> dict[Event, torch.Size]:

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from ifap.axes.passes import trace_axes
 from ifap.axes.units import UNITS, Graph, find_units
 from ifap.errors import ConfigError, GraphError, nearest
+from ifap.forward import Inputs, call, dense_outputs, task_tensors, unwrapped
 from ifap.layers import modules_by_name
-from ifap.tracing import Inputs, call, dense_outputs, task_tensors, unwrapped
 
 _MOST_LINES = 40
 

@@ -81,7 +81,7 @@ def watch_work():
     """Note every epoch and every recovery that begins."""
     if "torch" not in sys.modules:
         return
-    training, recover = sys.modules["ifap.training"], sys.modules["ifap.recover"]
+    training, recover = sys.modules["ifap.study.training.fit"], sys.modules["ifap.recover"]
     epoch, distil = training._epoch, recover.Distillation.__call__
 
     def noted_epoch(run, reader, task, number, *rest):

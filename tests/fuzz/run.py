@@ -34,12 +34,12 @@ import mutate  # noqa: E402
 import yaml  # noqa: E402
 
 from ifap import paths  # noqa: E402
-from ifap.claims import records, tables, verdicts  # noqa: E402
-from ifap.claims.page import load_evidence, render_page  # noqa: E402
-from ifap.claims.structure import load_structure  # noqa: E402
-from ifap.config import load_params  # noqa: E402
 from ifap.errors import IfapError  # noqa: E402
-from ifap.grid import Grid  # noqa: E402
+from ifap.study.config import load_params  # noqa: E402
+from ifap.study.grid import Grid  # noqa: E402
+from ifap.study.report import records, tables, verdicts  # noqa: E402
+from ifap.study.report.full_size.classifiers import load_structure  # noqa: E402
+from ifap.study.report.page import load_evidence, render_page  # noqa: E402
 
 MEMORY = 2**30
 """Most that a case may add to the memory of the process that reads it."""

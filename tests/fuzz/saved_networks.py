@@ -13,8 +13,8 @@ import ifap
 from ifap import plan
 from ifap.cli import _tensors
 from ifap.errors import IfapError
-from ifap.models import builder_from_id, builder_id
-from ifap.models.base import load_pretrained
+from ifap.study.models import builder_from_id, builder_id
+from ifap.study.models.base import load_pretrained
 
 
 def small_network(folder, model, masked=False, **options):

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ifap import readers
+from ifap import compensate as readers
 from ifap.axes.units import Graph
 from ifap.flow import Normalize, Site
 from ifap.layers import modules_by_name

@@ -17,14 +17,14 @@ from torch import Tensor, nn
 
 from ifap.axes.tensors import named_tensors
 from ifap.axes.units import Graph
+from ifap.data import refuse_test
 from ifap.errors import ScoreError
+from ifap.forward import call, device_of, evaluation_mode, to_device
 from ifap.heads import replace_heads
 from ifap.layers import unit_rows
 from ifap.methods import METHODS
 from ifap.methods.base import Loss
 from ifap.methods.units import by_layer_mean
-from ifap.splits import refuse_test
-from ifap.tracing import call, device_of, evaluation_mode, to_device
 from ifap.weights import by_unit, is_weighted
 
 

@@ -1,0 +1,90 @@
+"""The commands of the study: where it stands, what it would take, what does not agree, what would stop it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ifap.errors import ConfigError
+
+if TYPE_CHECKING:
+    pass
+
+
+def status(
+    scale: Annotated[str | None, typer.Option(help="Scale; the one in params.yaml by default.")] = None,
+    params: Annotated[Path, typer.Option(help="Parameter file.")] = Path("params.yaml"),
+) -> None:
+    """Say of each table's cells whether they ran, were restored, are missing or stale, and at which commit."""
+    from ifap.study.config import load_params, select_scale
+    from ifap.study.grid import Grid
+    from ifap.study.report.estimate import status_lines
+
+    checked = load_params(params)
+    for line in status_lines(Grid(checked, select_scale(checked, scale))):
+        typer.echo(line)
+
+
+def estimate(
+    scale: Annotated[str | None, typer.Option(help="Scale; the one in params.yaml by default.")] = None,
+    params: Annotated[Path, typer.Option(help="Parameter file.")] = Path("params.yaml"),
+) -> None:
+    """Say what each table would take: jobs, GPU hours and disk; starts nothing.
+
+    As long as params.yaml has no scale 'paper', that name stands for the cells that the paper prints.
+    """
+    from ifap.study import paths
+    from ifap.study.config import load_params, select_scale
+    from ifap.study.grid import Grid
+    from ifap.study.paper.published import load_claims
+    from ifap.study.paper.published_cost import published_lines
+    from ifap.study.report.estimate import estimate_lines
+
+    checked = load_params(params)
+    if scale == "paper" and scale not in checked.scales:
+        lines = published_lines(load_claims(paths.published_claims()))
+    else:
+        lines = estimate_lines(Grid(checked, select_scale(checked, scale)))
+    for line in lines:
+        typer.echo(line)
+
+
+def audit(
+    claims: Annotated[Path, typer.Option(help="The published numbers.")] = Path("data/paper/claims.csv"),
+) -> None:
+    """Check the published numbers against one another; findings are no failure."""
+    from ifap.study import paths
+
+    try:
+        from ifap.study.paper.audit import summary, write_audit
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"audit needs {error.name}: pip install 'ifap[workflow]'") from None
+    typer.echo(summary(write_audit(claims)))
+    typer.echo(f"wrote {paths.audit_file('md')} and {paths.audit_file('csv')}")
+
+
+def doctor(
+    scale: Annotated[str | None, typer.Option(help="Scale; the one in params.yaml by default.")] = None,
+    params: Annotated[Path, typer.Option(help="Parameter file.")] = Path("params.yaml"),
+) -> None:
+    """Show versions, devices and leases, disk, data sets, and what runs where; exit code 1 if a run would fail."""
+    from rich.console import Console
+
+    from ifap.study.doctor import examine, table
+
+    findings = examine(params, scale)
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    console.print(table(findings))
+    wrong = sum(finding.state == "wrong" for finding in findings)
+    if wrong:
+        console.print(f"{wrong} thing{'s' if wrong > 1 else ''} would stop a run")
+        raise typer.Exit(1)
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Add the commands of the study to the ``ifap`` command, which finds this function as an entry point."""
+    for command in (status, estimate, audit, doctor):
+        app.command()(command)

@@ -1,0 +1,21 @@
+"""Data sets: one file an entry.
+
+Names are loaded on first use: Snakemake asks `ifap.study.data.origins` what is there, without torch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ifap.study.data.base import DATASETS, DatasetSpec
+
+__all__ = ["DATASETS", "DatasetSpec"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'ifap.study.data' has no attribute '{name}'")
+    from ifap.study.data import base
+
+    return getattr(base, name)

@@ -1,0 +1,109 @@
+"""What CIFAR-10 and CIFAR-100 share: pickled batches of 32 x 32 pixels, read by torchvision."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ifap.data import Role
+from ifap.study.data.base import Raw
+from ifap.study.data.origins import PLACES, home
+from ifap.study.data.pickles import plain_pickle, refuse_foreign
+from ifap.study.data.raw_images import Arrays
+from ifap.study.data.torchvision_readers import reading
+from ifap.study.data.twins import Patterns, check_classes, check_sums, checksums, mark
+
+SIDE = 32
+
+
+def read_batches(name: str, folder: Path, reader: type[Any]) -> dict[Role, Raw]:
+    """Return the training and test images of a CIFAR folder.
+
+    Parameters
+    ----------
+    name : str
+        The data set.
+    folder : Path
+        Its folder, or the one above.
+    reader : type
+        torchvision's class for it.
+
+    Raises
+    ------
+    ResultsError
+        If a file is missing, damaged, not the published one, or its pickle holds more than arrays,
+        texts and lists.
+    """
+    place = home(name, folder)
+    files = [*reader.train_list, *reader.test_list, (reader.meta["filename"], reader.meta["md5"])]
+    for file, _ in files:
+        refuse_foreign(place / file)
+    sums = checksums(place, dict(files))
+    check_sums(place, sums)
+    local = _local(reader, sums)
+    found: dict[Role, Raw] = {}
+    roles: tuple[Role, ...] = ("train", "test")
+    for role in roles:
+        with reading(place), warnings.catch_warnings():
+            # The published files pass a flag of an old numpy as a number.
+            warnings.simplefilter("ignore")
+            data = local(place, train=role == "train")
+            images = torch.from_numpy(np.ascontiguousarray(data.data.transpose(0, 3, 1, 2)))
+            found[role] = Arrays(images, torch.tensor(data.targets, dtype=torch.int64))
+    return found
+
+
+def write_batches(
+    name: str, folder: Path, patterns: Patterns, most: int, batches: Mapping[str, tuple[str, int, int]], meta: str,
+    labels: Mapping[str, int], names: Mapping[str, int],
+) -> None:  # fmt: skip
+    """Write a synthetic set in CIFAR's format.
+
+    Parameters
+    ----------
+    name : str
+        The data set.
+    folder : Path
+        Where its own folder goes.
+    patterns : Patterns
+        What to draw.
+    most : int
+        Classes of the real data set.
+    batches : mapping
+        File name to (part, which share of it, number of shares).
+    meta : str
+        Name of the file of class names.
+    labels : mapping
+        Key of each list of labels to how many classes share one label.
+    names : mapping
+        Key of each list of class names likewise.
+    """
+    check_classes(name, patterns.classes, most)
+    place = folder / PLACES[name].homes[0]
+    place.mkdir(parents=True, exist_ok=True)
+    drawn = {part: patterns.array(part, (SIDE, SIDE)) for part in ("train", "test")}
+    for file, (part, index, shares) in batches.items():
+        images, targets = drawn[part]
+        rows = np.array_split(np.arange(len(images)), shares)[index]
+        content = {
+            "batch_label": f"synthetic {part} batch {index + 1} of {shares}",
+            **{key: [targets[row] // group for row in rows] for key, group in labels.items()},
+            "data": images[rows].transpose(0, 3, 1, 2).reshape(len(rows), 3 * SIDE * SIDE),
+            "filenames": [f"synthetic_{part}_{row:06d}.png" for row in rows],
+        }
+        (place / file).write_bytes(plain_pickle(content))
+    titles = {key: [f"synthetic {n}" for n in range(-(-patterns.classes // group))] for key, group in names.items()}
+    (place / meta).write_bytes(plain_pickle(titles))
+    mark(name, place, patterns, checked=[*batches, meta])
+
+
+def _local(reader: type[Any], sums: Mapping[str, str]) -> type[Any]:
+    """Return torchvision's class for files that lie in its root and have the given MD5 sums."""
+    lists = {key: [[file, sums.get(file)] for file, _ in getattr(reader, key)] for key in ("train_list", "test_list")}
+    meta = {**reader.meta, "md5": sums.get(reader.meta["filename"])}
+    return type(reader.__name__, (reader,), {"base_folder": "", "meta": meta, **lists})

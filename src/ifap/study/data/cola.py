@@ -1,0 +1,47 @@
+"""CoLA: sentences from works on linguistics, acceptable or not (Warstadt et al. 2019), as GLUE has them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ifap.study.data.base import DATASETS
+from ifap.study.data.glue import Layout, reader, write_table
+from ifap.study.data.grammar import Sentences, mark_texts
+from ifap.study.data.texts import TextSpec
+from ifap.study.data.twins import check_classes
+
+NAME, CLASSES = "cola", 2
+LAYOUT = Layout(
+    NAME,
+    texts=("sentence",),
+    label="label",
+    labels={"0": 0, "1": 1},
+    parquet=("sentence",),
+    header=("source", "label", "mark", "sentence"),
+)
+
+
+def twin(folder: Path, classes: int, per_class: int, seed: int) -> None:
+    """Write a synthetic set in the same format."""
+    check_classes(NAME, classes, CLASSES)
+    sentences = Sentences(classes, per_class, seed)
+    for part, file in {"train": "train.tsv", "test": "dev.tsv"}.items():
+        rows = [_row(sentences, part, index, *which) for index, which in enumerate(sentences.order(part))]
+        write_table(folder / file, LAYOUT.header or (), rows, named=False)
+    mark_texts(NAME, folder, sentences)
+
+
+def _row(sentences: Sentences, part: str, index: int, label: int, number: int) -> tuple[object, ...]:
+    return ("syn", label, "" if label else "*", sentences.text(part, label, number))
+
+
+DATASETS.register("cola")(
+    TextSpec(
+        name=NAME,
+        task="text_classification",
+        classes=CLASSES,
+        metric="mcc",
+        read=reader(LAYOUT),
+        twin=twin,
+    )
+)

@@ -1,0 +1,418 @@
+"""Sets of images with boxes or masks: one file a split, prepared once for all tasks that they are used for."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import struct
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from ifap.data import Role, Split
+from ifap.errors import ConfigError, ResultsError, nearest
+from ifap.files import atomic_write_bytes, atomic_write_text, sha256_file
+from ifap.study.config import DatasetOptions
+from ifap.study.data.base import (
+    IMAGENET_MOMENTS,
+    MANIFEST_VERSION,
+    ROLES,
+    Twin,
+    check_shares,
+    content_hash,
+    data_checksum,
+    read_split,
+)
+from ifap.study.data.broken_images import refuse_many
+from ifap.study.data.images import Scaling
+from ifap.study.data.masks import ChannelError, mask_pixels
+from ifap.study.data.origins import PLACES, Place
+from ifap.study.data.scene_files import SceneFiles
+from ifap.study.data.scenes import (
+    BAD_MASK,
+    EMPTY,
+    IGNORED,
+    MASK_CHANNELS,
+    OTHER_SIZE,
+    UNDECLARED_VALUE,
+    UNDECODABLE,
+    UNUSUAL,
+    Boxes,
+    DenseTask,
+    MaskFiles,
+    Regions,
+    Scenes,
+    targets_from,
+    to_bytes,
+)
+
+log = logging.getLogger(__name__)
+
+ReadScenes = Callable[[Path, DenseTask], dict[Role, Scenes]]
+
+
+@dataclass(frozen=True)
+class DenseSpec:
+    """A set of images with boxes, masks or both.
+
+    Parameters
+    ----------
+    name : str
+        Its name in ``params.yaml``, under which `ifap.study.data.origins` knows where it comes from and
+        for which tasks it is made.
+    classes : int
+        Number of classes of objects.
+    read : callable
+        ``read(folder, task)`` returns the raw samples of the roles that the data set itself defines.
+    twin : callable
+        ``twin(folder, classes, per_class, seed)`` writes a synthetic set in the same format.
+    background : bool
+        Whether the pixels without an object are one more class, number 0.
+    boxes : str
+        The metric that detectors are compared by on this data set: ``map``, the mean over overlaps from
+        0.5 to 0.95, or ``map50``.
+    """
+
+    name: str
+    classes: int
+    read: ReadScenes
+    twin: Twin
+    background: bool = False
+    boxes: str = "map"
+
+    @property
+    def place(self) -> Place:
+        """What is known about it without reading it: title, licence, sources and tasks."""
+        return PLACES[self.name]
+
+    def metric(self, task: str) -> str | None:
+        """Return the metric that is watched; None for the task's own."""
+        return self.boxes if task == "detection" else None
+
+    def labels(self, task: str, options: DatasetOptions) -> int:
+        """Return how many classes the data have for a task: a twin may have fewer than the real set."""
+        objects = options.synthetic.classes if options.synthetic else self.classes
+        return objects + (self.background and task == "segmentation")
+
+    def prepare(self, options: DatasetOptions, task: DenseTask, folder: Path) -> dict[Role, Scenes]:
+        """Return the samples of each role that can be used; validation data are split off the training samples.
+
+        What is wrong with the others is in the findings of the parts, which the manifest repeats.
+
+        Raises
+        ------
+        ConfigError
+            If the data do not have the classes that this data set claims, or the options ask for
+            a split that the data set has.
+        ResultsError
+            If more images or annotations are bad than the options allow.
+        """
+        if task not in self.place.tasks:
+            raise ConfigError(
+                f"data set '{self.name}' is not made for task '{task}': {nearest(task, self.place.tasks)}"
+            )
+        found = self.read(folder, task)
+        check_shares(self.name, found, options)
+        for role, scenes in found.items():
+            classes = self.labels(task, options)
+            _check_declared(f"data set '{self.name}', {role} split", scenes, self.labels("detection", options))
+            found[role] = usable(scenes, classes, options)
+        # Only now: an image without anything to learn is still one to be wrong about where it is tested on.
+        rows = shuffled_rows(len(found["train"]), options)
+        parts = {role: found[role] if role in found and role != "train" else found["train"].take(rows[role])
+                 for role in ROLES}  # fmt: skip
+        return {**parts, "train": with_content(parts["train"])}
+
+    def load(self, path: Path, role: Role, task: str, size: int) -> Split:
+        """Return one prepared split as network inputs and targets of a task.
+
+        Parameters
+        ----------
+        path : Path
+            The split's file.
+        role : {'train', 'validation', 'test'}
+            What the file must hold.
+        task : str
+            What it is read for.
+        size : int
+            Side of the square network input, in pixels.
+
+        Raises
+        ------
+        ResultsError
+            If the file is missing or damaged, or was not prepared for this task.
+        SplitError
+            If the file holds another role or another data set.
+        """
+        tensors, about = read_split(path, self.name, role, lambda names: any(name.endswith(".names") for name in names))
+        own = {name.removeprefix(f"{task}."): value for name, value in tensors.items() if name.startswith(f"{task}.")}
+        if not own:
+            raise ResultsError(f"{path} was not prepared for task '{task}': run the fetch stage again")
+        names = tuple(bytes(own["names"].numpy()).decode().split("\n"))
+        mean, std = (tuple(IMAGENET_MOMENTS[name]) for name in ("mean", "std"))
+        scaling = Scaling(size, 3, 255.0, mean, std)
+        samples = SceneFiles(Path(about["roots"][task]), names, targets_from(own), scaling)
+        return Split(role, samples, samples.targets)
+
+
+@dataclass(frozen=True)
+class Look:
+    """What was seen of an image file.
+
+    Parameters
+    ----------
+    mode : str
+        Pillow's word for its channels, such as ``RGB``.
+    shape : tuple of int
+        Width and height in pixels.
+    """
+
+    mode: str
+    shape: tuple[int, int]
+
+
+def usable(scenes: Scenes, classes: int, options: DatasetOptions) -> Scenes:
+    """Return the images that can be decoded and fit their annotations; what is wrong is noted.
+
+    Parameters
+    ----------
+    scenes : Scenes
+        As they were read.
+    classes : int
+        Number of classes of the task.
+    options : DatasetOptions
+        How many may be bad.
+
+    Raises
+    ------
+    ConfigError
+        If a label has a number that the data set does not claim.
+    ResultsError
+        If more are bad than allowed.
+    """
+    targets, findings = scenes.targets, scenes.findings
+    looks = looks_of(scenes.root, scenes.names)
+    bad = [name for name, look in zip(scenes.names, looks, strict=True) if look is None]
+    refuse_many(
+        f"{scenes.root}: {{}} images cannot be decoded", bad, len(scenes), "max_undecodable", options.max_undecodable
+    )
+    for name in bad:
+        findings.note(UNDECODABLE, name)
+    for name, look in zip(scenes.names, looks, strict=True):
+        if look is not None and look.mode != "RGB":
+            findings.note(UNUSUAL, name)
+    if isinstance(targets, MaskFiles):
+        good = _check_masks(scenes, targets, looks, classes)
+        parts = sum(good)
+    else:
+        good = [look is not None and _has_shape(scenes, row, look.shape) for row, look in enumerate(looks)]
+        parts = len(scenes) if targets is None else len(targets.labels)
+        if targets is not None and parts and int(targets.labels.max()) >= classes:
+            raise ConfigError(f"{findings.where} has {classes} classes, a label is {int(targets.labels.max())}")
+    findings.refuse(options.max_bad_annotations, parts)
+    return scenes.take(torch.tensor([row for row, fits in enumerate(good) if fits], dtype=torch.int64))
+
+
+def with_content(scenes: Scenes) -> Scenes:
+    """Return the images that have anything to be trained on."""
+    if scenes.targets is None:
+        return scenes
+    if isinstance(scenes.targets, MaskFiles):
+        empty = set(scenes.findings.files(EMPTY))
+        kept = torch.tensor([name not in empty for name in scenes.names])
+    else:
+        kept = scenes.targets.present()
+    if not kept.any():
+        raise ResultsError(f"{scenes.findings.where}: no image has anything to be trained on")
+    return scenes.take(kept.nonzero()[:, 0])
+
+
+def shuffled_rows(samples: int, options: DatasetOptions) -> dict[Role, Tensor]:
+    """Return which training samples belong to which role, drawn by the options' seed.
+
+    Raises
+    ------
+    ConfigError
+        If more training samples are wanted than there are.
+    """
+    order = torch.randperm(samples, generator=torch.Generator().manual_seed(options.split_seed))
+    rows: dict[Role, Tensor] = {}
+    shares: tuple[tuple[Role, float | None], ...] = ("test", options.test), ("validation", options.validation)
+    for role, share in shares:
+        if share is not None:
+            count = round(samples * share)
+            rows[role], order = order[:count], order[count:]
+    if options.train_samples is not None and options.train_samples > len(order):
+        raise ConfigError(f"train_samples: {options.train_samples} asked for, {len(order)} there")
+    return {**rows, "train": order[: options.train_samples]}
+
+
+def look_at(path: Path) -> Look | None:
+    """Decode an image file in full; None if that cannot be done."""
+    from PIL import Image  # only data sets of files need it
+
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return Look(image.mode, image.size)
+    except (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError):
+        return None  # what Pillow raises for damaged files depends on their format
+
+
+def looks_of(root: Path, names: Iterable[str]) -> list[Look | None]:
+    """Look at many images; see `look_at`."""
+    return _each(lambda name: look_at(root / name), names)
+
+
+def shapes_of(root: Path, names: Iterable[str]) -> list[tuple[int, int] | None]:
+    """Return width and height of many images from the heads of their files; None where there is none."""
+    from PIL import Image
+
+    def shape(name: str) -> tuple[int, int] | None:
+        try:
+            with Image.open(root / name) as image:
+                return image.size
+        except (OSError, ValueError, SyntaxError):
+            return None
+
+    return _each(shape, names)
+
+
+def write_dense(
+    spec: DenseSpec,
+    options: DatasetOptions,
+    tasks: Sequence[DenseTask],
+    config: Mapping[str, Any],
+    source: str,
+    raw: Path,
+    folder: Path,
+) -> dict[str, Any]:
+    """Prepare a data set for some tasks and write one file a split and, last, ``manifest.json``.
+
+    Parameters
+    ----------
+    spec : DenseSpec
+        What to prepare.
+    options : DatasetOptions
+        How to split.
+    tasks : sequence of str
+        What it will be read for; each has samples of its own.
+    config : mapping
+        What the prepared data depend on; kept in the manifest.
+    source : str
+        Where the raw data come from, in words.
+    raw : Path
+        Their folder, where images and masks stay.
+    folder : Path
+        Where the files go.
+
+    Returns
+    -------
+    dict
+        The manifest.
+    """
+    parts = {task: spec.prepare(options, task, raw) for task in tasks}
+    splits: dict[str, dict[str, Any]] = {}
+    for role in ROLES:
+        path = folder / f"{role}.safetensors"
+        _write(path, spec.name, role, {task: found[role] for task, found in parts.items()})
+        samples = {task: len(found[role]) for task, found in parts.items()}
+        splits[role] = {"samples": sum(samples.values()), "of_tasks": samples, "sha256": sha256_file(path)}
+    manifest = {
+        "schema_version": MANIFEST_VERSION,
+        "config": dict(config),
+        "classes": {task: spec.labels(task, options) for task in tasks},
+        "channels": 3,
+        "synthetic": options.synthetic is not None,
+        "root": str(raw),
+        "source": source,
+        "licence": "none: generated" if options.synthetic else spec.place.licence,
+        "problems": {task: _problems(spec.name, found) for task, found in parts.items()},
+        "splits": splits,
+        "checksum": data_checksum({role: entry["sha256"] for role, entry in splits.items()}),
+    }
+    atomic_write_text(folder / "manifest.json", json.dumps(manifest, indent=2, sort_keys=True) + "\n")
+    return manifest
+
+
+def _write(path: Path, name: str, role: Role, parts: Mapping[DenseTask, Scenes]) -> None:
+    tensors: dict[str, Tensor] = {}
+    for task, scenes in parts.items():
+        own = {} if scenes.targets is None else scenes.targets.tensors()
+        # Names as one tensor: the header of the file is limited, and millions of names are not.
+        own["names"] = to_bytes("\n".join(scenes.names).encode())
+        own["sizes"] = torch.tensor([(scenes.root / file).stat().st_size for file in scenes.names])
+        tensors |= {f"{task}.{key}": value.contiguous() for key, value in own.items()}
+    roots = {task: str(scenes.root) for task, scenes in parts.items()}
+    about = {"name": name, "role": role, "roots": roots, "sha256": content_hash(tensors)}
+    # One metadata entry: the library writes several in no fixed order, and bytes must repeat.
+    atomic_write_bytes(path, save(tensors, {"split": json.dumps(about, sort_keys=True)}))
+
+
+def _problems(name: str, parts: Mapping[Role, Scenes]) -> dict[str, Any]:
+    """Return what was wrong with the raw samples of each role that the data set defines, and say so."""
+    found: dict[str, Any] = {}
+    seen: set[int] = set()
+    for role, scenes in parts.items():
+        findings = scenes.findings
+        if id(findings) in seen:
+            continue  # validation data that were split off: their findings are those of the training samples
+        seen.add(id(findings))
+        found[role] = findings.report()
+        for kind, entry in found[role].items():
+            log.warning("%s, %s: %d %s, such as %s", name, role, entry["count"], kind, entry["files"][0])
+    return found
+
+
+def _check_declared(where: str, scenes: Scenes, classes: int) -> None:
+    if scenes.declared is not None and scenes.declared != classes:
+        raise ConfigError(f"{where} claims {classes} classes, its own list has {scenes.declared}")
+
+
+def _has_shape(scenes: Scenes, row: int, shape: tuple[int, int]) -> bool:
+    if not isinstance(scenes.targets, (Boxes, Regions)) or tuple(scenes.targets.shapes[row].tolist()) == shape:
+        return True
+    scenes.findings.note(OTHER_SIZE, scenes.names[row])
+    return False
+
+
+def _check_masks(scenes: Scenes, masks: MaskFiles, looks: Sequence[Look | None], classes: int) -> list[bool]:
+    """Return which images have a mask that fits; notes why the others have not."""
+
+    def problem(row: int) -> str | None:
+        look = looks[row]
+        if look is None:
+            return UNDECODABLE
+        try:
+            mask = masks.table[torch.from_numpy(mask_pixels(scenes.root / masks.names[row])).long()]
+        except ChannelError:
+            return MASK_CHANNELS
+        except ResultsError:
+            return BAD_MASK
+        counted = mask[mask != IGNORED]
+        if (mask.shape[1], mask.shape[0]) != look.shape:
+            return OTHER_SIZE
+        if len(counted) and int(counted.max()) >= classes:
+            return UNDECLARED_VALUE
+        return None if len(counted) else EMPTY
+
+    problems = _each(problem, range(len(scenes)))
+    for row, kind in enumerate(problems):
+        if kind == EMPTY:
+            scenes.findings.note(EMPTY, scenes.names[row])
+        elif kind not in (None, UNDECODABLE):
+            scenes.findings.note(str(kind), masks.names[row])
+    return [kind in (None, EMPTY) for kind in problems]
+
+
+def _each(function: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
+    """Apply a function to items side by side: Pillow decodes outside Python's lock."""
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        return list(pool.map(function, items))

@@ -1,0 +1,649 @@
+"""Where the data sets come from and how to tell whether they are there; looked at before any job starts.
+
+The one table of what is known about a data set without reading it. Needs no torch, opens no file
+and computes no checksum: Snakemake asks it for every data set of a scale while it reads the rules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ifap.errors import ConfigError, ResultsError, nearest
+from ifap.study.paths import raw_dir
+
+if TYPE_CHECKING:
+    from ifap.study.config import DatasetOptions
+
+SYNTHETIC_FILE = "SYNTHETIC.txt"  # lies in every folder of generated data
+
+
+@dataclass(frozen=True)
+class Bundled:
+    """Data that come with a Python package.
+
+    Parameters
+    ----------
+    origin : str
+        The package and what it holds, in words.
+    """
+
+    origin: str
+
+
+@dataclass(frozen=True)
+class SystemPackage:
+    """Data that a package of the operating system installs.
+
+    Parameters
+    ----------
+    path : str
+        Folder that the package fills.
+    package : str
+        Its name.
+    """
+
+    path: str
+    package: str
+
+
+@dataclass(frozen=True)
+class Archive:
+    """A file to be had from the net.
+
+    Parameters
+    ----------
+    url : str
+        Its address; the last part is the file's name.
+    checksum : str
+        As ``md5:...`` or ``sha256:...``; the file is refused if it has another one.
+    size : int
+        About how many bytes it has; only to see beforehand whether the disk has room for them.
+    unpack : bool
+        Whether its content is wanted rather than the file.
+    """
+
+    url: str
+    checksum: str
+    size: int
+    unpack: bool = True
+
+
+@dataclass(frozen=True)
+class Download:
+    """Data that their makers offer freely.
+
+    Parameters
+    ----------
+    archives : tuple of Archive
+        All of them are needed.
+    """
+
+    archives: tuple[Archive, ...]
+
+
+@dataclass(frozen=True)
+class Manual:
+    """Data that a person has to fetch: an account, or terms to be agreed to.
+
+    Parameters
+    ----------
+    steps : str
+        What to do, in words.
+    """
+
+    steps: str
+
+
+Source = Bundled | SystemPackage | Download | Manual
+
+
+@dataclass(frozen=True)
+class Place:
+    """What is known about a data set without reading it.
+
+    Parameters
+    ----------
+    title : str
+        Its name in print.
+    layout : str
+        What its folder must hold, in words.
+    licence : str
+        Under which terms.
+    parts : tuple of str
+        The files and folders that must exist; ``a|b`` where either will do.
+    homes : tuple of str
+        The folders that may hold the parts, below the data set's own: archives bring a folder along.
+    sources : tuple of Source
+        Where it may come from, beside its own folder, which is always looked at first.
+    tasks : tuple of str
+        What a set of images with boxes or masks is prepared for, as far as the grid asks for it; empty
+        for all other sets, which have one task.
+    """
+
+    title: str
+    layout: str
+    licence: str
+    parts: tuple[str, ...]
+    homes: tuple[str, ...]
+    sources: tuple[Source, ...]
+    tasks: tuple[str, ...] = ()
+
+    def download(self) -> Download | None:
+        """Return how to download it, None if that cannot be done without a person."""
+        return next((source for source in self.sources if isinstance(source, Download)), None)
+
+
+_CARS = "https://ai.stanford.edu/~jkrause/cars/car_dataset.html"
+_INATURALIST = "https://ml-inat-competition-datasets.s3.amazonaws.com/2021"
+_FASHION = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com"
+_PETS = "https://www.robots.ox.ac.uk/~vgg/data/pets/data"
+_FER = "https://www.kaggle.com/c/challenges-in-representation-learning-facial-expression-recognition-challenge"
+_GLUE = "https://dl.fbaipublicfiles.com/glue/data"
+_SQUAD = "https://rajpurkar.github.io/SQuAD-explorer/dataset"
+_VOC = "https://thor.robots.ox.ac.uk/pascal/VOC"
+_HUB = "https://huggingface.co/datasets/nyu-mll"
+
+
+def _glue(folder: str, title: str, licence: str, source: Source | None = None, *, dev: str = "dev") -> Place:
+    """Return the place of a set of GLUE; without a known checksum a person has to fetch it."""
+    matched = "validation_matched" if dev == "dev_matched" else "validation"
+    steps = Manual(f"take {_GLUE}/{folder}.zip and unpack it, or the parquet files of {_HUB}/glue")
+    return Place(
+        title=title,
+        layout=f"GLUE's {title} (train.tsv and {dev}.tsv, or the hub's parquet files)",
+        licence=licence,
+        parts=tuple(
+            f"{table}.tsv|{name}-00000-of-00001.parquet|{name}.parquet"
+            for table, name in (("train", "train"), (dev, matched))
+        ),
+        homes=(folder, "."),
+        sources=(source or steps,),
+    )
+
+
+# Addresses and MD5 sums as torchvision and torchtext state them.
+PLACES = {
+    "digits": Place(
+        title="digits",
+        layout="nothing: the scans come with scikit-learn",
+        licence="CC BY 4.0",
+        parts=(),
+        homes=(".",),
+        sources=(
+            Bundled(
+                "scikit-learn load_digits: the test part of UCI's Optical Recognition of Handwritten Digits (1998)"
+            ),
+        ),
+    ),
+    "cifar10": Place(
+        title="CIFAR-10",
+        layout="CIFAR-10 (cifar-10-batches-py/)",
+        licence="none stated; its makers ask to cite Krizhevsky (2009)",
+        parts=(*(f"data_batch_{number}" for number in range(1, 6)), "test_batch", "batches.meta"),
+        homes=("cifar-10-batches-py", "."),
+        sources=(
+            Download(
+                (
+                    Archive(
+                        "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
+                        "md5:c58f30108f718f92721af3b95e74349a",
+                        170_498_071,
+                    ),
+                )
+            ),
+        ),
+    ),
+    "cifar100": Place(
+        title="CIFAR-100",
+        layout="CIFAR-100 (cifar-100-python/)",
+        licence="none stated; its makers ask to cite Krizhevsky (2009)",
+        parts=("train", "test", "meta"),
+        homes=("cifar-100-python", "."),
+        sources=(
+            Download(
+                (
+                    Archive(
+                        "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
+                        "md5:eb9058c3a382ffc7106e4002c42a8d85",
+                        169_001_437,
+                    ),
+                )
+            ),
+        ),
+    ),
+    "fashion_mnist": Place(
+        title="Fashion MNIST",
+        layout="Fashion MNIST (the four idx-ubyte files, packed as .gz or not)",
+        licence="MIT",
+        parts=tuple(
+            f"{name}.gz|{name}"
+            for name in (
+                "train-images-idx3-ubyte",
+                "train-labels-idx1-ubyte",
+                "t10k-images-idx3-ubyte",
+                "t10k-labels-idx1-ubyte",
+            )
+        ),
+        homes=(".", "FashionMNIST/raw"),
+        sources=(
+            SystemPackage("/usr/share/datasets/fashion-mnist", "dataset-fashion-mnist"),
+            Download(
+                tuple(
+                    Archive(f"{_FASHION}/{name}.gz", f"md5:{md5}", size, unpack=False)
+                    for name, md5, size in (
+                        ("train-images-idx3-ubyte", "8d4fb7e6c68d591d4c3dfef9ec88bf0d", 26_421_880),
+                        ("train-labels-idx1-ubyte", "25c81989df183df01b3e8a0aad5dffbe", 29_515),
+                        ("t10k-images-idx3-ubyte", "bef4ecab320f06d8554ea6380940ec79", 4_422_102),
+                        ("t10k-labels-idx1-ubyte", "bb300cfdad3c16e7a12a480ee83cd310", 5_148),
+                    )
+                )
+            ),
+        ),
+    ),
+    "imagenet": Place(
+        title="ImageNet",
+        layout="ImageNet (train/ and val/, one folder a class; needs an account)",
+        licence="ImageNet terms of access: non-commercial research and education",
+        parts=("train", "val"),
+        homes=(".",),
+        sources=(
+            Manual(
+                "sign up at https://image-net.org, agree to the terms, take ILSVRC2012_img_train.tar, "
+                "ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz, unpack the first into train/ and each "
+                "class's archive in it into a folder of its name, the second into val/, the third as it is (val/ may "
+                "stay flat then)"
+            ),
+        ),
+    ),
+    "stanford_cars": Place(
+        title="Stanford Cars",
+        layout="Stanford Cars (cars_train/, cars_test/, devkit/ and cars_test_annos_withlabels.mat)",
+        licence="none stated by its makers",
+        parts=(
+            "devkit/cars_meta.mat", "devkit/cars_train_annos.mat", "cars_test_annos_withlabels.mat",
+            "cars_train", "cars_test",
+        ),
+        homes=(".", "stanford_cars"),
+        sources=(
+            Manual(
+                f"its page ({_CARS}) is gone: take cars_train.tgz, cars_test.tgz, car_devkit.tgz and "
+                "cars_test_annos_withlabels.mat from a copy that you trust and unpack the archives"
+            ),
+        ),
+    ),
+    "inaturalist": Place(
+        title="iNaturalist",
+        layout="iNaturalist 2021 (train_mini/ and val/)",
+        licence="non-commercial research and education; the images keep their photographers' licences",
+        parts=("train_mini|2021_train_mini", "val|2021_valid"),
+        homes=(".",),
+        sources=(
+            Download(
+                (
+                    Archive(f"{_INATURALIST}/train_mini.tar.gz", "md5:db6ed8330e634445efc8fec83ae81442", 42 * 10**9),
+                    Archive(f"{_INATURALIST}/val.tar.gz", "md5:f6f6e0e242e3d4c9569ba56400938afc", 8_400_000_000),
+                )
+            ),
+        ),
+    ),
+    "food101": Place(
+        title="Food101",
+        layout="Food101 (images/ and meta/)",
+        licence="images from Foodspotting: scientific fair use only",
+        parts=("images", "meta/train.json", "meta/test.json"),
+        homes=("food-101", "."),
+        sources=(
+            Download(
+                (
+                    Archive(
+                        "http://data.vision.ee.ethz.ch/cvl/food-101.tar.gz",
+                        "md5:85eeb15f3717b99a5da872d97d918f87",
+                        4_996_278_331,
+                    ),
+                )
+            ),
+        ),
+    ),
+    "oxford_pet": Place(
+        title="Oxford-IIIT Pet",
+        layout="Oxford-IIIT Pet (images/ and annotations/)",
+        licence="CC BY-SA 4.0",
+        parts=("images", "annotations/trainval.txt", "annotations/test.txt"),
+        homes=(".", "oxford-iiit-pet"),
+        sources=(
+            Download(
+                (
+                    Archive(f"{_PETS}/images.tar.gz", "md5:5c4f3ee8e5d25df40f4fd59a7f44e54c", 791_918_971),
+                    Archive(f"{_PETS}/annotations.tar.gz", "md5:95a8c909bbe2e81eed6a22bccdf3f68f", 19_173_078),
+                )
+            ),
+        ),
+    ),
+    "fer2013": Place(
+        title="FER2013",
+        layout="FER2013 (fer2013.csv or icml_face_data.csv; needs an account)",
+        licence="terms of the Kaggle competition; no licence of its own",
+        parts=("fer2013.csv|icml_face_data.csv|train.csv",),
+        homes=(".", "fer2013"),
+        sources=(Manual(f"sign up at Kaggle, accept the rules of {_FER} and take icml_face_data.csv from its data"),),
+    ),
+    "sst2": _glue("SST-2", "SST-2", "none stated; from Rotten Tomatoes reviews", Download(
+        (Archive(f"{_GLUE}/SST-2.zip", "md5:9f81648d4199384278b86e315dac217c", 7_439_277),)
+    )),
+    "cola": _glue("CoLA", "CoLA", "none stated; its makers call the use of the texts fair use"),
+    "mrpc": _glue(
+        "MRPC", "MRPC", "terms of the Microsoft Research Paraphrase Corpus",
+        Manual(
+            "take the corpus from Microsoft's download page and make train.tsv and dev.tsv of it with GLUE's script, "
+            f"or take the parquet files of {_HUB}/glue (mrpc)"
+        ),
+    ),
+    "qqp": _glue("QQP", "QQP", "Quora's terms: non-commercial"),
+    "rte": _glue("RTE", "RTE", "none stated", Download(
+        (Archive(f"{_GLUE}/RTE.zip", "md5:bef554d0cafd4ab6743488101c638539", 697_150),)
+    )),
+    "qnli": _glue("QNLI", "QNLI", "CC BY-SA 4.0 (SQuAD)", Download(
+        (Archive(f"{_GLUE}/QNLIv2.zip", "md5:b4efd6554440de1712e9b54e14760e82", 10_627_589),)
+    )),
+    "mnli": _glue("MNLI", "MNLI", "mixed; most of it OANC's, see Williams et al. (2018)", dev="dev_matched"),
+    "stsb": _glue("STS-B", "STS-B", "mixed; see the LICENSE file of the set"),
+    "squad": Place(
+        title="SQuAD 1.1",
+        layout="SQuAD 1.1 (train-v1.1.json and dev-v1.1.json)",
+        licence="CC BY-SA 4.0",
+        parts=("train-v1.1.json", "dev-v1.1.json"),
+        homes=(".",),
+        sources=(
+            Download(
+                (
+                    *(
+                        Archive(f"{_SQUAD}/{name}-v1.1.json", f"md5:{md5}", size, unpack=False)
+                        for name, md5, size in (
+                            ("train", "981b29407e0affa3b1b156f72073b945", 30_288_272),
+                            ("dev", "3e85deb501d4e538b6bc56f786231552", 4_854_279),
+                        )
+                    ),
+                )
+            ),
+        ),
+    ),
+    "record": Place(
+        title="ReCoRD",
+        layout="SuperGLUE's ReCoRD (train.jsonl and val.jsonl)",
+        licence="none stated; news of CNN and Daily Mail",
+        parts=("train.jsonl", "val.jsonl"),
+        homes=("ReCoRD", "."),
+        sources=(Manual(f"take {_GLUE.replace('glue', 'superglue')}/v2/ReCoRD.zip and unpack it"),),
+    ),
+    "agreement": Place(
+        title="subject-verb agreement",
+        layout="nothing: its sentences are always generated (set synthetic)",
+        licence="none: generated",
+        parts=("train.tsv", "dev.tsv"),
+        homes=(".",),
+        sources=(),
+    ),
+    "pascal_voc": Place(
+        title="Pascal VOC",
+        layout="Pascal VOC (VOCdevkit/)",
+        licence="terms of Flickr; none of its own",
+        parts=tuple(
+            f"{year}/{part}" for year in ("VOC2007", "VOC2012") for part in ("JPEGImages", "Annotations", "ImageSets")
+        ),
+        homes=("VOCdevkit", "."),
+        sources=(
+            Download(
+                (
+                    Archive(f"{_VOC}/voc2007/VOCtrainval_06-Nov-2007.tar", "md5:c52e279531787c972589f7e41ab4ae64",
+                            460_032_000),
+                    Archive(f"{_VOC}/voc2007/VOCtest_06-Nov-2007.tar", "md5:b6e924de25625d8de591ea690078ad9f",
+                            451_020_800),
+                    Archive(f"{_VOC}/voc2012/VOCtrainval_11-May-2012.tar", "md5:6cd6e144f989b92b3379bac3b3de84fd",
+                            1_999_639_040),
+                )
+            ),
+        ),
+        tasks=("detection", "segmentation"),
+    ),
+    "coco2017": Place(
+        title="COCO 2017",
+        layout="COCO 2017 (train2017/, val2017/ and annotations/)",
+        licence="annotations CC BY 4.0; the images keep their photographers' licences",
+        parts=(
+            "train2017", "val2017", "annotations/instances_train2017.json", "annotations/instances_val2017.json",
+        ),
+        homes=(".", "coco"),
+        sources=(
+            Manual(
+                "take train2017.zip, val2017.zip and annotations_trainval2017.zip from https://cocodataset.org and "
+                "unpack them"
+            ),
+        ),
+        tasks=("detection", "segmentation", "generation"),
+    ),
+    "open_images": Place(
+        title="Open Images",
+        layout="Open Images (images/ and the box CSV files)",
+        licence="annotations CC BY 4.0, images listed as CC BY 2.0",
+        parts=(
+            "images/train", "images/validation", "images/test",
+            "oidv6-train-annotations-bbox.csv|train-annotations-bbox.csv", "validation-annotations-bbox.csv",
+            "test-annotations-bbox.csv", "oidv7-class-descriptions-boxable.csv|class-descriptions-boxable.csv",
+        ),
+        homes=(".",),
+        sources=(
+            Manual(
+                "take the boxes and the boxable classes from https://storage.googleapis.com/openimages/web and the "
+                "images, all or some of them, into images/train/, images/validation/ and images/test/"
+            ),
+        ),
+        tasks=("detection",),
+    ),
+    "objects365": Place(
+        title="Objects365",
+        layout="Objects365 (images/ and annotations/; needs an account)",
+        licence="annotations CC BY 4.0; the images keep their photographers' licences",
+        parts=(
+            "images/train", "images/val", "annotations/zhiyuan_objv2_train.json",
+            "annotations/zhiyuan_objv2_val.json",
+        ),
+        homes=(".",),
+        sources=(
+            Manual(
+                "sign up at https://www.objects365.org, take the second version, unpack each patch of images into a "
+                "folder of its name below images/train/ or images/val/, and the two lists into annotations/"
+            ),
+        ),
+        tasks=("detection",),
+    ),
+    "ade20k": Place(
+        title="ADE20K",
+        layout="ADEChallengeData2016 (images/ and annotations/)",
+        licence="BSD 3-clause for annotations; images for non-commercial research and education",
+        parts=("images/training", "images/validation", "annotations/training", "annotations/validation"),
+        homes=("ADEChallengeData2016", "."),
+        sources=(
+            Manual(
+                "take ADEChallengeData2016.zip, as https://groups.csail.mit.edu/vision/datasets/ADE20K tells, and "
+                "unpack it"
+            ),
+        ),
+        tasks=("segmentation",),
+    ),
+    "cityscapes": Place(
+        title="Cityscapes",
+        layout="Cityscapes (leftImg8bit/ and gtFine/; needs an account)",
+        licence="Cityscapes terms: non-commercial",
+        parts=("leftImg8bit/train", "leftImg8bit/val", "gtFine/train", "gtFine/val"),
+        homes=(".",),
+        sources=(
+            Manual(
+                "sign up at https://www.cityscapes-dataset.com, take leftImg8bit_trainvaltest.zip and "
+                "gtFine_trainvaltest.zip and unpack them"
+            ),
+        ),
+        tasks=("segmentation",),
+    ),
+    "coco_stuff": Place(
+        title="COCO-Stuff",
+        layout="COCO-Stuff (train2017/, val2017/ and stuffthingmaps/)",
+        licence="annotations CC BY 4.0; the images keep their photographers' licences",
+        parts=("train2017", "val2017", "stuffthingmaps/train2017", "stuffthingmaps/val2017"),
+        homes=(".",),
+        sources=(
+            Manual(
+                "take train2017.zip and val2017.zip from https://cocodataset.org and stuffthingmaps_trainval2017.zip "
+                "from https://github.com/nightrome/cocostuff, and unpack the last into stuffthingmaps/"
+            ),
+        ),
+        tasks=("segmentation", "generation"),
+    ),
+}  # fmt: skip
+
+
+def why_absent(name: str, options: DatasetOptions, root: Path = Path()) -> str | None:
+    """Say why a data set cannot be prepared, None if it can.
+
+    Parameters
+    ----------
+    name : str
+        The data set.
+    options : DatasetOptions
+        Where it is looked for and whether it may be downloaded.
+    root : Path, optional
+        The project's folder.
+
+    Returns
+    -------
+    str or None
+        One line that says what to put where.
+    """
+    if options.synthetic is not None:
+        return None
+    place = _place(name)
+    if _found(place, name, options, root) is not None or (options.download and place.download()):
+        return None
+    return _wanted(place, name, options, root)
+
+
+def obtain(name: str, options: DatasetOptions, root: Path = Path()) -> tuple[Path, str]:
+    """Return the folder of a data set, downloaded if that is allowed and it is not there.
+
+    Parameters
+    ----------
+    name : str
+        The data set.
+    options : DatasetOptions
+        Where it is looked for and whether it may be downloaded.
+    root : Path, optional
+        The project's folder.
+
+    Returns
+    -------
+    folder : Path
+        What the data set's reader is given.
+    source : str
+        Where the data come from, in words.
+
+    Raises
+    ------
+    ResultsError
+        If the data are not there and cannot be downloaded, or the download fails.
+    """
+    place = _place(name)
+    found = _found(place, name, options, root)
+    if found is None:
+        offer = place.download() if options.download else None
+        if offer is None:
+            raise ResultsError(f"{name}: {_wanted(place, name, options, root)}")
+        from ifap.study.data.download import download  # only where it is needed
+
+        download(offer.archives, _own(name, options, root))
+        found = _found(place, name, options, root)
+        if found is None:
+            raise ResultsError(f"{name}: downloaded, but {_wanted(place, name, options, root)}")
+    return found
+
+
+def home(name: str, folder: Path) -> Path:
+    """Return the folder that holds the parts of a data set: `folder`, or one that its archive brings along.
+
+    Raises
+    ------
+    ResultsError
+        If a part is missing; the message names it.
+    """
+    place = _place(name)
+    best, missing = _best_home(place, folder)
+    if missing:
+        raise ResultsError(f"{best} lacks {_either(missing[0])}: put {place.layout} at {folder}")
+    return best
+
+
+def _place(name: str) -> Place:
+    if name not in PLACES:
+        raise ConfigError(f"nothing is known about where data set '{name}' comes from: {nearest(name, PLACES)}")
+    return PLACES[name]
+
+
+def _own(name: str, options: DatasetOptions, root: Path) -> Path:
+    return root / (Path(options.root).expanduser() if options.root else raw_dir(name))
+
+
+def _found(place: Place, name: str, options: DatasetOptions, root: Path) -> tuple[Path, str] | None:
+    for source in place.sources:
+        if isinstance(source, Bundled):
+            return Path(), f"comes with {source.origin}"
+    own = _own(name, options, root)
+    best, missing = _best_home(place, own)
+    if not missing and not _is_synthetic(own, best):
+        return own, f"{place.title} in {options.root or raw_dir(name)}"
+    # A folder that a person names is meant: nothing else will do.
+    packages: Iterable[Source] = () if options.root else place.sources
+    for source in packages:
+        if isinstance(source, SystemPackage) and not _best_home(place, Path(source.path))[1]:
+            return Path(source.path), f"{place.title} of the system package {source.package}"
+    return None
+
+
+def _wanted(place: Place, name: str, options: DatasetOptions, root: Path) -> str:
+    """Say what is missing and how to get it."""
+    if not place.sources:
+        return f"data absent: {place.title} is only ever generated: set datasets.{name}.synthetic"
+    own = options.root or raw_dir(name)
+    best, missing = _best_home(place, _own(name, options, root))
+    if not missing:
+        return f"{own} holds synthetic data ({SYNTHETIC_FILE}): put {place.layout} there, or set synthetic"
+    partly = len(missing) < len(place.parts)
+    lack = f"data incomplete: {best} lacks {_either(missing[0])}" if partly else "data absent"
+    ways = [f"put {place.layout} at {own}"]
+    for source in place.sources:
+        if isinstance(source, SystemPackage):
+            ways.append(f"install the system package {source.package}")
+        elif isinstance(source, Download):
+            ways.append(f"set datasets.{name}.download: true")
+    steps = "".join(f" ({source.steps})" for source in place.sources if isinstance(source, Manual))
+    return f"{lack}: {', or '.join(ways)}{steps}"
+
+
+def _best_home(place: Place, folder: Path) -> tuple[Path, list[str]]:
+    """Return the home that lacks least, and what it lacks."""
+    homes = [folder / below for below in place.homes]
+    lacks = [[part for part in place.parts if not _exists(path, part)] for path in homes]
+    best = min(range(len(homes)), key=lambda index: len(lacks[index]))
+    return homes[best], lacks[best]
+
+
+def _exists(path: Path, part: str) -> bool:
+    return any((path / name).exists() for name in part.split("|"))
+
+
+def _either(part: str) -> str:
+    return part.replace("|", " or ")
+
+
+def _is_synthetic(*folders: Path) -> bool:
+    return any((folder / SYNTHETIC_FILE).exists() for folder in folders)

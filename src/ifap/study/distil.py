@@ -1,0 +1,79 @@
+"""Recovery as a scale's options ask for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import nn
+
+from ifap.data import Augment, Batches, Split, refuse_test
+from ifap.errors import ConfigError
+from ifap.recover import Distillation
+from ifap.study.config import RecoveryOptions
+from ifap.study.tasks.base import Task
+
+
+def validator(data: Split | Batches, task: Task, batch_size: int = 256) -> Callable[[nn.Module], float]:
+    """Return a function that measures a network's primary metric, for `ifap.prune`.
+
+    Parameters
+    ----------
+    data : Split or iterable of (inputs, targets)
+        What to measure on; the test split is refused.
+    task : Task
+        Gives the metric; higher is better here, so one that should be low is negated.
+    batch_size : int, optional
+        Samples a batch of a `Split`.
+    """
+    refuse_test(data, "validating during pruning")
+
+    def validate(model: nn.Module) -> float:
+        return task.sign * task.evaluate(model, data, batch_size)[task.primary]
+
+    return validate
+
+
+def distillation(
+    train: Split,
+    validation: Split,
+    options: RecoveryOptions,
+    *,
+    task: Task,
+    augment: bool | Augment | None = False,
+    seed: int = 0,
+) -> Distillation:
+    """Return the distillation that a scale's options ask for.
+
+    Parameters
+    ----------
+    train, validation : Split
+        See `ifap.Distillation`.
+    options : RecoveryOptions
+        The block of ``params.yaml``.
+    task : Task
+        Gives the loss.
+    augment : callable, optional
+        Used if the options ask for augmentation.
+    seed : int, optional
+        See `ifap.Distillation`.
+
+    Raises
+    ------
+    ConfigError
+        If a teacher is to be copied in a task where it cannot be.
+    """
+    for name in ("feature_weight", "logit_weight"):
+        if getattr(options, name) and not task.teaches:
+            raise ConfigError(
+                f"prune.recovery.{name}: a network that makes images sees noise of its own in training, and its "
+                "teacher other noise: nothing of them can be compared; set it to 0"
+            )
+    return Distillation(
+        train,
+        validation,
+        loss=task.loss,
+        augment=augment if options.augment else False,
+        seed=seed,
+        losing=task.losing,
+        **options.model_dump(exclude={"teacher", "augment"}),
+    )

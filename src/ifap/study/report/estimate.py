@@ -1,0 +1,417 @@
+"""Where a study stands, and what it would take: cells by table, their state, jobs, hours and disk.
+
+Costs are the medians of recorded cells where there are any. Otherwise they are computed from
+`Assumptions`, which are stated and not measured; nothing is started and no network is built.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ifap.study import paths
+from ifap.study.config import ModelOptions, TextOptions
+from ifap.study.grid import Grid
+from ifap.study.paths import Cell
+from ifap.study.report.records import first_difference
+
+GB = 1e9
+
+
+TOKEN_BYTES = 6  # its number, whether it counts, and which text it is of
+
+
+@dataclass(frozen=True)
+class Assumptions:
+    """What is assumed of cells that have no record; every number is for one current data-centre GPU.
+
+    Parameters
+    ----------
+    images_per_second : float
+        Images of 224 x 224 pixels that one training step handles a second, mixed precision, for a
+        network of about 4 GMACs. Other sizes go by area, up to `most_per_second`.
+    most_per_second : float
+        What loading and launching allow for small images.
+    forward : float
+        Cost of a forward pass without training, in training passes.
+    distillation : float
+        Cost of a recovery pass with its teacher, in training passes.
+    iteration_seconds : float
+        Ranking, removing units and counting, for each pruning iteration.
+    job_seconds : float
+        Start of one job: imports, reading data and network.
+    parameters : float
+        Parameters of an unpruned network, 4 bytes each.
+    split_share : float
+        Share of validation and of test samples where the data set itself has such a split.
+    samples : mapping of str to int
+        Images of known data sets; others have `other_samples`.
+    """
+
+    images_per_second: float = 800.0
+    most_per_second: float = 10_000.0
+    forward: float = 1 / 3
+    distillation: float = 4 / 3
+    iteration_seconds: float = 20.0
+    job_seconds: float = 30.0
+    parameters: float = 30e6
+    other_samples: int = 60_000
+    split_share: float = 0.15
+    samples: Mapping[str, int] = field(
+        default_factory=lambda: {
+            "digits": 1_797,
+            "cifar10": 60_000,
+            "cifar100": 60_000,
+            "fashion_mnist": 70_000,
+            "imagenet": 1_331_167,
+            "food101": 101_000,
+            "inaturalist": 600_000,
+            "stanford_cars": 16_185,
+            "oxford_pet": 7_349,
+            "coco": 123_287,
+            "ade20k": 22_210,
+        }
+    )
+
+
+@dataclass(frozen=True)
+class State:
+    """Where one cell stands.
+
+    Parameters
+    ----------
+    cell : Cell
+        The cell.
+    word : str
+        ``ran`` (metrics and checkpoint are here), ``restored`` (metrics without checkpoint),
+        ``missing``, ``stale`` (made with other parameters) or ``damaged``.
+    detail : str
+        The commit of the record, or what is wrong with it.
+    """
+
+    cell: Cell
+    word: str
+    detail: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.cell}: {self.word}{f' ({self.detail})' if self.detail else ''}"
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What some cells take.
+
+    Parameters
+    ----------
+    cells, measured, jobs : int
+        Cells, those whose cost is measured, and jobs of the workflow, one fetch a data set included.
+    gpu_hours, cpu_hours : float
+        Hours of work by device; a measured cell counts on the device that it ran on.
+    disk : float
+        Bytes of checkpoints and prepared data.
+    """
+
+    cells: int
+    measured: int
+    jobs: int
+    gpu_hours: float
+    cpu_hours: float
+    disk: float
+
+
+def table_cells(grid: Grid) -> dict[str, list[Cell]]:
+    """Return the cells that each table of ``params.yaml`` needs at this scale, unpruned networks first.
+
+    Parameters
+    ----------
+    grid : Grid
+        The cells of the scale.
+
+    Returns
+    -------
+    dict
+        Name of the table to its cells, in order; empty for a table that names no task or no cell of this scale.
+    """
+    tables = {}
+    for name in sorted(grid.params.tables):
+        options = grid.table(name)
+        wanted = {key: getattr(options, key, None) for key in Cell._fields}
+        chosen = [cell for cell in grid.pruned() if wanted["task"] and _fits(cell, wanted)]
+        tables[name] = list(dict.fromkeys([*(cell.baseline for cell in chosen), *chosen]))
+    return tables
+
+
+def cell_state(grid: Grid, cell: Cell, *, root: Path = Path()) -> State:
+    """Say whether a cell ran here, was restored, is missing, stale or damaged.
+
+    Parameters
+    ----------
+    grid : Grid
+        The cells and what ``params.yaml`` asks of them.
+    cell : Cell
+        One of them.
+    root : Path
+        The project's root.
+
+    Returns
+    -------
+    State
+        The state and the commit of the record.
+    """
+    file = paths.metrics_file(grid.scale, cell)
+    try:
+        record = json.loads((root / file).read_text())
+        config = record["config"]
+        difference = first_difference(config, grid.config(cell, "evaluate"))
+    except FileNotFoundError:
+        return State(cell, "missing")
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return State(cell, "damaged", str(file))
+    if difference:
+        return State(cell, "stale", difference)
+    weights = paths.checkpoint_dir(grid.scale, cell, "final") / "weights.safetensors"
+    return State(cell, "ran" if (root / weights).exists() else "restored", _commit(record))
+
+
+def status_lines(grid: Grid, *, root: Path = Path()) -> list[str]:
+    """Lay out the state of every cell, table by table, and the cells in no table after them."""
+    states = {cell: cell_state(grid, cell, root=root) for cell in grid.cells()}
+    tables = table_cells(grid)
+    shown = {cell for cells in tables.values() for cell in cells}
+    tables["in no table"] = [cell for cell in states if cell not in shown]
+    lines: list[str] = []
+    for name, cells in tables.items():
+        if cells or name != "in no table":
+            lines.append(f"{name}: {_counted([states[cell] for cell in cells])}")
+            lines += [f"  {states[cell]}" for cell in cells]
+    return lines
+
+
+def estimate(grid: Grid, *, root: Path = Path(), assume: Assumptions | None = None) -> dict[str, Cost]:
+    """Estimate what each table takes from an empty start; nothing is started.
+
+    Parameters
+    ----------
+    grid : Grid
+        The cells of the scale.
+    root : Path
+        The project's root; records below it give measured costs.
+    assume : Assumptions, optional
+        What holds for cells without a record.
+
+    Returns
+    -------
+    dict
+        Name of the table to its cost, and ``all`` for every cell once.
+    """
+    assume = assume or Assumptions()
+    measured = _measured(grid, root)
+    groups = {**table_cells(grid), "all": grid.cells()}
+    return {name: _total(grid, cells, measured, assume) for name, cells in groups.items()}
+
+
+def estimate_lines(grid: Grid, *, root: Path = Path()) -> list[str]:
+    """Lay out the estimate as text, with what it rests on."""
+    assume = Assumptions()
+    costs = estimate(grid, root=root, assume=assume)
+    width = max(len(name) for name in costs)
+    lines = [f"{'':<{width}}  cells  measured   jobs  GPU hours  CPU hours  disk (GB)"]
+    for name, cost in costs.items():
+        counts = f"{cost.cells:>5}  {cost.measured:>8}  {cost.jobs:>5}"
+        hours = f"{cost.gpu_hours:>9,.2f}  {cost.cpu_hours:>9,.2f}"
+        lines.append(f"{name:<{width}}  {counts}  {hours}  {cost.disk / GB:>9,.2f}")
+    lines.append("Tables share cells; 'all' counts each once. Measured: medians of the recorded cells of this scale.")
+    if costs["all"].measured < costs["all"].cells:
+        lines.append(
+            f"The rest is stated, not measured: one GPU trains {assume.images_per_second:,.0f} images of 224 x 224 a "
+            f"second (by area up to {assume.most_per_second:,.0f}), a recovery pass costs {assume.distillation:.2f} "
+            f"training passes, a network has {assume.parameters / 1e6:.0f} M parameters."
+        )
+    return lines + check_lines(check(grid, root=root))
+
+
+@dataclass(frozen=True)
+class Check:
+    """A recorded cell, and what the other records say that it takes.
+
+    Parameters
+    ----------
+    cell : Cell
+        The cell.
+    predicted, measured : float
+        Seconds of its jobs.
+    """
+
+    cell: Cell
+    predicted: float
+    measured: float
+
+    @property
+    def error(self) -> float:
+        """By which share of the measured time the prediction is off; negative if it is too short."""
+        return self.predicted / self.measured - 1
+
+
+def check(grid: Grid, *, root: Path = Path()) -> list[Check]:
+    """Predict each recorded cell as if it had not run yet, from the records of the others.
+
+    Parameters
+    ----------
+    grid : Grid
+        The cells of the scale.
+    root : Path
+        The project's root.
+
+    Returns
+    -------
+    list of Check
+        One for each recorded cell that others like it stand for.
+    """
+    measured = _measured(grid, root)
+    found = []
+    for cell, own in measured.items():
+        alike = _alike(cell, {other: item for other, item in measured.items() if other != cell})
+        if alike and own.seconds > 0:
+            found.append(Check(cell, statistics.median(item.seconds for item in alike), own.seconds))
+    return found
+
+
+def check_lines(found: Sequence[Check]) -> list[str]:
+    """Say how far predictions from other cells are off; nothing where there is nothing to compare."""
+    if not found:
+        return []
+    total = sum(item.predicted for item in found) / sum(item.measured for item in found) - 1
+    errors = sorted(abs(item.error) for item in found)
+    worst = max(found, key=lambda item: abs(item.error))
+    return [
+        f"Each of {len(found)} recorded cells predicted from the others: {total:+.0%} in all, median error "
+        f"{statistics.median(errors):.0%}, largest {worst.error:+.0%} ({worst.cell})."
+    ]
+
+
+def _fits(cell: Cell, wanted: Mapping[str, Any]) -> bool:
+    return all(value is None or value == getattr(cell, key) for key, value in wanted.items())
+
+
+def _commit(record: Mapping[str, Any]) -> str:
+    origin = record.get("provenance")
+    commit = origin.get("commit") if isinstance(origin, dict) else None
+    if not commit:
+        return "commit not known"
+    return f"commit {str(commit)[:7]}{' with changes' if origin and origin.get('dirty') else ''}"
+
+
+def _counted(states: Sequence[State]) -> str:
+    words = [state.word for state in states]
+    counts = ", ".join(f"{words.count(word)} {word}" for word in dict.fromkeys(words))
+    return f"{len(states)} cells: {counts}" if states else "no cells at this scale"
+
+
+# --- Costs ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """What one recorded cell took."""
+
+    seconds: float
+    on_gpu: bool
+    parameters: float
+
+
+def _measured(grid: Grid, root: Path) -> dict[Cell, _Measured]:
+    found = {}
+    for cell in grid.cells():
+        try:
+            record = json.loads((root / paths.metrics_file(grid.scale, cell)).read_text())
+            origin, params = record["provenance"], float(record["params"])
+            seconds = float(sum(origin["wall_seconds"].values()))
+            found[cell] = _Measured(seconds, bool(origin["hardware"].get("gpu")), params)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            continue  # `ifap status` names damaged records; here they only count as not measured
+    return found
+
+
+def _total(grid: Grid, cells: Sequence[Cell], measured: Mapping[Cell, _Measured], assume: Assumptions) -> Cost:
+    gpu = cpu = disk = 0.0
+    known = 0
+    for cell in cells:
+        alike = _alike(cell, measured)
+        known += bool(alike)
+        seconds = statistics.median(item.seconds for item in alike) if alike else _stated(grid, cell, assume)
+        on_gpu = not alike or alike[0].on_gpu
+        gpu += seconds * on_gpu
+        cpu += seconds * (not on_gpu)
+        size = statistics.median(item.parameters for item in alike) if alike else assume.parameters
+        disk += 4 * size * (1 if cell.is_baseline else 2)  # pruned, and final after fine-tuning
+    datasets = {cell.dataset for cell in cells}
+    jobs = len(datasets) + sum(2 if cell.is_baseline else 3 for cell in cells)
+    disk += sum(_data_bytes(grid, dataset, assume) for dataset in datasets)
+    return Cost(len(cells), known, jobs, gpu / 3600, cpu / 3600, disk)
+
+
+def _alike(cell: Cell, measured: Mapping[Cell, _Measured]) -> list[_Measured]:
+    """Return the records that stand for a cell: its own seeds, else other methods on the same network and data."""
+    same = [item for other, item in measured.items() if other._replace(seed=0) == cell._replace(seed=0)]
+    if same or cell.is_baseline:
+        return same
+    return [item for other, item in measured.items() if not other.is_baseline and other[:3] == cell[:3]]
+
+
+def _stated(grid: Grid, cell: Cell, assume: Assumptions) -> float:
+    """Return the seconds that the jobs of one cell take by the assumptions."""
+    return sum(stated_seconds(grid, cell, assume).values())
+
+
+def stated_seconds(grid: Grid, cell: Cell, assume: Assumptions) -> dict[str, float]:
+    """Return the seconds that each job of one cell takes by the assumptions.
+
+    Parameters
+    ----------
+    grid : Grid
+        The cells of the scale.
+    cell : Cell
+        One of them.
+    assume : Assumptions
+        What holds.
+
+    Returns
+    -------
+    dict of str to float
+        Stage to seconds, in the order in which the stages run.
+    """
+    given = grid.model(cell)
+    # A text counts as one image of the size that the speed is stated for.
+    size = given.image_size if isinstance(given, ModelOptions) else 224
+    data, samples = grid.options.datasets[cell.dataset], _samples(grid, cell.dataset, assume)
+    validation, test = (assume.split_share if share is None else share for share in (data.validation, data.test))
+    train, test = samples * (1 - validation - test), samples * test
+    speed = min(assume.most_per_second, assume.images_per_second * (224 / size) ** 2)
+    training = grid.training(cell).epochs * train / speed + assume.job_seconds
+    evaluation = assume.forward * test / speed + assume.job_seconds
+    if cell.is_baseline:
+        return {"baseline": training, "evaluate": evaluation}
+    options, recovery = grid.pruning(cell), grid.recovery(cell)
+    per_iteration = (
+        recovery.epochs * train * assume.distillation
+        + (options.calibration_samples + samples * validation) * assume.forward
+    )
+    pruning = options.steps * (per_iteration / speed + assume.iteration_seconds) + assume.job_seconds
+    return {"prune": pruning, "finetune": training, "evaluate": evaluation}
+
+
+def _data_bytes(grid: Grid, dataset: str, assume: Assumptions) -> float:
+    """Return the size of a data set at most: one byte a colour and pixel of the largest input, six a token."""
+    options = [grid.model(cell) for cell in grid.baselines() if cell.dataset == dataset]
+    side = max((own.image_size for own in options if isinstance(own, ModelOptions)), default=0)
+    tokens = sum(own.max_length for own in options if isinstance(own, TextOptions))
+    return float(_samples(grid, dataset, assume) * (3 * side**2 + TOKEN_BYTES * tokens))
+
+
+def _samples(grid: Grid, dataset: str, assume: Assumptions) -> float:
+    twin = grid.options.datasets[dataset].synthetic
+    return 1.5 * twin.classes * twin.per_class if twin else assume.samples.get(dataset, assume.other_samples)

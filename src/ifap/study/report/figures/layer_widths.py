@@ -1,0 +1,97 @@
+"""The widths of the layers before and after pruning."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from ifap.errors import ResultsError
+from ifap.study import paths
+from ifap.study.grid import Grid
+from ifap.study.paths import Cell
+from ifap.study.report.figures.drawing import (
+    COLOURS,
+    Picture,
+    add_legend,
+    not_attempted,
+    save_picture,
+    short_layer,
+    too_many,
+)
+from ifap.study.report.figures.selection import read_record, shown_methods
+from ifap.study.report.tables.build import label
+
+
+def draw_layer_widths(name: str, grid: Grid, root: Path) -> Picture:
+    """Draw the layers of every network for two methods, one panel a network."""
+    title = "Layer widths before and after pruning"
+    shown = _compared(grid)
+    panels = []
+    seed = grid.options.seeds[0]
+    for first in dict.fromkeys(cell._replace(method="", seed=seed) for cell in grid.pruned()):
+        found = {method: _widths(grid, first._replace(method=method), root) for method in shown}
+        known = {method: widths for method, widths in found.items() if widths}
+        if known:
+            panels.append((first, known))
+    if not panels:
+        return not_attempted(name, title, "no record of any pruned network")
+    if why := too_many(panels):
+        return not_attempted(name, title, why)
+    figure = Figure(figsize=(8.4, 2.75 * len(panels) + 0.4), layout="constrained")
+    rows: Any = figure.subplots(len(panels), 1, squeeze=False)
+    for axes, (cell, widths) in zip(rows.flat, panels, strict=True):
+        _width_bars(axes, grid, widths)
+        axes.set_title(f"{cell.model}, {cell.dataset}")
+    add_legend(figure, rows[0, 0])
+    words = " ".join(_width_words(cell, widths) for cell, widths in panels)
+    alt = f"Bar charts, one a network: the output width of every layer before pruning and after it. {words}"
+    methods = " and ".join(label(method) for method in shown)
+    return save_picture(name, f"{title}, {methods}, seed {seed}", alt, figure)
+
+
+def _compared(grid: Grid) -> list[str]:
+    methods = shown_methods(grid)
+    return [name for name in ("ifap", "magnitude") if name in methods] or methods[:2]
+
+
+def _width_bars(axes: Axes, grid: Grid, widths: dict[str, dict[str, tuple[int, int]]]) -> None:
+    layers = list(next(iter(widths.values())))
+    places = range(len(layers))
+    before = [next(iter(widths.values()))[layer][0] for layer in layers]
+    axes.bar(places, before, width=0.92, color="#dcdcdc", label="before")
+    for index, (method, of_layer) in enumerate(widths.items()):
+        shift = (index - (len(widths) - 1) / 2) * 0.4
+        after = [of_layer[layer][1] if layer in of_layer else 0 for layer in layers]
+        colour = COLOURS[shown_methods(grid).index(method) % len(COLOURS)]
+        axes.bar([place + shift for place in places], after, width=0.36, color=colour, label=f"after, {label(method)}")
+    size = 7.5 if len(layers) <= 45 else 5
+    axes.set_xticks(places, [short_layer(layer) for layer in layers], rotation=90, fontsize=size)
+    axes.set_xlim(-0.7, len(layers) - 0.3)
+    axes.set_ylabel("Output units")
+    axes.grid(visible=False, axis="x")
+    axes.tick_params(axis="x", length=0)
+
+
+def _widths(grid: Grid, cell: Cell, root: Path) -> dict[str, tuple[int, int]]:
+    """Return the width of every layer before pruning and in the network that was kept."""
+    file = root / paths.receipts_json(grid.scale, cell)
+    receipts = read_record(file)
+    if receipts is None:
+        return {}
+    try:
+        last = [receipt for receipt in receipts if receipt["accepted"] is not False][-1]["widths"]
+        return {layer: (int(width), int(last[layer])) for layer, width in receipts[0]["widths"].items()}
+    except (KeyError, IndexError, TypeError) as error:
+        raise ResultsError(f"malformed {file}: no widths of the layers: {error}") from None
+
+
+def _width_words(cell: Cell, widths: dict[str, dict[str, tuple[int, int]]]) -> str:
+    left = (
+        f"{100 * sum(after for _, after in layers.values()) / sum(before for before, _ in layers.values()):.0f} % "
+        f"({label(method)})"
+        for method, layers in widths.items()
+    )
+    return f"{cell.model}: {' and '.join(left)} of the units are left."

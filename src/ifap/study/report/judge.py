@@ -1,0 +1,477 @@
+"""A verdict for every published number: what was measured for it, or why nothing was.
+
+The tolerances come from ``params.yaml``, so that they are fixed before anything is measured.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ifap.errors import ResultsError
+from ifap.study import paths
+from ifap.study.config import VerdictParams
+from ifap.study.grid import Grid
+from ifap.study.paper.audit import PRINTED, Finding, delta_conventions, run_audit
+from ifap.study.paper.published import COLUMNS, COUNTS, load_claims
+from ifap.study.paper.vocabulary import APART, DATASETS, METHODS, MODELS, PRINTED_METRICS, published_model
+from ifap.study.paths import Cell
+from ifap.study.report.full_size.classifiers import Key, Structure, counted
+from ifap.study.report.full_size.dense import DenseStructure, about_dense, counted_dense
+from ifap.study.report.full_size.language import TABLE, TextStructure, about_text, counted_text
+from ifap.study.report.records import (
+    NO_RECORD,
+    Blank,
+    Collected,
+    as_csv,
+    check_header,
+    first_problem,
+    read_lines,
+    runs_table,
+    trace_table,
+)
+
+Verdict = Literal[
+    "reproduced", "not reproduced", "not attempted", "inconsistent in the source", "not comparable (scale)"
+]
+CONTRADICTIONS = {
+    "metric-delta": ("major", "minor"),
+    "cost-delta": ("major", "minor"),
+    "across-tables": ("major", "minor"),
+    "parameter-count": ("major",),
+}
+"""The findings of the audit, by kind and severity, that leave the printed value itself in doubt."""
+INCONSISTENT: Literal["inconsistent in the source"] = "inconsistent in the source"
+SPLIT = "; "  # between what a scale does not run and what it would need
+
+
+class Judged(BaseModel):
+    """One row of ``results/{scale}/claims.csv``; the fields are its columns, in order."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    table: int = Field(ge=1, le=5)
+    dataset: str = Field(min_length=1)
+    model: str = Field(min_length=1)
+    method: str
+    step: Blank[int]
+    quantity: str = Field(min_length=1)
+    unit: str
+    value: str = Field(pattern=r"^[+-]?[0-9]+(\.[0-9]+)?$")
+    id: str
+    mean: Blank[float]
+    sd: Blank[float]
+    n: int = Field(ge=0)
+    tolerance: str
+    verdict: Verdict
+    reason: str = Field(min_length=1)
+    metrics: str
+    commit: str
+
+
+@dataclass(frozen=True)
+class Source:
+    """What claims are compared with.
+
+    Parameters
+    ----------
+    grid : Grid
+        The cells of the scale and the tolerances.
+    runs, trace : DataFrame
+        Content of ``runs.csv`` and ``trace.csv``.
+    commits : mapping of str to str
+        The commit of each record, by the path of its ``metrics.json``.
+    missing : mapping of Cell to str
+        The cells without a record, and why.
+    structure : mapping of (str, str) to (int, Structure)
+        The networks counted at full size, by data set and model; see `ifap.study.report.full_size.classifiers`.
+    text : mapping of (str, str) to (int, TextStructure)
+        The same of language models; see `ifap.study.report.full_size.language`.
+    dense : mapping of (str, str) to (int, DenseStructure)
+        The same of detectors, segmenters and generators; see `ifap.study.report.full_size.dense`.
+    """
+
+    grid: Grid
+    runs: pd.DataFrame
+    trace: pd.DataFrame
+    commits: Mapping[str, str]
+    missing: Mapping[Cell, str]
+    structure: Mapping[Key, tuple[int, Structure]] = field(default_factory=dict)
+    text: Mapping[Key, tuple[int, TextStructure]] = field(default_factory=dict)
+    dense: Mapping[Key, tuple[int, DenseStructure]] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        collected: Collected,
+        structure: Mapping[Key, tuple[int, Structure]],
+        text: Mapping[Key, tuple[int, TextStructure]] | None = None,
+        dense: Mapping[Key, tuple[int, DenseStructure]] | None = None,
+    ) -> Source:
+        """Take what was collected, as the tables will read it, and the networks counted at full size."""
+        runs, trace = (pd.read_csv(io.StringIO(text)) for text in (runs_table(collected), trace_table(collected)))
+        commits = {
+            paths.metrics_file(collected.grid.scale, cell).as_posix(): record.provenance.commit or ""
+            for cell, record in collected.records.items()
+        }
+        return cls(collected.grid, runs, trace, commits, collected.missing, structure, text or {}, dense or {})
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The values of one claim, one a seed, and the records they come from.
+
+    `about` says of a network counted at full size what was counted; it is empty for a run. `apart` says
+    what, beside the scale, keeps a run from being compared: another metric, a smaller network.
+    """
+
+    values: pd.Series[float]
+    metrics: tuple[str, ...]
+    about: str = ""
+    apart: str = ""
+
+    @property
+    def sd(self) -> float | None:
+        """Standard deviation; None for a single seed."""
+        return float(self.values.std(ddof=1)) if len(self.values) > 1 else None
+
+
+def judge(claims: pd.DataFrame, source: Source, findings: Iterable[Finding]) -> list[Judged]:
+    """Give every claim a verdict.
+
+    Parameters
+    ----------
+    claims : DataFrame
+        Claims as `ifap.study.paper.published.load_claims` returns them.
+    source : Source
+        What was measured, and what should have been.
+    findings : iterable of Finding
+        What the audit found in `claims`.
+
+    Returns
+    -------
+    list of Judged
+        One row a claim, in the order of `claims`.
+    """
+    _check_names(claims)
+    contradictions = _contradictions(findings)
+    conventions = delta_conventions(claims).set_index("id")["convention"].to_dict()
+    points = {str(claim) for claim, convention in conventions.items() if convention == "points"}
+    metrics = _metric_units(claims)
+    rows = [{**claim, "metric_unit": metrics.get(_row_of(claim), claim["unit"])} for claim in claims.to_dict("records")]
+    return [_judge(claim, source, contradictions, points) for claim in rows]
+
+
+def _row_of(claim: Mapping[Any, Any]) -> tuple[int, str, str]:
+    return claim["table"], claim["dataset"], claim["model"]
+
+
+def _metric_units(claims: pd.DataFrame) -> dict[tuple[int, str, str], str]:
+    """Return what the metric of each row is printed in: its change is printed in percent, whatever it is of."""
+    unpruned = claims[claims["quantity"] == "metric_base"]
+    return {_row_of(claim): claim["unit"] for claim in unpruned.to_dict("records")}
+
+
+def judge_file(path: Path, source: Source) -> list[Judged]:
+    """Read the published claims, audit them and give each a verdict; see `judge`."""
+    claims = load_claims(path)
+    return judge(claims, source, _audited(path.read_text("utf-8"), path))
+
+
+def count_verdicts(rows: Sequence[Judged]) -> str:
+    """Say how many claims have which verdict."""
+    counts = Counter(row.verdict for row in rows)
+    return f"{len(rows)} claims: " + ", ".join(f"{count} {verdict}" for verdict, count in counts.most_common())
+
+
+def judged_table(rows: Iterable[Judged]) -> str:
+    """Lay out verdicts as CSV text."""
+    return as_csv(tuple(Judged.model_fields), (row.model_dump() for row in rows))
+
+
+def load_judged(scale: str, *, root: Path = Path()) -> list[Judged]:
+    """Read ``claims.csv`` of one scale and check every row.
+
+    Parameters
+    ----------
+    scale : str
+        Name of the scale.
+    root : Path
+        The project's root.
+
+    Returns
+    -------
+    list of Judged
+        One row a claim.
+
+    Raises
+    ------
+    ResultsError
+        One line that names the file, row and column of the first problem.
+    """
+    shown = paths.claims_csv(scale)
+    lines = read_lines(root / shown, shown)
+    header = tuple(Judged.model_fields)
+    check_header(lines[0], header, shown)
+    rows = []
+    for number, line in enumerate(lines[1:], start=2):
+        if len(line) != len(header):
+            raise ResultsError(f"malformed {shown}: row {number}: {len(line)} values for {len(header)} columns")
+        try:
+            rows.append(Judged.model_validate(dict(zip(header, line, strict=True))))
+        except ValidationError as error:
+            raise ResultsError(f"malformed {shown}: row {number}, column {first_problem(error)}") from None
+    return rows
+
+
+def check_against(rows: Sequence[Judged], published: Path, scale: str) -> None:
+    """Refuse verdicts about other numbers than the published ones."""
+    wanted = csv.reader(io.StringIO(published.read_text("utf-8"), newline=""))
+    next(wanted, None)
+    shown = paths.claims_csv(scale)
+    count = sum(COUNTS.values())
+    if len(rows) != count:
+        raise ResultsError(f"malformed {shown}: {len(rows)} rows, not {count}: run python -m stages.collect")
+    for number, (row, line) in enumerate(zip(rows, wanted, strict=False), start=2):
+        values = ["" if value is None else str(value) for value in (getattr(row, column) for column in COLUMNS)]
+        for column, mine, other in zip(COLUMNS, values, line, strict=False):
+            if mine != other:
+                text = f"'{mine}', but {published} has '{other}': run python -m stages.collect"
+                raise ResultsError(f"stale {shown}: row {number}, column {column}: {text}")
+
+
+@lru_cache(maxsize=4)
+def _audited(text: str, path: Path) -> tuple[Finding, ...]:
+    """Audit one file; its text is the key, so that several stages in one process audit it once."""
+    # No verdict needs the checks that count networks, which take ten seconds.
+    return tuple(run_audit(load_claims(path), PRINTED))
+
+
+def _check_names(claims: pd.DataFrame) -> None:
+    for column, known in (("dataset", DATASETS), ("model", MODELS), ("method", {"": "", **METHODS})):
+        for row, name in enumerate(claims[column], start=2):
+            if name not in known:
+                raise ResultsError(
+                    f"{paths.published_claims()}: row {row}, column {column}: '{name}' has no name here: "
+                    "add it to src/ifap/study/paper/vocabulary.py"
+                )
+
+
+def _contradictions(findings: Iterable[Finding]) -> dict[str, Finding]:
+    found: dict[str, Finding] = {}
+    for finding in findings:
+        if finding.severity in CONTRADICTIONS.get(finding.kind, ()):
+            for claim in finding.claims:
+                found.setdefault(claim, finding)
+    return found
+
+
+def _judge(claim: dict[Any, Any], source: Source, contradictions: Mapping[str, Finding], points: set[str]) -> Judged:
+    measured = _measured(claim, source, points=claim["id"] in points)
+    if measured is None or source.grid.scale != "paper":  # a trained network of the paper's size would be better
+        measured = _counted(claim, source) or measured
+    tolerance, width = _tolerance(claim, measured, source.grid.params.verdicts)
+    verdict, reason = _verdict(claim, source, measured, width, contradictions.get(claim["id"]))
+    row: dict[str, Any] = {column: claim[column] for column in (*COLUMNS, "id")}
+    row["step"] = None if pd.isna(claim["step"]) else int(claim["step"])
+    row |= {"mean": None, "sd": None, "n": 0, "metrics": "", "commit": ""}
+    if measured:
+        commits = dict.fromkeys(source.commits.get(path, "") for path in measured.metrics)
+        row |= {"mean": float(measured.values.mean()), "sd": measured.sd, "n": len(measured.values)}
+        row |= {"metrics": ";".join(measured.metrics), "commit": ";".join(filter(None, commits))}
+    return Judged(**row, tolerance=tolerance, verdict=verdict, reason=reason)
+
+
+def _verdict(
+    claim: dict[Any, Any], source: Source, measured: Measured | None, width: float, finding: Finding | None
+) -> tuple[Verdict, str]:
+    scale = source.grid.scale
+    if measured is None and finding is None:
+        return "not attempted", _why_not(claim, source)
+    found = ""
+    if finding:
+        arithmetic = " | ".join(" ".join(line.split()) for line in finding.arithmetic.splitlines())
+        found = f"{finding.name}: {finding.title}: {arithmetic}"
+    if measured is None:
+        return INCONSISTENT, found
+    also = f"{SPLIT}{INCONSISTENT}: {found}" if found else ""
+    if scale != "paper" and not measured.about:
+        apart = f", {measured.apart}" if measured.apart else ""
+        return "not comparable (scale)", f"measured at scale {scale}, which is not the paper's{apart}{also}"
+    if measured.apart:
+        return "not comparable (scale)", f"measured {measured.apart}{also}"
+    off = abs(float(measured.values.mean()) - claim["number"])
+    shown = f"{off:.4g} from the printed value; tolerance {width:.4g}"
+    about = f"{measured.about}{SPLIT}" if measured.about else ""
+    return ("reproduced" if off <= width else "not reproduced"), f"{about}{shown}{also}"
+
+
+def is_counted(claim: Judged) -> bool:
+    """Whether the measured value is a count of the full-size network, not of a run of the scale."""
+    return claim.metrics.startswith(tuple(f"{file.as_posix()}#" for file in paths.structure_files()))
+
+
+def finding_name(claim: Judged) -> str | None:
+    """Return the audit's finding that leaves a published value in doubt, measured or not; None if there is none."""
+    if claim.verdict == INCONSISTENT:
+        return claim.reason.partition(":")[0]
+    return claim.reason.partition(f"{SPLIT}{INCONSISTENT}: ")[2].partition(":")[0] or None
+
+
+def _names(claim: Mapping[Any, Any]) -> tuple[str, str, str]:
+    base = claim["quantity"].endswith("_base")
+    method = "baseline" if base else METHODS[claim["method"] or "Ours"]
+    return DATASETS[claim["dataset"]].name, MODELS[claim["model"]], method
+
+
+def _counted(claim: Mapping[Any, Any], source: Source) -> Measured | None:
+    """Return what the full-size network says about a claim, at whatever scale; None if nothing."""
+    dataset, model, _ = _names(claim)
+    if claim["table"] == TABLE:
+        return _counted_text(claim, source.text.get((dataset, model)))
+    if (dataset, model) in source.dense:
+        return _counted_dense(claim, *source.dense[dataset, model])
+    line, row = source.structure.get((dataset, model), (0, None))
+    value = None if row is None else counted(claim, row)
+    if row is None or value is None:
+        return None
+    about = f"full-size network at {row.image_size} px, no training needed"
+    if claim["quantity"] == "gmacs_pruned":
+        about += ", pruned to the printed reduction"
+    if claim["quantity"] == "gmacs_delta":
+        about += ", pruned to this very reduction, 1x1 convolutions included: it can be reached, at whatever accuracy"
+    return Measured(pd.Series([value]), (f"{paths.structure_csv().as_posix()}#L{line}",), about)
+
+
+def _counted_text(claim: Mapping[Any, Any], found: tuple[int, TextStructure] | None) -> Measured | None:
+    line, row = found or (0, None)
+    value = None if row is None else counted_text(claim, row)
+    if row is None or value is None:
+        return None
+    metrics = (f"{paths.text_structure_csv().as_posix()}#L{line}",)
+    return Measured(pd.Series([value]), metrics, about_text(claim, row))
+
+
+def _counted_dense(claim: Mapping[Any, Any], line: int, row: DenseStructure) -> Measured | None:
+    value = counted_dense(claim, row)
+    if value is None:
+        return None
+    metrics = (f"{paths.dense_structure_csv().as_posix()}#L{line}",)
+    return Measured(pd.Series([value]), metrics, about_dense(claim, row))
+
+
+def _why_not(claim: Mapping[Any, Any], source: Source) -> str:
+    grid = source.grid
+    dataset, model, method = _names(claim)
+    _, row = source.structure.get((dataset, model), (0, None))
+    if row is not None and claim["table"] == 2 and claim["quantity"] in {"gmacs_pruned", "gmacs_delta"}:
+        size = f"the full-size network at {row.image_size} px"
+        return f"{size} could not be pruned to the printed reduction{SPLIT}{row.note}"
+    _, dense = source.dense.get((dataset, model), (0, None))
+    if dense is not None and claim["table"] == 3 and claim["quantity"] in {"gmacs_pruned", "gmacs_delta"}:
+        size = f"the full-size network at {dense.image_size} px"
+        return f"{size} could not be pruned to the printed reduction{SPLIT}{dense.note}"
+    _, own = source.text.get((dataset, model), (0, None))
+    if own is not None and claim["table"] == TABLE and claim["quantity"] in {"params_pruned", "params_delta"}:
+        return f"the full-size network could not be pruned to the printed size{SPLIT}{own.note}"
+    measured = _runs(source.runs, dataset, model, method)
+    if claim["quantity"] == "metric_delta" and (measured["baseline_metric"] == 0).any():
+        return "the unpruned network scores 0, so that no relative change is defined"
+    by = f" by {claim['method']}" if claim["method"] else ""
+    text = f"scale {grid.scale} does not run {claim['dataset']} with {claim['model']}{by}"
+    cells = [cell for cell in grid.cells() if cell.dataset == dataset]
+    if not cells:
+        absent = "" if "paper" in grid.params.scales else ", once params.yaml defines it"
+        return f"{text}{SPLIT}data not present: {DATASETS[claim['dataset']].need} and run scale paper{absent}"
+    here = [cell for cell in cells if (published_model(cell.model), cell.method) == (model, method)]
+    explained = [why for cell, why in source.missing.items() if cell in here and why != NO_RECORD]
+    if explained:
+        return f"no record of {dataset}/{model}/{method} holds it{SPLIT}{explained[0]}"
+    if here:
+        return f"no record of {dataset}/{model}/{method} holds it{SPLIT}run snakemake --config scale={grid.scale}"
+    return f"{text}{SPLIT}put {model} and {method} into scales.{grid.scale}.grid of params.yaml"
+
+
+def _measured(claim: Mapping[Any, Any], source: Source, *, points: bool) -> Measured | None:
+    dataset, model, method = _names(claim)
+    of_trace = claim["table"] == 4
+    frame = source.trace if of_trace else source.runs
+    chosen = _runs(frame, dataset, model, method)
+    if (chosen["model"] == model).any():  # the network itself rather than one that stands for it
+        chosen = chosen[chosen["model"] == model]
+    if of_trace:  # step 1 is the unpruned network
+        chosen = chosen[chosen["iteration"] == int(claim["step"]) - 1]
+    values = _values(claim, chosen, points=points)
+    if values is None or values.dropna().empty:
+        return None
+    chosen = chosen.loc[values.dropna().index]
+    records = _records(chosen, source.runs, of_trace=of_trace)
+    return Measured(values.dropna(), records, apart=_apart(claim, chosen, model))
+
+
+def _runs(frame: pd.DataFrame, dataset: str, model: str, method: str) -> pd.DataFrame:
+    """Return the rows of a published network, or of one that stands for it."""
+    stands_for = frame["model"].map(published_model)
+    return frame[(frame["dataset"] == dataset) & (stands_for == model) & (frame["method"] == method)]
+
+
+def _apart(claim: Mapping[Any, Any], chosen: pd.DataFrame, model: str) -> str:
+    """Say what, beside the scale, keeps runs from being compared with what is printed; empty if nothing does."""
+    own = str(chosen["model"].iloc[0])
+    words = [f"on {own}, which stands for {claim['model']}"] if own != model else []
+    if str(claim["quantity"]).startswith("metric"):
+        words += [APART[metric] for metric in dict.fromkeys(chosen["metric"]) if metric in APART]
+    return " and ".join(words)
+
+
+def _records(chosen: pd.DataFrame, runs: pd.DataFrame, *, of_trace: bool) -> tuple[str, ...]:
+    if of_trace:
+        keys = ["task", "dataset", "model", "method", "seed"]
+        chosen = chosen[keys].merge(runs[[*keys, "metrics"]], on=keys)
+    return tuple(str(path) for path in chosen["metrics"])
+
+
+def _values(claim: Mapping[Any, Any], frame: pd.DataFrame, *, points: bool) -> pd.Series[float] | None:
+    """Return the measured counterpart of a claim in its unit; None where no column holds it."""
+    quantity, unit = str(claim["quantity"]), claim["metric_unit"]
+    if quantity in {"top1", "top5"}:
+        return frame[quantity].astype(float)
+    if quantity.startswith("metric"):
+        if unit not in PRINTED_METRICS:
+            return None
+        frame = frame[frame["metric"].isin(PRINTED_METRICS[unit])]
+        if quantity != "metric_delta":
+            return frame["test_metric"].astype(float)
+        # A change relative to nothing has no value.
+        unpruned = frame["baseline_metric"].where(frame["baseline_metric"] != 0)
+        return frame["metric_delta"] if points else 100 * frame["metric_delta"] / unpruned
+    kind = "macs" if quantity.startswith("gmacs") else "params"
+    if quantity.endswith("_delta"):
+        return frame[f"{kind}_reduction"].astype(float)
+    return frame[kind] / (1e9 if kind == "macs" else 1e6)
+
+
+def _tolerance(claim: Mapping[Any, Any], measured: Measured | None, options: VerdictParams) -> tuple[str, float]:
+    """Return the tolerance in words and, for what was measured, as a width."""
+    exponent = Decimal(str(claim["value"])).as_tuple().exponent
+    assert isinstance(exponent, int)
+    half = float(Decimal(1).scaleb(exponent)) / 2
+    quantity = str(claim["quantity"])
+    if quantity.startswith("metric") or quantity in {"top1", "top5"}:
+        sd = (measured.sd or 0.0) if measured else 0.0
+        words = f"max({options.accuracy_points:g} points, {options.accuracy_sds:g} sd)"
+        return words, max(options.accuracy_points, options.accuracy_sds * sd)
+    if quantity.endswith("_delta"):
+        return f"{options.cost_percent:g} points + rounding {half:g}", options.cost_percent + half
+    mean = float(measured.values.mean()) if measured else 0.0
+    return f"{options.cost_percent:g} % of ours + rounding {half:g}", options.cost_percent / 100 * mean + half

@@ -1,0 +1,129 @@
+"""Table V from runs: scores and parameters of the language models, before and after pruning."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+
+import pandas as pd
+
+from ifap.study.config import TEXT_TASKS, TableParams
+from ifap.study.grid import Grid
+from ifap.study.paper.vocabulary import METRICS
+from ifap.study.paths import Cell
+from ifap.study.report.tables.build import (
+    NO_VALUE,
+    Column,
+    Item,
+    Note,
+    Row,
+    Table,
+    Unit,
+    choose_unit,
+    dataset_label,
+    fixed,
+    label,
+    not_attempted,
+    origin,
+    scale_notes,
+    spread,
+)
+
+DELTA = "\N{GREEK CAPITAL LETTER DELTA}"
+VALUES = 8  # columns beside the names of a row
+
+
+def has_language_cells(grid: Grid) -> bool:
+    """Return whether a scale runs any network for text."""
+    return any(task in TEXT_TASKS for task in grid.options.grid)
+
+
+def table_5(name: str, options: TableParams, grid: Grid, runs: pd.DataFrame, missing: Mapping[Cell, str]) -> Table:
+    """Build Table V from runs.
+
+    Parameters
+    ----------
+    name : str
+        Its key in ``params.yaml``.
+    options : TableParams
+        Its block.
+    grid : Grid
+        The cells.
+    runs : DataFrame
+        Content of ``runs.csv``.
+    missing : mapping of Cell to str
+        Content of ``missing.csv``.
+
+    Returns
+    -------
+    Table
+        One row a network, data set and method.
+    """
+    cells = [cell for cell in grid.pruned() if cell.task in TEXT_TASKS]
+    runs = runs[runs["task"].isin(TEXT_TASKS)]
+    unit = choose_unit([*runs["params"], *runs["params_base"].dropna()])
+    weights = f"Params ({unit.prefix})" if unit.prefix else "Params"
+    columns = (
+        *(Column(text, align="left") for text in ("Architecture", "Data set", "Method")),
+        Column("Metric"),
+        *(
+            Column(text, "Score, test", mark)
+            for text, mark in (("Base", "a"), ("Pruned", "a"), (f"{DELTA} points", "b"))
+        ),
+        *(Column(text, weights) for text in ("Base", "Pruned", f"{DELTA} %")),
+        Column("Seeds"),
+    )
+    datasets = list(dict.fromkeys(cell.dataset for cell in cells))
+    notes = (
+        *scale_notes(grid, datasets, "Table V"),
+        Note("Measured on the test split, which is opened once, for the final network; Base is the unpruned one.", "a"),
+        Note("Pruned minus base; the paper's table prints relative changes.", "b"),
+    )
+    return Table(name, options.title, columns, tuple(_rows(grid, cells, runs, unit, missing)), notes)
+
+
+def _rows(
+    grid: Grid, cells: Sequence[Cell], runs: pd.DataFrame, unit: Unit, missing: Mapping[Cell, str]
+) -> Iterator[Row]:
+    groups: dict[str, dict[tuple[str, str], list[Cell]]] = {}
+    for cell in cells:
+        groups.setdefault(cell.model, {}).setdefault((cell.dataset, cell.method), []).append(cell)
+    for model, rows in groups.items():
+        for index, ((dataset, method), own) in enumerate(rows.items()):
+            names = (
+                Item(model, rows=0 if index else len(rows)),
+                Item(dataset_label(dataset, grid)),
+                Item(label(method)),
+            )
+            frame = runs[(runs["model"] == model) & (runs["dataset"] == dataset) & (runs["method"] == method)]
+            values = _values(frame, len(own), unit) if len(frame) else not_attempted(own, missing, columns=VALUES)
+            yield Row((*names, *values), starts_group=index == 0)
+
+
+def _values(frame: pd.DataFrame, seeds: int, unit: Unit) -> tuple[Item, ...]:
+    scale = str(frame["scale"].iloc[0])
+    own = [str(path) for path in frame["metrics"]]
+    base = [re.sub(r"/[^/]+/(seed\d+/[^/]+)$", r"/baseline/\1", path) for path in own]
+    links = {"own": origin(own, scale), "base": origin(base, scale)}
+
+    def score(column: str, href: str) -> Item:
+        known = frame[column].dropna().astype(float)
+        return Item(spread(known, lambda value: fixed(value, 2)), links[href]) if len(known) else Item(NO_VALUE)
+
+    def count(column: str, href: str) -> Item:
+        known = frame[column].dropna().astype(float)
+        if not len(known):
+            return Item(NO_VALUE)
+        mean = float(known.mean())
+        return Item(fixed(mean, 1) if column.endswith("_reduction") else unit.text(mean), links[href])
+
+    return (
+        Item(METRICS[str(frame["metric"].iloc[0])].title),
+        score("baseline_metric", "base"),
+        score("test_metric", "own"),
+        score("metric_delta", "own"),
+        count("params_base", "base"),
+        count("params", "own"),
+        count("params_reduction", "own"),
+        Item(str(len(frame)) if len(frame) == seeds else f"{len(frame)} of {seeds}"),
+    )

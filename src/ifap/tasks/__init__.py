@@ -1,7 +1,0 @@
-"""Tasks: one file an entry."""
-
-from __future__ import annotations
-
-from ifap.tasks.base import TASKS, Task
-
-__all__ = ["TASKS", "Task"]
