@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ifap.axes.units import Graph, Indices
-from ifap.weights import unit_rows_of, weight_slots
+from ifap.weights import all_weights, weight_slots
 
 Read = Callable[[int, Tensor], None]
 
@@ -152,12 +152,11 @@ def head_weights(model: nn.Module, graph: Graph) -> list[Tensor]:
 
 def _summed_norms(model: nn.Module, graph: Graph, wanted: set[int]) -> dict[int, float]:
     totals: dict[int, float] = {}
+    rows_of = all_weights(model, graph)
     for slot, name in weight_slots(graph):
         units = graph.unit_of[slot]
-        if not wanted.intersection(units.tolist()):
-            continue
-        rows = unit_rows_of(model, graph, slot, name)
-        if rows is None:
+        rows = rows_of.get(name)
+        if rows is None or not wanted.intersection(units.tolist()):
             continue
         squares = rows.float().square().sum(dim=1).cpu().numpy()
         starts = np.flatnonzero(np.diff(units, prepend=-2))
