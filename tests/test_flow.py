@@ -172,6 +172,33 @@ def test_queries_that_share_keys_are_scored_below_each_other():
     close(scores["v"], expected.repeat_interleave(4))
 
 
+HIDDEN = torch.rand(5, 5) > 0.4
+HIDDEN[2] = False  # sees nothing
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"is_causal": True}, {"attn_mask": HIDDEN}, {"attn_mask": torch.randn(5, 5)}, {"scale": 0.3}],
+    ids=["plain", "causal", "hidden", "added", "scale"],
+)
+def test_attention_computes_the_same_while_it_is_scored(options):
+    def forward(m, x):
+        q, k, v = m.qkv(x).unflatten(2, (3, 4, 4)).permute(2, 0, 3, 1, 4)
+        seen.append(functional.scaled_dot_product_attention(q, k, v, **options))
+        return m.out(seen[-1].transpose(1, 2).flatten(2))
+
+    seen = []
+    model = randomize(Lambda(forward, qkv=nn.Linear(16, 48), out=nn.Linear(16, 16)))
+    x = torch.randn(3, 5, 16)
+    graph = trace(model, x)
+    assert graph.structure.attention
+    seen.clear()
+    model(x)
+    ifap.flow_scores(model, [x], graph=graph)
+    assert len(seen) == 2
+    close(seen[1], seen[0].detach())
+
+
 @pytest.mark.parametrize("name", ["plain", "vit", "fused_qkv", "self_attention_batch_first", "perceptron"])
 def test_how_batches_are_cut_does_not_matter(name):
     net = NETWORKS[name]

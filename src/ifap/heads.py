@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ifap.axes.units import Graph, Indices
-from ifap.weights import unit_rows_of, weight_slots
+from ifap.weights import all_weights, weight_slots
 
 Read = Callable[[int, Tensor], None]
 
@@ -74,9 +74,14 @@ class HeadCalls(TorchFunctionMode):
         number = self._numbers.get((module, name, counts.get(name, 0)))  # type: ignore[call-overload]
         for _, each in self._running:
             each[name] = each.get(name, 0) + 1
-        out = func(*args, **kwargs)
-        if number is not None:
-            found = out if name == "softmax" else probabilities(*args, **kwargs)
+        if number is None:
+            return func(*args, **kwargs)
+        if name == "softmax":
+            out = found = func(*args, **kwargs)
+        else:  # torch's fused attention would compute them once more
+            found = probabilities(*args, **kwargs)
+            out = attended(found, *args, **kwargs)
+        with torch._C.DisableTorchFunction():  # what is done here is no call of the network's
             order = self._order[number]
             if order is not None and found.shape[-3] == order.numel():
                 found = found.reshape(-1, *found.shape[-3:])
@@ -84,6 +89,15 @@ class HeadCalls(TorchFunctionMode):
                     found = found[:, order.reshape(-1)].unflatten(1, order.shape).flatten(2, 3)
                 self._read(number, found)
         return out
+
+
+def attended(
+    found: Tensor, query: Tensor, key: Tensor, value: Tensor, *_: Any, enable_gqa: bool = False, **__: Any
+) -> Tensor:
+    """Return what torch's fused attention makes of the values with these probabilities."""
+    if enable_gqa:
+        value = value.repeat_interleave(query.shape[-3] // value.shape[-3], dim=-3)
+    return found @ value
 
 
 def _order(units: Indices) -> Any:
@@ -115,7 +129,9 @@ def probabilities(
     if attn_mask is not None:
         hides = attn_mask.dtype == torch.bool
         logits = logits.masked_fill(~attn_mask, float("-inf")) if hides else logits + attn_mask
-    return logits.softmax(dim=-1)
+    found = logits.softmax(dim=-1)
+    # A query that sees no key attends to nothing.
+    return found if attn_mask is None else found.masked_fill((logits == float("-inf")).all(dim=-1, keepdim=True), 0.0)
 
 
 def head_weights(model: nn.Module, graph: Graph) -> list[Tensor]:
@@ -136,12 +152,11 @@ def head_weights(model: nn.Module, graph: Graph) -> list[Tensor]:
 
 def _summed_norms(model: nn.Module, graph: Graph, wanted: set[int]) -> dict[int, float]:
     totals: dict[int, float] = {}
+    rows_of = all_weights(model, graph)
     for slot, name in weight_slots(graph):
         units = graph.unit_of[slot]
-        if not wanted.intersection(units.tolist()):
-            continue
-        rows = unit_rows_of(model, graph, slot, name)
-        if rows is None:
+        rows = rows_of.get(name)
+        if rows is None or not wanted.intersection(units.tolist()):
             continue
         squares = rows.float().square().sum(dim=1).cpu().numpy()
         starts = np.flatnonzero(np.diff(units, prepend=-2))

@@ -28,14 +28,6 @@ def is_weighted(module: Any) -> bool:
     return is_conv(module) or isinstance(module, nn.Linear)
 
 
-def unit_rows_of(model: nn.Module, graph: Graph, slot: int, name: str) -> Tensor | None:
-    """Return the weights that make each position of a slot, one row a position; None where none are scored."""
-    module = modules_by_name(model).get(name)
-    if module is not None:
-        return unit_weights(module) if is_weighted(module) else None
-    return weights_alone(model, graph).get(name)
-
-
 def weights_alone(model: nn.Module, graph: Graph) -> dict[str, Tensor]:
     """Return the weights outside layers that make units, one row an output position.
 
@@ -145,4 +137,4 @@ def by_unit(graph: Graph, values: dict[str, Tensor]) -> np.ndarray[Any, Any]:
     return totals
 
 
-__all__ = ["WeightUses", "by_unit", "made_by_heads", "unit_rows", "unit_rows_of", "weight_slots", "weights_alone"]
+__all__ = ["WeightUses", "by_unit", "made_by_heads", "unit_rows", "weight_slots", "weights_alone"]
