@@ -30,7 +30,8 @@ from ifap.errors import ConfigError, IfapError, nearest
 from ifap.export import export_onnx
 from ifap.files import atomic_write_text, write_csv
 from ifap.forward import call, evaluation_mode, tensors
-from ifap.plan import Builder, Plan, unpruned_plan, write_network
+from ifap.plan import Builder, Plan
+from ifap.saving import unpruned_plan, write_network
 from ifap.study.machine.determinism import configure
 from ifap.study.machine.provenance import provenance
 from ifap.study.models import MODELS, builder_id

@@ -27,8 +27,8 @@ import ifap
 from benchmarks.ratio import Ratio, compare, report, timed
 from ifap.errors import TargetError
 from ifap.latency import fast_width, latency_ratio
-from ifap.pruning import Pruned
 from ifap.ranking import unit_scores
+from ifap.results import Pruned
 from ifap.view import trace
 
 NETWORKS = ("mobilenet_v3_large", "resnet50", "vit_b_16")

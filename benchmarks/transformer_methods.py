@@ -25,7 +25,7 @@ from ifap.costs import cost
 from ifap.data import Role, Split
 from ifap.files import write_csv
 from ifap.forward import private_copy
-from ifap.pruning import Target
+from ifap.results import Target
 from ifap.seeds import seeded
 from ifap.study.config import MaskOptions, MvpOptions, PdpOptions, RfpOptions, TrainingOptions
 from ifap.study.machine.provenance import provenance

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ifap import plan
+from ifap import plan, saving
 from ifap.study.machine.determinism import rank
 from ifap.study.paths import Cell
 from ifap.study.stage import run_stage
@@ -33,10 +33,10 @@ def main(
     with job.run() as timing:
         network = job.build()
         identifier, arguments = job.builder()
-        record = plan.unpruned_plan(network, job.example_inputs(), plan.Builder(id=identifier, args=arguments))
+        record = saving.unpruned_plan(network, job.example_inputs(), plan.Builder(id=identifier, args=arguments))
         trained = job.train(network, timing)
         if rank() == 0:
-            plan.write_network(trained, record, job.checkpoint("final"))
+            saving.write_network(trained, record, job.checkpoint("final"))
 
 
 if __name__ == "__main__":

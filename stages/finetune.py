@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ifap import plan
+from ifap import saving
 from ifap.study.machine.determinism import rank
 from ifap.study.paths import Cell
 from ifap.study.rivals.controller import MaskController
@@ -34,10 +34,10 @@ def main(
     with job.run() as timing:
         job.check_stage("prune")
         record, network = job.load("pruned")
-        masks = plan.read_masks(job.checkpoint("pruned"))
+        masks = saving.read_masks(job.checkpoint("pruned"))
         trained = job.train(network, timing, MaskController(masks) if masks else None)
         if rank() == 0:
-            plan.write_network(trained, record, job.checkpoint("final"), masks)
+            saving.write_network(trained, record, job.checkpoint("final"), masks)
 
 
 if __name__ == "__main__":

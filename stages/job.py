@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ifap import plan
+from ifap import plan, saving
 from ifap.data import Inputs, Role, Split
 from ifap.errors import ConfigError, ResultsError, nearest
 from ifap.files import atomic_write_text, sha256_file, write_csv
@@ -35,7 +35,8 @@ from ifap.study.models import MODELS, builder_from_id, builder_id
 from ifap.study.models.base import load_pretrained
 from ifap.study.models.text import load_pretrained_text
 from ifap.study.tasks import TASKS, Task
-from ifap.study.training.fit import HISTORY_FIELDS, Controller, fit, read_progress
+from ifap.study.training.fit import Controller, fit, read_progress
+from ifap.study.training.history import HISTORY_FIELDS
 from ifap.study.training.progress import tensorboard
 from ifap.train_step import processes
 from stages.options import open_grid
@@ -197,7 +198,7 @@ class Job:
         """Load a saved network of this cell, ``pruned`` or ``final``, with its plan."""
         folder = self.checkpoint(name)
         record = plan.read_plan(folder)
-        return record, plan.load(folder, lambda: builder_from_id(record.builder.id, record.builder.args))
+        return record, saving.load(folder, lambda: builder_from_id(record.builder.id, record.builder.args))
 
     def builder(self) -> tuple[str, dict[str, Any]]:
         """Return the identifier and arguments under which a plan finds the unpruned network."""

@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from ifap import plan
+from ifap import plan, saving
 from ifap.files import atomic_write_text, write_csv
 from ifap.flow import flow_scores
 from ifap.forward import call, evaluation_mode, to_device
 from ifap.layers import is_producer, sides
-from ifap.pruning import Pruned, Receipt, Target, prune
+from ifap.pruning import prune
+from ifap.results import Pruned, Receipt, Target
 from ifap.seeds import seeded
 from ifap.study.config import LIMITS
 from ifap.study.distil import distillation, validator
@@ -215,7 +216,7 @@ def save(
     identifier, arguments = job.builder()
     record = result.plan.model_copy(update={"builder": plan.Builder(id=identifier, args=arguments)})
     folder = job.checkpoint("pruned")
-    plan.write_network(result.model.cpu(), record, folder)
+    saving.write_network(result.model.cpu(), record, folder)
     scale, cell = job.grid.scale, job.cell
     atomic_write_text(cell_dir(scale, cell) / "plan.json", (folder / "plan.json").read_text())
     receipts = [as_measured(receipt, job.task.sign) for receipt in result.receipts]
@@ -239,7 +240,7 @@ def save_masked(job: Job, result: Outcome) -> None:
     record = masked_plan(model, result.split_attention, job.example_inputs())
     record = record.model_copy(update={"builder": plan.Builder(id=identifier, args=arguments)})
     folder = job.checkpoint("pruned")
-    plan.write_network(model, record, folder, result.masks)
+    saving.write_network(model, record, folder, result.masks)
     scale, cell = job.grid.scale, job.cell
     atomic_write_text(cell_dir(scale, cell) / "plan.json", (folder / "plan.json").read_text())
     # No unit goes: the widths are those of the unpruned network.

@@ -26,8 +26,9 @@ import ifap
 from ifap.errors import IfapError
 from ifap.example_inputs import make_inputs
 from ifap.files import atomic_write_text
-from ifap.plan import Builder, load, read_plan, write_network
+from ifap.plan import Builder, read_plan
 from ifap.ranking import Budget, Ranking, floors
+from ifap.saving import load, write_network
 from ifap.study import paths
 from ifap.study.machine.determinism import configure
 from ifap.study.models import builder_from_id, builder_id

@@ -253,7 +253,8 @@ def test_export_by_a_builder_of_ones_own(folder, command):
 
 def test_export_by_the_builder_in_the_plan(folder, command):
     pytest.importorskip("onnxruntime")
-    from ifap.plan import Builder, unpruned_plan, write_network
+    from ifap.plan import Builder
+    from ifap.saving import unpruned_plan, write_network
     from ifap.study.models import builder_from_id
 
     args = {"num_classes": 3, "in_channels": 1, "image_size": 16}

@@ -19,8 +19,8 @@ from ifap.errors import ConfigError, ResultsError
 from ifap.study.config import DatasetOptions
 from ifap.study.data import DATASETS
 from ifap.study.data import origins as sources
-from ifap.study.data.download import download, unpack
-from ifap.study.data.origins import PLACES, Archive, Download, Manual, Place, SystemPackage, home, obtain, why_absent
+from ifap.study.data.download import Archive, download, unpack
+from ifap.study.data.origins import PLACES, Download, Manual, Place, SystemPackage, home, obtain, why_absent
 
 OPTIONS = DatasetOptions(split_seed=0, validation=0.1)
 DOWNLOAD = OPTIONS.model_copy(update={"download": True})

@@ -15,8 +15,8 @@ from torch.nn import functional
 from ifap.data import Split
 from ifap.errors import ConfigError, TrainingError
 from ifap.forward import training_outputs
-from ifap.pruning import Receipt
 from ifap.recover import Distillation
+from ifap.results import Receipt
 from ifap.study.config import DatasetOptions, RecoveryOptions, TrainingOptions
 from ifap.study.data import DATASETS
 from ifap.study.data.dense import write_dense

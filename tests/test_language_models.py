@@ -23,7 +23,8 @@ from ifap.example_inputs import InputValues, make_inputs
 from ifap.heads import replace_heads
 from ifap.layers import shared_parameters
 from ifap.methods.units import map_units
-from ifap.plan import Builder, Plan, unpruned_plan
+from ifap.plan import Builder, Plan
+from ifap.saving import unpruned_plan
 from ifap.study.models import MODELS, builder_from_id, builder_id
 from ifap.study.models.base import HEADS
 from ifap.study.models.text import load_pretrained_text

@@ -18,7 +18,8 @@ from torch import nn
 import ifap
 from ifap import legacy
 from ifap.errors import PlanError
-from ifap.plan import PLAN_FILE, WEIGHTS_FILE, read_masks, read_plan
+from ifap.plan import PLAN_FILE, read_plan
+from ifap.saving import WEIGHTS_FILE, read_masks
 
 PLANS = Path(__file__).parent / "golden" / "plans_v1"
 WORDS, LENGTH = 20, 8

@@ -9,7 +9,7 @@ from shared_training import train as plain_train
 from test_training import Killer, train
 
 from ifap.study.training import progress as monitor
-from ifap.study.training.fit import EpochRow
+from ifap.study.training.history import EpochRow
 from ifap.study.training.progress import Speed, StepBar, TensorBoard, tensorboard
 
 

@@ -20,7 +20,8 @@ from torch import nn
 
 import ifap
 from ifap.errors import PlanError
-from ifap.plan import PLAN_FILE, WEIGHTS_FILE, read_plan, unpruned_plan, write_network
+from ifap.plan import PLAN_FILE, read_plan
+from ifap.saving import WEIGHTS_FILE, unpruned_plan, write_network
 
 EVERY = sorted(NETWORKS)
 

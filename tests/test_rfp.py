@@ -15,7 +15,7 @@ from ifap.costs import cost, macs_by_module
 from ifap.data import LabelledBatches, Split
 from ifap.errors import ConfigError, SplitError, TargetError
 from ifap.forward import call, private_copy
-from ifap.pruning import Target
+from ifap.results import Target
 from ifap.study.config import RfpOptions
 from ifap.study.models import MODELS
 from ifap.study.rivals import SPARSE, Context

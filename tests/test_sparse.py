@@ -10,11 +10,11 @@ import torch
 from torch import nn
 from torchvision.models import resnet50
 
-from ifap import plan
+from ifap import plan, saving
 from ifap.costs import cost, nonzero_macs
 from ifap.data import Split
 from ifap.errors import ConfigError, PlanError, SplitError, TargetError, TrainingError
-from ifap.pruning import Target
+from ifap.results import Target
 from ifap.study.config import (
     GranetOptions,
     LthOptions,
@@ -687,19 +687,19 @@ def saved(folder):
     with torch.no_grad():
         active = outcome.masks[name].nonzero()[0]
         outcome.model.get_parameter(name)[tuple(active)] = 0.0
-    plan.write_network(outcome.model, plan.unpruned_plan(outcome.model, EXAMPLE), folder, outcome.masks)
+    saving.write_network(outcome.model, saving.unpruned_plan(outcome.model, EXAMPLE), folder, outcome.masks)
     return outcome
 
 
 def test_masks_are_saved_with_the_weights(tmp_path):
     outcome = saved(tmp_path)
-    masks = plan.read_masks(tmp_path)
+    masks = saving.read_masks(tmp_path)
     assert all(torch.equal(masks[name], mask) for name, mask in outcome.masks.items())
     assert masks.keys() == outcome.masks.keys()
-    model = plan.load(tmp_path, network)
+    model = saving.load(tmp_path, network)
     assert all(map(torch.equal, model.state_dict().values(), outcome.model.state_dict().values()))
-    plan.write_network(model, plan.unpruned_plan(model, EXAMPLE), tmp_path / "dense")
-    assert plan.read_masks(tmp_path / "dense") == {}
+    saving.write_network(model, saving.unpruned_plan(model, EXAMPLE), tmp_path / "dense")
+    assert saving.read_masks(tmp_path / "dense") == {}
     assert "sparsity" not in json.loads((tmp_path / "dense" / "plan.json").read_text())
 
 
@@ -709,7 +709,7 @@ def test_masks_that_do_not_fit_are_refused(tmp_path):
     with torch.no_grad():
         outcome.model.get_parameter("7.weight").add_(1.0)
     with pytest.raises(PlanError, match=r"masked weights of '7\.weight' are not zero"):
-        plan.write_network(outcome.model, record, tmp_path / "other", outcome.masks)
+        saving.write_network(outcome.model, record, tmp_path / "other", outcome.masks)
     for change, message in (
         ({"kept": 1, "size": record.sparsity["7.weight"].size}, r"does not keep 1 weights"),
         ({"kept": 1, "size": 5}, r"does not fit its 2048 weights"),
@@ -718,13 +718,13 @@ def test_masks_that_do_not_fit_are_refused(tmp_path):
         raw["sparsity"]["7.weight"] = change
         path.write_text(json.dumps(raw))
         with pytest.raises(PlanError, match=message):
-            plan.load(tmp_path, network)
+            saving.load(tmp_path, network)
     raw = json.loads(record.model_dump_json())
     raw["sparsity"]["8.weight"] = {"kept": 1, "size": 5}
     path.write_text(json.dumps(raw))
     with pytest.raises(PlanError, match=r"'8\.weight' has no stored weight"):
-        plan.load(tmp_path, network)
+        saving.load(tmp_path, network)
     raw["sparsity"] = {}
     path.write_text(json.dumps(raw))
     with pytest.raises(PlanError, match="mask:"):
-        plan.load(tmp_path, network)
+        saving.load(tmp_path, network)

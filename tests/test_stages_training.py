@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 
-from ifap import plan
+from ifap import plan, saving
 from ifap.errors import ConfigError, ResultsError
 from ifap.study import paths
 from ifap.study.models import builder_from_id
@@ -70,7 +70,7 @@ def final(cell):
 
 def load(folder):
     builder = plan.read_plan(folder).builder
-    return plan.load(folder, lambda: builder_from_id(builder.id, builder.args))
+    return saving.load(folder, lambda: builder_from_id(builder.id, builder.args))
 
 
 def pretend_pruned():

@@ -10,7 +10,7 @@ import pytest
 from networks import NETWORKS, prune
 
 import ifap
-from ifap import plan
+from ifap import plan, saving
 from ifap.errors import PlanError
 from ifap.example_inputs import can_be_saved
 from ifap.study.models import builder_from_id
@@ -66,8 +66,8 @@ def test_a_plan_that_is_a_pipe_is_refused(copied):
 
 
 def test_weights_that_are_a_device_are_refused(copied):
-    (copied / plan.WEIGHTS_FILE).unlink()
-    (copied / plan.WEIGHTS_FILE).symlink_to("/dev/zero")
+    (copied / saving.WEIGHTS_FILE).unlink()
+    (copied / saving.WEIGHTS_FILE).symlink_to("/dev/zero")
     assert "not a plain file" in refused(copied)
 
 

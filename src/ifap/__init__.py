@@ -14,9 +14,10 @@ if TYPE_CHECKING:
     from ifap.errors import IfapError
     from ifap.export import export_onnx
     from ifap.flow import flow_scores
-    from ifap.plan import load, save
-    from ifap.pruning import Pruned, Receipt, Target, prune
+    from ifap.pruning import prune
     from ifap.recover import Distillation
+    from ifap.results import Pruned, Receipt, Target
+    from ifap.saving import load, save
     from ifap.view import inspect
 
 __version__ = "0.1.0"
@@ -28,11 +29,11 @@ _HOME = {
     "export_onnx": "export",
     "inspect": "view",
     "flow_scores": "flow",
-    "load": "plan",
-    "save": "plan",
-    "Pruned": "pruning",
-    "Receipt": "pruning",
-    "Target": "pruning",
+    "load": "saving",
+    "save": "saving",
+    "Pruned": "results",
+    "Receipt": "results",
+    "Target": "results",
     "prune": "pruning",
     "Distillation": "recover",
 }

@@ -49,7 +49,7 @@ def prune(
 ) -> None:
     """Prune a network without training it, and save it."""
     import ifap
-    from ifap.pruning import Target
+    from ifap.results import Target
 
     if out.exists() and not out.is_dir():
         raise ConfigError(f"{out} is a file: give a folder for --out")
@@ -110,7 +110,8 @@ def export(
 ) -> None:
     """Export a saved network, with any batch size, after comparing what was exported with it."""
     from ifap.example_inputs import make_inputs
-    from ifap.plan import load, read_plan
+    from ifap.plan import read_plan
+    from ifap.saving import load
 
     if to.suffix not in EXPORTS:
         raise ConfigError(f"--to {to}: the name must end in {' or '.join(EXPORTS)}")

@@ -6,7 +6,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,12 +27,14 @@ from ifap.example_inputs import can_be_saved
 from ifap.files import atomic_write_text
 from ifap.flow import Normalize, Site
 from ifap.forward import Inputs, private_copy, unwrapped
-from ifap.latency import LatencyModel, can_compute_on, latency_ratio, layer_widths, repeated
+from ifap.latency import LatencyModel, latency_ratio, layer_widths, repeated
 from ifap.layers import is_producer, modules_by_name
 from ifap.methods import METHODS, AnyMethod
 from ifap.methods.base import Loss, score
-from ifap.plan import Plan, load, pruned_plan, read_plan, write_network
+from ifap.plan import Plan, read_plan
 from ifap.ranking import AGGREGATES, Aggregate, Budget, Ranking, by_speed, floors, unit_scores
+from ifap.results import Pruned, Receipt, Target
+from ifap.saving import load, pruned_plan, write_network
 from ifap.schedule import rate, solve_rho_0
 from ifap.view import output_tensors, trace
 
@@ -45,144 +47,6 @@ _LOG = logging.getLogger(__name__)
 _CHEAP_MACS = 3e8  # of a forward that takes no longer than one without data
 _MAX_TOP_UPS = 5
 _TIME_TOLERANCE = 0.01  # of a measured time, which is never twice the same
-
-
-@dataclass(frozen=True)
-class Target:
-    """The wanted reduction, as a share of the unpruned network: give exactly one.
-
-    Parameters
-    ----------
-    macs : float, optional
-        Share of the multiply-accumulates to remove, in (0, 1): 0.65 leaves 35 %.
-    params : float, optional
-        Share of the parameters to remove, in (0, 1).
-    latency : float, optional
-        Share of the measured time of a forward to save, in (0, 1), with the present number of threads: 0.5 makes it
-        twice as fast. Which layers are slow is measured, so that two runs need not choose the same units. Scores of
-        units whose multiply-accumulates are slow count for less, to the half at most. Widths are rounded to what the
-        device takes at a time (16 with AVX-512, else 8) unless `round_to` says otherwise.
-    device : str, optional
-        Where that time is measured, such as ``"cuda"``; where the network is by default. Pruning itself goes on there.
-    batch : int, optional
-        Samples of the forward whose time counts; those of the example inputs by default.
-
-    Raises
-    ------
-    TargetError
-        If not exactly one share is given, if it is not inside (0, 1), if `device` or `batch` come without `latency`,
-        or if this machine has no such device.
-    """
-
-    macs: float | None = None
-    params: float | None = None
-    latency: float | None = None
-    device: str | None = None
-    batch: int | None = None
-
-    def __post_init__(self) -> None:
-        if sum(share is not None for share in (self.macs, self.params, self.latency)) != 1:
-            raise TargetError("target: give exactly one of macs, params and latency")
-        if self.batch is not None and (self.latency is None or self.batch < 1):
-            raise TargetError(f"target: batch={self.batch} must be at least 1, and is for a latency alone")
-        if self.device is not None and self.latency is None:
-            raise TargetError(f"target: device='{self.device}' is for a latency alone")
-        if self.device is not None and not can_compute_on(self.device):
-            raise TargetError(f"target: device='{self.device}' does not exist on this machine")
-        if not 0 < self.share < 1:
-            raise TargetError(f"target: {self.kind}={self.share} must lie between 0 and 1 (0.65 removes 65 %)")
-
-    @property
-    def kind(self) -> Literal["macs", "params", "latency"]:
-        """Which cost is to fall."""
-        if self.latency is not None:
-            return "latency"
-        return "macs" if self.macs is not None else "params"
-
-    @property
-    def share(self) -> float:
-        """The share to remove."""
-        value: float | None = getattr(self, self.kind)
-        assert value is not None
-        return value
-
-
-@dataclass(frozen=True)
-class Receipt:
-    """What one iteration asked for and got.
-
-    Parameters
-    ----------
-    iteration : int
-        0 is the network as it was given.
-    macs, params : int
-        Cost after the iteration.
-    units_asked, units_removed : int
-        Units of the schedule, and what was cut after rounding.
-    macs_asked, params_asked : int
-        Cost that the ranking predicted for the units asked for.
-    rho : float
-        Share of the remaining units that the schedule asked for (rho_k).
-    score_low, score_high : float or None
-        Range of the scores that were cut.
-    widths : dict of str to int
-        Output width of every layer that can be cut, after the iteration.
-    at_floor : list of str
-        First layers of the groups that may not lose more.
-    pinned : dict of str to str
-        Layers that refuse to be pruned, and why.
-    metric_before, metric_after : float or None
-        `validate` before and after recovery.
-    accepted : bool
-        False for an iteration that was rolled back because the metric fell too far.
-    seconds : dict of str to float
-        Time spent in ``trace``, ``score``, ``prune``, ``recover`` and ``validate``.
-    """
-
-    iteration: int
-    macs: int
-    params: int
-    units_asked: int = 0
-    units_removed: int = 0
-    macs_asked: int = 0
-    params_asked: int = 0
-    rho: float = 0.0
-    score_low: float | None = None
-    score_high: float | None = None
-    widths: dict[str, int] = field(default_factory=dict)
-    at_floor: list[str] = field(default_factory=list)
-    pinned: dict[str, str] = field(default_factory=dict)
-    metric_before: float | None = None
-    metric_after: float | None = None
-    accepted: bool = True
-    seconds: dict[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Pruned:
-    """A smaller network and how it came to be.
-
-    Parameters
-    ----------
-    model : nn.Module
-        The pruned network, a new object.
-    plan : Plan
-        What is needed to rebuild it; see `ifap.save`.
-    receipts : list of Receipt
-        One for the start and one for each iteration.
-    before, after : Cost
-        MACs and parameters of the network as it was given and as it is.
-    proof : Proof or None
-        That the cut network computes what the unpruned one computes with the same units masked; None where the proof
-        was switched off.
-    """
-
-    model: nn.Module
-    plan: Plan
-    receipts: list[Receipt]
-    before: Cost
-    after: Cost
-    proof: Proof | None = None
 
 
 @dataclass(frozen=True)

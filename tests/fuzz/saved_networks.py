@@ -10,7 +10,7 @@ import mutate
 import torch
 
 import ifap
-from ifap import plan
+from ifap import plan, saving
 from ifap.cli import _tensors
 from ifap.errors import IfapError
 from ifap.study.models import builder_from_id, builder_id
@@ -29,11 +29,11 @@ def small_network(folder, model, masked=False, **options):
         with torch.no_grad():
             for name, mask in masks.items():
                 network.get_parameter(name).mul_(mask)
-        plan.write_network(network.eval(), plan.unpruned_plan(network, inputs, builder), folder, masks)
+        saving.write_network(network.eval(), saving.unpruned_plan(network, inputs, builder), folder, masks)
         return
     batches = torch.randn(2, 4, 1, 16, 16).unbind()
     pruned = ifap.prune(network, inputs, batches, target=ifap.Target(macs=0.4), steps=2, method="random", **options)
-    plan.write_network(pruned.model, pruned.plan.model_copy(update={"builder": builder}), folder)
+    saving.write_network(pruned.model, pruned.plan.model_copy(update={"builder": builder}), folder)
 
 
 class Networks:
@@ -45,7 +45,7 @@ class Networks:
         self.originals = []
         for name, masked in (("resnet_tiny", False), ("vit_tiny", False), ("resnet_tiny", True)):
             small_network(folder / f"{name}{masked}", name, masked)
-            files = [(folder / f"{name}{masked}" / file).read_bytes() for file in (plan.PLAN_FILE, plan.WEIGHTS_FILE)]
+            files = [(folder / f"{name}{masked}" / file).read_bytes() for file in (plan.PLAN_FILE, saving.WEIGHTS_FILE)]
             self.originals.append(tuple(files))
 
     def make(self, folder, rng):
@@ -58,7 +58,7 @@ class Networks:
                 fitting = json.loads(about) | {"weights_sha256": hashlib.sha256(weights).hexdigest()}
                 about = json.dumps(fitting).encode()
         (folder / plan.PLAN_FILE).write_bytes(about)
-        (folder / plan.WEIGHTS_FILE).write_bytes(weights)
+        (folder / saving.WEIGHTS_FILE).write_bytes(weights)
 
     def read(self, folder):
         if self.part == "weights":
@@ -69,12 +69,12 @@ class Networks:
 
     def _load(self, folder):
         found = plan.read_plan(folder)
-        plan.load(folder, lambda: builder_from_id(found.builder.id, found.builder.args))
+        saving.load(folder, lambda: builder_from_id(found.builder.id, found.builder.args))
 
     def _masks(self, folder):
-        plan.read_masks(folder)
-        _tensors(folder / plan.WEIGHTS_FILE)
+        saving.read_masks(folder)
+        _tensors(folder / saving.WEIGHTS_FILE)
 
     def _pretrained(self, folder):
         arguments = {"num_classes": 10, "in_channels": 1, "image_size": 16}
-        load_pretrained(builder_from_id("ifap:resnet_tiny", arguments), folder / plan.WEIGHTS_FILE)
+        load_pretrained(builder_from_id("ifap:resnet_tiny", arguments), folder / saving.WEIGHTS_FILE)

@@ -24,6 +24,8 @@ from ifap.axes.attention import adopted
 from ifap.axes.calls import SizeMode
 from ifap.axes.expressions import Expression, Reason, pin, resolve, size_of, unify
 from ifap.axes.fakes import MODES, data_free_like, forget
+from ifap.axes.operations.base import RULES
+from ifap.axes.operations.values import pointwise
 from ifap.axes.sizes import Key, Origin, Recorder, Size, recording
 from ifap.axes.tensors import holders, named_tensors, once, replaced_tensors
 from ifap.axes.trace import Axes, Tracer, following, pinned_outputs, start
@@ -116,7 +118,7 @@ def _pass(
     """Run one forward under the tracer."""
     modules = {module: name for name, module in modules_by_name(model).items()}
     recorder = Recorder()
-    tracer = Tracer(axes, modules)
+    tracer = Tracer(axes, modules, RULES, pointwise)
     tracer.counts_products = not training
     with ExitStack() as stack:
         stack.enter_context(_modes(model, training))

@@ -6,7 +6,7 @@ that looks at values is run on the real ones instead. The network is left as it 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -18,7 +18,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ifap.axes.expressions import Atom, CannotAgreeError, Expression, Reason, atoms_of, pin, resolve, size_of, unify
 from ifap.axes.fakes import device_or_call, quick
-from ifap.axes.operations import RULES, Dims, pointwise, tensors_in
 from ifap.axes.sizes import Recorder
 
 _PRODUCTS = {
@@ -28,6 +27,11 @@ _PRODUCTS = {
 
 
 _INTEGERS = {torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8}
+
+
+Dims = list[Expression]
+Rule = Callable[["Tracer", Any, tuple[Any, ...], dict[str, Any], Any], Any]
+"""Takes the tracer, the operation, its arguments and its output; gives the dimensions of the output."""
 
 
 class Carried:
@@ -155,7 +159,7 @@ def carried(x: Tensor) -> Carried:
 
 
 class Tracer(TorchDispatchMode):
-    """Carry axes through every operation while it is open; see `ifap.axes.operations` for the rules.
+    """Carry axes through every operation while it is open.
 
     Parameters
     ----------
@@ -163,11 +167,16 @@ class Tracer(TorchDispatchMode):
         Filled by the trace.
     modules : dict of nn.Module to str
         Names of the modules of the network.
+    rules : mapping of str to callable
+        Operation, such as ``aten.view``, to its rule; see `ifap.axes.operations`.
+    pointwise : callable
+        The rule of operations that work on each value alone, which need no entry.
     """
 
-    def __init__(self, axes: Axes, modules: dict[nn.Module, str]) -> None:
+    def __init__(self, axes: Axes, modules: dict[nn.Module, str], rules: Mapping[str, Rule], pointwise: Rule) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.axes = axes
+        self._rules, self._pointwise = rules, pointwise
         self._modules = modules
         self.stack: list[str] = [""]
         self.counters: list[dict[str, int]] = [{}]
@@ -311,13 +320,13 @@ class Tracer(TorchDispatchMode):
 
     def _look_up(self, func: Any) -> tuple[str, Any]:
         name = f"{func.namespace}.{func._overloadpacket.__name__}"
-        rule = RULES.get(name)
+        rule = self._rules.get(name)
         if rule is None and torch.Tag.pointwise in func.tags:
-            rule = pointwise
-        if rule is None and name.endswith("_") and (base := RULES.get(name[:-1])):
+            rule = self._pointwise
+        if rule is None and name.endswith("_") and (base := self._rules.get(name[:-1])):
             rule = base
         if rule is None and name in _UNTAGGED:
-            rule = pointwise
+            rule = self._pointwise
         if rule is None and not func._can_decompose():
             rule = _unknown
         self._known[func] = (name, rule)
@@ -431,3 +440,14 @@ def start(axes: Axes, tensors: dict[str, Tensor], fixed: Callable[[str], Reason 
 
 
 __all__ = ["Axes", "Carried", "Multiplication", "Tracer", "carried", "following", "pinned_outputs", "size_of", "start"]
+
+
+def tensors_in(items: Any) -> list[Tensor]:
+    """Return the tensors among arguments, lists included."""
+    found: list[Tensor] = []
+    for item in items:
+        if isinstance(item, Tensor):
+            found.append(item)
+        elif isinstance(item, (list, tuple)):
+            found.extend(tensors_in(item))
+    return found

@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
-
 from ifap.axes.expressions import CannotAgreeError, Expression, size_of, split
+from ifap.axes.trace import Dims, Rule
 
 if TYPE_CHECKING:
     from ifap.axes.trace import Tracer
 
-Dims = list[Expression]
-Rule = Callable[["Tracer", Any, tuple[Any, ...], dict[str, Any], Any], Any]
 RULES: dict[str, Rule] = {}
 """Operation, such as ``aten.view``, to its rule."""
 
@@ -32,17 +29,6 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
 def argument(args: Sequence[Any], kwargs: dict[str, Any], index: int, name: str, default: Any = None) -> Any:
     """Return an argument by its place or name."""
     return args[index] if index < len(args) else kwargs.get(name, default)
-
-
-def tensors_in(items: Any) -> list[Tensor]:
-    """Return the tensors among arguments, lists included."""
-    found: list[Tensor] = []
-    for item in items:
-        if isinstance(item, Tensor):
-            found.append(item)
-        elif isinstance(item, (list, tuple)):
-            found.extend(tensors_in(item))
-    return found
 
 
 def broadcast(t: Tracer, func: Any, inputs: list[Dims], shape: tuple[int, ...]) -> Dims:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ifap.axes.expressions import CannotAgreeError, atoms_of, factor, mark_averaged, size_of
-from ifap.axes.operations.base import rule, tensors_in
+from ifap.axes.operations.base import rule
+from ifap.axes.trace import tensors_in
 
 if TYPE_CHECKING:
     from ifap.axes.trace import Tracer

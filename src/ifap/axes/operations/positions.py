@@ -6,8 +6,9 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from ifap.axes.expressions import CannotAgreeError, factor, product
-from ifap.axes.operations.base import rule, tensors_in
+from ifap.axes.operations.base import rule
 from ifap.axes.operations.products import grouped
+from ifap.axes.trace import tensors_in
 
 if TYPE_CHECKING:
     from ifap.axes.trace import Tracer

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from ifap.axes.expressions import CannotAgreeError, Expression, atoms_of, factor, product, size_of
-from ifap.axes.operations.base import Dims, argument, broadcast, part_of, rule
+from ifap.axes.operations.base import argument, broadcast, part_of, rule
+from ifap.axes.trace import Dims
 
 if TYPE_CHECKING:
     from ifap.axes.trace import Tracer

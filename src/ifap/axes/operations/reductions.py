@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ifap.axes.expressions import mark_averaged, size_of
-from ifap.axes.operations.base import Dims, argument, rule
+from ifap.axes.operations.base import argument, rule
+from ifap.axes.trace import Dims
 
 if TYPE_CHECKING:
     from ifap.axes.trace import Tracer

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from ifap.axes.expressions import Atom, CannotAgreeError, concatenation, factor, product, regroup, size_of
-from ifap.axes.operations.base import Dims, argument, part_of, rule
+from ifap.axes.operations.base import argument, part_of, rule
+from ifap.axes.trace import Dims
 
 if TYPE_CHECKING:
     from ifap.axes.trace import Tracer

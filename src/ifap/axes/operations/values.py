@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ifap.axes.expressions import Atom
-from ifap.axes.operations.base import broadcast, rule, tensors_in
+from ifap.axes.operations.base import broadcast, rule
+from ifap.axes.trace import tensors_in
 
 if TYPE_CHECKING:
     from ifap.axes.trace import Tracer

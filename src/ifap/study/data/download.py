@@ -12,11 +12,11 @@ import urllib.request
 import zipfile
 import zlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path, PurePosixPath
 
 from ifap.errors import ResultsError
-from ifap.study.data.origins import Archive
 
 log = logging.getLogger(__name__)
 
@@ -141,3 +141,25 @@ def _put_in_place(content: Path, folder: Path) -> None:
             raise ResultsError(f"{folder / entry.name} is in the way and incomplete: remove it and run again")
     for entry in sorted(content.iterdir()):
         os.rename(entry, folder / entry.name)
+
+
+@dataclass(frozen=True)
+class Archive:
+    """A file to be had from the net.
+
+    Parameters
+    ----------
+    url : str
+        Its address; the last part is the file's name.
+    checksum : str
+        As ``md5:...`` or ``sha256:...``; the file is refused if it has another one.
+    size : int
+        About how many bytes it has; only to see beforehand whether the disk has room for them.
+    unpack : bool
+        Whether its content is wanted rather than the file.
+    """
+
+    url: str
+    checksum: str
+    size: int
+    unpack: bool = True

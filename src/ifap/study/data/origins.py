@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ifap.errors import ConfigError, ResultsError, nearest
+from ifap.study.data.download import Archive
 from ifap.study.paths import raw_dir
 
 if TYPE_CHECKING:
@@ -47,28 +48,6 @@ class SystemPackage:
 
     path: str
     package: str
-
-
-@dataclass(frozen=True)
-class Archive:
-    """A file to be had from the net.
-
-    Parameters
-    ----------
-    url : str
-        Its address; the last part is the file's name.
-    checksum : str
-        As ``md5:...`` or ``sha256:...``; the file is refused if it has another one.
-    size : int
-        About how many bytes it has; only to see beforehand whether the disk has room for them.
-    unpack : bool
-        Whether its content is wanted rather than the file.
-    """
-
-    url: str
-    checksum: str
-    size: int
-    unpack: bool = True
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,11 @@ from ifap.forward import Inputs
 from ifap.study.config import MaskOptions, TrainingOptions
 from ifap.study.rivals.attention import split_attention
 from ifap.study.tasks.base import Task
-from ifap.study.training.fit import EpochRow, Progress
+from ifap.study.training.fit import Progress
+from ifap.study.training.history import EpochRow
 
 if TYPE_CHECKING:
-    from ifap.pruning import Pruned, Target
+    from ifap.results import Pruned, Target
 
 Masks = dict[str, Tensor]
 """Name of a weight to a boolean tensor of its shape; True is kept."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ifap.errors import TrainingError
 from ifap.study.rivals.base import Event, Masks
 from ifap.study.rivals.density import Prices
-from ifap.study.training.fit import EpochRow
+from ifap.study.training.history import EpochRow
 
 _MASK, _LATENT = "mask.", "latent."
 

@@ -21,7 +21,7 @@ from ifap.layers import is_conv, is_depthwise
 from ifap.study.rivals.blocks import block_weights
 
 if TYPE_CHECKING:
-    from ifap.pruning import Target
+    from ifap.results import Target
 
 Densities = dict[str, float]
 _NEARLY = 1e-9

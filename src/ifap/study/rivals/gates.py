@@ -37,9 +37,10 @@ from ifap.errors import TargetError
 from ifap.forward import Inputs
 from ifap.layers import is_norm, is_producer, unit_rows
 from ifap.methods.units import spread
-from ifap.plan import pruned_plan
-from ifap.pruning import Pruned, Target, prune
+from ifap.pruning import prune
 from ifap.ranking import Budget, Floats, Ranking, floors
+from ifap.results import Pruned, Target
+from ifap.saving import pruned_plan
 from ifap.view import trace
 
 

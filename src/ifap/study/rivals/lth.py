@@ -33,7 +33,8 @@ from ifap.study.rivals.controller import MaskController, all_kept, counted
 from ifap.study.rivals.density import Prices, maskable, prices, refuse_empty
 from ifap.study.rivals.ranking import affordable, global_top
 from ifap.study.rivals.run import train
-from ifap.study.training.fit import EpochRow, Progress, read_progress
+from ifap.study.training.fit import Progress, read_progress
+from ifap.study.training.history import EpochRow
 
 log = logging.getLogger(__name__)
 

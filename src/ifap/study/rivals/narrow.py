@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from ifap.forward import Inputs
-from ifap.pruning import Pruned, Target, prune
+from ifap.pruning import prune
+from ifap.results import Pruned, Target
 from ifap.seeds import derive_seed, seeded
 
 

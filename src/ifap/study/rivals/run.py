@@ -12,14 +12,16 @@ from torch import nn
 from ifap.costs import cost
 from ifap.errors import ConfigError
 from ifap.forward import Inputs
-from ifap.plan import Plan, sliced_plan, unpruned_plan
+from ifap.plan import Plan
+from ifap.saving import sliced_plan, unpruned_plan
 from ifap.study.rivals.attention import heads
 from ifap.study.rivals.base import Context, Outcome
 from ifap.study.rivals.controller import MaskController
-from ifap.study.training.fit import Controller, EpochRow, Progress, fit, read_progress
+from ifap.study.training.fit import Controller, Progress, fit, read_progress
+from ifap.study.training.history import EpochRow
 
 if TYPE_CHECKING:
-    from ifap.pruning import Pruned
+    from ifap.results import Pruned
 
 
 def train(context: Context, model: nn.Module, controller: Controller | None = None, *, done: int = 0) -> list[EpochRow]:

@@ -30,6 +30,7 @@ from ifap.forward import evaluation_mode
 from ifap.seeds import derive_seed, seeded
 from ifap.study.config import TrainingOptions
 from ifap.study.tasks.base import Task
+from ifap.study.training.history import EpochRow
 from ifap.study.training.progress import OnEpoch, Speed, StepBar
 from ifap.train_step import Engine, explain_memory, open_engine
 
@@ -39,34 +40,6 @@ STATE_FILE = "state.safetensors"
 ExtraLoss = Callable[[Any, Any], Tensor]
 _LOSSES_ON_GPU = 50
 """Steps after which a GPU is asked for its losses: asking makes it wait."""
-
-
-@dataclass(frozen=True)
-class EpochRow:
-    """One epoch of training.
-
-    Parameters
-    ----------
-    epoch : int
-        Counted from 1.
-    lr : float
-        Learning rate of the last step.
-    train_loss : float
-        Mean loss of the epoch's samples, extra terms included.
-    validation_loss : float
-        Loss on the validation split after the epoch, without label smoothing.
-    validation_metric : float
-        The task's primary metric on the validation split after the epoch.
-    """
-
-    epoch: int
-    lr: float
-    train_loss: float
-    validation_loss: float
-    validation_metric: float
-
-
-HISTORY_FIELDS = tuple(field.name for field in dataclasses.fields(EpochRow))
 
 
 @dataclass(frozen=True)

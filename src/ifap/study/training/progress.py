@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 if TYPE_CHECKING:
-    from ifap.study.training.fit import EpochRow
+    from ifap.study.training.history import EpochRow
 
 TENSORBOARD_SWITCH = "IFAP_TENSORBOARD"
 

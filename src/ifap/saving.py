@@ -1,0 +1,396 @@
+"""Save and load pruned networks: ``weights.safetensors`` and ``plan.json``, nothing else, no pickle.
+
+Loading builds the unpruned network, gives its tensors the stored shapes, derives every width and
+number of heads from them and checks the result against a stored output. No graph and no data are
+needed. A wrong, truncated or hostile file raises one `PlanError`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from collections.abc import Callable, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_safetensors
+from safetensors.torch import save as save_safetensors
+from torch import Tensor, nn
+
+from ifap import legacy, rebuilding
+from ifap.axes.attention import ShapedAttention
+from ifap.costs import Cost, cost
+from ifap.errors import PlanError
+from ifap.example_inputs import input_spec, make_inputs, with_ones
+from ifap.files import beside, read_bounded
+from ifap.forward import (
+    Inputs,
+    call,
+    dense_outputs,
+    device_of,
+    evaluation_mode,
+    is_trouble,
+    task_tensors,
+    to_device,
+    unwrapped,
+)
+from ifap.plan import (
+    FINGERPRINT_VALUES,
+    MASK,
+    PLAN_FILE,
+    AttributeSize,
+    Builder,
+    CallSize,
+    Costs,
+    LayerMask,
+    Plan,
+    one_line,
+    read_plan,
+    unused_parts,
+)
+
+if TYPE_CHECKING:
+    from ifap.axes.units import Graph
+    from ifap.results import Pruned
+
+
+WEIGHTS_FILE = "weights.safetensors"
+_MAX_WEIGHTS_BYTES = 2**38
+
+
+def save(pruned: Pruned, folder: str | Path) -> None:
+    """Save a pruned network as ``weights.safetensors`` and ``plan.json``.
+
+    Parameters
+    ----------
+    pruned : Pruned
+        What `ifap.prune` returned; its network may have been trained further.
+    folder : str or Path
+        Where to; made if it does not exist. Files there are replaced at once, never half written.
+    """
+    write_network(pruned.model, pruned.plan, folder)
+
+
+def load(folder: str | Path, builder: Callable[[], nn.Module]) -> nn.Module:
+    """Load a network that `save` wrote.
+
+    Parameters
+    ----------
+    folder : str or Path
+        The folder with the two files.
+    builder : callable
+        Makes the unpruned network; its weights do not matter.
+
+    Returns
+    -------
+    nn.Module
+        The pruned network, on the device of the built one, in evaluation mode.
+
+    Raises
+    ------
+    PlanError
+        If a file is missing, damaged or hostile, or belongs to another network.
+    """
+    folder = Path(folder)
+    plan = read_plan(folder)
+    weights = _read_weights(folder / WEIGHTS_FILE, plan)
+    _take_masks(weights, plan, folder)
+    try:
+        model, values = _loaded(builder, plan, weights, folder, has_run=False)
+        _compare(values, plan.fingerprint, folder)
+    except PlanError:
+        if plan.format == 1:
+            raise
+        # Some networks settle their structure in their first forward, as the pruned one had done.
+        model, values = _loaded(builder, plan, weights, folder, has_run=True)
+        _compare(values, plan.fingerprint, folder)
+    return model
+
+
+def _loaded(
+    builder: Callable[[], nn.Module], plan: Plan, weights: dict[str, Tensor], folder: Path, *, has_run: bool
+) -> tuple[nn.Module, list[float]]:
+    """Build a network, give it the structure and weights of a plan, and return it with some of its outputs."""
+    model = builder()
+    if not isinstance(model, nn.Module):
+        raise PlanError(f"{folder}: the builder returned {type(model).__name__}, not a network")
+    model = unwrapped(model)
+    try:
+        if has_run:
+            _fingerprint(model, plan.example_inputs)
+        (legacy if plan.format == 1 else rebuilding).rebuild(model, plan, weights)
+        model.eval()
+        return model, _fingerprint(model, plan.example_inputs)
+    except PlanError as error:
+        raise PlanError(f"{folder}: {error}") from None
+    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, ZeroDivisionError) as error:
+        if is_trouble(error):
+            raise
+        raise PlanError(f"{folder}: does not fit the network that the builder makes ({one_line(error)})") from None
+
+
+def read_masks(folder: str | Path) -> dict[str, Tensor]:
+    """Read the masks of a network whose single weights were masked; empty for any other.
+
+    Parameters
+    ----------
+    folder : str or Path
+        The folder with the two files.
+
+    Returns
+    -------
+    dict of str to Tensor
+        Weight to a boolean tensor of its shape; True is kept.
+
+    Raises
+    ------
+    PlanError
+        If a file is missing, damaged or hostile, or a masked weight is not zero.
+    """
+    folder = Path(folder)
+    plan = read_plan(folder)
+    return _take_masks(_read_weights(folder / WEIGHTS_FILE, plan), plan, folder) if plan.sparsity else {}
+
+
+def unpruned_plan(model: nn.Module, example_inputs: Inputs, builder: Builder | None = None) -> Plan:
+    """Return the plan of a network that lost nothing, for saving a baseline in the same format."""
+    whole = cost(model, example_inputs)
+    return Plan(builder=builder or Builder(), example_inputs=input_spec(example_inputs), costs=_costs(whole, whole))
+
+
+def pruned_plan(model: nn.Module, graph: Graph, example_inputs: Inputs, before: Cost, after: Cost) -> Plan:
+    """Return the plan of a network that `graph` describes.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The pruned network.
+    graph : Graph
+        Its units; knows which positions are left.
+    example_inputs : Tensor, tuple, list or dict
+        What one forward takes.
+    before, after : Cost
+        Costs of the unpruned and of the pruned network.
+    """
+    kept: dict[str, dict[str, list[int]]] = {}
+    widths = zip(graph.slots, graph.structure.places, graph.kept, graph.original_widths, strict=True)
+    for slot, places, left, width in widths:
+        if len(left) < width and (places or slot.side == "in"):  # what a tied layer makes is cut under its first name
+            kept.setdefault(slot.name, {})[slot.side] = left.tolist()
+    corrections = graph.corrections()
+    return Plan(
+        kept=kept,
+        attention=[name for name, module in model.named_modules() if isinstance(module, ShapedAttention)],
+        attributes=[
+            AttributeSize(module=key[0], path=list(key[1:]), value=value)
+            for key, value in corrections.attributes.items()
+        ],
+        calls=[
+            CallSize(
+                module=each.module,
+                function=each.function,
+                ordinal=each.ordinal,
+                path=list(each.path),
+                value=each.value,
+                fraction=None if each.fraction is None else list(each.fraction),
+            )
+            for each in corrections.arguments
+        ],
+        example_inputs=input_spec(example_inputs),
+        costs=_costs(before, after),
+    )
+
+
+def sliced_plan(
+    kept: dict[str, dict[str, list[int]]],
+    split: list[str],
+    heads: dict[str, int],
+    example_inputs: Inputs,
+    before: Cost,
+    after: Cost,
+) -> Plan:
+    """Return the plan, of version 1, of a network that was cut without a graph; see `Plan` for what is given."""
+    return Plan(
+        format=1,
+        split_attention=split,
+        kept=kept,
+        heads=heads,
+        example_inputs=input_spec(example_inputs),
+        costs=_costs(before, after),
+    )
+
+
+def _costs(before: Cost, after: Cost) -> Costs:
+    return Costs(macs_before=before.macs, macs_after=after.macs, params_before=before.params, params_after=after.params)
+
+
+def write_network(model: nn.Module, plan: Plan, folder: str | Path, masks: Mapping[str, Tensor] | None = None) -> None:
+    """Write a network and its plan, with a fresh fingerprint, checksum and costs.
+
+    Parameters
+    ----------
+    model : nn.Module
+        A network with the structure that `plan` describes.
+    plan : Plan
+        From `ifap.prune`, `unpruned_plan` or `read_plan`.
+    folder : str or Path
+        Where to.
+    masks : mapping of str to Tensor, optional
+        Boolean masks of single weights, by name; False entries of the weights must be zero.
+    """
+    state, shared = _state(model.state_dict() if plan.format == 1 else rebuilding.stored_tensors(model))
+    masks = masks or {}
+    sparsity = {name: LayerMask(kept=int(mask.sum()), size=mask.numel()) for name, mask in masks.items()}
+    _check_masked(state, masks)
+    content = save_safetensors({**state, **{MASK + name: _packed(mask) for name, mask in masks.items()}})
+    inputs = _runnable(model, plan.example_inputs)
+    plan = plan.model_copy(
+        update={
+            "example_inputs": inputs,
+            "fingerprint": _finite(_fingerprint(model, inputs)),
+            "weights_sha256": hashlib.sha256(content).hexdigest(),
+            "shared": shared,
+            "sparsity": sparsity,
+            "versions": _versions(),
+        }
+    )
+    # A plan without masks stays the text that it was before there were any.
+    unused = unused_parts(plan)
+    text = plan.model_dump_json(indent=1, exclude=unused if sparsity else {*unused, "sparsity"})
+    _replace_files(Path(folder), {WEIGHTS_FILE: content, PLAN_FILE: (text + "\n").encode()})
+
+
+def _state(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return each tensor once, and the second names of those that have two."""
+    state: dict[str, Tensor] = {}
+    shared: dict[str, str] = {}
+    owners: dict[tuple[int, torch.Size], str] = {}
+    for name, tensor in tensors.items():
+        key = (tensor.data_ptr(), tensor.shape)
+        if tensor.numel() and key in owners:
+            shared[name] = owners[key]
+        else:
+            owners[key] = name
+            state[name] = tensor.detach().cpu().contiguous()
+    return state, shared
+
+
+def _replace_files(folder: Path, files: dict[str, bytes]) -> None:
+    """Put files into a folder: all are written under temporary names before the first is renamed."""
+    with beside(folder, folder=True) as temporary:
+        for name, content in files.items():
+            with open(temporary / name, "wb") as stream:
+                stream.write(content)
+                stream.flush()
+                os.fsync(stream.fileno())
+        temporary.chmod(0o755)
+        if not folder.exists():
+            temporary.rename(folder)
+        else:
+            for name in files:
+                os.replace(temporary / name, folder / name)
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in ("ifap", "torch", "safetensors"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "unknown"
+    return found
+
+
+def _read_weights(path: Path, plan: Plan) -> dict[str, Tensor]:
+    try:
+        content = read_bounded(path, _MAX_WEIGHTS_BYTES)
+    except FileNotFoundError:
+        raise PlanError(f"{path}: file not found") from None
+    except OSError as error:
+        raise PlanError(f"{path}: cannot be read ({error.strerror})") from None
+    if hashlib.sha256(content).hexdigest() != plan.weights_sha256:
+        raise PlanError(
+            f"{path}: checksum differs from the one in {PLAN_FILE}: truncated, changed or from another save"
+        )
+    try:
+        return load_safetensors(content)
+    except (SafetensorError, ValueError, KeyError, RuntimeError, AttributeError) as error:
+        raise PlanError(f"{path}: not a valid safetensors file ({one_line(error)})") from None
+
+
+def _packed(mask: Tensor) -> Tensor:
+    return torch.from_numpy(np.packbits(mask.cpu().numpy().reshape(-1)))
+
+
+def _take_masks(weights: dict[str, Tensor], plan: Plan, folder: Path) -> dict[str, Tensor]:
+    """Take the masks that the plan lists out of the stored tensors, and check them against the weights."""
+    masks: dict[str, Tensor] = {}
+    for name, layer in plan.sparsity.items():
+        weight, packed = weights.get(name), weights.pop(MASK + name, None)
+        if weight is None or packed is None:
+            raise PlanError(f"{folder}: sparsity: '{name}' has no stored {'weight' if weight is None else 'mask'}")
+        if packed.dtype != torch.uint8 or packed.numel() != -(-weight.numel() // 8) or layer.size != weight.numel():
+            raise PlanError(f"{folder}: sparsity: the mask of '{name}' does not fit its {weight.numel()} weights")
+        bits = np.unpackbits(packed.numpy(), count=weight.numel())
+        masks[name] = torch.from_numpy(bits).bool().view(weight.shape)
+        if int(masks[name].sum()) != layer.kept:
+            raise PlanError(f"{folder}: sparsity: the mask of '{name}' does not keep {layer.kept} weights")
+    try:
+        _check_masked(weights, masks)
+    except PlanError as error:
+        raise PlanError(f"{folder}: {error}") from None
+    return masks
+
+
+def _check_masked(weights: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> None:
+    for name, mask in masks.items():
+        wrong = int((weights[name] != 0).logical_and(~mask.cpu()).sum())
+        if wrong:
+            raise PlanError(f"{wrong} masked weights of '{name}' are not zero")
+
+
+def _runnable(model: nn.Module, spec: Any) -> Any:
+    """Return a description of inputs on which the network runs: random numbers that it uses as positions may not do."""
+    try:
+        _fingerprint(model, spec)
+    except (IndexError, RuntimeError, ValueError) as error:
+        if is_trouble(error) or isinstance(error, PlanError):
+            raise
+        return with_ones(spec)
+    return spec
+
+
+def _fingerprint(model: nn.Module, spec: Any) -> list[float]:
+    """Return some outputs of the network, in evaluation mode, on inputs that follow from `spec` alone."""
+    inputs = to_device(make_inputs(spec), device_of(model))
+    with evaluation_mode(model), torch.no_grad(), dense_outputs(model), torch.random.fork_rng():
+        torch.manual_seed(0)  # what a forward draws at random is the same each time
+        output = next((t for t in task_tensors(call(model, inputs)) if t.is_floating_point()), None)
+    if output is None or output.numel() == 0:
+        raise PlanError("the network returns no floating-point tensor")
+    flat = output.detach().reshape(-1).double().cpu()
+    if torch.isinf(flat).any() and not torch.isinf(flat).all():
+        flat = flat[~torch.isinf(flat)]  # places that a network masks by design
+    positions = torch.linspace(0, len(flat) - 1, min(len(flat), FINGERPRINT_VALUES)).round().long()
+    return [float(value) for value in flat[positions]]
+
+
+def _finite(values: list[float]) -> list[float]:
+    if not all(math.isfinite(value) for value in values):
+        raise PlanError("the network's outputs are not finite: it is not worth saving")
+    return values
+
+
+def _compare(values: list[float], stored: list[float], folder: Path) -> None:
+    # Other hardware rounds differently; a wrong network is off by far more than this.
+    scale = max((abs(value) for value in stored), default=0.0) + 1e-6
+    same = len(values) == len(stored) and all(
+        math.isfinite(a) and abs(a - b) <= 1e-2 * scale for a, b in zip(values, stored, strict=False)
+    )
+    if not same:
+        raise PlanError(f"{folder}: the loaded network's output differs from its fingerprint: is this its builder?")
