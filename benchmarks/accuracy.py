@@ -13,9 +13,8 @@ from __future__ import annotations
 import copy
 import csv
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -27,11 +26,12 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import ifap
+from benchmarks.accuracy_setting import BATCH, TASK, TEST, TRAIN, VALIDATION, Recover, Setting, top1
 from benchmarks.fastnas import NAME as FASTNAS
 from benchmarks.fastnas import FastNas
 from benchmarks.ratio import RESULTS, machine
 from ifap.costs import count_params
-from ifap.data import CalibrationBatches, Split
+from ifap.data import Split
 from ifap.legacy import refresh_widths
 from ifap.recover import Distillation
 from ifap.seeds import seeded
@@ -41,15 +41,12 @@ from ifap.study.data.images import random_shift
 from ifap.study.machine.determinism import configure
 from ifap.study.machine.provenance import peak_memory_mb
 from ifap.study.models import MODELS
-from ifap.study.tasks import TASKS
 from ifap.study.training.fit import fit
 
 DATA = Path("/usr/share/datasets/fashion-mnist")
 FILE = RESULTS / "accuracy.csv"
-TRAIN, VALIDATION, TEST, CALIBRATION, BATCH = 4000, 1000, 10_000, 256, 64
 SHARES, STEPS = (0.5, 0.7, 0.85), 2
 SIZES = {"resnet_tiny": 28, "mobilenet_tiny": 28, "vit_tiny": 32}
-TASK = TASKS.get("classification")
 _RECIPE = partial(TrainingOptions, batch_size=BATCH, label_smoothing=0.0, augment=True)
 BASELINES = {
     "resnet_tiny": _RECIPE(epochs=12, optimizer="sgd", lr=0.05, weight_decay=5e-4, warmup_epochs=1),
@@ -84,29 +81,6 @@ COLUMNS = (
     "network", "seed", "method", "share", "macs_left", "before_recovery", "validation", "test", "dense_test", "seconds",
     "peak_mb",
 )  # fmt: skip
-Recover = Callable[[nn.Module, nn.Module, int], object] | None
-
-
-@dataclass(frozen=True)
-class Setting:
-    """A trained network with the data that it is pruned on."""
-
-    name: str
-    seed: int
-    network: nn.Module
-    train: Split
-    validation: Split
-    test: Split
-
-    @property
-    def image(self) -> Tensor:
-        """One input."""
-        return self.test.inputs[:1]  # type: ignore[index, return-value]
-
-    @property
-    def calibration(self) -> CalibrationBatches:
-        """Training samples to score with."""
-        return self.train.calibration(CALIBRATION, BATCH, self.seed)
 
 
 def splits(size: int) -> tuple[Split, Split, Split]:
@@ -135,11 +109,6 @@ def setting(name: str, seed: int) -> Setting:
         network = MODELS.get(name)(num_classes=10, in_channels=1, image_size=SIZES[name])
     fit(network, train, validation, BASELINES[name], TASK, seed=seed, augment=random_shift)
     return Setting(name, seed, network.eval(), train, validation, test)
-
-
-def top1(network: nn.Module, split: Split) -> float:
-    """Return the accuracy in percent."""
-    return TASK.evaluate(network, split, 500)["top1"]
 
 
 class Ours:

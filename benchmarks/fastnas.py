@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import ifap
 
 if TYPE_CHECKING:
-    from benchmarks.accuracy import Recover, Setting
+    from benchmarks.accuracy_setting import Recover, Setting
 
 NAME = "modelopt: fastnas"
 RATIOS = tuple(step / 16 for step in range(1, 17))
@@ -54,7 +54,7 @@ class FastNas:
     def _search(self, share: float) -> Any:
         import modelopt.torch.prune as mtp  # type: ignore[import-not-found]
 
-        from benchmarks.accuracy import top1
+        from benchmarks.accuracy_setting import top1
 
         channels = {"*": {"channels_ratio": RATIOS, "channel_divisor": 2}}
         features = {"*": {"features_ratio": RATIOS, "feature_divisor": 2}}

@@ -10,11 +10,12 @@ import typer
 from ifap.study import paths
 from ifap.study.config import load_params, select_scale
 from ifap.study.grid import Grid
-from ifap.study.report import comparison, records
 from ifap.study.report import judge as verdicts
+from ifap.study.report import records
 from ifap.study.report.full_size.classifiers import load_structure
 from ifap.study.report.full_size.dense import load_dense_structure
 from ifap.study.report.full_size.language import load_text_structure
+from ifap.study.report.tables import methods as comparison
 from ifap.study.stage import run_stage
 from stages.options import PARAMS, ParamsOption, ScaleOption
 

@@ -11,7 +11,8 @@ from ifap.study.config import load_params, select_scale
 from ifap.study.grid import Grid
 from ifap.study.report import figure_names, figures, records
 from ifap.study.report.page import load_evidence, render_page
-from ifap.study.report.tables import build as tables
+from ifap.study.report.tables.build import build_table
+from ifap.study.report.tables.options import table_names
 from ifap.study.stage import run_stage
 from stages.options import PARAMS, ParamsOption, ScaleOption
 
@@ -28,7 +29,7 @@ def main(
     records.check_cells(trace, grid, paths.trace_csv(grid.scale))
     pictures = [figures.draw(name, grid, runs, trace) for name in figure_names(grid.options.grid)]
     missing = records.load_missing(grid.scale)
-    models = [tables.build_table(name, grid, runs, trace, missing=missing) for name in tables.table_names(grid)]
+    models = [build_table(name, grid, runs, trace, missing=missing) for name in table_names(grid)]
     contents: dict[Path, str | bytes] = {
         paths.figure_file(grid.scale, picture.name, extension): content
         for picture in pictures

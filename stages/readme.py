@@ -12,8 +12,9 @@ import typer
 from ifap.errors import ResultsError
 from ifap.files import atomic_write_text
 from ifap.study.report import records
-from ifap.study.report.tables.build import NO_VALUE, label
+from ifap.study.report.tables.wording import label
 from ifap.study.stage import run_stage
+from ifap.study.templates import NO_VALUE
 from stages.options import PARAMS, ParamsOption, ScaleOption, open_grid
 
 README = Path("README.md")

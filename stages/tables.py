@@ -12,7 +12,9 @@ from ifap.study.config import load_params, select_scale
 from ifap.study.grid import TABLE_FORMATS, Grid
 from ifap.study.report import judge as verdicts
 from ifap.study.report import records
-from ifap.study.report.tables import build as tables
+from ifap.study.report.tables.build import build_table
+from ifap.study.report.tables.options import table_names, table_options
+from ifap.study.report.tables.render import render
 from ifap.study.stage import run_stage
 from stages.options import PARAMS, ParamsOption, ScaleOption
 
@@ -25,18 +27,18 @@ def main(
     """Render tables from runs.csv, trace.csv and claims.csv of one scale."""
     options = load_params(params)
     grid = Grid(options, select_scale(options, scale))
-    names = [table] if table else tables.table_names(grid)
+    names = [table] if table else table_names(grid)
     for name in names:
-        tables.table_options(name, grid)
+        table_options(name, grid)
     runs, trace = records.load_runs(grid.scale), records.load_trace(grid.scale)
     records.check_cells(runs, grid, paths.runs_csv(grid.scale))
     records.check_cells(trace, grid, paths.trace_csv(grid.scale))
     claims = verdicts.load_judged(grid.scale)
     verdicts.check_against(claims, paths.published_claims(), grid.scale)
     missing = records.load_missing(grid.scale)
-    models = [tables.build_table(name, grid, runs, trace, claims, missing) for name in names]
+    models = [build_table(name, grid, runs, trace, claims, missing) for name in names]
     contents: dict[Path, str | bytes] = {
-        paths.table_file(grid.scale, model.name, extension): tables.render(model, extension)
+        paths.table_file(grid.scale, model.name, extension): render(model, extension)
         for model in models
         for extension in TABLE_FORMATS
     }

@@ -16,8 +16,11 @@ from claims_made_up import ROOT, made_up_grid, raw_params, write_grid
 
 from ifap.study import paths
 from ifap.study.grid import TABLE_FORMATS
-from ifap.study.report import comparison, records, statistics
-from ifap.study.report.tables import build as tables
+from ifap.study.report import records, statistics
+from ifap.study.report.tables import methods as comparison
+from ifap.study.report.tables.build import build_table
+from ifap.study.report.tables.render import render
+from ifap.study.templates import MINUS, NO_VALUE
 
 GOLDEN = Path(__file__).parent / "golden"
 TEMPLATES = ROOT / paths.templates_dir()
@@ -28,7 +31,7 @@ SHIFTS = {
     "random": (0.0, 0.5, -0.4),
     "rigl": (0.0, 0.2, -0.1),
 }
-MINUS = tables.MINUS
+MINUS = MINUS
 
 
 def compared_params():
@@ -74,7 +77,7 @@ def made_up(tmp_path_factory):
 def build(made_up, runs=None):
     grid, own = made_up
     runs = own if runs is None else runs
-    return replace(tables.build_table("table-1", grid, runs, runs.iloc[:0], claims()), published=None)
+    return replace(build_table("table-1", grid, runs, runs.iloc[:0], claims()), published=None)
 
 
 def claims():
@@ -89,7 +92,7 @@ def compare(golden, text):
 
 @pytest.mark.parametrize("extension", TABLE_FORMATS)
 def test_golden_comparison(made_up, extension):
-    compare(GOLDEN / f"made-up-comparison.{extension}", tables.render(build(made_up), extension, TEMPLATES))
+    compare(GOLDEN / f"made-up-comparison.{extension}", render(build(made_up), extension, TEMPLATES))
 
 
 def test_golden_comparison_csv(made_up):
@@ -134,7 +137,7 @@ def test_masks_are_told_apart_from_cuts(made_up):
 def test_methods_are_grouped_by_target_and_the_best_of_each_is_bold(made_up):
     table = build(made_up)
     first = [[item.text for item in row.items[:3]] for row in table.rows[:9]]
-    assert [row[1] for row in first] == [tables.NO_VALUE, *[f"MACs {MINUS}30 %"] * 4, *[f"MACs {MINUS}65 %"] * 4]
+    assert [row[1] for row in first] == [NO_VALUE, *[f"MACs {MINUS}30 %"] * 4, *[f"MACs {MINUS}65 %"] * 4]
     assert [row[2] for row in first] == ["Baseline", *["IFAP", "magnitude", "random", "RigL"] * 2]
     bold = [(row.items[1].text, row.items[2].text) for row in table.rows[:9] for item in row.items if item.bold]
     assert bold == [(f"MACs {MINUS}{target} %", "RigL") for target in (30, 30, 65, 65)]
@@ -160,8 +163,8 @@ def test_what_did_not_run_says_so(made_up):
     gone = (runs["method"] == "rigl") & (runs["dataset"] == "digits") & (runs["model"] == "net_a")
     few = runs[~gone & ~((runs["method"] == "ifap") & (runs["seed"] == 2))]
     table = build(made_up, few)
-    assert table.rows[8].items[3].text == tables.NO_VALUE
-    assert table.rows[8].items[4].text != tables.NO_VALUE
+    assert table.rows[8].items[3].text == NO_VALUE
+    assert table.rows[8].items[4].text != NO_VALUE
     row = next(row for row in table.detail.rows if len(row.items) < len(table.detail.columns))
     assert row.items[-1].text == "not attempted: no record for seeds 0, 1, 2"
     named = {row.items[3].text: row.items for row in table.detail.rows[:9]}

@@ -19,7 +19,8 @@ from ifap.study.config import load_params
 from ifap.study.grid import TABLE_FORMATS, Grid
 from ifap.study.paper.published import COUNTS, load_claims
 from ifap.study.report import FIGURES, figures, page, records
-from ifap.study.report.tables import build as tables
+from ifap.study.report.tables.build import build_table
+from ifap.study.report.tables.model import Column, Item, Note, Row, Table
 
 TEMPLATES = ROOT / paths.templates_dir()
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -70,19 +71,19 @@ def audit_csv():
 
 def made_up_table():
     """Return a table with two headings, and names that span several rows."""
-    columns = [tables.Column(name, align="left") for name in ("Data set", "Network", "Method")]
-    columns += [tables.Column("Base", "Top-1"), tables.Column("Pruned", "Top-1", "a"), tables.Column("Seeds")]
+    columns = [Column(name, align="left") for name in ("Data set", "Network", "Method")]
+    columns += [Column("Base", "Top-1"), Column("Pruned", "Top-1", "a"), Column("Seeds")]
     rows = []
     for network, (height, first) in {"net_a": (3, 9.5), "net_b": (3, 10.25)}.items():
         for index in range(height):
             names = (
-                tables.Item("digits", rows=0 if rows else 6),
-                tables.Item(network, rows=0 if index else height),
-                tables.Item(f"method {index}"),
+                Item("digits", rows=0 if rows else 6),
+                Item(network, rows=0 if index else height),
+                Item(f"method {index}"),
             )
-            values = (tables.Item("98.0"), tables.Item(f"{first - 4 * index}", f"../../{METRICS}"), tables.Item("1"))
-            rows.append(tables.Row((*names, *values), starts_group=index == 0))
-    return tables.Table("table-2", "Table II. Made-up", tuple(columns), tuple(rows), (tables.Note("A note", "a"),))
+            values = (Item("98.0"), Item(f"{first - 4 * index}", f"../../{METRICS}"), Item("1"))
+            rows.append(Row((*names, *values), starts_group=index == 0))
+    return Table("table-2", "Table II. Made-up", tuple(columns), tuple(rows), (Note("A note", "a"),))
 
 
 def write_report(root, grid, *, evidence=True):
@@ -284,7 +285,7 @@ def test_top1_needs_no_words(report):
 @pytest.mark.parametrize("name", ["table-1", "table-2"])
 def test_a_table_without_a_network_of_the_scale_says_only_that(shapes, name):
     grid, runs = shapes
-    built = tables.build_table(name, grid, runs, records.load_trace("shapes", root=ROOT), None, None)
+    built = build_table(name, grid, runs, records.load_trace("shapes", root=ROOT), None, None)
     assert built.rows == ()
     assert built.detail is None
     assert any("Scale shapes has no network for this table." in note.text for note in built.notes)

@@ -31,11 +31,16 @@ from ifap.study.grid import TABLE_FORMATS
 from ifap.study.paper import published
 from ifap.study.paths import Cell
 from ifap.study.report import FIGURES, figures, page, records
-from ifap.study.report.tables import build as tables
 from ifap.study.report.tables import printed as paper_tables
+from ifap.study.report.tables.build import build_table
+from ifap.study.report.tables.model import Column, Item, Note, Row, Table
+from ifap.study.report.tables.numbers import choose_unit, fixed
+from ifap.study.report.tables.options import table_names
+from ifap.study.report.tables.render import render
+from ifap.study.templates import MINUS, NO_VALUE
 
 GOLDEN = Path(__file__).parent / "golden"
-MINUS = tables.MINUS
+MINUS = MINUS
 TEMPLATES = ROOT / paths.templates_dir()
 VOID = {"meta", "img", "br", "link"}
 
@@ -65,7 +70,7 @@ def some_claims():
 
 
 def build(name, grid, data, claims=None):
-    return tables.build_table(name, grid, *data, claims or some_claims())
+    return build_table(name, grid, *data, claims or some_claims())
 
 
 @pytest.fixture
@@ -103,7 +108,7 @@ class Checker(HTMLParser):
 @pytest.mark.parametrize("number", [1, 2, 3, 4, 5])
 def test_golden_tables(grid, data, number, extension):
     claims = judge_all(grid, measured=measured_runs(), structure=made_up_structure())
-    text = tables.render(tables.build_table(f"table-{number}", grid, *data, claims), extension, TEMPLATES)
+    text = render(build_table(f"table-{number}", grid, *data, claims), extension, TEMPLATES)
     compare(GOLDEN / f"made-up-table-{number}.{extension}", text)
 
 
@@ -113,7 +118,7 @@ def test_golden_table_of_a_partial_grid_with_seeds(tmp_path, extension):
     gone = [cell for cell in grid.pruned() if cell.model == "net_b" and cell.method == "magnitude"]
     gone.append(Cell("classification", "digits", "net_b", "random", 1))
     model = build("table-2", grid, load(tmp_path, grid, gone))
-    text = tables.render(replace(model, published=None), extension, TEMPLATES)
+    text = render(replace(model, published=None), extension, TEMPLATES)
     compare(GOLDEN / f"made-up-partial-table-2.{extension}", text)
 
 
@@ -127,7 +132,7 @@ def compare(golden, text):
 @pytest.mark.parametrize("number", [1, 2, 3, 4, 5])
 def test_every_published_value_is_in_its_table_as_often_as_printed(grid, data, number, extension):
     claims = whole_claims()
-    text = tables.render(build(f"table-{number}", grid, data, claims), extension, TEMPLATES)
+    text = render(build(f"table-{number}", grid, data, claims), extension, TEMPLATES)
     plain = text.replace(MINUS, "-").replace("$-$", "-").replace("\\textbf{", " ").replace("**", " ")
     found = Counter(re.findall(r"(?<![\w.])[+-]?\d+(?:\.\d+)?(?![\w.])", plain))
     wanted = Counter(claim.value for claim in claims if claim.table == number)
@@ -139,9 +144,7 @@ def test_a_changed_digit_changes_the_table(grid, data):
     at = next(i for i, claim in enumerate(claims) if claim.id == "T3/ImageNet/ResNet-50/metric_base")
     changed = [*claims[:at], claims[at].model_copy(update={"value": "76.2"}), *claims[at + 1 :]]
     for extension in TABLE_FORMATS:
-        one, other = (
-            tables.render(build("table-3", grid, data, rows), extension, TEMPLATES) for rows in (claims, changed)
-        )
+        one, other = (render(build("table-3", grid, data, rows), extension, TEMPLATES) for rows in (claims, changed))
         assert sum(a != b for a, b in zip(one.splitlines(), other.splitlines(), strict=True)) == 1
 
 
@@ -151,7 +154,7 @@ def test_every_row_that_was_not_measured_says_why(grid, data):
         marks = {note.mark for note in model.notes if "data not present: put " in note.text}
         for row in model.rows:
             if len(row.items) > 1:
-                shown = [item for item in row.items if tables.NO_VALUE in (item.text, item.measured)]
+                shown = [item for item in row.items if NO_VALUE in (item.text, item.measured)]
                 assert shown
                 assert all({item.mark, item.why} & {*marks, paper_tables.DAGGER} for item in shown)
 
@@ -161,13 +164,13 @@ def test_a_template_with_an_undefined_name_is_one_line(tmp_path, grid, data):
         shutil.copy(path, tmp_path / path.name)
     (tmp_path / "table.md.j2").write_text("{{ table.title }}\n{{ tabel.rows }}\n")
     with pytest.raises(ConfigError, match=r"table.md.j2, table.md.j2 line 2: 'tabel' is undefined") as error:
-        tables.render(build("table-2", grid, data), "md", tmp_path)
+        render(build("table-2", grid, data), "md", tmp_path)
     assert "\n" not in str(error.value)
 
 
 def test_rendered_html_is_well_formed_and_links_to_records(tmp_path, grid, data):
-    for name in tables.table_names(grid):
-        checker = Checker(tables.render(build(name, grid, data), "html", TEMPLATES))
+    for name in table_names(grid):
+        checker = Checker(render(build(name, grid, data), "html", TEMPLATES))
         for href in checker.links:
             if href.startswith("../paper/audit.md"):
                 continue
@@ -223,14 +226,14 @@ def test_rolled_back_iterations_are_marked_and_not_drawn(grid, data):
 )
 def test_every_value_is_escaped(extension, wanted):
     hostile = "a_b & 50% |x| <i> *z*"
-    table = tables.Table(
+    table = Table(
         "table-2",
         hostile,
-        (tables.Column(hostile, hostile, align="left"), tables.Column(hostile)),
-        (tables.Row((tables.Item(hostile, f"{hostile}.json", bold=True), tables.Item(hostile, columns=2))),),
-        (tables.Note(hostile, "a"),),
+        (Column(hostile, hostile, align="left"), Column(hostile)),
+        (Row((Item(hostile, f"{hostile}.json", bold=True), Item(hostile, columns=2))),),
+        (Note(hostile, "a"),),
     )
-    text = tables.render(table, extension, TEMPLATES)
+    text = render(table, extension, TEMPLATES)
     assert text.count(wanted) >= 6
     assert hostile not in text.replace(f"{hostile}.json", "")
 
@@ -246,14 +249,14 @@ def test_every_value_is_escaped(extension, wanted):
     ],
 )
 def test_one_unit_a_table_with_three_significant_digits(counts, prefix, texts):
-    unit = tables.choose_unit(counts)
+    unit = choose_unit(counts)
     assert unit.prefix == prefix
     assert [unit.text(count) for count in counts] == texts
 
 
 def test_rounded_zero_has_no_sign():
-    assert tables.fixed(-0.001, 2) == "0.00"
-    assert tables.fixed(-1.25, 2) == MINUS + "1.25"
+    assert fixed(-0.001, 2) == "0.00"
+    assert fixed(-1.25, 2) == MINUS + "1.25"
 
 
 def test_unknown_tables_and_figures_name_the_nearest(grid, data):
@@ -265,9 +268,7 @@ def test_unknown_tables_and_figures_name_the_nearest(grid, data):
 
 @pytest.mark.skipif(not shutil.which("pdflatex"), reason="no pdflatex")
 def test_latex_compiles(tmp_path, grid, data):
-    parts = [
-        tables.render(build(name, grid, data, whole_claims()), "tex", TEMPLATES) for name in tables.table_names(grid)
-    ]
+    parts = [render(build(name, grid, data, whole_claims()), "tex", TEMPLATES) for name in table_names(grid)]
     head = r"\documentclass{article}\usepackage{booktabs,longtable,graphicx,hyperref}\begin{document}"
     (tmp_path / "all.tex").write_text(head + "\n".join(parts) + r"\end{document}")
     command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "-draftmode", "all.tex"]

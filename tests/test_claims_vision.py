@@ -10,7 +10,8 @@ from claims_made_up import made_up_grid, raw_params
 
 from ifap.study.paper.vocabulary import best
 from ifap.study.report.records import RUN_COLUMNS
-from ifap.study.report.tables.build import build_table, render
+from ifap.study.report.tables.build import build_table
+from ifap.study.report.tables.render import render
 from ifap.study.report.tables.vision import has_dense_cells
 
 SIZES = {"classification": ("cifar100", "resnet50"), "detection": ("pascal_voc", "detr_vit_b_16"),

@@ -23,7 +23,10 @@ from ifap.files import atomic_write_text, read_bounded
 from ifap.study import config, paths
 from ifap.study.config import load_params
 from ifap.study.report import page, records
-from ifap.study.report.tables import build as tables
+from ifap.study.report.tables.model import Column, Item, Row, Table
+from ifap.study.report.tables.networks import link
+from ifap.study.report.tables.render import render
+from ifap.study.templates import environment
 
 sys.path.append(str(Path(__file__).parent / "fuzz"))
 from mutate import LAUGHS, MERGES, SNIPPETS
@@ -158,7 +161,7 @@ def test_a_run_that_names_another_file_as_its_record_is_refused(tmp_path, grid, 
 @pytest.mark.parametrize("elsewhere", ["/etc/passwd", "../../etc/passwd", "a/../../b", "javascript:alert(1)", "a\0"])
 def test_the_report_links_and_reads_nothing_outside_of_the_project(elsewhere):
     with pytest.raises(ResultsError, match="is not a file of the project"):
-        tables.link(elsewhere, "quick")
+        link(elsewhere, "quick")
     with pytest.raises(ResultsError, match="is not a file of the project"):
         page.load_evidence(made_up_grid(), pd.DataFrame({"metrics": [elsewhere]}))
 
@@ -199,11 +202,9 @@ HOSTILE = "a\n| b |\r\n\\end{tabular}\\input{/etc/passwd}<script>alert(1)</scrip
 
 @pytest.mark.parametrize("extension", ["md", "html", "tex"])
 def test_a_hostile_value_stays_a_value(extension):
-    item = tables.Item(HOSTILE, f"{HOSTILE}.json")
-    table = tables.Table(
-        "table-2", HOSTILE, (tables.Column(HOSTILE, HOSTILE, align="left"),), (tables.Row((item,)),), ()
-    )
-    text = tables.render(table, extension, ROOT / "reports" / "templates")
+    item = Item(HOSTILE, f"{HOSTILE}.json")
+    table = Table("table-2", HOSTILE, (Column(HOSTILE, HOSTILE, align="left"),), (Row((item,)),), ())
+    text = render(table, extension, ROOT / "reports" / "templates")
     assert "<script>" not in text
     if extension == "tex":
         assert r"\input{" not in text
@@ -228,7 +229,7 @@ def test_a_hostile_value_stays_a_value(extension):
 def test_a_template_reaches_no_code(tmp_path, monkeypatch, template):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "hostile.j2").write_text(template)
-    jinja = tables.environment("md", tmp_path)
+    jinja = environment("md", tmp_path)
     with pytest.raises((SecurityError, OverflowError, Exception)) as error:
         jinja.get_template("hostile.j2").render()
     assert type(error.value).__name__ in {"SecurityError", "OverflowError", "UndefinedError"}
@@ -241,5 +242,5 @@ def test_a_template_includes_nothing_from_elsewhere(tmp_path):
     for name in ("../secret", str(tmp_path / "secret")):
         (tmp_path / "templates" / "hostile.j2").write_text(f"{{% include '{name}' %}}")
         with pytest.raises(Exception, match="secret") as error:
-            tables.environment("md", tmp_path / "templates").get_template("hostile.j2").render()
+            environment("md", tmp_path / "templates").get_template("hostile.j2").render()
         assert type(error.value).__name__ == "TemplateNotFound"

@@ -8,7 +8,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ifap.study.data.base import DATASETS, DatasetSpec
+    from ifap.study.data.base import DatasetSpec
+    from ifap.study.data.entries import DATASETS
 
 __all__ = ["DATASETS", "DatasetSpec"]
 
@@ -16,6 +17,6 @@ __all__ = ["DATASETS", "DatasetSpec"]
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'ifap.study.data' has no attribute '{name}'")
-    from ifap.study.data import base
+    from ifap.study.data import base, entries
 
-    return getattr(base, name)
+    return getattr(entries if name == "DATASETS" else base, name)

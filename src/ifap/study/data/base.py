@@ -17,7 +17,6 @@ from torch import Tensor
 from ifap.data import Role, Samples, Split
 from ifap.errors import ConfigError, ResultsError, SplitError
 from ifap.files import atomic_write_bytes, atomic_write_text, sha256_file
-from ifap.registry import Registry
 from ifap.study.config import DatasetOptions
 from ifap.study.data.broken_images import drop_undecodable
 from ifap.study.data.images import ImageArrays, ImageFiles, Scaling, View
@@ -26,8 +25,7 @@ from ifap.study.data.raw_images import Arrays, Files
 from ifap.study.paths import SPLITS
 
 if TYPE_CHECKING:
-    from ifap.study.data.dense import DenseSpec
-    from ifap.study.data.texts import TextSpec
+    pass
 
 Raw = Arrays | Files
 Read = Callable[[Path], dict[Role, Raw]]
@@ -123,9 +121,6 @@ class DatasetSpec:
             return ImageArrays(tensors["inputs"], self.view, scaling)
         names = bytes(tensors["names"].numpy()).decode().split("\n")
         return ImageFiles(Path(about["root"]), tuple(names), self.view, scaling)
-
-
-DATASETS: Registry[DatasetSpec | TextSpec | DenseSpec] = Registry("data set", "ifap.study.data")
 
 
 def check_shares(name: str, found: Mapping[Role, Any], options: DatasetOptions) -> None:

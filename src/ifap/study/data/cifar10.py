@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from ifap.data import Role
-from ifap.study.data.base import DATASETS, DatasetSpec, Raw
+from ifap.study.data.base import DatasetSpec, Raw
 from ifap.study.data.cifar import read_batches, write_batches
+from ifap.study.data.entries import DATASETS
 from ifap.study.data.twins import Patterns
 
 NAME, CLASSES = "cifar10", 10

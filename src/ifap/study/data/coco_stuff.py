@@ -8,10 +8,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from ifap.data import Role
-from ifap.study.data.base import DATASETS
 from ifap.study.data.coco2017 import PARTS, UNUSED
 from ifap.study.data.dense import DenseSpec
 from ifap.study.data.drawn_shapes import Shapes, mark_scenes, write_mask
+from ifap.study.data.entries import DATASETS
 from ifap.study.data.mask_folders import masks_beside, pictures_in
 from ifap.study.data.origins import home
 from ifap.study.data.scenes import DenseTask, Scenes, table_of

@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 
 from ifap.data import Role
-from ifap.study.data.base import DATASETS, DatasetSpec, Raw
+from ifap.study.data.base import DatasetSpec, Raw
+from ifap.study.data.entries import DATASETS
 from ifap.study.data.raw_images import Arrays
 
 

@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from ifap.data import Role
-from ifap.study.data.base import DATASETS, DatasetSpec, Raw
+from ifap.study.data.base import DatasetSpec, Raw
+from ifap.study.data.entries import DATASETS
 from ifap.study.data.origins import home
 from ifap.study.data.raw_images import Arrays
 from ifap.study.data.torchvision_readers import reading

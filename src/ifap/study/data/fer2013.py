@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from ifap.data import Role
-from ifap.study.data.base import DATASETS, DatasetSpec, Raw
+from ifap.study.data.base import DatasetSpec, Raw
+from ifap.study.data.entries import DATASETS
 from ifap.study.data.origins import home
 from ifap.study.data.raw_images import Arrays
 from ifap.study.data.torchvision_readers import known_as, reading

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ifap.study.data.base import DATASETS
+from ifap.study.data.entries import DATASETS
 from ifap.study.data.glue import Layout, reader, write_table
 from ifap.study.data.grammar import Sentences, mark_texts
 from ifap.study.data.texts import TextSpec

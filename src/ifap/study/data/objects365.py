@@ -15,9 +15,9 @@ from typing import Any
 from ifap.data import Role
 from ifap.files import atomic_write_text
 from ifap.study.data import coco_json
-from ifap.study.data.base import DATASETS
 from ifap.study.data.dense import DenseSpec
 from ifap.study.data.drawn_shapes import Shapes, mark_scenes
+from ifap.study.data.entries import DATASETS
 from ifap.study.data.origins import home
 from ifap.study.data.scenes import DenseTask, Scenes
 from ifap.study.data.twins import check_classes, write_jpeg

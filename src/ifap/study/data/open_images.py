@@ -16,9 +16,9 @@ from pathlib import Path
 from ifap.data import Role
 from ifap.errors import ResultsError
 from ifap.files import atomic_write_text
-from ifap.study.data.base import DATASETS
 from ifap.study.data.dense import DenseSpec, shapes_of
 from ifap.study.data.drawn_shapes import Shapes, mark_scenes
+from ifap.study.data.entries import DATASETS
 from ifap.study.data.origins import home
 from ifap.study.data.scenes import ABSENT, UNDECODABLE, UNKNOWN, BoxList, DenseTask, Findings, Scenes
 from ifap.study.data.torchvision_readers import reading

@@ -14,9 +14,9 @@ from pathlib import Path
 
 from ifap.data import Role
 from ifap.errors import ResultsError
-from ifap.study.data.base import DATASETS
 from ifap.study.data.dense import DenseSpec
 from ifap.study.data.drawn_shapes import Scene, Shapes, mark_scenes, write_mask
+from ifap.study.data.entries import DATASETS
 from ifap.study.data.origins import home
 from ifap.study.data.scenes import UNKNOWN, BoxList, DenseTask, Findings, MaskFiles, Scenes, table_of
 from ifap.study.data.torchvision_readers import reading

@@ -10,7 +10,7 @@ from typing import Any
 from ifap.data import Role
 from ifap.errors import ResultsError
 from ifap.files import atomic_write_text
-from ifap.study.data.base import DATASETS
+from ifap.study.data.entries import DATASETS
 from ifap.study.data.grammar import Sentences, mark_texts
 from ifap.study.data.origins import home
 from ifap.study.data.passages import Question, Questions

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from ifap.data import Role
-from ifap.study.data.base import DATASETS, DatasetSpec, Raw
+from ifap.study.data.base import DatasetSpec, Raw
+from ifap.study.data.entries import DATASETS
 from ifap.study.data.origins import home
 from ifap.study.data.torchvision_readers import known_as, listed, reading
 from ifap.study.data.twins import Patterns, check_classes, mark, struct_array, write_jpeg, write_mat

@@ -27,7 +27,11 @@ from ifap.study.paper.vocabulary import METRICS
 from ifap.study.report.estimate import table_cells
 from ifap.study.report.figures import Picture
 from ifap.study.report.records import MOST_BYTES, Provenance, first_problem
-from ifap.study.report.tables.build import VERDICT, Table, environment, fixed, label, link, select
+from ifap.study.report.tables.model import Table
+from ifap.study.report.tables.networks import link, select
+from ifap.study.report.tables.numbers import fixed
+from ifap.study.report.tables.wording import VERDICT, label
+from ifap.study.templates import environment
 
 VERDICTS = ("reproduced", "not reproduced", "not comparable (scale)", "not attempted", "inconsistent in the source")
 MOST_TARGETS = 5

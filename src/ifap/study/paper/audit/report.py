@@ -46,7 +46,7 @@ def write_audit(path: Path) -> list[Finding]:
 
 def render_audit(claims: pd.DataFrame, findings: Sequence[Finding], templates: Path | None = None) -> str:
     """Render ``audit.md``: a summary, then the findings by kind."""
-    from ifap.study.report.tables.build import environment
+    from ifap.study.templates import environment
 
     jinja = environment("md", templates)
     jinja.filters["code"] = lambda text: Markup(f"`{text}`")

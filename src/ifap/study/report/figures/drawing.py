@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from ifap.study.grid import Grid
 from ifap.study.report.figures.selection import shown_methods
-from ifap.study.report.tables.build import label
+from ifap.study.report.tables.wording import label
 
 PIXELS_PER_INCH = 160
 COLUMNS = 3  # panels side by side

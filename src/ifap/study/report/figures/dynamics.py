@@ -27,7 +27,9 @@ from ifap.study.report.figures.drawing import (
     too_many,
 )
 from ifap.study.report.figures.selection import accepted, methods_with_rows, networks, of_network
-from ifap.study.report.tables.build import PREFIXES, choose_unit, label, table_cell, table_options
+from ifap.study.report.tables.numbers import PREFIXES, choose_unit
+from ifap.study.report.tables.options import table_cell, table_options
+from ifap.study.report.tables.wording import label
 
 
 @dataclass(frozen=True)

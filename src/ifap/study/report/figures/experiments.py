@@ -14,7 +14,8 @@ from ifap.study.grid import Grid
 from ifap.study.paper.vocabulary import METRICS
 from ifap.study.report.figures.drawing import Picture, save_picture
 from ifap.study.report.figures.selection import networks, of_network, shown_methods
-from ifap.study.report.tables.build import fixed, label
+from ifap.study.report.tables.numbers import fixed
+from ifap.study.report.tables.wording import label
 
 
 def draw_experiments(name: str, grid: Grid, runs: pd.DataFrame) -> Picture:

@@ -18,7 +18,8 @@ from ifap.study.grid import Grid
 from ifap.study.paths import Cell
 from ifap.study.report.figures.drawing import Picture, not_attempted, save_picture, short_layer
 from ifap.study.report.figures.selection import read_record
-from ifap.study.report.tables.build import label, table_cell, table_options
+from ifap.study.report.tables.options import table_cell, table_options
+from ifap.study.report.tables.wording import label
 
 VECTOR_UNITS = 4000  # more units than this are drawn as an image inside the SVG
 

@@ -22,7 +22,7 @@ from ifap.study.report.figures.drawing import (
     too_many,
 )
 from ifap.study.report.figures.selection import read_record, shown_methods
-from ifap.study.report.tables.build import label
+from ifap.study.report.tables.wording import label
 
 
 def draw_layer_widths(name: str, grid: Grid, root: Path) -> Picture:

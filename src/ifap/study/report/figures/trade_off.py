@@ -23,7 +23,7 @@ from ifap.study.report.figures.drawing import (
     too_many,
 )
 from ifap.study.report.figures.selection import networks, of_network, shown_lines
-from ifap.study.report.tables.build import label
+from ifap.study.report.tables.wording import label
 
 PANEL = ["task", "dataset", "model"]
 

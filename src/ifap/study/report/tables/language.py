@@ -11,23 +11,11 @@ from ifap.study.config import TEXT_TASKS, TableParams
 from ifap.study.grid import Grid
 from ifap.study.paper.vocabulary import METRICS
 from ifap.study.paths import Cell
-from ifap.study.report.tables.build import (
-    NO_VALUE,
-    Column,
-    Item,
-    Note,
-    Row,
-    Table,
-    Unit,
-    choose_unit,
-    dataset_label,
-    fixed,
-    label,
-    not_attempted,
-    origin,
-    scale_notes,
-    spread,
-)
+from ifap.study.report.tables.model import Column, Item, Note, Row, Table
+from ifap.study.report.tables.networks import not_attempted, origin
+from ifap.study.report.tables.numbers import Unit, choose_unit, fixed, spread
+from ifap.study.report.tables.wording import dataset_label, label, scale_notes
+from ifap.study.templates import NO_VALUE
 
 DELTA = "\N{GREEK CAPITAL LETTER DELTA}"
 VALUES = 8  # columns beside the names of a row

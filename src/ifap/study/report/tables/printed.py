@@ -10,7 +10,10 @@ from itertools import groupby
 
 from ifap.study import paths
 from ifap.study.report.judge import SPLIT, Judged, finding_name, is_counted
-from ifap.study.report.tables.build import MINUS, NO_VALUE, PLUS_MINUS, Column, Item, Note, Row, Table, fixed, link
+from ifap.study.report.tables.model import Column, Item, Note, Row, Table
+from ifap.study.report.tables.networks import link
+from ifap.study.report.tables.numbers import fixed
+from ifap.study.templates import MINUS, NO_VALUE, PLUS_MINUS
 
 DAGGER, DOUBLE_DAGGER = "\N{DAGGER}", "\N{DOUBLE DAGGER}"
 DELTA = "\N{GREEK CAPITAL LETTER DELTA} %"

@@ -11,17 +11,9 @@ from ifap.study.grid import Grid
 from ifap.study.paper.reductions import published_networks
 from ifap.study.paper.vocabulary import METRICS, STAND_INS
 from ifap.study.paths import Cell
-from ifap.study.report.tables.build import (
-    Item,
-    Note,
-    Row,
-    Table,
-    dataset_label,
-    network_columns,
-    network_rows,
-    scale_notes,
-    units,
-)
+from ifap.study.report.tables.model import Item, Note, Row, Table
+from ifap.study.report.tables.networks import network_columns, network_rows, units
+from ifap.study.report.tables.wording import dataset_label, scale_notes
 
 TITLES = {
     "classification": "Image classification",

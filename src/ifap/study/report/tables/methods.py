@@ -20,27 +20,11 @@ from ifap.study.paper.vocabulary import best
 from ifap.study.paths import Cell
 from ifap.study.report.records import as_csv
 from ifap.study.report.statistics import LEVEL, Difference, compare_runs, moments
-from ifap.study.report.tables.build import (
-    MINUS,
-    NO_VALUE,
-    PLUS_MINUS,
-    Column,
-    Item,
-    Note,
-    Row,
-    Table,
-    Unit,
-    choose_unit,
-    dataset_label,
-    fixed,
-    label,
-    metric_heading,
-    metric_notes,
-    not_attempted,
-    origin,
-    scale_notes,
-    spread,
-)
+from ifap.study.report.tables.model import Column, Item, Note, Row, Table
+from ifap.study.report.tables.networks import not_attempted, origin
+from ifap.study.report.tables.numbers import Unit, choose_unit, fixed, spread
+from ifap.study.report.tables.wording import dataset_label, label, metric_heading, metric_notes, scale_notes
+from ifap.study.templates import MINUS, NO_VALUE, PLUS_MINUS
 
 REFERENCE = "ifap"
 COLUMNS = (

@@ -1,0 +1,172 @@
+"""Rows of networks before and after pruning, as several tables have them."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from ifap.errors import ResultsError
+from ifap.study import paths
+from ifap.study.grid import Grid
+from ifap.study.paper.vocabulary import best
+from ifap.study.paths import Cell
+from ifap.study.report.records import NO_RECORD
+from ifap.study.report.tables.model import Column, Item, Row
+from ifap.study.report.tables.numbers import Unit, choose_unit, fixed, spread
+from ifap.study.report.tables.wording import dataset_label, label
+from ifap.study.templates import NO_VALUE
+
+if TYPE_CHECKING:
+    pass
+
+
+def link(path: str, scale: str) -> str:
+    """Return the way from the report's folder to a file of the project; nothing else is linked or read."""
+    inside = os.path.normpath(path)
+    if os.path.isabs(inside) or inside.startswith("..") or ":" in inside or "\0" in inside:
+        raise ResultsError(f"'{path[:60]}' is not a file of the project")
+    return os.path.relpath(path, paths.report_dir(scale)).replace(os.sep, "/")
+
+
+def units(runs: pd.DataFrame) -> tuple[Unit, Unit]:
+    """Return the units of MACs and of parameters that fit all networks of a table, pruned or not."""
+    macs = choose_unit([*runs["macs"], *runs["macs_base"].dropna()])
+    return macs, choose_unit([*runs["params"], *runs["params_base"].dropna()])
+
+
+def network_rows(
+    cells: Sequence[Cell],
+    runs: pd.DataFrame,
+    macs: Unit,
+    params: Unit,
+    missing: Mapping[Cell, str],
+    grid: Grid,
+) -> list[Row]:
+    """Lay out the cells of one task: data sets, their networks, and the methods of each."""
+    blocks: dict[tuple[str, str], list[str]] = {}
+    for cell in cells:
+        methods = blocks.setdefault((cell.dataset, cell.model), [])
+        if cell.method not in methods:
+            methods.append(cell.method)
+    rows: list[Row] = []
+    for (dataset, model), methods in blocks.items():
+        wanted = [cell for cell in cells if (cell.dataset, cell.model) == (dataset, model)]
+        new = not rows or rows[-1].items[0].text != dataset_label(dataset, grid)
+        height = sum(len(names) for (other, _), names in blocks.items() if other == dataset)
+        rows += _block(wanted, methods, runs, macs, params, missing, grid=grid, dataset_rows=height if new else 0)
+    return rows
+
+
+def network_columns(macs: Unit, params: Unit, score: str) -> tuple[Column, ...]:
+    """Return the columns of `network_rows`; those of scores are headed `score`."""
+    change = "\N{GREEK CAPITAL LETTER DELTA} %"
+    counts = f"{macs.prefix}MACs"
+    weights = f"Params ({params.prefix})" if params.prefix else "Params"
+    return (
+        Column("Data set", align="left"),
+        Column("Architecture", align="left"),
+        Column("Method", align="left"),
+        *(Column(text, counts, "a") for text in ("Base", "Pruned", change)),
+        *(Column(text, weights) for text in ("Base", "Pruned", change)),
+        Column("Base", score, "b"),
+        Column("Pruned", score, "b"),
+        Column("\N{GREEK CAPITAL LETTER DELTA} points", score, "c"),
+        Column("Seeds", mark="d"),
+    )
+
+
+def _block(
+    cells: Sequence[Cell],
+    methods: Sequence[str],
+    runs: pd.DataFrame,
+    macs: Unit,
+    params: Unit,
+    missing: Mapping[Cell, str],
+    *,
+    grid: Grid,
+    dataset_rows: int,
+) -> list[Row]:
+    """Lay out the methods of one network on one data set, the best pruned accuracy in bold."""
+    dataset, model = cells[0].dataset, cells[0].model
+    here = runs[(runs["dataset"] == dataset) & (runs["model"] == model)]
+    of_method = {method: here[here["method"] == method] for method in methods}
+    shown = [_printed(frame) for frame in of_method.values() if len(frame)]
+    top = best(str(here["metric"].iloc[0]), shown) if len(here) else math.nan
+    rows = []
+    for index, method in enumerate(methods):
+        names = (
+            Item(dataset_label(dataset, grid), rows=0 if index else dataset_rows),
+            Item(model, rows=0 if index else len(methods)),
+            Item(label(method)),
+        )
+        wanted = [cell for cell in cells if cell.method == method]
+        frame = of_method[method]
+        values = _method_items(frame, len(wanted), macs, params, top) if len(frame) else not_attempted(wanted, missing)
+        rows.append(Row((*names, *values), starts_group=index == 0))
+    return rows
+
+
+def _printed(frame: pd.DataFrame) -> float:
+    """Return the accuracy as printed, so that what looks like a tie is one."""
+    return round(float(frame["test_metric"].mean()), 2)
+
+
+def _method_items(frame: pd.DataFrame, seeds: int, macs: Unit, params: Unit, top: float) -> tuple[Item, ...]:
+    scale = str(frame["scale"].iloc[0])
+    own = [str(path) for path in frame["metrics"]]
+    base = [re.sub(r"/[^/]+/(seed\d+/[^/]+)$", r"/baseline/\1", path) for path in own]
+    own_link, base_link = origin(own, scale), origin(base, scale)
+
+    def item(column: str, show: Callable[[float], str], href: str) -> Item:
+        known = frame[column].dropna().astype(float)
+        return Item(show(float(known.mean())), href) if len(known) else Item(NO_VALUE)
+
+    def accuracy(column: str, href: str, *, bold: bool = False) -> Item:
+        known = frame[column].dropna().astype(float)
+        return Item(spread(known, points), href, bold) if len(known) else Item(NO_VALUE)
+
+    def points(value: float) -> str:
+        return fixed(value, 2)
+
+    def percent(value: float) -> str:
+        return fixed(value, 1)
+
+    return (
+        item("macs_base", macs.text, base_link),
+        item("macs", macs.text, own_link),
+        item("macs_reduction", percent, own_link),
+        item("params_base", params.text, base_link),
+        item("params", params.text, own_link),
+        item("params_reduction", percent, own_link),
+        accuracy("baseline_metric", base_link),
+        accuracy("test_metric", own_link, bold=_printed(frame) == top),
+        accuracy("metric_delta", own_link),
+        Item(str(len(frame)) if len(frame) == seeds else f"{len(frame)} of {seeds}"),
+    )
+
+
+def origin(metrics: Sequence[str], scale: str) -> str:
+    """Return the link to one seed's record, or to the folder of several seeds."""
+    return link(metrics[0] if len(metrics) == 1 else os.path.dirname(os.path.dirname(metrics[0])) + "/", scale)
+
+
+def not_attempted(cells: Sequence[Cell], missing: Mapping[Cell, str], columns: int = 10) -> tuple[Item, ...]:
+    """Say across a row's value columns that nothing ran, and why."""
+    seeds = ", ".join(str(cell.seed) for cell in cells)
+    noun = "seed" if len(cells) == 1 else "seeds"
+    reason = missing.get(cells[0], NO_RECORD)
+    text = f"{reason} for {noun} {seeds}" if reason == NO_RECORD else reason
+    return (Item(f"not attempted: {text}", columns=columns),)
+
+
+def select(frame: pd.DataFrame, cell: Cell) -> pd.DataFrame:
+    """Return the rows of one cell."""
+    chosen = frame
+    for key, value in cell._asdict().items():
+        chosen = chosen[chosen[key] == value]
+    return chosen
