@@ -35,7 +35,7 @@ from ifap.data import Split
 from ifap.legacy import refresh_widths
 from ifap.recover import Distillation
 from ifap.seeds import seeded
-from ifap.study.config import TrainingOptions
+from ifap.study.config.recipes import TrainingOptions
 from ifap.study.data.fashion_mnist import read
 from ifap.study.data.images import random_shift
 from ifap.study.machine.determinism import configure

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from benchmarks.accuracy_setting import Recover, Setting, top1
 from ifap.data import CalibrationBatches, Split
 from ifap.study.tasks import TASKS
 

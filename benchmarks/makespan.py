@@ -11,7 +11,7 @@ import typer
 
 from benchmarks.ratio import RESULTS
 from ifap.files import write_csv
-from ifap.study.config import load_params
+from ifap.study.config.reading import load_params
 from ifap.study.grid import Grid
 from ifap.study.report.estimate import Assumptions
 from ifap.study.report.makespan import Schedule, jobs_of, schedule

@@ -6,7 +6,8 @@ import torch
 
 from benchmarks.ratio import Ratio, compare, report, timed
 from ifap.data import Split
-from ifap.study.config import RiglOptions, TrainingOptions
+from ifap.study.config.recipes import TrainingOptions
+from ifap.study.config.rivals import RiglOptions
 from ifap.study.models import MODELS
 from ifap.study.rivals.controller import MaskController
 from ifap.study.rivals.density import counts, erdos_renyi_kernel, maskable

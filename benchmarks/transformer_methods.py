@@ -27,14 +27,16 @@ from ifap.files import write_csv
 from ifap.forward import private_copy
 from ifap.results import Target
 from ifap.seeds import seeded
-from ifap.study.config import MaskOptions, MvpOptions, PdpOptions, RfpOptions, TrainingOptions
+from ifap.study.config.recipes import TrainingOptions
+from ifap.study.config.rivals import MaskOptions, MvpOptions, PdpOptions, RfpOptions
 from ifap.study.machine.provenance import provenance
 from ifap.study.rivals import SPARSE, Context
 from ifap.study.rivals.blocks import block_weights, find_groups
 from ifap.study.rivals.controller import MaskController, counted
 from ifap.study.rivals.density import maskable, prices
 from ifap.study.rivals.ranking import random_masks
-from ifap.study.rivals.rfp import Decision, budget_of, fold_and_cut, search
+from ifap.study.rivals.rfp import Decision, fold_and_cut
+from ifap.study.rivals.rfp_search import budget_of, search
 from ifap.study.tasks import TASKS
 from ifap.study.training.fit import fit
 

@@ -24,7 +24,7 @@ import yaml
 from benchmarks.ratio import RESULTS, Ratio, compare, report
 from ifap.files import write_csv
 from ifap.study import paths
-from ifap.study.config import load_params
+from ifap.study.config.reading import load_params
 from ifap.study.grid import Grid
 from ifap.study.paths import Cell
 

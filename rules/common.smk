@@ -8,7 +8,7 @@ from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
 
 from ifap.study import paths, report as claims
-from ifap.study.config import load_params, parse_params, select_scale
+from ifap.study.config.reading import load_params, parse_params, select_scale
 from ifap.errors import IfapError
 from ifap.study.grid import FIGURE_FORMATS, TABLE_FORMATS, Grid
 

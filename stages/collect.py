@@ -8,10 +8,10 @@ from typing import Annotated
 import typer
 
 from ifap.study import paths
-from ifap.study.config import load_params, select_scale
+from ifap.study.config.reading import load_params, select_scale
 from ifap.study.grid import Grid
+from ifap.study.report import csv_files, records
 from ifap.study.report import judge as verdicts
-from ifap.study.report import records
 from ifap.study.report.full_size.classifiers import load_structure
 from ifap.study.report.full_size.dense import load_dense_structure
 from ifap.study.report.full_size.language import load_text_structure
@@ -49,7 +49,7 @@ def main(
     contents[paths.claims_csv(grid.scale)] = verdicts.judged_table(judged)
     contents[paths.comparison_csv(grid.scale)] = comparison.comparison_table(grid, source.runs)
     if not check:
-        records.write_files(contents)
+        csv_files.write_files(contents)
     done = "checked" if check else f"wrote {', '.join(str(path) for path in contents)}"
     typer.echo(f"{done}: {len(collected.records)} of {len(grid.cells())} cells; {verdicts.count_verdicts(judged)}")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ifap.errors import ConfigError, nearest
 from ifap.study import paths
-from ifap.study.config import DatasetOptions
+from ifap.study.config.data import DatasetOptions
 from ifap.study.data import DATASETS, DatasetSpec
 from ifap.study.data.base import write_dataset
 from ifap.study.data.dense import DenseSpec, write_dense

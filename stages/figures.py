@@ -7,9 +7,9 @@ from pathlib import Path
 import typer
 
 from ifap.study import paths
-from ifap.study.config import load_params, select_scale
+from ifap.study.config.reading import load_params, select_scale
 from ifap.study.grid import Grid
-from ifap.study.report import figure_names, figures, records
+from ifap.study.report import csv_files, figure_names, figures, records
 from ifap.study.report.page import load_evidence, render_page
 from ifap.study.report.tables.build import build_table
 from ifap.study.report.tables.options import table_names
@@ -38,7 +38,7 @@ def main(
     contents[paths.report_page(grid.scale)] = render_page(
         grid, runs, models, pictures, evidence=load_evidence(grid, runs)
     )
-    records.write_files(contents)
+    csv_files.write_files(contents)
     typer.echo(f"wrote {len(pictures)} figures and {paths.report_page(grid.scale)}")
 
 

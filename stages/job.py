@@ -22,7 +22,8 @@ from ifap.data import Inputs, Role, Split
 from ifap.errors import ConfigError, ResultsError, nearest
 from ifap.files import atomic_write_text, sha256_file, write_csv
 from ifap.study import paths
-from ifap.study.config import TEXT_TASKS, ModelOptions, TextOptions
+from ifap.study.config.data import ModelOptions, TextOptions
+from ifap.study.config.values import TEXT_TASKS
 from ifap.study.data import DATASETS, DatasetSpec
 from ifap.study.data.base import read_manifest
 from ifap.study.data.dense import DenseSpec
@@ -35,7 +36,8 @@ from ifap.study.models import MODELS, builder_from_id, builder_id
 from ifap.study.models.base import load_pretrained
 from ifap.study.models.text import load_pretrained_text
 from ifap.study.tasks import TASKS, Task
-from ifap.study.training.fit import Controller, fit, read_progress
+from ifap.study.training.controller import Controller
+from ifap.study.training.fit import fit, read_progress
 from ifap.study.training.history import HISTORY_FIELDS
 from ifap.study.training.progress import tensorboard
 from ifap.train_step import processes

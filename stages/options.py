@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ifap.study.config import load_params, select_scale
+from ifap.study.config.reading import load_params, select_scale
 from ifap.study.grid import Grid
 
 ScaleOption = Annotated[str | None, typer.Option(help="Scale; the one in the parameter file by default.")]

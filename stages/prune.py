@@ -18,7 +18,7 @@ from ifap.layers import is_producer, sides
 from ifap.pruning import prune
 from ifap.results import Pruned, Receipt, Target
 from ifap.seeds import seeded
-from ifap.study.config import LIMITS
+from ifap.study.config.recipes import LIMITS
 from ifap.study.distil import distillation, validator
 from ifap.study.machine.determinism import device
 from ifap.study.paths import Cell, cell_dir, flow_json, receipts_file, receipts_json

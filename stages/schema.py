@@ -8,7 +8,7 @@ import typer
 
 from ifap.errors import ConfigError
 from ifap.files import atomic_write_text
-from ifap.study.config import json_schema
+from ifap.study.config.params import json_schema
 from ifap.study.paths import schema_file
 from ifap.study.stage import run_stage
 

@@ -8,10 +8,10 @@ from typing import Annotated
 import typer
 
 from ifap.study import paths
-from ifap.study.config import load_params, select_scale
+from ifap.study.config.reading import load_params, select_scale
 from ifap.study.grid import TABLE_FORMATS, Grid
+from ifap.study.report import csv_files, records
 from ifap.study.report import judge as verdicts
-from ifap.study.report import records
 from ifap.study.report.tables.build import build_table
 from ifap.study.report.tables.options import table_names, table_options
 from ifap.study.report.tables.render import render
@@ -42,7 +42,7 @@ def main(
         for model in models
         for extension in TABLE_FORMATS
     }
-    records.write_files(contents)
+    csv_files.write_files(contents)
     typer.echo(f"wrote {', '.join(names)} to {paths.report_dir(grid.scale)} as {', '.join(TABLE_FORMATS)}")
 
 

@@ -10,14 +10,15 @@ import pandas as pd
 import yaml
 
 from ifap.study import paths
-from ifap.study.config import Params
+from ifap.study.config.params import Params
 from ifap.study.grid import Grid
 from ifap.study.paper import published
 from ifap.study.paper.audit import Finding
 from ifap.study.paths import Cell
 from ifap.study.report import judge as verdicts
 from ifap.study.report.full_size.classifiers import Structure
-from ifap.study.report.records import RUN_COLUMNS, TRACE_COLUMNS, Receipt
+from ifap.study.report.record import TRACE_COLUMNS, Receipt
+from ifap.study.report.records import RUN_COLUMNS
 
 ROOT = Path(__file__).parent.parent
 MODELS = {"net_a": (5_210_624, 98_410, 97.5), "net_b": (1_204_300, 31_250, 94.1666667)}

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from ifap.data import Split
-from ifap.study.config import TrainingOptions
+from ifap.study.config.recipes import TrainingOptions
 from ifap.study.machine.determinism import rank
 from ifap.study.tasks import TASKS
 from ifap.study.training.fit import fit

@@ -10,7 +10,7 @@ from claims_made_up import ROOT, made_up_grid, raw_params, write_grid
 from ifap.errors import ResultsError
 from ifap.study import paths
 from ifap.study.paths import Cell
-from ifap.study.report import FIGURES, figures, records
+from ifap.study.report import FIGURES, csv_files, figures, records
 from ifap.study.report.figures import drawing
 from ifap.study.report.figures.flow_scheme import layer_flows
 
@@ -37,7 +37,7 @@ def write_details(root, cell):
 def collect(root, grid):
     collected = records.collect(grid, root=root)
     files = {paths.runs_csv: records.runs_table, paths.trace_csv: records.trace_table}
-    records.write_files({root / path("quick"): table(collected) for path, table in files.items()})
+    csv_files.write_files({root / path("quick"): table(collected) for path, table in files.items()})
     return records.load_runs("quick", root=root), records.load_trace("quick", root=root)
 
 

@@ -10,7 +10,7 @@ from claims_made_up import made_up_grid, raw_params, write_grid
 from ifap.errors import ResultsError
 from ifap.registry import entry_names
 from ifap.study import paths
-from ifap.study.config import MethodOptions
+from ifap.study.config.rivals import MethodOptions
 from ifap.study.paper import vocabulary as names
 from ifap.study.paths import Cell
 from ifap.study.report import records

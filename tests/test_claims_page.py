@@ -15,10 +15,10 @@ from claims_made_up import ROOT, made_up_grid, write_grid
 
 from ifap.errors import ResultsError
 from ifap.study import paths
-from ifap.study.config import load_params
+from ifap.study.config.reading import load_params
 from ifap.study.grid import TABLE_FORMATS, Grid
 from ifap.study.paper.published import COUNTS, load_claims
-from ifap.study.report import FIGURES, figures, page, records
+from ifap.study.report import FIGURES, csv_files, figures, page, records
 from ifap.study.report.tables.build import build_table
 from ifap.study.report.tables.model import Column, Item, Note, Row, Table
 
@@ -97,7 +97,7 @@ def write_report(root, grid, *, evidence=True):
         contents[root / paths.scale_dir("quick") / "claims.csv"] = claims_frame().to_csv(index=False)
         contents[root / paths.audit_file("csv")] = audit_csv()
         contents[root / paths.audit_file("md")] = "# Audit"
-    records.write_files(contents)
+    csv_files.write_files(contents)
     runs, trace = records.load_runs("quick", root=root), records.load_trace("quick", root=root)
     table = made_up_table()
     built = [replace(table, detail=replace(table, name="table-2-comparison", title="A made-up comparison"))]
@@ -106,7 +106,7 @@ def write_report(root, grid, *, evidence=True):
     text = page.render_page(grid, runs, built, pictures, TEMPLATES, evidence=shown)
     rendered = {root / paths.table_file("quick", table.name, e): table.name for table in built for e in TABLE_FORMATS}
     drawn = {root / paths.figure_file("quick", p.name, e): p.files[e] for p in pictures for e in p.files}
-    records.write_files({**rendered, **drawn, root / paths.report_page("quick"): text})
+    csv_files.write_files({**rendered, **drawn, root / paths.report_page("quick"): text})
     return text
 
 

@@ -6,7 +6,8 @@ from claims_made_up import made_up_grid, raw_params, receipt_rows, write_cell, w
 from ifap.errors import ResultsError
 from ifap.study import paths
 from ifap.study.paths import Cell
-from ifap.study.report import records
+from ifap.study.report import csv_files, records
+from ifap.study.report.record import TRACE_TIMING
 
 PRUNED = Cell("classification", "digits", "net_a", "ifap", 0)
 
@@ -43,7 +44,7 @@ def test_trace_has_every_iteration_of_every_pruned_cell(tmp_path, grid):
     (tmp_path / paths.trace_csv("quick")).write_text(table)
     trace = records.load_trace("quick", root=tmp_path)
     assert trace.groupby(["model", "method"])["iteration"].apply(list).map(tuple).unique().tolist() == [(0, 1, 2, 3)]
-    assert tuple(trace.columns[-3:]) == records.TRACE_TIMING
+    assert tuple(trace.columns[-3:]) == TRACE_TIMING
     assert trace["score_low"].dropna().unique().tolist() == [1e-7]
 
 
@@ -175,10 +176,10 @@ def test_refusals_with_commas_and_line_ends_survive(tmp_path, grid):
 
 def test_writing_replaces_all_files_or_none(tmp_path):
     good, bad = tmp_path / "a" / "good.csv", tmp_path / "blocked" / "bad.csv"
-    records.write_files({good: "old\n"})
+    csv_files.write_files({good: "old\n"})
     (tmp_path / "blocked").write_text("a file where a folder should be")
     with pytest.raises(OSError):  # noqa: PT011 - the kind depends on the system
-        records.write_files({good: "new\n", bad: "x"})
+        csv_files.write_files({good: "new\n", bad: "x"})
     assert good.read_text() == "old\n"
     assert [path.name for path in good.parent.iterdir()] == ["good.csv"]
 

@@ -30,7 +30,7 @@ from ifap.study import paths
 from ifap.study.grid import TABLE_FORMATS
 from ifap.study.paper import published
 from ifap.study.paths import Cell
-from ifap.study.report import FIGURES, figures, page, records
+from ifap.study.report import FIGURES, csv_files, figures, page, records
 from ifap.study.report.tables import printed as paper_tables
 from ifap.study.report.tables.build import build_table
 from ifap.study.report.tables.model import Column, Item, Note, Row, Table
@@ -50,7 +50,7 @@ def load(folder, grid, missing=()):
     for cell in missing:
         (folder / paths.metrics_file(grid.scale, cell)).unlink()
     collected = records.collect(grid, root=folder, allow_missing=bool(missing))
-    records.write_files(
+    csv_files.write_files(
         {
             folder / paths.runs_csv(grid.scale): records.runs_table(collected),
             folder / paths.trace_csv(grid.scale): records.trace_table(collected),

@@ -11,7 +11,7 @@ from claims_made_up import ROOT, raw_params, write_grid
 
 from ifap.errors import ConfigError, ResultsError
 from ifap.study import paths
-from ifap.study.config import load_params
+from ifap.study.config.reading import load_params
 from ifap.study.grid import TABLE_FORMATS, Grid
 from ifap.study.paths import Cell
 

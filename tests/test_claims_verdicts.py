@@ -11,12 +11,13 @@ from claims_made_up import ROOT, made_up_grid, made_up_structure, raw_params
 
 from ifap.errors import ResultsError
 from ifap.study import paths
-from ifap.study.config import Params
+from ifap.study.config.params import Params
 from ifap.study.grid import Grid
 from ifap.study.paper import audit, published
 from ifap.study.report import judge as verdicts
 from ifap.study.report import records
 from ifap.study.report.full_size.classifiers import load_structure
+from ifap.study.report.record import TRACE_COLUMNS
 
 PUBLISHED = ROOT / paths.published_claims()
 
@@ -38,7 +39,7 @@ def source(scale="quick", runs=(), trace=(), structure=()):
     return verdicts.Source(
         grid,
         pd.DataFrame(runs, columns=records.RUN_COLUMNS),
-        pd.DataFrame(trace, columns=records.TRACE_COLUMNS),
+        pd.DataFrame(trace, columns=TRACE_COLUMNS),
         {"m0": "abc"},
         {},
         dict(structure),

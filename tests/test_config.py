@@ -11,15 +11,9 @@ import yaml
 from workflow_project import ROOT
 
 from ifap.errors import ConfigError
-from ifap.study.config import (
-    PruneOptions,
-    RecoveryOptions,
-    TrainingOptions,
-    load_params,
-    parse_params,
-    refine,
-    select_scale,
-)
+from ifap.study.config.reading import load_params, parse_params, select_scale
+from ifap.study.config.recipes import PruneOptions, RecoveryOptions, TrainingOptions
+from ifap.study.config.refining import refine
 from ifap.study.grid import Grid
 from ifap.study.paths import Cell
 

@@ -19,7 +19,7 @@ from scipy.io import loadmat, savemat
 from torch import nn
 
 from ifap.errors import ConfigError, ResultsError
-from ifap.study.config import DatasetOptions
+from ifap.study.config.data import DatasetOptions
 from ifap.study.data import DATASETS
 from ifap.study.data.broken_images import drop_undecodable, undecodable
 from ifap.study.data.origins import PLACES, home

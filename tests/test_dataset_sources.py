@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from ifap.errors import ConfigError, ResultsError
-from ifap.study.config import DatasetOptions
+from ifap.study.config.data import DatasetOptions
 from ifap.study.data import DATASETS
 from ifap.study.data import origins as sources
 from ifap.study.data.download import Archive, download, unpack

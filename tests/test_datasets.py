@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ifap.errors import ConfigError, ResultsError, SplitError
-from ifap.study.config import DatasetOptions
+from ifap.study.config.data import DatasetOptions
 from ifap.study.data import DATASETS
 from ifap.study.data.base import ROLES, data_checksum, read_manifest, write_dataset
 from ifap.study.data.images import random_shift

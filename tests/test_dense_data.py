@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from ifap.errors import ConfigError, ResultsError, SplitError
-from ifap.study.config import DatasetOptions
+from ifap.study.config.data import DatasetOptions
 from ifap.study.data import DATASETS
 from ifap.study.data.base import read_manifest
 from ifap.study.data.dense import usable, with_content, write_dense

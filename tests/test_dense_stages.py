@@ -11,7 +11,8 @@ import torch
 import yaml
 
 from ifap.study import paths
-from ifap.study.config import TableParams, load_params
+from ifap.study.config.params import TableParams
+from ifap.study.config.reading import load_params
 from ifap.study.grid import Grid
 from ifap.study.paths import Cell
 from ifap.study.report.records import collect, load_runs, runs_table

@@ -17,7 +17,8 @@ from ifap.errors import ConfigError, TrainingError
 from ifap.forward import training_outputs
 from ifap.recover import Distillation
 from ifap.results import Receipt
-from ifap.study.config import DatasetOptions, RecoveryOptions, TrainingOptions
+from ifap.study.config.data import DatasetOptions
+from ifap.study.config.recipes import RecoveryOptions, TrainingOptions
 from ifap.study.data import DATASETS
 from ifap.study.data.dense import write_dense
 from ifap.study.distil import distillation, validator

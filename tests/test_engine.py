@@ -18,9 +18,10 @@ from torch import nn
 from ifap.data import batches, chunks
 from ifap.errors import TrainingError
 from ifap.recover import Distillation
-from ifap.study.config import TrainingOptions
+from ifap.study.config.recipes import TrainingOptions
 from ifap.study.tasks import TASKS
-from ifap.study.training.fit import _Average, build_optimizer, fit, learning_rate, read_progress
+from ifap.study.training.fit import _Average, fit, read_progress
+from ifap.study.training.schedule import build_optimizer, learning_rate
 from ifap.train_step import Accelerated, Engine, explain_memory, open_engine
 
 TASK = TASKS.get("classification")

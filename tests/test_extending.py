@@ -18,7 +18,8 @@ import ifap
 from ifap.data import Split
 from ifap.methods import METHODS
 from ifap.registry import entry_names
-from ifap.study.config import MaskOptions, TrainingOptions
+from ifap.study.config.recipes import TrainingOptions
+from ifap.study.config.rivals import MaskOptions
 from ifap.study.rivals import SPARSE, Context
 from ifap.study.tasks import TASKS
 from ifap.view import trace

@@ -18,7 +18,7 @@ from workflow_project import ROOT
 
 from ifap import plan
 from ifap.files import atomic_write_text, beside
-from ifap.study.report import records
+from ifap.study.report import csv_files
 
 RUN = ROOT / "tests" / "faults" / "run.py"
 
@@ -136,7 +136,7 @@ def test_a_bug_is_not_taken_for_trouble(error, monkeypatch):
 
 WRITES = {
     "text": lambda path: atomic_write_text(path, "later"),
-    "files": lambda path: records.write_files({path: "later"}),
+    "files": lambda path: csv_files.write_files({path: "later"}),
     "network": lambda path: plan._replace_files(path.parent / "final", {"plan.json": b"{}"}),
 }
 

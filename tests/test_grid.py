@@ -12,17 +12,10 @@ from workflow_project import ROOT
 
 from ifap.errors import ConfigError
 from ifap.study import paths
-from ifap.study.config import (
-    DENSE_TASKS,
-    DatasetOptions,
-    EvaluateOptions,
-    ModelOptions,
-    PruneOptions,
-    RecoveryOptions,
-    TrainingOptions,
-    load_params,
-    parse_params,
-)
+from ifap.study.config.data import DatasetOptions, ModelOptions
+from ifap.study.config.reading import load_params, parse_params
+from ifap.study.config.recipes import EvaluateOptions, PruneOptions, RecoveryOptions, TrainingOptions
+from ifap.study.config.values import DENSE_TASKS
 from ifap.study.grid import Grid
 from ifap.study.paper.reductions import published_networks
 from ifap.study.paper.vocabulary import published_model

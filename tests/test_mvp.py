@@ -17,16 +17,11 @@ from ifap.costs import nonzero_macs
 from ifap.data import Split
 from ifap.errors import ConfigError, TargetError
 from ifap.results import Target
-from ifap.study.budget import is_finetuned, masked_run, starts_untrained
-from ifap.study.config import (
-    LthOptions,
-    MvpOptions,
-    PdpOptions,
-    TrainingOptions,
-    load_params,
-    mask_options,
-    parse_params,
-)
+from ifap.study.config.budget import is_finetuned, masked_run, starts_untrained
+from ifap.study.config.reading import load_params, parse_params
+from ifap.study.config.recipes import TrainingOptions
+from ifap.study.config.refining import mask_options
+from ifap.study.config.rivals import LthOptions, MvpOptions, PdpOptions
 from ifap.study.rivals import SPARSE, Context
 from ifap.study.rivals.attention import split_attention
 from ifap.study.rivals.blocks import block_weights, find_groups

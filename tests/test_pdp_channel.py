@@ -14,7 +14,7 @@ import ifap
 from ifap.data import Split
 from ifap.errors import TargetError
 from ifap.forward import call, tensors
-from ifap.study.config import TrainingOptions
+from ifap.study.config.recipes import TrainingOptions
 from ifap.study.models import MODELS
 from ifap.study.rivals.gates import PdpChannel
 from ifap.study.tasks import TASKS

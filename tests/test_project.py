@@ -16,7 +16,8 @@ from workflow_project import ROOT, tracked_files
 import ifap
 from ifap.study import paths
 from ifap.study import report as claims
-from ifap.study.config import json_schema, load_params
+from ifap.study.config.params import json_schema
+from ifap.study.config.reading import load_params
 from ifap.study.grid import TABLE_FORMATS
 
 FILES = [name for name in tracked_files() if not name.startswith(("tests/", "results/", "data/"))]

@@ -17,7 +17,7 @@ from workflow_project import ROOT, fresh, tracked_files  # noqa: F401
 from ifap import cli
 from ifap.study import paths
 from ifap.study import report as claims
-from ifap.study.config import load_params
+from ifap.study.config.reading import load_params
 from ifap.study.grid import FIGURE_FORMATS, TABLE_FORMATS
 
 PAGES = ["README.md", *sorted(name for name in tracked_files() if re.fullmatch(r"docs/[^/]+\.md", name))]

@@ -14,7 +14,7 @@ from ifap import recover
 from ifap.data import Split
 from ifap.errors import SplitError, TrainingError
 from ifap.recover import Distillation
-from ifap.study.config import RecoveryOptions
+from ifap.study.config.recipes import RecoveryOptions
 from ifap.study.distil import distillation, validator
 from ifap.study.tasks import TASKS
 

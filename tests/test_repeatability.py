@@ -15,7 +15,8 @@ from workflow_project import SCALE, Project, finished, make_project, stage_comma
 
 from ifap.study import paths
 from ifap.study.paths import Cell
-from ifap.study.report.records import RUN_TIMING, TRACE_TIMING
+from ifap.study.report.record import TRACE_TIMING
+from ifap.study.report.records import RUN_TIMING
 
 PRUNED = Cell("classification", "digits", "resnet_tiny", "ifap", 0)
 BASELINE = PRUNED.baseline

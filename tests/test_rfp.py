@@ -16,23 +16,14 @@ from ifap.data import LabelledBatches, Split
 from ifap.errors import ConfigError, SplitError, TargetError
 from ifap.forward import call, private_copy
 from ifap.results import Target
-from ifap.study.config import RfpOptions
+from ifap.study.config.rivals import RfpOptions
 from ifap.study.models import MODELS
 from ifap.study.rivals import SPARSE, Context
 from ifap.study.rivals import rfp as module
 from ifap.study.rivals.blocks import find_groups, scaled_units, unit_price
-from ifap.study.rivals.rfp import (
-    budget_of,
-    decide,
-    fisher,
-    fold_and_cut,
-    least_squares,
-    mask_gradients,
-    prune_units,
-    rearrange,
-    search,
-    tune,
-)
+from ifap.study.rivals.rfp import decide, fisher, fold_and_cut, mask_gradients, prune_units, rearrange
+from ifap.study.rivals.rfp_search import budget_of, search
+from ifap.study.rivals.rfp_tuning import least_squares, tune
 from ifap.study.tasks import TASKS
 
 TASK = TASKS.get("classification")

@@ -8,7 +8,7 @@ import re
 import pytest
 from workflow_project import ROOT
 
-from ifap.study.config import Params
+from ifap.study.config.params import Params
 
 CODE = [path for top in ("src", "stages", "benchmarks") for path in sorted((ROOT / top).rglob("*.py"))]
 RULES = sorted((ROOT / "rules").glob("*.smk"))

@@ -13,7 +13,7 @@ from torch import nn
 from ifap.data import Split
 from ifap.errors import ResultsError, TrainingError
 from ifap.study import paths
-from ifap.study.config import load_params
+from ifap.study.config.reading import load_params
 from ifap.study.grid import Grid
 from ifap.study.report import FIGURES, figure_names, figures
 from ifap.study.sample_sheet import sample_sheet

@@ -13,8 +13,9 @@ import ifap
 from ifap.data import Split
 from ifap.errors import TargetError
 from ifap.forward import call
-from ifap.study.budget import one_run
-from ifap.study.config import PruneOptions, RecoveryOptions, SmallDenseOptions, TrainingOptions
+from ifap.study.config.budget import one_run
+from ifap.study.config.recipes import PruneOptions, RecoveryOptions, TrainingOptions
+from ifap.study.config.rivals import SmallDenseOptions
 from ifap.study.models import MODELS
 from ifap.study.rivals import SPARSE, Context
 from ifap.study.rivals.narrow import reinitialise, structure

@@ -9,7 +9,7 @@ import pytest
 from workflow_project import ROOT, make_project
 
 from ifap.study import paths
-from ifap.study.config import load_params
+from ifap.study.config.reading import load_params
 from ifap.study.grid import Grid
 from ifap.study.paper.reductions import published_reduction
 from ifap.study.paths import Cell

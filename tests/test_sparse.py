@@ -15,17 +15,10 @@ from ifap.costs import cost, nonzero_macs
 from ifap.data import Split
 from ifap.errors import ConfigError, PlanError, SplitError, TargetError, TrainingError
 from ifap.results import Target
-from ifap.study.config import (
-    GranetOptions,
-    LthOptions,
-    MaskOptions,
-    MethodOptions,
-    PdpOptions,
-    RiglOptions,
-    TrainingOptions,
-    mask_options,
-    parse_params,
-)
+from ifap.study.config.reading import parse_params
+from ifap.study.config.recipes import TrainingOptions
+from ifap.study.config.refining import mask_options
+from ifap.study.config.rivals import GranetOptions, LthOptions, MaskOptions, MethodOptions, PdpOptions, RiglOptions
 from ifap.study.rivals import SPARSE, Context
 from ifap.study.rivals.controller import MaskController, all_kept, counted
 from ifap.study.rivals.density import (
@@ -44,7 +37,8 @@ from ifap.study.rivals.pdp import PdpController, slope, soft_mask, threshold
 from ifap.study.rivals.ranking import affordable, global_top, random_masks, regrow, top
 from ifap.study.rivals.rigl import RiglController
 from ifap.study.tasks import TASKS
-from ifap.study.training.fit import fit, learning_rate
+from ifap.study.training.fit import fit
+from ifap.study.training.schedule import learning_rate
 
 TASK = TASKS.get("classification")
 EXAMPLE = torch.zeros(1, 1, 6, 6)

@@ -15,7 +15,10 @@ from workflow_project import tiny_params
 from ifap import plan, saving
 from ifap.errors import ConfigError
 from ifap.study import paths
-from ifap.study.config import LIMITS, RiglOptions, load_params, mask_options
+from ifap.study.config.reading import load_params
+from ifap.study.config.recipes import LIMITS
+from ifap.study.config.refining import mask_options
+from ifap.study.config.rivals import RiglOptions
 from ifap.study.grid import Grid
 from ifap.study.machine.determinism import configure
 from ifap.study.paths import Cell

@@ -21,7 +21,7 @@ from jinja2.exceptions import SecurityError
 from ifap.errors import ConfigError, ResultsError
 from ifap.files import atomic_write_text, read_bounded
 from ifap.study import config, paths
-from ifap.study.config import load_params
+from ifap.study.config.reading import load_params
 from ifap.study.report import page, records
 from ifap.study.report.tables.model import Column, Item, Row, Table
 from ifap.study.report.tables.networks import link

@@ -10,7 +10,7 @@ from text_data import MODELS, OPTIONS, SETS, TABLES, readers, write
 
 from ifap.data import CalibrationBatches, Named
 from ifap.errors import ConfigError, ResultsError, SplitError
-from ifap.study.config import TextOptions
+from ifap.study.config.data import TextOptions
 from ifap.study.data import DATASETS
 from ifap.study.data.base import read_manifest
 from ifap.study.data.grammar import Sentences, agreement

@@ -11,7 +11,8 @@ import yaml
 
 from ifap.errors import ConfigError
 from ifap.study import paths
-from ifap.study.config import TableParams, load_params
+from ifap.study.config.params import TableParams
+from ifap.study.config.reading import load_params
 from ifap.study.data.base import read_manifest
 from ifap.study.grid import Grid
 from ifap.study.paths import Cell

@@ -8,16 +8,10 @@ from torch import nn
 
 from ifap.data import Split
 from ifap.errors import SplitError, TrainingError
-from ifap.study.config import TrainingOptions
+from ifap.study.config.recipes import TrainingOptions
 from ifap.study.tasks import TASKS
-from ifap.study.training.fit import (
-    STATE_FILE,
-    _Losses,
-    build_optimizer,
-    fit,
-    learning_rate,
-    read_progress,
-)
+from ifap.study.training.fit import STATE_FILE, _Losses, fit, read_progress
+from ifap.study.training.schedule import build_optimizer, learning_rate
 
 TASK = TASKS.get("classification")
 RECIPE = TrainingOptions(

@@ -20,7 +20,8 @@ from ifap.study import report as claims
 from ifap.study.grid import FIGURE_FORMATS, TABLE_FORMATS
 from ifap.study.models import builder_from_id
 from ifap.study.paths import Cell
-from ifap.study.report.records import RUN_COLUMNS, TRACE_COLUMNS, Receipt, read_receipts, read_record
+from ifap.study.report.record import TRACE_COLUMNS, Receipt
+from ifap.study.report.records import RUN_COLUMNS, read_receipts, read_record
 
 TARGET = 0.5
 BASELINE = Cell("classification", "digits", "resnet_tiny", "baseline", 0)

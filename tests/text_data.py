@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ifap.study.config import DatasetOptions, SyntheticOptions, TextOptions
+from ifap.study.config.data import DatasetOptions, SyntheticOptions, TextOptions
 from ifap.study.data import DATASETS
 from ifap.study.data.texts import write_texts
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ifap.study.config import load_params
+from ifap.study.config.reading import load_params
 from ifap.study.grid import Grid
 
 ROOT = Path(__file__).parent.parent

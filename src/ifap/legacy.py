@@ -14,326 +14,37 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Collection, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from ifap.errors import PlanError
 from ifap.layers import cut, cut_tensor, modules_by_name, refresh, replace_tensor, sides
+from ifap.legacy_attention import (
+    _FUSED,
+    HEAD_TABLE,
+    Gated,
+    SpatialAttention,
+    SplitAttention,
+    _has_positions,
+    _is_transposed,
+    _known_heads,
+    _nearest_table,
+    can_split,
+    from_transposed,
+    give_table,
+    is_fused,
+    joined_from_transposed,
+    split,
+)
 from ifap.rebuilding import check_names
 
 if TYPE_CHECKING:
     from ifap.plan import Plan
 
-HEAD_TABLE = "relative_attention_bias"
-"""Name of an embedding inside an attention module that has one column a head."""
-
-
-class Heads(NamedTuple):
-    """How version 1 knew an attention module: by the names of its layers and of what its forward reads.
-
-    Parameters
-    ----------
-    layers : tuple of str
-        Linear layers of queries, keys and values, below the module; or one that holds all three.
-    head_dim : str
-        Attribute with the width of a head.
-    number : str
-        Attribute with the number of heads; empty if the forward takes it from the tensors.
-    widths : tuple of str
-        Attributes with the width of all heads, each of which a module may lack.
-    """
-
-    layers: tuple[str, ...]
-    head_dim: str
-    number: str
-    widths: tuple[str, ...] = ()
-
-
-_FUSED = Heads(("qkv",), "head_dim", "num_heads", ("attn_dim", "all_head_dim", "inner_dim"))
-_HEADS = (
-    Heads(("q", "k", "v"), "head_dim", "num_heads"),
-    Heads(("q", "k", "v"), "key_value_proj_dim", "n_heads", ("inner_dim",)),
-    Heads(("query", "key", "value"), "attention_head_size", "num_attention_heads", ("all_head_size",)),
-    Heads(("c_attn.q", "c_attn.k", "c_attn.v"), "head_dim", "num_heads", ("split_size",)),
-    Heads(("q_proj", "k_proj", "v_proj"), "head_dim", ""),
-    _FUSED,
-)
-
 
 # --- what stands where a module was replaced --------------------------------------------------------
-
-
-class SplitAttention(nn.Module):
-    """Attention with separate query, key, value and output projections and whole heads.
-
-    Takes and returns what ``nn.MultiheadAttention`` does.
-
-    Parameters
-    ----------
-    embed_dim, num_heads : int
-        Width of queries and outputs, and number of heads.
-    head_dim : int
-        Width of one head; never changes, so that the softmax temperature stays.
-    kdim, vdim : int
-        Width of keys and of values.
-    bias : bool
-        Whether the projections have biases.
-    dropout : float
-        Dropout of the attention probabilities while training.
-    batch_first : bool
-        Whether inputs are (batch, tokens, width) rather than (tokens, batch, width).
-    """
-
-    # Read by nn.TransformerEncoderLayer to choose its fused path, which needs the fused weights.
-    _qkv_same_embed_dim = False
-    in_proj_bias = None
-    in_proj_weight = None
-
-    def __init__(
-        self,
-        embed_dim: int,
-        num_heads: int,
-        *,
-        head_dim: int,
-        kdim: int,
-        vdim: int,
-        bias: bool,
-        dropout: float,
-        batch_first: bool,
-    ) -> None:
-        super().__init__()
-        width = num_heads * head_dim
-        self.q = nn.Linear(embed_dim, width, bias=bias)
-        self.k = nn.Linear(kdim, width, bias=bias)
-        self.v = nn.Linear(vdim, width, bias=bias)
-        self.out = nn.Linear(width, embed_dim, bias=bias)
-        self.num_heads = num_heads
-        self.head_dim = head_dim
-        self.dropout = dropout
-        self.batch_first = batch_first
-
-    def forward(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        key_padding_mask: Tensor | None = None,
-        need_weights: bool = True,
-        attn_mask: Tensor | None = None,
-        average_attn_weights: bool = True,
-        is_causal: bool = False,
-    ) -> tuple[Tensor, Tensor | None]:
-        """Attend; see ``nn.MultiheadAttention.forward``."""
-        batched = query.dim() == 3
-        q, k, v = (self._heads(*pair, batched) for pair in ((self.q, query), (self.k, key), (self.v, value)))
-        mask = _merge_masks(attn_mask, key_padding_mask, q, k, is_causal and attn_mask is None)
-        dropout = self.dropout if self.training else 0.0
-        weights = None
-        if need_weights:
-            weights = _probabilities(q, k, mask)
-            heads = functional.dropout(weights, dropout) @ v
-        else:
-            heads = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
-        # Projected before the layout of the input is restored: whoever scores `out` finds samples first.
-        output = self._restore(self.out(heads.transpose(1, 2).flatten(2)), batched)
-        if weights is not None:
-            weights = weights.mean(dim=1) if average_attn_weights else weights
-            weights = weights if batched else weights.squeeze(0)
-        return output, weights
-
-    def _heads(self, projection: nn.Linear, x: Tensor, batched: bool) -> Tensor:
-        """Project to (batch, heads, tokens, head width)."""
-        x = x if batched else x.unsqueeze(0 if self.batch_first else 1)
-        x = projection(x if self.batch_first else x.transpose(0, 1))
-        return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-
-    def _restore(self, x: Tensor, batched: bool) -> Tensor:
-        """Bring (batch, tokens, width) back to the layout of the input."""
-        x = x if self.batch_first else x.transpose(0, 1)
-        return x if batched else x.squeeze(0 if self.batch_first else 1)
-
-
-class JoinedProjections(nn.Module):
-    """Query, key and value layers that stand for one layer with all their outputs, in this order."""
-
-    def __init__(self, q: nn.Linear, k: nn.Linear, v: nn.Linear) -> None:
-        super().__init__()
-        self.q, self.k, self.v = q, k, v
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return (..., q + k + v) outputs of (..., in) inputs."""
-        return torch.cat([self.q(x), self.k(x), self.v(x)], dim=-1)
-
-
-class SpatialAttention(nn.Module):
-    """`SplitAttention` in place of attention of a diffusion network, within tokens, within a map or to other tokens.
-
-    Parameters
-    ----------
-    old : nn.Module
-        The module that it stands for, with linear layers ``to_q``, ``to_k``, ``to_v`` and ``to_out.0``.
-    """
-
-    def __init__(self, old: Any) -> None:
-        super().__init__()
-        self.group_norm = old.group_norm
-        self.residual, self.rescale = bool(old.residual_connection), float(old.rescale_output_factor)
-        with torch.device("meta"):  # its layers are those of the old module
-            self.attend = SplitAttention(
-                old.query_dim,
-                old.heads,
-                head_dim=old.inner_dim // old.heads,
-                kdim=old.cross_attention_dim,
-                vdim=old.cross_attention_dim,
-                bias=old.use_bias,
-                dropout=0.0,
-                batch_first=True,
-            )
-        self.attend.q, self.attend.k, self.attend.v, self.attend.out = old.to_q, old.to_k, old.to_v, old.to_out[0]
-
-    def forward(
-        self,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        **_ignored: Any,
-    ) -> Tensor:
-        """Attend within tokens (batch, tokens, width) or a map (batch, width, height, width), or to other tokens."""
-        x = hidden_states if self.group_norm is None else self.group_norm(hidden_states)
-        is_map = x.dim() == 4
-        tokens = x.flatten(2).transpose(1, 2) if is_map else x
-        source = tokens if encoder_hidden_states is None else encoder_hidden_states
-        found: Tensor = self.attend(tokens, source, source, need_weights=False, attn_mask=attention_mask)[0]
-        if is_map:
-            found = found.transpose(1, 2).unflatten(2, x.shape[2:])
-        return (found + hidden_states if self.residual else found) / self.rescale
-
-
-class Gated(nn.Module):
-    """A linear layer times the GELU of another, in place of one layer that computes values and gates.
-
-    Parameters
-    ----------
-    joined : nn.Linear
-        The layer that computes both, whose weights they take.
-    """
-
-    def __init__(self, joined: nn.Linear) -> None:
-        super().__init__()
-        weights = joined.weight.detach().chunk(2)
-        biases = (None, None) if joined.bias is None else joined.bias.detach().chunk(2)
-        self.value, self.gate = (linear(*pair, like=joined) for pair in zip(weights, biases, strict=True))
-
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        """Map (..., in) to (..., out)."""
-        gated: Tensor = self.value(hidden_states) * functional.gelu(self.gate(hidden_states))
-        return gated
-
-
-def linear(weight: Tensor, bias: Tensor | None, *, like: nn.Module) -> nn.Linear:
-    """Return a linear layer with these weights, as frozen and in the same mode as the one that they come from."""
-    outputs, inputs = weight.shape
-    layer = nn.Linear(inputs, outputs, bias=bias is not None, device=weight.device, dtype=weight.dtype)
-    with torch.no_grad():
-        layer.weight.copy_(weight)
-        if bias is not None:
-            layer.bias.copy_(bias)
-    for name, parameter in layer.named_parameters():
-        parameter.requires_grad_(like.get_parameter(name).requires_grad)
-    return layer.train(like.training)
-
-
-def from_transposed(module: nn.Module) -> nn.Linear:
-    """Return a linear layer that computes what one with a weight of (in, out) does."""
-    return linear(module.get_parameter("weight").t(), module.get_parameter("bias"), like=module)
-
-
-def joined_from_transposed(module: nn.Module) -> JoinedProjections:
-    """Return three linear layers that compute what one with a weight of (in, 3 * width) does."""
-    weights, biases = module.get_parameter("weight").t().chunk(3), module.get_parameter("bias").chunk(3)
-    layers = [linear(*pair, like=module) for pair in zip(weights, biases, strict=True)]
-    return JoinedProjections(*layers).train(module.training)
-
-
-def can_split(module: nn.MultiheadAttention) -> bool:
-    """Whether attention has neither an extra learned key nor an added zero token."""
-    return module.bias_k is None and module.bias_v is None and not module.add_zero_attn
-
-
-def split(module: nn.MultiheadAttention) -> SplitAttention:
-    """Return attention with the same weights and the same outputs whose heads can leave."""
-    if module.in_proj_weight is not None:
-        weights = list(module.in_proj_weight.detach().chunk(3))
-    else:
-        weights = [w.detach() for w in (module.q_proj_weight, module.k_proj_weight, module.v_proj_weight)]
-    bias = module.in_proj_bias
-    with torch.device("meta"):  # drawing weights that are overwritten would take most of the time
-        new = SplitAttention(
-            module.embed_dim,
-            module.num_heads,
-            head_dim=module.head_dim,
-            kdim=weights[1].shape[1],
-            vdim=weights[2].shape[1],
-            bias=bias is not None,
-            dropout=module.dropout,
-            batch_first=module.batch_first,
-        )
-    new = new.to(weights[0].dtype).to_empty(device=weights[0].device)
-    biases = bias.detach().chunk(3) if bias is not None else (None, None, None)
-    with torch.no_grad():
-        for layer, weight, layer_bias in zip((new.q, new.k, new.v), weights, biases, strict=True):
-            layer.weight.copy_(weight)
-            if layer_bias is not None:
-                layer.bias.copy_(layer_bias)
-        new.out.load_state_dict(module.out_proj.state_dict())
-    fused = module.in_proj_weight if module.in_proj_weight is not None else module.q_proj_weight
-    for layer in (new.q, new.k, new.v):
-        layer.requires_grad_(fused.requires_grad)
-    new.out.requires_grad_(module.out_proj.weight.requires_grad)
-    return new.train(module.training)
-
-
-_OWN_TABLE: dict[Any, Any] = {}  # class of attention to the one with tables of its own, itself included
-
-
-def own_table(base: Any) -> Any:
-    """Return a class of attention that takes no positions from the layer before."""
-    if base in _OWN_TABLE:
-        return _OWN_TABLE[base]
-
-    class OwnTableAttention(base):  # type: ignore[misc]
-        """Attention with relative positions of its own: other layers may have other heads."""
-
-        def forward(self, *args: Any, **kwargs: Any) -> Any:
-            return super().forward(*args, **{**kwargs, "position_bias": None})
-
-    _OWN_TABLE[base] = _OWN_TABLE[OwnTableAttention] = OwnTableAttention
-    return OwnTableAttention
-
-
-def give_table(module: Any, table: nn.Embedding | None) -> None:
-    """Make attention with relative positions independent of the layer before it, in place.
-
-    Parameters
-    ----------
-    module : nn.Module
-        The attention.
-    table : nn.Embedding or None
-        What to copy for a module that needs a table and has none; None for one that needs none.
-    """
-    module.__class__ = own_table(type(module))
-    if table is None or module.has_relative_attention_bias:
-        return
-    rows, columns = table.weight.shape
-    new = nn.Embedding(rows, columns, device=table.weight.device, dtype=table.weight.dtype)
-    with torch.no_grad():
-        new.weight.copy_(table.weight)
-    new.weight.requires_grad_(table.weight.requires_grad)
-    module.add_module(HEAD_TABLE, new.train(module.training))
-    module.has_relative_attention_bias = True
 
 
 # --- what a plan says of it -------------------------------------------------------------------------
@@ -484,58 +195,6 @@ def rebuild(model: nn.Module, plan: Plan, weights: Mapping[str, Tensor]) -> None
 # --- recognising ------------------------------------------------------------------------------------
 
 
-def is_fused(module: nn.Module) -> bool:
-    """Whether a block has a linear ``qkv`` three times as wide as its linear ``proj`` reads, and whole heads."""
-    if not {"qkv", "proj"} <= module._modules.keys():  # so for most modules, and asked often
-        return False
-    qkv, proj, width = (getattr(module, name, None) for name in ("qkv", "proj", "head_dim"))
-    if not (isinstance(qkv, nn.Linear) and isinstance(proj, nn.Linear) and isinstance(width, int)):
-        return False
-    whole_heads = width > 0 and proj.in_features % width == 0
-    return whole_heads and qkv.out_features == 3 * proj.in_features and hasattr(module, "num_heads")
-
-
-def _is_transposed(module: nn.Module) -> bool:
-    """Whether a module is none of torch's layers and has a weight of (in, out) and a bias of (out), and no more."""
-    own = module._parameters
-    if module._modules or sides(module) or own.keys() != {"weight", "bias"}:
-        return False
-    weight, bias = own["weight"], own["bias"]
-    return weight is not None and bias is not None and weight.dim() == 2 and bias.shape == weight.shape[1:]
-
-
-def _has_positions(module: nn.Module) -> bool:
-    """Whether a module is attention that reads, or may read, a table of relative positions."""
-    return isinstance(vars(module).get(f"has_{HEAD_TABLE}"), bool)
-
-
-def _nearest_table(name: str, modules: Mapping[str, Any]) -> nn.Embedding | None:
-    """Return the table of the attention module that shares most of its path with `name`: that of its stack."""
-    holders = [key for key, module in modules.items() if _has_positions(module) and HEAD_TABLE in module._modules]
-    nearest_holder = max(holders, key=lambda key: _shared_steps(key, name), default=None)
-    return None if nearest_holder is None else getattr(modules[nearest_holder], HEAD_TABLE)
-
-
-def _shared_steps(one: str, other: str) -> int:
-    pairs = zip(one.split("."), other.split("."), strict=False)
-    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
-
-
-def _known_heads(module: nn.Module) -> Heads | None:
-    for known in _HEADS:
-        width = getattr(module, known.head_dim, None)
-        if isinstance(width, int) and width > 0 and all(_is_linear(module, part) for part in known.layers):
-            return known if known is not _FUSED or is_fused(module) else None
-    return None
-
-
-def _is_linear(module: nn.Module, path: str) -> bool:
-    owner: Any = module
-    for step in path.split("."):
-        owner = owner._modules.get(step) if isinstance(owner, nn.Module) else None
-    return isinstance(owner, nn.Linear)
-
-
 def _certain_attention(model: nn.Module) -> set[str]:
     """Return the attention modules that every plan of version 1 lists, whatever else looks like attention."""
     return {
@@ -610,31 +269,3 @@ def _cut_unsaved(model: nn.Module, plan: Plan, stored: Collection[str]) -> None:
 
 
 # --- products of attention --------------------------------------------------------------------------
-
-
-def _probabilities(q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
-    logits = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5
-    if mask is not None:
-        logits = logits.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else logits + mask
-    return logits.softmax(dim=-1)
-
-
-def _merge_masks(attn_mask: Tensor | None, padding: Tensor | None, q: Tensor, k: Tensor, causal: bool) -> Tensor | None:
-    """Combine the masks of ``nn.MultiheadAttention`` (true: left out) into one to add to the logits."""
-    if attn_mask is None and padding is None and not causal:
-        return None
-    mask = torch.zeros(1, 1, q.shape[-2], k.shape[-2], dtype=q.dtype, device=q.device)
-    if causal:
-        attn_mask = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool, device=q.device).triu(1)
-    if attn_mask is not None:
-        additive = _additive(attn_mask, q)
-        mask = mask + (additive.unflatten(0, (q.shape[0], -1)) if additive.dim() == 3 else additive)
-    if padding is not None:
-        mask = mask + _additive(padding, q).reshape(-1, 1, 1, k.shape[-2])
-    return mask
-
-
-def _additive(mask: Tensor, like: Tensor) -> Tensor:
-    if mask.dtype != torch.bool:
-        return mask.to(like.dtype)
-    return torch.zeros(mask.shape, dtype=like.dtype, device=like.device).masked_fill(mask, float("-inf"))

@@ -35,7 +35,7 @@ import yaml  # noqa: E402
 
 from ifap import paths  # noqa: E402
 from ifap.errors import IfapError  # noqa: E402
-from ifap.study.config import load_params  # noqa: E402
+from ifap.study.config.reading import load_params  # noqa: E402
 from ifap.study.grid import Grid  # noqa: E402
 from ifap.study.report import records, tables, verdicts  # noqa: E402
 from ifap.study.report.full_size.classifiers import load_structure  # noqa: E402

@@ -16,7 +16,7 @@ def status(
     params: Annotated[Path, typer.Option(help="Parameter file.")] = Path("params.yaml"),
 ) -> None:
     """Say of each table's cells whether they ran, were restored, are missing or stale, and at which commit."""
-    from ifap.study.config import load_params, select_scale
+    from ifap.study.config.reading import load_params, select_scale
     from ifap.study.grid import Grid
     from ifap.study.report.estimate import status_lines
 
@@ -34,7 +34,7 @@ def estimate(
     As long as params.yaml has no scale 'paper', that name stands for the cells that the paper prints.
     """
     from ifap.study import paths
-    from ifap.study.config import load_params, select_scale
+    from ifap.study.config.reading import load_params, select_scale
     from ifap.study.grid import Grid
     from ifap.study.paper.published import load_claims
     from ifap.study.paper.published_cost import published_lines

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 from ifap.errors import ConfigError
 from ifap.study import paths
-from ifap.study.config import load_params, select_scale
+from ifap.study.config.reading import load_params, select_scale
 from ifap.study.grid import Grid
 from ifap.study.machine import gpu
 

@@ -14,29 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from ifap.errors import ConfigError, nearest
-from ifap.study.budget import after_pruning, is_finetuned, masked_run
-from ifap.study.config import (
-    LIMITS,
-    MaskOptions,
-    ModelOptions,
-    Params,
-    PruneOptions,
-    RecoveryOptions,
-    ScaleParams,
-    Section,
-    TableParams,
-    TargetOptions,
-    TextOptions,
-    TrainingOptions,
-    Variant,
-    for_task,
-    mask_options,
-    options_type,
-    refine,
-    refine_method,
-    refine_recovery,
-    validated,
-)
+from ifap.study.config.budget import after_pruning, is_finetuned, masked_run
+from ifap.study.config.data import ModelOptions, TextOptions
+from ifap.study.config.params import Params, ScaleParams, TableParams, Variant
+from ifap.study.config.recipes import LIMITS, PruneOptions, RecoveryOptions, TargetOptions, TrainingOptions
+from ifap.study.config.refining import for_task, mask_options, options_type, refine, refine_method, refine_recovery
+from ifap.study.config.rivals import MaskOptions
+from ifap.study.config.validation import validated
+from ifap.study.config.values import Section
 from ifap.study.data.origins import PLACES, why_absent
 from ifap.study.paper.reductions import published_reduction
 from ifap.study.paths import SPLITS, Cell, manifest_file, split_file

@@ -17,7 +17,7 @@ from torch import Tensor
 from ifap.data import Role, Samples, Split
 from ifap.errors import ConfigError, ResultsError, SplitError
 from ifap.files import atomic_write_bytes, atomic_write_text, sha256_file
-from ifap.study.config import DatasetOptions
+from ifap.study.config.data import DatasetOptions
 from ifap.study.data.broken_images import drop_undecodable
 from ifap.study.data.images import ImageArrays, ImageFiles, Scaling, View
 from ifap.study.data.origins import PLACES, Place

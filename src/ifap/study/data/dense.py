@@ -19,7 +19,7 @@ from torch import Tensor
 from ifap.data import Role, Split
 from ifap.errors import ConfigError, ResultsError, nearest
 from ifap.files import atomic_write_bytes, atomic_write_text, sha256_file
-from ifap.study.config import DatasetOptions
+from ifap.study.config.data import DatasetOptions
 from ifap.study.data.base import (
     IMAGENET_MOMENTS,
     MANIFEST_VERSION,

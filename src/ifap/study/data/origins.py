@@ -16,7 +16,7 @@ from ifap.study.data.download import Archive
 from ifap.study.paths import raw_dir
 
 if TYPE_CHECKING:
-    from ifap.study.config import DatasetOptions
+    from ifap.study.config.data import DatasetOptions
 
 SYNTHETIC_FILE = "SYNTHETIC.txt"  # lies in every folder of generated data
 

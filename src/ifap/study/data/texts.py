@@ -15,7 +15,7 @@ from torch import Tensor
 from ifap.data import Named, Role, Split
 from ifap.errors import ConfigError, ResultsError
 from ifap.files import atomic_write_bytes, atomic_write_text, sha256_file
-from ifap.study.config import DatasetOptions, TextOptions
+from ifap.study.config.data import DatasetOptions, TextOptions
 from ifap.study.data.base import (
     MANIFEST_VERSION,
     ROLES,

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ifap.errors import ConfigError, nearest
-from ifap.study.config import TextOptions
+from ifap.study.config.data import TextOptions
 from ifap.study.data.passages import Question, tokens_of
 
 if TYPE_CHECKING:

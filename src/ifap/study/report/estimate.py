@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ifap.study import paths
-from ifap.study.config import ModelOptions, TextOptions
+from ifap.study.config.data import ModelOptions, TextOptions
 from ifap.study.grid import Grid
 from ifap.study.paths import Cell
 from ifap.study.report.records import first_difference

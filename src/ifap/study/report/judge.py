@@ -20,26 +20,18 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ifap.errors import ResultsError
 from ifap.study import paths
-from ifap.study.config import VerdictParams
+from ifap.study.config.params import VerdictParams
 from ifap.study.grid import Grid
 from ifap.study.paper.audit import PRINTED, Finding, delta_conventions, run_audit
 from ifap.study.paper.published import COLUMNS, COUNTS, load_claims
 from ifap.study.paper.vocabulary import APART, DATASETS, METHODS, MODELS, PRINTED_METRICS, published_model
 from ifap.study.paths import Cell
+from ifap.study.report.csv_files import as_csv, check_header, read_lines
 from ifap.study.report.full_size.classifiers import Key, Structure, counted
 from ifap.study.report.full_size.dense import DenseStructure, about_dense, counted_dense
 from ifap.study.report.full_size.language import TABLE, TextStructure, about_text, counted_text
-from ifap.study.report.records import (
-    NO_RECORD,
-    Blank,
-    Collected,
-    as_csv,
-    check_header,
-    first_problem,
-    read_lines,
-    runs_table,
-    trace_table,
-)
+from ifap.study.report.record import Blank, first_problem
+from ifap.study.report.records import NO_RECORD, Collected, runs_table, trace_table
 
 Verdict = Literal[
     "reproduced", "not reproduced", "not attempted", "inconsistent in the source", "not comparable (scale)"

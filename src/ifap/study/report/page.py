@@ -24,9 +24,10 @@ from ifap.study.grid import TABLE_FORMATS, Grid
 from ifap.study.paper.audit import KINDS, SEVERITIES
 from ifap.study.paper.published import COUNTS, NUMERALS
 from ifap.study.paper.vocabulary import METRICS
+from ifap.study.report.csv_files import MOST_BYTES
 from ifap.study.report.estimate import table_cells
 from ifap.study.report.figures import Picture
-from ifap.study.report.records import MOST_BYTES, Provenance, first_problem
+from ifap.study.report.record import Provenance, first_problem
 from ifap.study.report.tables.model import Table
 from ifap.study.report.tables.networks import link, select
 from ifap.study.report.tables.numbers import fixed

@@ -6,32 +6,26 @@ a run that ``params.yaml`` does not describe.
 
 from __future__ import annotations
 
-import contextlib
-import csv
 import hashlib
-import io
 import json
-import math
-import os
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any
 
 import pandas as pd
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import ValidationError
 
 from ifap.errors import ResultsError, nearest
-from ifap.files import beside, read_bounded
+from ifap.files import read_bounded
 from ifap.study import paths
 from ifap.study.grid import Grid
-from ifap.study.paper.vocabulary import METRICS, kind
+from ifap.study.paper.vocabulary import kind
 from ifap.study.paths import Cell
 from ifap.study.report import training_cost as ledger
+from ifap.study.report.csv_files import LISTED, MOST_BYTES, _csv_lines, _load, as_csv, check_header, read_lines
+from ifap.study.report.record import CELL_COLUMNS, TRACE_COLUMNS, CellName, Receipt, Record, first_problem
 
-SCHEMA_VERSION = 1
-CELL_COLUMNS = ("scale", "task", "dataset", "model", "method", "seed")
 RUN_TIMING = ("latency_ms", "wall_seconds", "peak_memory_mb")
 RUN_COLUMNS = (
     *CELL_COLUMNS,
@@ -76,190 +70,9 @@ RUN_COLUMNS = (
     "metrics",
     *RUN_TIMING,
 )
-TRACE_TIMING = ("seconds_score", "seconds_prune", "seconds_recover")
-TEXT_COLUMNS = frozenset({*CELL_COLUMNS[:-1], "base_method", "metric", "data_checksum", "config_hash", "metrics"})
-OPTIONAL_TEXT = frozenset({"accepted", "refused", "synthetic"})
-CHOICES = {
-    "structure": ("channels", "weights", ""),
-    "start": ("baseline", "init", ""),
-    "target_kind": ("macs", "params", ""),
-}
-"""The values of columns that a baseline leaves empty."""
 MISSING_COLUMNS = (*CELL_COLUMNS, "reason")
 NO_RECORD = "no record"
 NOT_CHOSEN = "not part of this run"
-# Results may come from anyone; Python needs some twenty times the size of a table of short fields.
-MOST_BYTES = 32 * 2**20
-NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", re.ASCII)
-LISTED = 20  # how many missing or stale cells an error names before it counts the rest
-
-Percent = Annotated[float, Field(ge=0, le=100)]
-Count = Annotated[int, Field(ge=0)]
-
-
-class _Strict(BaseModel):
-    """Part of a record: unknown keys, wrong types and values that are not finite are errors."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
-
-
-class CellName(_Strict):
-    """The cell that a record says it belongs to."""
-
-    scale: str
-    task: str
-    dataset: str
-    model: str
-    method: str
-    seed: int
-
-
-class Measured(_Strict):
-    """A metric on the test split, measured once."""
-
-    value: float
-    unit: str
-    split: Literal["test"]
-
-
-class SplitSizes(_Strict):
-    """Samples in each split."""
-
-    train: Count
-    validation: Count
-    test: Count
-
-
-class Latency(_Strict):
-    """Measured speed; depends on the machine, so no table prints it."""
-
-    median_ms: float
-    p10_ms: float
-    p90_ms: float
-    batch: int
-    device: str
-    dtype: str
-    threads: int
-    runs: int
-
-
-class Provenance(_Strict):
-    """How the record came to be; may say more than is checked here."""
-
-    model_config = ConfigDict(extra="allow")
-
-    commit: str | None
-    dirty: bool | None
-    versions: dict[str, Any]
-    hardware: dict[str, Any]
-    wall_seconds: dict[str, float]
-    peak_memory_mb: float | None
-    resume_count: Count
-
-
-class Record(_Strict):
-    """One ``metrics.json``."""
-
-    schema_version: Literal[1]
-    cell: CellName
-    config: dict[str, Any]
-    primary: str = "top1"
-    metrics: dict[str, Measured]
-    validation: dict[str, float]
-    split_sizes: SplitSizes
-    data_checksum: str
-    synthetic: bool
-    macs: Annotated[int, Field(gt=0)]
-    macs_nonzero: Count
-    params: Annotated[int, Field(gt=0)]
-    params_nonzero: Count
-    training_macs: Count | None = None
-    dense_training_macs: Count | None = None
-    latency: Latency | None
-    provenance: Provenance
-
-    @model_validator(mode="after")
-    def _know_the_metrics(self) -> Record:
-        for name, found in self.metrics.items():
-            if name not in METRICS:
-                raise ValueError(f"unknown metric '{name}': {nearest(name, METRICS)}")
-            if found.unit != METRICS[name].unit:
-                raise ValueError(f"metrics.{name}.unit is '{found.unit}', not '{METRICS[name].unit}'")
-        test = {name: found.value for name, found in self.metrics.items()}
-        for where, values in (("metrics", test), ("validation", self.validation)):
-            for name in (self.primary, "loss", *(("top5",) if self.primary == "top1" else ())):
-                if name not in values:
-                    raise ValueError(f"{where}.{name} is missing")
-            for name, value in values.items():
-                metric = METRICS.get(name)
-                if metric is None or not metric.low <= value <= metric.high:
-                    raise ValueError(
-                        f"{where}.{name} is {value:g}, not from {metric.low:g} to {metric.high:g}"
-                        if metric
-                        else f"{where}.{name}: unknown metric: {nearest(name, METRICS)}"
-                    )
-        return self
-
-    @property
-    def score(self) -> float:
-        """The metric that is watched, on the test split."""
-        return self.metrics[self.primary].value
-
-
-def _empty_is_none(value: object) -> object:
-    return None if value == "" else value
-
-
-_Item = TypeVar("_Item")
-Blank = Annotated[_Item | None, BeforeValidator(_empty_is_none)]
-
-
-class Receipt(BaseModel):
-    """One row of ``receipts.csv``; the fields are the columns of the file, in order."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    iteration: Count
-    accepted: Blank[bool]
-    rho: Blank[float]
-    units_asked: Blank[Count]
-    units_removed: Blank[Count]
-    macs_asked: Blank[float]
-    macs: Count
-    params: Count
-    score_low: Blank[float]
-    score_high: Blank[float]
-    metric_before: Blank[float]
-    metric_after: Blank[float]
-    top1: Blank[Percent]
-    top5: Blank[Percent]
-    loss: Blank[float]
-    refused: Blank[str]
-    seconds_score: Blank[float]
-    seconds_prune: Blank[float]
-    seconds_recover: Blank[float]
-
-
-TRACE_COLUMNS = (*CELL_COLUMNS, *(name for name in Receipt.model_fields if name not in TRACE_TIMING), *TRACE_TIMING)
-OPTIONAL_NUMBERS = frozenset(
-    {
-        *(
-            "target",
-            "macs_base",
-            "macs_reduction",
-            "params_base",
-            "params_reduction",
-            "baseline_metric",
-            "metric_delta",
-        ),
-        *("test_top1", "test_top5", "test_ece", "validation_top1", "validation_top5"),
-        *("macs_theoretical_reduction", "nonzero_params_reduction", "training_macs"),
-        "training_macs_theoretical",
-        *("validation_before_recovery", "validation_after_recovery"),
-        *("latency_ms", "peak_memory_mb"),
-        *(name for name in Receipt.model_fields if name not in {"iteration", "macs", "params"}),
-    }
-)
 
 
 @dataclass(frozen=True)
@@ -452,24 +265,6 @@ def load_trace(scale: str, *, root: Path = Path()) -> pd.DataFrame:
     return _load(root, paths.trace_csv(scale), TRACE_COLUMNS)
 
 
-def write_files(contents: Mapping[Path, str | bytes]) -> None:
-    """Write files so that each is replaced at once, and none if any of them cannot be written.
-
-    Parameters
-    ----------
-    contents : mapping of Path to str or bytes
-        What each file should hold.
-    """
-    with contextlib.ExitStack() as stack:
-        ready = {path: stack.enter_context(beside(path)) for path in contents}
-        for path, temporary in ready.items():
-            content = contents[path]
-            temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-            temporary.chmod(0o644)
-        for path, temporary in ready.items():
-            os.replace(temporary, path)
-
-
 def _refuse_gaps(missing: Sequence[Cell], stale: Sequence[str]) -> None:
     problems = []
     if missing:
@@ -584,60 +379,6 @@ def _pruning(row: Mapping[str, Any], record: Record, receipts: Sequence[Receipt]
     }
 
 
-def as_csv(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
-    """Lay out rows as CSV text; what a row lacks stays empty."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows([_text(row.get(column)) for column in columns] for row in rows)
-    return buffer.getvalue()
-
-
-def _text(value: object) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, bool):
-        return str(value).lower()
-    return f"{value:.9g}" if isinstance(value, float) else str(value)
-
-
-def read_lines(file: Path, shown: Path) -> list[list[str]]:
-    """Read a CSV file of `collect`; errors are one line."""
-    try:
-        lines = _csv_lines(file, shown)
-    except FileNotFoundError:
-        raise ResultsError(f"{shown} not found: run python -m stages.collect") from None
-    if not lines:
-        raise ResultsError(f"malformed {shown}: the file is empty; run python -m stages.collect")
-    return lines
-
-
-def _csv_lines(file: Path, shown: Path) -> list[list[str]]:
-    """Return the fields of every line; a missing file is left to the caller."""
-    try:
-        text = read_bounded(file, MOST_BYTES).decode()
-        return list(csv.reader(io.StringIO(text, newline=""), strict=True))
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        raise ResultsError(f"malformed {shown}: {error.strerror}") from None
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ResultsError(f"malformed {shown}: {error}") from None
-
-
-def check_header(found: Sequence[str], wanted: Sequence[str], shown: Path) -> None:
-    """Refuse a missing, doubled, unknown or moved column, by name."""
-    doubled = [column for column in wanted if found.count(column) > 1]
-    missing = [column for column in wanted if column not in found]
-    unknown = [column for column in found if column not in wanted]
-    for problem, columns in (("is doubled", doubled), ("is missing", missing), ("is unknown", unknown)):
-        if columns:
-            text = f"its columns are not those of python -m stages.collect: column {columns[0]} {problem}"
-            raise ResultsError(f"malformed {shown}: row 1: {text}; run that again")
-    if list(found) != list(wanted):
-        raise ResultsError(f"malformed {shown}: row 1: the columns must be in the order {','.join(wanted)}")
-
-
 def check_cells(frame: pd.DataFrame, grid: Grid, shown: Path) -> None:
     """Refuse rows of a cell that the grid does not have; one line names row and column."""
     known = grid.cells()
@@ -675,38 +416,6 @@ def _check_links(frame: pd.DataFrame, grid: Grid, shown: Path) -> None:
             raise ResultsError(f"malformed {shown}: row {row}, column metrics: {text}")
 
 
-def _load(root: Path, path: Path, columns: Sequence[str]) -> pd.DataFrame:
-    lines = read_lines(root / path, path)
-    check_header(lines[0], columns, path)
-    for row, line in enumerate(lines[1:], start=2):
-        if len(line) != len(columns):
-            raise ResultsError(f"malformed {path}: row {row}: {len(line)} values for {len(columns)} columns")
-        for column, value in zip(columns, line, strict=True):
-            if problem := _value_problem(column, value):
-                raise ResultsError(f"malformed {path}: row {row}, column {column}: {problem}")
-    return pd.read_csv(root / path)
-
-
-def _value_problem(column: str, value: str) -> str | None:
-    if column in TEXT_COLUMNS:
-        return None if value else "is empty"
-    if column in CHOICES:
-        known = value in CHOICES[column]
-        return None if known else f"unknown {column} '{value}': {nearest(value, CHOICES[column][:-1])}"
-    if column in OPTIONAL_TEXT or (column in OPTIONAL_NUMBERS and not value):
-        return None
-    if not value:
-        return "is empty"
-    try:
-        finite = math.isfinite(float(value))
-    except ValueError:
-        return f"'{value[:40]}' is no number"
-    if not finite:
-        return f"'{value[:40]}' is not finite"
-    # Python takes more for a number than the reader of the table does: 1_000, digits of other scripts.
-    return None if NUMBER.fullmatch(value) else f"'{value[:40]}' is no number in plain digits"
-
-
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
     if not isinstance(value, dict) or not value:
         return {prefix.rstrip("."): value}
@@ -714,13 +423,3 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
     for key, inner in value.items():
         flat |= _flat(inner, f"{prefix}{key}.")
     return flat
-
-
-def first_problem(error: ValidationError) -> str:
-    """Say in one line which value is wrong and why."""
-    first = error.errors(include_url=False, include_context=False)[0]
-    location = ".".join(str(part) for part in first["loc"])
-    shown = repr(first["input"])
-    got = f" (got {shown if len(shown) < 60 else shown[:57] + '...'})"
-    said = first["msg"].removeprefix("Value error, ")
-    return f"{location}: {said}{got}" if location else said

@@ -17,7 +17,7 @@ TRAINING = 3
 
 
 class Step(Protocol):
-    """One pruning iteration, as `ifap.study.report.records.Receipt` has it."""
+    """One pruning iteration, as `ifap.study.report.record.Receipt` has it."""
 
     @property
     def macs(self) -> int:

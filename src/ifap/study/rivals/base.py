@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from ifap.data import Augment, Split, refuse_test
 from ifap.forward import Inputs
-from ifap.study.config import MaskOptions, TrainingOptions
+from ifap.study.config.recipes import TrainingOptions
+from ifap.study.config.rivals import MaskOptions
 from ifap.study.rivals.attention import split_attention
 from ifap.study.tasks.base import Task
 from ifap.study.training.fit import Progress

@@ -45,7 +45,7 @@ from ifap.view import trace
 
 
 class PdpChannel:
-    """A `ifap.study.training.fit.Controller` that prunes channels while a network is trained.
+    """A `ifap.study.training.controller.Controller` that prunes channels while a network is trained.
 
     Give it to `ifap.study.training.fit.fit`, then call `pruned`.
 

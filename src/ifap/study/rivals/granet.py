@@ -15,7 +15,7 @@ import math
 from typing import ClassVar, Literal
 
 from ifap.errors import ConfigError, TargetError
-from ifap.study.config import GranetOptions
+from ifap.study.config.rivals import GranetOptions
 from ifap.study.rivals import SPARSE
 from ifap.study.rivals.base import Context, Masks, Outcome, options_of
 from ifap.study.rivals.controller import MaskController, counted

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from ifap.errors import ConfigError
 from ifap.files import atomic_write_bytes
-from ifap.study.config import LthOptions
+from ifap.study.config.rivals import LthOptions
 from ifap.study.rivals import SPARSE
 from ifap.study.rivals.base import Context, Event, Masks, Outcome, options_of
 from ifap.study.rivals.controller import MaskController, all_kept, counted

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from ifap.errors import ConfigError, TargetError
-from ifap.study.config import MvpOptions
+from ifap.study.config.rivals import MvpOptions
 from ifap.study.rivals import SPARSE
 from ifap.study.rivals.attention import split_attention
 from ifap.study.rivals.base import Context, Masks, Outcome, options_of

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ifap.errors import ConfigError
-from ifap.study.config import PdpOptions
+from ifap.study.config.rivals import PdpOptions
 from ifap.study.rivals import SPARSE
 from ifap.study.rivals.base import Context, Masks, Outcome, options_of
 from ifap.study.rivals.controller import LatentController, all_kept, counted

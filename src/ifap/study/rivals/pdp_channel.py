@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from ifap.errors import ConfigError
 from ifap.forward import device_of, to_device
-from ifap.study.config import PdpChannelOptions
+from ifap.study.config.rivals import PdpChannelOptions
 from ifap.study.rivals import SPARSE
 from ifap.study.rivals.base import Context, Outcome, options_of
 from ifap.study.rivals.gates import PdpChannel

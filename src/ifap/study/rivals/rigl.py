@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from typing import ClassVar, Literal
 
-from ifap.study.config import RiglOptions
+from ifap.study.config.rivals import RiglOptions
 from ifap.study.rivals import SPARSE
 from ifap.study.rivals.base import Context, Masks, Outcome, options_of
 from ifap.study.rivals.controller import MaskController

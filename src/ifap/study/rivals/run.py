@@ -17,7 +17,8 @@ from ifap.saving import sliced_plan, unpruned_plan
 from ifap.study.rivals.attention import heads
 from ifap.study.rivals.base import Context, Outcome
 from ifap.study.rivals.controller import MaskController
-from ifap.study.training.fit import Controller, Progress, fit, read_progress
+from ifap.study.training.controller import Controller
+from ifap.study.training.fit import Progress, fit, read_progress
 from ifap.study.training.history import EpochRow
 
 if TYPE_CHECKING:

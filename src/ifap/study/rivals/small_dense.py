@@ -6,7 +6,7 @@ import dataclasses
 from typing import ClassVar, Literal
 
 from ifap.forward import device_of, to_device
-from ifap.study.config import SmallDenseOptions
+from ifap.study.config.rivals import SmallDenseOptions
 from ifap.study.rivals import SPARSE
 from ifap.study.rivals.base import Context, Outcome
 from ifap.study.rivals.narrow import structure

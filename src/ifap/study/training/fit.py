@@ -13,10 +13,10 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -28,10 +28,12 @@ from ifap.errors import TrainingError
 from ifap.files import atomic_write_bytes
 from ifap.forward import evaluation_mode
 from ifap.seeds import derive_seed, seeded
-from ifap.study.config import TrainingOptions
+from ifap.study.config.recipes import TrainingOptions
 from ifap.study.tasks.base import Task
+from ifap.study.training.controller import Controller
 from ifap.study.training.history import EpochRow
 from ifap.study.training.progress import OnEpoch, Speed, StepBar
+from ifap.study.training.schedule import build_optimizer, learning_rate
 from ifap.train_step import Engine, explain_memory, open_engine
 
 log = logging.getLogger(__name__)
@@ -48,49 +50,6 @@ class Progress:
 
     resumes: int = 0
     earlier_seconds: float = 0.0
-
-
-class Controller(Protocol):
-    """What a sparse-training method does around the steps of `fit`.
-
-    Steps are optimiser steps, counted from 0 over the whole run. Random draws must come from a
-    generator of the controller's own, whose state it returns from `state`: the global ones depend
-    on the network's dropout, and differ between processes.
-    """
-
-    def start(self, model: nn.Module, optimizer: torch.optim.Optimizer, *, steps: int, steps_per_epoch: int) -> None:
-        """Prepare, once before the first epoch of a session; a resumed session then calls `restore`.
-
-        The network still has its first weights here, also in a session that goes on with others.
-        """
-        ...
-
-    def before_step(self, step: int) -> None:
-        """Act before the forward of a step."""
-        ...
-
-    def after_backward(self, step: int) -> bool:
-        """Act on the gradients, averaged and unscaled; False leaves the weights alone in this step.
-
-        Not called where half precision overflowed: such a step is skipped anyway.
-        """
-        ...
-
-    def after_step(self, step: int) -> None:
-        """Act at the end of every step, skipped ones included."""
-        ...
-
-    def finish(self) -> None:
-        """Act on the network that is returned, after the last step and before it is validated."""
-        ...
-
-    def state(self) -> dict[str, Tensor]:
-        """Return what `restore` needs to go on after an epoch."""
-        ...
-
-    def restore(self, tensors: dict[str, Tensor]) -> None:
-        """Take up what `state` returned; network and optimiser are already those of that moment."""
-        ...
 
 
 def fit(
@@ -196,59 +155,6 @@ def read_progress(state: Path) -> Progress:
     """Return what earlier sessions contributed to the run whose state is in this folder."""
     stored = _read_metadata(state / STATE_FILE)
     return Progress(stored["resumes"], stored["earlier_seconds"]) if stored else Progress()
-
-
-def learning_rate(
-    step: int,
-    steps: int,
-    warmup: int,
-    peak: float,
-    *,
-    milestones: Sequence[float] | None = None,
-    gamma: float = 0.1,
-) -> float:
-    """Return the learning rate of one step: a linear rise to `peak`, then half a cosine towards zero.
-
-    Parameters
-    ----------
-    step : int
-        Counted from 0.
-    steps : int
-        Steps of the whole run.
-    warmup : int
-        Steps of the linear rise.
-    peak : float
-        Largest learning rate.
-    milestones : sequence of float, optional
-        Shares of the run; given them, the learning rate falls in steps there and not along a cosine.
-    gamma : float, optional
-        Factor at every milestone.
-    """
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    if milestones is not None:
-        return peak * gamma ** sum(step >= share * steps for share in milestones)
-    return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
-
-
-def build_optimizer(
-    model: nn.Module,
-    name: str,
-    lr: float,
-    weight_decay: float,
-    *,
-    momentum: float = 0.9,
-    decay_norms: bool = False,
-) -> torch.optim.Optimizer:
-    """Return AdamW, or SGD with Nesterov momentum; biases and norm parameters are not decayed unless asked for."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": weight_decay if decay_norms else 0.0},
-    ]
-    if name == "sgd":
-        return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=momentum > 0)
-    return torch.optim.AdamW(groups, lr=lr)
 
 
 class _Reader:

@@ -17,9 +17,9 @@ from ifap.study import paths
 from ifap.study.grid import Grid
 from ifap.study.paper.vocabulary import METRICS
 from ifap.study.paths import Cell
+from ifap.study.report.csv_files import MOST_BYTES
 from ifap.study.report.figures.drawing import MOST_PANELS, Picture, not_attempted, save_picture, too_many
 from ifap.study.report.figures.selection import of_network, shown_methods
-from ifap.study.report.records import MOST_BYTES
 from ifap.study.report.tables.numbers import fixed
 from ifap.study.report.tables.wording import label
 

@@ -11,7 +11,7 @@ import pandas as pd
 from ifap.errors import ResultsError
 from ifap.files import read_bounded
 from ifap.study.grid import Grid
-from ifap.study.report.records import MOST_BYTES
+from ifap.study.report.csv_files import MOST_BYTES
 
 Network = tuple[str, str, str]
 """Task, data set and model."""

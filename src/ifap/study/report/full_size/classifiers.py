@@ -17,7 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from ifap.errors import ResultsError
 from ifap.study import paths
 from ifap.study.paper.vocabulary import DATASETS, MODELS
-from ifap.study.report.records import Blank, as_csv, check_header, first_problem, read_lines
+from ifap.study.report.csv_files import as_csv, check_header, read_lines
+from ifap.study.report.record import Blank, first_problem
 
 CLOSE = 0.01
 """How far the reached reduction may be from the printed one, as a share, before the row says so."""

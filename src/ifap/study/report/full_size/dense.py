@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from ifap.study import paths
 from ifap.study.paper.vocabulary import DATASETS, MODELS
 from ifap.study.report.full_size.classifiers import CLOSE, Key, counts_table, read_counts
-from ifap.study.report.records import Blank
+from ifap.study.report.record import Blank
 
 TABLE = 3
 SIZES = {

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pandas as pd
 
-from ifap.study.config import TableParams
+from ifap.study.config.params import TableParams
 from ifap.study.grid import Grid
 from ifap.study.paths import Cell
 from ifap.study.report.judge import Judged, load_judged

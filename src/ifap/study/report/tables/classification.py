@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from ifap.study.config import TableParams
+from ifap.study.config.params import TableParams
 from ifap.study.grid import Grid
 from ifap.study.paths import Cell
 from ifap.study.report.tables.model import Note, Table
@@ -27,6 +27,7 @@ def table_2(
     trace: pd.DataFrame,
     missing: Mapping[Cell, str],
 ) -> Table:
+    """Return Table II of a scale."""
     """Return Table II of a scale."""
     runs = runs[runs["task"] == options.task]
     if options.dataset:

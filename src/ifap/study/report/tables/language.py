@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import pandas as pd
 
-from ifap.study.config import TEXT_TASKS, TableParams
+from ifap.study.config.params import TableParams
+from ifap.study.config.values import TEXT_TASKS
 from ifap.study.grid import Grid
 from ifap.study.paper.vocabulary import METRICS
 from ifap.study.paths import Cell

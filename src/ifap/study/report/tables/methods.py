@@ -14,11 +14,12 @@ from typing import Any
 
 import pandas as pd
 
-from ifap.study.config import DENSE_TASKS, TableParams
+from ifap.study.config.params import TableParams
+from ifap.study.config.values import DENSE_TASKS
 from ifap.study.grid import Grid
 from ifap.study.paper.vocabulary import best
 from ifap.study.paths import Cell
-from ifap.study.report.records import as_csv
+from ifap.study.report.csv_files import as_csv
 from ifap.study.report.statistics import LEVEL, Difference, compare_runs, moments
 from ifap.study.report.tables.model import Column, Item, Note, Row, Table
 from ifap.study.report.tables.networks import not_attempted, origin

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from ifap.study import paths
-from ifap.study.config import TableParams
+from ifap.study.config.params import TableParams
 from ifap.study.grid import Grid
 from ifap.study.paths import Cell
 from ifap.study.report.tables.model import Column, Item, Note, Row, Table
@@ -32,6 +32,7 @@ def table_4(
     trace: pd.DataFrame,
     missing: Mapping[Cell, str],
 ) -> Table:
+    """Return Table IV of a scale."""
     """Return Table IV of a scale."""
     cell = table_cell(name, options)
     own, base = select(runs, cell), select(runs, cell.baseline)

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import pandas as pd
 
-from ifap.study.config import DENSE_TASKS, TableParams
+from ifap.study.config.params import TableParams
+from ifap.study.config.values import DENSE_TASKS
 from ifap.study.grid import Grid
 from ifap.study.paper.reductions import published_networks
 from ifap.study.paper.vocabulary import METRICS, STAND_INS

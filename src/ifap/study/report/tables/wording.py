@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from ifap.study.config import ModelOptions, TextOptions
+from ifap.study.config.data import ModelOptions, TextOptions
 from ifap.study.grid import Grid
 from ifap.study.paper.vocabulary import METRICS
 from ifap.study.report.tables.model import Note

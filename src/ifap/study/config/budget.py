@@ -10,7 +10,8 @@ method that is made to need no training gets none: neither recovery nor fine-tun
 
 from __future__ import annotations
 
-from ifap.study.config import MaskOptions, PruneOptions, RecoveryOptions, TrainingOptions
+from ifap.study.config.recipes import PruneOptions, RecoveryOptions, TrainingOptions
+from ifap.study.config.rivals import MaskOptions
 
 
 def starts_untrained(method: type[MaskOptions] | None, *, pretrained: bool = False) -> bool:

@@ -1,0 +1,545 @@
+"""One pruning run: score, rank, cut, recover and judge, iteration by iteration."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+from torch import Tensor, nn
+
+from ifap import compensate as readers
+from ifap.axes.attention import ShapedAttention, adopt, release
+from ifap.axes.corrections import CannotFollowError
+from ifap.axes.cut import cut_units
+from ifap.axes.expressions import atoms_of
+from ifap.axes.proof import Proof, prove
+from ifap.axes.units import Graph, Indices
+from ifap.costs import Cost, NetworkError, count_params, probe, run_once
+from ifap.errors import GraphError, TargetError
+from ifap.flow import Normalize, Site
+from ifap.forward import Inputs, private_copy, unwrapped
+from ifap.latency import LatencyModel, latency_ratio, layer_widths, repeated
+from ifap.layers import is_producer, modules_by_name
+from ifap.methods import AnyMethod
+from ifap.methods.base import score
+from ifap.plan import Plan
+from ifap.ranking import Aggregate, Budget, Ranking, by_speed, floors, unit_scores
+from ifap.results import Pruned, Receipt, Target
+from ifap.run_state import Store, follow, replay, restore_modes
+from ifap.saving import load, pruned_plan
+from ifap.schedule import rate, solve_rho_0
+from ifap.view import output_tensors, trace
+
+Recover = Callable[[nn.Module, nn.Module, int], object]
+Validate = Callable[[nn.Module], float]
+Pace = Literal["units", "macs"]
+OnStep = Callable[[nn.Module, "Receipt"], None]
+log = logging.getLogger(__name__)
+_CHEAP_MACS = 3e8  # of a forward that takes no longer than one without data
+_MAX_TOP_UPS = 5
+_TIME_TOLERANCE = 0.01  # of a measured time, which is never twice the same
+
+
+@dataclass(frozen=True)
+class Options:
+    """The arguments of `ifap.prune` that say how it prunes."""
+
+    target: Target | None
+    like: Plan | None
+    steps: int
+    alpha: float
+    normalize: Normalize
+    site: Site
+    aggregate: Aggregate
+    min_units: int
+    max_layer_ratio: float
+    spatial_only: bool
+    round_to: int | None
+    max_drop: float | None
+    seed: int
+    teacher: Literal["original", "previous"]
+    pace: Pace
+    keep_embeddings: bool
+    compensate: bool
+    units: str
+    outputs: tuple[str, ...] | None
+    prove: bool
+
+
+class Clock:
+    """Seconds per phase of one iteration."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    def measure(self, phase: str, function: Callable[[], Any]) -> Any:
+        """Run `function` and add its time to `phase`."""
+        start = time.perf_counter()
+        result = function()
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
+        return result
+
+
+class Run:
+    """One pruning run: the network as it is, its graph and what has happened so far."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        example_inputs: Inputs,
+        batches: Iterable[Inputs],
+        options: Options,
+        scorer: AnyMethod,
+        labels: dict[str, Any],
+        recover: Recover | None,
+        validate: Validate | None,
+        on_step: OnStep | None,
+        ignore: Sequence[str | nn.Module],
+    ) -> None:
+        model = unwrapped(model)
+        self._original, self._inputs, self._batches = model, example_inputs, batches
+        self._options, self._scorer, self._labels = options, scorer, labels
+        self._recover, self._validate, self._on_step = recover, validate, on_step
+        clock = Clock()
+        ignored = [_name_of(model, item) for item in ignore]
+        self.model = copy_to_prune(model)
+        self._whole: Graph = clock.measure("trace", lambda: self._trace(ignored))
+        self._graph = self._whole
+        self._refused: dict[int, str] = {}  # axes that a cut showed to be impossible, and why
+        if self._graph.num_units == 0:
+            raise GraphError(f"nothing in this network can be pruned{_because(self._graph.pinned)}")
+        self._timer, self._timed_inputs = None, example_inputs
+        if options.target is not None and options.target.kind == "latency":
+            self._timed_inputs = repeated(example_inputs, options.target.batch)
+            self._timer = LatencyModel(_copy_on(options.target.device, self.model), self._timed_inputs)
+        self.after = self._present_cost()
+        self.before = replace(self.after, params=count_params(model))
+        self._original_sizes = self._graph.units_per_group()
+        self._teacher = private_copy(model).eval().requires_grad_(False) if recover is not None else None
+        self._start_seconds = clock.seconds
+        self.receipts: list[Receipt] = []
+        self._wanted: Indices | None = None  # units of each group at the end, if a plan says so
+        if options.target is not None:
+            self._target = options.target
+            self._goal = getattr(self.before, self._target.kind) * (1.0 - self._target.share)
+        elif options.like is not None:
+            end = follow(self._graph, options.like)
+            self._wanted = end.units_per_group()
+            self._goal = Budget(self._graph).predict(self._wanted.astype(float)).macs
+            self._target = Target(macs=1.0 - self._goal / self.before.macs)
+
+    def _trace(self, ignored: Sequence[str | nn.Module]) -> Graph:
+        options = self._options
+        return trace(
+            self.model,
+            self._inputs,
+            ignored,
+            spatial_only=options.spatial_only,
+            units=options.units,
+            outputs=options.outputs,
+            keep_embeddings=options.keep_embeddings,
+        )
+
+    # the loop
+
+    def finish(self, store: Store | None) -> Pruned:
+        """Run all iterations that are left and return the result."""
+        if store is not None and store.exists():
+            self._resume(store)
+        else:
+            self._begin()
+            if store is not None:
+                store.write(self.model, self.plan(), self.receipts)
+        while not self._is_done():
+            receipt = self._iterate(len(self.receipts))
+            self.receipts.append(receipt)
+            if receipt.accepted and self._on_step is not None:
+                self._on_step(self.model, receipt)
+            if store is not None:
+                store.write(self.model, self.plan(), self.receipts)
+        proof = self._prove() if self._options.prove else None
+        release(self.model, [name for name, module in self.model.named_modules() if _is_whole(module)])
+        return Pruned(self.model, self.plan(), self.receipts, self.before, self.after, proof)
+
+    def plan(self) -> Plan:
+        """Return the plan of the network as it is."""
+        return pruned_plan(self.model, self._graph, self._inputs, self.before, self.after)
+
+    def _prove(self) -> Proof:
+        """Compare cutting with masking, from the unpruned network on."""
+        removed = self._lost_units()
+        proof = prove(
+            copy_to_prune(self._original),
+            self._whole,
+            removed,
+            self._inputs,
+            lambda model, inputs: output_tensors(model, inputs, self._options.outputs),
+        )
+        if not proof.holds:
+            raise GraphError(
+                f"the proof fails: the cut network differs from the masked one by {proof.difference:.2g} of its "
+                "largest output, so that no network is returned; ignore layers until it holds, or switch it off with "
+                "prove=False"
+            )
+        return proof
+
+    def _lost_units(self) -> Indices:
+        """Return the units of the unpruned network that are gone."""
+        alive = np.ones(self._whole.num_units, dtype=bool)
+        for units, left in zip(self._whole.unit_of, self._graph.kept, strict=True):
+            gone = np.setdiff1d(np.arange(len(units)), left)
+            alive[units[gone]] = False
+        return np.flatnonzero(~alive)
+
+    def _is_done(self) -> bool:
+        return self._is_reached() or not self.receipts[-1].accepted or len(self.receipts) > self._options.steps
+
+    def _is_reached(self) -> bool:
+        if self._wanted is not None:
+            return bool((self._graph.units_per_group() == self._wanted).all())
+        return bool(getattr(self.after, self._target.kind) <= self._goal)
+
+    def _begin(self) -> None:
+        metric = self._validate(self.model) if self._validate is not None else None
+        self.receipts = [
+            Receipt(
+                iteration=0,
+                macs=self.before.macs,
+                params=self.before.params,
+                widths=self._widths(),
+                pinned=self._pinned(),
+                metric_before=metric,
+                metric_after=metric,
+                seconds=self._start_seconds,
+            )
+        ]
+        if self._on_step is not None:
+            self._on_step(self.model, self.receipts[0])
+
+    def _iterate(self, step: int) -> Receipt:
+        """Score, rank, cut, recover and judge once."""
+        clock = Clock()
+        keeps_previous = self._options.max_drop is not None or self._options.teacher == "previous"
+        previous = private_copy(self.model) if keeps_previous else None
+        graph, after = self._graph, self.after
+        if step > 1:  # before, the network is the original
+            self._calibrate()
+        receipt = self._shrink(step, clock)
+        if step == self._options.steps:
+            receipt = self._top_up(step, clock, receipt)
+        before = self._judge(clock) if self._recover is not None else None
+        self._train(step, clock, previous)
+        metric = self._judge(clock)
+        receipt = replace(
+            receipt, metric_before=before if before is not None else metric, metric_after=metric, seconds=clock.seconds
+        )
+        if self._fell_too_far(metric):
+            assert previous is not None
+            log.info("iteration %d is rolled back: %s fell to %s", step, self._target.kind, metric)
+            self.model, self._graph, self.after = previous, graph, after
+            return replace(receipt, accepted=False)
+        return receipt
+
+    def _train(self, step: int, clock: Clock, previous: nn.Module | None) -> None:
+        if self._recover is None:
+            return
+        teacher = self._teacher if self._options.teacher == "original" else previous
+        assert teacher is not None
+        clock.measure("recover", lambda: self._recover(self.model, teacher, step))  # type: ignore[misc]
+
+    def _judge(self, clock: Clock) -> float | None:
+        if self._validate is None:
+            return None
+        return float(clock.measure("validate", lambda: self._validate(self.model)))  # type: ignore[misc]
+
+    def _fell_too_far(self, metric: float | None) -> bool:
+        start = self.receipts[0].metric_after
+        if self._options.max_drop is None or metric is None or start is None:
+            return False
+        return not metric >= start - self._options.max_drop
+
+    # one cut
+
+    def _shrink(self, step: int, clock: Clock) -> Receipt:
+        scores = clock.measure("score", lambda: self._score(step))
+        while True:
+            ranking = self._rank(scores)
+            try:
+                return clock.measure("prune", lambda: self._cut(ranking, *self._ask(ranking, step), step))  # noqa: B023
+            except Refusal as refusal:
+                log.warning("%s stays: %s", ", ".join(self._names(refusal.groups)), refusal.reason)
+                self._refused.update(dict.fromkeys(refusal.groups, refusal.reason))
+
+    def _score(self, step: int) -> dict[str, Tensor]:
+        options = self._options
+        return score(
+            self._scorer,
+            self.model,
+            self._batches,
+            normalize=options.normalize,
+            site=options.site,
+            seed=options.seed * 1000 + step,
+            graph=self._graph,
+            macs=self._macs,
+            **self._labels,
+        )
+
+    def _rank(self, scores: dict[str, Tensor]) -> Ranking:
+        budget = Budget(self._graph, self._timer, None if self._timer is None else layer_widths(self.model))
+        values = unit_scores(self._graph, scores, self._options.aggregate)
+        if self._timer is not None:
+            values = values * by_speed(self._graph, budget)
+        return Ranking(self._graph, values, self._floors(), budget, self._round_to)
+
+    @property
+    def _round_to(self) -> int | None:
+        if self._wanted is not None:
+            return None
+        return self._options.round_to or (self._timer.fast_width if self._timer is not None else None)
+
+    def _floors(self) -> Indices:
+        if self._wanted is not None:
+            return self._wanted
+        found = floors(self._graph, self._original_sizes, self._options.min_units, self._options.max_layer_ratio)
+        for group in self._refused:
+            found[group] = self._original_sizes[group]
+        return found
+
+    def _ask(self, ranking: Ranking, step: int) -> tuple[int, float]:
+        """Return how many units this iteration asks for, and its rho."""
+        options, every = self._options, ranking.num_candidates
+        total = every if self._wanted is not None else ranking.smallest_count(self._target.kind, self._goal)
+        if total is None:
+            raise TargetError(self._unreachable(ranking))
+        units = self._graph.num_units
+        by_macs = options.pace == "macs"
+        whole = 1.0 - ranking.cost(total).macs / self.after.macs if by_macs else total / units
+        if step == options.steps:
+            return total, whole
+        rho = rate(step, options.steps, solve_rho_0(1.0 - whole, step, options.steps, options.alpha), options.alpha)
+        goal = (1.0 - rho) * self.after.macs
+        count = (ranking.smallest_count("macs", goal) or 0) if by_macs else round(rho * units)
+        return ranking.at_least_one(min(total, max(1, count))), rho
+
+    def _cut(self, ranking: Ranking, count: int, rho: float, step: int) -> Receipt:
+        lost, asked = ranking.removed_per_group(count), ranking.cost(count)
+        if step == self._options.steps and self._wanted is None:
+            lost = ranking.nearest(count, self._target.kind, self._goal)
+        removed = ranking.units(lost)
+        if len(removed) == 0:
+            raise TargetError(f"iteration {step} makes no progress: {self._limits(ranking)}")
+        if self._options.compensate:
+            readers.compensate(self.model, self._graph, removed, self._batches)
+        self._apply(removed)
+        cut_scores = ranking.scores[removed]
+        return Receipt(
+            iteration=step,
+            macs=self.after.macs,
+            params=self.after.params,
+            units_asked=count,
+            units_removed=len(removed),
+            macs_asked=asked.macs,
+            params_asked=asked.params,
+            rho=rho,
+            score_low=float(cut_scores.min()),
+            score_high=float(cut_scores.max()),
+            widths=self._widths(),
+            at_floor=self._at_floor(),
+            pinned=self._pinned(),
+        )
+
+    def _apply(self, removed: Indices) -> None:
+        """Cut units, and see that the network still runs; if it does not, nothing is cut and `Refusal` says why."""
+        try:
+            smaller, undo = cut_units(self.model, self._graph, removed)
+        except CannotFollowError as error:
+            atoms = {atom for axis in error.axes for atom in atoms_of(axis)}
+            groups = {group for atom, group in self._graph.structure.atoms.items() if atom in atoms}
+            raise Refusal(self._cut_among(removed, groups), f"{error.text} (in '{error.module}')") from None
+        try:
+            check_outputs(self.model, self._graph, self._inputs, self._options.outputs)
+        except NetworkError as error:
+            undo()
+            touched = {
+                group.index
+                for group in self._graph.groups
+                if any(slot.name == error.module or slot.name.startswith(f"{error.module}.") for slot in group.slots)
+            }
+            raise Refusal(self._cut_among(removed, touched), error.reason) from error
+        self._graph = smaller
+        self.after = self._present_cost()
+
+    def _cut_among(self, removed: Indices, groups: set[int]) -> set[int]:
+        """Return the axes that lose units and are among `groups`; all that lose any if none is."""
+        losing = {int(group) for group in self._graph.group_of[removed]}
+        return losing & groups or losing
+
+    @property
+    def _macs(self) -> dict[str, int]:
+        """Multiply-accumulates of each module of the network as it is."""
+        return self._graph.structure.forms.macs_by_module(self._graph.units_per_group())
+
+    def _present_cost(self) -> Cost:
+        predicted = None if self._timer is None else self._timer.predict(layer_widths(self.model))
+        return Cost(sum(self._macs.values()), count_params(self.model), predicted)
+
+    def _calibrate(self, *, is_correction: bool = False) -> None:
+        """Where time is the target: allow for what the prediction is off, as far as one can measure by now.
+
+        A correction takes all that is too much off the prediction: some of it may not fall with the widths.
+        """
+        if self._timer is None or self.after.latency is None:
+            return
+        present, original = (_copy_on(self._target.device, network) for network in (self.model, self._original))
+        measured = latency_ratio(present, original, self._timed_inputs)
+        predicted = self.after.latency / self._timer.total
+        wanted = (1.0 - self._target.share) * (1.0 + _TIME_TOLERANCE)
+        goal = wanted * predicted / measured
+        if is_correction:
+            goal = min(goal, predicted - (measured - wanted))
+        self._goal = self._timer.total * goal
+
+    def _top_up(self, step: int, clock: Clock, receipt: Receipt) -> Receipt:
+        """Cut a little more where products outside any layer made the prediction too low."""
+        for _ in range(_MAX_TOP_UPS):
+            self._calibrate(is_correction=True)
+            if self._is_reached():
+                return receipt
+            more = self._shrink(step, clock)
+            receipt = replace(
+                more,
+                units_asked=receipt.units_asked + more.units_asked,
+                units_removed=receipt.units_removed + more.units_removed,
+                rho=receipt.rho + more.rho,
+                score_low=min(receipt.score_low, more.score_low),  # type: ignore[type-var]
+            )
+        target = self._target
+        raise TargetError(f"target {target.kind}={target.share:g} was missed after {_MAX_TOP_UPS} corrections")
+
+    # words
+
+    def _widths(self) -> dict[str, int]:
+        modules = modules_by_name(self.model)
+        alone = {index for index, _, _ in self._graph.structure.producers}
+        return {
+            slot.name: len(units)
+            for index, (slot, units) in enumerate(zip(self._graph.slots, self._graph.unit_of, strict=True))
+            if (units >= 0).any() and (index in alone or (slot.side == "out" and is_producer(modules[slot.name])))
+        }
+
+    def _names(self, groups: Iterable[int]) -> list[str]:
+        return [self._graph.groups[group].name for group in sorted(groups)]
+
+    def _pinned(self) -> dict[str, str]:
+        """Return the layers that stay and why, with those that a cut showed to be impossible."""
+        found = dict(self._graph.pinned)
+        for group, reason in self._refused.items():
+            found.update({slot.name: reason for slot in self._graph.groups[group].slots if slot.side == "out"})
+        return found
+
+    def _at_floor(self) -> list[str]:
+        limits = self._floors()
+        sizes = self._graph.units_per_group()
+        return [group.name for group in self._graph.groups if sizes[group.index] <= limits[group.index]]
+
+    def _unreachable(self, ranking: Ranking) -> str:
+        target = self._target
+        least = getattr(ranking.cost(ranking.num_candidates), target.kind)
+        reach = 1.0 - least / getattr(self.before, target.kind)
+        most = f"at most {reach:.3f}"
+        if self._timer is not None:
+            asked = 1.0 - self._goal / self._timer.total
+            most += f" of the predicted time can go, and {asked:.3f} would have to, as measured times fall less"
+        return f"target {target.kind}={target.share:g} cannot be reached: {most}; {self._limits(ranking)}"
+
+    def _limits(self, ranking: Ranking) -> str:
+        options = self._options
+        reasons = self._pinned()
+        pinned = sorted(reasons, key=lambda name: (-self._macs.get(name, 0), name))[:3]
+        names = ", ".join(f"'{name}' ({reasons[name]})" for name in pinned)
+        floors_text = (
+            f"every layer keeps min_units={options.min_units} and max_layer_ratio={options.max_layer_ratio:g} may go"
+        )
+        rounding = f", widths are rounded to {self._round_to}" if self._round_to else ""
+        return f"{floors_text}{rounding}; these layers stay: {names or 'none'}"
+
+    # going on after an interruption
+
+    def _resume(self, store: Store) -> None:
+        self.receipts, plan = store.read()
+        self.model = load(store.folder, lambda: private_copy(self._original)).train(self._original.training)
+        adopt(self.model)
+        restore_modes(self._original, self.model)
+        self._graph = replay(self._graph, plan)
+        self.after = self._present_cost()
+        log.info("resumed after iteration %d", self.receipts[-1].iteration)
+
+
+def check_outputs(model: nn.Module, graph: Graph, example_inputs: Inputs, outputs: Sequence[str] | None = None) -> None:
+    """Run a cut network on its example: for real where only that shows whether it works, or is as quick as data-free.
+
+    Raises
+    ------
+    NetworkError
+        If it fails, or its outputs have other shapes than those of the network that was traced.
+    """
+    structure = graph.structure
+    is_cheap = structure.forms.total_macs(graph.units_per_group().astype(float)) < _CHEAP_MACS
+    if (structure.looks_up or is_cheap) and next(model.parameters()).device.type != "meta":
+        found = run_once(model, example_inputs, outputs)
+    else:
+        found = probe(model, example_inputs, outputs).output_shapes
+    wanted = structure.output_shapes
+    if structure.values:  # shapes depend on what the network computes: how many boxes, how long a sound
+        wanted, found = [(len(shape),) for shape in wanted], [(len(shape),) for shape in found]
+    if wanted != found:
+        raise NetworkError("the shape of the outputs would change", "")
+
+
+class Refusal(Exception):  # noqa: N818
+    """A cut that cannot be made, found before anything was changed."""
+
+    def __init__(self, groups: set[int], reason: str) -> None:
+        super().__init__(reason)
+        self.groups, self.reason = groups, reason
+
+
+def copy_to_prune(model: nn.Module) -> nn.Module:
+    """Return a copy whose attention modules of torch read their widths from their weights."""
+    twin = private_copy(model)
+    adopt(twin)
+    return twin
+
+
+def _is_whole(module: nn.Module) -> bool:
+    """Whether an attention module has lost nothing, so that torch's own forward does."""
+    if not isinstance(module, ShapedAttention):
+        return False
+    widths = {module.out_proj.weight.shape[0], module.out_proj.weight.shape[1]}
+    if module.in_proj_weight is not None:
+        return widths == {module.embed_dim} and module.in_proj_weight.shape == (3 * module.embed_dim, module.embed_dim)
+    shapes = [weight.shape for weight in (module.q_proj_weight, module.k_proj_weight, module.v_proj_weight)]
+    wanted = [(module.embed_dim, width) for width in (module.embed_dim, module.kdim, module.vdim)]
+    return widths == {module.embed_dim} and shapes == wanted
+
+
+def _copy_on(device: str | None, model: nn.Module) -> nn.Module:
+    """Return a copy of a network on a device, or the network itself for None."""
+    return model if device is None else private_copy(model).to(device)
+
+
+def _name_of(model: nn.Module, item: str | nn.Module) -> str | nn.Module:
+    if isinstance(item, nn.Module):
+        return next((name for name, module in model.named_modules() if module is item), item)
+    return item
+
+
+def _because(pinned: dict[str, str]) -> str:
+    if not pinned:
+        return ": it has no convolution, linear layer or attention that the outputs depend on"
+    name, reason = next(iter(pinned.items()))
+    return f": for example '{name}' stays because {reason}"

@@ -1,0 +1,83 @@
+"""The state of a pruning run on disk, and the units of the network that a plan describes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+from torch import nn
+
+from ifap.axes.units import Graph
+from ifap.errors import PlanError
+from ifap.files import atomic_write_text
+from ifap.plan import Plan, read_plan
+from ifap.results import Receipt
+from ifap.saving import write_network
+
+
+class Store:
+    """The state of a run after its last iteration: a saved network and its receipts."""
+
+    def __init__(self, folder: Path) -> None:
+        self._root = folder
+        self._receipts = folder / "receipts.json"
+
+    @property
+    def folder(self) -> Path:
+        """The saved network that the receipts belong to."""
+        return self._root / str(json.loads(self._receipts.read_text())["network"])
+
+    def exists(self) -> bool:
+        """Whether there is anything to go on from."""
+        return self._receipts.exists()
+
+    def write(self, model: nn.Module, plan: Plan, receipts: list[Receipt]) -> None:
+        """Save the network, then point to it: a kill in between leaves the state before."""
+        name = f"iteration-{len(receipts) - 1}"
+        write_network(model, plan, self._root / name)
+        content = {"network": name, "receipts": [asdict(receipt) for receipt in receipts]}
+        atomic_write_text(self._receipts, json.dumps(content))
+        for old in self._root.glob("iteration-*"):
+            if old.name != name:
+                for file in old.iterdir():
+                    file.unlink()
+                old.rmdir()
+
+    def read(self) -> tuple[list[Receipt], Plan]:
+        """Return the receipts so far and the plan of the saved network."""
+        content = json.loads(self._receipts.read_text())
+        plan = read_plan(self.folder)
+        return [Receipt(**receipt) for receipt in content["receipts"]], plan
+
+
+def replay(graph: Graph, plan: Plan) -> Graph:
+    """Return the graph of the network that `plan` describes, from that of the unpruned one."""
+    alive = np.ones(graph.num_units, dtype=bool)
+    for slot, units in zip(graph.slots, graph.unit_of, strict=True):
+        left = plan.kept.get(slot.name, {}).get(slot.side)
+        if left is not None:
+            lost = np.setdiff1d(np.arange(len(units)), np.array(left))
+            alive[units[lost]] = False
+    return graph.without(np.flatnonzero(~alive))
+
+
+def follow(graph: Graph, plan: Plan) -> Graph:
+    """Return what `replay` does, after checking that the plan describes this network."""
+    for name, by_side in plan.kept.items():
+        for side, left in by_side.items():
+            slot = graph.slot(name, side)
+            if slot is None or left[-1] >= len(graph.unit_of[slot]):
+                raise PlanError(f"like: '{name}' {side} of the plan does not exist: it belongs to another network")
+            if (np.delete(graph.unit_of[slot], left) < 0).any():
+                reason = graph.pinned.get(name, "it cannot be pruned")
+                raise PlanError(f"like: the plan cuts '{name}', which stays here: {reason}")
+    return replay(graph, plan)
+
+
+def restore_modes(original: nn.Module, model: nn.Module) -> None:
+    """Give the modules of a loaded network the modes that those of the original have."""
+    modes = {name: module.training for name, module in original.named_modules()}
+    for name, module in model.named_modules():
+        module.training = modes.get(name, modes.get(name.rpartition(".")[0], original.training))

@@ -1,0 +1,103 @@
+"""Options of data sets and of the networks that read them."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Self
+
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
+
+from ifap.study.config.values import Fraction, Section, Seed
+
+
+class SyntheticOptions(Section):
+    """A generated twin of a data set, in the real one's on-disk format."""
+
+    classes: int = Field(ge=2)
+    per_class: int = Field(ge=2, description="Training samples of each class; the test split gets half as many.")
+    seed: Seed
+
+
+class DatasetOptions(Section):
+    """How a data set is found, prepared and split."""
+
+    validation: Fraction | None = Field(
+        default=None, description="Share of the training samples for validation; only if the data set has none."
+    )
+    test: Fraction | None = Field(
+        default=None, description="Share of the training samples for the test split; only if the data set has none."
+    )
+    split_seed: Seed = Field(description="Seed of the stratified split; the same for every run.")
+    channels: Literal[1, 3] | None = Field(
+        default=None, description="3 repeats a grey image; the set's own by default."
+    )
+    root: str | None = Field(default=None, description="Folder of the raw data; data/raw/NAME by default.")
+    download: bool = Field(default=False, description="Fetch the data where their makers offer them freely.")
+    max_undecodable: float = Field(default=0.0, ge=0, lt=1, description="Share of image files that may be damaged.")
+    max_bad_annotations: float = Field(
+        default=0.0, ge=0, lt=1, description="Share of boxes or masks that may be damaged, of each kind of damage."
+    )
+    synthetic: SyntheticOptions | None = Field(default=None, description="Generate the data instead.")
+    train_samples: int | None = Field(
+        default=None, ge=1, description="Training samples to keep, every class in proportion; all by default."
+    )
+
+    @model_serializer(mode="wrap")
+    def _leave_out_newer_keys(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # The configuration of a result has had no such keys: at their defaults they make no result stale.
+        newer = (("train_samples", None), ("max_bad_annotations", 0.0))
+        return {key: value for key, value in handler(self).items() if (key, value) not in newer}
+
+    @model_validator(mode="after")
+    def _leave_training_data(self) -> DatasetOptions:
+        if (self.validation or 0) + (self.test or 0) >= 1:
+            raise ValueError("validation and test together must leave training data (sum below 1)")
+        return self
+
+
+class ModelOptions(Section):
+    """What a network is given and starts from."""
+
+    image_size: int = Field(gt=0, description="Side of the square network input, in pixels.")
+    pretrained: str | None = Field(
+        default=None, description="Weights to start from (.safetensors); none: initialised at random."
+    )
+
+
+class TextOptions(Section):
+    """What a network for text is given and starts from."""
+
+    max_length: int = Field(gt=0, description="Tokens of an input; longer texts are cut, passages read in windows.")
+    tokenizer: str = Field(
+        description="'word', made of the training texts; or a folder or hub name of a pretrained one."
+    )
+    vocab_size: int | None = Field(
+        default=None, gt=0, description="Most words of a trained tokenizer; rows of a pretrained network's table."
+    )
+    pretrained: str | None = Field(
+        default=None, description="Weights to start from (.safetensors); none: initialised at random."
+    )
+    layers: int | None = Field(
+        default=None, ge=1, description="Depth of the network, for a trial run; none: the published one."
+    )
+
+    @model_validator(mode="after")
+    def _depth_of_a_trained_one(self) -> Self:
+        if self.layers and self.pretrained:
+            raise ValueError("layers: pretrained weights have their own depth, leave it out")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _leave_out_the_published_depth(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # As in `StepOptions`: a new option makes no result stale.
+        return {key: value for key, value in handler(self).items() if key != "layers" or value is not None}
+
+    @model_validator(mode="after")
+    def _size_of_a_trained_one(self) -> Self:
+        if self.tokenizer == "word" and (self.vocab_size is None or self.pretrained):
+            raise ValueError(f"tokenizer '{self.tokenizer}' is trained here: it needs vocab_size, and no pretrained")
+        return self

@@ -1,0 +1,203 @@
+"""The record of one cell and of one pruning iteration: what may stand in their files."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from ifap.errors import nearest
+from ifap.study.paper.vocabulary import METRICS
+
+SCHEMA_VERSION = 1
+
+
+CELL_COLUMNS = ("scale", "task", "dataset", "model", "method", "seed")
+
+
+TRACE_TIMING = ("seconds_score", "seconds_prune", "seconds_recover")
+
+
+Percent = Annotated[float, Field(ge=0, le=100)]
+
+
+Count = Annotated[int, Field(ge=0)]
+
+
+class _Strict(BaseModel):
+    """Part of a record: unknown keys, wrong types and values that are not finite are errors."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class CellName(_Strict):
+    """The cell that a record says it belongs to."""
+
+    scale: str
+    task: str
+    dataset: str
+    model: str
+    method: str
+    seed: int
+
+
+class Measured(_Strict):
+    """A metric on the test split, measured once."""
+
+    value: float
+    unit: str
+    split: Literal["test"]
+
+
+class SplitSizes(_Strict):
+    """Samples in each split."""
+
+    train: Count
+    validation: Count
+    test: Count
+
+
+class Latency(_Strict):
+    """Measured speed; depends on the machine, so no table prints it."""
+
+    median_ms: float
+    p10_ms: float
+    p90_ms: float
+    batch: int
+    device: str
+    dtype: str
+    threads: int
+    runs: int
+
+
+class Provenance(_Strict):
+    """How the record came to be; may say more than is checked here."""
+
+    model_config = ConfigDict(extra="allow")
+
+    commit: str | None
+    dirty: bool | None
+    versions: dict[str, Any]
+    hardware: dict[str, Any]
+    wall_seconds: dict[str, float]
+    peak_memory_mb: float | None
+    resume_count: Count
+
+
+class Record(_Strict):
+    """One ``metrics.json``."""
+
+    schema_version: Literal[1]
+    cell: CellName
+    config: dict[str, Any]
+    primary: str = "top1"
+    metrics: dict[str, Measured]
+    validation: dict[str, float]
+    split_sizes: SplitSizes
+    data_checksum: str
+    synthetic: bool
+    macs: Annotated[int, Field(gt=0)]
+    macs_nonzero: Count
+    params: Annotated[int, Field(gt=0)]
+    params_nonzero: Count
+    training_macs: Count | None = None
+    dense_training_macs: Count | None = None
+    latency: Latency | None
+    provenance: Provenance
+
+    @model_validator(mode="after")
+    def _know_the_metrics(self) -> Record:
+        for name, found in self.metrics.items():
+            if name not in METRICS:
+                raise ValueError(f"unknown metric '{name}': {nearest(name, METRICS)}")
+            if found.unit != METRICS[name].unit:
+                raise ValueError(f"metrics.{name}.unit is '{found.unit}', not '{METRICS[name].unit}'")
+        test = {name: found.value for name, found in self.metrics.items()}
+        for where, values in (("metrics", test), ("validation", self.validation)):
+            for name in (self.primary, "loss", *(("top5",) if self.primary == "top1" else ())):
+                if name not in values:
+                    raise ValueError(f"{where}.{name} is missing")
+            for name, value in values.items():
+                metric = METRICS.get(name)
+                if metric is None or not metric.low <= value <= metric.high:
+                    raise ValueError(
+                        f"{where}.{name} is {value:g}, not from {metric.low:g} to {metric.high:g}"
+                        if metric
+                        else f"{where}.{name}: unknown metric: {nearest(name, METRICS)}"
+                    )
+        return self
+
+    @property
+    def score(self) -> float:
+        """The metric that is watched, on the test split."""
+        return self.metrics[self.primary].value
+
+
+def _empty_is_none(value: object) -> object:
+    return None if value == "" else value
+
+
+_Item = TypeVar("_Item")
+
+
+Blank = Annotated[_Item | None, BeforeValidator(_empty_is_none)]
+
+
+class Receipt(BaseModel):
+    """One row of ``receipts.csv``; the fields are the columns of the file, in order."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    iteration: Count
+    accepted: Blank[bool]
+    rho: Blank[float]
+    units_asked: Blank[Count]
+    units_removed: Blank[Count]
+    macs_asked: Blank[float]
+    macs: Count
+    params: Count
+    score_low: Blank[float]
+    score_high: Blank[float]
+    metric_before: Blank[float]
+    metric_after: Blank[float]
+    top1: Blank[Percent]
+    top5: Blank[Percent]
+    loss: Blank[float]
+    refused: Blank[str]
+    seconds_score: Blank[float]
+    seconds_prune: Blank[float]
+    seconds_recover: Blank[float]
+
+
+TRACE_COLUMNS = (*CELL_COLUMNS, *(name for name in Receipt.model_fields if name not in TRACE_TIMING), *TRACE_TIMING)
+
+
+OPTIONAL_NUMBERS = frozenset(
+    {
+        *(
+            "target",
+            "macs_base",
+            "macs_reduction",
+            "params_base",
+            "params_reduction",
+            "baseline_metric",
+            "metric_delta",
+        ),
+        *("test_top1", "test_top5", "test_ece", "validation_top1", "validation_top5"),
+        *("macs_theoretical_reduction", "nonzero_params_reduction", "training_macs"),
+        "training_macs_theoretical",
+        *("validation_before_recovery", "validation_after_recovery"),
+        *("latency_ms", "peak_memory_mb"),
+        *(name for name in Receipt.model_fields if name not in {"iteration", "macs", "params"}),
+    }
+)
+
+
+def first_problem(error: ValidationError) -> str:
+    """Say in one line which value is wrong and why."""
+    first = error.errors(include_url=False, include_context=False)[0]
+    location = ".".join(str(part) for part in first["loc"])
+    shown = repr(first["input"])
+    got = f" (got {shown if len(shown) < 60 else shown[:57] + '...'})"
+    said = first["msg"].removeprefix("Value error, ")
+    return f"{location}: {said}{got}" if location else said
