@@ -52,6 +52,7 @@ check: setup ## Check formatting, style, types and the workflow
 	ruff check .
 	ruff format --check .
 	mypy
+	lint-imports --no-cache --no-logo
 	snakefmt --check Snakefile rules
 	python -m stages.schema --check
 	python -m stages.readme --check

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
@@ -20,68 +19,24 @@ from ifap.axes.proof import Proof, prove
 from ifap.axes.units import Graph, Indices
 from ifap.costs import Cost, NetworkError, count_params, probe, run_once
 from ifap.errors import GraphError, TargetError
-from ifap.flow import Normalize, Site
 from ifap.forward import Inputs, private_copy, unwrapped
 from ifap.latency import LatencyModel, latency_ratio, layer_widths, repeated
 from ifap.layers import is_producer, modules_by_name
 from ifap.methods import AnyMethod
 from ifap.methods.base import score
+from ifap.options import Clock, OnStep, Options, Recover, Validate
 from ifap.plan import Plan
-from ifap.ranking import Aggregate, Budget, Ranking, by_speed, floors, unit_scores
+from ifap.ranking import Budget, Ranking, by_speed, floors, unit_scores
 from ifap.results import Pruned, Receipt, Target
 from ifap.run_state import Store, follow, replay, restore_modes
 from ifap.saving import load, pruned_plan
 from ifap.schedule import rate, solve_rho_0
 from ifap.view import output_tensors, trace
 
-Recover = Callable[[nn.Module, nn.Module, int], object]
-Validate = Callable[[nn.Module], float]
-Pace = Literal["units", "macs"]
-OnStep = Callable[[nn.Module, "Receipt"], None]
 log = logging.getLogger(__name__)
 _CHEAP_MACS = 3e8  # of a forward that takes no longer than one without data
 _MAX_TOP_UPS = 5
 _TIME_TOLERANCE = 0.01  # of a measured time, which is never twice the same
-
-
-@dataclass(frozen=True)
-class Options:
-    """The arguments of `ifap.prune` that say how it prunes."""
-
-    target: Target | None
-    like: Plan | None
-    steps: int
-    alpha: float
-    normalize: Normalize
-    site: Site
-    aggregate: Aggregate
-    min_units: int
-    max_layer_ratio: float
-    spatial_only: bool
-    round_to: int | None
-    max_drop: float | None
-    seed: int
-    teacher: Literal["original", "previous"]
-    pace: Pace
-    keep_embeddings: bool
-    compensate: bool
-    units: str
-    outputs: tuple[str, ...] | None
-    prove: bool
-
-
-class Clock:
-    """Seconds per phase of one iteration."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    def measure(self, phase: str, function: Callable[[], Any]) -> Any:
-        """Run `function` and add its time to `phase`."""
-        start = time.perf_counter()
-        result = function()
-        self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
-        return result
 
 
 class Run:

@@ -14,9 +14,10 @@ from ifap.errors import ConfigError, TargetError, nearest
 from ifap.example_inputs import can_be_saved
 from ifap.flow import Normalize, Site
 from ifap.forward import Inputs
-from ifap.iterations import OnStep, Options, Pace, Recover, Run, Validate, log
+from ifap.iterations import Run, log
 from ifap.methods import METHODS, AnyMethod
 from ifap.methods.base import Loss
+from ifap.options import OnStep, Options, Pace, Recover, Validate
 from ifap.plan import Plan
 from ifap.ranking import AGGREGATES, Aggregate
 from ifap.results import Pruned, Target

@@ -10,8 +10,6 @@ from pydantic import (
     Field,
 )
 
-from ifap.study.config.values import TEXT_TASKS, Section
-
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]*$", max_length=100)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
