@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import ifap
-from benchmarks import accuracy, accuracy_table
+from benchmarks import accuracy, accuracy_setting, accuracy_table
 from ifap.data import Split
 from ifap.study.models import MODELS
 
@@ -27,7 +27,10 @@ def cases():
         with torch.no_grad():
             for parameter in network.parameters():
                 parameter += 0.05 * torch.randn_like(parameter)
-        images, labels = torch.randn(accuracy.CALIBRATION, 1, size, size), torch.arange(accuracy.CALIBRATION) % 10
+        images, labels = (
+            torch.randn(accuracy_setting.CALIBRATION, 1, size, size),
+            torch.arange(accuracy_setting.CALIBRATION) % 10,
+        )
         parts = (Split(role, images, labels) for role in ("train", "validation", "test"))
         made[name] = accuracy.Setting(name, 0, network, *parts)
     return made

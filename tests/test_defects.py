@@ -14,7 +14,7 @@ from networks import NETWORKS, Lambda, conv, head, prune, randomize, run, unit
 from torch import nn
 
 import ifap
-from ifap import pruning
+from ifap import iterations
 from ifap.data import Split
 from ifap.errors import SplitError, TargetError
 from ifap.ranking import unit_scores
@@ -226,7 +226,7 @@ def test_18_the_test_split_scores_nothing():
 def test_21_the_graph_is_built_once(monkeypatch):
     # It was built again for every layer.
     calls = []
-    monkeypatch.setattr(pruning, "trace", lambda *a, **k: (calls.append(1), trace(*a, **k))[1])
+    monkeypatch.setattr(iterations, "trace", lambda *a, **k: (calls.append(1), trace(*a, **k))[1])
     prune(net(), X, steps=5, macs=0.6)
     assert calls == [1]
 

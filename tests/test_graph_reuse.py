@@ -9,12 +9,12 @@ import torch
 from networks import NETWORKS
 
 import ifap
-from ifap import pruning
+from ifap import iterations, pruning
 from ifap.axes.units import Graph
 from ifap.view import trace
 
 
-class TracedAnew(pruning._Run):
+class TracedAnew(iterations.Run):
     """A run that forgets its graph after every cut and traces the smaller network, as if it were a new one."""
 
     def _cut(self, *args):
@@ -48,8 +48,8 @@ def test_a_kept_graph_gives_what_a_new_trace_in_every_iteration_gives(name, monk
     model, inputs, steps = net.build(), net.inputs(), 3
     options = {"target": ifap.Target(params=0.2), "steps": steps, "min_units": 1, "method": "magnitude"}
     found = {}
-    for kind in (pruning._Run, TracedAnew):
-        monkeypatch.setattr(pruning, "_Run", kind)
+    for kind in (iterations.Run, TracedAnew):
+        monkeypatch.setattr(pruning, "Run", kind)
         states = []
         pruned = ifap.prune(model, inputs, [inputs], on_step=lambda m, _, s=states: s.append(_weights(m)), **options)
         assert len(states) == len(pruned.receipts) >= 2

@@ -9,8 +9,8 @@ from networks import conv, head, unit
 from torch import nn
 
 import ifap
+from ifap import iterations
 from ifap import latency as latency_module
-from ifap import pruning
 from ifap.errors import TargetError
 from ifap.latency import LatencyModel, latency_ratio, layer_widths, repeated
 from ifap.ranking import Budget, by_speed
@@ -42,7 +42,7 @@ def clock(monkeypatch):
 
     monkeypatch.setattr(latency_module, "_time_of", time_of)
     monkeypatch.setattr(latency_module, "_timed", lambda function, where: 1e-9 * ifap.cost(network(), X).macs)
-    monkeypatch.setattr(pruning, "latency_ratio", lambda a, b, x: seconds(a, x) / seconds(b, x))
+    monkeypatch.setattr(iterations, "latency_ratio", lambda a, b, x: seconds(a, x) / seconds(b, x))
 
 
 def test_a_model_of_times_predicts_what_the_clock_says(clock):
@@ -78,7 +78,7 @@ def test_a_prediction_that_is_too_low_is_corrected_by_measuring(clock, monkeypat
     def with_a_constant(a, b, x):
         return (seconds(a, x) + 0.3 * seconds(b, x)) / (1.3 * seconds(b, x))
 
-    monkeypatch.setattr(pruning, "latency_ratio", with_a_constant)
+    monkeypatch.setattr(iterations, "latency_ratio", with_a_constant)
     model = network()
     pruned = ifap.prune(model, X, [X], target=ifap.Target(latency=0.5), steps=2, method="magnitude")
     assert with_a_constant(pruned.model, model, X) <= 0.5 * 1.01 + 1e-9
@@ -96,7 +96,7 @@ def test_time_counts_on_the_device_that_is_named_while_pruning_stays_where_the_n
         timed.append((a, b))
         return seconds(a, x) / seconds(b, x)
 
-    monkeypatch.setattr(pruning, "latency_ratio", ratio)
+    monkeypatch.setattr(iterations, "latency_ratio", ratio)
     model = network()
     target = ifap.Target(latency=0.5, device="cpu", batch=2)
     pruned = ifap.prune(model, X, [X], target=target, steps=2, method="magnitude")

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import ifap
-from ifap import legacy
+from ifap import legacy, legacy_attention
 from ifap.errors import PlanError
 from ifap.plan import PLAN_FILE, read_plan
 from ifap.saving import WEIGHTS_FILE, read_masks
@@ -309,7 +309,7 @@ def test_a_transposed_linear_layer_is_known_by_its_shape(joined):
     x = torch.randn(2, 4)
     before = holder["a"](x)
     assert legacy.restore_split(holder, ["a"], ["a.q.weight"] if joined else ["a.weight"]) == {"a"}
-    assert isinstance(holder["a"], legacy.JoinedProjections if joined else nn.Linear)
+    assert isinstance(holder["a"], legacy_attention.JoinedProjections if joined else nn.Linear)
     assert isinstance(holder["b"], Transposed)
     torch.testing.assert_close(holder["a"](x), before)
     assert not any(module.training for module in holder.modules())

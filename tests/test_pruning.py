@@ -15,7 +15,7 @@ from networks import NETWORKS, assert_equivalent, batches, double, head, prune, 
 from torch import nn
 
 import ifap
-from ifap import pruning
+from ifap import iterations
 from ifap.axes.cut import cut_units
 from ifap.data import Split
 from ifap.errors import GraphError, PlanError, ScoreError, SplitError, TargetError
@@ -444,7 +444,7 @@ def test_scores_of_the_wrong_length_are_an_error():
 
 def test_one_trace_a_call(monkeypatch):
     calls = []
-    monkeypatch.setattr(pruning, "trace", lambda *a, **k: calls.append(1) or trace(*a, **k))
+    monkeypatch.setattr(iterations, "trace", lambda *a, **k: calls.append(1) or trace(*a, **k))
     prune(wide(), IMAGE, steps=6)
     assert len(calls) == 1
 

@@ -18,7 +18,7 @@ from ifap.forward import call, private_copy
 from ifap.results import Target
 from ifap.study.config.rivals import RfpOptions
 from ifap.study.models import MODELS
-from ifap.study.rivals import SPARSE, Context
+from ifap.study.rivals import SPARSE, Context, rfp_tuning
 from ifap.study.rivals import rfp as module
 from ifap.study.rivals.blocks import find_groups, scaled_units, unit_price
 from ifap.study.rivals.rfp import decide, fisher, fold_and_cut, mask_gradients, prune_units, rearrange
@@ -230,11 +230,11 @@ def test_the_system_is_that_of_the_units_contributions():
     for group in find_groups(model)[2:]:
         part = group.parts[0]
         weight = model.get_submodule(part.reader).weight.detach().double()
-        seen = module._reach(model, inputs, part, {}, {})
-        taught = module._Seen(0.5 * seen.read, seen.residual + 0.1)
+        seen = rfp_tuning._reach(model, inputs, part, {}, {})
+        taught = rfp_tuning._Seen(0.5 * seen.read, seen.residual + 0.1)
         rows = inputs["attention_mask"].bool()
         chosen = torch.arange(group.units) % 3 != 1
-        system = module._System(weight, group, chosen)
+        system = rfp_tuning._System(weight, group, chosen)
         system.add(seen, taught, rows)
         units = seen.read[rows].double().unflatten(1, (group.units, group.width))
         columns = torch.einsum("nuw,duw->ndu", units, weight.unflatten(1, (group.units, group.width))).flatten(0, 1)
@@ -283,7 +283,7 @@ def test_padding_does_not_count_nor_do_tokens_that_the_loss_does_not_see():
 
     def counted(model, task_loss=TASK.loss, labels=targets):
         last = find_groups(model)[-1].parts[0].reader
-        return module._counts(model, inputs, labels, task_loss, last, {}, {})
+        return rfp_tuning._counts(model, inputs, labels, task_loss, last, {}, {})
 
     ends = inputs["attention_mask"].sum(1) - 1
     assert torch.equal(counted(nets.bert()).nonzero()[:, 1], torch.zeros(6, dtype=torch.int64))

@@ -9,53 +9,54 @@ import sys
 import pytest
 import torch
 
+from ifap import files, seeds
 from ifap.errors import IfapError
 from ifap.latency import latency
 from ifap.study import stage as program
-from ifap.study.machine import runtime
+from ifap.study.machine import determinism, lock, provenance
 
 
 def test_configure_ignores_the_number_of_cores(monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    runtime.configure(3)
+    determinism.configure(3)
     assert torch.get_num_threads() == 1
     first = torch.rand(2)
-    runtime.configure(3)
+    determinism.configure(3)
     assert torch.equal(first, torch.rand(2))
     assert torch.are_deterministic_algorithms_enabled()
 
 
 def test_seeded_puts_the_global_generator_back():
     before = torch.random.get_rng_state()
-    with runtime.seeded(5, torch.device("cpu")):
+    with seeds.seeded(5, torch.device("cpu")):
         first = torch.rand(3)
     assert torch.equal(before, torch.random.get_rng_state())
-    with runtime.seeded(5, torch.device("cpu")):
+    with seeds.seeded(5, torch.device("cpu")):
         assert torch.equal(first, torch.rand(3))
 
 
 def test_derived_seeds_depend_on_every_part():
-    seeds = {runtime.derive_seed(*parts) for parts in [(0, 1), (1, 0), (0, 11), (0, 1, "order")]}
+    seeds = {seeds.derive_seed(*parts) for parts in [(0, 1), (1, 0), (0, 11), (0, 1, "order")]}
     assert len(seeds) == 4
     assert all(0 <= seed < 2**63 for seed in seeds)
 
 
 def test_csv_floats_read_back_exactly(tmp_path):
     path = tmp_path / "rows.csv"
-    runtime.write_csv(path, [{"a": 0.1 + 0.2, "b": 3}, {"a": None, "b": "x,y"}], ["a", "b"])
+    files.write_csv(path, [{"a": 0.1 + 0.2, "b": 3}, {"a": None, "b": "x,y"}], ["a", "b"])
     assert path.read_bytes() == b'a,b\n0.30000000000000004,3\n,"x,y"\n'
     with pytest.raises(ValueError, match="c"):
-        runtime.write_csv(path, [{"c": 1}], ["a"])
+        files.write_csv(path, [{"c": 1}], ["a"])
 
 
 def test_a_second_run_is_told_what_is_running(tmp_path):
     with (
-        runtime.Lock(tmp_path, "baseline of a cell"),
+        lock.Lock(tmp_path, "baseline of a cell"),
         pytest.raises(IfapError, match=rf"baseline of a cell is already running \(process {os.getpid()};"),
     ):
-        runtime.Lock(tmp_path, "baseline of a cell").__enter__()
-    assert (tmp_path / runtime.LOCK_FILE).exists()  # a file left behind must not block the next run
-    with runtime.Lock(tmp_path, "baseline of a cell"):
+        lock.Lock(tmp_path, "baseline of a cell").__enter__()
+    assert (tmp_path / lock.LOCK_FILE).exists()  # a file left behind must not block the next run
+    with lock.Lock(tmp_path, "baseline of a cell"):
         pass
 
 
@@ -90,7 +91,7 @@ def test_a_bug_keeps_its_traceback_and_success_is_exit_code_0(monkeypatch):
 def test_provenance_works_outside_a_checkout(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    found = runtime.provenance()
+    found = provenance.provenance()
     assert found["commit"] is None
     assert found["dirty"] is None
     assert found["versions"]["torch"] == torch.__version__.partition("+")[0] or found["versions"]["torch"]
@@ -106,21 +107,21 @@ def test_only_changed_sources_make_a_checkout_dirty(tmp_path, monkeypatch):
         subprocess.run(["git", *command], check=True)
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "runs.csv").write_text("x\n")
-    assert runtime.provenance()["dirty"] is False
-    assert len(runtime.provenance()["commit"]) == 40
+    assert provenance.provenance()["dirty"] is False
+    assert len(provenance.provenance()["commit"]) == 40
     (tmp_path / "src" / "a.py").write_text("a = 2\n")
-    assert runtime.provenance()["dirty"] is True
+    assert provenance.provenance()["dirty"] is True
 
 
 def test_peak_memory_is_plausible():
-    assert 10 < runtime.peak_memory_mb() < 1e6
+    assert 10 < provenance.peak_memory_mb() < 1e6
 
 
 def test_peak_memory_is_not_that_of_the_process_that_started_this_one():
     much = torch.ones(2**27)  # 512 MiB
     code = "from ifap.study.machine.runtime import peak_memory_mb; print(peak_memory_mb())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert float(done.stdout) < runtime.peak_memory_mb() - 256
+    assert float(done.stdout) < provenance.peak_memory_mb() - 256
     assert much.all()
 
 

@@ -20,7 +20,8 @@ from jinja2.exceptions import SecurityError
 
 from ifap.errors import ConfigError, ResultsError
 from ifap.files import atomic_write_text, read_bounded
-from ifap.study import config, paths
+from ifap.study import paths
+from ifap.study.config import reading
 from ifap.study.config.reading import load_params
 from ifap.study.report import page, records
 from ifap.study.report.tables.model import Column, Item, Row, Table
@@ -113,21 +114,21 @@ def test_aliases_and_merges_that_multiply_nothing_still_work(tmp_path):
         "default: {epochs: 6, batch_size: 64,", "default: {<<: *training, epochs: 6, batch_size: 64,", 1
     )
     (tmp_path / "params.yaml").write_text(text)
-    assert load_params(tmp_path / "params.yaml") == config.parse_params(raw)
+    assert load_params(tmp_path / "params.yaml") == reading.parse_params(raw)
 
 
 def test_a_grid_of_millions_of_cells_is_refused():
     raw = yaml.safe_load((ROOT / "params.yaml").read_text())
     raw["scales"]["quick"]["seeds"] = list(range(200_000))
     with pytest.raises(ConfigError, match=r"scales\.quick\.grid\.classification: more than 1,000,000 cells"):
-        config.parse_params(raw)
+        reading.parse_params(raw)
 
 
 def test_a_step_without_a_version_is_named():
     raw = yaml.safe_load((ROOT / "params.yaml").read_text())
     del raw["versions"]["prune"]
     with pytest.raises(ConfigError, match=r"params\.yaml: versions: prune: key is missing"):
-        config.parse_params(raw)
+        reading.parse_params(raw)
 
 
 # --- results and the report -----------------------------------------------------------------------
