@@ -40,7 +40,7 @@ from ifap.errors import IfapError  # noqa: E402
 from ifap.study.config.reading import load_params  # noqa: E402
 from ifap.study.grid import Grid  # noqa: E402
 from ifap.study.report import judge as verdicts  # noqa: E402
-from ifap.study.report import records
+from ifap.study.report import records  # noqa: E402
 from ifap.study.report.full_size.classifiers import load_structure  # noqa: E402
 from ifap.study.report.page import load_evidence, render_page  # noqa: E402
 from ifap.study.report.tables.render import render  # noqa: E402
@@ -128,7 +128,7 @@ class Results:
         records.check_cells(runs, grid, paths.runs_csv("quick"))
         records.check_cells(trace, grid, paths.trace_csv("quick"))
         claims = verdicts.load_judged("quick", root=folder)
-        judge.check_against(claims, ROOT / paths.published_claims(), "quick")
+        verdicts.check_against(claims, ROOT / paths.published_claims(), "quick")
         missing = records.load_missing("quick", root=folder)
         load_structure(root=folder)
         records.collect(grid, root=folder)
