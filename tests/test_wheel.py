@@ -1,0 +1,106 @@
+"""What a wheel holds: the library alone, which works without the packages of the study."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from workflow_project import ROOT, copy_file, tracked_files
+
+UV = str(Path(sys.executable).with_name("uv"))
+# Refuses the library every package that only an extra brings; torch may look for what it likes.
+WITHOUT_EXTRAS = """
+import re, sys, tomllib
+project = tomllib.load(open({pyproject!r}, "rb"))["project"]
+names = {{re.match("[a-zA-Z0-9_-]+", name)[0] for extra in project["optional-dependencies"].values() for name in extra}}
+refused = {{name.replace("-", "_") for name in names}} | {{"sklearn", "PIL"}}
+
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        frame = sys._getframe(1)
+        while "importlib" in frame.f_code.co_filename:
+            frame = frame.f_back
+        if name.partition(".")[0] in refused and ("/ifap/" in frame.f_code.co_filename or frame.f_back is None):
+            raise ModuleNotFoundError(f"No module named {{name!r}} (an extra)", name=name)
+
+sys.meta_path.insert(0, Refuse())
+"""
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+    for name in tracked_files():
+        if name.startswith("src/") or "/" not in name:
+            copy_file(ROOT / name, source / name)
+    command = [UV, "build", "--wheel", "--quiet", "--offline", "--no-build-isolation", "--python", sys.executable]
+    subprocess.run([*command, "--out-dir", str(out), str(source)], check=True)
+    return next(out.glob("*.whl"))
+
+
+@pytest.fixture(scope="module")
+def installed(wheel, tmp_path_factory):
+    site = tmp_path_factory.mktemp("site")
+    zipfile.ZipFile(wheel).extractall(site)
+    return site
+
+
+def run(installed, code, folder):
+    script = folder / "script.py"
+    script.write_text(WITHOUT_EXTRAS.format(pyproject=str(ROOT / "pyproject.toml")) + code)
+    environment = {**os.environ, "PYTHONPATH": str(installed), "COLUMNS": "100"}
+    return subprocess.run([sys.executable, str(script)], cwd=folder, env=environment, capture_output=True, text=True)
+
+
+def test_a_wheel_holds_the_library_and_nothing_of_the_study(wheel):
+    names = zipfile.ZipFile(wheel).namelist()
+    assert "ifap/pruning.py" in names
+    assert "ifap/axes/trace.py" in names
+    assert "ifap/py.typed" in names
+    assert not [name for name in names if name.startswith(("ifap/study", "stages", "tests", "benchmarks"))]
+
+
+LIBRARY_ALONE = """
+import torch
+from torch import nn
+import ifap
+assert "site" in ifap.__file__
+torch.set_num_threads(1)
+network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Flatten(), nn.LazyLinear(5))
+network(torch.randn(1, 3, 8, 8))
+images, labels = torch.randn(16, 3, 8, 8), torch.randint(0, 5, (16,))
+batches = [(images[:8], labels[:8]), (images[8:], labels[8:])]
+print(ifap.inspect(network, images[:1]))
+recover = ifap.Distillation(batches, batches)
+pruned = ifap.prune(network, images[:1], images.split(8), target=ifap.Target(macs=0.5), steps=2, recover=recover)
+ifap.save(pruned, "small")
+assert torch.equal(ifap.load("small", lambda: network).eval()(images), pruned.model.eval()(images))
+print("fine")
+"""
+
+
+def test_the_library_works_without_any_extra(installed, tmp_path):
+    done = run(installed, LIBRARY_ALONE, tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.endswith("fine\n")
+
+
+def test_the_command_shows_only_what_works(installed, tmp_path):
+    done = run(installed, "import sys; sys.argv = ['ifap', '--help']\nfrom ifap.cli import main\nmain()\n", tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    commands = re.findall(r"^\S ([a-z]+) {2,}", done.stdout, flags=re.MULTILINE)
+    assert commands == ["prune", "show", "export"]
+
+
+def test_python_blocks_of_the_readme_need_no_extra(installed, tmp_path):
+    text = (ROOT / "README.md").read_text()
+    blocks = re.findall(r"(<!-- not run[^>]*-->\n)?```python\n(.*?)```", text, flags=re.DOTALL)
+    code = "\n\n".join(block for not_run, block in blocks if not not_run)
+    assert "ifap.prune(" in code
+    done = run(installed, f"import torch\ntorch.set_num_threads(1)\n{code}", tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
