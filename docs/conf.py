@@ -39,7 +39,7 @@ html_copy_source = False
 # Formulas become MathML, which browsers show by themselves: a page needs no script from elsewhere.
 html_math_renderer = "mathml"
 
-myst_enable_extensions = ["dollarmath"]
+myst_enable_extensions = ["deflist", "dollarmath"]
 myst_heading_anchors = 4
 
 autosummary_generate = True
@@ -71,8 +71,10 @@ class FilesOfTheRepository(SphinxTransform):
         if node.get("refdomain") == "doc":  # a Markdown page, without its ending
             target, fragment = f"{target}.md", node.get("reftargetid") or ""
         page = Path(self.env.doc2path(self.env.docname))
-        path = (page.parent / target).resolve()
-        if not target or not path.exists() or not path.is_relative_to(ROOT):
+        # A page that includes CONTRIBUTING.md has links that start at the root.
+        places = [(folder / target).resolve() for folder in (page.parent, ROOT)]
+        path = next((place for place in places if place.exists() and place.is_relative_to(ROOT)), None)
+        if not target or path is None:
             return
         if not SOURCE and path.with_suffix(".html").exists():
             path = path.with_suffix(".html")  # the same page, as a browser shows it
