@@ -71,7 +71,7 @@ format: setup ## Format Python and Snakemake files; write the schema of params.y
 	python docs/draw_architecture.py
 
 docs: setup ## Build the documentation as a site in build/docs, without the network; a warning is an error
-	sphinx-build --quiet --fail-on-warning --keep-going -d build/doctrees docs build/docs
+	sphinx-build --quiet --fresh-env --fail-on-warning --keep-going -d build/doctrees docs build/docs
 	@echo "now open build/docs/index.html"
 
 bench: setup ## Measure speed as ratios, side by side

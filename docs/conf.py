@@ -12,6 +12,7 @@ from docutils import nodes
 from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx import addnodes
 from sphinx.application import Sphinx
+from sphinx.errors import ExtensionError
 from sphinx.transforms import SphinxTransform
 
 import ifap
@@ -42,7 +43,9 @@ html_math_renderer = "mathml"
 myst_enable_extensions = ["deflist", "dollarmath"]
 myst_heading_anchors = 4
 
+default_role = "py:obj"  # a name in single backticks links to its entry, where there is one
 autosummary_generate = True
+autosummary_filename_map = {"ifap.Cost": "ifap.Cost-class"}  # some file systems take Cost and cost for one name
 autodoc_typehints = "none"  # The types stand in the docstrings, in words.
 autodoc_member_order = "bysource"
 numpydoc_show_class_members = False
@@ -98,6 +101,9 @@ def visit_math_block(self: Any, node: nodes.math_block) -> None:
 
 
 def setup(app: Sphinx) -> None:
-    """Add what this file defines."""
+    """Add what this file defines, and check that the reference is complete."""
+    listed = {line.strip() for line in (ROOT / "docs" / "api.md").read_text().splitlines()}
+    if missing := {f"ifap.{name}" for name in ifap.__all__} - listed:
+        raise ExtensionError(f"docs/api.md does not list {', '.join(sorted(missing))}")
     app.add_transform(FilesOfTheRepository)
     app.add_html_math_renderer("mathml", inline_renderers=(visit_math, None), block_renderers=(visit_math_block, None))

@@ -11,6 +11,7 @@ import tomllib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import pairwise
 from pathlib import Path
 
 import grimp
@@ -104,7 +105,7 @@ def arrange(rows: list[Row], lines: list[list[Place]]) -> None:
     """Order each row so that arrows cross little, and give each place its position."""
     near: dict[Place, list[Place]] = {}
     for line in lines:
-        for one, other in zip(line, line[1:], strict=False):
+        for one, other in pairwise(line):
             near.setdefault(one, []).append(other)
             near.setdefault(other, []).append(one)
     for row in rows:
@@ -185,7 +186,7 @@ def draw() -> str:
     for number, row in enumerate(rows):
         out += [line for place in row if place.name for line in _box(place, top + ROW * number)]
     notes = [
-        "An arrow leads from a module to one that it uses. Arrows that others imply, and those to the lowest row, are left out.",
+        "An arrow leads from a module to one that it uses. Not drawn: arrows that others imply, arrows to the lowest row.",
         "axes and methods are packages; the scripts and the study use any row of the library, never the other way.",
     ]
     out += [
