@@ -186,7 +186,7 @@ def draw() -> str:
     for number, row in enumerate(rows):
         out += [line for place in row if place.name for line in _box(place, top + ROW * number)]
     notes = [
-        "An arrow leads from a module to one that it uses. Not drawn: arrows that others imply, arrows to the lowest row.",
+        "An arrow leads from a module to one that it uses. Not drawn: what other arrows imply; the lowest row.",
         "axes and methods are packages; the scripts and the study use any row of the library, never the other way.",
     ]
     out += [

@@ -100,8 +100,8 @@ class Distillation:
 
     Notes
     -----
-    The loss is that of the section "Recovery" of the paper: the task's, plus `feature_weight` times the L1 distance between
-    the features of student and teacher at the first, middle and last activation.
+    The loss is that of the section "Recovery" of the paper: the task's, plus `feature_weight` times the L1 distance
+    between the features of student and teacher at the first, middle and last activation.
 
     Examples
     --------
