@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -18,7 +17,6 @@ from sphinx.transforms import SphinxTransform
 import ifap
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
 
 project = "IFAP"
 author = copyright = "The IFAP contributors"  # noqa: A001 (the name of the setting)

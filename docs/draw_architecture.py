@@ -65,6 +65,7 @@ def contract(container: str) -> list[list[str]]:
 
 def imports(names: Iterable[str]) -> dict[str, set[str]]:
     """Return which of the modules each of them imports itself."""
+    sys.path.insert(0, str(ROOT / "src"))  # this checkout, whatever is installed
     graph = grimp.build_graph("ifap", cache_dir=None)
     for name in names:
         if graph.find_children(f"ifap.{name}"):
