@@ -38,7 +38,7 @@ html_copy_source = False
 # Formulas become MathML, which browsers show by themselves: a page needs no script from elsewhere.
 html_math_renderer = "mathml"
 
-myst_enable_extensions = ["deflist", "dollarmath"]
+myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 4
 
 default_role = "py:obj"  # a name in single backticks links to its entry, where there is one

@@ -75,7 +75,7 @@ def cost(model: nn.Module, example_inputs: Inputs) -> Cost:
 
     Examples
     --------
-    >>> ifap.cost(torchvision.models.resnet50(), torch.zeros(1, 3, 224, 224))
+    >>> ifap.cost(resnet50, torch.zeros(1, 3, 224, 224))
     Cost(macs=4089184256, params=25557032)
     """
     return Cost(macs=sum(macs_by_module(model, example_inputs).values()), params=count_params(model))
