@@ -12,7 +12,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export DVC_NO_ANALYTICS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce smoke study-one test check format bench vulnerabilities record sync pull push status image lock tensorboard clean
+.PHONY: help setup reproduce smoke study-one test check format docs bench vulnerabilities record sync pull push status image lock tensorboard clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-15s %s\n", $$1, $$2}'
@@ -48,7 +48,7 @@ study-one: setup ## Train, prune and test one residual network on all of Fashion
 test: setup ## Run all tests
 	pytest -n 2 --dist loadscope
 
-check: setup ## Check formatting, style, types and the workflow
+check: setup ## Check formatting, style, types, imports, the workflow and what is generated
 	ruff check .
 	ruff format --check .
 	mypy
@@ -56,16 +56,23 @@ check: setup ## Check formatting, style, types and the workflow
 	snakefmt --check Snakefile rules
 	python -m stages.schema --check
 	python -m stages.readme --check
+	python docs/draw_architecture.py --check
+	check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/ci.yml
 
 vulnerabilities: ## Look up known vulnerabilities of the locked packages (needs the network and uv)
 	@uv tool run pip-audit --strict --disable-pip --require-hashes --progress-spinner off -r requirements.lock \
 	  || { echo "error: a package is vulnerable, or the advisories could not be reached: see above" >&2; exit 1; }
 
-format: setup ## Format Python and Snakemake files, and write the schema of params.yaml again
+format: setup ## Format Python and Snakemake files; write the schema of params.yaml and the picture of the modules again
 	ruff check --fix .
 	ruff format .
 	snakefmt Snakefile rules
 	python -m stages.schema
+	python docs/draw_architecture.py
+
+docs: setup ## Build the documentation as a site in build/docs, without the network; a warning is an error
+	sphinx-build --quiet --fresh-env --fail-on-warning --keep-going -d build/doctrees docs build/docs
+	@echo "now open build/docs/index.html"
 
 bench: setup ## Measure speed as ratios, side by side
 	python -m benchmarks

@@ -87,7 +87,13 @@ def scale_config(wildcards):
     """Return everything that the tables depend on beside the results, as stable text."""
     block = GRID.params.model_dump(mode="json")
     return json.dumps(
-        [block["scales"][SCALE], block["versions"], block["versions_of"], block["verdicts"], block["tables"]],
+        [
+            block["scales"][SCALE],
+            block["versions"],
+            block["versions_of"],
+            block["verdicts"],
+            block["tables"],
+        ],
         sort_keys=True,
     )
 

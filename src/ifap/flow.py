@@ -89,6 +89,17 @@ def flow_scores(
         is unknown.
     SplitError
         If `batches` is a test split.
+
+    Notes
+    -----
+    The formulas are those of the section "Flow Evaluation" of the paper: the mean norm of the activation times the norm
+    of the weights, and for a head the mean norm of its probabilities times the norms of its queries, keys and values.
+
+    Examples
+    --------
+    >>> scores = ifap.flow_scores(net, batches)
+    >>> scores["layer1.0.conv1"].shape
+    torch.Size([64])
     """
     meters, heads = _measure(model, batches, normalize, site, statistic, graph)
     scores = {name: _normalized(meter.flow(), meter, normalize) for name, meter in meters.items()}

@@ -97,6 +97,16 @@ class Distillation:
     TrainingError
         On a call: if the loss is not finite, memory does not suffice, the teacher is the student
         itself, or several processes were started.
+
+    Notes
+    -----
+    The loss is that of the section "Recovery" of the paper: the task's, plus `feature_weight` times the L1 distance
+    between the features of student and teacher at the first, middle and last activation.
+
+    Examples
+    --------
+    >>> recover = ifap.Distillation(train_batches, validation_batches, epochs=2)
+    >>> pruned = ifap.prune(net, images[:1], batches, target=ifap.Target(macs=0.65), recover=recover)
     """
 
     def __init__(

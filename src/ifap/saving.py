@@ -72,6 +72,11 @@ def save(pruned: Pruned, folder: str | Path) -> None:
         What `ifap.prune` returned; its network may have been trained further.
     folder : str or Path
         Where to; made if it does not exist. Files there are replaced at once, never half written.
+
+    Raises
+    ------
+    PlanError
+        If the outputs of the network are not finite, or it returns no floating-point tensor.
     """
     write_network(pruned.model, pruned.plan, folder)
 

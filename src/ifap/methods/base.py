@@ -30,7 +30,7 @@ class Method(Protocol):
     loss : callable, or None
         ``loss(outputs, targets)`` returns a scalar; what the caller gave as ``loss``.
     graph : Graph
-        The units of the network as it is; see `ifap.graph.Graph`.
+        The units of the network as it is; see `ifap.axes.units.Graph`.
     macs : dict of str to int
         Multiply-accumulates of each module; see `ifap.costs.macs_by_module`.
     """
