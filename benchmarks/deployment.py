@@ -66,7 +66,8 @@ import sys, torch
 from pathlib import Path
 from safetensors.torch import load_file, save_file
 from ifap.study.models import builder_from_id
-from ifap.plan import load, read_plan
+from ifap.plan import read_plan
+from ifap.saving import load
 torch.set_num_threads(1)
 for folder in map(Path, sys.argv[1:]):
     plan = read_plan(folder)

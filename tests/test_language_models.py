@@ -147,7 +147,8 @@ def test_a_new_process_loads_the_same_networks(tmp_path):
 import torch
 from ifap.example_inputs import make_inputs
 from ifap.study.models import builder_from_id
-from ifap.plan import load, read_plan
+from ifap.plan import read_plan
+from ifap.saving import load
 for name in {list(TINY_TEXT)}:
     folder = {str(tmp_path)!r} + "/" + name
     plan = read_plan(folder)

@@ -36,9 +36,9 @@ def test_seeded_puts_the_global_generator_back():
 
 
 def test_derived_seeds_depend_on_every_part():
-    seeds = {seeds.derive_seed(*parts) for parts in [(0, 1), (1, 0), (0, 11), (0, 1, "order")]}
-    assert len(seeds) == 4
-    assert all(0 <= seed < 2**63 for seed in seeds)
+    found = {seeds.derive_seed(*parts) for parts in [(0, 1), (1, 0), (0, 11), (0, 1, "order")]}
+    assert len(found) == 4
+    assert all(0 <= seed < 2**63 for seed in found)
 
 
 def test_csv_floats_read_back_exactly(tmp_path):
@@ -119,7 +119,7 @@ def test_peak_memory_is_plausible():
 
 def test_peak_memory_is_not_that_of_the_process_that_started_this_one():
     much = torch.ones(2**27)  # 512 MiB
-    code = "from ifap.study.machine.runtime import peak_memory_mb; print(peak_memory_mb())"
+    code = "from ifap.study.machine.provenance import peak_memory_mb; print(peak_memory_mb())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert float(done.stdout) < provenance.peak_memory_mb() - 256
     assert much.all()

@@ -20,7 +20,7 @@ def test_training_and_pruning_need_no_compiler(kind):
     code = f"""
 import stages
 import torch, torchvision
-from ifap.study.machine.runtime import configure
+from ifap.study.machine.determinism import configure
 configure(0)
 layer = torch.nn.Linear(2, 1)
 optimizer = torch.optim.{kind}(layer.parameters(), lr=0.1)
@@ -44,7 +44,7 @@ import stages
 import torch
 import ifap
 from ifap.study.models import MODELS
-from ifap.study.machine.runtime import configure
+from ifap.study.machine.determinism import configure
 configure(0)
 model, images = MODELS.get("{name}")(num_classes=10, in_channels=1, image_size=32), torch.randn(2, 1, 32, 32)
 pruned = ifap.prune(model, images[:1], [images], target=ifap.Target(macs=0.3), steps=1)
@@ -58,7 +58,7 @@ def test_the_compiler_and_what_asks_it_work_afterwards():
     code = """
 import stages
 import torch, torchvision
-from ifap.study.machine.runtime import configure
+from ifap.study.machine.determinism import configure
 configure(0)
 boxes = [torch.tensor([[0.0, 0.0, 4.0, 4.0]])]
 print(tuple(torchvision.ops.roi_align(torch.ones(1, 2, 8, 8), boxes, 2).shape))

@@ -23,7 +23,7 @@ from ifap.files import atomic_write_text, read_bounded
 from ifap.study import paths
 from ifap.study.config import reading
 from ifap.study.config.reading import load_params
-from ifap.study.report import page, records
+from ifap.study.report import csv_files, page, records
 from ifap.study.report.tables.model import Column, Item, Row, Table
 from ifap.study.report.tables.networks import link
 from ifap.study.report.tables.render import render
@@ -177,7 +177,7 @@ def test_what_only_python_takes_for_a_number_is_refused(tmp_path, grid, value):
 
 def test_a_table_that_is_a_pipe_or_huge_is_refused(tmp_path, grid, monkeypatch):
     file = tmp_path / paths.runs_csv("quick")
-    monkeypatch.setattr(records, "MOST_BYTES", 100)
+    monkeypatch.setattr(csv_files, "MOST_BYTES", 100)
     with pytest.raises(ResultsError, match="larger than"):
         records.load_runs("quick", root=tmp_path)
     file.unlink()

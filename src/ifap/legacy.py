@@ -22,20 +22,20 @@ from torch import Tensor, nn
 from ifap.errors import PlanError
 from ifap.layers import cut, cut_tensor, modules_by_name, refresh, replace_tensor, sides
 from ifap.legacy_attention import (
-    _FUSED,
+    FUSED,
     HEAD_TABLE,
     Gated,
     SpatialAttention,
     SplitAttention,
-    _has_positions,
-    _is_transposed,
-    _known_heads,
-    _nearest_table,
     can_split,
     from_transposed,
     give_table,
+    has_positions,
     is_fused,
+    is_transposed,
     joined_from_transposed,
+    known_heads,
+    nearest_table,
     split,
 )
 from ifap.rebuilding import check_names
@@ -75,11 +75,11 @@ def restore_split(model: nn.Module, names: Iterable[str], stored_names: Collecti
             continue
         if isinstance(module, nn.MultiheadAttention):
             new: nn.Module | None = split(module) if can_split(module) else None
-        elif _is_transposed(module):
+        elif is_transposed(module):
             new = joined_from_transposed(module) if f"{name}.q.weight" in stored else from_transposed(module)
-        elif _has_positions(module):
+        elif has_positions(module):
             needs_table = f"{name}.{HEAD_TABLE}.weight" in stored
-            give_table(module, _nearest_table(name, modules) if needs_table else None)
+            give_table(module, nearest_table(name, modules) if needs_table else None)
             new = module
         else:
             new = None
@@ -122,17 +122,17 @@ def refresh_heads(model: nn.Module, names: Iterable[str]) -> dict[str, int]:
     modules, found = modules_by_name(model), {}
     for name in names:
         module = modules.get(name)
-        known = None if module is None else _known_heads(module)
+        known = None if module is None else known_heads(module)
         if module is None or known is None:
             continue
         layers, width = [module.get_submodule(part) for part in known.layers], getattr(module, known.head_dim)
-        total = module.proj.in_features if known is _FUSED else layers[0].out_features
+        total = module.proj.in_features if known is FUSED else layers[0].out_features
         if known.number:
             setattr(module, known.number, total // width)
         for attribute in known.widths:
             if hasattr(module, attribute):
                 setattr(module, attribute, total)
-        found[name] = total // width if known is _FUSED else layers[1].out_features // width
+        found[name] = total // width if known is FUSED else layers[1].out_features // width
     return found
 
 

@@ -42,7 +42,7 @@ class Heads(NamedTuple):
     widths: tuple[str, ...] = ()
 
 
-_FUSED = Heads(("qkv",), "head_dim", "num_heads", ("attn_dim", "all_head_dim", "inner_dim"))
+FUSED = Heads(("qkv",), "head_dim", "num_heads", ("attn_dim", "all_head_dim", "inner_dim"))
 
 
 _HEADS = (
@@ -51,7 +51,7 @@ _HEADS = (
     Heads(("query", "key", "value"), "attention_head_size", "num_attention_heads", ("all_head_size",)),
     Heads(("c_attn.q", "c_attn.k", "c_attn.v"), "head_dim", "num_heads", ("split_size",)),
     Heads(("q_proj", "k_proj", "v_proj"), "head_dim", ""),
-    _FUSED,
+    FUSED,
 )
 
 
@@ -333,7 +333,7 @@ def is_fused(module: nn.Module) -> bool:
     return whole_heads and qkv.out_features == 3 * proj.in_features and hasattr(module, "num_heads")
 
 
-def _is_transposed(module: nn.Module) -> bool:
+def is_transposed(module: nn.Module) -> bool:
     """Whether a module is none of torch's layers and has a weight of (in, out) and a bias of (out), and no more."""
     own = module._parameters
     if module._modules or sides(module) or own.keys() != {"weight", "bias"}:
@@ -342,14 +342,14 @@ def _is_transposed(module: nn.Module) -> bool:
     return weight is not None and bias is not None and weight.dim() == 2 and bias.shape == weight.shape[1:]
 
 
-def _has_positions(module: nn.Module) -> bool:
+def has_positions(module: nn.Module) -> bool:
     """Whether a module is attention that reads, or may read, a table of relative positions."""
     return isinstance(vars(module).get(f"has_{HEAD_TABLE}"), bool)
 
 
-def _nearest_table(name: str, modules: Mapping[str, Any]) -> nn.Embedding | None:
+def nearest_table(name: str, modules: Mapping[str, Any]) -> nn.Embedding | None:
     """Return the table of the attention module that shares most of its path with `name`: that of its stack."""
-    holders = [key for key, module in modules.items() if _has_positions(module) and HEAD_TABLE in module._modules]
+    holders = [key for key, module in modules.items() if has_positions(module) and HEAD_TABLE in module._modules]
     nearest_holder = max(holders, key=lambda key: _shared_steps(key, name), default=None)
     return None if nearest_holder is None else getattr(modules[nearest_holder], HEAD_TABLE)
 
@@ -359,11 +359,12 @@ def _shared_steps(one: str, other: str) -> int:
     return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
-def _known_heads(module: nn.Module) -> Heads | None:
+def known_heads(module: nn.Module) -> Heads | None:
+    """Return what a known kind of attention calls its parts."""
     for known in _HEADS:
         width = getattr(module, known.head_dim, None)
         if isinstance(width, int) and width > 0 and all(_is_linear(module, part) for part in known.layers):
-            return known if known is not _FUSED or is_fused(module) else None
+            return known if known is not FUSED or is_fused(module) else None
     return None
 
 

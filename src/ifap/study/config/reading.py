@@ -21,7 +21,7 @@ from ifap.study.config.refining import (
     refine_method,
     refine_recovery,
 )
-from ifap.study.config.validation import _VALUE_ERRORS, _first_line, validated
+from ifap.study.config.validation import VALUE_ERRORS, first_line, validated
 from ifap.study.config.values import StepName, family
 
 # A parameter file may come from anyone: bounds on its bytes, on what its aliases stand for and on its grid.
@@ -45,8 +45,8 @@ def load_params(path: Path | str = "params.yaml") -> Params:
         raise ConfigError(f"{path} not found: run from the project's root") from None
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, *_VALUE_ERRORS, RecursionError) as error:
-        raise ConfigError(f"{path} is not valid YAML: {_first_line(error)}") from None
+    except (yaml.YAMLError, *VALUE_ERRORS, RecursionError) as error:
+        raise ConfigError(f"{path} is not valid YAML: {first_line(error)}") from None
     return parse_params(raw, source=str(path))
 
 

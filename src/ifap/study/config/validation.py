@@ -13,7 +13,7 @@ from ifap.errors import ConfigError, nearest
 from ifap.study.config.values import Section
 
 # What YAML values with a type of their own, such as dates, fail with.
-_VALUE_ERRORS = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError)
+VALUE_ERRORS = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError)
 
 
 def validated(section: type[Section], raw: dict[str, Any], where: str) -> Any:
@@ -60,5 +60,6 @@ def _inner_model(annotation: Any) -> Any:
     return annotation
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's text."""
     return str(error).splitlines()[0][:200] if str(error) else type(error).__name__

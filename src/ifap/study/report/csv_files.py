@@ -70,7 +70,7 @@ def _text(value: object) -> str:
 def read_lines(file: Path, shown: Path) -> list[list[str]]:
     """Read a CSV file of `collect`; errors are one line."""
     try:
-        lines = _csv_lines(file, shown)
+        lines = csv_lines(file, shown)
     except FileNotFoundError:
         raise ResultsError(f"{shown} not found: run python -m stages.collect") from None
     if not lines:
@@ -78,7 +78,7 @@ def read_lines(file: Path, shown: Path) -> list[list[str]]:
     return lines
 
 
-def _csv_lines(file: Path, shown: Path) -> list[list[str]]:
+def csv_lines(file: Path, shown: Path) -> list[list[str]]:
     """Return the fields of every line; a missing file is left to the caller."""
     try:
         text = read_bounded(file, MOST_BYTES).decode()
@@ -104,7 +104,8 @@ def check_header(found: Sequence[str], wanted: Sequence[str], shown: Path) -> No
         raise ResultsError(f"malformed {shown}: row 1: the columns must be in the order {','.join(wanted)}")
 
 
-def _load(root: Path, path: Path, columns: Sequence[str]) -> pd.DataFrame:
+def load_frame(root: Path, path: Path, columns: Sequence[str]) -> pd.DataFrame:
+    """Return one CSV file of a scale as a frame, checked line by line."""
     lines = read_lines(root / path, path)
     check_header(lines[0], columns, path)
     for row, line in enumerate(lines[1:], start=2):

@@ -23,7 +23,7 @@ from ifap.study.grid import Grid
 from ifap.study.paper.vocabulary import kind
 from ifap.study.paths import Cell
 from ifap.study.report import training_cost as ledger
-from ifap.study.report.csv_files import LISTED, MOST_BYTES, _csv_lines, _load, as_csv, check_header, read_lines
+from ifap.study.report.csv_files import LISTED, MOST_BYTES, as_csv, check_header, csv_lines, load_frame, read_lines
 from ifap.study.report.record import CELL_COLUMNS, TRACE_COLUMNS, CellName, Receipt, Record, first_problem
 
 RUN_TIMING = ("latency_ms", "wall_seconds", "peak_memory_mb")
@@ -179,7 +179,7 @@ def read_record(file: Path, shown: Path, scale: str, cell: Cell) -> Record:
 def read_receipts(file: Path, shown: Path) -> list[Receipt]:
     """Read one ``receipts.csv``: one row an iteration, from the unpruned start (0) on."""
     try:
-        lines = _csv_lines(file, shown)
+        lines = csv_lines(file, shown)
     except FileNotFoundError:
         raise ResultsError(f"missing {shown}: the cell has metrics but no receipts") from None
     header = list(Receipt.model_fields)
@@ -257,12 +257,12 @@ def load_missing(scale: str, *, root: Path = Path()) -> dict[Cell, str]:
 
 def load_runs(scale: str, *, root: Path = Path()) -> pd.DataFrame:
     """Read ``runs.csv`` of one scale."""
-    return _load(root, paths.runs_csv(scale), RUN_COLUMNS)
+    return load_frame(root, paths.runs_csv(scale), RUN_COLUMNS)
 
 
 def load_trace(scale: str, *, root: Path = Path()) -> pd.DataFrame:
     """Read ``trace.csv`` of one scale."""
-    return _load(root, paths.trace_csv(scale), TRACE_COLUMNS)
+    return load_frame(root, paths.trace_csv(scale), TRACE_COLUMNS)
 
 
 def _refuse_gaps(missing: Sequence[Cell], stale: Sequence[str]) -> None:

@@ -12,7 +12,7 @@ from ifap.study.grid import Grid
 from ifap.study.paths import Cell
 from ifap.study.report.tables.model import Note, Table
 from ifap.study.report.tables.networks import network_columns, network_rows, units
-from ifap.study.report.tables.wording import _samples, scale_notes
+from ifap.study.report.tables.wording import samples, scale_notes
 from ifap.study.templates import PLUS_MINUS
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def _table_2_notes(grid: Grid, cells: Sequence[Cell], runs: pd.DataFrame) -> tup
         Note("Bold: the best pruned accuracy of each network on each data set; equal printed values share it."),
         Note("MACs: multiply-accumulates of one input; what the paper prints as GFlops are GMACs.", "a"),
         Note(
-            f"Top-1 accuracy on the test split{_samples(runs, 'test_size')}, which is opened once, "
+            f"Top-1 accuracy on the test split{samples(runs, 'test_size')}, which is opened once, "
             "for the final network. Base is the unpruned network (method baseline), from which every method starts.",
             "b",
         ),

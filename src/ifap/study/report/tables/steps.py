@@ -17,7 +17,7 @@ from ifap.study.report.tables.model import Column, Item, Note, Row, Table
 from ifap.study.report.tables.networks import link, not_attempted, select
 from ifap.study.report.tables.numbers import Unit, choose_unit, fixed
 from ifap.study.report.tables.options import table_cell
-from ifap.study.report.tables.wording import _samples, label, scale_notes
+from ifap.study.report.tables.wording import label, samples, scale_notes
 from ifap.study.templates import NO_VALUE
 
 if TYPE_CHECKING:
@@ -110,8 +110,8 @@ def _table_4_notes(grid: Grid, cell: Cell, own: pd.DataFrame, steps: pd.DataFram
         *scale_notes(grid, [cell.dataset], "Table IV"),
         Note("MACs: multiply-accumulates of one input; what the paper prints as GFlops are GMACs.", "a"),
         Note(
-            f"The iterations are measured on the validation split{_samples(own, 'validation_size')}. The test split"
-            f"{_samples(own, 'test_size')} is opened once, for the final network: pruned, then fine-tuned.",
+            f"The iterations are measured on the validation split{samples(own, 'validation_size')}. The test split"
+            f"{samples(own, 'test_size')} is opened once, for the final network: pruned, then fine-tuned.",
             "b",
         ),
     )

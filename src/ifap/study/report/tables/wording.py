@@ -89,6 +89,7 @@ def scale_notes(grid: Grid, datasets: Sequence[str], published: str) -> tuple[No
     return (Note(f"Scale {grid.scale}: {reason}. Verdict against the paper's {published}: {VERDICT}."),)
 
 
-def _samples(runs: pd.DataFrame, column: str) -> str:
+def samples(runs: pd.DataFrame, column: str) -> str:
+    """Return how many samples a split has, in brackets."""
     sizes = sorted({int(size) for size in runs[column].dropna()})
     return f" ({' or '.join(f'{size:,}' for size in sizes)} samples)" if sizes else ""
