@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import pandas as pd
 
@@ -11,12 +10,9 @@ from ifap.study.config.params import TableParams
 from ifap.study.grid import Grid
 from ifap.study.paths import Cell
 from ifap.study.report.tables.model import Note, Table
-from ifap.study.report.tables.networks import network_columns, network_rows, units
+from ifap.study.report.tables.networks import masked_note, network_columns, network_rows, units
 from ifap.study.report.tables.wording import _samples, scale_notes
 from ifap.study.templates import PLUS_MINUS
-
-if TYPE_CHECKING:
-    pass
 
 
 def table_2(
@@ -27,7 +23,6 @@ def table_2(
     trace: pd.DataFrame,
     missing: Mapping[Cell, str],
 ) -> Table:
-    """Return Table II of a scale."""
     """Return Table II of a scale."""
     runs = runs[runs["task"] == options.task]
     if options.dataset:
@@ -44,7 +39,11 @@ def _table_2_notes(grid: Grid, cells: Sequence[Cell], runs: pd.DataFrame) -> tup
     sd = several if len(grid.options.seeds) > 1 else ""
     return (
         *scale_notes(grid, [cell.dataset for cell in cells], "Table II"),
-        Note("Bold: the best pruned accuracy of each network on each data set; equal printed values share it."),
+        Note(
+            "Bold: the best pruned accuracy of each network on each data set; equal printed values share it. Only "
+            "networks that met their target compete."
+        ),
+        *masked_note(runs),
         Note("MACs: multiply-accumulates of one input; what the paper prints as GFlops are GMACs.", "a"),
         Note(
             f"Top-1 accuracy on the test split{_samples(runs, 'test_size')}, which is opened once, "

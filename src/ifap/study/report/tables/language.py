@@ -13,9 +13,9 @@ from ifap.study.grid import Grid
 from ifap.study.paper.vocabulary import METRICS
 from ifap.study.paths import Cell
 from ifap.study.report.tables.model import Column, Item, Note, Row, Table
-from ifap.study.report.tables.networks import not_attempted, origin
+from ifap.study.report.tables.networks import masked_note, method_item, not_attempted, origin
 from ifap.study.report.tables.numbers import Unit, choose_unit, fixed, spread
-from ifap.study.report.tables.wording import dataset_label, label, scale_notes
+from ifap.study.report.tables.wording import dataset_label, scale_notes
 from ifap.study.templates import NO_VALUE
 
 DELTA = "\N{GREEK CAPITAL LETTER DELTA}"
@@ -67,6 +67,7 @@ def table_5(name: str, options: TableParams, grid: Grid, runs: pd.DataFrame, mis
         *scale_notes(grid, datasets, "Table V"),
         Note("Measured on the test split, which is opened once, for the final network; Base is the unpruned one.", "a"),
         Note("Pruned minus base; the paper's table prints relative changes.", "b"),
+        *masked_note(runs),
     )
     return Table(name, options.title, columns, tuple(_rows(grid, cells, runs, unit, missing)), notes)
 
@@ -79,12 +80,12 @@ def _rows(
         groups.setdefault(cell.model, {}).setdefault((cell.dataset, cell.method), []).append(cell)
     for model, rows in groups.items():
         for index, ((dataset, method), own) in enumerate(rows.items()):
+            frame = runs[(runs["model"] == model) & (runs["dataset"] == dataset) & (runs["method"] == method)]
             names = (
                 Item(model, rows=0 if index else len(rows)),
                 Item(dataset_label(dataset, grid)),
-                Item(label(method)),
+                method_item(method, frame),
             )
-            frame = runs[(runs["model"] == model) & (runs["dataset"] == dataset) & (runs["method"] == method)]
             values = _values(frame, len(own), unit) if len(frame) else not_attempted(own, missing, columns=VALUES)
             yield Row((*names, *values), starts_group=index == 0)
 

@@ -22,7 +22,7 @@ from ifap.study.paths import Cell
 from ifap.study.report.csv_files import as_csv
 from ifap.study.report.statistics import LEVEL, Difference, compare_runs, moments
 from ifap.study.report.tables.model import Column, Item, Note, Row, Table
-from ifap.study.report.tables.networks import not_attempted, origin
+from ifap.study.report.tables.networks import DAGGER, is_masked, masked_note, not_attempted, origin
 from ifap.study.report.tables.numbers import Unit, choose_unit, fixed, spread
 from ifap.study.report.tables.wording import dataset_label, label, metric_heading, metric_notes, scale_notes
 from ifap.study.templates import MINUS, NO_VALUE, PLUS_MINUS
@@ -42,7 +42,6 @@ MEANS = (
     *("macs_reduction", "macs_theoretical_reduction", "params_nonzero", "nonzero_params_reduction", "sparsity"),
     *("training_macs", "training_relative"),
 )
-DAGGER = "\N{DAGGER}"
 
 Target = tuple[str, float]
 _COLUMNS = tuple(Column(text, align="left") for text in ("Model", "Target", "Method"))
@@ -63,7 +62,7 @@ class Compared:
     @property
     def masked(self) -> bool:
         """Whether weights are masked, so that nothing is saved by dense kernels."""
-        return bool(len(self.frame)) and str(self.frame["structure"].iloc[0]) == "weights"
+        return is_masked(self.frame)
 
     def mean(self, column: str) -> float:
         """Return the mean over the seeds; not a number where nothing is known."""
@@ -285,14 +284,9 @@ def _notes(grid: Grid, entries: Sequence[Compared], datasets: Sequence[str], run
             f"{what} on the test split{several}; every method starts from the same seeds and data. Bold: the "
             "best pruned network of each model, target and data set; equal printed values share it."
         ),
-        *_masked_note(entries),
+        *masked_note(pd.concat(entry.frame for entry in entries)),
         *_not_run(entries),
     )
-
-
-def _masked_note(entries: Sequence[Compared]) -> tuple[Note, ...]:
-    text = "Weights are masked, not cut out: dense kernels compute them as before, and savings are theoretical."
-    return (Note(text, DAGGER),) if any(entry.masked for entry in entries) else ()
 
 
 def _not_run(entries: Sequence[Compared]) -> tuple[Note, ...]:
@@ -405,7 +399,7 @@ def _detail_notes(entries: Sequence[Compared]) -> tuple[Note, ...]:
     open_ended = f" {NO_VALUE} where a method's own training is not counted." if uncounted else ""
     return (
         Note("Reductions are what was reached, in percent of the whole unpruned network, not what was asked for."),
-        *_masked_note(entries),
+        *masked_note(pd.concat(entry.frame for entry in entries)),
         Note("On the validation split, around the recovery of the last pruning iteration that was kept.", "a"),
         Note("Multiply-accumulates of the network as it is computed.", "b"),
         Note(
