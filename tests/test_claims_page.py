@@ -150,7 +150,7 @@ def test_verdicts_are_counted_by_table():
     verdicts = page.summarize_claims(claims_frame(), "quick")
     assert verdicts.names == page.VERDICTS
     assert [sum(numbers) for _, numbers in verdicts.counts] == list(COUNTS.values())
-    assert verdicts.totals == (0, 0, 1, sum(COUNTS.values()) - 1, 0)
+    assert verdicts.totals == (0, 0, 0, 1, sum(COUNTS.values()) - 1, 0)
     assert len(verdicts.claims) == sum(COUNTS.values())
     assert page.summarize_claims(None, "quick") is None
 
