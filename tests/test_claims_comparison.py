@@ -20,6 +20,7 @@ from ifap.study.report import records, statistics
 from ifap.study.report.tables import methods as comparison
 from ifap.study.report.tables.build import build_table
 from ifap.study.report.tables.render import render
+from ifap.study.report.tables.report import Report
 from ifap.study.templates import MINUS, NO_VALUE
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -77,7 +78,7 @@ def made_up(tmp_path_factory):
 def build(made_up, runs=None, name="table-1"):
     grid, own = made_up
     runs = own if runs is None else runs
-    return replace(build_table(name, grid, runs, runs.iloc[:0], claims()), published=None)
+    return replace(build_table(name, Report(grid, runs, runs.iloc[:0], claims())), published=None)
 
 
 def claims():

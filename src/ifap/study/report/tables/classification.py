@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import pandas as pd
 
@@ -11,25 +11,19 @@ from ifap.study.grid import Grid
 from ifap.study.paths import Cell
 from ifap.study.report.tables.model import Note, Table
 from ifap.study.report.tables.networks import masked_note, network_columns, network_rows, units
+from ifap.study.report.tables.report import Report
 from ifap.study.report.tables.wording import _samples, scale_notes
 from ifap.study.templates import PLUS_MINUS
 
 
-def table_2(
-    name: str,
-    options: TableParams,
-    grid: Grid,
-    runs: pd.DataFrame,
-    trace: pd.DataFrame,
-    missing: Mapping[Cell, str],
-) -> Table:
+def table_2(name: str, options: TableParams, report: Report) -> Table:
     """Return Table II of a scale."""
-    runs = runs[runs["task"] == options.task]
+    grid, runs = report.grid, report.runs[report.runs["task"] == options.task]
     if options.dataset:
         runs = runs[runs["dataset"] == options.dataset]
     cells = [cell for cell in grid.pruned() if cell.task == options.task and options.dataset in (None, cell.dataset)]
     macs, params = units(runs)
-    rows = network_rows(cells, runs, macs, params, missing, grid)
+    rows = network_rows(cells, runs, macs, params, report)
     columns = network_columns(macs, params, "Top-1, test (%)")
     return Table(name, options.title, columns, tuple(rows), _table_2_notes(grid, cells, runs))
 

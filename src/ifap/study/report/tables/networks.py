@@ -11,12 +11,12 @@ import pandas as pd
 
 from ifap.errors import ResultsError
 from ifap.study import paths
-from ifap.study.grid import Grid
 from ifap.study.paper.vocabulary import best
 from ifap.study.paths import Cell
 from ifap.study.report.records import NO_RECORD
 from ifap.study.report.tables.model import Column, Item, Note, Row
 from ifap.study.report.tables.numbers import Unit, choose_unit, fixed, spread
+from ifap.study.report.tables.report import Report
 from ifap.study.report.tables.wording import dataset_label, label
 from ifap.study.templates import NO_VALUE
 
@@ -60,14 +60,7 @@ def units(runs: pd.DataFrame) -> tuple[Unit, Unit]:
     return macs, choose_unit([*runs["params"], *runs["params_base"].dropna()])
 
 
-def network_rows(
-    cells: Sequence[Cell],
-    runs: pd.DataFrame,
-    macs: Unit,
-    params: Unit,
-    missing: Mapping[Cell, str],
-    grid: Grid,
-) -> list[Row]:
+def network_rows(cells: Sequence[Cell], runs: pd.DataFrame, macs: Unit, params: Unit, report: Report) -> list[Row]:
     """Lay out the cells of one task: data sets, their networks, and the methods of each."""
     blocks: dict[tuple[str, str], list[str]] = {}
     for cell in cells:
@@ -77,9 +70,9 @@ def network_rows(
     rows: list[Row] = []
     for (dataset, model), methods in blocks.items():
         wanted = [cell for cell in cells if (cell.dataset, cell.model) == (dataset, model)]
-        new = not rows or rows[-1].items[0].text != dataset_label(dataset, grid)
+        new = not rows or rows[-1].items[0].text != dataset_label(dataset, report.grid)
         height = sum(len(names) for (other, _), names in blocks.items() if other == dataset)
-        rows += _block(wanted, methods, runs, macs, params, missing, grid=grid, dataset_rows=height if new else 0)
+        rows += _block(wanted, methods, runs, macs, params, report, dataset_rows=height if new else 0)
     return rows
 
 
@@ -107,9 +100,8 @@ def _block(
     runs: pd.DataFrame,
     macs: Unit,
     params: Unit,
-    missing: Mapping[Cell, str],
+    report: Report,
     *,
-    grid: Grid,
     dataset_rows: int,
 ) -> list[Row]:
     """Lay out the methods of one network on one data set; the best pruned accuracy that met its target is bold."""
@@ -121,13 +113,14 @@ def _block(
     rows = []
     for index, method in enumerate(methods):
         names = (
-            Item(dataset_label(dataset, grid), rows=0 if index else dataset_rows),
+            Item(dataset_label(dataset, report.grid), rows=0 if index else dataset_rows),
             Item(model, rows=0 if index else len(methods)),
             method_item(method, of_method[method]),
         )
         wanted = [cell for cell in cells if cell.method == method]
         frame = of_method[method]
-        values = _method_items(frame, len(wanted), macs, params, top) if len(frame) else not_attempted(wanted, missing)
+        nothing = not_attempted(wanted, report.missing)
+        values = _method_items(frame, len(wanted), macs, params, top) if len(frame) else nothing
         rows.append(Row((*names, *values), starts_group=index == 0))
     return rows
 

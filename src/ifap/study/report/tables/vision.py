@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 import pandas as pd
 
@@ -14,6 +14,7 @@ from ifap.study.paper.vocabulary import METRICS, STAND_INS
 from ifap.study.paths import Cell
 from ifap.study.report.tables.model import Item, Note, Row, Table
 from ifap.study.report.tables.networks import masked_note, network_columns, network_rows, units
+from ifap.study.report.tables.report import Report
 from ifap.study.report.tables.wording import dataset_label, scale_notes
 
 TITLES = {
@@ -31,7 +32,7 @@ def has_dense_cells(grid: Grid) -> bool:
     return any(task in DENSE_TASKS for task in grid.options.grid)
 
 
-def table_3(name: str, options: TableParams, grid: Grid, runs: pd.DataFrame, missing: Mapping[Cell, str]) -> Table:
+def table_3(name: str, options: TableParams, report: Report) -> Table:
     """Build Table III from runs.
 
     Parameters
@@ -40,12 +41,8 @@ def table_3(name: str, options: TableParams, grid: Grid, runs: pd.DataFrame, mis
         Its key in ``params.yaml``.
     options : TableParams
         Its block.
-    grid : Grid
-        The cells.
-    runs : DataFrame
-        Content of ``runs.csv``.
-    missing : mapping of Cell to str
-        Content of ``missing.csv``.
+    report : Report
+        What was recorded.
 
     Returns
     -------
@@ -53,6 +50,7 @@ def table_3(name: str, options: TableParams, grid: Grid, runs: pd.DataFrame, mis
         One row a network, data set and method of detection, segmentation and generation, below those of
         classification that the paper's table has.
     """
+    grid, runs = report.grid, report.runs
     cells = [cell for cell in grid.pruned() if cell.task in TITLES and _is_shown(cell)]
     shown = pd.MultiIndex.from_tuples(list(dict.fromkeys(cell[:4] for cell in cells)))
     runs = runs[pd.MultiIndex.from_frame(runs[["task", "dataset", "model", "method"]]).isin(shown)]
@@ -64,7 +62,7 @@ def table_3(name: str, options: TableParams, grid: Grid, runs: pd.DataFrame, mis
         here = runs[runs["task"] == task]
         if own:
             rows.append(Row((Item(f"{title}{_measured(here, grid)}", columns=len(columns)),), starts_group=True))
-            rows += network_rows(own, here, macs, params, missing, grid)
+            rows += network_rows(own, here, macs, params, report)
     return Table(name, options.title, columns, tuple(rows), tuple(_notes(grid, cells, runs)))
 
 
