@@ -11,7 +11,7 @@ rule fetch:
         scale=SCALE,
         config=fetch_config,
     shell:
-        "python -m stages.fetch --scale {params.scale} --dataset {wildcards.dataset} > {log} 2>&1"
+        "{PYTHON} -m stages.fetch --scale {params.scale} --dataset {wildcards.dataset} > {log} 2>&1"
 
 
 rule baseline:
@@ -33,7 +33,7 @@ rule baseline:
         scale=SCALE,
         config=step_config("baseline"),
     shell:
-        "IFAP_GPU={resources.gpu} python -m stages.baseline --scale {params.scale} --task {wildcards.task} --dataset {wildcards.dataset}"
+        "IFAP_GPU={resources.gpu} {PYTHON} -m stages.baseline --scale {params.scale} --task {wildcards.task} --dataset {wildcards.dataset}"
         " --model {wildcards.model} --seed {wildcards.seed} > {log} 2>&1"
 
 
@@ -60,7 +60,7 @@ rule prune:
         scale=SCALE,
         config=step_config("prune"),
     shell:
-        "IFAP_GPU={resources.gpu} python -m stages.prune --scale {params.scale} --task {wildcards.task} --dataset {wildcards.dataset}"
+        "IFAP_GPU={resources.gpu} {PYTHON} -m stages.prune --scale {params.scale} --task {wildcards.task} --dataset {wildcards.dataset}"
         " --model {wildcards.model} --method {wildcards.method} --seed {wildcards.seed} > {log} 2>&1"
 
 
@@ -83,7 +83,7 @@ rule finetune:
         scale=SCALE,
         config=step_config("finetune"),
     shell:
-        "IFAP_GPU={resources.gpu} python -m stages.finetune --scale {params.scale} --task {wildcards.task} --dataset {wildcards.dataset}"
+        "IFAP_GPU={resources.gpu} {PYTHON} -m stages.finetune --scale {params.scale} --task {wildcards.task} --dataset {wildcards.dataset}"
         " --model {wildcards.model} --method {wildcards.method} --seed {wildcards.seed} > {log} 2>&1"
 
 
@@ -108,5 +108,5 @@ rule evaluate:
         scale=SCALE,
         config=step_config("evaluate"),
     shell:
-        "IFAP_GPU={resources.gpu} python -m stages.evaluate --scale {params.scale} --task {wildcards.task} --dataset {wildcards.dataset}"
+        "IFAP_GPU={resources.gpu} {PYTHON} -m stages.evaluate --scale {params.scale} --task {wildcards.task} --dataset {wildcards.dataset}"
         " --model {wildcards.model} --method {wildcards.method} --seed {wildcards.seed} > {log} 2>&1"

@@ -3,9 +3,11 @@
 import hashlib
 import json
 import shlex
+import sys
 
 from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
+from snakemake.settings.types import DeploymentMethod
 
 from ifap.study import paths, report as claims
 from ifap.study.config.reading import load_params, parse_params, select_scale
@@ -14,6 +16,12 @@ from ifap.study.grid import FIGURE_FORMATS, TABLE_FORMATS, Grid
 
 CELL = "{task}/{dataset}/{model}/{method}/seed{seed}"
 BASELINE = "{task}/{dataset}/{model}/baseline/seed{seed}"
+# What runs the jobs: the interpreter that runs Snakemake, in a container the image's own. No parameter of a rule, so that
+# what one environment made is not made again by another.
+IN_CONTAINER = (
+    DeploymentMethod.APPTAINER in workflow.deployment_settings.deployment_method
+)
+PYTHON = "python" if IN_CONTAINER else shlex.quote(sys.executable)
 
 
 def selected_grid():

@@ -19,7 +19,7 @@ rule collect:
         config=scale_config,
         cells=chosen_option(),
     shell:
-        "python -m stages.collect --scale {params.scale} {params.cells} > {log} 2>&1"
+        "{PYTHON} -m stages.collect --scale {params.scale} {params.cells} > {log} 2>&1"
 
 
 # The published numbers against one another: needs neither data nor training. Its result is in git; what counts is
@@ -35,7 +35,7 @@ rule audit:
     params:
         claims=CLAIMS_CHECKSUM,
     shell:
-        "python -m stages.audit > {log} 2>&1"
+        "{PYTHON} -m stages.audit > {log} 2>&1"
 
 
 # The networks of Table II counted at full size: needs neither data nor training, and takes about ten minutes on one
@@ -51,7 +51,7 @@ rule structure:
         claims=CLAIMS_CHECKSUM,
         version=claims.STRUCTURE_VERSION,
     shell:
-        "python -m stages.structure > {log} 2>&1"
+        "{PYTHON} -m stages.structure > {log} 2>&1"
 
 
 # The language models of Table V pruned at full size; the same. Needs 6 GB of memory.
@@ -66,7 +66,7 @@ rule text_structure:
         claims=CLAIMS_CHECKSUM,
         version=claims.TEXT_STRUCTURE_VERSION,
     shell:
-        "python -m stages.text_structure > {log} 2>&1"
+        "{PYTHON} -m stages.text_structure > {log} 2>&1"
 
 
 # The detectors, segmenters and generators of Table III; the same. Needs 6 GB of memory.
@@ -81,7 +81,7 @@ rule dense_structure:
         claims=CLAIMS_CHECKSUM,
         version=claims.DENSE_STRUCTURE_VERSION,
     shell:
-        "python -m stages.dense_structure > {log} 2>&1"
+        "{PYTHON} -m stages.dense_structure > {log} 2>&1"
 
 
 rule table:
@@ -102,7 +102,7 @@ rule table:
         scale=SCALE,
         config=scale_config,
     shell:
-        "python -m stages.tables --scale {params.scale} --table {wildcards.table} > {log} 2>&1"
+        "{PYTHON} -m stages.tables --scale {params.scale} --table {wildcards.table} > {log} 2>&1"
 
 
 rule figure:
@@ -121,4 +121,4 @@ rule figure:
         scale=SCALE,
         config=scale_config,
     shell:
-        "python -m stages.figures --scale {params.scale} > {log} 2>&1"
+        "{PYTHON} -m stages.figures --scale {params.scale} > {log} 2>&1"

@@ -9,10 +9,11 @@ import typer
 from ifap.study import paths
 from ifap.study.config.reading import load_params, select_scale
 from ifap.study.grid import Grid
-from ifap.study.report import csv_files, figure_names, figures, records
+from ifap.study.report import csv_files, figure_names, figures
 from ifap.study.report.page import load_evidence, render_page
 from ifap.study.report.tables.build import build_table
 from ifap.study.report.tables.options import table_names
+from ifap.study.report.tables.report import Report
 from ifap.study.stage import run_stage
 from stages.options import PARAMS, ParamsOption, ScaleOption
 
@@ -24,12 +25,10 @@ def main(
     """Draw every figure as SVG and PNG and write index.html, which opens offline."""
     options = load_params(params)
     grid = Grid(options, select_scale(options, scale))
-    runs, trace = records.load_runs(grid.scale), records.load_trace(grid.scale)
-    records.check_cells(runs, grid, paths.runs_csv(grid.scale))
-    records.check_cells(trace, grid, paths.trace_csv(grid.scale))
-    pictures = [figures.draw(name, grid, runs, trace) for name in figure_names(grid.options.grid)]
-    missing = records.load_missing(grid.scale)
-    models = [build_table(name, grid, runs, trace, missing=missing) for name in table_names(grid)]
+    report = Report.load(grid)
+    runs = report.runs
+    pictures = [figures.draw(name, grid, runs, report.trace) for name in figure_names(grid.options.grid)]
+    models = [build_table(name, report) for name in table_names(grid)]
     contents: dict[Path, str | bytes] = {
         paths.figure_file(grid.scale, picture.name, extension): content
         for picture in pictures

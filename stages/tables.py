@@ -10,11 +10,11 @@ import typer
 from ifap.study import paths
 from ifap.study.config.reading import load_params, select_scale
 from ifap.study.grid import TABLE_FORMATS, Grid
-from ifap.study.report import csv_files, records
-from ifap.study.report import judge as verdicts
+from ifap.study.report import csv_files
 from ifap.study.report.tables.build import build_table
 from ifap.study.report.tables.options import table_names, table_options
 from ifap.study.report.tables.render import render
+from ifap.study.report.tables.report import Report
 from ifap.study.stage import run_stage
 from stages.options import PARAMS, ParamsOption, ScaleOption
 
@@ -30,13 +30,8 @@ def main(
     names = [table] if table else table_names(grid)
     for name in names:
         table_options(name, grid)
-    runs, trace = records.load_runs(grid.scale), records.load_trace(grid.scale)
-    records.check_cells(runs, grid, paths.runs_csv(grid.scale))
-    records.check_cells(trace, grid, paths.trace_csv(grid.scale))
-    claims = verdicts.load_judged(grid.scale)
-    verdicts.check_against(claims, paths.published_claims(), grid.scale)
-    missing = records.load_missing(grid.scale)
-    models = [build_table(name, grid, runs, trace, claims, missing) for name in names]
+    report = Report.load(grid)
+    models = [build_table(name, report) for name in names]
     contents: dict[Path, str | bytes] = {
         paths.table_file(grid.scale, model.name, extension): render(model, extension)
         for model in models

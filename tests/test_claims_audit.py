@@ -430,10 +430,12 @@ def test_command_refuses_bad_input_with_one_line(tmp_path):
 
 
 def test_command_writes_and_succeeds_with_findings(tmp_path, monkeypatch):
+    import typer
     from typer.testing import CliRunner
 
-    from ifap.cli import app
+    from ifap.study.cli import add_commands
 
+    add_commands(app := typer.Typer())
     (tmp_path / "reports").mkdir()
     (tmp_path / "reports/templates").symlink_to(ROOT / paths.templates_dir())
     monkeypatch.chdir(tmp_path)

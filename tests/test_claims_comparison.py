@@ -20,6 +20,7 @@ from ifap.study.report import records, statistics
 from ifap.study.report.tables import methods as comparison
 from ifap.study.report.tables.build import build_table
 from ifap.study.report.tables.render import render
+from ifap.study.report.tables.report import Report
 from ifap.study.templates import MINUS, NO_VALUE
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -74,10 +75,10 @@ def made_up(tmp_path_factory):
         return grid, load(tmp_path_factory.mktemp("compared"), grid)
 
 
-def build(made_up, runs=None):
+def build(made_up, runs=None, name="table-1"):
     grid, own = made_up
     runs = own if runs is None else runs
-    return replace(build_table("table-1", grid, runs, runs.iloc[:0], claims()), published=None)
+    return replace(build_table(name, Report(grid, runs, runs.iloc[:0], claims())), published=None)
 
 
 def claims():
@@ -132,6 +133,21 @@ def test_masks_are_told_apart_from_cuts(made_up):
     assert float(rows["ifap"]["sparsity"]) == 0
     assert (rows["rigl"]["training_macs"], rows["baseline"]["training_relative"]) == ("", "1")
     assert float(rows["ifap"]["training_relative"]) > 1
+
+
+def test_masks_and_missed_targets_are_not_the_best_of_table_2(made_up):
+    table = build(made_up, name="table-2")
+    first = [row.items for row in table.rows[:8]]
+    assert {items[2].text: items[2].mark for items in first if items[2].mark} == dict.fromkeys(
+        ("RigL", "rigl_m30"), "\N{DAGGER}"
+    )
+    scores = {items[2].text: float(items[10].text.partition(" ")[0]) for items in first}
+    assert max(scores, key=scores.get) == "rigl_m30"
+    assert [items[2].text for items in first if items[10].bold] == ["ifap_m30"]
+    assert [note.mark for note in table.notes].count("\N{DAGGER}") == 1
+    missed = made_up[1].copy()
+    missed.loc[(missed["method"] == "ifap_m30") & (missed["seed"] == 1), "target"] = 0.99
+    assert "ifap_m30" not in [row.items[2].text for row in build(made_up, missed, "table-2").rows if row.items[10].bold]
 
 
 def test_methods_are_grouped_by_target_and_the_best_of_each_is_bold(made_up):

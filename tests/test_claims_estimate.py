@@ -1,11 +1,14 @@
 """Where a study stands, and what it would take, from made-up records."""
 
 import json
+from dataclasses import fields, replace
 
 import pytest
-from claims_made_up import made_up_grid, raw_params, write_cell, write_grid
+from claims_made_up import ROOT, made_up_grid, raw_params, write_cell, write_grid
 
 from ifap.study import paths
+from ifap.study.config.reading import load_params
+from ifap.study.data.origins import PLACES
 from ifap.study.grid import Grid
 from ifap.study.paths import Cell
 from ifap.study.report import estimate
@@ -96,8 +99,21 @@ def test_cells_without_a_record_take_the_median_of_other_methods(tmp_path, grid)
     assert cost.cpu_hours == pytest.approx(200 / 3600)
 
 
-def test_stated_costs_follow_from_the_assumptions(tmp_path, grid):
-    assume = Assumptions(images_per_second=100, most_per_second=100, samples={"digits": 1000}, job_seconds=0)
+def test_every_data_set_has_one_size_and_the_estimate_takes_it():
+    params = load_params(ROOT / "params.yaml")
+    assert set(params.scales["paper"].datasets) <= set(PLACES)
+    assert [name for name, place in PLACES.items() if place.samples <= 0] == ["agreement"]  # always generated
+    assert not any("samples" in field.name and field.name != "other_samples" for field in fields(Assumptions))
+    grid = Grid(params, "paper")
+    cells = [cell for cell in grid.baselines() if cell.dataset in {"coco2017", "inaturalist"}]
+    none = Assumptions(iteration_seconds=0, job_seconds=0, other_samples=0)
+    assert all(estimate.stated_seconds(grid, cell, none)["baseline"] > 0 for cell in cells)
+    assert (PLACES["coco2017"].samples, PLACES["inaturalist"].samples) == (123_287, 600_000)
+
+
+def test_stated_costs_follow_from_the_assumptions(tmp_path, grid, monkeypatch):
+    monkeypatch.setitem(PLACES, "digits", replace(PLACES["digits"], samples=1000))
+    assume = Assumptions(images_per_second=100, most_per_second=100, job_seconds=0)
     cost = estimate.estimate(grid, root=tmp_path, assume=assume)["table-4"]
     # The baseline: 12 epochs of 600 images and the test split. Pruned: 6 epochs, 10 iterations with recovery.
     base = 12 * 600 + 200 / 3

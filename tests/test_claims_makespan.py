@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from claims_made_up import made_up_grid
 
+from benchmarks.makespan import Job, jobs_of, schedule
 from ifap.study.report.estimate import Assumptions, estimate, stated_seconds
-from ifap.study.report.makespan import Job, jobs_of, schedule
 
 
 def chain(name, *seconds):

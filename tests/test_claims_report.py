@@ -37,6 +37,7 @@ from ifap.study.report.tables.model import Column, Item, Note, Row, Table
 from ifap.study.report.tables.numbers import choose_unit, fixed
 from ifap.study.report.tables.options import table_names
 from ifap.study.report.tables.render import render
+from ifap.study.report.tables.report import Report
 from ifap.study.templates import MINUS, NO_VALUE
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -70,7 +71,7 @@ def some_claims():
 
 
 def build(name, grid, data, claims=None):
-    return build_table(name, grid, *data, claims or some_claims())
+    return build_table(name, Report(grid, *data, claims or some_claims()))
 
 
 @pytest.fixture
@@ -108,7 +109,7 @@ class Checker(HTMLParser):
 @pytest.mark.parametrize("number", [1, 2, 3, 4, 5])
 def test_golden_tables(grid, data, number, extension):
     claims = judge_all(grid, measured=measured_runs(), structure=made_up_structure())
-    text = render(build_table(f"table-{number}", grid, *data, claims), extension, TEMPLATES)
+    text = render(build_table(f"table-{number}", Report(grid, *data, claims)), extension, TEMPLATES)
     compare(GOLDEN / f"made-up-table-{number}.{extension}", text)
 
 

@@ -12,6 +12,7 @@ from ifap.study.paper.vocabulary import best
 from ifap.study.report.records import RUN_COLUMNS
 from ifap.study.report.tables.build import build_table
 from ifap.study.report.tables.render import render
+from ifap.study.report.tables.report import Report
 from ifap.study.report.tables.vision import has_dense_cells
 
 SIZES = {"classification": ("cifar100", "resnet50"), "detection": ("pascal_voc", "detr_vit_b_16"),
@@ -55,7 +56,7 @@ RUNS = [
 
 def table(runs=RUNS, grid=None):
     frame = pd.DataFrame(runs, columns=RUN_COLUMNS)
-    return build_table("table-3", grid or dense_grid(), frame, pd.DataFrame(), [], {})
+    return build_table("table-3", Report(grid or dense_grid(), frame, pd.DataFrame(), []))
 
 
 def rows(made):

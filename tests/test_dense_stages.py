@@ -113,12 +113,13 @@ def test_the_network_that_was_saved_measures_the_same(project, cell):
 
 def test_runs_and_table_come_from_the_records(project, monkeypatch):
     from ifap.study.report.tables import vision
+    from ifap.study.report.tables.report import Report
 
     paths.runs_csv("quick").write_text(runs_table(collect(project)))
     runs = load_runs("quick")
     assert list(runs["metric"]) == [WATCHED[task][2] for task in runs["task"]]
     monkeypatch.setattr(vision, "published_networks", lambda table: frozenset())
-    table = vision.table_3("table-3", TableParams(title="Table III. Scenes"), project, runs, {})
+    table = vision.table_3("table-3", TableParams(title="Table III. Scenes"), Report(project, runs, runs.iloc[:0], []))
     headings = [row.items[0].text for row in table.rows if len(row.items) == 1]
     assert [text.partition(":")[0] for text in headings] == [
         "Object detection", "Image segmentation", "Image generation",

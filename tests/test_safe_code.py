@@ -63,9 +63,15 @@ def test_commands_hold_nothing_but_constrained_names():
         for name in re.findall(r"\{([^}]*)\}", command):
             kind, _, rest = name.partition(":")[0].partition(".")
             allowed = kind == "log" or (kind == "wildcards" and rest in constrained()) or name in {
-                "params.scale", "params.cells", "resources.gpu", "threads",
+                "PYTHON", "params.scale", "params.cells", "resources.gpu", "threads",
             }  # fmt: skip
             assert allowed, f"{{{name}}} in: {command}"
+
+
+def test_no_command_takes_whatever_python_is_on_the_path():
+    for command in [command for path in RULES for command in commands(path.read_text())]:
+        assert re.match(r"(IFAP_GPU=\{resources\.gpu\} )?\{PYTHON\} -m stages\.", command), command
+    assert "shlex.quote(sys.executable)" in (ROOT / "rules/common.smk").read_text()
 
 
 def test_the_only_text_of_the_user_in_a_command_is_quoted():

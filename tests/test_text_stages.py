@@ -18,6 +18,7 @@ from ifap.study.grid import Grid
 from ifap.study.paths import Cell
 from ifap.study.report.records import collect, load_runs, runs_table
 from ifap.study.report.tables.language import table_5
+from ifap.study.report.tables.report import Report
 from stages import baseline, evaluate, fetch, finetune, prune
 from stages.job import open_job
 
@@ -101,7 +102,7 @@ def test_runs_and_table_come_from_the_records(project):
     base = record(BASELINE)["metrics"]["accuracy"]["value"]
     assert own["metric_delta"] == pytest.approx(own["test_metric"] - base)
     assert own["test_top1"] != own["test_top1"]  # there is none
-    table = table_5("table-5", TableParams(title="Table V. Texts"), project, runs, {})
+    table = table_5("table-5", TableParams(title="Table V. Texts"), Report(project, runs, runs.iloc[:0], []))
     (row,) = table.rows
     assert [item.text for item in row.items[:4]] == ["bert_tiny", "agreement (synthetic)", "IFAP", "accuracy (%)"]
     assert row.items[5].text == f"{own['test_metric']:.2f}"

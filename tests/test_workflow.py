@@ -7,7 +7,9 @@ import os
 import re
 import shutil
 import signal
+import sys
 import time
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -265,6 +267,40 @@ def test_a_second_run_has_nothing_to_do(project):
     before = snapshot(project, "results", "reports", "data")
     assert nothing_to_do(project.snakemake())
     assert snapshot(project, "results", "reports", "data") == before
+
+
+def elsewhere(folder):
+    """Return a command that runs Snakemake where `python` is none, and the interpreter's path, which has a space."""
+    (folder / "bin").mkdir()
+    (folder / "bin" / "python").write_text("#!/bin/sh\necho 'the python of PATH' >&2\nexit 127\n")
+    (folder / "bin" / "python").chmod(0o755)
+    (folder / "my venv").symlink_to(Path(sys.executable).parent.parent)
+    python = folder / "my venv" / "bin" / Path(sys.executable).name
+    path = os.pathsep.join((str(folder / "bin"), "/usr/bin", "/bin"))
+    return ["env", f"PATH={path}", python, "-m", "snakemake", "--cores", "2"], python
+
+
+def test_jobs_run_by_the_interpreter_of_snakemake(fresh, tmp_path):  # noqa: F811
+    project = fresh.copy(tmp_path / "project")
+    command, python = elsewhere(tmp_path)
+    manifest = str(paths.manifest_file(SCALE, "digits"))
+    said = project.run(*command, "--printshellcmds", manifest)
+    assert f"'{python}' -m stages.fetch" in said
+    assert (project.root / manifest).is_file()
+
+
+def test_jobs_in_a_container_run_by_the_interpreter_of_the_image(fresh, tmp_path, monkeypatch):  # noqa: F811
+    (tmp_path / "apptainer").write_text("#!/bin/sh\necho apptainer version 1.4.0\n")  # a dry run asks for no more
+    (tmp_path / "apptainer").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    said = fresh.snakemake("--dry-run", "--printshellcmds", "--workflow-profile", "profiles/container")
+    assert re.search(r"(?<![\w/.-])python -m stages\.fetch", said)
+    assert f"{sys.executable} -m stages" not in said
+
+
+def test_another_interpreter_is_no_reason_to_run_again(project, tmp_path):
+    command, _ = elsewhere(tmp_path)
+    assert nothing_to_do(project.run(*command))
 
 
 def test_another_recipe_for_finetuning_leaves_baseline_and_pruning_alone(project):

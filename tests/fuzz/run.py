@@ -39,11 +39,11 @@ from ifap import paths  # noqa: E402
 from ifap.errors import IfapError  # noqa: E402
 from ifap.study.config.reading import load_params  # noqa: E402
 from ifap.study.grid import Grid  # noqa: E402
-from ifap.study.report import judge as verdicts  # noqa: E402
 from ifap.study.report import records  # noqa: E402
 from ifap.study.report.full_size.classifiers import load_structure  # noqa: E402
 from ifap.study.report.page import load_evidence, render_page  # noqa: E402
 from ifap.study.report.tables.render import render  # noqa: E402
+from ifap.study.report.tables.report import Report  # noqa: E402
 
 MEMORY = 2**30
 """Most that a case may add to the memory of the process that reads it."""
@@ -124,20 +124,15 @@ class Results:
 
     def read(self, folder):
         grid = self.grid
-        runs, trace = records.load_runs("quick", root=folder), records.load_trace("quick", root=folder)
-        records.check_cells(runs, grid, paths.runs_csv("quick"))
-        records.check_cells(trace, grid, paths.trace_csv("quick"))
-        claims = verdicts.load_judged("quick", root=folder)
-        verdicts.check_against(claims, ROOT / paths.published_claims(), "quick")
-        missing = records.load_missing("quick", root=folder)
+        report = Report.load(grid, root=folder)
         load_structure(root=folder)
         records.collect(grid, root=folder)
-        built = [build.build_table(name, grid, runs, trace, claims, missing) for name in options.table_names(grid)]
+        built = [build.build_table(name, report) for name in options.table_names(grid)]
         templates = ROOT / "reports" / "templates"
         latex = [render(table, "tex", templates) for table in built]
         shown = [render(table, extension, templates) for table in built for extension in ("md", "html")]
-        evidence = load_evidence(grid, runs, root=folder)
-        shown.append(render_page(grid, runs, built, [], templates, evidence=evidence))
+        evidence = load_evidence(grid, report.runs, root=folder)
+        shown.append(render_page(grid, report.runs, built, [], templates, evidence=evidence))
         if any(mutate.HTML in text for text in shown) or any(r"\input{/etc" in text for text in latex):
             raise Wrong("the report holds a value as code")
 

@@ -29,23 +29,13 @@ def estimate(
     scale: Annotated[str | None, typer.Option(help="Scale; the one in params.yaml by default.")] = None,
     params: Annotated[Path, typer.Option(help="Parameter file.")] = Path("params.yaml"),
 ) -> None:
-    """Say what each table would take: jobs, GPU hours and disk; starts nothing.
-
-    As long as params.yaml has no scale 'paper', that name stands for the cells that the paper prints.
-    """
-    from ifap.study import paths
+    """Say what each table would take: jobs, GPU hours and disk; starts nothing."""
     from ifap.study.config.reading import load_params, select_scale
     from ifap.study.grid import Grid
-    from ifap.study.paper.published import load_claims
-    from ifap.study.paper.published_cost import published_lines
     from ifap.study.report.estimate import estimate_lines
 
     checked = load_params(params)
-    if scale == "paper" and scale not in checked.scales:
-        lines = published_lines(load_claims(paths.published_claims()))
-    else:
-        lines = estimate_lines(Grid(checked, select_scale(checked, scale)))
-    for line in lines:
+    for line in estimate_lines(Grid(checked, select_scale(checked, scale))):
         typer.echo(line)
 
 

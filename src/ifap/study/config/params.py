@@ -149,7 +149,7 @@ class TableParams(Section):
 
 
 class VerdictParams(Section):
-    """How far a measured value may be from the published one and still count as reproduced."""
+    """How far a measured value may be from the published one and still count as reproduced (or reachable)."""
 
     accuracy_points: float = Field(ge=0, description="Accuracies: percentage points.")
     accuracy_sds: float = Field(ge=0, description="Accuracies: standard deviations over seeds; the larger counts.")

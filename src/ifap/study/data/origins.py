@@ -87,6 +87,9 @@ class Place:
     ----------
     title : str
         Its name in print.
+    samples : int
+        How many its makers publish with labels, all splits together, of the task that has most; 0 where all are
+        generated.
     layout : str
         What its folder must hold, in words.
     licence : str
@@ -103,6 +106,7 @@ class Place:
     """
 
     title: str
+    samples: int
     layout: str
     licence: str
     parts: tuple[str, ...]
@@ -126,12 +130,15 @@ _VOC = "https://thor.robots.ox.ac.uk/pascal/VOC"
 _HUB = "https://huggingface.co/datasets/nyu-mll"
 
 
-def _glue(folder: str, title: str, licence: str, source: Source | None = None, *, dev: str = "dev") -> Place:
+def _glue(
+    folder: str, title: str, samples: int, licence: str, source: Source | None = None, *, dev: str = "dev"
+) -> Place:
     """Return the place of a set of GLUE; without a known checksum a person has to fetch it."""
     matched = "validation_matched" if dev == "dev_matched" else "validation"
     steps = Manual(f"take {_GLUE}/{folder}.zip and unpack it, or the parquet files of {_HUB}/glue")
     return Place(
         title=title,
+        samples=samples,
         layout=f"GLUE's {title} (train.tsv and {dev}.tsv, or the hub's parquet files)",
         licence=licence,
         parts=tuple(
@@ -147,6 +154,7 @@ def _glue(folder: str, title: str, licence: str, source: Source | None = None, *
 PLACES = {
     "digits": Place(
         title="digits",
+        samples=1_797,
         layout="nothing: the scans come with scikit-learn",
         licence="CC BY 4.0",
         parts=(),
@@ -159,6 +167,7 @@ PLACES = {
     ),
     "cifar10": Place(
         title="CIFAR-10",
+        samples=60_000,
         layout="CIFAR-10 (cifar-10-batches-py/)",
         licence="none stated; its makers ask to cite Krizhevsky (2009)",
         parts=(*(f"data_batch_{number}" for number in range(1, 6)), "test_batch", "batches.meta"),
@@ -177,6 +186,7 @@ PLACES = {
     ),
     "cifar100": Place(
         title="CIFAR-100",
+        samples=60_000,
         layout="CIFAR-100 (cifar-100-python/)",
         licence="none stated; its makers ask to cite Krizhevsky (2009)",
         parts=("train", "test", "meta"),
@@ -195,6 +205,7 @@ PLACES = {
     ),
     "fashion_mnist": Place(
         title="Fashion MNIST",
+        samples=70_000,
         layout="Fashion MNIST (the four idx-ubyte files, packed as .gz or not)",
         licence="MIT",
         parts=tuple(
@@ -224,6 +235,7 @@ PLACES = {
     ),
     "imagenet": Place(
         title="ImageNet",
+        samples=1_331_167,
         layout="ImageNet (train/ and val/, one folder a class; needs an account)",
         licence="ImageNet terms of access: non-commercial research and education",
         parts=("train", "val"),
@@ -239,6 +251,7 @@ PLACES = {
     ),
     "stanford_cars": Place(
         title="Stanford Cars",
+        samples=16_185,
         layout="Stanford Cars (cars_train/, cars_test/, devkit/ and cars_test_annos_withlabels.mat)",
         licence="none stated by its makers",
         parts=(
@@ -255,6 +268,7 @@ PLACES = {
     ),
     "inaturalist": Place(
         title="iNaturalist",
+        samples=600_000,
         layout="iNaturalist 2021 (train_mini/ and val/)",
         licence="non-commercial research and education; the images keep their photographers' licences",
         parts=("train_mini|2021_train_mini", "val|2021_valid"),
@@ -270,6 +284,7 @@ PLACES = {
     ),
     "food101": Place(
         title="Food101",
+        samples=101_000,
         layout="Food101 (images/ and meta/)",
         licence="images from Foodspotting: scientific fair use only",
         parts=("images", "meta/train.json", "meta/test.json"),
@@ -288,6 +303,7 @@ PLACES = {
     ),
     "oxford_pet": Place(
         title="Oxford-IIIT Pet",
+        samples=7_349,
         layout="Oxford-IIIT Pet (images/ and annotations/)",
         licence="CC BY-SA 4.0",
         parts=("images", "annotations/trainval.txt", "annotations/test.txt"),
@@ -303,34 +319,36 @@ PLACES = {
     ),
     "fer2013": Place(
         title="FER2013",
+        samples=35_887,
         layout="FER2013 (fer2013.csv or icml_face_data.csv; needs an account)",
         licence="terms of the Kaggle competition; no licence of its own",
         parts=("fer2013.csv|icml_face_data.csv|train.csv",),
         homes=(".", "fer2013"),
         sources=(Manual(f"sign up at Kaggle, accept the rules of {_FER} and take icml_face_data.csv from its data"),),
     ),
-    "sst2": _glue("SST-2", "SST-2", "none stated; from Rotten Tomatoes reviews", Download(
+    "sst2": _glue("SST-2", "SST-2", 68_221, "none stated; from Rotten Tomatoes reviews", Download(
         (Archive(f"{_GLUE}/SST-2.zip", "md5:9f81648d4199384278b86e315dac217c", 7_439_277),)
     )),
-    "cola": _glue("CoLA", "CoLA", "none stated; its makers call the use of the texts fair use"),
+    "cola": _glue("CoLA", "CoLA", 9_594, "none stated; its makers call the use of the texts fair use"),
     "mrpc": _glue(
-        "MRPC", "MRPC", "terms of the Microsoft Research Paraphrase Corpus",
+        "MRPC", "MRPC", 4_076, "terms of the Microsoft Research Paraphrase Corpus",
         Manual(
             "take the corpus from Microsoft's download page and make train.tsv and dev.tsv of it with GLUE's script, "
             f"or take the parquet files of {_HUB}/glue (mrpc)"
         ),
     ),
-    "qqp": _glue("QQP", "QQP", "Quora's terms: non-commercial"),
-    "rte": _glue("RTE", "RTE", "none stated", Download(
+    "qqp": _glue("QQP", "QQP", 404_276, "Quora's terms: non-commercial"),
+    "rte": _glue("RTE", "RTE", 2_767, "none stated", Download(
         (Archive(f"{_GLUE}/RTE.zip", "md5:bef554d0cafd4ab6743488101c638539", 697_150),)
     )),
-    "qnli": _glue("QNLI", "QNLI", "CC BY-SA 4.0 (SQuAD)", Download(
+    "qnli": _glue("QNLI", "QNLI", 110_206, "CC BY-SA 4.0 (SQuAD)", Download(
         (Archive(f"{_GLUE}/QNLIv2.zip", "md5:b4efd6554440de1712e9b54e14760e82", 10_627_589),)
     )),
-    "mnli": _glue("MNLI", "MNLI", "mixed; most of it OANC's, see Williams et al. (2018)", dev="dev_matched"),
-    "stsb": _glue("STS-B", "STS-B", "mixed; see the LICENSE file of the set"),
+    "mnli": _glue("MNLI", "MNLI", 402_517, "mixed; most of it OANC's, see Williams et al. (2018)", dev="dev_matched"),
+    "stsb": _glue("STS-B", "STS-B", 7_249, "mixed; see the LICENSE file of the set"),
     "squad": Place(
         title="SQuAD 1.1",
+        samples=98_169,
         layout="SQuAD 1.1 (train-v1.1.json and dev-v1.1.json)",
         licence="CC BY-SA 4.0",
         parts=("train-v1.1.json", "dev-v1.1.json"),
@@ -351,6 +369,7 @@ PLACES = {
     ),
     "record": Place(
         title="ReCoRD",
+        samples=110_730,
         layout="SuperGLUE's ReCoRD (train.jsonl and val.jsonl)",
         licence="none stated; news of CNN and Daily Mail",
         parts=("train.jsonl", "val.jsonl"),
@@ -359,6 +378,7 @@ PLACES = {
     ),
     "agreement": Place(
         title="subject-verb agreement",
+        samples=0,
         layout="nothing: its sentences are always generated (set synthetic)",
         licence="none: generated",
         parts=("train.tsv", "dev.tsv"),
@@ -367,6 +387,7 @@ PLACES = {
     ),
     "pascal_voc": Place(
         title="Pascal VOC",
+        samples=21_503,
         layout="Pascal VOC (VOCdevkit/)",
         licence="terms of Flickr; none of its own",
         parts=tuple(
@@ -389,6 +410,7 @@ PLACES = {
     ),
     "coco2017": Place(
         title="COCO 2017",
+        samples=123_287,
         layout="COCO 2017 (train2017/, val2017/ and annotations/)",
         licence="annotations CC BY 4.0; the images keep their photographers' licences",
         parts=(
@@ -405,6 +427,7 @@ PLACES = {
     ),
     "open_images": Place(
         title="Open Images",
+        samples=1_910_098,
         layout="Open Images (images/ and the box CSV files)",
         licence="annotations CC BY 4.0, images listed as CC BY 2.0",
         parts=(
@@ -423,6 +446,7 @@ PLACES = {
     ),
     "objects365": Place(
         title="Objects365",
+        samples=1_822_292,
         layout="Objects365 (images/ and annotations/; needs an account)",
         licence="annotations CC BY 4.0; the images keep their photographers' licences",
         parts=(
@@ -440,6 +464,7 @@ PLACES = {
     ),
     "ade20k": Place(
         title="ADE20K",
+        samples=22_210,
         layout="ADEChallengeData2016 (images/ and annotations/)",
         licence="BSD 3-clause for annotations; images for non-commercial research and education",
         parts=("images/training", "images/validation", "annotations/training", "annotations/validation"),
@@ -454,6 +479,7 @@ PLACES = {
     ),
     "cityscapes": Place(
         title="Cityscapes",
+        samples=3_475,
         layout="Cityscapes (leftImg8bit/ and gtFine/; needs an account)",
         licence="Cityscapes terms: non-commercial",
         parts=("leftImg8bit/train", "leftImg8bit/val", "gtFine/train", "gtFine/val"),
@@ -468,6 +494,7 @@ PLACES = {
     ),
     "coco_stuff": Place(
         title="COCO-Stuff",
+        samples=123_287,
         layout="COCO-Stuff (train2017/, val2017/ and stuffthingmaps/)",
         licence="annotations CC BY 4.0; the images keep their photographers' licences",
         parts=("train2017", "val2017", "stuffthingmaps/train2017", "stuffthingmaps/val2017"),

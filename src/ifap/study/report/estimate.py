@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ifap.study import paths
 from ifap.study.config.data import ModelOptions, TextOptions
+from ifap.study.data.origins import PLACES
 from ifap.study.grid import Grid
 from ifap.study.paths import Cell
 from ifap.study.report.records import first_difference
@@ -48,8 +49,8 @@ class Assumptions:
         Parameters of an unpruned network, 4 bytes each.
     split_share : float
         Share of validation and of test samples where the data set itself has such a split.
-    samples : mapping of str to int
-        Images of known data sets; others have `other_samples`.
+    other_samples : int
+        Samples of a data set of which nothing is known.
     """
 
     images_per_second: float = 800.0
@@ -59,23 +60,8 @@ class Assumptions:
     iteration_seconds: float = 20.0
     job_seconds: float = 30.0
     parameters: float = 30e6
-    other_samples: int = 60_000
     split_share: float = 0.15
-    samples: Mapping[str, int] = field(
-        default_factory=lambda: {
-            "digits": 1_797,
-            "cifar10": 60_000,
-            "cifar100": 60_000,
-            "fashion_mnist": 70_000,
-            "imagenet": 1_331_167,
-            "food101": 101_000,
-            "inaturalist": 600_000,
-            "stanford_cars": 16_185,
-            "oxford_pet": 7_349,
-            "coco": 123_287,
-            "ade20k": 22_210,
-        }
-    )
+    other_samples: int = 60_000
 
 
 @dataclass(frozen=True)
@@ -413,5 +399,6 @@ def _data_bytes(grid: Grid, dataset: str, assume: Assumptions) -> float:
 
 
 def _samples(grid: Grid, dataset: str, assume: Assumptions) -> float:
-    twin = grid.options.datasets[dataset].synthetic
-    return 1.5 * twin.classes * twin.per_class if twin else assume.samples.get(dataset, assume.other_samples)
+    if twin := grid.options.datasets[dataset].synthetic:
+        return 1.5 * twin.classes * twin.per_class
+    return PLACES[dataset].samples if dataset in PLACES else assume.other_samples

@@ -34,7 +34,12 @@ from ifap.study.report.record import Blank, first_problem
 from ifap.study.report.records import NO_RECORD, Collected, runs_table, trace_table
 
 Verdict = Literal[
-    "reproduced", "not reproduced", "not attempted", "inconsistent in the source", "not comparable (scale)"
+    "reproduced",
+    "reachable",  # the network was pruned to this very number, which is no evidence that it was measured
+    "not reproduced",
+    "not comparable (scale)",
+    "not attempted",
+    "inconsistent in the source",
 ]
 CONTRADICTIONS = {
     "metric-delta": ("major", "minor"),
@@ -124,13 +129,15 @@ class Measured:
     """The values of one claim, one a seed, and the records they come from.
 
     `about` says of a network counted at full size what was counted; it is empty for a run. `apart` says
-    what, beside the scale, keeps a run from being compared: another metric, a smaller network.
+    what, beside the scale, keeps a run from being compared: another metric, a smaller network. `asked` is whether
+    the network was pruned to the claim itself, so that the two agree by construction.
     """
 
     values: pd.Series[float]
     metrics: tuple[str, ...]
     about: str = ""
     apart: str = ""
+    asked: bool = False
 
     @property
     def sd(self) -> float | None:
@@ -305,7 +312,8 @@ def _verdict(
     off = abs(float(measured.values.mean()) - claim["number"])
     shown = f"{off:.4g} from the printed value; tolerance {width:.4g}"
     about = f"{measured.about}{SPLIT}" if measured.about else ""
-    return ("reproduced" if off <= width else "not reproduced"), f"{about}{shown}{also}"
+    agrees: Verdict = "reachable" if measured.asked else "reproduced"
+    return (agrees if off <= width else "not reproduced"), f"{about}{shown}{also}"
 
 
 def is_counted(claim: Judged) -> bool:
@@ -340,9 +348,9 @@ def _counted(claim: Mapping[Any, Any], source: Source) -> Measured | None:
     about = f"full-size network at {row.image_size} px, no training needed"
     if claim["quantity"] == "gmacs_pruned":
         about += ", pruned to the printed reduction"
-    if claim["quantity"] == "gmacs_delta":
+    if asked := claim["quantity"] == "gmacs_delta":
         about += ", pruned to this very reduction, 1x1 convolutions included: it can be reached, at whatever accuracy"
-    return Measured(pd.Series([value]), (f"{paths.structure_csv().as_posix()}#L{line}",), about)
+    return Measured(pd.Series([value]), (f"{paths.structure_csv().as_posix()}#L{line}",), about, asked=asked)
 
 
 def _counted_text(claim: Mapping[Any, Any], found: tuple[int, TextStructure] | None) -> Measured | None:
@@ -351,7 +359,8 @@ def _counted_text(claim: Mapping[Any, Any], found: tuple[int, TextStructure] | N
     if row is None or value is None:
         return None
     metrics = (f"{paths.text_structure_csv().as_posix()}#L{line}",)
-    return Measured(pd.Series([value]), metrics, about_text(claim, row))
+    asked = claim["quantity"] in {"params_pruned", "params_delta"}
+    return Measured(pd.Series([value]), metrics, about_text(claim, row), asked=asked)
 
 
 def _counted_dense(claim: Mapping[Any, Any], line: int, row: DenseStructure) -> Measured | None:
@@ -359,7 +368,8 @@ def _counted_dense(claim: Mapping[Any, Any], line: int, row: DenseStructure) -> 
     if value is None:
         return None
     metrics = (f"{paths.dense_structure_csv().as_posix()}#L{line}",)
-    return Measured(pd.Series([value]), metrics, about_dense(claim, row))
+    asked = claim["quantity"] == "gmacs_delta"
+    return Measured(pd.Series([value]), metrics, about_dense(claim, row), asked=asked)
 
 
 def _why_not(claim: Mapping[Any, Any], source: Source) -> str:
@@ -408,7 +418,15 @@ def _measured(claim: Mapping[Any, Any], source: Source, *, points: bool) -> Meas
         return None
     chosen = chosen.loc[values.dropna().index]
     records = _records(chosen, source.runs, of_trace=of_trace)
-    return Measured(values.dropna(), records, apart=_apart(claim, chosen, model))
+    asked = not of_trace and _asked(claim, chosen)
+    return Measured(values.dropna(), records, apart=_apart(claim, chosen, model), asked=asked)
+
+
+def _asked(claim: Mapping[Any, Any], chosen: pd.DataFrame) -> bool:
+    """Return whether runs were pruned to the very change that a claim prints."""
+    kind = {"gmacs_delta": "macs", "params_delta": "params"}.get(claim["quantity"])
+    off = (100 * chosen["target"].astype(float) + claim["number"]).abs()
+    return bool(((chosen["target_kind"] == kind) & (off < 1e-6)).all())
 
 
 def _runs(frame: pd.DataFrame, dataset: str, model: str, method: str) -> pd.DataFrame:

@@ -12,7 +12,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pandas as pd
 from pydantic import ValidationError
@@ -27,6 +27,7 @@ from ifap.study.paper.vocabulary import METRICS
 from ifap.study.report.csv_files import MOST_BYTES
 from ifap.study.report.estimate import table_cells
 from ifap.study.report.figures import Picture
+from ifap.study.report.judge import Verdict
 from ifap.study.report.record import Provenance, first_problem
 from ifap.study.report.tables.model import Table
 from ifap.study.report.tables.networks import link, select
@@ -34,7 +35,7 @@ from ifap.study.report.tables.numbers import fixed
 from ifap.study.report.tables.wording import VERDICT, label
 from ifap.study.templates import environment
 
-VERDICTS = ("reproduced", "not reproduced", "not comparable (scale)", "not attempted", "inconsistent in the source")
+VERDICTS: tuple[str, ...] = get_args(Verdict)
 MOST_TARGETS = 5
 """Targets that a page lists one by one."""
 CLAIM_COLUMNS = (
@@ -111,14 +112,9 @@ class Verdicts:
         return tuple(claim for claim in self.claims if any(f"{file}#" in claim.href for file in files))
 
     @property
-    def by_construction(self) -> int:
-        """How many of them compare a reduction with itself, since the network was pruned to it."""
-        return sum(claim.quantity == "gmacs_delta" for claim in self.counted)
-
-    @property
-    def sizes(self) -> int:
-        """How many compare the size of a language model with itself, since it was pruned to that size."""
-        return sum(claim.quantity in {"params_pruned", "params_delta"} for claim in self.counted)
+    def reachable(self) -> int:
+        """How many of them hold by construction, since the network was pruned to the printed number."""
+        return sum(claim.verdict == "reachable" for claim in self.counted)
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import pandas as pd
 
@@ -11,30 +10,20 @@ from ifap.study.config.params import TableParams
 from ifap.study.grid import Grid
 from ifap.study.paths import Cell
 from ifap.study.report.tables.model import Note, Table
-from ifap.study.report.tables.networks import network_columns, network_rows, units
+from ifap.study.report.tables.networks import masked_note, network_columns, network_rows, units
+from ifap.study.report.tables.report import Report
 from ifap.study.report.tables.wording import samples, scale_notes
 from ifap.study.templates import PLUS_MINUS
 
-if TYPE_CHECKING:
-    pass
 
-
-def table_2(
-    name: str,
-    options: TableParams,
-    grid: Grid,
-    runs: pd.DataFrame,
-    trace: pd.DataFrame,
-    missing: Mapping[Cell, str],
-) -> Table:
+def table_2(name: str, options: TableParams, report: Report) -> Table:
     """Return Table II of a scale."""
-    """Return Table II of a scale."""
-    runs = runs[runs["task"] == options.task]
+    grid, runs = report.grid, report.runs[report.runs["task"] == options.task]
     if options.dataset:
         runs = runs[runs["dataset"] == options.dataset]
     cells = [cell for cell in grid.pruned() if cell.task == options.task and options.dataset in (None, cell.dataset)]
     macs, params = units(runs)
-    rows = network_rows(cells, runs, macs, params, missing, grid)
+    rows = network_rows(cells, runs, macs, params, report)
     columns = network_columns(macs, params, "Top-1, test (%)")
     return Table(name, options.title, columns, tuple(rows), _table_2_notes(grid, cells, runs))
 
@@ -44,7 +33,11 @@ def _table_2_notes(grid: Grid, cells: Sequence[Cell], runs: pd.DataFrame) -> tup
     sd = several if len(grid.options.seeds) > 1 else ""
     return (
         *scale_notes(grid, [cell.dataset for cell in cells], "Table II"),
-        Note("Bold: the best pruned accuracy of each network on each data set; equal printed values share it."),
+        Note(
+            "Bold: the best pruned accuracy of each network on each data set; equal printed values share it. Only "
+            "networks that met their target compete."
+        ),
+        *masked_note(runs),
         Note("MACs: multiply-accumulates of one input; what the paper prints as GFlops are GMACs.", "a"),
         Note(
             f"Top-1 accuracy on the test split{samples(runs, 'test_size')}, which is opened once, "

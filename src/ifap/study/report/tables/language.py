@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 import pandas as pd
 
@@ -13,9 +13,10 @@ from ifap.study.grid import Grid
 from ifap.study.paper.vocabulary import METRICS
 from ifap.study.paths import Cell
 from ifap.study.report.tables.model import Column, Item, Note, Row, Table
-from ifap.study.report.tables.networks import not_attempted, origin
+from ifap.study.report.tables.networks import masked_note, method_item, not_attempted, origin
 from ifap.study.report.tables.numbers import Unit, choose_unit, fixed, spread
-from ifap.study.report.tables.wording import dataset_label, label, scale_notes
+from ifap.study.report.tables.report import Report
+from ifap.study.report.tables.wording import dataset_label, scale_notes
 from ifap.study.templates import NO_VALUE
 
 DELTA = "\N{GREEK CAPITAL LETTER DELTA}"
@@ -27,7 +28,7 @@ def has_language_cells(grid: Grid) -> bool:
     return any(task in TEXT_TASKS for task in grid.options.grid)
 
 
-def table_5(name: str, options: TableParams, grid: Grid, runs: pd.DataFrame, missing: Mapping[Cell, str]) -> Table:
+def table_5(name: str, options: TableParams, report: Report) -> Table:
     """Build Table V from runs.
 
     Parameters
@@ -36,20 +37,16 @@ def table_5(name: str, options: TableParams, grid: Grid, runs: pd.DataFrame, mis
         Its key in ``params.yaml``.
     options : TableParams
         Its block.
-    grid : Grid
-        The cells.
-    runs : DataFrame
-        Content of ``runs.csv``.
-    missing : mapping of Cell to str
-        Content of ``missing.csv``.
+    report : Report
+        What was recorded.
 
     Returns
     -------
     Table
         One row a network, data set and method.
     """
+    grid, runs = report.grid, report.runs[report.runs["task"].isin(TEXT_TASKS)]
     cells = [cell for cell in grid.pruned() if cell.task in TEXT_TASKS]
-    runs = runs[runs["task"].isin(TEXT_TASKS)]
     unit = choose_unit([*runs["params"], *runs["params_base"].dropna()])
     weights = f"Params ({unit.prefix})" if unit.prefix else "Params"
     columns = (
@@ -67,25 +64,25 @@ def table_5(name: str, options: TableParams, grid: Grid, runs: pd.DataFrame, mis
         *scale_notes(grid, datasets, "Table V"),
         Note("Measured on the test split, which is opened once, for the final network; Base is the unpruned one.", "a"),
         Note("Pruned minus base; the paper's table prints relative changes.", "b"),
+        *masked_note(runs),
     )
-    return Table(name, options.title, columns, tuple(_rows(grid, cells, runs, unit, missing)), notes)
+    return Table(name, options.title, columns, tuple(_rows(report, cells, runs, unit)), notes)
 
 
-def _rows(
-    grid: Grid, cells: Sequence[Cell], runs: pd.DataFrame, unit: Unit, missing: Mapping[Cell, str]
-) -> Iterator[Row]:
+def _rows(report: Report, cells: Sequence[Cell], runs: pd.DataFrame, unit: Unit) -> Iterator[Row]:
     groups: dict[str, dict[tuple[str, str], list[Cell]]] = {}
     for cell in cells:
         groups.setdefault(cell.model, {}).setdefault((cell.dataset, cell.method), []).append(cell)
     for model, rows in groups.items():
         for index, ((dataset, method), own) in enumerate(rows.items()):
+            frame = runs[(runs["model"] == model) & (runs["dataset"] == dataset) & (runs["method"] == method)]
             names = (
                 Item(model, rows=0 if index else len(rows)),
-                Item(dataset_label(dataset, grid)),
-                Item(label(method)),
+                Item(dataset_label(dataset, report.grid)),
+                method_item(method, frame),
             )
-            frame = runs[(runs["model"] == model) & (runs["dataset"] == dataset) & (runs["method"] == method)]
-            values = _values(frame, len(own), unit) if len(frame) else not_attempted(own, missing, columns=VALUES)
+            nothing = not_attempted(own, report.missing, columns=VALUES)
+            values = _values(frame, len(own), unit) if len(frame) else nothing
             yield Row((*names, *values), starts_group=index == 0)
 
 

@@ -22,8 +22,9 @@ from ifap.study.paths import Cell
 from ifap.study.report.csv_files import as_csv
 from ifap.study.report.statistics import LEVEL, Difference, compare_runs, moments
 from ifap.study.report.tables.model import Column, Item, Note, Row, Table
-from ifap.study.report.tables.networks import not_attempted, origin
+from ifap.study.report.tables.networks import DAGGER, is_masked, masked_note, not_attempted, origin
 from ifap.study.report.tables.numbers import Unit, choose_unit, fixed, spread
+from ifap.study.report.tables.report import Report
 from ifap.study.report.tables.wording import dataset_label, label, metric_heading, metric_notes, scale_notes
 from ifap.study.templates import MINUS, NO_VALUE, PLUS_MINUS
 
@@ -42,7 +43,6 @@ MEANS = (
     *("macs_reduction", "macs_theoretical_reduction", "params_nonzero", "nonzero_params_reduction", "sparsity"),
     *("training_macs", "training_relative"),
 )
-DAGGER = "\N{DAGGER}"
 
 Target = tuple[str, float]
 _COLUMNS = tuple(Column(text, align="left") for text in ("Model", "Target", "Method"))
@@ -63,7 +63,7 @@ class Compared:
     @property
     def masked(self) -> bool:
         """Whether weights are masked, so that nothing is saved by dense kernels."""
-        return bool(len(self.frame)) and str(self.frame["structure"].iloc[0]) == "weights"
+        return is_masked(self.frame)
 
     def mean(self, column: str) -> float:
         """Return the mean over the seeds; not a number where nothing is known."""
@@ -139,7 +139,7 @@ def _known(value: float) -> float | None:
 # --- Table I -------------------------------------------------------------------------------------
 
 
-def table_1(name: str, options: TableParams, grid: Grid, runs: pd.DataFrame, missing: Mapping[Cell, str]) -> Table:
+def table_1(name: str, options: TableParams, report: Report) -> Table:
     """Build Table I from runs: accuracies in the paper's layout, then what else a comparison needs.
 
     Parameters
@@ -148,19 +148,15 @@ def table_1(name: str, options: TableParams, grid: Grid, runs: pd.DataFrame, mis
         Its key in ``params.yaml``.
     options : TableParams
         Its block; a task leaves out the others.
-    grid : Grid
-        The cells.
-    runs : DataFrame
-        Content of ``runs.csv``.
-    missing : mapping of Cell to str
-        Content of ``missing.csv``.
+    report : Report
+        What was recorded.
 
     Returns
     -------
     Table
         The table, with the further columns as its `detail`; without a cell, only what says so.
     """
-    runs = runs[~runs["task"].isin(DENSE_TASKS)]  # which Table III has
+    grid, runs = report.grid, report.runs[~report.runs["task"].isin(DENSE_TASKS)]  # which Table III has
     entries = [
         entry
         for entry in compared(grid, runs)
@@ -175,7 +171,7 @@ def table_1(name: str, options: TableParams, grid: Grid, runs: pd.DataFrame, mis
         f"{name}-comparison",
         title,
         _detail_columns(unit := choose_unit(_counts(entries))),
-        tuple(_detail_rows(grid, entries, goals, unit, missing)),
+        tuple(_detail_rows(report, entries, goals, unit)),
         (*_detail_notes(entries), *_not_run(entries)),
     )
     datasets = list(dict.fromkeys(entry.cell.dataset for entry in entries))
@@ -285,14 +281,9 @@ def _notes(grid: Grid, entries: Sequence[Compared], datasets: Sequence[str], run
             f"{what} on the test split{several}; every method starts from the same seeds and data. Bold: the "
             "best pruned network of each model, target and data set; equal printed values share it."
         ),
-        *_masked_note(entries),
+        *masked_note(pd.concat(entry.frame for entry in entries)),
         *_not_run(entries),
     )
-
-
-def _masked_note(entries: Sequence[Compared]) -> tuple[Note, ...]:
-    text = "Weights are masked, not cut out: dense kernels compute them as before, and savings are theoretical."
-    return (Note(text, DAGGER),) if any(entry.masked for entry in entries) else ()
 
 
 def _not_run(entries: Sequence[Compared]) -> tuple[Note, ...]:
@@ -328,15 +319,11 @@ def _detail_columns(unit: Unit) -> tuple[Column, ...]:
 
 
 def _detail_rows(
-    grid: Grid,
-    entries: Sequence[Compared],
-    goals: Mapping[Cell, Target | None],
-    unit: Unit,
-    missing: Mapping[Cell, str],
+    report: Report, entries: Sequence[Compared], goals: Mapping[Cell, Target | None], unit: Unit
 ) -> Iterator[Row]:
     for dataset in dict.fromkeys(entry.cell.dataset for entry in entries):
         here = [entry for entry in entries if entry.cell.dataset == dataset]
-        name = Item(dataset_label(dataset, grid), rows=len(here))
+        name = Item(dataset_label(dataset, report.grid), rows=len(here))
         for model in dict.fromkeys(entry.cell.model for entry in here):
             own = [entry for entry in here if entry.cell.model == model]
             blocks: dict[Target | None, list[Compared]] = {}
@@ -347,14 +334,14 @@ def _detail_rows(
                 for index, entry in enumerate(block):
                     target = Item(_goal_text([goal]) if goal else NO_VALUE, rows=0 if index else len(block))
                     names = (name, network, target, _method([entry]))
-                    yield Row((*names, *_detail(grid, entry, unit, missing)), starts_group=network.rows > 0)
+                    yield Row((*names, *_detail(report, entry, unit)), starts_group=network.rows > 0)
                     name, network = Item(name.text, rows=0), Item(network.text, rows=0)
 
 
-def _detail(grid: Grid, entry: Compared, unit: Unit, missing: Mapping[Cell, str]) -> tuple[Item, ...]:
-    seeds = grid.options.seeds
+def _detail(report: Report, entry: Compared, unit: Unit) -> tuple[Item, ...]:
+    seeds = report.grid.options.seeds
     if not len(entry.frame):
-        return not_attempted([entry.cell._replace(seed=seed) for seed in seeds], missing, columns=16)
+        return not_attempted([entry.cell._replace(seed=seed) for seed in seeds], report.missing, columns=16)
     href, first = _href(entry), entry.frame.iloc[0]
 
     def mean(column: str, decimals: int) -> Item:
@@ -405,7 +392,7 @@ def _detail_notes(entries: Sequence[Compared]) -> tuple[Note, ...]:
     open_ended = f" {NO_VALUE} where a method's own training is not counted." if uncounted else ""
     return (
         Note("Reductions are what was reached, in percent of the whole unpruned network, not what was asked for."),
-        *_masked_note(entries),
+        *masked_note(pd.concat(entry.frame for entry in entries)),
         Note("On the validation split, around the recovery of the last pruning iteration that was kept.", "a"),
         Note("Multiply-accumulates of the network as it is computed.", "b"),
         Note(

@@ -6,23 +6,21 @@ import math
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from ifap.errors import ResultsError
 from ifap.study import paths
-from ifap.study.grid import Grid
 from ifap.study.paper.vocabulary import best
 from ifap.study.paths import Cell
 from ifap.study.report.records import NO_RECORD
-from ifap.study.report.tables.model import Column, Item, Row
+from ifap.study.report.tables.model import Column, Item, Note, Row
 from ifap.study.report.tables.numbers import Unit, choose_unit, fixed, spread
+from ifap.study.report.tables.report import Report
 from ifap.study.report.tables.wording import dataset_label, label
 from ifap.study.templates import NO_VALUE
 
-if TYPE_CHECKING:
-    pass
+DAGGER = "\N{DAGGER}"
 
 
 def link(path: str, scale: str) -> str:
@@ -33,20 +31,36 @@ def link(path: str, scale: str) -> str:
     return os.path.relpath(path, paths.report_dir(scale)).replace(os.sep, "/")
 
 
+def method_item(method: str, runs: pd.DataFrame) -> Item:
+    """Return the name of a method, marked if its runs mask weights."""
+    return Item(label(method), mark=DAGGER if is_masked(runs) else "")
+
+
+def masked_note(runs: pd.DataFrame) -> tuple[Note, ...]:
+    """Return the footnote of `method_item`; none where no run masks weights."""
+    text = "Weights are masked, not cut out: dense kernels compute them as before, and savings are theoretical."
+    return (Note(text, DAGGER),) if is_masked(runs) else ()
+
+
+def is_masked(runs: pd.DataFrame) -> bool:
+    """Return whether weights are masked, so that nothing is saved by dense kernels."""
+    return bool((runs["structure"] == "weights").any())
+
+
+def met_target(runs: pd.DataFrame) -> bool:
+    """Return whether every run really lost as much as was asked for; what is masked is still computed."""
+    of_macs = runs["target_kind"] != "params"
+    reached = -runs["macs_reduction"].where(of_macs, runs["params_reduction"]).astype(float)
+    return not is_masked(runs) and not (reached < 100 * runs["target"].astype(float) - 1e-6).any()
+
+
 def units(runs: pd.DataFrame) -> tuple[Unit, Unit]:
     """Return the units of MACs and of parameters that fit all networks of a table, pruned or not."""
     macs = choose_unit([*runs["macs"], *runs["macs_base"].dropna()])
     return macs, choose_unit([*runs["params"], *runs["params_base"].dropna()])
 
 
-def network_rows(
-    cells: Sequence[Cell],
-    runs: pd.DataFrame,
-    macs: Unit,
-    params: Unit,
-    missing: Mapping[Cell, str],
-    grid: Grid,
-) -> list[Row]:
+def network_rows(cells: Sequence[Cell], runs: pd.DataFrame, macs: Unit, params: Unit, report: Report) -> list[Row]:
     """Lay out the cells of one task: data sets, their networks, and the methods of each."""
     blocks: dict[tuple[str, str], list[str]] = {}
     for cell in cells:
@@ -56,9 +70,9 @@ def network_rows(
     rows: list[Row] = []
     for (dataset, model), methods in blocks.items():
         wanted = [cell for cell in cells if (cell.dataset, cell.model) == (dataset, model)]
-        new = not rows or rows[-1].items[0].text != dataset_label(dataset, grid)
+        new = not rows or rows[-1].items[0].text != dataset_label(dataset, report.grid)
         height = sum(len(names) for (other, _), names in blocks.items() if other == dataset)
-        rows += _block(wanted, methods, runs, macs, params, missing, grid=grid, dataset_rows=height if new else 0)
+        rows += _block(wanted, methods, runs, macs, params, report, dataset_rows=height if new else 0)
     return rows
 
 
@@ -86,27 +100,27 @@ def _block(
     runs: pd.DataFrame,
     macs: Unit,
     params: Unit,
-    missing: Mapping[Cell, str],
+    report: Report,
     *,
-    grid: Grid,
     dataset_rows: int,
 ) -> list[Row]:
-    """Lay out the methods of one network on one data set, the best pruned accuracy in bold."""
+    """Lay out the methods of one network on one data set; the best pruned accuracy that met its target is bold."""
     dataset, model = cells[0].dataset, cells[0].model
     here = runs[(runs["dataset"] == dataset) & (runs["model"] == model)]
     of_method = {method: here[here["method"] == method] for method in methods}
-    shown = [_printed(frame) for frame in of_method.values() if len(frame)]
+    shown = [_printed(frame) for frame in of_method.values() if len(frame) and met_target(frame)]
     top = best(str(here["metric"].iloc[0]), shown) if len(here) else math.nan
     rows = []
     for index, method in enumerate(methods):
         names = (
-            Item(dataset_label(dataset, grid), rows=0 if index else dataset_rows),
+            Item(dataset_label(dataset, report.grid), rows=0 if index else dataset_rows),
             Item(model, rows=0 if index else len(methods)),
-            Item(label(method)),
+            method_item(method, of_method[method]),
         )
         wanted = [cell for cell in cells if cell.method == method]
         frame = of_method[method]
-        values = _method_items(frame, len(wanted), macs, params, top) if len(frame) else not_attempted(wanted, missing)
+        nothing = not_attempted(wanted, report.missing)
+        values = _method_items(frame, len(wanted), macs, params, top) if len(frame) else nothing
         rows.append(Row((*names, *values), starts_group=index == 0))
     return rows
 
@@ -144,7 +158,7 @@ def _method_items(frame: pd.DataFrame, seeds: int, macs: Unit, params: Unit, top
         item("params", params.text, own_link),
         item("params_reduction", percent, own_link),
         accuracy("baseline_metric", base_link),
-        accuracy("test_metric", own_link, bold=_printed(frame) == top),
+        accuracy("test_metric", own_link, bold=_printed(frame) == top and met_target(frame)),
         accuracy("metric_delta", own_link),
         Item(str(len(frame)) if len(frame) == seeds else f"{len(frame)} of {seeds}"),
     )

@@ -5,15 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from ifap.study.templates import MINUS, NO_VALUE, PLUS_MINUS
-
-if TYPE_CHECKING:
-    pass
-
 
 PREFIXES = {"G": 1e9, "M": 1e6, "k": 1e3, "": 1.0}
 

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from ifap.errors import ConfigError, nearest
 from ifap.study.config.params import TableParams
 from ifap.study.grid import Grid
 from ifap.study.paths import Cell
-
-if TYPE_CHECKING:
-    pass
 
 
 def table_options(name: str, grid: Grid) -> TableParams:

@@ -31,18 +31,17 @@ COUNTED_NOTE = (
     "Counted on the network itself at its full input size (224 pixels; 299 for Inception-v3, 380 for EfficientNet-B4, "
     "384 for EfficientNet V2-S) with the data set's number of classes and random weights: costs need neither data nor "
     "training. A pruned one was pruned without training to the printed reduction, 1x1 convolutions included. So the "
-    "change is the printed one by construction: it says that the reduction can be reached, and nothing about "
-    "accuracy. See"
+    "change is the printed one by construction: the verdict is 'reachable', and nothing is said about accuracy. See"
 )
 TEXT_NOTE = (
     "Counted on the network itself at full size with random weights: sizes need neither data nor training. A pruned "
-    "one was pruned without training to the printed number of parameters, which it has by construction: it says that "
-    "the number can be reached, and nothing about accuracy. See"
+    "one was pruned without training to the printed number of parameters, which it has by construction: the verdict "
+    "is 'reachable', and nothing is said about accuracy. See"
 )
 DENSE_NOTE = (
     "Counted on the network itself at a usual size of images, which the paper does not say, without weights; pruned "
-    "without training to the printed reduction, which it has by construction: it says that the reduction can be "
-    "reached, and nothing about accuracy. The sizes, and those that come nearest to the printed costs, are in"
+    "without training to the printed reduction, which it has by construction: the verdict is 'reachable', and "
+    "nothing is said about accuracy. The sizes, and those that come nearest to the printed costs, are in"
 )
 COUNTED_NOTES = {
     paths.structure_csv().as_posix(): COUNTED_NOTE,

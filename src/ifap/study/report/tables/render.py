@@ -7,7 +7,6 @@ import io
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from jinja2 import TemplateError, TemplateSyntaxError
 
@@ -15,9 +14,6 @@ from ifap.errors import ConfigError
 from ifap.study import paths
 from ifap.study.report.tables.model import Row, Table
 from ifap.study.templates import MINUS, environment
-
-if TYPE_CHECKING:
-    pass
 
 
 def render(table: Table, extension: str, templates: Path | None = None) -> str:

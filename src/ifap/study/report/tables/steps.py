@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 
@@ -17,26 +16,16 @@ from ifap.study.report.tables.model import Column, Item, Note, Row, Table
 from ifap.study.report.tables.networks import link, not_attempted, select
 from ifap.study.report.tables.numbers import Unit, choose_unit, fixed
 from ifap.study.report.tables.options import table_cell
+from ifap.study.report.tables.report import Report
 from ifap.study.report.tables.wording import label, samples, scale_notes
 from ifap.study.templates import NO_VALUE
 
-if TYPE_CHECKING:
-    pass
 
-
-def table_4(
-    name: str,
-    options: TableParams,
-    grid: Grid,
-    runs: pd.DataFrame,
-    trace: pd.DataFrame,
-    missing: Mapping[Cell, str],
-) -> Table:
+def table_4(name: str, options: TableParams, report: Report) -> Table:
     """Return Table IV of a scale."""
-    """Return Table IV of a scale."""
-    cell = table_cell(name, options)
-    own, base = select(runs, cell), select(runs, cell.baseline)
-    steps = select(trace, cell)
+    grid, cell = report.grid, table_cell(name, options)
+    own, base = select(report.runs, cell), select(report.runs, cell.baseline)
+    steps = select(report.trace, cell)
     macs, params = choose_unit([*steps["macs"], *own["macs"]]), choose_unit([*steps["params"], *own["params"]])
     rows = [_step_row(step, cell, grid.scale, macs, params) for step in steps.to_dict("records")]
     if rows:
@@ -46,7 +35,7 @@ def table_4(
             *_test_row("final network", own, macs, params, new=base.empty),
         ]
     else:
-        rows = [Row((Item("all"), *not_attempted([cell], missing, columns=6)), starts_group=True)]
+        rows = [Row((Item("all"), *not_attempted([cell], report.missing, columns=6)), starts_group=True)]
     return Table(
         name, options.title, _table_4_columns(macs, params), tuple(rows), _table_4_notes(grid, cell, own, steps)
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 import pandas as pd
 
@@ -13,7 +13,8 @@ from ifap.study.paper.reductions import published_networks
 from ifap.study.paper.vocabulary import METRICS, STAND_INS
 from ifap.study.paths import Cell
 from ifap.study.report.tables.model import Item, Note, Row, Table
-from ifap.study.report.tables.networks import network_columns, network_rows, units
+from ifap.study.report.tables.networks import masked_note, network_columns, network_rows, units
+from ifap.study.report.tables.report import Report
 from ifap.study.report.tables.wording import dataset_label, scale_notes
 
 TITLES = {
@@ -31,7 +32,7 @@ def has_dense_cells(grid: Grid) -> bool:
     return any(task in DENSE_TASKS for task in grid.options.grid)
 
 
-def table_3(name: str, options: TableParams, grid: Grid, runs: pd.DataFrame, missing: Mapping[Cell, str]) -> Table:
+def table_3(name: str, options: TableParams, report: Report) -> Table:
     """Build Table III from runs.
 
     Parameters
@@ -40,12 +41,8 @@ def table_3(name: str, options: TableParams, grid: Grid, runs: pd.DataFrame, mis
         Its key in ``params.yaml``.
     options : TableParams
         Its block.
-    grid : Grid
-        The cells.
-    runs : DataFrame
-        Content of ``runs.csv``.
-    missing : mapping of Cell to str
-        Content of ``missing.csv``.
+    report : Report
+        What was recorded.
 
     Returns
     -------
@@ -53,6 +50,7 @@ def table_3(name: str, options: TableParams, grid: Grid, runs: pd.DataFrame, mis
         One row a network, data set and method of detection, segmentation and generation, below those of
         classification that the paper's table has.
     """
+    grid, runs = report.grid, report.runs
     cells = [cell for cell in grid.pruned() if cell.task in TITLES and _is_shown(cell)]
     shown = pd.MultiIndex.from_tuples(list(dict.fromkeys(cell[:4] for cell in cells)))
     runs = runs[pd.MultiIndex.from_frame(runs[["task", "dataset", "model", "method"]]).isin(shown)]
@@ -64,8 +62,8 @@ def table_3(name: str, options: TableParams, grid: Grid, runs: pd.DataFrame, mis
         here = runs[runs["task"] == task]
         if own:
             rows.append(Row((Item(f"{title}{_measured(here, grid)}", columns=len(columns)),), starts_group=True))
-            rows += network_rows(own, here, macs, params, missing, grid)
-    return Table(name, options.title, columns, tuple(rows), tuple(_notes(grid, cells)))
+            rows += network_rows(own, here, macs, params, report)
+    return Table(name, options.title, columns, tuple(rows), tuple(_notes(grid, cells, runs)))
 
 
 def _is_shown(cell: Cell) -> bool:
@@ -87,11 +85,15 @@ def _measured(runs: pd.DataFrame, grid: Grid) -> str:
     return f": {', '.join(words)}{less}"
 
 
-def _notes(grid: Grid, cells: Sequence[Cell]) -> Iterator[Note]:
+def _notes(grid: Grid, cells: Sequence[Cell], runs: pd.DataFrame) -> Iterator[Note]:
     yield from scale_notes(grid, [cell.dataset for cell in cells], "Table III")
     for model in dict.fromkeys(cell.model for cell in cells if cell.model in STAND_INS):
         yield Note(f"{model} stands for {STAND_INS[model]}, which asks too much of the machine.")
-    yield Note("Bold: the best pruned score of each network on each data set; equal printed values share it.")
+    yield Note(
+        "Bold: the best pruned score of each network on each data set; equal printed values share it. Only networks "
+        "that met their target compete."
+    )
+    yield from masked_note(runs)
     yield Note("MACs: multiply-accumulates of one input; what the paper prints as GFlops are GMACs.", "a")
     yield Note(
         "Measured on the test split, which is opened once, for the final network. Base is the unpruned network.", "b"

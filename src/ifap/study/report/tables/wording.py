@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import pandas as pd
 
@@ -11,10 +10,6 @@ from ifap.study.config.data import ModelOptions, TextOptions
 from ifap.study.grid import Grid
 from ifap.study.paper.vocabulary import METRICS
 from ifap.study.report.tables.model import Note
-
-if TYPE_CHECKING:
-    pass
-
 
 METHOD_LABELS = {
     "bn_scale": "BN scale",
