@@ -12,7 +12,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export DVC_NO_ANALYTICS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce smoke study-one test check format docs bench vulnerabilities record sync pull push status image lock tensorboard clean
+.PHONY: help setup reproduce smoke study-one test test-fast check format docs bench vulnerabilities record sync pull push status image lock tensorboard clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-15s %s\n", $$1, $$2}'
@@ -47,6 +47,9 @@ study-one: setup ## Train, prune and test one residual network on all of Fashion
 
 test: setup ## Run all tests
 	pytest -n 2 --dist loadscope
+
+test-fast: setup ## Run the tests of the library alone
+	pytest -n 2 --dist loadscope tests/library
 
 check: setup ## Check formatting, style, types, imports, the workflow and what is generated
 	ruff check .

@@ -27,7 +27,7 @@ from pathlib import Path
 from ifap.study.report.tables import build, options
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT / "src"), str(ROOT), str(ROOT / "tests"), str(Path(__file__).parent)]
+sys.path[:0] = [str(ROOT / "src"), str(ROOT), str(ROOT / "tests" / "support"), str(Path(__file__).parent)]
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Arrow's own allocator reserves a GiB of addresses at once, which the limit on them would count.
 os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
+from places import GOLDEN
 from safetensors.torch import load_file
 from torch import nn
 
@@ -21,7 +21,7 @@ from ifap.errors import PlanError
 from ifap.plan import PLAN_FILE, read_plan
 from ifap.saving import WEIGHTS_FILE, read_masks
 
-PLANS = Path(__file__).parent / "golden" / "plans_v1"
+PLANS = GOLDEN / "plans_v1"
 WORDS, LENGTH = 20, 8
 
 

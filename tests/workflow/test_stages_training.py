@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from places import ROOT
 
 from ifap import plan, saving
 from ifap.errors import ConfigError, ResultsError
@@ -27,7 +28,7 @@ PARAMS = Path("params.yaml")
 
 def write_params(**changes):
     """Write the smallest grid, with some options of the fast scale changed."""
-    raw = yaml.safe_load((Path(__file__).parent.parent / "params.yaml").read_text())
+    raw = yaml.safe_load((ROOT / "params.yaml").read_text())
     quick = raw["scales"]["quick"]
     quick["seeds"] = [0]
     quick["grid"].pop("text_classification", None)

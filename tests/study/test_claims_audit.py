@@ -7,18 +7,17 @@ import re
 import subprocess
 import sys
 from decimal import Decimal
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from places import ROOT
 
 from ifap.errors import ConfigError
 from ifap.study import paths
 from ifap.study.paper import audit
 from ifap.study.paper.published import Claim, claims_frame, load_claims
 
-ROOT = Path(__file__).parent.parent
 CLAIMS = ROOT / paths.published_claims()
 
 

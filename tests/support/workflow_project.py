@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from places import ROOT
 
 from ifap.study.config.reading import load_params
 from ifap.study.grid import Grid
 
-ROOT = Path(__file__).parent.parent
 SCALE = "quick"
 BELONGS_TO_RESULTS = re.compile(
     r"(tests|results/(?!(?:text_|dense_)?structure\.csv)|reports/(?!templates|paper)|data/(?!paper/))|dvc\.lock$"

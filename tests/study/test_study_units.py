@@ -10,11 +10,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import defaultdict
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from places import GOLDEN
 from transformers.pytorch_utils import Conv1D
 
 from ifap.layers import is_producer
@@ -22,7 +22,7 @@ from ifap.study.models import MODELS, arguments
 from ifap.study.tasks import TASKS
 from ifap.view import trace
 
-RECORDED = json.loads((Path(__file__).parent / "golden" / "study_units.json").read_text())
+RECORDED = json.loads((GOLDEN / "study_units.json").read_text())
 TASK_OF_HEAD = {"classification": "text_classification", "span": "question_answering"}
 PIXELS = {"dcgan_small": 28, "inception_v3": 75, "stable_diffusion": 16}
 PIXELS |= dict.fromkeys(("detr", "faster_rcnn", "fcn", "segformer", "unet", "yolov4"), 64)

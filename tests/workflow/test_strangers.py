@@ -17,6 +17,7 @@ import pytest
 import yaml
 from claims_made_up import made_up_grid, write_grid
 from jinja2.exceptions import SecurityError
+from places import ROOT
 
 from ifap.errors import ConfigError, ResultsError
 from ifap.files import atomic_write_text, read_bounded
@@ -29,10 +30,9 @@ from ifap.study.report.tables.networks import link
 from ifap.study.report.tables.render import render
 from ifap.study.templates import environment
 
-sys.path.append(str(Path(__file__).parent / "fuzz"))
+sys.path.append(str(ROOT / "tests" / "fuzz"))
 from mutate import LAUGHS, MERGES, SNIPPETS
 
-ROOT = Path(__file__).parent.parent
 SOON = 20.0
 """Seconds of processor time that no refusal comes near to."""
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from places import ROOT
 
 from ifap.errors import ConfigError
 from ifap.study import paths
@@ -30,7 +31,7 @@ TWIN = {"validation": 0.25, "split_seed": 0, "synthetic": {"classes": 2, "per_cl
 
 def write_params(change=lambda quick: None):
     """Write a grid of one small language model."""
-    raw = yaml.safe_load((Path(__file__).parent.parent / "params.yaml").read_text())
+    raw = yaml.safe_load((ROOT / "params.yaml").read_text())
     quick = raw["scales"]["quick"]
     axes = {"datasets": ["agreement"], "models": ["bert_tiny"], "methods": ["ifap"]}
     quick.update(seeds=[0], grid={"text_classification": axes}, datasets={"agreement": TWIN})

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from networks import NETWORKS, prune, run
+from places import ROOT
 from safetensors.torch import load_file, save
 from torch import nn
 
@@ -66,7 +67,7 @@ assert "torch_pruning" not in sys.modules
 @pytest.mark.parametrize("name", ["residual", "vit"])
 def test_new_process_gives_the_same_bits(name, tmp_path):
     net, pruned = saved(name, tmp_path / "small", seed=4)
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "tests" / "support")}
     command = [sys.executable, "-c", _PROGRAM, name, str(tmp_path / "small"), str(tmp_path / "outputs.pt")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr

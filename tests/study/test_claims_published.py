@@ -1,16 +1,14 @@
 """The published numbers: spot values typed by hand, strict loading, and a planted change that is caught."""
 
-from pathlib import Path
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from places import ROOT
 
 from ifap.errors import ResultsError
 from ifap.study import paths
 from ifap.study.paper import published
 
-ROOT = Path(__file__).parent.parent
 CLAIMS = ROOT / paths.published_claims()
 HTML = (ROOT / paths.published_tables()).read_text("utf-8")
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 import yaml
+from places import ROOT
 
 from ifap.study import paths
 from ifap.study.config.params import Params
@@ -20,7 +21,6 @@ from ifap.study.report.full_size.classifiers import Structure
 from ifap.study.report.record import TRACE_COLUMNS, Receipt
 from ifap.study.report.records import RUN_COLUMNS
 
-ROOT = Path(__file__).parent.parent
 MODELS = {"net_a": (5_210_624, 98_410, 97.5), "net_b": (1_204_300, 31_250, 94.1666667)}
 # Left of the MACs and of the parameters, and the fall in points; random ties with magnitude on net_a.
 METHODS = {"ifap": (0.347, 0.41, 0.8), "magnitude": (0.351, 0.44, 1.9), "random": (0.349, 0.46, 1.9)}

@@ -1,6 +1,6 @@
 """The comparison of the methods from made-up records: three seeds, two targets, one masked method.
 
-``IFAP_UPDATE_GOLDEN=1 pytest tests/test_claims_comparison.py`` rewrites the golden files; read the diff.
+``IFAP_UPDATE_GOLDEN=1 pytest tests/study/test_table_methods.py`` rewrites the golden files; read the diff.
 """
 
 import csv
@@ -8,11 +8,11 @@ import io
 import json
 import os
 from dataclasses import replace
-from pathlib import Path
 
 import claims_made_up
 import pytest
 from claims_made_up import ROOT, made_up_grid, raw_params, write_grid
+from places import GOLDEN
 
 from ifap.study import paths
 from ifap.study.grid import TABLE_FORMATS
@@ -23,7 +23,6 @@ from ifap.study.report.tables.render import render
 from ifap.study.report.tables.report import Report
 from ifap.study.templates import MINUS, NO_VALUE
 
-GOLDEN = Path(__file__).parent / "golden"
 TEMPLATES = ROOT / paths.templates_dir()
 METHODS = {**claims_made_up.METHODS, "rigl": (1.0, 1.0, 0.5)}
 SHIFTS = {

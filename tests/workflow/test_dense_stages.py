@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from places import ROOT
 
 from ifap.study import paths
 from ifap.study.config.params import TableParams
@@ -32,7 +33,7 @@ CELLS = [Cell(task, dataset, model, "ifap", 0) for task, (dataset, model, _, _) 
 
 def write_params():
     """Write a grid of three small networks on one set of scenes."""
-    raw = yaml.safe_load((Path(__file__).parent.parent / "params.yaml").read_text())
+    raw = yaml.safe_load((ROOT / "params.yaml").read_text())
     quick = raw["scales"]["quick"]
     grid = {task: {"datasets": [dataset], "models": [model], "methods": ["ifap"]}
             for task, (dataset, model, _, _) in WATCHED.items()}  # fmt: skip

@@ -1,6 +1,6 @@
 """Tables, figures and page from made-up records.
 
-``IFAP_UPDATE_GOLDEN=1 pytest tests/test_claims_report.py`` rewrites the golden files; read the diff.
+``IFAP_UPDATE_GOLDEN=1 pytest tests/study/test_report_report.py`` rewrites the golden files; read the diff.
 """
 
 import os
@@ -11,7 +11,6 @@ from collections import Counter
 from dataclasses import replace
 from functools import cache
 from html.parser import HTMLParser
-from pathlib import Path
 
 import pytest
 from claims_made_up import (
@@ -24,6 +23,7 @@ from claims_made_up import (
     raw_params,
     write_grid,
 )
+from places import GOLDEN
 
 from ifap.errors import ConfigError
 from ifap.study import paths
@@ -40,7 +40,6 @@ from ifap.study.report.tables.render import render
 from ifap.study.report.tables.report import Report
 from ifap.study.templates import MINUS, NO_VALUE
 
-GOLDEN = Path(__file__).parent / "golden"
 MINUS = MINUS
 TEMPLATES = ROOT / paths.templates_dir()
 VOID = {"meta", "img", "br", "link"}
