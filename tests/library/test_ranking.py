@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -70,8 +72,14 @@ def test_wrong_number_of_scores_is_an_error():
         unit_scores(graph, {"0.0": torch.ones(5)})
 
 
-@pytest.mark.parametrize("method", METHODS.names())
-@pytest.mark.parametrize("name", sorted(NETWORKS))
+# One network of each kind for every method, and every network for the one of the paper.
+KINDS = ("plain", "residual", "grouped", "flatten", "fused_qkv", "self_attention_batch_first", "embedding", "vit")
+
+
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [*((name, "ifap") for name in sorted(NETWORKS)), *itertools.product(KINDS, sorted({*METHODS.names()} - {"ifap"}))],
+)
 def test_every_method_scores_every_unit(name, method):
     model, inputs, graph, _ = setting(name)
     scores = score(
