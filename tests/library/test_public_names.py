@@ -10,11 +10,11 @@ import ifap
 
 PUBLIC = {
     "Cost": "macs params latency",
-    "Distillation": "train validation epochs batch_size lr weight_decay feature_weight logit_weight temperature patience "
-    "loss augment seed precision accumulate channels_last compile losing",
+    "Distillation": "train validation epochs batch_size lr weight_decay feature_weight logit_weight temperature "
+    "patience loss augment seed precision accumulate channels_last compile losing",
     "Pruned": "model plan receipts before after proof",
-    "Receipt": "iteration macs params units_asked units_removed macs_asked params_asked rho score_low score_high widths "
-    "at_floor pinned metric_before metric_after accepted seconds",
+    "Receipt": "iteration macs params units_asked units_removed macs_asked params_asked rho score_low score_high "
+    "widths at_floor pinned metric_before metric_after accepted seconds",
     "Target": "macs params latency device batch",
     "cost": "model example_inputs",
     "export_onnx": "model example_inputs path",
