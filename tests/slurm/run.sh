@@ -15,7 +15,7 @@ project=$(dirname "$SLURM_CONF")/project
 export PYTHONPATH=$project/src PYTHONDONTWRITEBYTECODE=1
 unset CUDA_VISIBLE_DEVICES IFAP_GPU
 if [[ $scale == tiny ]]; then
-  (cd "$here/tests" && PYTHONPATH=$here/src python -c \
+  (cd "$here/tests/support" && PYTHONPATH=$here/src python -c \
     'import pathlib, sys, workflow_project; workflow_project.make_project(pathlib.Path(sys.argv[1]))' "$project")
   cd "$project"
   scale=quick

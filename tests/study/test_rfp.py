@@ -400,7 +400,7 @@ class Tokens(dict):
 
 
 def context(build, **changes):
-    from test_sparse import recipe
+    from test_rivals import recipe
 
     inputs, targets = nets.labelled(1, 32)[0]
     splits = {role: Split(role, Tokens(inputs), targets) for role in ("train", "validation")}
