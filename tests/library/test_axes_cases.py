@@ -107,6 +107,19 @@ def test_masks_of_torchs_own_pruning_stay_with_their_weights():
     assert torch.equal(small.weight, small.weight_orig * small.weight_mask)
 
 
+def test_quantised_layers_stay_and_what_is_before_them_is_cut():
+    plain = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)
+    )
+    model = torch.ao.quantization.quantize_dynamic(plain, {nn.Linear})
+    x = torch.randn(2, 3, 8, 8)
+    pruned = ifap.prune(model, x, [x], target=ifap.Target(macs=0.3), steps=2, min_units=1)
+    assert pruned.model[0].out_channels < 8
+    assert pruned.model[2].out_channels == 8
+    assert "quantized" in pruned.receipts[0].pinned["2"]
+    assert pruned.model(x).shape == (2, 4)
+
+
 def test_experts_that_are_not_reached_lose_what_the_others_lose():
     kind = KINDS["experts_that_the_sample_does_not_reach"]
     pruned = halved(kind.build(), kind.inputs())

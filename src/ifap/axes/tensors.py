@@ -37,7 +37,7 @@ def holders(model: nn.Module) -> Iterator[Holder]:
                 continue
             if isinstance(value, Tensor):
                 yield f"{prefix}{key}", value, _into(home, key)
-            elif value and type(value) in (list, dict) and not key.startswith("_"):
+            elif type(value) in (list, dict) and value and not key.startswith("_"):
                 yield from _inside(f"{prefix}{key}", value)
 
 
