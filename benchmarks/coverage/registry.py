@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,12 +70,6 @@ def networks(package: str) -> dict[str, Network]:
     """Return the networks of one package by key, in the order of its table."""
     module = importlib.import_module(f"benchmarks.coverage.{package}_networks")
     return {network.key: network for network in module.NETWORKS}
-
-
-def every_network() -> Iterator[Network]:
-    """Yield the networks of all packages."""
-    for package in PACKAGES:
-        yield from networks(package).values()
 
 
 def find(key: str) -> Network:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ifap.axes.passes import is_trouble
+from ifap.axes.passes import is_trouble, modes
 from ifap.errors import ConfigError, nearest
 from ifap.layers import is_norm, modules_by_name
 
@@ -169,15 +169,8 @@ def dense_outputs(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Put every module in evaluation mode, and back to the mode that each had."""
-    before = [(module, module.training) for module in modules_by_name(model).values()]
-    if any(mode for _, mode in before):
-        model.eval()
-    try:
+    with modes(model, training=False):
         yield
-    finally:
-        for module, mode in before:
-            if module.training != mode:
-                module.training = mode
 
 
 @contextmanager

@@ -414,7 +414,8 @@ class Run:
     def _limits(self, ranking: Ranking) -> str:
         options = self._options
         reasons = self._pinned()
-        pinned = sorted(reasons, key=lambda name: (-self._macs.get(name, 0), name))[:3]
+        macs = self._macs
+        pinned = sorted(reasons, key=lambda name: (-macs.get(name, 0), name))[:3]
         names = ", ".join(f"'{name}' ({reasons[name]})" for name in pinned)
         floors_text = (
             f"every layer keeps min_units={options.min_units} and max_layer_ratio={options.max_layer_ratio:g} may go"

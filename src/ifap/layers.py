@@ -144,7 +144,7 @@ def unit_axis(module: nn.Module) -> int:
 
 
 def has_plain_forward(module: nn.Module) -> bool:
-    """Whether a layer is a linear one or a convolution that runs as torch's own does, so that `output_shape` knows."""
+    """Whether a layer is a linear one or a convolution that runs as torch's own does."""
     kind = next((kind for kind in _PLAIN if isinstance(module, kind)), None)
     if kind is None or "forward" in module.__dict__ or "weight" not in module._parameters:
         return False
@@ -154,29 +154,6 @@ def has_plain_forward(module: nn.Module) -> bool:
 
 _PLAIN = (nn.Linear, nn.Conv2d, nn.Conv1d, nn.Conv3d)
 _FORWARD = ("forward", "_conv_forward", "__call__")
-
-
-def output_shape(module: nn.Module, shape: torch.Size) -> tuple[int, ...] | None:
-    """Return the shape of the output of a layer with a plain forward, or None if the input does not fit it."""
-    weight: Tensor = module.weight  # type: ignore[assignment]
-    if isinstance(module, nn.Linear):
-        return (*shape[:-1], weight.shape[0]) if shape[-1:] == weight.shape[1:] else None
-    assert isinstance(module, _ConvNd)
-    rank = len(module.kernel_size)
-    bias_fits = module.bias is None or module.bias.shape == weight.shape[:1]
-    if len(shape) not in (rank + 1, rank + 2) or shape[-rank - 1] != weight.shape[1] * module.groups or not bias_fits:
-        return None
-    if module.padding == "same":
-        spatial = tuple(shape[-rank:])
-    else:
-        padding = (0,) * rank if isinstance(module.padding, str) else module.padding
-        spatial = tuple(
-            (size + 2 * pad - dilation * (kernel - 1) - 1) // stride + 1
-            for size, pad, dilation, kernel, stride in zip(
-                shape[-rank:], padding, module.dilation, weight.shape[2:], module.stride, strict=True
-            )
-        )
-    return (*shape[: -rank - 1], weight.shape[0], *spatial) if min(spatial) > 0 else None
 
 
 def unit_weights(module: nn.Module) -> Tensor:

@@ -17,7 +17,6 @@ from ifap.example_inputs import AnyInput, Count, Part
 from ifap.files import read_bounded
 
 PLAN_FILE = "plan.json"
-FORMAT = 2
 FINGERPRINT_VALUES = 64
 # A plan may come from anyone. These bounds keep what loading it takes near the size of the network that it names:
 # Python needs up to ten times a file's size for numbers and forty times for small containers, and one forward of a

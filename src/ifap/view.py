@@ -15,7 +15,7 @@ from ifap.axes.passes import trace_axes
 from ifap.axes.units import UNITS, Graph, find_units
 from ifap.errors import ConfigError, GraphError, nearest
 from ifap.forward import Inputs, call, dense_outputs, task_tensors, unwrapped
-from ifap.layers import modules_by_name
+from ifap.layers import modules_by_name, parameters_by_name
 
 _MOST_LINES = 40
 
@@ -76,7 +76,7 @@ def _ignored(model: nn.Module, ignore: Iterable[str | nn.Module]) -> set[str]:
         return set()
     modules = modules_by_name(model)
     names = {module: name for name, module in modules.items()}
-    parameters = {name for name, _ in model.named_parameters()}
+    parameters = parameters_by_name(model)
     ignored: set[str] = set()
     for item in ignore:
         name = item if isinstance(item, str) else names.get(item)

@@ -121,7 +121,7 @@ def _pass(
     tracer = Tracer(axes, modules, RULES, pointwise)
     tracer.counts_products = not training
     with ExitStack() as stack:
-        stack.enter_context(_modes(model, training))
+        stack.enter_context(modes(model, training=training))
         stack.enter_context(torch.no_grad())
         stack.enter_context(plain_attention())
         if fake:
@@ -238,7 +238,8 @@ def map_leaves(tree: Any, function: Callable[[Tensor], Any]) -> Any:
 
 
 @contextmanager
-def _modes(model: nn.Module, training: bool) -> Iterator[None]:
+def modes(model: nn.Module, *, training: bool) -> Iterator[None]:
+    """Put every module in one mode inside the block, and back to the mode that each had."""
     before = [(module, module.training) for module in modules_by_name(model).values()]
     if training or any(mode for _, mode in before):
         model.train(training)
