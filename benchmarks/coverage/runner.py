@@ -29,6 +29,7 @@ from benchmarks.coverage.registry import Network
 TIMEOUT, MEMORY_GB = 300.0, 16
 LOGS = "log.txt"
 _ABORT = "ended by signal 6"
+_ATTEMPTS = 3
 
 Step = Callable[[Network, Path, measure.Note], None]
 
@@ -122,9 +123,13 @@ def ours(network: Network, timeout: float = TIMEOUT, memory_gb: int = MEMORY_GB)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         start = time.perf_counter()
-        row = run(network, measure.measure, folder, timeout, memory_gb)
-        if row["stopped"] == _ABORT:  # threads of torch's autograd do not always survive a fork
+        for _ in range(_ATTEMPTS):
             row = run(network, measure.measure, folder, timeout, memory_gb)
+            if row["stopped"] != _ABORT:  # threads of torch's autograd do not always survive a fork
+                break
+        else:
+            said_last = (folder / LOGS).read_text().strip().splitlines()[-1:]
+            row["stopped"] = ": ".join([_ABORT, *said_last])
         if row.get("achieved") and not row["stopped"]:
             row.update(run(network, measure.reload, folder, timeout, memory_gb))
         row["seconds_all"] = round(time.perf_counter() - start, 2)

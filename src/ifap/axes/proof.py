@@ -5,17 +5,22 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ifap.axes.cut import cut_units
 from ifap.axes.passes import is_trouble, map_leaves
 from ifap.axes.tensors import holders
 from ifap.axes.units import Graph, Indices
+
+_Forward = Callable[[nn.Module, Any], Iterable[Tensor]]
+_Mode = Callable[[], AbstractContextManager[Any]]
 
 _LIMIT = 1e-6
 _ALMOST_ZERO = 1e-30  # not zero: a weight that is divided by its norm would be no number
@@ -53,7 +58,7 @@ def prove(
     graph: Graph,
     removed: Indices,
     example_inputs: Any,
-    forward: Callable[[nn.Module, Any], Iterable[Tensor]],
+    forward: _Forward,
 ) -> Proof:
     """Compare a cut network with the unpruned one in which the same units are masked, in double precision.
 
@@ -93,17 +98,15 @@ def prove(
     inputs = map_leaves(example_inputs, lambda x: x.double() if x.is_floating_point() else x)
     _draw_vectors(copy)
     masked = _mask(copy, graph, checked)
-    try:
-        wanted = _outputs(forward, copy, inputs)
-    except Exception as error:  # whatever a forward raises that names its precision
-        if is_trouble(error):
-            raise
+    reference = _first_that_runs(forward, copy, inputs)
+    if reference is None:
         excluded["the forward does not run in double precision"] += len(checked)
         return Proof(None, 0, dict(excluded), time.perf_counter() - began)
+    wanted, precision = reference
     _restore(masked)
     try:
         cut_units(copy, graph, checked)
-        found = _outputs(forward, copy, inputs)
+        found = _outputs(forward, copy, inputs, precision)
     except Exception as error:  # whatever a forward raises whose sizes do not fit
         if is_trouble(error):
             raise
@@ -128,9 +131,33 @@ def _averaged(graph: Graph) -> dict[int, str]:
     return found
 
 
-def _outputs(forward: Callable[[nn.Module, Any], Iterable[Tensor]], model: nn.Module, inputs: Any) -> list[Tensor]:
+class _KeepDouble(TorchDispatchMode):
+    """Skip casts to a lower precision: a norm that computes in single precision hides differences below 1e-6."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run one operation; a cast of a double tensor to a shorter floating type keeps it double."""
+        kwargs = kwargs or {}
+        dtype = kwargs.get("dtype")
+        if func is torch.ops.aten._to_copy.default and args[0].dtype == torch.float64:
+            if dtype is not None and dtype.is_floating_point:
+                kwargs = {**kwargs, "dtype": torch.float64}
+        return func(*args, **kwargs)
+
+
+def _first_that_runs(forward: _Forward, model: nn.Module, inputs: Any) -> tuple[list[Tensor], _Mode] | None:
+    """Return the outputs with every cast kept double, else with the casts of the network, else None."""
+    for precision in (_KeepDouble, nullcontext):
+        try:
+            return _outputs(forward, model, inputs, precision), precision
+        except Exception as error:  # whatever a forward raises that names its precision
+            if is_trouble(error):
+                raise
+    return None
+
+
+def _outputs(forward: _Forward, model: nn.Module, inputs: Any, precision: _Mode) -> list[Tensor]:
     """Return the outputs of a network; what it draws at random is the same each time."""
-    with torch.no_grad(), torch.random.fork_rng():
+    with torch.no_grad(), torch.random.fork_rng(), precision():
         torch.manual_seed(0)
         return [x.detach().double().clone() for x in forward(model, inputs) if x.is_floating_point()]
 

@@ -1,0 +1,71 @@
+"""The proof: it sees a wrong cut, and computes in double precision what a network computes in single precision."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import ifap
+from ifap.axes import proof as proofs
+from ifap.axes.cut import cut_units
+from ifap.errors import GraphError
+
+
+class SingleNorm(nn.Module):
+    """Divide by the root mean square in single precision, as many language models do."""
+
+    def forward(self, x):
+        y = x.float()
+        return (y * torch.rsqrt(y.square().mean(1, keepdim=True) + 1e-6)).type_as(x) * 1.7
+
+
+class WritesSingle(nn.Module):
+    """Write into a buffer of single precision: the cast must stay, or the write fails."""
+
+    def forward(self, x):
+        out = torch.zeros(x.shape, dtype=torch.float32)
+        out[torch.arange(len(x))] = x.float()
+        return out.to(x.dtype)
+
+
+def network(*between):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 24), nn.ReLU(), nn.Linear(24, 8), *between, nn.Linear(8, 16), nn.Linear(16, 3))
+
+
+def halved(model, **options):
+    inputs = torch.randn(4, 6)
+    return ifap.prune(model.eval(), inputs, [inputs], target=ifap.Target(macs=0.5), steps=2, **options)
+
+
+def test_casts_to_single_precision_are_computed_in_double():
+    pruned = halved(network(SingleNorm()))
+    assert pruned.proof.units_checked > 0
+    assert pruned.proof.difference < 1e-13
+
+
+def test_casts_stay_where_the_forward_needs_them():
+    pruned = halved(network(WritesSingle()))
+    assert pruned.proof.units_checked > 0
+    assert pruned.proof.difference < 1e-6
+
+
+def test_a_wrong_cut_ends_without_a_network(monkeypatch):
+    def cut_neighbours(model, graph, units):
+        cut_units(model, graph, (units + 1) % graph.num_units)
+
+    monkeypatch.setattr(proofs, "cut_units", cut_neighbours)
+    model = network()
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(GraphError, match="the proof fails: the cut network differs from the masked one by"):
+        halved(model)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_a_wrong_cut_goes_unseen_only_without_the_proof(monkeypatch):
+    monkeypatch.setattr(proofs, "cut_units", lambda model, graph, units: None)
+    pruned = halved(network(), prove=False)
+    assert pruned.proof is None
