@@ -138,9 +138,9 @@ class _KeepDouble(TorchDispatchMode):
         """Run one operation; a cast of a double tensor to a shorter floating type keeps it double."""
         kwargs = kwargs or {}
         dtype = kwargs.get("dtype")
-        if func is torch.ops.aten._to_copy.default and args[0].dtype == torch.float64:
-            if dtype is not None and dtype.is_floating_point:
-                kwargs = {**kwargs, "dtype": torch.float64}
+        is_cast = func is torch.ops.aten._to_copy.default and dtype is not None and dtype.is_floating_point
+        if is_cast and args[0].dtype == torch.float64:
+            kwargs = {**kwargs, "dtype": torch.float64}
         return func(*args, **kwargs)
 
 
