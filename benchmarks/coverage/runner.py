@@ -24,12 +24,11 @@ import torch
 
 from benchmarks.coverage import measure, peer
 from benchmarks.coverage.check import check, said
-from benchmarks.coverage.registry import Network
+from benchmarks.coverage.registry import Network, find
 
 TIMEOUT, MEMORY_GB = 300.0, 16
 LOGS = "log.txt"
 _ABORT = "ended by signal 6"
-_ATTEMPTS = 3
 
 Step = Callable[[Network, Path, measure.Note], None]
 
@@ -65,7 +64,12 @@ def prepare(package: str) -> None:
 
 
 def run(
-    network: Network, step: Step, folder: Path, timeout: float = TIMEOUT, memory_gb: int = MEMORY_GB
+    network: Network,
+    step: Step,
+    folder: Path,
+    timeout: float = TIMEOUT,
+    memory_gb: int = MEMORY_GB,
+    start: str = "fork",
 ) -> dict[str, Any]:
     """Run a step and return the columns it noted, with ``stopped`` where it did not end by itself.
 
@@ -81,10 +85,13 @@ def run(
         Seconds after which it is ended.
     memory_gb : int
         Address space that it may take.
+    start : str
+        How its process begins: ``"fork"``, or ``"spawn"`` for a new interpreter.
     """
     notes = folder / f"{step.__module__}.{step.__name__}.jsonl"
     notes.touch()
-    child = multiprocessing.get_context("fork").Process(target=_child, args=(network, step, folder, notes, memory_gb))
+    context: Any = multiprocessing.get_context(start)
+    child = context.Process(target=_child, args=(network.key, step, folder, notes, memory_gb))
     child.start()
     child.join(timeout)
     stopped = ""
@@ -94,13 +101,21 @@ def run(
         stopped = f"more than {timeout:g} s"
     elif child.exitcode:
         stopped = f"ended by signal {-child.exitcode}" if child.exitcode < 0 else f"exit status {child.exitcode}"
+        stopped += _last_words(folder / LOGS)
     found: dict[str, Any] = {}
     for line in notes.read_text().splitlines():
         found.update(json.loads(line))
     return {**found, "stopped": found.get("stopped") or stopped}
 
 
-def _child(network: Network, step: Step, folder: Path, notes: Path, memory_gb: int) -> None:
+def _last_words(log: Path) -> str:
+    """Return what a process said of an error that no Python code saw, if it did."""
+    return next((f": {line.strip()}" for line in log.read_text().splitlines() if "what():" in line), "")
+
+
+def _child(key: str, step: Step, folder: Path, notes: Path, memory_gb: int) -> None:
+    network = find(key)
+    prepare(network.package)
     bound = memory_gb << 30
     resource.setrlimit(resource.RLIMIT_AS, (bound, bound))
     with (folder / LOGS).open("a") as log:
@@ -123,13 +138,9 @@ def ours(network: Network, timeout: float = TIMEOUT, memory_gb: int = MEMORY_GB)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         start = time.perf_counter()
-        for _ in range(_ATTEMPTS):
-            row = run(network, measure.measure, folder, timeout, memory_gb)
-            if row["stopped"] != _ABORT:  # threads of torch's autograd do not always survive a fork
-                break
-        else:
-            said_last = (folder / LOGS).read_text().strip().splitlines()[-1:]
-            row["stopped"] = ": ".join([_ABORT, *said_last])
+        row = run(network, measure.measure, folder, timeout, memory_gb)
+        if row["stopped"].startswith(_ABORT):  # threads do not always survive a fork
+            row = run(network, measure.measure, folder, timeout, memory_gb, start="spawn")
         if row.get("achieved") and not row["stopped"]:
             row.update(run(network, measure.reload, folder, timeout, memory_gb))
         row["seconds_all"] = round(time.perf_counter() - start, 2)

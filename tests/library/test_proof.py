@@ -11,6 +11,7 @@ from torch import nn
 import ifap
 from ifap.axes import proof as proofs
 from ifap.axes.cut import cut_units
+from ifap.axes.double import kept_double
 from ifap.errors import GraphError
 
 
@@ -22,13 +23,14 @@ class SingleNorm(nn.Module):
         return (y * torch.rsqrt(y.square().mean(1, keepdim=True) + 1e-6)).type_as(x) * 1.7
 
 
-class WritesSingle(nn.Module):
-    """Write into a buffer of single precision: the cast must stay, or the write fails."""
+class InsistsOnSingle(nn.Module):
+    """Refuse other types than single precision: the casts must stay."""
 
     def forward(self, x):
-        out = torch.zeros(x.shape, dtype=torch.float32)
-        out[torch.arange(len(x))] = x.float()
-        return out.to(x.dtype)
+        y = x.float()
+        if y.dtype != torch.float32:
+            raise TypeError("single precision is needed")
+        return (y * 1.7).to(x.dtype)
 
 
 def network(*between):
@@ -48,7 +50,7 @@ def test_casts_to_single_precision_are_computed_in_double():
 
 
 def test_casts_stay_where_the_forward_needs_them():
-    pruned = halved(network(WritesSingle()))
+    pruned = halved(network(InsistsOnSingle()))
     assert pruned.proof.units_checked > 0
     assert pruned.proof.difference < 1e-6
 
@@ -69,3 +71,18 @@ def test_a_wrong_cut_goes_unseen_only_without_the_proof(monkeypatch):
     monkeypatch.setattr(proofs, "cut_units", lambda model, graph, units: None)
     pruned = halved(network(), prove=False)
     assert pruned.proof is None
+
+
+@pytest.mark.parametrize(
+    ("a", "b"), [((12, 16), (3, 16, 8)), ((8, 16), (16, 24)), ((3, 8, 16), (16, 24)), ((3, 8, 16), (3, 16, 8))]
+)
+def test_groups_of_matrices_are_multiplied_in_double(a, b):
+    torch.manual_seed(0)
+    left, right = torch.randn(a), torch.randn(b)
+    flat = left.shape[0] if left.dim() == 2 and right.dim() == 3 else right.shape[-1] if left.dim() == 3 else 16
+    ends = torch.tensor([flat // 4, flat // 4, flat], dtype=torch.int32) if min(left.dim(), right.dim()) == 2 else None
+    wanted = torch._grouped_mm(left, right, offs=ends)
+    with kept_double():
+        found = torch._grouped_mm(left.double(), right.double(), offs=ends)
+    assert found.dtype == torch.float64
+    torch.testing.assert_close(found.float(), wanted, rtol=1e-5, atol=1e-5)

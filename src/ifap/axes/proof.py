@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from ifap.axes.cut import cut_units
+from ifap.axes.double import kept_double
 from ifap.axes.passes import is_trouble, map_leaves
 from ifap.axes.tensors import holders
 from ifap.axes.units import Graph, Indices
@@ -131,22 +131,9 @@ def _averaged(graph: Graph) -> dict[int, str]:
     return found
 
 
-class _KeepDouble(TorchDispatchMode):
-    """Skip casts to a lower precision: a norm that computes in single precision hides differences below 1e-6."""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run one operation; a cast of a double tensor to a shorter floating type keeps it double."""
-        kwargs = kwargs or {}
-        dtype = kwargs.get("dtype")
-        is_cast = func is torch.ops.aten._to_copy.default and dtype is not None and dtype.is_floating_point
-        if is_cast and args[0].dtype == torch.float64:
-            kwargs = {**kwargs, "dtype": torch.float64}
-        return func(*args, **kwargs)
-
-
 def _first_that_runs(forward: _Forward, model: nn.Module, inputs: Any) -> tuple[list[Tensor], _Mode] | None:
     """Return the outputs with every cast kept double, else with the casts of the network, else None."""
-    for precision in (_KeepDouble, nullcontext):
+    for precision in (kept_double, nullcontext):
         try:
             return _outputs(forward, model, inputs, precision), precision
         except Exception as error:  # whatever a forward raises that names its precision
