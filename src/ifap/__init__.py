@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ifap.builders import build
     from ifap.costs import Cost, cost
     from ifap.errors import IfapError
     from ifap.export import export_onnx
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "build": "builders",
     "Cost": "costs",
     "cost": "costs",
     "IfapError": "errors",
@@ -45,6 +47,7 @@ __all__ = [
     "Pruned",
     "Receipt",
     "Target",
+    "build",
     "cost",
     "export_onnx",
     "flow_scores",

@@ -2,30 +2,35 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
-import importlib.metadata
-import importlib.util
 import json
 import logging
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ifap.errors import ConfigError, IfapError
+from ifap.plugins import plugins
 from ifap.trouble import MISTAKE, TROUBLE, trouble
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from ifap.plan import Plan
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 EXPORTS = {".onnx": "export_onnx", ".pt2": "export_program"}
-BuilderArgument = Annotated[str, typer.Argument(help="Function that builds the network: package.module:function.")]
+BuilderArgument = Annotated[
+    str,
+    typer.Argument(
+        help="A public network, such as timm:efficientnet_lite0, torchvision:resnet50 or "
+        "transformers:AutoModelForCausalLM; or a function of yours, package.module:function."
+    ),
+]
 FolderArgument = Annotated[Path, typer.Argument(help="Folder with weights.safetensors and plan.json.")]
 
 
@@ -36,6 +41,10 @@ def prune(
     out: Annotated[Path, typer.Option(help="Folder to save the pruned network in.")],
     weights: Annotated[
         Path | None, typer.Option(help="Weights of the network (.safetensors), if not built in.")
+    ] = None,
+    arguments: Annotated[
+        Path | None,
+        typer.Option(help="JSON file with the arguments of the builder, such as the config.json of transformers."),
     ] = None,
     macs: Annotated[float | None, typer.Option(help="Share of the MACs to remove, for example 0.65.")] = None,
     params: Annotated[float | None, typer.Option(help="Share of the parameters to remove.")] = None,
@@ -49,13 +58,15 @@ def prune(
 ) -> None:
     """Prune a network without training it, and save it."""
     import ifap
+    from ifap.builders import homes
     from ifap.results import Target
 
     if out.exists() and not out.is_dir():
         raise ConfigError(f"{out} is a file: give a folder for --out")
     if batch_size < 1:
         raise ConfigError(f"--batch-size must be at least 1, not {batch_size}")
-    network = _load_weights(_built(builder), weights)
+    given = _arguments(arguments, builder)
+    network = _load_weights(_built(builder, given), weights)
     inputs = _tensor(data, "inputs")
     _try(network, inputs, data)
     pruned = ifap.prune(
@@ -69,7 +80,8 @@ def prune(
         round_to=round_to,
         ignore=ignore or (),
     )
-    ifap.save(pruned, out)
+    is_public = builder.partition(":")[0] in homes()
+    ifap.save(pruned, out, *((builder, given) if is_public else ()))
     before, after = pruned.before, pruned.after
     typer.echo(f"MACs    {before.macs:>14,} -> {after.macs:>14,}  (-{after.reduction(before, 'macs'):.1%})")
     typer.echo(f"params  {before.params:>14,} -> {after.params:>14,}  (-{after.reduction(before, 'params'):.1%})")
@@ -77,7 +89,8 @@ def prune(
         typer.echo(
             f"ms      {before.latency:>14.2f} -> {after.latency:>14.2f}  (-{after.reduction(before, 'latency'):.1%})"
         )
-    typer.echo(f"saved in {out}; load it with ifap.load({str(out)!r}, {builder.partition(':')[2]})")
+    function = "" if is_public else f", {builder.partition(':')[2]}"
+    typer.echo(f"saved in {out}; load it with ifap.load({str(out)!r}{function})")
 
 
 @app.command()
@@ -122,7 +135,9 @@ def export(
     if to.suffix == ".onnx":
         ifap.export.onnx_packages()
     plan = read_plan(folder)
-    network = load(folder, lambda: _plan_network(plan, builder))
+    if builder is None and plan.builder.id is None:
+        raise ConfigError("the plan does not say who builds the network: give --builder package.module:function")
+    network = load(folder, None if builder is None else functools.partial(_built, builder))
     difference = getattr(ifap.export, EXPORTS[to.suffix])(network, make_inputs(plan.example_inputs), to)
     size = to.stat().st_size / 2**20
     typer.echo(f"wrote {to}: {size:.1f} MiB, any batch size; differs by {difference:.1g} of the largest output")
@@ -133,8 +148,8 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     sys.path.insert(0, "")  # a builder may live in the present folder
     try:
-        for _, add_commands in plugins("ifap.commands"):
-            add_commands(app)
+        for point in plugins("ifap.commands").values():
+            point.load()(app)
         app()
     except IfapError as error:
         sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
@@ -147,36 +162,30 @@ def main() -> None:
         raise SystemExit(TROUBLE) from None
 
 
-def plugins(group: str) -> Iterator[tuple[str, Any]]:
-    """Yield the entry points of a group with their names; those whose package is not installed are left out."""
-    for point in importlib.metadata.entry_points(group=group):
-        if _can_find(point.module):
-            yield point.name, point.load()
+def _builder(text: str) -> Callable[..., nn.Module]:
+    """Return what builds the network: a public one by its home, or a function of the user's own."""
+    from ifap.builders import build, homes
 
-
-def _can_find(module: str) -> bool:
+    home, _, name = text.partition(":")
+    if home in homes():
+        return functools.partial(build, text)
     try:
-        return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:  # of the package that holds it
-        return False
-
-
-def _builder(text: str) -> Callable[[], nn.Module]:
-    module_name, _, name = text.partition(":")
-    try:
-        function = getattr(importlib.import_module(module_name), name)
+        function = getattr(importlib.import_module(home), name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"builder '{text}': {error}; write package.module:function") from None
+        raise ConfigError(
+            f"builder '{text}': {error}; write package.module:function or one of {', '.join(homes())}, such as "
+            "timm:efficientnet_lite0"
+        ) from None
     if not callable(function):
         raise ConfigError(f"builder '{text}' is not a function")
     return function
 
 
-def _built(text: str) -> nn.Module:
+def _built(text: str, arguments: dict[str, Any] | None = None) -> nn.Module:
     from torch import nn
 
     try:
-        network = _builder(text)()
+        network = _builder(text)(**arguments or {})
     except IfapError:
         raise
     except Exception as error:  # whatever the user's code raises
@@ -186,17 +195,22 @@ def _built(text: str) -> nn.Module:
     return network
 
 
-def _plan_network(plan: Plan, builder: str | None) -> nn.Module:
-    if builder is not None:
-        return _built(builder)
-    identifier = plan.builder.id
-    if identifier is None:
-        raise ConfigError("the plan does not say who builds the network: give --builder package.module:function")
-    for prefix, build in plugins("ifap.builders"):
-        if identifier.startswith(f"{prefix}:"):
-            network: nn.Module = build(identifier, plan.builder.args)
-            return network
-    raise ConfigError(f"nothing installed here builds '{identifier}': give --builder package.module:function")
+def _arguments(path: Path | None, builder: str) -> dict[str, Any]:
+    """Read the arguments of a builder from a JSON file; a ``config.json`` is the configuration of ``transformers``."""
+    from ifap.builders import described
+
+    if path is None:
+        return {}
+    try:
+        found = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: file not found") from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: not valid JSON ({str(error).splitlines()[0]})") from None
+    if not isinstance(found, dict):
+        raise ConfigError(f"{path}: holds {type(found).__name__}, not an object of names and values")
+    is_config = builder.startswith("transformers:") and "config" not in found
+    return {"config": described(found)} if is_config else found
 
 
 def _try(network: nn.Module, inputs: Any, data: Path) -> None:

@@ -131,9 +131,6 @@ class Plan(Part):
     versions: dict[str, str] = Field(default_factory=dict)
 
 
-# --- public ---------------------------------------------------------------------------------------
-
-
 def read_plan(folder: str | Path) -> Plan:
     """Read and check ``plan.json`` alone.
 
@@ -166,12 +163,6 @@ def read_plan(folder: str | Path) -> Plan:
         raise PlanError(f"{path}: not valid JSON ({one_line(error)})") from None
 
 
-# --- writing --------------------------------------------------------------------------------------
-
-
-# --- reading --------------------------------------------------------------------------------------
-
-
 def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Return a JSON object; which of two equal names counts is nothing to guess."""
     found = dict(pairs)
@@ -179,12 +170,6 @@ def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         name, _ = Counter(name for name, _ in pairs).most_common(1)[0]
         raise ValueError(f"'{name[:40]}' stands there twice")
     return found
-
-
-# --- masks ----------------------------------------------------------------------------------------
-
-
-# --- fingerprint ----------------------------------------------------------------------------------
 
 
 def unused_parts(plan: Plan) -> set[str]:

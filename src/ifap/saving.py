@@ -24,7 +24,8 @@ from torch import Tensor, nn
 
 from ifap import legacy, rebuilding
 from ifap.axes.attention import ShapedAttention
-from ifap.costs import Cost, cost
+from ifap.builders import bounded, build
+from ifap.costs import Cost, cost, count_params
 from ifap.errors import PlanError
 from ifap.example_inputs import input_spec, make_inputs, with_ones
 from ifap.files import beside, read_bounded
@@ -61,9 +62,13 @@ if TYPE_CHECKING:
 
 WEIGHTS_FILE = "weights.safetensors"
 _MAX_WEIGHTS_BYTES = 2**38
+# A constructor may make a parameter several times, and pruning leaves a thousandth of a network at the least.
+_MOST_TIMES, _MOST_SHRUNK, _MORE = 4, 1000, 2**10
 
 
-def save(pruned: Pruned, folder: str | Path) -> None:
+def save(
+    pruned: Pruned, folder: str | Path, builder: str | None = None, arguments: Mapping[str, Any] | None = None
+) -> None:
     """Save a pruned network as ``weights.safetensors`` and ``plan.json``.
 
     Parameters
@@ -72,24 +77,42 @@ def save(pruned: Pruned, folder: str | Path) -> None:
         What `ifap.prune` returned; its network may have been trained further.
     folder : str or Path
         Where to; made if it does not exist. Files there are replaced at once, never half written.
+    builder : str, optional
+        Name of the unpruned network as `ifap.build` knows it, such as ``"timm:efficientnet_lite0"``; then `load` needs
+        nothing but the folder.
+    arguments : mapping, optional
+        The arguments that `ifap.build` took.
 
     Raises
     ------
     PlanError
-        If the outputs of the network are not finite, or it returns no floating-point tensor.
+        If the outputs of the network are not finite, it returns no floating-point tensor, or the builder makes another
+        network.
     """
-    write_network(pruned.model, pruned.plan, folder)
+    plan = pruned.plan
+    if builder is not None:
+        plan = plan.model_copy(update={"builder": _checked_builder(builder, arguments or {}, plan)})
+    write_network(pruned.model, plan, folder)
 
 
-def load(folder: str | Path, builder: Callable[[], nn.Module]) -> nn.Module:
+def _checked_builder(identifier: str, arguments: Mapping[str, Any], plan: Plan) -> Builder:
+    """Return a builder that makes a network of the size that the plan had before pruning."""
+    made, wanted = count_params(build(identifier, **arguments)), plan.costs.params_before
+    if made != wanted:
+        raise PlanError(f"builder '{identifier}' makes {made:,} parameters, the network that was pruned had {wanted:,}")
+    return Builder(id=identifier, args=dict(arguments))
+
+
+def load(folder: str | Path, builder: Callable[[], nn.Module] | None = None) -> nn.Module:
     """Load a network that `save` wrote.
 
     Parameters
     ----------
     folder : str or Path
         The folder with the two files.
-    builder : callable
-        Makes the unpruned network; its weights do not matter.
+    builder : callable, optional
+        Makes the unpruned network; its weights do not matter. Not needed where the plan names a network that
+        `ifap.build` knows.
 
     Returns
     -------
@@ -105,6 +128,7 @@ def load(folder: str | Path, builder: Callable[[], nn.Module]) -> nn.Module:
     plan = read_plan(folder)
     weights = _read_weights(folder / WEIGHTS_FILE, plan)
     _take_masks(weights, plan, folder)
+    builder = builder or _named_builder(plan, weights, folder)
     try:
         model, values = _loaded(builder, plan, weights, folder, has_run=False)
         _compare(values, plan.fingerprint, folder)
@@ -115,6 +139,22 @@ def load(folder: str | Path, builder: Callable[[], nn.Module]) -> nn.Module:
         model, values = _loaded(builder, plan, weights, folder, has_run=True)
         _compare(values, plan.fingerprint, folder)
     return model
+
+
+def _named_builder(plan: Plan, weights: Mapping[str, Tensor], folder: Path) -> Callable[[], nn.Module]:
+    """Return what builds the network that a plan names, bounded by the size of the saved one."""
+    identifier = plan.builder.id
+    if identifier is None:
+        raise PlanError(f"{folder}: the plan names no builder: give the function that makes the unpruned network")
+    stored = sum(tensor.numel() for tensor in weights.values())
+    values = _MOST_TIMES * min(plan.costs.params_before, _MOST_SHRUNK * stored) + _MORE
+    tensors = _MOST_TIMES * len(weights) + _MORE
+
+    def make() -> nn.Module:
+        with bounded(tensors, values):
+            return build(identifier, **plan.builder.args)
+
+    return make
 
 
 def _loaded(

@@ -16,6 +16,7 @@ PUBLIC = {
     "Receipt": "iteration macs params units_asked units_removed macs_asked params_asked rho score_low score_high "
     "widths at_floor pinned metric_before metric_after accepted seconds",
     "Target": "macs params latency device batch",
+    "build": "identifier",
     "cost": "model example_inputs",
     "export_onnx": "model example_inputs path",
     "flow_scores": "model batches normalize site statistic graph",
@@ -24,7 +25,7 @@ PUBLIC = {
     "prune": "model example_inputs batches target like steps recover validate max_drop ignore round_to method labelled "
     "loss seed alpha normalize site aggregate min_units max_layer_ratio spatial_only teacher pace keep_embeddings "
     "compensate units outputs prove on_step resume",
-    "save": "pruned folder",
+    "save": "pruned folder builder arguments",
 }
 
 

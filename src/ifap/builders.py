@@ -1,0 +1,203 @@
+"""Build public networks by name, so that a saved network can be loaded without a builder function.
+
+A name says where the network comes from: ``timm:efficientnet_lite0``, ``torchvision:resnet50``,
+``transformers:AutoModelForCausalLM`` with a configuration. Other packages add homes by entry points in the group
+``ifap.builders``. A plan may come from anyone: only these packages are imported, names are looked up in the lists that
+the packages keep, and arguments are bounded values. Weights are never fetched and never unpickled.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import EntryPoint
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
+
+from ifap.errors import PlanError, nearest
+from ifap.plugins import plugins
+
+_MOST_ARGUMENTS, _DEEPEST, _LONGEST_TEXT, _LARGEST = 2000, 6, 100, 2**24
+_NAME = re.compile(r"\w{1,100}(\.\w{1,50})?", re.ASCII)
+_TEXT = re.compile(r"[^/\\:\x00-\x1f]*")  # no separator of paths or addresses
+# Arguments with one of these words in their name fetch or read files, or run code of a repository.
+_FETCHES = {"pretrained", "weights", "checkpoint", "cache", "file", "url", "hub", "auto", "kernels", "quantization"}
+_READS = {"path", "dir", "name"}
+# What a ``config.json`` says of its origin; it shapes nothing.
+_ORIGIN = {"_name_or_path", "architectures", "transformers_version"}
+
+Home = Callable[[str, Mapping[str, Any]], nn.Module]
+
+
+def build(identifier: str, /, **arguments: Any) -> nn.Module:
+    """Build a public network with random weights.
+
+    Parameters
+    ----------
+    identifier : str
+        Home and name, such as ``"timm:efficientnet_lite0"``, ``"torchvision:resnet50"`` or
+        ``"transformers:AutoModelForCausalLM"``.
+    **arguments
+        What the home's own constructor takes: numbers, booleans, short texts, None, and lists and dicts of them. For
+        ``transformers``: ``config``, the content of a ``config.json``, with its ``model_type``.
+
+    Returns
+    -------
+    nn.Module
+        The network, in training mode as its home makes it.
+
+    Raises
+    ------
+    PlanError
+        If the home is unknown or not installed, the name is none of its networks, or an argument is refused.
+    """
+    prefix, separator, name = identifier.partition(":")
+    known = homes()
+    if prefix in _HOMES and prefix not in known:
+        raise PlanError(f"builder {identifier[:100]!r}: {prefix} is not installed")
+    if not separator or prefix not in known:
+        raise PlanError(f"builder {identifier[:100]!r}: no home '{prefix[:50]}': {nearest(prefix, known)}")
+    home = known[prefix]
+    if isinstance(home, EntryPoint):
+        return _network(home.load()(identifier, arguments), identifier)
+    if not _NAME.fullmatch(name):
+        raise PlanError(f"builder {identifier[:100]!r}: '{name[:50]}' is not the name of a network")
+    _check_arguments(arguments)
+    try:
+        return _network(home(name, arguments), identifier)
+    except PlanError:
+        raise
+    except Exception as error:  # whatever a constructor raises for arguments that it does not understand
+        text = (str(error).splitlines() or [""])[0][:200]
+        raise PlanError(f"builder {identifier!r}: {type(error).__name__}: {text}") from error
+
+
+@contextmanager
+def bounded(tensors: int, values: int) -> Iterator[None]:
+    """Stop building a network that has more parameters than expected, inside the block.
+
+    Parameters
+    ----------
+    tensors : int
+        Most parameters that may be made.
+    values : int
+        Most numbers in all of them.
+
+    Raises
+    ------
+    PlanError
+        As soon as one is exceeded, before the parameter is filled.
+    """
+    left = [tensors, values]
+
+    def count(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        if parameter is not None:
+            left[0] -= 1
+            left[1] -= parameter.numel()
+        if min(left) < 0:
+            raise PlanError("the network that the plan names is far larger than the saved one")
+
+    hook = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def _network(found: Any, identifier: str) -> nn.Module:
+    if not isinstance(found, nn.Module):
+        raise PlanError(f"builder {identifier!r} returned {type(found).__name__}, not a network")
+    return found
+
+
+def homes() -> dict[str, Home | EntryPoint]:
+    """Return where networks may come from by name; homes whose package is not installed are left out."""
+    own = {name: home for name, home in _HOMES.items() if importlib.util.find_spec(name) is not None}
+    return {**own, **plugins("ifap.builders")}
+
+
+# --- arguments ------------------------------------------------------------------------------------
+
+
+def described(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what of a ``config.json`` describes the network, without what says where it came from."""
+    return {key: value for key, value in config.items() if key not in _ORIGIN}
+
+
+def _check_arguments(arguments: Mapping[str, Any]) -> None:
+    left = [_MOST_ARGUMENTS]
+    for key, value in arguments.items():
+        _check(key, value, left, 0)
+
+
+def _check(key: str, value: Any, left: list[int], depth: int) -> None:
+    """Refuse a value that could do anything else than describe a network."""
+    left[0] -= 1
+    if left[0] < 0 or depth > _DEEPEST:
+        raise PlanError(f"builder argument '{key[:50]}': too many or too deeply nested values")
+    if isinstance(value, Mapping):
+        for inner, item in value.items():
+            _check(str(inner), item, left, depth + 1)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            _check(key, item, left, depth + 1)
+    elif not (value is None or isinstance(value, (bool, int, float, str))):
+        raise PlanError(f"builder argument '{key[:50]}': {type(value).__name__} is not a number, text, list or dict")
+    if isinstance(value, str) and not (len(value) <= _LONGEST_TEXT and _TEXT.fullmatch(value)):
+        raise PlanError(f"builder argument '{key[:50]}': {value[:50]!r} is not a short word")
+    if isinstance(value, (int, float)) and not abs(value) <= _LARGEST:
+        raise PlanError(f"builder argument '{key[:50]}': {value!r} is beyond {_LARGEST:,}")
+    words = set(key.lower().split("_"))
+    is_file = bool(words & _FETCHES) or (isinstance(value, str) and bool(words & _READS))
+    if value not in (None, False) and (key.startswith("_") or is_file):
+        raise PlanError(f"builder argument '{key[:50]}' is refused: it could fetch or read a file")
+
+
+# --- homes ----------------------------------------------------------------------------------------
+
+
+def _timm(name: str, arguments: Mapping[str, Any]) -> nn.Module:
+    timm = importlib.import_module("timm")
+    if not timm.is_model(name):
+        raise PlanError(f"timm has no network '{name}': {nearest(name, timm.list_models())}")
+    network: nn.Module = timm.create_model(name, pretrained=False, **arguments)
+    return network
+
+
+def _torchvision(name: str, arguments: Mapping[str, Any]) -> nn.Module:
+    models = importlib.import_module("torchvision.models")
+    if name not in (known := models.list_models()):
+        raise PlanError(f"torchvision has no network '{name}': {nearest(name, known)}")
+    network: nn.Module = models.get_model(name, **{"weights": None, **_no_backbone(models, name), **arguments})
+    return network
+
+
+def _no_backbone(models: Any, name: str) -> dict[str, None]:
+    """Return the argument that keeps a detector from fetching its backbone's weights, if it has one."""
+    parameters = inspect.signature(models.get_model_builder(name)).parameters
+    return {"weights_backbone": None} if "weights_backbone" in parameters else {}
+
+
+def _transformers(name: str, arguments: Mapping[str, Any]) -> nn.Module:
+    auto = importlib.import_module("transformers.models.auto.modeling_auto")
+    known = [each for each in dir(auto) if re.fullmatch(r"AutoModel\w*", each)]
+    if name not in known:
+        raise PlanError(f"transformers has no '{name}': {nearest(name, known)}")
+    config = arguments.get("config")
+    if not isinstance(config, Mapping) or set(arguments) != {"config"} or "model_type" not in config:
+        raise PlanError(f"transformers:{name} takes one argument, 'config', with its 'model_type'")
+    kinds = importlib.import_module("transformers.models.auto.configuration_auto")
+    if config["model_type"] not in kinds.CONFIG_MAPPING:
+        wrong = str(config["model_type"])
+        raise PlanError(f"transformers has no model_type '{wrong}': {nearest(wrong, kinds.CONFIG_MAPPING)}")
+    network: nn.Module = getattr(auto, name).from_config(kinds.AutoConfig.for_model(**config), trust_remote_code=False)
+    return network
+
+
+_HOMES: dict[str, Home] = {"timm": _timm, "torchvision": _torchvision, "transformers": _transformers}

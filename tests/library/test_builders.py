@@ -1,0 +1,185 @@
+"""Public networks by name: built, saved, loaded without a function; a hostile plan reads and imports nothing."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+import torch
+
+import ifap
+from ifap.builders import bounded
+from ifap.errors import PlanError
+
+LLAMA = {
+    "model_type": "llama",
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+VIT = {
+    "model_type": "vit",
+    "image_size": 32,
+    "patch_size": 8,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+}
+NETWORKS = {
+    "timm:test_resnet": {},
+    "timm:test_vit": {"num_classes": 10},
+    "torchvision:squeezenet1_1": {"num_classes": 10},
+    "torchvision:shufflenet_v2_x0_5": {},
+    "transformers:AutoModelForCausalLM": {"config": LLAMA},
+    "transformers:AutoModelForImageClassification": {"config": VIT},
+}
+
+
+def inputs_of(identifier):
+    torch.manual_seed(0)
+    if "CausalLM" in identifier:
+        return {"input_ids": torch.randint(0, 64, (2, 12))}
+    size = {"timm": 160, "torchvision": 64, "transformers": 32}[identifier.partition(":")[0]]
+    return torch.randn(2, 3, size, size)
+
+
+def first(model, inputs):
+    found = model.eval()(**inputs) if isinstance(inputs, dict) else model.eval()(inputs)
+    return found if isinstance(found, torch.Tensor) else found.logits
+
+
+@pytest.mark.parametrize("identifier", NETWORKS)
+def test_a_public_network_is_loaded_from_its_folder_alone(identifier, tmp_path):
+    torch.manual_seed(1)
+    arguments, inputs = NETWORKS[identifier], inputs_of(identifier)
+    pruned = ifap.prune(
+        ifap.build(identifier, **arguments), inputs, [inputs], target=ifap.Target(macs=0.3), steps=1, method="magnitude"
+    )
+    ifap.save(pruned, tmp_path, identifier, arguments)
+    loaded = ifap.load(tmp_path)
+    assert torch.equal(first(loaded, inputs), first(pruned.model, inputs))
+
+
+def test_a_builder_of_another_network_is_refused_before_anything_is_written(tmp_path):
+    inputs = torch.randn(1, 3, 64, 64)
+    pruned = ifap.prune(
+        ifap.build("torchvision:squeezenet1_1"),
+        inputs,
+        [inputs],
+        target=ifap.Target(macs=0.3),
+        steps=1,
+        method="random",
+    )
+    with pytest.raises(PlanError, match=r"makes [\d,]+ parameters, the network that was pruned had [\d,]+"):
+        ifap.save(pruned, tmp_path / "small", "torchvision:squeezenet1_0")
+    assert not (tmp_path / "small").exists()
+
+
+HOSTILE = [
+    *("os:system", "subprocess:run", "builtins:eval", "torch:load", "", ":", "timm", "timm:", "timm", "ifap"),
+    *("timm:hf-hub:evil/net", "timm:local-dir:/etc", "timm:../x", "timm:resnet 18", "timm:resnet18\n", "timm:__init__"),
+    *("torchvision:__builtins__", "torchvision:models", "torchvision:get_model", "torchvision:resnet18;import os"),
+    *("transformers:AutoModel.from_pretrained", "transformers:pipeline", "transformers:AutoConfig", "transformers:os"),
+    *(
+        "transformers:AutoModelForCausalLM",
+        "timm:" + "a" * 10_000,
+        "t\u0456mm:resnet18",
+        "TIMM:resnet18",
+        "torchvision.models:x",
+    ),
+]
+
+
+@pytest.mark.parametrize("identifier", HOSTILE)
+def test_a_hostile_name_is_one_error(identifier):
+    with pytest.raises(PlanError) as caught:
+        ifap.build(identifier)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 600
+
+
+@pytest.mark.parametrize("module", ["antigravity", "this", "turtle", "idlelib.idle"])
+def test_a_plan_imports_nothing_but_the_homes(module, tmp_path):
+    inputs = torch.randn(1, 3, 32, 32)
+    pruned = ifap.prune(
+        ifap.build("timm:test_resnet"), inputs, [inputs], target=ifap.Target(macs=0.3), steps=1, method="random"
+    )
+    ifap.save(pruned, tmp_path, "timm:test_resnet")
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    for name in (f"{module}:run", f"timm:{module}", f"{module}"):
+        plan["builder"]["id"] = name
+        (tmp_path / "plan.json").write_text(json.dumps(plan))
+        with pytest.raises(PlanError):
+            ifap.load(tmp_path)
+        assert module not in sys.modules
+
+
+ARGUMENTS = [
+    ("timm:resnet18", {"pretrained": True}),
+    ("timm:resnet18", {"checkpoint_path": "weights.pth"}),
+    ("timm:resnet18", {"pretrained_cfg": {"file": "x"}}),
+    ("timm:resnet18", {"pretrained_cfg_overlay": {"hf_hub_id": "evil"}}),
+    ("timm:resnet18", {"cache_dir": "x"}),
+    ("timm:resnet18", {"num_classes": 2**40}),
+    ("timm:resnet18", {"num_classes": float("inf")}),
+    ("timm:resnet18", {"num_classes": float("nan")}),
+    ("timm:resnet18", {"act_layer": "https://evil"}),
+    ("timm:resnet18", {"act_layer": "../../x"}),
+    ("timm:resnet18", {"no_such_argument": 1}),
+    ("timm:resnet18", {"block": object()}),
+    ("timm:resnet18", {"layers": [[[[[[[[1]]]]]]]]}),
+    ("timm:resnet18", {"layers": list(range(5000))}),
+    ("torchvision:resnet18", {"weights": "DEFAULT"}),
+    ("torchvision:resnet18", {"weights": "IMAGENET1K_V1"}),
+    ("torchvision:fasterrcnn_resnet50_fpn", {"weights_backbone": "DEFAULT"}),
+    ("torchvision:resnet18", {"norm_layer": "eval"}),
+    ("transformers:AutoModel", {"config": {"model_type": "nothing"}}),
+    ("transformers:AutoModel", {"config": {**LLAMA, "auto_map": {"AutoModel": "evil--x.Net"}}}),
+    ("transformers:AutoModel", {"config": {**LLAMA, "_name_or_path": "evil"}}),
+    ("transformers:AutoModel", {"config": {**LLAMA, "attn_implementation": "evil/kernel"}}),
+    ("transformers:AutoModel", {"config": {**LLAMA, "_attn_implementation": "kernel"}}),
+    ("transformers:AutoModel", {"config": {**LLAMA, "quantization_config": {"quant_method": "x"}}}),
+    ("transformers:AutoModel", {"config": {**LLAMA, "use_pretrained_backbone": True}}),
+    ("transformers:AutoModel", {"config": LLAMA, "trust_remote_code": True}),
+    ("transformers:AutoModel", {"config": "llama"}),
+]
+
+
+@pytest.mark.parametrize(("identifier", "arguments"), ARGUMENTS)
+def test_hostile_arguments_are_one_error(identifier, arguments):
+    with pytest.raises(PlanError) as caught:
+        ifap.build(identifier, **arguments)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_plan_that_names_a_huge_network_stops_before_it_is_filled(tmp_path):
+    inputs = inputs_of("CausalLM")
+    model = ifap.build("transformers:AutoModelForCausalLM", config=LLAMA)
+    pruned = ifap.prune(model, inputs, [inputs], target=ifap.Target(macs=0.3), steps=1, method="magnitude")
+    ifap.save(pruned, tmp_path, "transformers:AutoModelForCausalLM", {"config": LLAMA})
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    for huge in ({"num_hidden_layers": 10**6}, {"hidden_size": 2**20, "intermediate_size": 2**22}):
+        plan["builder"]["args"]["config"] = {**LLAMA, **huge}
+        (tmp_path / "plan.json").write_text(json.dumps(plan))
+        with pytest.raises(PlanError, match=r"far larger than the saved one|memory"):
+            ifap.load(tmp_path)
+
+
+def test_parameters_are_counted_until_the_bound():
+    with bounded(2, 100):
+        torch.nn.Linear(4, 4)
+    with pytest.raises(PlanError), bounded(1, 100):
+        torch.nn.Linear(4, 4)
+    torch.nn.Linear(40, 40)  # outside the block nothing is counted
+
+
+def test_a_misspelt_name_says_the_nearest():
+    with pytest.raises(PlanError, match="did you mean 'resnet18'"):
+        ifap.build("torchvision:resnet_18")
+    with pytest.raises(PlanError, match="did you mean 'timm'"):
+        ifap.build("tim:resnet18")
