@@ -37,7 +37,13 @@ FolderArgument = Annotated[Path, typer.Argument(help="Folder with weights.safete
 @app.command()
 def prune(
     builder: BuilderArgument,
-    data: Annotated[Path, typer.Option(help="Calibration inputs: a .safetensors file with one tensor 'inputs'.")],
+    data: Annotated[
+        Path,
+        typer.Option(
+            help="Calibration samples: a folder of images, a .txt file with one text a line, or a .safetensors file "
+            "with a tensor 'inputs' or one for each argument."
+        ),
+    ],
     out: Annotated[Path, typer.Option(help="Folder to save the pruned network in.")],
     weights: Annotated[
         Path | None, typer.Option(help="Weights of the network (.safetensors), if not built in.")
@@ -55,24 +61,27 @@ def prune(
     round_to: Annotated[int | None, typer.Option(help="Keep widths a multiple of this.")] = None,
     ignore: Annotated[list[str] | None, typer.Option(help="Layer whose outputs stay; may be repeated.")] = None,
     batch_size: Annotated[int, typer.Option(help="Samples a calibration batch.")] = 32,
+    tokenizer: Annotated[Path | None, typer.Option(help="Folder of the tokenizer, for texts.")] = None,
+    processor: Annotated[Path | None, typer.Option(help="Folder of the image processor, for images.")] = None,
+    length: Annotated[int | None, typer.Option(help="Most tokens a text (128 where the network has as many).")] = None,
 ) -> None:
     """Prune a network without training it, and save it."""
     import ifap
     from ifap.builders import homes
     from ifap.results import Target
+    from ifap.samples import first_sample, read_samples
 
     if out.exists() and not out.is_dir():
         raise ConfigError(f"{out} is a file: give a folder for --out")
-    if batch_size < 1:
-        raise ConfigError(f"--batch-size must be at least 1, not {batch_size}")
     given = _arguments(arguments, builder)
     network = _load_weights(_built(builder, given), weights)
-    inputs = _tensor(data, "inputs")
-    _try(network, inputs, data)
+    batches = read_samples(data, network, builder, batch_size, tokenizer, processor, length)
+    example = first_sample(batches[0])
+    _try(network, example, data)
     pruned = ifap.prune(
         network,
-        inputs[:1],
-        inputs.split(batch_size),
+        example,
+        batches,
         target=Target(macs=macs, params=params, latency=latency),
         steps=steps,
         method=method,
@@ -91,6 +100,28 @@ def prune(
         )
     function = "" if is_public else f", {builder.partition(':')[2]}"
     typer.echo(f"saved in {out}; load it with ifap.load({str(out)!r}{function})")
+
+
+@app.command()
+def inspect(
+    builder: BuilderArgument,
+    data: Annotated[Path, typer.Option(help="Samples of which one is run; as for prune.")],
+    arguments: Annotated[
+        Path | None,
+        typer.Option(help="JSON file with the arguments of the builder, such as the config.json of transformers."),
+    ] = None,
+    ignore: Annotated[list[str] | None, typer.Option(help="Layer whose outputs stay; may be repeated.")] = None,
+    tokenizer: Annotated[Path | None, typer.Option(help="Folder of the tokenizer, for texts.")] = None,
+    processor: Annotated[Path | None, typer.Option(help="Folder of the image processor, for images.")] = None,
+) -> None:
+    """List what can be cut in a network, and what stays and why."""
+    import ifap
+    from ifap.samples import first_sample, read_samples
+
+    network = _built(builder, _arguments(arguments, builder))
+    example = first_sample(read_samples(data, network, builder, 1, tokenizer, processor)[0])
+    _try(network, example, data)
+    typer.echo(str(ifap.inspect(network, example, ignore=ignore or ())))
 
 
 @app.command()
@@ -216,40 +247,21 @@ def _arguments(path: Path | None, builder: str) -> dict[str, Any]:
 def _try(network: nn.Module, inputs: Any, data: Path) -> None:
     import torch
 
-    from ifap.forward import evaluation_mode
+    from ifap.forward import call, evaluation_mode
 
-    if not inputs.shape or not len(inputs):
-        raise ConfigError(f"{data}: 'inputs' holds no samples")
     try:
         with torch.no_grad(), evaluation_mode(network):
-            network(inputs[:1])
+            call(network, inputs)
     except Exception as error:  # whatever the user's code raises
         raise ConfigError(f"{data}: the network does not run on its inputs: {error}") from error
 
 
-def _tensor(path: Path, name: str) -> Any:
-    tensors = _tensors(path)
-    if name not in tensors:
-        raise ConfigError(f"{path}: no tensor '{name}' (it has {', '.join(sorted(tensors)) or 'none'})")
-    return tensors[name]
-
-
-def _tensors(path: Path) -> dict[str, Any]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: file not found") from None
-    except (SafetensorError, OSError, ValueError) as error:
-        raise ConfigError(f"{path}: not a valid safetensors file ({str(error).splitlines()[0]})") from None
-
-
 def _load_weights(network: nn.Module, path: Path | None) -> nn.Module:
+    from ifap.samples import read_tensors
+
     if path is not None:
         try:
-            network.load_state_dict(_tensors(path))
+            network.load_state_dict(read_tensors(path))
         except RuntimeError as error:
             raise ConfigError(f"{path}: does not fit the network: {' '.join(str(error).split())[:200]}") from None
     return network

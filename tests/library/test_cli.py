@@ -168,9 +168,9 @@ def test_two_calls_write_the_same_bytes(folder, command):
         ([*PRUNE, "--macs", "0.5", "--round-to", "0"], "round_to must be at least 1"),
         ([*PRUNE, "--macs", "0.5", "--batch-size", "0"], "batch.size"),
         ([*PRUNE, "--macs", "0.5", "--data", "none.safetensors"], "none.safetensors: file not found"),
-        ([*PRUNE, "--macs", "0.5", "--data", "my_builders.py"], "my_builders.py: not a valid safetensors file"),
-        ([*PRUNE, "--macs", "0.5", "--data", "."], r"\.: not a valid safetensors file"),
-        ([*PRUNE, "--macs", "0.5", "--data", "named.safetensors"], r"no tensor 'inputs' \(it has images, labels\)"),
+        ([*PRUNE, "--macs", "0.5", "--data", "my_builders.py"], "my_builders.py: give a folder of images"),
+        ([*PRUNE, "--macs", "0.5", "--data", "."], "holds no image"),
+        ([*PRUNE, "--macs", "0.5", "--data", "named.safetensors"], "no tensor 'inputs', and 'images' is no argument"),
         ([*PRUNE, "--macs", "0.5", "--weights", "named.safetensors"], "named.safetensors: does not fit the network"),
         ([*PRUNE, "--macs", "0.5", "--weights", "none.safetensors"], "none.safetensors: file not found"),
     ],
@@ -409,3 +409,23 @@ def test_the_installed_program_has_the_same_exit_codes(tmp_path):
     assert done.returncode == 2
     assert done.stderr == "error: nowhere/plan.json: file not found\n"
     assert done.stdout == ""
+
+
+def test_inspect_lists_what_can_be_cut(folder, command):
+    code, out, _ = command("inspect", "my_builders:build", "--data", "data.safetensors")
+    assert code == 0
+    assert "can be cut" in out
+    assert "it is an output of the network" in out
+
+
+def test_a_public_network_is_exported_without_naming_its_builder(folder, command):
+    save_file({"inputs": torch.randn(2, 3, 64, 64)}, folder / "images.safetensors")
+    given = ("prune", "torchvision:squeezenet1_1", "--data", "images.safetensors", "--out", "small", "--macs", "0.3")
+    code, out, _ = command(*given, "--steps", "1", "--method", "magnitude")
+    assert code == 0
+    assert "load it with ifap.load('small')" in out
+    assert command("export", "small", "--to", "small.pt2")[0] == 0
+    (folder / "arguments.json").write_text('{"num_classes": "many"}')
+    assert "TypeError" in refused(command(*given, "--arguments", "arguments.json"))
+    (folder / "arguments.json").write_text("[")
+    assert "arguments.json: not valid JSON" in refused(command(*given, "--arguments", "arguments.json"))

@@ -1,0 +1,224 @@
+"""Read calibration samples from files: images as the network was trained on them, texts, tensors."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from ifap.errors import ConfigError
+
+_LENGTH = 128
+
+Batch = Tensor | dict[str, Tensor]
+
+
+def read_samples(
+    path: Path,
+    network: nn.Module,
+    builder: str = "",
+    batch_size: int = 32,
+    tokenizer: Path | None = None,
+    processor: Path | None = None,
+    length: int | None = None,
+) -> list[Batch]:
+    """Read samples as batches that the network takes.
+
+    Parameters
+    ----------
+    path : Path
+        A folder of images, a ``.txt`` file with one text a line, or a ``.safetensors`` file: a tensor ``inputs``, or
+        tensors that are named like the arguments of the network's forward.
+    network : nn.Module
+        The network; a public one says how its images are prepared.
+    builder : str
+        Its name as `ifap.build` knows it, if it has one.
+    batch_size : int
+        Samples a batch.
+    tokenizer, processor : Path, optional
+        Folder with the tokenizer of texts, or with the image processor, as ``transformers`` saves them.
+    length : int, optional
+        Most tokens a text; 128 by default, less where the network has fewer positions.
+
+    Returns
+    -------
+    list of Tensor or of dict of str to Tensor
+        The batches; the first dimension of each tensor is the sample.
+
+    Raises
+    ------
+    ConfigError
+        If a file is missing or damaged, there are no samples, or they do not fit the network.
+    """
+    if batch_size < 1:
+        raise ConfigError(f"--batch-size must be at least 1, not {batch_size}")
+    if not path.exists():
+        raise ConfigError(f"{path}: file not found")
+    if path.is_dir():
+        files = _image_files(path)
+        return _images(files, _preparation(network, builder, processor), batch_size)
+    if path.suffix == ".txt":
+        return _texts(path, network, tokenizer, batch_size, length)
+    if path.suffix == ".safetensors":
+        return _stored(path, network, batch_size)
+    raise ConfigError(f"{path}: give a folder of images, a .txt file of texts or a .safetensors file")
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a ``.safetensors`` file.
+
+    Raises
+    ------
+    ConfigError
+        If it is missing or damaged.
+    """
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: file not found") from None
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ConfigError(f"{path}: not a valid safetensors file ({str(error).splitlines()[0]})") from None
+
+
+def first_sample(batch: Batch) -> Batch:
+    """Return the first sample of a batch, as a batch of one."""
+    return batch[:1] if isinstance(batch, Tensor) else {name: tensor[:1] for name, tensor in batch.items()}
+
+
+# --- tensors --------------------------------------------------------------------------------------
+
+
+def _stored(path: Path, network: nn.Module, batch_size: int) -> list[Batch]:
+    tensors = read_tensors(path)
+    if "inputs" in tensors and "inputs" not in _arguments(network):
+        tensors = {"inputs": tensors["inputs"]}
+    known = _arguments(network)
+    unknown = sorted(set(tensors) - {*known, "inputs"})
+    if unknown or not tensors:
+        held = f"'{unknown[0]}' is no argument of the network" if unknown else "no tensor at all"
+        raise ConfigError(f"{path}: no tensor 'inputs', and {held}: it takes {', '.join(known) or 'none'}")
+    sizes = {name: len(tensor) if tensor.dim() else 0 for name, tensor in tensors.items()}
+    if not all(sizes.values()):
+        raise ConfigError(f"{path}: '{min(sizes, key=lambda name: sizes[name])}' holds no samples")
+    if len(set(sizes.values())) > 1:
+        raise ConfigError(f"{path}: tensors hold different numbers of samples: {sizes}")
+    if "inputs" in tensors and len(tensors) == 1:
+        return list(tensors["inputs"].split(batch_size))
+    parts = {name: tensor.split(batch_size) for name, tensor in tensors.items()}
+    return [dict(zip(parts, batch, strict=True)) for batch in zip(*parts.values(), strict=True)]
+
+
+def _arguments(network: nn.Module) -> list[str]:
+    """Return the names of the arguments of a network's forward."""
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return [name for name, each in inspect.signature(network.forward).parameters.items() if each.kind in kinds]
+
+
+# --- images ---------------------------------------------------------------------------------------
+
+
+def _image_files(folder: Path) -> list[Path]:
+    suffixes = set(_package("PIL.Image", "images").registered_extensions())
+    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in suffixes)
+    if not files:
+        raise ConfigError(f"{folder}: holds no image (.png, .jpg, ...)")
+    return files
+
+
+def _images(files: list[Path], prepare: Callable[[Any], Tensor], batch_size: int) -> list[Batch]:
+    pictures = _package("PIL.Image", "images")
+    samples = []
+    for file in files:
+        try:
+            with pictures.open(file) as image:
+                samples.append(prepare(image.convert("RGB")))
+        except (OSError, ValueError, SyntaxError) as error:
+            raise ConfigError(
+                f"{file}: not an image that can be decoded ({str(error).splitlines()[0][:100]})"
+            ) from None
+    return list(torch.stack(samples).split(batch_size))
+
+
+def _preparation(network: nn.Module, builder: str, processor: Path | None) -> Callable[[Any], Tensor]:
+    """Return what makes a tensor of an image: a processor, what the network notes of itself, or its home."""
+    home, _, name = builder.partition(":")
+    if processor is not None:
+        found = _read_part(_package("transformers", "images").AutoImageProcessor, processor, "an image processor")
+        return lambda image: found(image, return_tensors="pt")["pixel_values"][0]
+    note = getattr(network, "pretrained_cfg", None)
+    if isinstance(note, Mapping) and "mean" in note:
+        data = _package("timm.data", "images")
+        made: Callable[[Any], Tensor] = data.create_transform(**data.resolve_model_data_config(network))
+        return made
+    if home == "torchvision":
+        weights = _package("torchvision.models", "images").get_model_weights(name)
+        trained: Callable[[Any], Tensor] = next(iter(weights)).transforms()
+        return trained
+    raise ConfigError(
+        "this network does not say how its images are prepared: give --processor, or a .safetensors file of prepared "
+        "images"
+    )
+
+
+# --- texts ----------------------------------------------------------------------------------------
+
+
+def _texts(path: Path, network: nn.Module, folder: Path | None, batch_size: int, length: int | None) -> list[Batch]:
+    if folder is None:
+        raise ConfigError(f"{path}: texts need --tokenizer, the folder of the network's tokenizer")
+    try:
+        texts = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not a text file in UTF-8 ({error})") from None
+    if not texts:
+        raise ConfigError(f"{path}: holds no text")
+    tokenizer = _read_part(_package("transformers", "texts").AutoTokenizer, folder, "a tokenizer")
+    positions = getattr(getattr(network, "config", None), "max_position_embeddings", None) or length or _LENGTH
+    if length is not None and not 1 <= length <= positions:
+        raise ConfigError(f"--length {length}: the network has {positions} positions")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    found = tokenizer(
+        texts, padding=True, truncation=True, max_length=length or min(_LENGTH, positions), return_tensors="pt"
+    )
+    inputs = {name: tensor for name, tensor in found.items() if name in _arguments(network)}
+    _check_vocabulary(network, inputs.get("input_ids"), folder)
+    parts = {name: tensor.split(batch_size) for name, tensor in inputs.items()}
+    return [dict(zip(parts, batch, strict=True)) for batch in zip(*parts.values(), strict=True)]
+
+
+def _check_vocabulary(network: nn.Module, ids: Tensor | None, folder: Path) -> None:
+    if ids is None:
+        raise ConfigError(f"{folder}: the network takes no token ids")
+    get_table: Any = getattr(network, "get_input_embeddings", None)
+    table = get_table() if get_table is not None else None
+    size = getattr(table, "num_embeddings", None)
+    if size is not None and int(ids.max()) >= size:
+        raise ConfigError(f"{folder}: makes token {int(ids.max())}, the network knows {size}: is this its tokenizer?")
+
+
+# --- packages -------------------------------------------------------------------------------------
+
+
+def _package(name: str, kind: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"{kind} need the package {error.name}: pip install {error.name}") from None
+
+
+def _read_part(kind: Any, folder: Path, what: str) -> Any:
+    """Read a tokenizer or an image processor from a folder; nothing is fetched and no code of the folder runs."""
+    if not folder.is_dir():
+        raise ConfigError(f"{folder}: no such folder")
+    try:
+        return kind.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # whatever the package raises for files that it does not understand
+        raise ConfigError(f"{folder}: not {what} ({str(error).splitlines()[0][:150]})") from None
