@@ -45,8 +45,8 @@ def _head(rows: list[Row]) -> str:
     reached = sum(row["state"] == "reached" for row in rows)
     return f"""# Public networks, one by one
 
-In {reached} of {len(rows)} public networks one call of `ifap.prune` removes half of the MACs. The call has the same options
-for each network:
+In {reached} of {len(rows)} public networks one call of `ifap.prune` removes half of the MACs. The call has the same
+options for each network:
 
 <!-- not run: what the coverage calls -->
 ```python
@@ -55,8 +55,8 @@ pruned = ifap.prune(network, inputs, [inputs, inputs], target=ifap.Target(macs=0
 
 The networks are the smallest network of each module of timm, every model builder of torchvision, one network of each
 family of transformers in a small size, networks of diffusers, and the architectures of segmentation-models-pytorch. All
-have random weights, because widths and shapes do not depend on the weights. This page says which networks can be cut, and
-whether the pruned networks work. It says nothing about accuracy. The table is
+have random weights, because widths and shapes do not depend on the weights. This page says which networks can be cut,
+and whether the pruned networks work. It says nothing about accuracy. The table is
 [`coverage.csv`](../results/bench/coverage.csv). The [glossary](glossary.md) defines the terms."""
 
 
@@ -125,10 +125,10 @@ def _proof(rows: list[Row]) -> str:
         "## Proof",
         "",
         _paragraph(
-            "The network in which the removed units are set to zero and the network without these units must have equal",
-            f"outputs. The proof compared {units:,} units of {len(proven)} networks. The largest difference is",
-            f"{max(proven):.2g} of the largest output; in {sum(value <= SMALL for value in proven)} networks it is at most",
-            f"{SMALL:g}.",
+            "The network in which the removed units are set to zero and the network without these units must have",
+            f"equal outputs. The proof compared {units:,} units of {len(proven)} networks. The largest difference is",
+            f"{max(proven):.2g} of the largest output; in {sum(value <= SMALL for value in proven)} networks it is at",
+            f"most {SMALL:g}.",
         ),
     ]
     if exempt:
@@ -159,9 +159,9 @@ def _peer(rows: list[Row]) -> str:
         "",
         _paragraph(
             "A network counts if half of its MACs are removed and the pruned network runs with outputs of the same",
-            "shapes; for this library it must also pass the other checks. Torch-Pruning is used as in its own examples:",
-            "group magnitude over the whole network, an unpruned classifier, declared heads of attention, and steps until",
-            f"half of the MACs are removed. Its errors: {shown or 'none'}; {late} networks exceeded the time limit.",
+            "shapes; for this library it must also pass the other checks. Torch-Pruning is used as in its own",
+            "examples: group magnitude over the whole network, an unpruned classifier, declared heads of attention,",
+            f"and steps until half of the MACs are removed. Its errors: {shown or 'none'}; {late} networks exceeded the time limit.",
         ),
     ]
     return "\n".join(lines)
@@ -221,8 +221,8 @@ def _about(rows: list[Row]) -> str:
     columns = "\n".join(f"- `{name}`: {text}" for name, text in COLUMNS.items())
     return f"""## How to run it
 
-`python -m benchmarks.coverage --peer` prunes all networks with this library and with Torch-Pruning. Each network runs in a
-process of its own on one thread. After an interruption use `--resume` to continue. `--only 'timm:res*'` and
+`python -m benchmarks.coverage --peer` prunes all networks with this library and with Torch-Pruning. Each network runs in
+a process of its own on one thread. After an interruption use `--resume` to continue. `--only 'timm:res*'` and
 `--package diffusers` select networks, `--small` selects twelve of all kinds, `--check` only builds and runs them.
 `python -m benchmarks.coverage --page` writes this page.
 
