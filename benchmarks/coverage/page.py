@@ -161,7 +161,8 @@ def _peer(rows: list[Row]) -> str:
             "A network counts if half of its MACs are removed and the pruned network runs with outputs of the same",
             "shapes; for this library it must also pass the other checks. Torch-Pruning is used as in its own",
             "examples: group magnitude over the whole network, an unpruned classifier, declared heads of attention,",
-            f"and steps until half of the MACs are removed. Its errors: {shown or 'none'}; {late} networks exceeded the time limit.",
+            f"and steps until half of the MACs are removed. Its errors: {shown or 'none'}; {late} networks exceeded the",
+            "time limit.",
         ),
     ]
     return "\n".join(lines)
@@ -221,8 +222,8 @@ def _about(rows: list[Row]) -> str:
     columns = "\n".join(f"- `{name}`: {text}" for name, text in COLUMNS.items())
     return f"""## How to run it
 
-`python -m benchmarks.coverage --peer` prunes all networks with this library and with Torch-Pruning. Each network runs in
-a process of its own on one thread. After an interruption use `--resume` to continue. `--only 'timm:res*'` and
+`python -m benchmarks.coverage --peer` prunes all networks with this library and with Torch-Pruning. Each network runs
+in a process of its own on one thread. After an interruption use `--resume` to continue. `--only 'timm:res*'` and
 `--package diffusers` select networks, `--small` selects twelve of all kinds, `--check` only builds and runs them.
 `python -m benchmarks.coverage --page` writes this page.
 
