@@ -161,8 +161,8 @@ def _peer(rows: list[Row]) -> str:
             "A network counts if half of its MACs are removed and the pruned network runs with outputs of the same",
             "shapes; for this library it must also pass the other checks. Torch-Pruning is used as in its own",
             "examples: group magnitude over the whole network, an unpruned classifier, declared heads of attention,",
-            f"and steps until half of the MACs are removed. Its errors: {shown or 'none'}; {late} networks exceeded the",
-            "time limit.",
+            "and steps until half of the MACs are removed.",
+            f"Its errors: {shown or 'none'}; {late} networks exceeded the time limit.",
         ),
     ]
     return "\n".join(lines)
