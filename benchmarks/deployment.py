@@ -329,11 +329,14 @@ def render(rows: Sequence[Row]) -> str:
         "",
         "<!-- written by `python -m benchmarks.deployment` from results/bench/deployment.csv -->",
         "",
-        f"The paper's classifiers at full input size with random weights, {TARGET:.0%} of the MACs removed in {STEPS} "
-        "iterations, with free widths and with widths that are multiples of 8. Random weights say nothing about "
-        "accuracy, and a trained network loses other channels, so its speed differs too.",
+        f"The table shows the paper's classifiers at full input size with random weights. {TARGET:.0%} of the MACs are "
+        f"removed in {STEPS} iterations, once with any widths and once with widths that are multiples of 8. Networks "
+        "with random weights have no meaningful accuracy. In a trained network other channels are removed, so its "
+        "speed-up differs too.",
         "",
-        "- *Ideal* is MACs before / after. *Speed-up* is time before / after, and in brackets its share of the ideal.",
+        "- *Ideal* is the MACs of the unpruned network divided by the MACs that remain. Each cell shows the time, the "
+        "speed-up (time of the unpruned network divided by this time) and, in brackets, the speed-up in percent of the "
+        "ideal.",
         f"- Times are medians over {min(rounds, default=0)} to {max(rounds, default=0)} rounds in which all variants "
         "run in turn, on one thread of a CPU; speed-ups are medians of the ratios within a round. *cl*: in the memory "
         "format `channels_last`, against the unpruned network in the same format.",

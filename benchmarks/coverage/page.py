@@ -45,17 +45,19 @@ def _head(rows: list[Row]) -> str:
     reached = sum(row["state"] == "reached" for row in rows)
     return f"""# Public networks, one by one
 
-{reached} of {len(rows)} public networks lose half of their MACs in one call, the same for each:
+In {reached} of {len(rows)} public networks one call of `ifap.prune` removes half of the MACs. The call has the same
+options for each network:
 
 <!-- not run: what the coverage calls -->
 ```python
 pruned = ifap.prune(network, inputs, [inputs, inputs], target=ifap.Target(macs=0.5), steps=4, min_units=1)
 ```
 
-They are the smallest network of each module of timm, every model builder of torchvision, one network of each family of
-transformers in a small size, networks of diffusers, and the architectures of segmentation-models-pytorch. All have
-random weights, as widths and shapes do not depend on them: this page says what can be cut, and that what is left still
-is the network. It says nothing about accuracy. The table is [`coverage.csv`](../results/bench/coverage.csv)."""
+The networks are the smallest network of each module of timm, every model builder of torchvision, one network of each
+family of transformers in a small size, networks of diffusers, and the architectures of segmentation-models-pytorch. All
+have random weights, because widths and shapes do not depend on the weights. This page says which networks can be cut,
+and whether the pruned networks work. It says nothing about accuracy. The table is
+[`coverage.csv`](../results/bench/coverage.csv). The [glossary](glossary.md) defines the terms."""
 
 
 def _counts(rows: list[Row]) -> str:
@@ -69,10 +71,13 @@ def _counts(rows: list[Row]) -> str:
     lines += [
         "",
         _paragraph(
-            "*Reached*: at least 50.0 % of the MACs are gone, and all checks below hold.",
-            "*Partly*: the library refused, said how far it goes, and went that far when asked again.",
-            "*Refused*: an error of this library, with its reason.",
-            "*Wrong*: a network was returned and a check failed.",
+            "*Reached*: at least 50.0 % of the MACs were removed, and all checks below hold.",
+            "*Partly*: the first call raised an error that names the largest possible reduction; a later call with a",
+            "slightly lower target reached it.",
+            "*Refused*: the call raised an error of this library, with its reason.",
+            "*Traceback*: the call raised another error.",
+            "*Timeout*: the network needed more than the time limit.",
+            "*Wrong*: the call returned a network and a check failed.",
         ),
     ]
     return "\n".join(lines)
@@ -85,18 +90,18 @@ def _checks(rows: list[Row]) -> str:
         "shapes": "outputs keep their shapes",
         "batch": "another batch size runs",
         "trains": "forward and backward in training mode",
-        "generates": "four tokens, greedily",
+        "generates": "generates four tokens greedily",
     }
     lines = [
         f"## What is checked of the {len(returned)} that were returned",
         "",
-        _row(["", "holds", "fails", "no such thing"]),
+        _row(["", "holds", "fails", "not applicable"]),
     ]
     lines.append(_rule(4))
     for column, text in names.items():
         found = Counter(_verdict(row[column]) for row in returned)
         lines.append(_row([text, found["holds"], found["fails"], found["none"]]))
-    lines += ["", "*No such thing*: the unpruned network cannot do it either."]
+    lines += ["", "*Not applicable*: the unpruned network cannot do it either."]
     return "\n".join(lines)
 
 
@@ -120,13 +125,14 @@ def _proof(rows: list[Row]) -> str:
         "## Proof",
         "",
         _paragraph(
-            "The network with the units silenced and the network without them must compute the same.",
-            f"{units:,} units of {len(proven)} networks were looked at. The largest difference is {max(proven):.2g};",
-            f"in {sum(value <= SMALL for value in proven)} networks it is at most {SMALL:g}.",
+            "The network in which the removed units are set to zero and the network without these units must have",
+            f"equal outputs. The proof compared {units:,} units of {len(proven)} networks. The largest difference is",
+            f"{max(proven):.2g} of the largest output; in {sum(value <= SMALL for value in proven)} networks it is at",
+            f"most {SMALL:g}.",
         ),
     ]
     if exempt:
-        lines += ["", "Where that does not apply:", ""]
+        lines += ["", "The proof excludes these units, by reason:", ""]
         lines += [f"- {reason}: {count:,} units" for reason, count in exempt.most_common()]
     return "\n".join(lines)
 
@@ -152,10 +158,11 @@ def _peer(rows: list[Row]) -> str:
     lines += [
         "",
         _paragraph(
-            "Counted is who takes half of the MACs and returns a network that runs with outputs of the same shapes; of",
-            "this library, who also passes the other checks. Torch-Pruning is used as its own examples do: group",
-            "magnitude over the whole network, the classifier left alone, heads of attention declared, steps until the",
-            f"MACs are down. What it raised: {shown or 'nothing'}; {late} took longer than this library was given.",
+            "A network counts if half of its MACs are removed and the pruned network runs with outputs of the same",
+            "shapes; for this library it must also pass the other checks. Torch-Pruning is used as in its own",
+            "examples: group magnitude over the whole network, an unpruned classifier, declared heads of attention,",
+            "and steps until half of the MACs are removed.",
+            f"Its errors: {shown or 'none'}; {late} networks exceeded the time limit.",
         ),
     ]
     return "\n".join(lines)
@@ -176,7 +183,7 @@ def _short(rows: list[Row]) -> str:
 def _unable(rows: list[Row]) -> str:
     """Return what not even the unpruned networks do, for the checks to be read rightly."""
     lines = []
-    for column, text in (("trains", "have no gradient without targets"), ("batch", "take one batch size only")):
+    for column, text in (("trains", "have no gradient without targets"), ("batch", "accept one batch size only")):
         names = [f"`{row['key']}`" for row in rows if row[column] == "no"]
         if names:
             lines.append(f"- {len(names)} {text}: {', '.join(names)}.")
@@ -194,7 +201,7 @@ def _stays(rows: list[Row]) -> str:
     lines = [
         "## What stays",
         "",
-        "The layers of each network that stay and do most of the work, five at most, by reason:",
+        "The table counts layers whose outputs are kept, by reason: in each network the five with the most MACs.",
         "",
     ]
     lines += [_row(["reason", "layers", "networks", "for example"]), _rule(4, numbers=(1, 2))]
@@ -215,9 +222,10 @@ def _about(rows: list[Row]) -> str:
     columns = "\n".join(f"- `{name}`: {text}" for name, text in COLUMNS.items())
     return f"""## How to run it
 
-`python -m benchmarks.coverage --peer` runs everything, each network in a process of its own on one thread, and goes on
-after an interruption with `--resume`. `--only 'timm:res*'` and `--package diffusers` choose, `--small` takes twelve of
-all kinds, `--check` only builds and runs them. `python -m benchmarks.coverage --page` writes this page.
+`python -m benchmarks.coverage --peer` prunes all networks with this library and with Torch-Pruning. Each network runs
+in a process of its own on one thread. After an interruption use `--resume` to continue. `--only 'timm:res*'` and
+`--package diffusers` select networks, `--small` selects twelve of all kinds, `--check` only builds and runs them.
+`python -m benchmarks.coverage --page` writes this page.
 
 Versions: torch {", ".join(torch)}; {"; ".join(named)}.
 
