@@ -78,13 +78,13 @@ def test_costs_counted_at_full_size_are_in_claims_tables_and_page(stages, tmp_pa
     lines = list(csv.DictReader(paths.claims_csv("quick").open(newline="")))
     counted = [line for line in lines if line["metrics"].startswith("results/full_size.csv#L")]
     assert {line["verdict"] for line in counted} == {"reproduced", "reachable", "not reproduced"}
-    assert len(counted) == 3 * 90 + 16 + 2
+    assert len(counted) == 459
     table = paths.table_file("quick", "table-2", "md").read_text()
     assert "| 4.2 [4.39]" in table
     assert "costs: 2 reproduced, 1 reachable" in table
     assert "costs: 3" not in table  # at least the change holds by construction
-    assert "288 verdicts are about costs" in paths.report_page("quick").read_text()
-    assert "90 of them are <em>reachable</em>" in paths.report_page("quick").read_text()
+    assert "459 verdicts are about costs" in paths.report_page("quick").read_text()
+    assert "167 of them are <em>reachable</em>" in paths.report_page("quick").read_text()
 
 
 def test_check_writes_nothing(stages):
