@@ -131,7 +131,7 @@ def mask_cell(job: Job, network: nn.Module, timing: Timing) -> Outcome:
         with seeded(job.cell.seed, torch.device("cpu")):
             return job.build().to(device())
 
-    result = SPARSE.get(job.grid.variant(job.cell).method).run(
+    result = SPARSE.get(job.grid.variant(job.cell).method)(
         Context(
             build=untrained,
             baseline=lambda: network,
