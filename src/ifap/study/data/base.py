@@ -132,11 +132,6 @@ class Dataset(ABC):
             The networks that will read texts, and how each is given them.
         tasks : sequence of str, optional
             What images with boxes or masks will be read for; each has samples of its own.
-
-        Returns
-        -------
-        dict
-            The manifest.
         """
         splits, about = self.encode(options, raw, folder, readers or {}, tasks)
         manifest = {
@@ -241,15 +236,6 @@ class DatasetSpec(Dataset):
 
     def load(self, path: Path, role: Role, size: int) -> Split:
         """Return one prepared split as network inputs: resized and normalised.
-
-        Parameters
-        ----------
-        path : Path
-            The split's file.
-        role : {'train', 'validation', 'test'}
-            What the file must hold.
-        size : int
-            Side of the square network input, in pixels.
 
         Raises
         ------

@@ -22,16 +22,7 @@ SIDE = 32
 
 
 def read_batches(name: str, folder: Path, reader: type[Any]) -> dict[Role, Raw]:
-    """Return the training and test images of a CIFAR folder.
-
-    Parameters
-    ----------
-    name : str
-        The data set.
-    folder : Path
-        Its folder, or the one above.
-    reader : type
-        torchvision's class for it.
+    """Return the training and test images of a CIFAR folder, or of the folder above, by torchvision's `reader`.
 
     Raises
     ------

@@ -148,17 +148,6 @@ class DenseSpec(Dataset):
     def load(self, path: Path, role: Role, task: str, size: int) -> Split:
         """Return one prepared split as network inputs and targets of a task.
 
-        Parameters
-        ----------
-        path : Path
-            The split's file.
-        role : {'train', 'validation', 'test'}
-            What the file must hold.
-        task : str
-            What it is read for.
-        size : int
-            Side of the square network input, in pixels.
-
         Raises
         ------
         ResultsError

@@ -38,11 +38,6 @@ OPCODES = {
 def refuse_foreign(path: Path) -> None:
     """Raise unless a pickle holds only arrays, texts, numbers, lists and dicts; nothing of it is run.
 
-    Parameters
-    ----------
-    path : Path
-        The file.
-
     Raises
     ------
     ResultsError
@@ -71,15 +66,7 @@ def refuse_foreign(path: Path) -> None:
 def plain_pickle(value: Any) -> bytes:
     """Return a value as a pickle in the form of the published CIFAR files (protocol 2, texts as bytes).
 
-    Parameters
-    ----------
-    value : dict, list, str, int or uint8 array
-        What to write; containers may nest.
-
-    Returns
-    -------
-    bytes
-        The same for the same value.
+    The same for the same value.
     """
     return b"\x80\x02" + _encoded(value) + b"."
 

@@ -166,15 +166,6 @@ class TextSpec(Dataset):
     def load(self, path: Path, role: Role, model: str) -> Split:
         """Return one prepared split as the inputs of a network.
 
-        Parameters
-        ----------
-        path : Path
-            The split's file.
-        role : {'train', 'validation', 'test'}
-            What the file must hold.
-        model : str
-            The network that reads it.
-
         Raises
         ------
         ResultsError

@@ -375,15 +375,7 @@ def kind_of(table: int, model: str) -> str:
 def load_counts(*, root: Path = Path()) -> dict[Key, tuple[int, Count]]:
     """Read ``results/full_size.csv``; nothing if there is none.
 
-    Parameters
-    ----------
-    root : Path
-        The project's root.
-
-    Returns
-    -------
-    dict of (str, str) to (int, Count)
-        Data set and model to the line in the file, from 1, and its content.
+    Data set and model to the line in the file, from 1, and its content.
 
     Raises
     ------

@@ -29,17 +29,7 @@ BUILDERS: dict[str, Builder] = {
 def build_table(name: str, report: Report) -> Table:
     """Build one table of ``params.yaml``.
 
-    Parameters
-    ----------
-    name : str
-        Its key in ``params.yaml``, for example ``"table-2"``.
-    report : Report
-        What was recorded.
-
-    Returns
-    -------
-    Table
-        The model of the table: what was measured, above the published table where both exist.
+    The model of the table: what was measured, above the published table where both exist.
     """
     grid, claims = report.grid, report.claims
     options = table_options(name, grid)

@@ -31,19 +31,7 @@ def has_language_cells(grid: Grid) -> bool:
 def table_5(name: str, options: TableParams, report: Report) -> Table:
     """Build Table V from runs.
 
-    Parameters
-    ----------
-    name : str
-        Its key in ``params.yaml``.
-    options : TableParams
-        Its block.
-    report : Report
-        What was recorded.
-
-    Returns
-    -------
-    Table
-        One row a network, data set and method.
+    One row a network, data set and method.
     """
     grid, runs = report.grid, report.runs[report.runs["task"].isin(TEXT_TASKS)]
     cells = [cell for cell in grid.pruned() if cell.task in TEXT_TASKS]

@@ -98,24 +98,7 @@ class Footnotes:
 
 
 def published_table(number: int, name: str, title: str, claims: Sequence[Judged], scale: str) -> Table:
-    """Lay out one published table with its verdicts.
-
-    Parameters
-    ----------
-    number : int
-        Which table of the paper, 1 to 5.
-    name, title : str
-        Name and title of the result.
-    claims : sequence of Judged
-        All claims; those of other tables are left out.
-    scale : str
-        The scale that was compared.
-
-    Returns
-    -------
-    Table
-        The model of the table.
-    """
+    """Lay out one published table with its verdicts."""
     own = [claim for claim in claims if claim.table == number]
     columns, rows, notes = LAYOUTS[number](own, scale)
     head = (Note(_summary(own, scale)), Note(_legend(own)))
