@@ -9,7 +9,7 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,17 @@ from ifap.study.training.fit import fit, read_progress
 from ifap.study.training.history import HISTORY_FIELDS
 from ifap.study.training.progress import tensorboard
 from ifap.train_step import processes
-from stages.options import open_grid
+from stages.options import (
+    PARAMS,
+    DatasetOption,
+    MethodOption,
+    ModelOption,
+    ParamsOption,
+    ScaleOption,
+    SeedOption,
+    TaskOption,
+    open_grid,
+)
 
 log = logging.getLogger(__name__)
 
@@ -257,6 +267,27 @@ class Job:
             }
             atomic_write_text(self.timing_file(self.stage), json.dumps(record, indent=2, sort_keys=True) + "\n")
             self.discard_state()
+
+
+def cell_stage(stage: str) -> Callable[[Callable[[Job], None]], Callable[..., None]]:
+    """Return a decorator that makes a function of a job the program of a stage, with the options of a cell."""
+
+    def decorate(work: Callable[[Job], None]) -> Callable[..., None]:
+        def main(
+            task: TaskOption,
+            dataset: DatasetOption,
+            model: ModelOption,
+            seed: SeedOption,
+            method: MethodOption = "baseline",
+            scale: ScaleOption = None,
+            params: ParamsOption = PARAMS,
+        ) -> None:
+            work(open_job(params, scale, paths.Cell(task, dataset, model, method, seed), stage))
+
+        main.__doc__ = work.__doc__
+        return main
+
+    return decorate
 
 
 def open_job(params: Path, scale: str | None, cell: paths.Cell, stage: str) -> Job:

@@ -27,11 +27,6 @@ TITLES = {
 REFERENCE = "ifap"
 
 
-def has_dense_cells(grid: Grid) -> bool:
-    """Return whether a scale runs any network for boxes, masks or images."""
-    return any(task in DENSE_TASKS for task in grid.options.grid)
-
-
 def table_3(name: str, options: TableParams, report: Report) -> Table:
     """Build Table III from runs.
 
