@@ -68,9 +68,7 @@ def prune_cell(job: Job, network: nn.Module, timing: Timing) -> tuple[Pruned, di
     def watch(model: nn.Module, receipt: Receipt) -> None:
         state.note(receipt.iteration, job.task.evaluate(model, validation, options.batch_size))
 
-    chosen = options.model_dump(include={"steps", "alpha", "normalize", "site", "aggregate", "min_units",
-                                         "max_layer_ratio", "spatial_only", "round_to", "max_drop",
-                                         "pace", "compensate"})  # fmt: skip
+    chosen = options.model_dump(exclude={"target", "calibration_samples", "batch_size"})
     example_inputs = to_device(job.example_inputs(), device())
     with evaluation_mode(network), torch.no_grad():
         outputs = job.task.outputs(call(network, example_inputs))
