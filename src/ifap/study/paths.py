@@ -111,11 +111,6 @@ def state_dir(scale: str, cell: Cell, stage: str) -> Path:
     return Path("state") / scale / str(cell) / stage
 
 
-def log_file(scale: str, cell: Cell, stage: str) -> Path:
-    """Log of one job."""
-    return Path("logs") / scale / str(cell) / f"{stage}.log"
-
-
 def tensorboard_dir(scale: str, cell: Cell, stage: str) -> Path:
     """Where a training writes what TensorBoard shows, if it is asked to."""
     return Path("logs") / "tensorboard" / scale / str(cell) / stage

@@ -82,12 +82,7 @@ class Dataset(ABC):
 
     @abstractmethod
     def encode(
-        self,
-        options: DatasetOptions,
-        raw: Path,
-        folder: Path,
-        readers: Mapping[str, TextOptions],
-        tasks: Sequence[str],
+        self, options: DatasetOptions, raw: Path, folder: Path, readers: Mapping[str, TextOptions], tasks: Sequence[str]
     ) -> tuple[Splits, dict[str, Any]]:
         """Write one file a split, see `write`; return what the manifest says of each, and of the whole."""
 
@@ -201,12 +196,7 @@ class DatasetSpec(Dataset):
         return by_role(found, stratified_rows(found["train"].targets, options))
 
     def encode(
-        self,
-        options: DatasetOptions,
-        raw: Path,
-        folder: Path,
-        readers: Mapping[str, TextOptions],
-        tasks: Sequence[str],
+        self, options: DatasetOptions, raw: Path, folder: Path, readers: Mapping[str, TextOptions], tasks: Sequence[str]
     ) -> tuple[Splits, dict[str, Any]]:
         """See `Dataset.encode`."""
         samples = self.prepare(options, raw)
@@ -289,10 +279,7 @@ def stratified_rows(targets: Tensor, options: DatasetOptions) -> dict[Role, Tens
         if share is None:
             continue
         left, taken = train_test_split(
-            left,
-            test_size=round(len(targets) * share),
-            random_state=options.split_seed,
-            stratify=targets.numpy()[left],
+            left, test_size=round(len(targets) * share), random_state=options.split_seed, stratify=targets.numpy()[left]
         )
         rows[role] = torch.from_numpy(taken)
     if options.train_samples is not None:
@@ -300,10 +287,7 @@ def stratified_rows(targets: Tensor, options: DatasetOptions) -> dict[Role, Tens
             raise ConfigError(f"train_samples: {options.train_samples} asked for, {len(left)} there")
         if options.train_samples < len(left):
             left, _ = train_test_split(
-                left,
-                train_size=options.train_samples,
-                random_state=options.split_seed,
-                stratify=targets.numpy()[left],
+                left, train_size=options.train_samples, random_state=options.split_seed, stratify=targets.numpy()[left]
             )
     return {**rows, "train": torch.from_numpy(left)}
 

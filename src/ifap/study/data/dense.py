@@ -17,16 +17,7 @@ from torch import Tensor
 from ifap.data import Role, Split
 from ifap.errors import ConfigError, ResultsError, nearest
 from ifap.study.config.data import DatasetOptions, ModelOptions, TextOptions
-from ifap.study.data.base import (
-    IMAGENET_MOMENTS,
-    ROLES,
-    Dataset,
-    Splits,
-    by_role,
-    check_shares,
-    read_split,
-    save_split,
-)
+from ifap.study.data.base import IMAGENET_MOMENTS, ROLES, Dataset, Splits, by_role, check_shares, read_split, save_split
 from ifap.study.data.broken_images import refuse_many
 from ifap.study.data.images import Scaling
 from ifap.study.data.masks import ChannelError, mask_pixels
@@ -118,12 +109,7 @@ class DenseSpec(Dataset):
         return {**parts, "train": with_content(parts["train"])}
 
     def encode(
-        self,
-        options: DatasetOptions,
-        raw: Path,
-        folder: Path,
-        readers: Mapping[str, TextOptions],
-        tasks: Sequence[str],
+        self, options: DatasetOptions, raw: Path, folder: Path, readers: Mapping[str, TextOptions], tasks: Sequence[str]
     ) -> tuple[Splits, dict[str, Any]]:
         """See `Dataset.encode`."""
         parts = {task: self.prepare(options, task, raw) for task in tasks}

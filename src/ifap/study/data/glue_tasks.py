@@ -86,12 +86,7 @@ DATASETS.register("qqp")(
 DATASETS.register("mnli")(
     _task(
         Layout(
-            "mnli",
-            texts=PAIR,
-            label="gold_label",
-            labels=MNLI,
-            parquet=("premise", "hypothesis"),
-            dev="dev_matched",
+            "mnli", texts=PAIR, label="gold_label", labels=MNLI, parquet=("premise", "hypothesis"), dev="dev_matched"
         ),
         ("index", "promptID", "pairID", "genre", "sentence1", "sentence2", "label1", "gold_label"),
         lambda index, first, second, label: (

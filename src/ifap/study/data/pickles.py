@@ -17,12 +17,7 @@ from numpy.typing import NDArray
 from ifap.errors import ResultsError
 
 # What the published files use; `numpy._core` is the same module under the name of numpy 2.
-GLOBALS = {
-    "numpy.core.multiarray _reconstruct",
-    "numpy._core.multiarray _reconstruct",
-    "numpy ndarray",
-    "numpy dtype",
-}
+GLOBALS = {"numpy.core.multiarray _reconstruct", "numpy._core.multiarray _reconstruct", "numpy ndarray", "numpy dtype"}
 # Constants, containers, the memo, and the call that rebuilds an array. No names made at run time,
 # no classes, no persistent ids, no extensions, no buffers.
 OPCODES = {

@@ -129,12 +129,7 @@ class TextSpec(Dataset):
         return by_role(found, stratified_rows(found["train"].strata, options))
 
     def encode(
-        self,
-        options: DatasetOptions,
-        raw: Path,
-        folder: Path,
-        readers: Mapping[str, TextOptions],
-        tasks: Sequence[str],
+        self, options: DatasetOptions, raw: Path, folder: Path, readers: Mapping[str, TextOptions], tasks: Sequence[str]
     ) -> tuple[Splits, dict[str, Any]]:
         """Write the tokens of every network, and each network's tokenizer; see `Dataset.encode`."""
         samples = self.prepare(options, raw)

@@ -437,12 +437,7 @@ def _check_shares(recipe: TrainingOptions, engine: Engine) -> None:
 
 
 def _fingerprint(
-    model: nn.Module,
-    recipe: TrainingOptions,
-    seed: int,
-    guard: str,
-    engine: Engine,
-    controller: Controller | None,
+    model: nn.Module, recipe: TrainingOptions, seed: int, guard: str, engine: Engine, controller: Controller | None
 ) -> str:
     shapes = [(name, list(value.shape)) for name, value in model.state_dict().items()]
     method = None if controller is None else type(controller).__qualname__

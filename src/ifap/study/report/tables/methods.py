@@ -154,10 +154,7 @@ def table_1(name: str, options: TableParams, report: Report) -> Table:
     )
     datasets = list(dict.fromkeys(entry.cell.dataset for entry in entries))
     shown = runs[runs["dataset"].isin(datasets)]
-    columns = (
-        *_COLUMNS,
-        *(Column(dataset_label(dataset, grid), metric_heading(shown)) for dataset in datasets),
-    )
+    columns = (*_COLUMNS, *(Column(dataset_label(dataset, grid), metric_heading(shown)) for dataset in datasets))
     rows = tuple(_accuracy_rows(entries, goals, datasets))
     return Table(name, options.title, columns, rows, _notes(grid, entries, datasets, shown), detail=detail)
 

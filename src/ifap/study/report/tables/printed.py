@@ -45,11 +45,7 @@ DENSE_NOTE = (
     "without training to the printed reduction, which it has by construction: the verdict is 'reachable', and "
     "nothing is said about accuracy. The sizes, and those that come nearest to the printed costs, are in"
 )
-COUNTED_NOTES = {
-    "classifier": COUNTED_NOTE,
-    "language": TEXT_NOTE,
-    "dense": DENSE_NOTE,
-}
+COUNTED_NOTES = {"classifier": COUNTED_NOTE, "language": TEXT_NOTE, "dense": DENSE_NOTE}
 
 Key = tuple[str, str, str, int | None]
 
@@ -258,11 +254,7 @@ def _table_2(claims: Sequence[Judged], scale: str) -> Layout:
 
 def _table_3(claims: Sequence[Judged], scale: str) -> Layout:
     notes = Footnotes(scale, taken=2)
-    columns = (
-        Column("Data set", align="left"),
-        Column("Architecture", align="left"),
-        *_value_columns(best="Metric"),
-    )
+    columns = (Column("Data set", align="left"), Column("Architecture", align="left"), *_value_columns(best="Metric"))
     unit = {(claim.dataset, claim.model): claim.unit for claim in claims if claim.quantity == "metric_base"}
     rows: list[Row] = []
     for metric, task in TASKS.items():
