@@ -35,7 +35,7 @@ from ifap.saving import unpruned_plan, write_network
 from ifap.study.machine.determinism import configure
 from ifap.study.machine.provenance import provenance
 from ifap.study.models import MODELS, builder_id
-from ifap.study.report.full_size.classifiers import IMAGE_SIZES, USUAL_SIZE
+from ifap.study.report.full_size import IMAGE_SIZES, USUAL_SIZE
 from ifap.study.stage import run_stage
 
 NETWORKS = (

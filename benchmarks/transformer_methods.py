@@ -169,7 +169,7 @@ class Bench:
     def masked(self, method: str, options: MaskOptions, epochs: int) -> Row:
         """Prune single weights by a method."""
         target = weights_target(self.dense, REMAINING)
-        made = SPARSE.get(method).run(self.context(options, target, epochs))
+        made = SPARSE.get(method)(self.context(options, target, epochs))
         left = sum(counted(made.masks).values()) / sum(mask.numel() for mask in made.masks.values())
         return self.row(method, f"{REMAINING:.0%} of the weights", self.measure(made.model), 1.0, left,
                         made.training_macs)  # fmt: skip
@@ -188,7 +188,7 @@ class Bench:
     def removed(self, constraint: float, options: RfpOptions, name: str) -> Row:
         """Remove heads and neurons by RFP."""
         target = units_target(self.dense, constraint)
-        made = SPARSE.get("rfp").run(self.context(options, target))
+        made = SPARSE.get("rfp")(self.context(options, target))
         assert made.cut is not None
         return self.row(name, f"{constraint:.0%} of the MACs", self.measure(made.model),
                         self.left(made.model), 1.0, made.training_macs)  # fmt: skip

@@ -3,9 +3,7 @@ rule collect:
         METRICS,
         RECEIPTS,
         claims=str(paths.published_claims()),
-        structure=str(paths.structure_csv()),
-        text=str(paths.text_structure_csv()),
-        dense=str(paths.dense_structure_csv()),
+        full_size=str(paths.full_size_csv()),
     output:
         runs=f"results/{SCALE}/runs.csv",
         trace=f"results/{SCALE}/trace.csv",
@@ -38,50 +36,20 @@ rule audit:
         "{PYTHON} -m stages.audit > {log} 2>&1"
 
 
-# The networks of Table II counted at full size: needs neither data nor training, and takes about ten minutes on one
-# core. In git like the audit; rows that are there are kept.
-rule structure:
+# The networks of the paper counted at full size: needs neither data nor training, but 6 GB of memory, and takes about
+# half an hour on one core. In git like the audit; rows that are there are kept.
+rule full_size:
     input:
         claims=ancient(str(paths.published_claims())),
     output:
-        update(str(paths.structure_csv())),
+        update(str(paths.full_size_csv())),
     log:
-        "logs/structure.log",
+        "logs/full_size.log",
     params:
         claims=CLAIMS_CHECKSUM,
-        version=claims.STRUCTURE_VERSION,
+        versions=claims.FULL_SIZE_VERSIONS,
     shell:
-        "{PYTHON} -m stages.structure > {log} 2>&1"
-
-
-# The language models of Table V pruned at full size; the same. Needs 6 GB of memory.
-rule text_structure:
-    input:
-        claims=ancient(str(paths.published_claims())),
-    output:
-        update(str(paths.text_structure_csv())),
-    log:
-        "logs/text_structure.log",
-    params:
-        claims=CLAIMS_CHECKSUM,
-        version=claims.TEXT_STRUCTURE_VERSION,
-    shell:
-        "{PYTHON} -m stages.text_structure > {log} 2>&1"
-
-
-# The detectors, segmenters and generators of Table III; the same. Needs 6 GB of memory.
-rule dense_structure:
-    input:
-        claims=ancient(str(paths.published_claims())),
-    output:
-        update(str(paths.dense_structure_csv())),
-    log:
-        "logs/dense_structure.log",
-    params:
-        claims=CLAIMS_CHECKSUM,
-        version=claims.DENSE_STRUCTURE_VERSION,
-    shell:
-        "{PYTHON} -m stages.dense_structure > {log} 2>&1"
+        "{PYTHON} -m stages.full_size > {log} 2>&1"
 
 
 rule table:

@@ -4,32 +4,13 @@ from __future__ import annotations
 
 from ifap import plan, saving
 from ifap.study.machine.determinism import rank
-from ifap.study.paths import Cell
 from ifap.study.stage import run_stage
-from stages.job import open_job
-from stages.options import (
-    PARAMS,
-    DatasetOption,
-    MethodOption,
-    ModelOption,
-    ParamsOption,
-    ScaleOption,
-    SeedOption,
-    TaskOption,
-)
+from stages.job import Job, cell_stage
 
 
-def main(
-    task: TaskOption,
-    dataset: DatasetOption,
-    model: ModelOption,
-    seed: SeedOption,
-    method: MethodOption = "baseline",
-    scale: ScaleOption = None,
-    params: ParamsOption = PARAMS,
-) -> None:
+@cell_stage("baseline")
+def main(job: Job) -> None:
     """Train the unpruned network of a cell and save it."""
-    job = open_job(params, scale, Cell(task, dataset, model, method, seed), "baseline")
     with job.run() as timing:
         network = job.build()
         identifier, arguments = job.builder()

@@ -12,9 +12,7 @@ from ifap.study.config.reading import load_params, select_scale
 from ifap.study.grid import Grid
 from ifap.study.report import csv_files, records
 from ifap.study.report import judge as verdicts
-from ifap.study.report.full_size.classifiers import load_structure
-from ifap.study.report.full_size.dense import load_dense_structure
-from ifap.study.report.full_size.language import load_text_structure
+from ifap.study.report.full_size import load_counts
 from ifap.study.report.tables import methods as comparison
 from ifap.study.stage import run_stage
 from stages.options import PARAMS, ParamsOption, ScaleOption
@@ -44,7 +42,7 @@ def main(
         paths.trace_csv(grid.scale): records.trace_table(collected),
         paths.missing_csv(grid.scale): records.missing_table(collected),
     }
-    source = verdicts.Source.of(collected, load_structure(), load_text_structure(), load_dense_structure())
+    source = verdicts.Source.of(collected, load_counts())
     judged = verdicts.judge_file(paths.published_claims(), source)
     contents[paths.claims_csv(grid.scale)] = verdicts.judged_table(judged)
     contents[paths.comparison_csv(grid.scale)] = comparison.comparison_table(grid, source.runs)

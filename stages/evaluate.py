@@ -15,36 +15,18 @@ from ifap.latency import latency
 from ifap.study.machine.determinism import device
 from ifap.study.machine.provenance import provenance
 from ifap.study.paper.vocabulary import METRICS
-from ifap.study.paths import Cell, metrics_file, receipts_json, samples_file
+from ifap.study.paths import metrics_file, receipts_json, samples_file
 from ifap.study.sample_sheet import sample_sheet
 from ifap.study.stage import run_stage
-from stages.job import Job, open_job
-from stages.options import (
-    PARAMS,
-    DatasetOption,
-    MethodOption,
-    ModelOption,
-    ParamsOption,
-    ScaleOption,
-    SeedOption,
-    TaskOption,
-)
+from stages.job import Job, cell_stage
 
 METRICS_VERSION = 1
 USUAL = "top1"  # what a record watches that does not say so
 
 
-def main(
-    task: TaskOption,
-    dataset: DatasetOption,
-    model: ModelOption,
-    method: MethodOption,
-    seed: SeedOption,
-    scale: ScaleOption = None,
-    params: ParamsOption = PARAMS,
-) -> None:
+@cell_stage("evaluate")
+def main(job: Job) -> None:
     """Measure the final network of a cell and write metrics.json, and of a generator images that it makes."""
-    job = open_job(params, scale, Cell(task, dataset, model, method, seed), "evaluate")
     earlier = ["baseline"] if job.cell.is_baseline else ["prune", "finetune"]
     with job.run():
         for stage in earlier:

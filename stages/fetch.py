@@ -9,11 +9,8 @@ from pathlib import Path
 from ifap.errors import ConfigError, nearest
 from ifap.study import paths
 from ifap.study.config.data import DatasetOptions
-from ifap.study.data import DATASETS, DatasetSpec
-from ifap.study.data.base import write_dataset
-from ifap.study.data.dense import DenseSpec, write_dense
+from ifap.study.data import DATASETS, Dataset
 from ifap.study.data.origins import obtain
-from ifap.study.data.texts import TextSpec, write_texts
 from ifap.study.machine.determinism import configure
 from ifap.study.stage import run_stage
 from stages.options import PARAMS, DatasetOption, ParamsOption, ScaleOption, open_grid
@@ -33,17 +30,14 @@ def main(dataset: DatasetOption, scale: ScaleOption = None, params: ParamsOption
     spec, folder = DATASETS.get(dataset), paths.dataset_dir(grid.scale, dataset)
     raw, source = raw_data(spec, options, paths.synthetic_dir(grid.scale, dataset))
     config = grid.fetch_config(dataset)
-    if isinstance(spec, TextSpec):
-        manifest = write_texts(spec, options, grid.readers(dataset), config, source, raw, folder)
-    elif isinstance(spec, DenseSpec):
-        manifest = write_dense(spec, options, grid.dense_tasks(dataset), config, source, raw, folder)
-    else:
-        manifest = write_dataset(spec, options, config, source, raw, folder)
+    manifest = spec.write(
+        options, config, source, raw, folder, readers=grid.readers(dataset), tasks=grid.dense_tasks(dataset)
+    )
     sizes = ", ".join(f"{role} {entry['samples']}" for role, entry in manifest["splits"].items())
     log.info("%s: %s (%s)", folder, sizes, manifest["checksum"])
 
 
-def raw_data(spec: DatasetSpec | TextSpec | DenseSpec, options: DatasetOptions, folder: Path) -> tuple[Path, str]:
+def raw_data(spec: Dataset, options: DatasetOptions, folder: Path) -> tuple[Path, str]:
     """Return the folder of the raw data and, in words, where they come from; a twin is generated into `folder`."""
     if options.synthetic is None:
         return obtain(spec.name, options)

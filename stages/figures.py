@@ -18,10 +18,7 @@ from ifap.study.stage import run_stage
 from stages.options import PARAMS, ParamsOption, ScaleOption
 
 
-def main(
-    scale: ScaleOption = None,
-    params: ParamsOption = PARAMS,
-) -> None:
+def main(scale: ScaleOption = None, params: ParamsOption = PARAMS) -> None:
     """Draw every figure as SVG and PNG and write index.html, which opens offline."""
     options = load_params(params)
     grid = Grid(options, select_scale(options, scale))

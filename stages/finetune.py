@@ -4,33 +4,14 @@ from __future__ import annotations
 
 from ifap import saving
 from ifap.study.machine.determinism import rank
-from ifap.study.paths import Cell
 from ifap.study.rivals.controller import MaskController
 from ifap.study.stage import run_stage
-from stages.job import open_job
-from stages.options import (
-    PARAMS,
-    DatasetOption,
-    MethodOption,
-    ModelOption,
-    ParamsOption,
-    ScaleOption,
-    SeedOption,
-    TaskOption,
-)
+from stages.job import Job, cell_stage
 
 
-def main(
-    task: TaskOption,
-    dataset: DatasetOption,
-    model: ModelOption,
-    method: MethodOption,
-    seed: SeedOption,
-    scale: ScaleOption = None,
-    params: ParamsOption = PARAMS,
-) -> None:
+@cell_stage("finetune")
+def main(job: Job) -> None:
     """Fine-tune the pruned network of a cell and save it."""
-    job = open_job(params, scale, Cell(task, dataset, model, method, seed), "finetune")
     with job.run() as timing:
         job.check_stage("prune")
         record, network = job.load("pruned")

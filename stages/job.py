@@ -9,7 +9,7 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,8 @@ from ifap.errors import ConfigError, ResultsError, nearest
 from ifap.files import atomic_write_text, sha256_file, write_csv
 from ifap.study import paths
 from ifap.study.config.data import ModelOptions, TextOptions
-from ifap.study.config.values import TEXT_TASKS
-from ifap.study.data import DATASETS, DatasetSpec
+from ifap.study.data import DATASETS, Dataset
 from ifap.study.data.base import read_manifest
-from ifap.study.data.dense import DenseSpec
-from ifap.study.data.texts import TextSpec
 from ifap.study.grid import Grid
 from ifap.study.machine.determinism import configure, device, rank
 from ifap.study.machine.lock import LOCK_FILE, Lock
@@ -41,7 +38,17 @@ from ifap.study.training.fit import fit, read_progress
 from ifap.study.training.history import HISTORY_FIELDS
 from ifap.study.training.progress import tensorboard
 from ifap.train_step import processes
-from stages.options import open_grid
+from stages.options import (
+    PARAMS,
+    DatasetOption,
+    MethodOption,
+    ModelOption,
+    ParamsOption,
+    ScaleOption,
+    SeedOption,
+    TaskOption,
+    open_grid,
+)
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +89,7 @@ class Job:
     grid: Grid
     cell: paths.Cell
     stage: str
-    spec: DatasetSpec | TextSpec | DenseSpec = field(init=False)
+    spec: Dataset = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "spec", DATASETS.get(self.cell.dataset))
@@ -95,12 +102,9 @@ class Job:
     @property
     def task(self) -> Task:
         """Loss and metrics, of which the one that the data set is known by is watched."""
-        if not _is_made_for(self.spec, self.cell.task):
+        if not self.spec.is_made_for(self.cell.task):
             raise ConfigError(f"data set '{self.cell.dataset}' is not made for task '{self.cell.task}'")
-        task = TASKS.get(self.cell.task)
-        if isinstance(self.spec, TextSpec):
-            return task.watching(self.spec.metric)
-        return task.watching(self.spec.metric(self.cell.task)) if isinstance(self.spec, DenseSpec) else task
+        return TASKS.get(self.cell.task).watching(self.spec.watched(self.cell.task))
 
     @property
     def config(self) -> dict[str, Any]:
@@ -163,13 +167,7 @@ class Job:
         wanted = self.manifest()["splits"][role]["sha256"]
         if path.exists() and sha256_file(path) != wanted:
             raise ResultsError(f"{path} differs from its manifest: run the fetch stage again")
-        options = self.model_options
-        if isinstance(self.spec, TextSpec):
-            return self.spec.load(path, role, self.cell.model)
-        assert isinstance(options, ModelOptions)
-        if isinstance(self.spec, DenseSpec):
-            return self.spec.load(path, role, self.cell.task, options.image_size)
-        return self.spec.load(path, role, options.image_size)
+        return self.spec.load_for(self.cell, self.model_options, path, role)
 
     def discard_state(self) -> None:
         """Remove the resume state of this stage; the lock stays, because it may be held."""
@@ -182,7 +180,7 @@ class Job:
     def example_inputs(self, batch: int = 1) -> Inputs:
         """Return made-up inputs of the network's input shape: zeros, or the same word throughout."""
         size = self.builder()[1]
-        if isinstance(self.spec, TextSpec):
+        if isinstance(self.model_options, TextOptions):
             reader = self.manifest()["readers"][self.cell.model]
             word = torch.ones(batch, reader["max_length"], dtype=torch.int64)
             return {name: torch.zeros_like(word) if name == "token_type_ids" else word for name in reader["inputs"]}
@@ -190,10 +188,10 @@ class Job:
 
     def build(self) -> nn.Module:
         """Build the cell's unpruned network from torch's global generator, or from pretrained weights."""
-        network = MODELS.get(self.cell.model)(**self.builder()[1])
-        if self.model_options.pretrained:
-            load = load_pretrained_text if isinstance(self.spec, TextSpec) else load_pretrained
-            load(network, Path(self.model_options.pretrained))
+        network, options = MODELS.get(self.cell.model)(**self.builder()[1]), self.model_options
+        if options.pretrained:
+            load = load_pretrained_text if isinstance(options, TextOptions) else load_pretrained
+            load(network, Path(options.pretrained))
         return network
 
     def load(self, name: str) -> tuple[plan.Plan, nn.Module]:
@@ -271,12 +269,25 @@ class Job:
             self.discard_state()
 
 
-def _is_made_for(spec: DatasetSpec | TextSpec | DenseSpec, task: str) -> bool:
-    if isinstance(spec, TextSpec):
-        return task == spec.task
-    if isinstance(spec, DenseSpec):
-        return task in spec.place.tasks
-    return task not in TEXT_TASKS | {"detection", "segmentation"}
+def cell_stage(stage: str) -> Callable[[Callable[[Job], None]], Callable[..., None]]:
+    """Return a decorator that makes a function of a job the program of a stage, with the options of a cell."""
+
+    def decorate(work: Callable[[Job], None]) -> Callable[..., None]:
+        def main(
+            task: TaskOption,
+            dataset: DatasetOption,
+            model: ModelOption,
+            seed: SeedOption,
+            method: MethodOption = "baseline",
+            scale: ScaleOption = None,
+            params: ParamsOption = PARAMS,
+        ) -> None:
+            work(open_job(params, scale, paths.Cell(task, dataset, model, method, seed), stage))
+
+        main.__doc__ = work.__doc__
+        return main
+
+    return decorate
 
 
 def open_job(params: Path, scale: str | None, cell: paths.Cell, stage: str) -> Job:

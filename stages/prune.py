@@ -21,21 +21,11 @@ from ifap.seeds import seeded
 from ifap.study.config.recipes import LIMITS
 from ifap.study.distil import distillation, validator
 from ifap.study.machine.determinism import device
-from ifap.study.paths import Cell, cell_dir, flow_json, receipts_file, receipts_json
+from ifap.study.paths import cell_dir, flow_json, receipts_file, receipts_json
 from ifap.study.rivals import SPARSE, Context, Event, Outcome
 from ifap.study.rivals.run import masked_plan
 from ifap.study.stage import run_stage
-from stages.job import Job, Timing, open_job
-from stages.options import (
-    PARAMS,
-    DatasetOption,
-    MethodOption,
-    ModelOption,
-    ParamsOption,
-    ScaleOption,
-    SeedOption,
-    TaskOption,
-)
+from stages.job import Job, Timing, cell_stage
 
 RECEIPT_FIELDS = (
     "iteration", "accepted", "rho", "units_asked", "units_removed", "macs_asked", "macs", "params", "score_low",
@@ -44,17 +34,9 @@ RECEIPT_FIELDS = (
 )  # fmt: skip
 
 
-def main(
-    task: TaskOption,
-    dataset: DatasetOption,
-    model: ModelOption,
-    method: MethodOption,
-    seed: SeedOption,
-    scale: ScaleOption = None,
-    params: ParamsOption = PARAMS,
-) -> None:
+@cell_stage("prune")
+def main(job: Job) -> None:
     """Prune the baseline of a cell to its target and save it with its receipts."""
-    job = open_job(params, scale, Cell(task, dataset, model, method, seed), "prune")
     with job.run() as timing:
         network = baseline_network(job)
         flow = flow_before(job, network)
@@ -86,9 +68,7 @@ def prune_cell(job: Job, network: nn.Module, timing: Timing) -> tuple[Pruned, di
     def watch(model: nn.Module, receipt: Receipt) -> None:
         state.note(receipt.iteration, job.task.evaluate(model, validation, options.batch_size))
 
-    chosen = options.model_dump(include={"steps", "alpha", "normalize", "site", "aggregate", "min_units",
-                                         "max_layer_ratio", "spatial_only", "round_to", "max_drop",
-                                         "pace", "compensate"})  # fmt: skip
+    chosen = options.model_dump(exclude={"target", "calibration_samples", "batch_size"})
     example_inputs = to_device(job.example_inputs(), device())
     with evaluation_mode(network), torch.no_grad():
         outputs = job.task.outputs(call(network, example_inputs))
@@ -131,7 +111,7 @@ def mask_cell(job: Job, network: nn.Module, timing: Timing) -> Outcome:
         with seeded(job.cell.seed, torch.device("cpu")):
             return job.build().to(device())
 
-    result = SPARSE.get(job.grid.variant(job.cell).method).run(
+    result = SPARSE.get(job.grid.variant(job.cell).method)(
         Context(
             build=untrained,
             baseline=lambda: network,

@@ -124,8 +124,7 @@ def repeated(example_inputs: Any, batch: int | None) -> Any:
     if batch is None:
         return example_inputs
     return map_tensors(
-        example_inputs,
-        lambda tensor: tensor.repeat(math.ceil(batch / len(tensor)), *(1,) * (tensor.dim() - 1))[:batch],
+        example_inputs, lambda tensor: tensor.repeat(math.ceil(batch / len(tensor)), *(1,) * (tensor.dim() - 1))[:batch]
     )
 
 

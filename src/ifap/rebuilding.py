@@ -114,10 +114,7 @@ def _check_shapes(
 
 
 def _put(
-    model: nn.Module,
-    targets: Mapping[str, Tensor],
-    wanted: Mapping[str, Tensor],
-    kept: Mapping[str, dict[int, Tensor]],
+    model: nn.Module, targets: Mapping[str, Tensor], wanted: Mapping[str, Tensor], kept: Mapping[str, dict[int, Tensor]]
 ) -> set[str]:
     """Put stored tensors, and cut others, in place of the old; returns the modules whose widths change."""
     names = {id(tensor): name for name, tensor in reversed(list(targets.items()))}

@@ -174,11 +174,7 @@ class Distillation:
         trained = [p for p in (*model.parameters(), *adapters.parameters()) if p.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=self.lr, weight_decay=self.weight_decay)
         engine = open_engine(
-            model,
-            self.precision,
-            accumulate=self.accumulate,
-            channels_last=self.channels_last,
-            compile=self.compile,
+            model, self.precision, accumulate=self.accumulate, channels_last=self.channels_last, compile=self.compile
         )
         if engine.processes > 1:
             raise TrainingError("distillation runs in one process: leave out `accelerate launch` or `torchrun`")

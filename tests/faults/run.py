@@ -253,7 +253,7 @@ def make_study(folder, *, recorded=False):
     """Copy what a study needs and make its grid tiny; or take the records of the checkout as they are."""
     wanted = ("data/paper/", "reports/templates/", "reports/paper/", *([f"results/{SCALE}/cells/"] if recorded else []))
     for name in tracked_files():
-        if name.startswith(wanted) or name in {"results/structure.csv", "params.yaml"}:
+        if name.startswith(wanted) or name in {"results/full_size.csv", "params.yaml"}:
             copy_file(ROOT / name, folder / name)
     if recorded:
         return folder

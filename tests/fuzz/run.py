@@ -40,7 +40,7 @@ from ifap.errors import IfapError  # noqa: E402
 from ifap.study.config.reading import load_params  # noqa: E402
 from ifap.study.grid import Grid  # noqa: E402
 from ifap.study.report import records  # noqa: E402
-from ifap.study.report.full_size.classifiers import load_structure  # noqa: E402
+from ifap.study.report.full_size import load_counts  # noqa: E402
 from ifap.study.report.page import load_evidence, render_page  # noqa: E402
 from ifap.study.report.tables.render import render  # noqa: E402
 from ifap.study.report.tables.report import Report  # noqa: E402
@@ -103,7 +103,7 @@ class Results:
         cell = self.grid.pruned()[0]
         self.files = [
             *[getattr(paths, f"{name}_csv")("quick") for name in ("runs", "trace", "missing", "claims")],
-            paths.structure_csv(),
+            paths.full_size_csv(),
             paths.audit_file("csv"),
             *(file("quick", cell) for file in (paths.metrics_file, paths.receipts_file)),
         ]
@@ -125,7 +125,7 @@ class Results:
     def read(self, folder):
         grid = self.grid
         report = Report.load(grid, root=folder)
-        load_structure(root=folder)
+        load_counts(root=folder)
         records.collect(grid, root=folder)
         built = [build.build_table(name, report) for name in options.table_names(grid)]
         templates = ROOT / "reports" / "templates"

@@ -90,7 +90,7 @@ def test_the_example_that_trains_meets_its_target(training_example):
         epochs=2, batch_size=8, optimizer="sgd", lr=0.1, weight_decay=0.0, warmup_epochs=0, label_smoothing=0.0,
         augment=False,
     )  # fmt: skip
-    found = SPARSE.get("random_mask").run(
+    found = SPARSE.get("random_mask")(
         Context(
             build=net.build,
             baseline=net.build,

@@ -24,7 +24,7 @@ from ifap.study.grid import TABLE_FORMATS
 
 FILES = [name for name in tracked_files() if not name.startswith(("tests/", "results/", "data/"))]
 LIBRARY = sorted((ROOT / "src" / "ifap").rglob("*.py"))
-CODE = [*LIBRARY, *sorted((ROOT / "stages").glob("*.py"))]
+CODE = [*LIBRARY, *sorted((ROOT / "stages").rglob("*.py"))]
 # The library; knows nothing of data sets, the workflow or the paper.
 METHOD = [path for path in LIBRARY if "study" not in path.parts]
 

@@ -90,7 +90,8 @@ def all_commands_of_ifap():
 
 def stage_options(module):
     app = typer.Typer()
-    app.command()(importlib.import_module(module).main)
+    package = (ROOT / module.replace(".", "/")).is_dir()
+    app.command()(importlib.import_module(f"{module}.__main__" if package else module).main)
     return options_of(app)
 
 

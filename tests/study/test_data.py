@@ -11,7 +11,7 @@ import torch
 from ifap.errors import ConfigError, ResultsError, SplitError
 from ifap.study.config.data import DatasetOptions
 from ifap.study.data import DATASETS
-from ifap.study.data.base import ROLES, data_checksum, read_manifest, write_dataset
+from ifap.study.data.base import ROLES, data_checksum, read_manifest
 from ifap.study.data.images import random_shift
 
 OPTIONS = DatasetOptions(validation=0.2, test=0.2, split_seed=0)
@@ -19,7 +19,7 @@ NOWHERE = Path("nowhere")
 
 
 def write(digits, folder, options=OPTIONS):
-    return write_dataset(digits, options, {"version": 1}, "scikit-learn", NOWHERE, folder)
+    return digits.write(options, {"version": 1}, "scikit-learn", NOWHERE, folder)
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from ifap.errors import ConfigError, ResultsError, SplitError
 from ifap.study.config.data import DatasetOptions
 from ifap.study.data import DATASETS
 from ifap.study.data.base import read_manifest
-from ifap.study.data.dense import usable, with_content, write_dense
+from ifap.study.data.dense import usable, with_content
 from ifap.study.data.drawn_shapes import Shapes
 from ifap.study.data.masks import file_mask, region_mask, run_lengths
 from ifap.study.data.scenes import Boxes, BoxList, Findings, MaskFiles, Regions, Scenes, ragged
@@ -154,7 +154,7 @@ def test_published_numbers_of_classes():
 @pytest.mark.parametrize("name", sorted({*DETECTION, *SEGMENTATION}))
 def test_a_prepared_set_gives_batches_of_each_task(twins, tmp_path, name):
     spec = DATASETS.get(name)
-    manifest = write_dense(spec, options(name), spec.place.tasks, {}, "made here", twins / name, tmp_path)
+    manifest = spec.write(options(name), {}, "made here", twins / name, tmp_path, tasks=spec.place.tasks)
     assert manifest == read_manifest(tmp_path)
     assert manifest["synthetic"]
     for task in spec.place.tasks:
@@ -179,7 +179,7 @@ def test_a_prepared_set_gives_batches_of_each_task(twins, tmp_path, name):
                     assert target["labels"].max() < classes
                     assert torch.equal(taught["boxes"], target["boxes"])
         assert {role: entry["of_tasks"][task] for role, entry in manifest["splits"].items()} == sizes
-    again = write_dense(spec, options(name), spec.place.tasks, {}, "made here", twins / name, tmp_path / "again")
+    again = spec.write(options(name), {}, "made here", twins / name, tmp_path / "again", tasks=spec.place.tasks)
     assert again["checksum"] == manifest["checksum"]
 
 
@@ -197,7 +197,7 @@ def test_validation_images_are_none_of_the_training_images(twins, tmp_path):
 
 def test_a_file_of_another_split_task_or_content_is_refused(twins, tmp_path):
     spec = DATASETS.get("coco2017")
-    write_dense(spec, options("coco2017"), ["detection"], {}, "made here", twins / "coco2017", tmp_path)
+    spec.write(options("coco2017"), {}, "made here", twins / "coco2017", tmp_path, tasks=["detection"])
     path = tmp_path / "train.safetensors"
     with pytest.raises(SplitError, match="holds the train split of coco2017, wanted test"):
         spec.load(path, "test", "detection", 32)
@@ -214,7 +214,7 @@ def test_a_file_of_another_split_task_or_content_is_refused(twins, tmp_path):
 
 def test_boxes_and_masks_are_mirrored_with_their_images(twins, tmp_path):
     spec = DATASETS.get("pascal_voc")
-    write_dense(spec, options("pascal_voc"), spec.place.tasks, {}, "made here", twins / "pascal_voc", tmp_path)
+    spec.write(options("pascal_voc"), {}, "made here", twins / "pascal_voc", tmp_path, tasks=spec.place.tasks)
     rows = torch.arange(8)
     split = spec.load(tmp_path / "train.safetensors", "train", "segmentation", 48)
     (plain, masks), (images, changed) = split.read(rows), split.read(rows, seed=1)
@@ -256,7 +256,7 @@ def test_a_mask_resized_keeps_its_classes_in_place(tmp_path):
 
 def test_calibration_images_come_without_targets(twins, tmp_path):
     spec = DATASETS.get("coco2017")
-    write_dense(spec, options("coco2017"), ["detection"], {}, "made here", twins / "coco2017", tmp_path)
+    spec.write(options("coco2017"), {}, "made here", twins / "coco2017", tmp_path, tasks=["detection"])
     batches = spec.load(tmp_path / "train.safetensors", "train", "detection", 32).calibration(5, 2, 0)
     assert [batch.shape for batch in batches] == [(2, 3, 32, 32), (2, 3, 32, 32), (1, 3, 32, 32)]
     assert [len(targets) for _, targets in batches.labelled] == [2, 2, 1]
@@ -294,7 +294,7 @@ def test_bad_boxes_are_an_error_unless_they_are_allowed_and_counted(own, tmp_pat
         spec.prepare(options("coco2017"), "detection", folder)
     assert "\n" not in str(caught.value)
     allowed = options("coco2017", max_bad_annotations=0.2)
-    manifest = write_dense(spec, allowed, ["detection"], {}, "made here", folder, tmp_path / "out")
+    manifest = spec.write(allowed, {}, "made here", folder, tmp_path / "out", tasks=["detection"])
     found = manifest["problems"]["detection"]["train"]
     assert found[kind]["count"] == 1
     assert len(found[kind]["files"]) == 1
@@ -322,7 +322,7 @@ def test_images_without_annotations_are_counted_and_not_trained_on(own):
 def test_crowds_are_not_taught_but_known_where_it_is_measured(own, tmp_path):
     folder, spec = own("coco2017"), DATASETS.get("coco2017")
     edit_coco(folder, lambda content: [item.update(iscrowd=1) for item in content["annotations"][::2]])
-    write_dense(spec, options("coco2017"), ["detection"], {}, "made here", folder, tmp_path / "out")
+    spec.write(options("coco2017"), {}, "made here", folder, tmp_path / "out", tasks=["detection"])
     split = spec.load(tmp_path / "out" / "train.safetensors", "train", "detection", 32)
     (_, taught), targets = split.read(torch.arange(len(split)))
     for some, everything in zip(taught, targets, strict=True):
@@ -396,7 +396,7 @@ def test_grey_images_are_counted_and_read_in_colour(own, tmp_path):
     folder, spec = own("coco2017"), DATASETS.get("coco2017")
     path = sorted((folder / "train2017").iterdir())[0]
     Image.open(path).convert("L").save(path)
-    manifest = write_dense(spec, options("coco2017"), ["detection"], {}, "made here", folder, tmp_path / "out")
+    manifest = spec.write(options("coco2017"), {}, "made here", folder, tmp_path / "out", tasks=["detection"])
     found = manifest["problems"]["detection"]["train"]["images with another number of channels"]
     assert found == {"count": 1, "files": [f"train2017/{path.name}"]}
     split = spec.load(tmp_path / "out" / "train.safetensors", "train", "detection", 32)

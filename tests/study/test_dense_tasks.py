@@ -20,7 +20,6 @@ from ifap.results import Receipt
 from ifap.study.config.data import DatasetOptions
 from ifap.study.config.recipes import RecoveryOptions, TrainingOptions
 from ifap.study.data import DATASETS
-from ifap.study.data.dense import write_dense
 from ifap.study.distil import distillation, validator
 from ifap.study.tasks import TASKS
 from ifap.study.tasks.detection import own_loss
@@ -44,7 +43,7 @@ def load(tmp_path_factory):
     options = DatasetOptions.model_validate(
         {"split_seed": 0, "validation": 0.25, "synthetic": {"classes": 3, "per_class": 6, "seed": 0}}
     )
-    write_dense(spec, options, spec.place.tasks, {}, "made here", folder / "raw", folder)
+    spec.write(options, {}, "made here", folder / "raw", folder, tasks=spec.place.tasks)
     return lambda task, role: spec.load(folder / f"{role}.safetensors", role, task, 48)
 
 

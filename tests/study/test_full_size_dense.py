@@ -12,18 +12,16 @@ from ifap.errors import ResultsError
 from ifap.study import paths
 from ifap.study.models import MODELS
 from ifap.study.paper.published import load_claims
-from ifap.study.report.full_size.dense import (
-    SIZES,
-    DenseStructure,
-    WantedDense,
-    about_dense,
-    counted_dense,
-    dense_structure_table,
-    load_dense_structure,
-    wanted_dense,
+from ifap.study.report.full_size import (
+    DENSE_SIZES,
+    Dense,
+    DenseCount,
+    counts_table,
+    dense_networks,
+    load_counts,
 )
 
-ROW = DenseStructure(
+ROW = DenseCount(
     dataset="pascal_voc", model="fcn_vgg19_bn", classes=21, image_size=512, published=100.0, reduction_published=0.6,
     macs_base=90_000_000_000, params_base=40_000_000, nearest_size=544, macs_nearest=101_600_000_000,
     macs_pruned=36_000_000_000, params_pruned=9_000_000, reduction=0.6, ran="fcn_vgg19_bn at 64", ran_reduction=0.601,
@@ -34,18 +32,18 @@ ROW = DenseStructure(
 @pytest.fixture
 def stage(monkeypatch):
     monkeypatch.syspath_prepend(ROOT)
-    return importlib.import_module("stages.dense_structure")
+    return importlib.import_module("stages.full_size.dense")
 
 
 @pytest.fixture(scope="module")
 def networks():
-    return wanted_dense(load_claims(ROOT / paths.published_claims()))
+    return dense_networks(load_claims(ROOT / paths.published_claims()))
 
 
 def test_the_27_networks_of_table_3(networks):
     assert len(networks) == 27
-    assert {each.model for each in networks} == set(SIZES)
-    assert set(SIZES) <= set(MODELS.names())
+    assert {each.model for each in networks} == set(DENSE_SIZES)
+    assert set(DENSE_SIZES) <= set(MODELS.names())
     assert all(0.5 < each.reduction_published < 0.7 for each in networks)
     first = networks[0]
     assert (first.dataset, first.model, first.published, first.reduction_published) == (
@@ -86,32 +84,32 @@ def test_a_size_that_cannot_be_reached_is_said(stage):
 
 
 def test_what_is_written_is_read_again(tmp_path):
-    path = tmp_path / paths.dense_structure_csv()
+    path = tmp_path / paths.full_size_csv()
     path.parent.mkdir()
-    path.write_text(dense_structure_table([ROW]))
-    assert load_dense_structure(root=tmp_path) == {("pascal_voc", "fcn_vgg19_bn"): (2, ROW)}
-    assert load_dense_structure(root=tmp_path / "nowhere") == {}
-    path.write_text(dense_structure_table([ROW, ROW]))
+    path.write_text(counts_table([ROW]))
+    assert load_counts(root=tmp_path) == {("pascal_voc", "fcn_vgg19_bn"): (2, ROW)}
+    assert load_counts(root=tmp_path / "nowhere") == {}
+    path.write_text(counts_table([ROW, ROW]))
     with pytest.raises(ResultsError, match="row 3, column model: pascal_voc/fcn_vgg19_bn is doubled"):
-        load_dense_structure(root=tmp_path)
+        load_counts(root=tmp_path)
     path.write_text(path.read_text().replace(",yes,yes,", ",perhaps,yes,"))
     with pytest.raises(ResultsError, match="row 2, trains"):
-        load_dense_structure(root=tmp_path)
+        load_counts(root=tmp_path)
 
 
 def test_numbers_that_contradict_each_other_are_refused():
     values = ROW.model_dump()
     with pytest.raises(ValidationError, match="column reduction"):
-        DenseStructure.model_validate({**values, "reduction": 0.61})
+        DenseCount.model_validate({**values, "reduction": 0.61})
     with pytest.raises(ValidationError, match="column note"):
-        DenseStructure.model_validate({**values, "reduction": None})
+        DenseCount.model_validate({**values, "reduction": None})
 
 
 def test_the_recorded_networks_are_those_of_table_3(networks, stage):
-    rows = [row for _, row in load_dense_structure(root=ROOT).values()]
+    rows = [row for _, row in load_counts(root=ROOT).values() if row.KIND == "dense"]
     assert [(row.dataset, row.model) for row in rows] == [(each.dataset, each.model) for each in networks]
     for row, network in zip(rows, networks, strict=True):
-        assert network == WantedDense.model_validate(row.model_dump(include=set(WantedDense.model_fields)))
+        assert network == Dense.model_validate(row.model_dump(include=set(Dense.model_fields)))
         assert row.reduction == pytest.approx(row.reduction_published, abs=0.01)
         assert row.ran_reduction == pytest.approx(row.reduction_published, abs=0.01)
         assert (row.trains, row.reloads) == ("yes", "yes")
@@ -128,11 +126,11 @@ def test_the_recorded_networks_are_those_of_table_3(networks, stage):
 )
 def test_what_a_count_says_of_a_claim(quantity, value, words):
     claim = {"table": 3, "quantity": quantity}
-    assert counted_dense(claim, ROW) == pytest.approx(value)
-    assert "at 512 px" in about_dense(claim, ROW)
-    assert about_dense(claim, ROW).endswith(words)
+    assert ROW.measured(claim) == pytest.approx(value)
+    assert "at 512 px" in ROW.about(quantity)
+    assert ROW.about(quantity).endswith(words)
 
 
 def test_a_count_says_nothing_of_scores_and_of_other_tables():
-    assert counted_dense({"table": 3, "quantity": "metric_base"}, ROW) is None
-    assert counted_dense({"table": 2, "quantity": "gmacs_base"}, ROW) is None
+    assert ROW.measured({"table": 3, "quantity": "metric_base"}) is None
+    assert ROW.measured({"table": 2, "quantity": "gmacs_base"}) is None

@@ -85,7 +85,6 @@ def test_every_path_belongs_to_one_cell():
             paths.metrics_file("quick", cell), paths.receipts_file("quick", cell), paths.receipts_json("quick", cell),
             paths.history_file("quick", cell), *(paths.state_dir("quick", cell, step) for step in STEPS),
             *(paths.checkpoint_dir("quick", cell, name) for name in ("pruned", "final")),
-            *(paths.log_file("quick", cell, step) for step in STEPS),
         )
     ]  # fmt: skip
     assert len(set(places)) == len(places)

@@ -3,7 +3,6 @@
 import csv
 import shutil
 from collections import Counter
-from dataclasses import replace
 from functools import cache
 
 import pandas as pd
@@ -17,9 +16,7 @@ from ifap.study.grid import Grid
 from ifap.study.paper import audit, published
 from ifap.study.report import judge as verdicts
 from ifap.study.report import records
-from ifap.study.report.full_size.classifiers import load_structure
-from ifap.study.report.full_size.dense import load_dense_structure
-from ifap.study.report.full_size.language import load_text_structure
+from ifap.study.report.full_size import load_counts
 from ifap.study.report.record import TRACE_COLUMNS
 
 PUBLISHED = ROOT / paths.published_claims()
@@ -162,7 +159,7 @@ def test_costs_counted_at_full_size_are_compared_at_every_scale(scale):
     assert [row.verdict for row in (base, pruned, delta)] == ["reproduced", "reproduced", "reachable"]
     assert base.reason.startswith("full-size network at 224 px, no training needed; 0.05 from the printed value")
     assert "pruned to this very reduction, 1x1 convolutions included: it can be reached" in delta.reason
-    assert {row.metrics for row in (base, pruned, delta)} == {"results/structure.csv#L2"}
+    assert {row.metrics for row in (base, pruned, delta)} == {"results/full_size.csv#L2"}
     assert all(map(verdicts.is_counted, (base, pruned, delta)))
     assert rows["T4/Cifar-10/ResNet-50/1/params"].mean == 23.5
     assert rows["T4/Cifar-10/ResNet-50/2/params"].verdict == "not attempted"
@@ -182,9 +179,7 @@ def test_a_run_that_was_pruned_to_the_printed_reduction_does_not_reproduce_it(ta
 
 
 def test_no_recorded_number_that_holds_by_construction_is_called_reproduced():
-    own = replace(source(structure=load_structure(root=ROOT)), text=load_text_structure(root=ROOT))
-    own = replace(own, dense=load_dense_structure(root=ROOT))
-    rows = [row for row in judge(own).values() if row.metrics]
+    rows = [row for row in judge(source(structure=load_counts(root=ROOT))).values() if row.metrics]
     assert {row.quantity for row in rows if row.verdict == "reachable"} == {
         "gmacs_delta", "params_delta", "params_pruned",
     }  # fmt: skip
@@ -206,7 +201,7 @@ def test_a_trained_network_of_the_paper_s_size_is_better_than_a_count():
     runs = [run(macs=1.3e9, macs_reduction=-68.0)]
     name = "T2/CIFAR-10/ResNet-50/gmacs_pruned"
     assert judge(source("paper", runs, structure=made_up_structure()))[name].metrics == "m0"
-    assert judge(source("quick", runs, structure=made_up_structure()))[name].metrics == "results/structure.csv#L2"
+    assert judge(source("quick", runs, structure=made_up_structure()))[name].metrics == "results/full_size.csv#L2"
 
 
 def test_a_measured_claim_keeps_what_the_audit_found():
@@ -223,7 +218,8 @@ def test_a_measured_claim_keeps_what_the_audit_found():
 
 
 def test_table_3_takes_only_unpruned_networks():
-    rows = judge(source(structure=load_structure(root=ROOT)))
+    counts = {key: row for key, row in load_counts(root=ROOT).items() if row[1].KIND == "classifier"}
+    rows = judge(source(structure=counts))
     taken = {(row.table, row.quantity) for row in rows.values() if row.metrics}
     assert taken == {
         *((2, f"gmacs_{name}") for name in ("base", "pruned", "delta")), (3, "gmacs_base"), (4, "gmacs"), (4, "params"),

@@ -291,12 +291,12 @@ def test_soft_scores_are_above_a_threshold_and_pay_a_penalty():
 
 def test_soft_scores_that_keep_too_much_are_an_error():
     with pytest.raises(TargetError, match=r"missed by soft scores, which reached 0\.\d+: raise methods\.mvp\.penalty"):
-        SPARSE.get("mvp").run(context("mvp", options=MvpOptions(scores="soft", penalty=0.0), epochs=2))
+        SPARSE.get("mvp")(context("mvp", options=MvpOptions(scores="soft", penalty=0.0), epochs=2))
 
 
 def test_embeddings_are_frozen_and_trained_again_afterwards():
     before = nets.bert().bert.embeddings.word_embeddings.weight
-    outcome = SPARSE.get("mvp").run(context("mvp"))
+    outcome = SPARSE.get("mvp")(context("mvp"))
     after = outcome.model.bert.embeddings
     assert torch.equal(after.word_embeddings.weight, before)
     assert after.word_embeddings.weight.grad is None
@@ -312,7 +312,7 @@ def test_it_starts_from_the_pretrained_network_where_there_is_one():
         return model
 
     made = [
-        SPARSE.get("mvp").run(context("mvp", first=other, pretrained=pretrained, epochs=2)).model
+        SPARSE.get("mvp")(context("mvp", first=other, pretrained=pretrained, epochs=2)).model
         for pretrained in (False, True)
     ]
     table = [bool((model.bert.embeddings.word_embeddings.weight == 0.5).all()) for model in made]
@@ -325,9 +325,9 @@ def test_it_starts_from_the_pretrained_network_where_there_is_one():
 )
 def test_a_recipe_that_it_cannot_follow_is_refused(changes, message):
     with pytest.raises(ConfigError, match=message):
-        SPARSE.get("mvp").run(context("mvp", **changes))
+        SPARSE.get("mvp")(context("mvp", **changes))
     with pytest.raises(ConfigError, match="'mvp' is not defined for Small: it has no transformer blocks"):
-        SPARSE.get("mvp").run(context("mvp", build=Small))
+        SPARSE.get("mvp")(context("mvp", build=Small))
 
 
 # --- all that mask weights ------------------------------------------------------------------------
@@ -348,7 +348,7 @@ def test_what_is_masked_is_the_linear_layers_of_the_blocks(build):
 @pytest.mark.parametrize("build", [nets.gpt2, nets.t5], ids=["gpt2", "t5"])
 @pytest.mark.parametrize("name", OPTIONS)
 def test_a_language_model_meets_the_target_with_exact_zeros(name, build):
-    outcome = SPARSE.get(name).run(context(name, build, Target(macs=0.6)))
+    outcome = SPARSE.get(name)(context(name, build, Target(macs=0.6)))
     model = build()
     assert split_attention(model) == outcome.split_attention
     found = prices(model, EXAMPLE, "macs", block_weights(model))
@@ -363,7 +363,7 @@ def test_a_language_model_meets_the_target_with_exact_zeros(name, build):
 @pytest.mark.parametrize("build", [nets.bert, nets.gpt2, nets.t5], ids=["bert", "gpt2", "t5"])
 def test_masks_of_a_language_model_are_saved_and_loaded(build, tmp_path):
     """Where attention was split, in the first format, which knows of that."""
-    outcome = SPARSE.get("mvp").run(context("mvp", build, epochs=2))
+    outcome = SPARSE.get("mvp")(context("mvp", build, epochs=2))
     record = masked_plan(outcome.model, outcome.split_attention, EXAMPLE)
     assert record.format == (1 if outcome.split_attention else 2)
     assert record.split_attention == outcome.split_attention
@@ -381,7 +381,7 @@ class Killed(Exception):  # noqa: N818 (stands for a signal)
 
 @pytest.mark.parametrize("killed", [6, 13])
 def test_a_killed_run_resumes_to_the_same_bytes(killed, tmp_path, monkeypatch):
-    whole = SPARSE.get("mvp").run(context("mvp", state=tmp_path / "whole"))
+    whole = SPARSE.get("mvp")(context("mvp", state=tmp_path / "whole"))
     left = iter(range(killed, -1, -1))
     step = MaskController.after_step
 
@@ -393,8 +393,8 @@ def test_a_killed_run_resumes_to_the_same_bytes(killed, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(MaskController, "after_step", dying)
         with pytest.raises(Killed):
-            SPARSE.get("mvp").run(context("mvp", state=tmp_path / "killed"))
-    again = SPARSE.get("mvp").run(context("mvp", state=tmp_path / "killed"))
+            SPARSE.get("mvp")(context("mvp", state=tmp_path / "killed"))
+    again = SPARSE.get("mvp")(context("mvp", state=tmp_path / "killed"))
     assert (again.history, again.events, again.progress.resumes) == (whole.history, whole.events, 1)
     assert all(map(torch.equal, whole.model.state_dict().values(), again.model.state_dict().values()))
     assert all(torch.equal(whole.masks[n], again.masks[n]) for n in whole.masks)

@@ -411,20 +411,20 @@ def context(build, **changes):
 
 
 def test_the_method_needs_no_training_and_says_what_it_cost():
-    outcome = SPARSE.get("rfp").run(context(nets.bert))
+    outcome = SPARSE.get("rfp")(context(nets.bert))
     assert outcome.history == []
     assert outcome.masks == {}
     assert outcome.cut.after.macs <= 0.6 * outcome.cut.before.macs
     assert outcome.training_macs == (3 + 2 * 3) * 24 * outcome.cut.before.macs
     start, end = outcome.cut.receipts
     assert end.metric_before == start.metric_after
-    again = SPARSE.get("rfp").run(context(nets.bert))
+    again = SPARSE.get("rfp")(context(nets.bert))
     assert all(map(torch.equal, outcome.model.state_dict().values(), again.model.state_dict().values()))
 
 
 def test_what_has_no_blocks_is_not_attempted_and_the_test_split_is_refused():
     with pytest.raises(ConfigError, match="'rfp' is not defined for Sequential: it has no transformer blocks"):
-        SPARSE.get("rfp").run(context(lambda: nn.Sequential(nn.Linear(3, 3))))
+        SPARSE.get("rfp")(context(lambda: nn.Sequential(nn.Linear(3, 3))))
     data = LabelledBatches(nets.labelled(1), "test")
     with pytest.raises(SplitError):
         prune_units(nets.bert(), EXAMPLE, data, TASK.loss, Target(macs=0.4), OPTIONS)

@@ -19,6 +19,7 @@ from ifap.study.config.reading import parse_params
 from ifap.study.config.recipes import TrainingOptions
 from ifap.study.config.refining import mask_options
 from ifap.study.config.rivals import GranetOptions, LthOptions, MaskOptions, MethodOptions, PdpOptions, RiglOptions
+from ifap.study.paper.vocabulary import kind
 from ifap.study.rivals import SPARSE, Context
 from ifap.study.rivals.controller import MaskController, all_kept, counted
 from ifap.study.rivals.density import (
@@ -405,13 +406,13 @@ def test_granet_prunes_by_the_cubic_schedule_and_regenerates():
 
 def test_granet_says_what_does_not_fit():
     with pytest.raises(ConfigError, match=r"methods\.granet\.update_every: 13 steps are more than the 24 steps"):
-        SPARSE.get("granet").run(context("granet", options=GranetOptions(update_every=13)))
+        SPARSE.get("granet")(context("granet", options=GranetOptions(update_every=13)))
     with pytest.raises(TargetError, match=r"macs=0\.1 is met before pruning: raise methods\.granet\.initial_density"):
-        SPARSE.get("granet").run(context("granet", target=Target(macs=0.1)))
+        SPARSE.get("granet")(context("granet", target=Target(macs=0.1)))
 
 
 def test_granet_from_all_weights_starts_dense():
-    outcome = SPARSE.get("granet").run(context("granet", options=GranetOptions(initial_density=1.0, update_every=2)))
+    outcome = SPARSE.get("granet")(context("granet", options=GranetOptions(initial_density=1.0, update_every=2)))
     densities = [event.density for event in outcome.events]
     assert densities[0] == 1.0
     assert densities == sorted(densities, reverse=True)
@@ -522,7 +523,7 @@ def test_the_hard_network_of_pdp_computes_nearly_what_the_soft_one_does():
 
 def test_soft_masks_cannot_be_averaged():
     with pytest.raises(ConfigError, match=r"method 'pdp' .* leave out ema_decay"):
-        SPARSE.get("pdp").run(context("pdp", ema_decay=0.9))
+        SPARSE.get("pdp")(context("pdp", ema_decay=0.9))
 
 
 # --- LTH ------------------------------------------------------------------------------------------
@@ -564,7 +565,7 @@ def test_lth_rewinds_to_the_very_weights_with_a_new_optimiser_and_the_schedule_o
 
     runs = []
     monkeypatch.setattr("ifap.study.rivals.lth.TicketController", Watch)
-    outcome = SPARSE.get("lth").run(context("lth"))
+    outcome = SPARSE.get("lth")(context("lth"))
     assert len(runs) == 3
     early = runs[0].early
     assert early.keys() == network().state_dict().keys()
@@ -584,7 +585,7 @@ def test_lth_rewinds_to_the_very_weights_with_a_new_optimiser_and_the_schedule_o
 
 def test_lth_needs_epochs_after_those_it_goes_back_to():
     with pytest.raises(ConfigError, match=r"rewind_epochs 6 must be less than the 6 epochs"):
-        SPARSE.get("lth").run(context("lth", options=LthOptions(rewind_epochs=6)))
+        SPARSE.get("lth")(context("lth", options=LthOptions(rewind_epochs=6)))
 
 
 # --- all of them ----------------------------------------------------------------------------------
@@ -593,7 +594,7 @@ def test_lth_needs_epochs_after_those_it_goes_back_to():
 @pytest.mark.parametrize("kind", ["macs", "params"])
 @pytest.mark.parametrize("name", OPTIONS)
 def test_a_method_meets_the_target_with_exact_zeros(name, kind):
-    outcome = SPARSE.get(name).run(context(name, target=Target(**{kind: 0.6})))
+    outcome = SPARSE.get(name)(context(name, target=Target(**{kind: 0.6})))
     dense = cost(network(), EXAMPLE)
     model, masks = outcome.model, outcome.masks
     assert cost(model, EXAMPLE) == dense
@@ -614,7 +615,7 @@ class Killed(Exception):  # noqa: N818 (stands for a signal)
 @pytest.mark.parametrize("killed", [7, 14, 21])
 @pytest.mark.parametrize("name", OPTIONS)
 def test_a_killed_run_resumes_to_the_same_bytes(name, killed, tmp_path, monkeypatch):
-    whole = SPARSE.get(name).run(context(name, state=tmp_path / "whole"))
+    whole = SPARSE.get(name)(context(name, state=tmp_path / "whole"))
     left = iter(range(killed if name != "lth" else 2 * killed, -1, -1))
     step = MaskController.after_step
 
@@ -626,8 +627,8 @@ def test_a_killed_run_resumes_to_the_same_bytes(name, killed, tmp_path, monkeypa
     with monkeypatch.context() as patch:
         patch.setattr(MaskController, "after_step", dying)
         with pytest.raises(Killed):
-            SPARSE.get(name).run(context(name, state=tmp_path / "killed"))
-    again = SPARSE.get(name).run(context(name, state=tmp_path / "killed"))
+            SPARSE.get(name)(context(name, state=tmp_path / "killed"))
+    again = SPARSE.get(name)(context(name, state=tmp_path / "killed"))
     assert again.history == whole.history
     assert again.events == whole.events
     assert again.training_macs == whole.training_macs
@@ -641,7 +642,7 @@ def test_a_loss_that_is_not_finite_names_the_step_and_the_last_good_state(name, 
     bad = split("train")
     bad.inputs[:] = float("nan")
     with pytest.raises(TrainingError, match=r"loss is nan in epoch 1, step 1 of 4: .*no earlier state"):
-        SPARSE.get(name).run(context(name, train=bad, state=tmp_path))
+        SPARSE.get(name)(context(name, train=bad, state=tmp_path))
 
 
 @pytest.mark.parametrize("name", OPTIONS)
@@ -649,15 +650,15 @@ def test_a_method_refuses_the_test_split_and_a_budget_of_nothing(name):
     with pytest.raises(SplitError):
         context(name, train=split("test"))
     with pytest.raises(ConfigError, match="epoch"):
-        SPARSE.get(name).run(context(name, epochs=0))
+        SPARSE.get(name)(context(name, epochs=0))
 
 
 @pytest.mark.parametrize("name", SPARSE.names())
-def test_what_is_known_without_torch_is_what_the_method_says(name):
-    method, options = SPARSE.get(name), mask_options(name)
+def test_what_a_method_is_follows_from_its_options(name):
+    options = mask_options(name)
     assert issubclass(options, MaskOptions)
-    assert (method.start, method.structure, method.tasks) == (options.start, options.structure, options.tasks)
-    assert (method.structure == "weights") == (name in {*OPTIONS, "mvp"})
+    assert kind(name) == (options.structure, options.start)
+    assert (options.structure == "weights") == (name in {*OPTIONS, "mvp"})
     assert isinstance(getattr(MethodOptions(), name), options)
 
 
@@ -676,7 +677,7 @@ def test_a_method_is_not_attempted_for_a_task_it_is_not_defined_for(monkeypatch)
 
 
 def saved(folder):
-    outcome = SPARSE.get("rigl").run(context("rigl", epochs=2))
+    outcome = SPARSE.get("rigl")(context("rigl", epochs=2))
     name = "7.weight"
     with torch.no_grad():
         active = outcome.masks[name].nonzero()[0]

@@ -118,7 +118,7 @@ def test_it_is_trained_for_as_long_as_the_pruned_network_was(wide):
     whole = one_run(recipe, pruning, recovery, TrainingOptions(**{**RECIPE, "epochs": 1}))
     assert whole.epochs == 2 + 3 * 2 + 1
     data = Split("train", torch.randn(8, 3, 32, 32), torch.arange(8) % 4)
-    made = SPARSE.get("small_dense").run(
+    made = SPARSE.get("small_dense")(
         Context(
             build=lambda: wide,
             baseline=lambda: wide,

@@ -10,10 +10,9 @@ from claims_made_up import made_up_grid, raw_params
 
 from ifap.study.paper.vocabulary import best
 from ifap.study.report.records import RUN_COLUMNS
-from ifap.study.report.tables.build import build_table
+from ifap.study.report.tables.build import build_table, has_cells
 from ifap.study.report.tables.render import render
 from ifap.study.report.tables.report import Report
-from ifap.study.report.tables.vision import has_dense_cells
 
 SIZES = {"classification": ("cifar100", "resnet50"), "detection": ("pascal_voc", "detr_vit_b_16"),
          "generation": ("coco2017", "stable_diffusion_half")}  # fmt: skip
@@ -102,8 +101,8 @@ def test_what_did_not_run_says_so():
 
 def test_a_scale_without_such_networks_shows_the_published_table_alone():
     grid = made_up_grid()
-    assert not has_dense_cells(grid)
-    assert has_dense_cells(dense_grid())
+    assert not has_cells("table-3", grid)
+    assert has_cells("table-3", dense_grid())
     assert table([], grid).published is None
 
 

@@ -17,7 +17,7 @@ from ifap.study.paper import published
 from ifap.study.paper.audit import Finding
 from ifap.study.paths import Cell
 from ifap.study.report import judge as verdicts
-from ifap.study.report.full_size.classifiers import Structure
+from ifap.study.report.full_size import ClassifierCount
 from ifap.study.report.record import TRACE_COLUMNS, Receipt
 from ifap.study.report.records import RUN_COLUMNS
 
@@ -181,7 +181,7 @@ def made_up_structure(**values):
     }
     first = {"model": "resnet50", "macs_base": 4_050_000_000, "params_base": 23_500_000, "reduction_published": 0.71}
     second = {"model": "vgg19_bn", "macs_base": 21_000_000_000, "params_base": 140_000_000, "reduction_published": 0.7}
-    rows = [Structure(**row, **first, **{**reached, **values}), Structure(**row, **second, **missed)]
+    rows = [ClassifierCount(**row, **first, **{**reached, **values}), ClassifierCount(**row, **second, **missed)]
     return {(each.dataset, each.model): (number, each) for number, each in enumerate(rows, start=2)}
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from ifap.study.config.data import DatasetOptions, SyntheticOptions, TextOptions
 from ifap.study.data import DATASETS
-from ifap.study.data.texts import write_texts
 
 TABLES = ("sst2", "cola", "mrpc", "qqp", "rte", "qnli", "mnli")
 SETS = (*TABLES, "stsb", "squad", "record", "agreement")
@@ -20,4 +19,4 @@ def write(name, folder, **options):
     """Write a twin of two classes and prepare it; returns the manifest."""
     spec = DATASETS.get(name)
     spec.twin(folder / "raw", 2, 12, 0)
-    return write_texts(spec, OPTIONS, readers(**options), {}, "made up", folder / "raw", folder)
+    return spec.write(OPTIONS, {}, "made up", folder / "raw", folder, readers=readers(**options))

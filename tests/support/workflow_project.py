@@ -20,7 +20,7 @@ from ifap.study.grid import Grid
 
 SCALE = "quick"
 BELONGS_TO_RESULTS = re.compile(
-    r"(tests|results/(?!(?:text_|dense_)?structure\.csv)|reports/(?!templates|paper)|data/(?!paper/))|dvc\.lock$"
+    r"(tests|results/(?!full_size\.csv)|reports/(?!templates|paper)|data/(?!paper/))|dvc\.lock$"
 )
 RECIPE = {"epochs": 1, "warmup_epochs": 0}
 

@@ -71,20 +71,20 @@ def test_a_stale_cell_leaves_the_outputs_as_they_were(stages, tmp_path):
 def test_costs_counted_at_full_size_are_in_claims_tables_and_page(stages, tmp_path):
     stages["collect"]()
     without = paths.claims_csv("quick").read_text()
-    assert "structure.csv" not in without
-    shutil.copy(ROOT / paths.structure_csv(), paths.structure_csv())
+    assert "full_size.csv" not in without
+    shutil.copy(ROOT / paths.full_size_csv(), paths.full_size_csv())
     for main in stages.values():
         main()
     lines = list(csv.DictReader(paths.claims_csv("quick").open(newline="")))
-    counted = [line for line in lines if line["metrics"].startswith("results/structure.csv#L")]
+    counted = [line for line in lines if line["metrics"].startswith("results/full_size.csv#L")]
     assert {line["verdict"] for line in counted} == {"reproduced", "reachable", "not reproduced"}
-    assert len(counted) == 3 * 90 + 16 + 2
+    assert len(counted) == 459
     table = paths.table_file("quick", "table-2", "md").read_text()
     assert "| 4.2 [4.39]" in table
     assert "costs: 2 reproduced, 1 reachable" in table
     assert "costs: 3" not in table  # at least the change holds by construction
-    assert "288 verdicts are about costs" in paths.report_page("quick").read_text()
-    assert "90 of them are <em>reachable</em>" in paths.report_page("quick").read_text()
+    assert "459 verdicts are about costs" in paths.report_page("quick").read_text()
+    assert "167 of them are <em>reachable</em>" in paths.report_page("quick").read_text()
 
 
 def test_check_writes_nothing(stages):

@@ -8,7 +8,7 @@ from workflow_project import ROOT
 
 PROFILES = {path.parent.name: yaml.safe_load(path.read_text()) for path in ROOT.glob("profiles/*/config.yaml")}
 GPU_RULES = {"baseline", "prune", "finetune", "evaluate"}
-RULES = GPU_RULES | {"fetch", "collect", "audit", "structure", "table", "figure"}
+RULES = GPU_RULES | {"fetch", "collect", "audit", "full_size", "table", "figure"}
 
 
 def resources(profile, rule):

@@ -152,12 +152,11 @@ def test_it_starts_from_the_network_that_the_baseline_started_from(project, monk
     class Done(Exception):  # noqa: N818 (ends the stage)
         pass
 
-    class Method:
-        def run(self, context):
-            started.extend([context.build(), context.build(), context.recipe])
-            raise Done
+    def method(context):
+        started.extend([context.build(), context.build(), context.recipe])
+        raise Done
 
-    monkeypatch.setattr("ifap.study.rivals.SPARSE.get", lambda name: Method())
+    monkeypatch.setattr("ifap.study.rivals.SPARSE.get", lambda name: method)
     with pytest.raises(Done):
         prune.main(**CELL, method="rigl", params=PARAMS)
     configure(0)

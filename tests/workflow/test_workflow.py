@@ -197,7 +197,7 @@ def test_the_grid_the_records_and_the_tables_have_the_same_cells(finished):  # n
     assert tuple(trace.columns) == TRACE_COLUMNS
     assert list(dict.fromkeys(trace.method)) == [cell.method for cell in finished.grid().pruned()]
     links = re.findall(r"^\[\d+\]: (\S+)$", (finished.root / TABLE).read_text(), flags=re.MULTILINE)
-    others = ("/reports/", "../paper/", *(f"{file}#" for file in paths.structure_files()))
+    others = ("/reports/", "../paper/", f"{paths.full_size_csv()}#")
     records = [link for link in links if not any(other in link for other in others)]
     targets = {((finished.root / TABLE).parent / link).resolve() for link in records}
     assert targets == {finished.root / paths.metrics_file(SCALE, cell) for cell in finished.grid().cells()}

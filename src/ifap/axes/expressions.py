@@ -375,10 +375,7 @@ def _split_product(expression: Expression, at: int) -> tuple[Expression, Express
     middle, after = split(after, 1)
     pin(middle, Reason("it is cut in the middle"))
     left, right = split(inner, part)
-    return (
-        concatenation([product([before, inner]), left]),
-        concatenation([right, product([after, inner])]),
-    )
+    return (concatenation([product([before, inner]), left]), concatenation([right, product([after, inner])]))
 
 
 def regroup(dims: Iterable[Expression], sizes: Iterable[int]) -> list[Expression]:

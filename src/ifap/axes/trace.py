@@ -411,10 +411,7 @@ def following(tracer: Tracer) -> Iterator[None]:
             tracer.counters.pop()
 
     with ExitStack() as handles:
-        for handle in (
-            register_module_forward_pre_hook(begin),
-            register_module_forward_hook(end, always_call=True),
-        ):
+        for handle in (register_module_forward_pre_hook(begin), register_module_forward_hook(end, always_call=True)):
             handles.callback(handle.remove)
         yield
 

@@ -39,9 +39,7 @@ def estimate(
         typer.echo(line)
 
 
-def audit(
-    claims: Annotated[Path, typer.Option(help="The published numbers.")] = Path("data/paper/claims.csv"),
-) -> None:
+def audit(claims: Annotated[Path, typer.Option(help="The published numbers.")] = Path("data/paper/claims.csv")) -> None:
     """Check the published numbers against one another; findings are no failure."""
     from ifap.study import paths
 

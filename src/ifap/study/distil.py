@@ -44,19 +44,6 @@ def distillation(
 ) -> Distillation:
     """Return the distillation that a scale's options ask for.
 
-    Parameters
-    ----------
-    train, validation : Split
-        See `ifap.Distillation`.
-    options : RecoveryOptions
-        The block of ``params.yaml``.
-    task : Task
-        Gives the loss.
-    augment : callable, optional
-        Used if the options ask for augmentation.
-    seed : int, optional
-        See `ifap.Distillation`.
-
     Raises
     ------
     ConfigError

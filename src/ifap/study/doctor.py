@@ -58,17 +58,14 @@ class Finding:
 def examine(params: Path = Path("params.yaml"), scale: str | None = None) -> list[Finding]:
     """Look at the machine and, where there is a parameter file, at what one scale needs of it.
 
+    Group by group; changes nothing and starts nothing.
+
     Parameters
     ----------
     params : Path
         The parameter file; without it only the machine is looked at, unless a scale is named.
     scale : str, optional
         The scale; the one in the parameter file by default.
-
-    Returns
-    -------
-    list of Finding
-        Group by group; changes nothing and starts nothing.
 
     Raises
     ------

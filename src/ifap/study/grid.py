@@ -103,16 +103,13 @@ class Grid:
     def chosen(self, patterns: str | None = None) -> list[Cell]:
         """Return the cells that a run is limited to, each with its baseline.
 
+        In the order of `cells`.
+
         Parameters
         ----------
         patterns : str, optional
             Comma-separated names of cells, ``task/dataset/model/method/seedN``, or their first parts, with
             the wildcards of a shell in any part. All cells by default.
-
-        Returns
-        -------
-        list of Cell
-            In the order of `cells`.
 
         Raises
         ------
@@ -251,17 +248,14 @@ class Grid:
     def config(self, cell: Cell, step: str) -> dict[str, Any]:
         """Return everything that the result of one step depends on, earlier steps included.
 
+        Plain values, one key a step: JSON-able and stable.
+
         Parameters
         ----------
         cell : Cell
             The experiment.
         step : {'baseline', 'prune', 'finetune', 'evaluate'}
             The step; ``evaluate`` covers the whole chain of the cell.
-
-        Returns
-        -------
-        dict
-            Plain values, one key a step: JSON-able and stable.
         """
         of_model = {str(step): more for step, more in self.params.versions_of.get(cell.model, {}).items()}
         versions = {step: number + of_model.get(step, 0) for step, number in self.params.versions.items()}

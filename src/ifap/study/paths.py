@@ -111,11 +111,6 @@ def state_dir(scale: str, cell: Cell, stage: str) -> Path:
     return Path("state") / scale / str(cell) / stage
 
 
-def log_file(scale: str, cell: Cell, stage: str) -> Path:
-    """Log of one job."""
-    return Path("logs") / scale / str(cell) / f"{stage}.log"
-
-
 def tensorboard_dir(scale: str, cell: Cell, stage: str) -> Path:
     """Where a training writes what TensorBoard shows, if it is asked to."""
     return Path("logs") / "tensorboard" / scale / str(cell) / stage
@@ -141,29 +136,14 @@ def missing_csv(scale: str) -> Path:
     return scale_dir(scale) / "missing.csv"
 
 
-def dense_structure_csv() -> Path:
-    """What the paper's detectors, segmenters and generators cost at full size; the same at every scale, in git."""
-    return Path("results") / "dense_structure.csv"
-
-
 def claims_csv(scale: str) -> Path:
     """Every published number with what was measured for it and a verdict."""
     return scale_dir(scale) / "claims.csv"
 
 
-def structure_csv() -> Path:
+def full_size_csv() -> Path:
     """What the paper's networks cost at full size, unpruned and pruned; the same at every scale, in git."""
-    return Path("results") / "structure.csv"
-
-
-def structure_files() -> tuple[Path, Path, Path]:
-    """Return the records of networks that were counted at full size, which do not depend on a scale."""
-    return structure_csv(), text_structure_csv(), dense_structure_csv()
-
-
-def text_structure_csv() -> Path:
-    """How small the paper's language models can be made at full size; the same at every scale, in git."""
-    return Path("results") / "text_structure.csv"
+    return Path("results") / "full_size.csv"
 
 
 def templates_dir() -> Path:

@@ -20,6 +20,8 @@ WHITE = 255
 def sample_sheet(model: nn.Module, data: Split) -> bytes | None:
     """Return a PNG file of the first images that a generator makes, always from the same noise.
 
+    None where the data are no images of one or three channels, such as latents.
+
     Parameters
     ----------
     model : Module
@@ -27,11 +29,6 @@ def sample_sheet(model: nn.Module, data: Split) -> bytes | None:
     data : Split
         Real images: a network that reconstructs starts from the first of them, and the darkest and the
         brightest of their values in each channel become black and white.
-
-    Returns
-    -------
-    bytes or None
-        None where the data are no images of one or three channels, such as latents.
     """
     real = data.inputs[torch.arange(min(COUNT, len(data)))]
     if not isinstance(real, Tensor) or real.dim() != 4 or real.shape[1] not in (1, 3):

@@ -98,8 +98,4 @@ def escape_md(text: str) -> str:
     )
 
 
-ESCAPERS: dict[str, Callable[[str], str]] = {
-    "md": escape_md,
-    "html": lambda text: str(escape(text)),
-    "tex": escape_tex,
-}
+ESCAPERS: dict[str, Callable[[str], str]] = {"md": escape_md, "html": lambda text: str(escape(text)), "tex": escape_tex}

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from collections.abc import Collection
+from typing import ClassVar, Literal, Self
 
-from pydantic import (
-    Field,
-    SerializerFunctionWrapHandler,
-    model_serializer,
-    model_validator,
-)
+from pydantic import Field, model_validator
 
 from ifap.study.config.values import Fraction, Section, Seed
 
@@ -24,6 +20,8 @@ class SyntheticOptions(Section):
 
 class DatasetOptions(Section):
     """How a data set is found, prepared and split."""
+
+    left_out: ClassVar[Collection[str] | None] = ("train_samples", "max_bad_annotations")
 
     validation: Fraction | None = Field(
         default=None, description="Share of the training samples for validation; only if the data set has none."
@@ -46,12 +44,6 @@ class DatasetOptions(Section):
         default=None, ge=1, description="Training samples to keep, every class in proportion; all by default."
     )
 
-    @model_serializer(mode="wrap")
-    def _leave_out_newer_keys(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # The configuration of a result has had no such keys: at their defaults they make no result stale.
-        newer = (("train_samples", None), ("max_bad_annotations", 0.0))
-        return {key: value for key, value in handler(self).items() if (key, value) not in newer}
-
     @model_validator(mode="after")
     def _leave_training_data(self) -> DatasetOptions:
         if (self.validation or 0) + (self.test or 0) >= 1:
@@ -70,6 +62,8 @@ class ModelOptions(Section):
 
 class TextOptions(Section):
     """What a network for text is given and starts from."""
+
+    left_out: ClassVar[Collection[str] | None] = ("layers",)
 
     max_length: int = Field(gt=0, description="Tokens of an input; longer texts are cut, passages read in windows.")
     tokenizer: str = Field(
@@ -90,11 +84,6 @@ class TextOptions(Section):
         if self.layers and self.pretrained:
             raise ValueError("layers: pretrained weights have their own depth, leave it out")
         return self
-
-    @model_serializer(mode="wrap")
-    def _leave_out_the_published_depth(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # As in `StepOptions`: a new option makes no result stale.
-        return {key: value for key, value in handler(self).items() if key != "layers" or value is not None}
 
     @model_validator(mode="after")
     def _size_of_a_trained_one(self) -> Self:

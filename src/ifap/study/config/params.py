@@ -6,10 +6,7 @@ import json
 from functools import cached_property
 from typing import Any
 
-from pydantic import (
-    Field,
-    model_validator,
-)
+from pydantic import Field, model_validator
 
 from ifap.study.config.data import DatasetOptions, ModelOptions
 from ifap.study.config.recipes import EvaluateOptions, PruneOptions, TrainingOptions
@@ -122,10 +119,7 @@ class ScaleParams(Section):
             ends = {} if "target" in base.prune else self.targets.named
             made[method] = {
                 f"{method}_{end}": base.model_copy(
-                    update={
-                        "prune": {**base.prune, "target": target},
-                        "like": base.like and f"{base.like}_{end}",
-                    }
+                    update={"prune": {**base.prune, "target": target}, "like": base.like and f"{base.like}_{end}"}
                 )
                 for end, target in ends.items()
             }

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from collections.abc import Collection
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import (
-    Field,
-    SerializerFunctionWrapHandler,
-    model_serializer,
-    model_validator,
-)
+from pydantic import Field, model_validator
 
 from ifap.choices import Precision
 from ifap.study.config.values import Fraction, Name, Section, family
@@ -20,6 +16,8 @@ LIMITS = ("min_units", "max_layer_ratio", "round_to", "spatial_only")
 
 class StepOptions(Section):
     """How the steps of a training are computed; the defaults are the plain ones."""
+
+    left_out: ClassVar[Collection[str] | None] = None
 
     batch_size: int = Field(gt=0, description="Samples of one step of the optimiser, whatever they are split into.")
     precision: Precision = Field(default="fp32", description="Mixed precision of forward and backward.")
@@ -32,16 +30,6 @@ class StepOptions(Section):
         if self.batch_size % self.accumulate:
             raise ValueError(f"accumulate {self.accumulate} must divide batch_size {self.batch_size}")
         return self
-
-    @model_serializer(mode="wrap")
-    def _leave_out_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # The configuration of a result holds no optional key at its default: a new one makes no result stale.
-        fields = type(self).model_fields
-        return {
-            key: value
-            for key, value in handler(self).items()
-            if fields[key].is_required() or value != fields[key].get_default(call_default_factory=True)
-        }
 
 
 class TrainingOptions(StepOptions):
@@ -96,6 +84,8 @@ class TargetOptions(Section):
 class PruneOptions(Section):
     """The pruning loop (Algorithm 1 of the paper) and the limits it respects."""
 
+    left_out: ClassVar[Collection[str] | None] = ("pace", "compensate")
+
     target: TargetOptions
     steps: int = Field(ge=1, description="Number of pruning iterations T.")
     alpha: float = Field(ge=0, description="Exponent of the schedule rho_k = rho_0 (1 + k/T)^alpha.")
@@ -120,12 +110,6 @@ class PruneOptions(Section):
         default=False, description="Let what stays stand in for what goes, by least squares on the calibration samples."
     )
 
-    @model_serializer(mode="wrap")
-    def _leave_out_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # The configuration of a result has had no such keys: at their defaults they make no result stale.
-        later = {"pace": "units", "compensate": False}
-        return {key: value for key, value in handler(self).items() if later.get(key, ...) != value}
-
 
 class RecoveryOptions(StepOptions):
     """Distillation after each pruning iteration."""
@@ -144,6 +128,8 @@ class RecoveryOptions(StepOptions):
 class EvaluateOptions(Section):
     """What the only reader of the test split measures."""
 
+    left_out: ClassVar[Collection[str] | None] = ("batch_sizes",)
+
     batch_size: int = Field(gt=0)
     calibration_bins: int = Field(gt=0, description="Bins of the expected calibration error.")
     latency_batch: int = Field(gt=0)
@@ -152,11 +138,6 @@ class EvaluateOptions(Section):
     batch_sizes: dict[Name, Annotated[int, Field(gt=0)]] = Field(
         default={}, description="Samples of a batch in some tasks, by the names of their blocks."
     )
-
-    @model_serializer(mode="wrap")
-    def _leave_out_batch_sizes(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # The configuration of a result has had no such key: at its default it makes no result stale.
-        return {key: value for key, value in handler(self).items() if (key, value) != ("batch_sizes", {})}
 
     def samples(self, task: str) -> int:
         """Return how many samples a batch of a task has."""

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Collection
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-)
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]*$", max_length=100)]
@@ -27,6 +24,21 @@ class Section(BaseModel):
     """A block of ``params.yaml``: unknown keys are errors and values are never coerced."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    left_out: ClassVar[Collection[str] | None] = ()
+    """Optional keys that a configuration holds only where they are not at their default; None for all of them.
+
+    A key that came later is one of them: at its default it makes no recorded result stale.
+    """
+
+    @model_serializer(mode="wrap")
+    def _leave_out_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields, names = type(self).model_fields, self.left_out
+        optional = {name for name in (fields if names is None else names) if not fields[name].is_required()}
+        return {
+            key: value
+            for key, value in handler(self).items()
+            if key not in optional or value != fields[key].get_default(call_default_factory=True)
+        }
 
 
 def family(task: str) -> str:

@@ -1,4 +1,4 @@
-"""Data sets: one file an entry.
+"""Data sets: a file registers one or several.
 
 Names are loaded on first use: Snakemake asks `ifap.study.data.origins` what is there, without torch.
 """
@@ -8,10 +8,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ifap.study.data.base import DatasetSpec
+    from ifap.study.data.base import Dataset
     from ifap.study.data.entries import DATASETS
 
-__all__ = ["DATASETS", "DatasetSpec"]
+__all__ = ["DATASETS", "Dataset"]
 
 
 def __getattr__(name: str) -> Any:

@@ -47,11 +47,4 @@ def twin(folder: Path, classes: int, per_class: int, seed: int) -> None:
     mark_scenes(NAME, folder, shapes)
 
 
-DATASETS.register("ade20k")(
-    DenseSpec(
-        name=NAME,
-        classes=CLASSES,
-        read=read,
-        twin=twin,
-    )
-)
+DATASETS.register("ade20k")(DenseSpec(name=NAME, classes=CLASSES, read=read, twin=twin))

@@ -24,12 +24,5 @@ def twin(folder: Path, classes: int, per_class: int, seed: int) -> None:
 
 
 DATASETS.register("agreement")(
-    TextSpec(
-        name=NAME,
-        task="text_classification",
-        classes=CLASSES,
-        metric="accuracy",
-        read=reader(LAYOUT),
-        twin=twin,
-    )
+    TextSpec(name=NAME, task="text_classification", classes=CLASSES, metric="accuracy", read=reader(LAYOUT), twin=twin)
 )

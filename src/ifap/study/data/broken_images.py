@@ -21,17 +21,14 @@ def undecodable(files: Files, workers: int | None = None) -> tuple[str, ...]:
 
     Every file is decoded in full, so that one that breaks off in the middle is found too.
 
+    In the order of `files`.
+
     Parameters
     ----------
     files : Files
         The image files.
     workers : int, optional
         Threads that decode (Pillow decodes side by side); as many as this process may use cores.
-
-    Returns
-    -------
-    tuple of str
-        In the order of `files`.
     """
     with ThreadPoolExecutor(workers or len(os.sched_getaffinity(0))) as pool:
         good = pool.map(lambda name: _decodes(files.root / name), files.names)

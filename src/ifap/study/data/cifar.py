@@ -1,4 +1,7 @@
-"""What CIFAR-10 and CIFAR-100 share: pickled batches of 32 x 32 pixels, read by torchvision."""
+"""CIFAR-10 and CIFAR-100: 60,000 photographs of 32 x 32 pixels in 10 or 100 (fine) classes (Krizhevsky 2009).
+
+Pickled batches, read by torchvision.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,8 @@ import numpy as np
 import torch
 
 from ifap.data import Role
-from ifap.study.data.base import Raw
+from ifap.study.data.base import DatasetSpec, Raw
+from ifap.study.data.entries import DATASETS
 from ifap.study.data.origins import PLACES, home
 from ifap.study.data.pickles import plain_pickle, refuse_foreign
 from ifap.study.data.raw_images import Arrays
@@ -19,19 +23,11 @@ from ifap.study.data.torchvision_readers import reading
 from ifap.study.data.twins import Patterns, check_classes, check_sums, checksums, mark
 
 SIDE = 32
+GROUP = 5  # fine classes of CIFAR-100 in a coarse one
 
 
 def read_batches(name: str, folder: Path, reader: type[Any]) -> dict[Role, Raw]:
-    """Return the training and test images of a CIFAR folder.
-
-    Parameters
-    ----------
-    name : str
-        The data set.
-    folder : Path
-        Its folder, or the one above.
-    reader : type
-        torchvision's class for it.
+    """Return the training and test images of a CIFAR folder, or of the folder above, by torchvision's `reader`.
 
     Raises
     ------
@@ -107,3 +103,43 @@ def _local(reader: type[Any], sums: Mapping[str, str]) -> type[Any]:
     lists = {key: [[file, sums.get(file)] for file, _ in getattr(reader, key)] for key in ("train_list", "test_list")}
     meta = {**reader.meta, "md5": sums.get(reader.meta["filename"])}
     return type(reader.__name__, (reader,), {"base_folder": "", "meta": meta, **lists})
+
+
+def read_cifar10(folder: Path) -> dict[Role, Raw]:
+    """Return the 50,000 training and 10,000 test images."""
+    from torchvision.datasets import CIFAR10  # slow to import, and only fetching needs it
+
+    return read_batches("cifar10", folder, CIFAR10)
+
+
+def read_cifar100(folder: Path) -> dict[Role, Raw]:
+    """Return the 50,000 training and 10,000 test images."""
+    from torchvision.datasets import CIFAR100  # slow to import, and only fetching needs it
+
+    return read_batches("cifar100", folder, CIFAR100)
+
+
+def twin_of_cifar10(folder: Path, classes: int, per_class: int, seed: int) -> None:
+    """Write a synthetic set in the same format: five training batches, one test batch."""
+    batches = {f"data_batch_{number + 1}": ("train", number, 5) for number in range(5)}
+    write_batches(
+        "cifar10", folder, Patterns(classes, per_class, seed), 10, {**batches, "test_batch": ("test", 0, 1)},
+        "batches.meta", labels={"labels": 1}, names={"label_names": 1},
+    )  # fmt: skip
+
+
+def twin_of_cifar100(folder: Path, classes: int, per_class: int, seed: int) -> None:
+    """Write a synthetic set in the same format: one batch each, with fine and coarse labels."""
+    write_batches(
+        "cifar100", folder, Patterns(classes, per_class, seed), 100, {"train": ("train", 0, 1), "test": ("test", 0, 1)},
+        "meta", labels={"fine_labels": 1, "coarse_labels": GROUP},
+        names={"fine_label_names": 1, "coarse_label_names": GROUP},
+    )  # fmt: skip
+
+
+DATASETS.register("cifar10")(
+    DatasetSpec(name="cifar10", classes=10, channels=3, read=read_cifar10, twin=twin_of_cifar10, view="crop_flip")
+)
+DATASETS.register("cifar100")(
+    DatasetSpec(name="cifar100", classes=100, channels=3, read=read_cifar100, twin=twin_of_cifar100, view="crop_flip")
+)

@@ -52,11 +52,4 @@ def _mask(name: str) -> str:
     return name.replace("leftImg8bit", "gtFine", 1).removesuffix(IMAGE) + MASK
 
 
-DATASETS.register("cityscapes")(
-    DenseSpec(
-        name=NAME,
-        classes=len(NUMBERS),
-        read=read,
-        twin=twin,
-    )
-)
+DATASETS.register("cityscapes")(DenseSpec(name=NAME, classes=len(NUMBERS), read=read, twin=twin))

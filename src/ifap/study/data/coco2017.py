@@ -62,12 +62,4 @@ def _name(number: int) -> str:
     return f"{number:012d}.jpg"
 
 
-DATASETS.register("coco2017")(
-    DenseSpec(
-        name=NAME,
-        classes=CLASSES,
-        read=read,
-        twin=twin,
-        background=True,
-    )
-)
+DATASETS.register("coco2017")(DenseSpec(name=NAME, classes=CLASSES, read=read, twin=twin, background=True))

@@ -72,17 +72,7 @@ def open_coco(path: Path) -> Coco:
 
 
 def boxes(path: Path, place: Path, locate: Locate) -> Scenes:
-    """Return images and boxes of an annotation file.
-
-    Parameters
-    ----------
-    path : Path
-        The annotation file.
-    place : Path
-        The data set's folder.
-    locate : callable
-        Where each image lies below it.
-    """
+    """Return images and boxes of an annotation file."""
     content = open_coco(path)
     found = BoxList(content.findings)
     for image, name in _present(content, place, locate):

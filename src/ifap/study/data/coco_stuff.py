@@ -50,11 +50,4 @@ def _mask(name: str) -> str:
     return f"stuffthingmaps/{name.removesuffix('.jpg')}.png"
 
 
-DATASETS.register("coco_stuff")(
-    DenseSpec(
-        name=NAME,
-        classes=len(NUMBERS),
-        read=read,
-        twin=twin,
-    )
-)
+DATASETS.register("coco_stuff")(DenseSpec(name=NAME, classes=len(NUMBERS), read=read, twin=twin))

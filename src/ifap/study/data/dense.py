@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import struct
@@ -13,27 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save
 from torch import Tensor
 
 from ifap.data import Role, Split
 from ifap.errors import ConfigError, ResultsError, nearest
-from ifap.files import atomic_write_bytes, atomic_write_text, sha256_file
-from ifap.study.config.data import DatasetOptions
-from ifap.study.data.base import (
-    IMAGENET_MOMENTS,
-    MANIFEST_VERSION,
-    ROLES,
-    Twin,
-    check_shares,
-    content_hash,
-    data_checksum,
-    read_split,
-)
+from ifap.study.config.data import DatasetOptions, ModelOptions, TextOptions
+from ifap.study.data.base import IMAGENET_MOMENTS, ROLES, Dataset, Splits, by_role, check_shares, read_split, save_split
 from ifap.study.data.broken_images import refuse_many
 from ifap.study.data.images import Scaling
 from ifap.study.data.masks import ChannelError, mask_pixels
-from ifap.study.data.origins import PLACES, Place
 from ifap.study.data.scene_files import SceneFiles
 from ifap.study.data.scenes import (
     BAD_MASK,
@@ -52,6 +39,7 @@ from ifap.study.data.scenes import (
     targets_from,
     to_bytes,
 )
+from ifap.study.paths import Cell
 
 log = logging.getLogger(__name__)
 
@@ -59,20 +47,15 @@ ReadScenes = Callable[[Path, DenseTask], dict[Role, Scenes]]
 
 
 @dataclass(frozen=True)
-class DenseSpec:
-    """A set of images with boxes, masks or both.
+class DenseSpec(Dataset):
+    """A set of images with boxes, masks or both; `ifap.study.data.origins` knows for which tasks it is made.
 
     Parameters
     ----------
-    name : str
-        Its name in ``params.yaml``, under which `ifap.study.data.origins` knows where it comes from and
-        for which tasks it is made.
-    classes : int
-        Number of classes of objects.
+    name, classes, twin
+        See `Dataset`; the classes are those of objects.
     read : callable
         ``read(folder, task)`` returns the raw samples of the roles that the data set itself defines.
-    twin : callable
-        ``twin(folder, classes, per_class, seed)`` writes a synthetic set in the same format.
     background : bool
         Whether the pixels without an object are one more class, number 0.
     boxes : str
@@ -80,20 +63,16 @@ class DenseSpec:
         0.5 to 0.95, or ``map50``.
     """
 
-    name: str
-    classes: int
     read: ReadScenes
-    twin: Twin
     background: bool = False
     boxes: str = "map"
 
-    @property
-    def place(self) -> Place:
-        """What is known about it without reading it: title, licence, sources and tasks."""
-        return PLACES[self.name]
+    def is_made_for(self, task: str) -> bool:
+        """Whether the data set has what this task learns from."""
+        return task in self.place.tasks
 
-    def metric(self, task: str) -> str | None:
-        """Return the metric that is watched; None for the task's own."""
+    def watched(self, task: str) -> str | None:
+        """Return the metric that detectors are compared by; None for other tasks."""
         return self.boxes if task == "detection" else None
 
     def labels(self, task: str, options: DatasetOptions) -> int:
@@ -126,23 +105,34 @@ class DenseSpec:
             found[role] = usable(scenes, classes, options)
         # Only now: an image without anything to learn is still one to be wrong about where it is tested on.
         rows = shuffled_rows(len(found["train"]), options)
-        parts = {role: found[role] if role in found and role != "train" else found["train"].take(rows[role])
-                 for role in ROLES}  # fmt: skip
+        parts = by_role(found, rows)
         return {**parts, "train": with_content(parts["train"])}
+
+    def encode(
+        self, options: DatasetOptions, raw: Path, folder: Path, readers: Mapping[str, TextOptions], tasks: Sequence[str]
+    ) -> tuple[Splits, dict[str, Any]]:
+        """See `Dataset.encode`."""
+        parts = {task: self.prepare(options, task, raw) for task in tasks}
+        splits: Splits = {}
+        for role in ROLES:
+            own = {task: found[role] for task, found in parts.items()}
+            checksum = _write(folder / f"{role}.safetensors", self.name, role, own)
+            samples = {task: len(scenes) for task, scenes in own.items()}
+            splits[role] = {"samples": sum(samples.values()), "of_tasks": samples, "sha256": checksum}
+        return splits, {
+            "classes": {task: self.labels(task, options) for task in tasks},
+            "channels": 3,
+            "root": str(raw),
+            "problems": {task: _problems(self.name, found) for task, found in parts.items()},
+        }
+
+    def load_for(self, cell: Cell, options: ModelOptions | TextOptions, path: Path, role: Role) -> Split:
+        """See `Dataset.load_for`."""
+        assert isinstance(options, ModelOptions)
+        return self.load(path, role, cell.task, options.image_size)
 
     def load(self, path: Path, role: Role, task: str, size: int) -> Split:
         """Return one prepared split as network inputs and targets of a task.
-
-        Parameters
-        ----------
-        path : Path
-            The split's file.
-        role : {'train', 'validation', 'test'}
-            What the file must hold.
-        task : str
-            What it is read for.
-        size : int
-            Side of the square network input, in pixels.
 
         Raises
         ------
@@ -285,64 +275,7 @@ def shapes_of(root: Path, names: Iterable[str]) -> list[tuple[int, int] | None]:
     return _each(shape, names)
 
 
-def write_dense(
-    spec: DenseSpec,
-    options: DatasetOptions,
-    tasks: Sequence[DenseTask],
-    config: Mapping[str, Any],
-    source: str,
-    raw: Path,
-    folder: Path,
-) -> dict[str, Any]:
-    """Prepare a data set for some tasks and write one file a split and, last, ``manifest.json``.
-
-    Parameters
-    ----------
-    spec : DenseSpec
-        What to prepare.
-    options : DatasetOptions
-        How to split.
-    tasks : sequence of str
-        What it will be read for; each has samples of its own.
-    config : mapping
-        What the prepared data depend on; kept in the manifest.
-    source : str
-        Where the raw data come from, in words.
-    raw : Path
-        Their folder, where images and masks stay.
-    folder : Path
-        Where the files go.
-
-    Returns
-    -------
-    dict
-        The manifest.
-    """
-    parts = {task: spec.prepare(options, task, raw) for task in tasks}
-    splits: dict[str, dict[str, Any]] = {}
-    for role in ROLES:
-        path = folder / f"{role}.safetensors"
-        _write(path, spec.name, role, {task: found[role] for task, found in parts.items()})
-        samples = {task: len(found[role]) for task, found in parts.items()}
-        splits[role] = {"samples": sum(samples.values()), "of_tasks": samples, "sha256": sha256_file(path)}
-    manifest = {
-        "schema_version": MANIFEST_VERSION,
-        "config": dict(config),
-        "classes": {task: spec.labels(task, options) for task in tasks},
-        "channels": 3,
-        "synthetic": options.synthetic is not None,
-        "root": str(raw),
-        "source": source,
-        "licence": "none: generated" if options.synthetic else spec.place.licence,
-        "problems": {task: _problems(spec.name, found) for task, found in parts.items()},
-        "splits": splits,
-        "checksum": data_checksum({role: entry["sha256"] for role, entry in splits.items()}),
-    }
-    atomic_write_text(folder / "manifest.json", json.dumps(manifest, indent=2, sort_keys=True) + "\n")
-    return manifest
-
-
-def _write(path: Path, name: str, role: Role, parts: Mapping[DenseTask, Scenes]) -> None:
+def _write(path: Path, name: str, role: Role, parts: Mapping[str, Scenes]) -> str:
     tensors: dict[str, Tensor] = {}
     for task, scenes in parts.items():
         own = {} if scenes.targets is None else scenes.targets.tensors()
@@ -351,9 +284,7 @@ def _write(path: Path, name: str, role: Role, parts: Mapping[DenseTask, Scenes])
         own["sizes"] = torch.tensor([(scenes.root / file).stat().st_size for file in scenes.names])
         tensors |= {f"{task}.{key}": value.contiguous() for key, value in own.items()}
     roots = {task: str(scenes.root) for task, scenes in parts.items()}
-    about = {"name": name, "role": role, "roots": roots, "sha256": content_hash(tensors)}
-    # One metadata entry: the library writes several in no fixed order, and bytes must repeat.
-    atomic_write_bytes(path, save(tensors, {"split": json.dumps(about, sort_keys=True)}))
+    return save_split(path, tensors, {"name": name, "role": role, "roots": roots})
 
 
 def _problems(name: str, parts: Mapping[Role, Scenes]) -> dict[str, Any]:

@@ -31,13 +31,6 @@ def download(archives: Sequence[Archive], folder: Path) -> None:
     Everything happens in a temporary folder beside `folder`, which goes in any case; nothing is
     ever half there. A download that breaks off starts anew.
 
-    Parameters
-    ----------
-    archives : sequence of Archive
-        What to fetch.
-    folder : Path
-        Where the content goes; made if need be.
-
     Raises
     ------
     ResultsError

@@ -70,12 +70,5 @@ def _plain(path: Path) -> Iterator[Path]:
 
 
 DATASETS.register("fashion_mnist")(
-    DatasetSpec(
-        name=NAME,
-        classes=CLASSES,
-        channels=1,
-        read=read,
-        twin=twin,
-        view="crop_flip",
-    )
+    DatasetSpec(name=NAME, classes=CLASSES, channels=1, read=read, twin=twin, view="crop_flip")
 )

@@ -78,12 +78,5 @@ def _stacked(samples: Sequence[tuple[Tensor, int]]) -> Arrays:
 
 
 DATASETS.register("fer2013")(
-    DatasetSpec(
-        name=NAME,
-        classes=CLASSES,
-        channels=1,
-        read=read,
-        twin=twin,
-        view="crop_flip",
-    )
+    DatasetSpec(name=NAME, classes=CLASSES, channels=1, read=read, twin=twin, view="crop_flip")
 )

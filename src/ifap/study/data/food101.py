@@ -57,12 +57,5 @@ def twin(folder: Path, classes: int, per_class: int, seed: int) -> None:
 
 
 DATASETS.register("food101")(
-    DatasetSpec(
-        name=NAME,
-        classes=CLASSES,
-        channels=3,
-        read=read,
-        twin=twin,
-        view="resized_crop",
-    )
+    DatasetSpec(name=NAME, classes=CLASSES, channels=3, read=read, twin=twin, view="resized_crop")
 )

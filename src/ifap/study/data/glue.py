@@ -19,7 +19,6 @@ from ifap.study.data.texts import RawText, Texts
 log = logging.getLogger(__name__)
 
 Rows = Iterator[tuple[int, Mapping[str, str]]]
-NLI = {"entailment": 0, "not_entailment": 1}
 
 
 @dataclass(frozen=True)

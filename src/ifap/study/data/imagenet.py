@@ -122,12 +122,5 @@ def _synset(number: int, wnid: str, children: list[int] | None = None) -> dict[s
 
 
 DATASETS.register("imagenet")(
-    DatasetSpec(
-        name=NAME,
-        classes=CLASSES,
-        channels=3,
-        read=read,
-        twin=twin,
-        view="resized_crop",
-    )
+    DatasetSpec(name=NAME, classes=CLASSES, channels=3, read=read, twin=twin, view="resized_crop")
 )

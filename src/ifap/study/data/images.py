@@ -161,6 +161,8 @@ class ImageFiles:
 def random_shift(inputs: Tensor, generator: torch.Generator, share: float = 1 / 8) -> Tensor:
     """Shift each image by a random whole number of pixels, repeating its edge pixels.
 
+    A new tensor.
+
     Parameters
     ----------
     inputs : Tensor, shape (batch, channels, height, width)
@@ -169,11 +171,6 @@ def random_shift(inputs: Tensor, generator: torch.Generator, share: float = 1 / 
         Source of the shifts, on the CPU.
     share : float, optional
         Largest shift as a share of each side.
-
-    Returns
-    -------
-    Tensor, same shape
-        A new tensor.
     """
     batch, _, height, width = inputs.shape
     rows, columns = (_shifted(side, int(side * share), batch, generator) for side in (height, width))
@@ -183,17 +180,14 @@ def random_shift(inputs: Tensor, generator: torch.Generator, share: float = 1 / 
 def random_crop_flip(images: Tensor, generator: torch.Generator) -> Tensor:
     """Crop each image at random from itself padded by four black pixels, and mirror half of them.
 
+    A new tensor.
+
     Parameters
     ----------
     images : Tensor, shape (batch, channels, height, width)
         Raw images.
     generator : torch.Generator
         Source of crops and flips, on the CPU.
-
-    Returns
-    -------
-    Tensor, same shape
-        A new tensor.
     """
     batch, _, height, width = images.shape
     rows, columns = (_shifted(side, PADDING, batch, generator) + PADDING for side in (height, width))

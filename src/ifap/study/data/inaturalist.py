@@ -59,12 +59,5 @@ def twin(folder: Path, classes: int, per_class: int, seed: int) -> None:
 
 
 DATASETS.register("inaturalist")(
-    DatasetSpec(
-        name=NAME,
-        classes=CLASSES,
-        channels=3,
-        read=read,
-        twin=twin,
-        view="resized_crop",
-    )
+    DatasetSpec(name=NAME, classes=CLASSES, channels=3, read=read, twin=twin, view="resized_crop")
 )

@@ -61,11 +61,4 @@ def _name(number: int) -> str:
     return f"images/v1/patch{number % 2}/objects365_v1_{number:08d}.jpg"
 
 
-DATASETS.register("objects365")(
-    DenseSpec(
-        name=NAME,
-        classes=CLASSES,
-        read=read,
-        twin=twin,
-    )
-)
+DATASETS.register("objects365")(DenseSpec(name=NAME, classes=CLASSES, read=read, twin=twin))

@@ -113,11 +113,4 @@ def _write_table(path: Path, rows: list[tuple[object, ...]]) -> None:
     atomic_write_text(path, text.getvalue())
 
 
-DATASETS.register("open_images")(
-    DenseSpec(
-        name=NAME,
-        classes=CLASSES,
-        read=read,
-        twin=twin,
-    )
-)
+DATASETS.register("open_images")(DenseSpec(name=NAME, classes=CLASSES, read=read, twin=twin))

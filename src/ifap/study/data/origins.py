@@ -513,6 +513,8 @@ PLACES = {
 def why_absent(name: str, options: DatasetOptions, root: Path = Path()) -> str | None:
     """Say why a data set cannot be prepared, None if it can.
 
+    One line that says what to put where.
+
     Parameters
     ----------
     name : str
@@ -521,11 +523,6 @@ def why_absent(name: str, options: DatasetOptions, root: Path = Path()) -> str |
         Where it is looked for and whether it may be downloaded.
     root : Path, optional
         The project's folder.
-
-    Returns
-    -------
-    str or None
-        One line that says what to put where.
     """
     if options.synthetic is not None:
         return None

@@ -165,12 +165,5 @@ def _xml(name: str, scene: Scene) -> ET.Element:
 
 
 DATASETS.register("pascal_voc")(
-    DenseSpec(
-        name=NAME,
-        classes=len(CLASSES),
-        read=read,
-        twin=twin,
-        background=True,
-        boxes="map50",
-    )
+    DenseSpec(name=NAME, classes=len(CLASSES), read=read, twin=twin, background=True, boxes="map50")
 )

@@ -17,12 +17,7 @@ from numpy.typing import NDArray
 from ifap.errors import ResultsError
 
 # What the published files use; `numpy._core` is the same module under the name of numpy 2.
-GLOBALS = {
-    "numpy.core.multiarray _reconstruct",
-    "numpy._core.multiarray _reconstruct",
-    "numpy ndarray",
-    "numpy dtype",
-}
+GLOBALS = {"numpy.core.multiarray _reconstruct", "numpy._core.multiarray _reconstruct", "numpy ndarray", "numpy dtype"}
 # Constants, containers, the memo, and the call that rebuilds an array. No names made at run time,
 # no classes, no persistent ids, no extensions, no buffers.
 OPCODES = {
@@ -37,11 +32,6 @@ OPCODES = {
 
 def refuse_foreign(path: Path) -> None:
     """Raise unless a pickle holds only arrays, texts, numbers, lists and dicts; nothing of it is run.
-
-    Parameters
-    ----------
-    path : Path
-        The file.
 
     Raises
     ------
@@ -71,15 +61,7 @@ def refuse_foreign(path: Path) -> None:
 def plain_pickle(value: Any) -> bytes:
     """Return a value as a pickle in the form of the published CIFAR files (protocol 2, texts as bytes).
 
-    Parameters
-    ----------
-    value : dict, list, str, int or uint8 array
-        What to write; containers may nest.
-
-    Returns
-    -------
-    bytes
-        The same for the same value.
+    The same for the same value.
     """
     return b"\x80\x02" + _encoded(value) + b"."
 

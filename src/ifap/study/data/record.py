@@ -85,13 +85,4 @@ def _placed(text: str, name: str) -> dict[str, int]:
     return {"start": start, "end": start + len(name) - 1}
 
 
-DATASETS.register("record")(
-    TextSpec(
-        name=NAME,
-        task="cloze",
-        classes=2,
-        metric="accuracy",
-        read=read,
-        twin=twin,
-    )
-)
+DATASETS.register("record")(TextSpec(name=NAME, task="cloze", classes=2, metric="accuracy", read=read, twin=twin))

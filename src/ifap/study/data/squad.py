@@ -73,13 +73,4 @@ def twin(folder: Path, classes: int, per_class: int, seed: int) -> None:
     mark_texts(NAME, folder, sentences)
 
 
-DATASETS.register("squad")(
-    TextSpec(
-        name=NAME,
-        task="question_answering",
-        classes=2,
-        metric="f1",
-        read=read,
-        twin=twin,
-    )
-)
+DATASETS.register("squad")(TextSpec(name=NAME, task="question_answering", classes=2, metric="f1", read=read, twin=twin))

@@ -59,12 +59,5 @@ def names_array(names: list[str]) -> object:
 
 
 DATASETS.register("stanford_cars")(
-    DatasetSpec(
-        name=NAME,
-        classes=CLASSES,
-        channels=3,
-        read=read,
-        twin=twin,
-        view="resized_crop",
-    )
+    DatasetSpec(name=NAME, classes=CLASSES, channels=3, read=read, twin=twin, view="resized_crop")
 )

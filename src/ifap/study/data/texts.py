@@ -2,33 +2,22 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors.torch import save
 from torch import Tensor
 
 from ifap.data import Named, Role, Split
-from ifap.errors import ConfigError, ResultsError
-from ifap.files import atomic_write_bytes, atomic_write_text, sha256_file
-from ifap.study.config.data import DatasetOptions, TextOptions
-from ifap.study.data.base import (
-    MANIFEST_VERSION,
-    ROLES,
-    Twin,
-    check_shares,
-    content_hash,
-    data_checksum,
-    read_split,
-    stratified_rows,
-)
-from ifap.study.data.origins import PLACES, Place
+from ifap.errors import ResultsError
+from ifap.files import atomic_write_text
+from ifap.study.config.data import DatasetOptions, ModelOptions, TextOptions
+from ifap.study.data.base import Dataset, Splits, by_role, check_shares, read_split, save_split, stratified_rows
 from ifap.study.data.passages import Passages, Questions, from_lines, to_lines
 from ifap.study.data.tokens import Words, open_words
+from ifap.study.paths import Cell
 
 TextTask = Literal["text_classification", "text_regression", "question_answering", "cloze"]
 
@@ -91,36 +80,32 @@ ReadText = Callable[[Path], dict[Role, RawText]]
 
 
 @dataclass(frozen=True)
-class TextSpec:
+class TextSpec(Dataset):
     """A set of texts.
 
     Parameters
     ----------
-    name : str
-        Its name in ``params.yaml``, under which `ifap.study.data.origins` knows where it comes from.
+    name, classes, twin
+        See `Dataset`; `classes` is 1 for scores, 2 (start and end) for parts of a passage.
     task : str
         The task that it is made for.
-    classes : int
-        Number of classes; 1 for scores, 2 (start and end) for parts of a passage.
     metric : str
         What is watched and printed, such as the paper's Table V does.
     read : callable
         ``read(folder)`` returns the raw samples of the roles that the data set itself defines.
-    twin : callable
-        ``twin(folder, classes, per_class, seed)`` writes a synthetic set in the same format.
     """
 
-    name: str
     task: TextTask
-    classes: int
     metric: str
     read: ReadText
-    twin: Twin
 
-    @property
-    def place(self) -> Place:
-        """What is known about it without reading it: title, licence and sources."""
-        return PLACES[self.name]
+    def is_made_for(self, task: str) -> bool:
+        """Whether this is its task."""
+        return task == self.task
+
+    def watched(self, task: str) -> str | None:
+        """Return the data set's metric."""
+        return self.metric
 
     def labels(self, options: DatasetOptions) -> int:
         """Return how many classes the data have: a twin may have fewer than the real set."""
@@ -141,21 +126,40 @@ class TextSpec:
             if isinstance(raw, Texts) and self.task == "text_classification":
                 self._check_classes(role, raw.targets, self.labels(options))
         check_shares(self.name, found, options)
-        rows = stratified_rows(found["train"].strata, options)
-        return {role: found[role] if role in found and role != "train" else found["train"].take(rows[role])
-                for role in ROLES}  # fmt: skip
+        return by_role(found, stratified_rows(found["train"].strata, options))
+
+    def encode(
+        self, options: DatasetOptions, raw: Path, folder: Path, readers: Mapping[str, TextOptions], tasks: Sequence[str]
+    ) -> tuple[Splits, dict[str, Any]]:
+        """Write the tokens of every network, and each network's tokenizer; see `Dataset.encode`."""
+        samples = self.prepare(options, raw)
+        learned = samples["train"].texts()
+        words = {model: open_words(reader, model, learned) for model, reader in readers.items()}
+        splits: Splits = {}
+        for role, part in samples.items():
+            cut, checksum = _write(folder / f"{role}.safetensors", self.name, role, part, words)
+            splits[role] = {"samples": len(part), "cut": cut, "sha256": checksum}
+            if isinstance(part, Texts) and part.targets.dtype == torch.int64:
+                splits[role]["class_counts"] = torch.bincount(part.targets, minlength=self.labels(options)).tolist()
+        for model, own in words.items():
+            # The settings of the last batch say nothing about the tokenizer.
+            own.tokenizer.no_truncation()
+            own.tokenizer.no_padding()
+            atomic_write_text(folder / f"tokenizer-{model}.json", own.tokenizer.to_str(pretty=True) + "\n")
+        return splits, {
+            "classes": self.labels(options),
+            "readers": {
+                model: {"vocab_size": own.size, "max_length": own.max_length, "inputs": list(own.family.inputs)}
+                for model, own in words.items()
+            },
+        }
+
+    def load_for(self, cell: Cell, options: ModelOptions | TextOptions, path: Path, role: Role) -> Split:
+        """See `Dataset.load_for`."""
+        return self.load(path, role, cell.model)
 
     def load(self, path: Path, role: Role, model: str) -> Split:
         """Return one prepared split as the inputs of a network.
-
-        Parameters
-        ----------
-        path : Path
-            The split's file.
-        role : {'train', 'validation', 'test'}
-            What the file must hold.
-        model : str
-            The network that reads it.
 
         Raises
         ------
@@ -178,85 +182,9 @@ class TextSpec:
         return Split(role, Named({name: inputs[name] for name in about["inputs"][model]}), tensors[f"{model}.targets"],
                      texts)  # fmt: skip
 
-    def _check_classes(self, role: Role, targets: Tensor, classes: int) -> None:
-        found = sorted(set(targets.tolist()))
-        wanted = range(classes)
-        if (found != list(wanted)) if role == "train" else not set(found) <= set(wanted):
-            raise ConfigError(
-                f"data set '{self.name}', {role} split claims {classes} classes, its data have {len(found)}: "
-                f"{', '.join(map(str, found[:10]))}"
-            )
 
-
-def write_texts(
-    spec: TextSpec,
-    options: DatasetOptions,
-    readers: Mapping[str, TextOptions],
-    config: Mapping[str, Any],
-    source: str,
-    raw: Path,
-    folder: Path,
-) -> dict[str, Any]:
-    """Prepare a set of texts and write one file a split, each network's tokenizer and, last, ``manifest.json``.
-
-    Parameters
-    ----------
-    spec : TextSpec
-        What to prepare.
-    options : DatasetOptions
-        How to split.
-    readers : mapping of str to TextOptions
-        The networks that will read it, and how each is given texts.
-    config : mapping
-        What the prepared data depend on; kept in the manifest.
-    source : str
-        Where the raw data come from, in words.
-    raw : Path
-        Their folder.
-    folder : Path
-        Where the files go.
-
-    Returns
-    -------
-    dict
-        The manifest.
-    """
-    samples = spec.prepare(options, raw)
-    learned = samples["train"].texts()
-    words = {model: open_words(reader, model, learned) for model, reader in readers.items()}
-    splits: dict[str, dict[str, Any]] = {}
-    for role, part in samples.items():
-        path = folder / f"{role}.safetensors"
-        cut = _write(path, spec.name, role, part, words)
-        splits[role] = {"samples": len(part), "cut": cut, "sha256": sha256_file(path)}
-        if isinstance(part, Texts) and part.targets.dtype == torch.int64:
-            splits[role]["class_counts"] = torch.bincount(part.targets, minlength=spec.labels(options)).tolist()
-    for model, own in words.items():
-        # The settings of the last batch say nothing about the tokenizer.
-        own.tokenizer.no_truncation()
-        own.tokenizer.no_padding()
-        atomic_write_text(folder / f"tokenizer-{model}.json", own.tokenizer.to_str(pretty=True) + "\n")
-    manifest = {
-        "schema_version": MANIFEST_VERSION,
-        "config": dict(config),
-        "classes": spec.labels(options),
-        "readers": {
-            model: {"vocab_size": own.size, "max_length": own.max_length, "inputs": list(own.family.inputs)}
-            for model, own in words.items()
-        },
-        "synthetic": options.synthetic is not None,
-        "root": None,
-        "source": source,
-        "licence": "none: generated" if options.synthetic else spec.place.licence,
-        "splits": splits,
-        "checksum": data_checksum({role: entry["sha256"] for role, entry in splits.items()}),
-    }
-    atomic_write_text(folder / "manifest.json", json.dumps(manifest, indent=2, sort_keys=True) + "\n")
-    return manifest
-
-
-def _write(path: Path, name: str, role: Role, part: RawText, words: Mapping[str, Words]) -> dict[str, int]:
-    """Write one split; returns how many texts were cut, or read in several windows, for each network."""
+def _write(path: Path, name: str, role: Role, part: RawText, words: Mapping[str, Words]) -> tuple[dict[str, int], str]:
+    """Write one split; returns how many texts were cut, or read in several windows, for each network, and the hash."""
     tensors: dict[str, Tensor] = {}
     cut: dict[str, int] = {}
     if isinstance(part, Questions):
@@ -272,7 +200,4 @@ def _write(path: Path, name: str, role: Role, part: RawText, words: Mapping[str,
         tensors |= {f"{model}.inputs.{key}": tensor for key, tensor in inputs.items()}
         tensors[f"{model}.targets"] = targets.clone()
     about = {"name": name, "role": role, "inputs": {model: list(own.family.inputs) for model, own in words.items()}}
-    # One metadata entry: the library writes several in no fixed order, and bytes must repeat.
-    text = json.dumps({**about, "sha256": content_hash(tensors)}, sort_keys=True)
-    atomic_write_bytes(path, save(tensors, {"split": text}))
-    return cut
+    return cut, save_split(path, tensors, about)

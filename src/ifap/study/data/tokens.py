@@ -187,15 +187,6 @@ def _offsets(item: Encoding) -> Iterator[tuple[int, int]]:
 def open_words(options: TextOptions, model: str, texts: Sequence[str]) -> Words:
     """Return the tokenizer of a network: trained on `texts`, or the one that the options name.
 
-    Parameters
-    ----------
-    options : TextOptions
-        Which one, and its sizes.
-    model : str
-        The network.
-    texts : sequence of str
-        The training texts; nothing else is looked at.
-
     Raises
     ------
     ConfigError
@@ -216,17 +207,7 @@ def open_words(options: TextOptions, model: str, texts: Sequence[str]) -> Words:
 
 
 def train(texts: Sequence[str], vocab_size: int, family: Family) -> Tokenizer:
-    """Make a small tokenizer of whole words; the same texts give the same one.
-
-    Parameters
-    ----------
-    texts : sequence of str
-        What to learn from.
-    vocab_size : int
-        Most entries.
-    family : Family
-        Of the network that reads with it.
-    """
+    """Make a small tokenizer of whole words; the same texts give the same one."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
     # Trainers of parts of words break ties by chance, so that two runs would differ.

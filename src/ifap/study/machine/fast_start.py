@@ -135,9 +135,7 @@ def _is_compile_supported(device_type: str) -> bool:
     return bool(is_compile_supported(device_type))
 
 
-STAND_INS: dict[str, Callable[[], dict[str, ModuleType | None]]] = {
-    "torchvision": _for_torchvision,
-}
+STAND_INS: dict[str, Callable[[], dict[str, ModuleType | None]]] = {"torchvision": _for_torchvision}
 
 
 class _Finder(importlib.abc.MetaPathFinder):

@@ -117,15 +117,7 @@ def driver_devices() -> list[Device]:
 def parse_devices(listed: str) -> list[Device]:
     """Read what ``nvidia-smi -L`` prints.
 
-    Parameters
-    ----------
-    listed : str
-        Its output.
-
-    Returns
-    -------
-    list of Device
-        A GPU under its index, in PCI order; a part of one under its UUID.
+    A GPU under its index, in PCI order; a part of one under its UUID.
     """
     found: list[Device] = []
     whole: Device | None = None
@@ -143,16 +135,13 @@ def parse_devices(listed: str) -> list[Device]:
 def visible_devices(environ: Mapping[str, str] = os.environ) -> list[Device]:
     """Return the devices that a process may use.
 
+    In order, each once.
+
     Parameters
     ----------
     environ : mapping of str to str
         Its environment. ``CUDA_VISIBLE_DEVICES`` is read as CUDA does: what follows an entry that is no
         device is ignored, and an empty value hides all.
-
-    Returns
-    -------
-    list of Device
-        In order, each once.
     """
     driver = driver_devices()
     if VISIBLE not in environ:
@@ -226,16 +215,8 @@ def lock_folder(environ: Mapping[str, str] = os.environ) -> Path:
 def take(environ: MutableMapping[str, str] = os.environ) -> Lease | None:
     """Take one of the visible devices for this process and hide the others; waits while all are taken.
 
-    Parameters
-    ----------
-    environ : mutable mapping of str to str
-        The environment to read and to set ``CUDA_VISIBLE_DEVICES`` in.
-
-    Returns
-    -------
-    Lease or None
-        None without any device: then everything runs on the CPU. A single device that a scheduler
-        assigned is left as it is, with no lock.
+    None without any device: then everything runs on the CPU. A single device that a scheduler assigned is left as it
+    is, with no lock.
 
     Raises
     ------

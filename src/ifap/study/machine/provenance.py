@@ -21,11 +21,8 @@ PACKAGES = ("ifap", "numpy", "safetensors", "scikit-learn", "torch", "torch-prun
 def provenance() -> dict[str, Any]:
     """Return how a result came to be: commit, local changes, versions and hardware.
 
-    Returns
-    -------
-    dict
-        ``commit`` and ``dirty`` are None outside a git checkout; ``dirty`` looks at the sources
-        only, because results and reports change while the workflow runs.
+    ``commit`` and ``dirty`` are None outside a git checkout; ``dirty`` looks at the sources only, because results and
+    reports change while the workflow runs.
     """
     changes = _git("status", "--porcelain", "--", *SOURCES)
     return {

@@ -13,13 +13,4 @@ from ifap.study.models.base import (
     load_pretrained,
 )
 
-__all__ = [
-    "MODELS",
-    "Build",
-    "Head",
-    "TextBuild",
-    "arguments",
-    "builder_from_id",
-    "builder_id",
-    "load_pretrained",
-]
+__all__ = ["MODELS", "Build", "Head", "TextBuild", "arguments", "builder_from_id", "builder_id", "load_pretrained"]

@@ -107,10 +107,7 @@ class DCGAN(Generative):
         fixed = {name: parameter.detach() for name, parameter in self.discriminator.named_parameters()}
         fooled = torch.func.functional_call(self.discriminator, fixed, (made,))
         real, found = self.discriminator(images), self.discriminator(made.detach())
-        return {
-            "discriminator": _is(real, 1.0) + _is(found, 0.0),
-            "generator": _is(fooled, 1.0),
-        }
+        return {"discriminator": _is(real, 1.0) + _is(found, 0.0), "generator": _is(fooled, 1.0)}
 
     def sample(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Return made images; see `Generative.sample`."""

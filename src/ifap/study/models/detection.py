@@ -32,17 +32,14 @@ class Detector(nn.Module):
     def forward(self, images: Tensor, targets: list[Target] | None = None) -> Any:
         """Detect, or compare with targets.
 
+        Losses, scalars whose sum is to fall; without targets the detections of each image.
+
         Parameters
         ----------
         images : Tensor, shape (batch, channels, height, width)
             Images, normalised as for any other network.
         targets : list of Target, optional
             One an image. With them the losses are returned, in training and in evaluation mode.
-
-        Returns
-        -------
-        dict of str to Tensor or list of Detections
-            Losses, scalars whose sum is to fall; without targets the detections of each image.
 
         Raises
         ------

@@ -109,6 +109,8 @@ class ViTDetr(Detector):
 def matched_losses(scores: Tensor, boxes: Tensor, targets: list[Target], scale: Tensor) -> dict[str, Tensor]:
     """Match queries with targets and compare each pair; the sum of the results is the loss of DETR.
 
+    ``class``, ``distance`` and ``overlap``, weighted.
+
     Parameters
     ----------
     scores : Tensor, shape (batch, queries, classes + 1)
@@ -119,11 +121,6 @@ def matched_losses(scores: Tensor, boxes: Tensor, targets: list[Target], scale: 
         One an image, in pixels.
     scale : Tensor, shape (4,)
         Width, height, width and height of an image in pixels.
-
-    Returns
-    -------
-    dict of str to Tensor
-        ``class``, ``distance`` and ``overlap``, weighted.
     """
     from torchvision.ops import box_convert, generalized_box_iou_loss
 

@@ -21,15 +21,12 @@ class Generative(nn.Module):
     def forward(self, images: Tensor) -> Any:
         """Return losses in training mode, and what is pruned and compared in evaluation mode.
 
+        Losses, scalars whose sum is to fall; or outputs of fixed shapes.
+
         Parameters
         ----------
         images : Tensor, shape (batch, channels, height, width)
             Real images, or their latents.
-
-        Returns
-        -------
-        dict of str to Tensor or list of Tensor
-            Losses, scalars whose sum is to fall; or outputs of fixed shapes.
         """
         if self.training and not self.is_dense:
             return self.compare(images)

@@ -11,19 +11,7 @@ from ifap.errors import ConfigError
 
 
 def torchvision_network(name: str, stem: str, num_classes: int, in_channels: int, **options: Any) -> nn.Module:
-    """Return an untrained network of torchvision for other inputs and classes.
-
-    Parameters
-    ----------
-    name : str
-        Function of ``torchvision.models``.
-    stem : str
-        Qualified name of the convolution that reads the images.
-    num_classes, in_channels : int
-        See `ifap.study.models.base.Build`.
-    **options
-        Further arguments of that function.
-    """
+    """Return an untrained network of torchvision; `stem` names the convolution that is fitted to other images."""
     # torchvision takes seconds to import, which listing the models should not.
     import torchvision.models
 

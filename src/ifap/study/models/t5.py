@@ -48,13 +48,7 @@ def _network(head: Head, num_labels: int, **sizes: Any) -> nn.Module:
     from transformers import T5Config, T5ForConditionalGeneration, T5ForQuestionAnswering
 
     others: dict[str, Any] = {"num_labels": 2 if head == "span" else num_labels, "decoder_start_token_id": PAD}
-    config = T5Config(
-        **sizes,
-        **others,
-        pad_token_id=PAD,
-        eos_token_id=END,
-        use_cache=head == "language",
-    )
+    config = T5Config(**sizes, **others, pad_token_id=PAD, eos_token_id=END, use_cache=head == "language")
     heads: dict[str, Any] = {
         "classification": _classifier,
         "span": lambda: T5ForQuestionAnswering,

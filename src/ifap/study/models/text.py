@@ -23,15 +23,6 @@ TINY = {"layers": 2, "heads": 4, "width": 64, "inner": 128}
 def check_length(model: str, max_length: int, table: int) -> None:
     """Refuse texts that are longer than a network's table of positions.
 
-    Parameters
-    ----------
-    model : str
-        Name in the registry.
-    max_length : int
-        Tokens of the longest text.
-    table : int
-        Positions that the network has.
-
     Raises
     ------
     ConfigError

@@ -19,11 +19,7 @@ from ifap.study.models.parts import check_size, fit_stem
 
 STRIDES = (8, 16, 32)
 # Widths and heights of the published anchors at 608 pixels, three a stride.
-ANCHORS = (
-    ((12, 16), (19, 36), (40, 28)),
-    ((36, 75), (76, 55), (72, 146)),
-    ((142, 110), (192, 243), (459, 401)),
-)
+ANCHORS = (((12, 16), (19, 36), (40, 28)), ((36, 75), (76, 55), (72, 146)), ((142, 110), (192, 243), (459, 401)))
 ANCHOR_SIZE = 608
 NECK, TINY_NECK = 128, 16  # width at the finest stride; doubled at each coarser one
 CELL_SCALES = (1.2, 1.1, 1.05)  # how far a centre may leave its cell, so that edges can be reached

@@ -110,16 +110,8 @@ class Claim(BaseModel):
 def load_claims(path: Path) -> pd.DataFrame:
     """Read ``claims.csv`` and check every row.
 
-    Parameters
-    ----------
-    path : Path
-        The file.
-
-    Returns
-    -------
-    DataFrame
-        One row a claim, in the order of the file: `id`, the columns of the file (`table` is an
-        integer, `step` an integer or missing, the others are text) and `number`, the value as a float.
+    One row a claim, in the order of the file: `id`, the columns of the file (`table` is an integer, `step` an integer
+    or missing, the others are text) and `number`, the value as a float.
 
     Raises
     ------
@@ -152,17 +144,7 @@ def claims_table(claims: Iterable[Claim]) -> str:
 def first_change(path: Path, claims: Sequence[Claim]) -> str | None:
     """Say where ``claims.csv`` differs from a fresh transcription; nothing if it does not.
 
-    Parameters
-    ----------
-    path : Path
-        The file.
-    claims : sequence of Claim
-        The fresh transcription.
-
-    Returns
-    -------
-    str or None
-        One line that names file, row and column.
+    One line that names file, row and column.
     """
     found = _read_rows(path)
     for row, (old, new) in enumerate(zip(found, claims, strict=False), start=2):
@@ -178,15 +160,12 @@ def first_change(path: Path, claims: Sequence[Claim]) -> str | None:
 def transcribe(html: str) -> list[Claim]:
     """Turn the published tables into claims.
 
+    All published values, table by table and row by row.
+
     Parameters
     ----------
     html : str
         A page with Tables I-V, in order; a table that is not closed ends where the next begins.
-
-    Returns
-    -------
-    list of Claim
-        All published values, table by table and row by row.
 
     Raises
     ------

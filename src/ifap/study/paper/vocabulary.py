@@ -10,6 +10,8 @@ from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
 from ifap.errors import ResultsError, nearest
+from ifap.registry import entry_names
+from ifap.study.config.rivals import MethodOptions
 from ifap.study.data.origins import PLACES
 from ifap.study.paths import raw_dir
 
@@ -165,33 +167,12 @@ class Kind(NamedTuple):
     start: Literal["baseline", "init"]
 
 
-KINDS = {
-    "activation": Kind("channels", "baseline"),
-    "bn_scale": Kind("channels", "baseline"),
-    "granet": Kind("weights", "init"),
-    "ifap": Kind("channels", "baseline"),
-    "ifap_centered": Kind("channels", "baseline"),
-    "ifap_cost": Kind("channels", "baseline"),
-    "ifap_readers": Kind("channels", "baseline"),
-    "ifap_rms": Kind("channels", "baseline"),
-    "lth": Kind("weights", "init"),
-    "magnitude": Kind("channels", "baseline"),
-    "mvp": Kind("weights", "baseline"),
-    "pdp": Kind("weights", "init"),
-    "pdp_channel": Kind("channels", "baseline"),
-    "random": Kind("channels", "baseline"),
-    "rfp": Kind("channels", "baseline"),
-    "rigl": Kind("weights", "init"),
-    "small_dense": Kind("channels", "init"),
-    "taylor": Kind("channels", "baseline"),
-    "uniform": Kind("channels", "baseline"),
-}
-"""The registered methods: channels are cut out, weights are masked; from the trained baseline or the initialisation."""
-
-
 def kind(method: str) -> Kind:
-    """Return what a registered method takes away and starts from."""
-    if method not in KINDS:
-        text = f"method '{method}' has no kind: {nearest(method, KINDS)}; add it to src/ifap/study/paper/vocabulary.py"
-        raise ResultsError(text)
-    return KINDS[method]
+    """Return what a registered method takes away and starts from; a score of units takes channels of the baseline."""
+    if method in MethodOptions.model_fields:
+        options = getattr(MethodOptions(), method)
+        return Kind(options.structure, options.start)
+    scores = entry_names("ifap.methods")
+    if method not in scores:
+        raise ResultsError(f"no method '{method}': {nearest(method, scores | set(MethodOptions.model_fields))}")
+    return Kind("channels", "baseline")

@@ -112,15 +112,7 @@ class Cost:
 def table_cells(grid: Grid) -> dict[str, list[Cell]]:
     """Return the cells that each table of ``params.yaml`` needs at this scale, unpruned networks first.
 
-    Parameters
-    ----------
-    grid : Grid
-        The cells of the scale.
-
-    Returns
-    -------
-    dict
-        Name of the table to its cells, in order; empty for a table that names no task or no cell of this scale.
+    Name of the table to its cells, in order; empty for a table that names no task or no cell of this scale.
     """
     tables = {}
     for name in sorted(grid.params.tables):
@@ -132,22 +124,7 @@ def table_cells(grid: Grid) -> dict[str, list[Cell]]:
 
 
 def cell_state(grid: Grid, cell: Cell, *, root: Path = Path()) -> State:
-    """Say whether a cell ran here, was restored, is missing, stale or damaged.
-
-    Parameters
-    ----------
-    grid : Grid
-        The cells and what ``params.yaml`` asks of them.
-    cell : Cell
-        One of them.
-    root : Path
-        The project's root.
-
-    Returns
-    -------
-    State
-        The state and the commit of the record.
-    """
+    """Say whether a cell ran here, was restored, is missing, stale or damaged."""
     file = paths.metrics_file(grid.scale, cell)
     try:
         record = json.loads((root / file).read_text())
@@ -180,19 +157,7 @@ def status_lines(grid: Grid, *, root: Path = Path()) -> list[str]:
 def estimate(grid: Grid, *, root: Path = Path(), assume: Assumptions | None = None) -> dict[str, Cost]:
     """Estimate what each table takes from an empty start; nothing is started.
 
-    Parameters
-    ----------
-    grid : Grid
-        The cells of the scale.
-    root : Path
-        The project's root; records below it give measured costs.
-    assume : Assumptions, optional
-        What holds for cells without a record.
-
-    Returns
-    -------
-    dict
-        Name of the table to its cost, and ``all`` for every cell once.
+    Name of the table to its cost, and ``all`` for every cell once.
     """
     assume = assume or Assumptions()
     measured = _measured(grid, root)
@@ -245,17 +210,7 @@ class Check:
 def check(grid: Grid, *, root: Path = Path()) -> list[Check]:
     """Predict each recorded cell as if it had not run yet, from the records of the others.
 
-    Parameters
-    ----------
-    grid : Grid
-        The cells of the scale.
-    root : Path
-        The project's root.
-
-    Returns
-    -------
-    list of Check
-        One for each recorded cell that others like it stand for.
+    One for each recorded cell that others like it stand for.
     """
     measured = _measured(grid, root)
     found = []
@@ -356,19 +311,7 @@ def _stated(grid: Grid, cell: Cell, assume: Assumptions) -> float:
 def stated_seconds(grid: Grid, cell: Cell, assume: Assumptions) -> dict[str, float]:
     """Return the seconds that each job of one cell takes by the assumptions.
 
-    Parameters
-    ----------
-    grid : Grid
-        The cells of the scale.
-    cell : Cell
-        One of them.
-    assume : Assumptions
-        What holds.
-
-    Returns
-    -------
-    dict of str to float
-        Stage to seconds, in the order in which the stages run.
+    Stage to seconds, in the order in which the stages run.
     """
     given = grid.model(cell)
     # A text counts as one image of the size that the speed is stated for.

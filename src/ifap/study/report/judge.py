@@ -27,9 +27,7 @@ from ifap.study.paper.published import COLUMNS, COUNTS, load_claims
 from ifap.study.paper.vocabulary import APART, DATASETS, METHODS, MODELS, PRINTED_METRICS, published_model
 from ifap.study.paths import Cell
 from ifap.study.report.csv_files import as_csv, check_header, read_lines
-from ifap.study.report.full_size.classifiers import Key, Structure, counted
-from ifap.study.report.full_size.dense import DenseStructure, about_dense, counted_dense
-from ifap.study.report.full_size.language import TABLE, TextStructure, about_text, counted_text
+from ifap.study.report.full_size import Count, Key
 from ifap.study.report.record import Blank, first_problem
 from ifap.study.report.records import NO_RECORD, Collected, runs_table, trace_table
 
@@ -90,12 +88,8 @@ class Source:
         The commit of each record, by the path of its ``metrics.json``.
     missing : mapping of Cell to str
         The cells without a record, and why.
-    structure : mapping of (str, str) to (int, Structure)
-        The networks counted at full size, by data set and model; see `ifap.study.report.full_size.classifiers`.
-    text : mapping of (str, str) to (int, TextStructure)
-        The same of language models; see `ifap.study.report.full_size.language`.
-    dense : mapping of (str, str) to (int, DenseStructure)
-        The same of detectors, segmenters and generators; see `ifap.study.report.full_size.dense`.
+    counts : mapping of (str, str) to (int, Count)
+        The networks counted at full size, by data set and model; see `ifap.study.report.full_size`.
     """
 
     grid: Grid
@@ -103,25 +97,17 @@ class Source:
     trace: pd.DataFrame
     commits: Mapping[str, str]
     missing: Mapping[Cell, str]
-    structure: Mapping[Key, tuple[int, Structure]] = field(default_factory=dict)
-    text: Mapping[Key, tuple[int, TextStructure]] = field(default_factory=dict)
-    dense: Mapping[Key, tuple[int, DenseStructure]] = field(default_factory=dict)
+    counts: Mapping[Key, tuple[int, Count]] = field(default_factory=dict)
 
     @classmethod
-    def of(
-        cls,
-        collected: Collected,
-        structure: Mapping[Key, tuple[int, Structure]],
-        text: Mapping[Key, tuple[int, TextStructure]] | None = None,
-        dense: Mapping[Key, tuple[int, DenseStructure]] | None = None,
-    ) -> Source:
+    def of(cls, collected: Collected, counts: Mapping[Key, tuple[int, Count]]) -> Source:
         """Take what was collected, as the tables will read it, and the networks counted at full size."""
         runs, trace = (pd.read_csv(io.StringIO(text)) for text in (runs_table(collected), trace_table(collected)))
         commits = {
             paths.metrics_file(collected.grid.scale, cell).as_posix(): record.provenance.commit or ""
             for cell, record in collected.records.items()
         }
-        return cls(collected.grid, runs, trace, commits, collected.missing, structure, text or {}, dense or {})
+        return cls(collected.grid, runs, trace, commits, collected.missing, counts)
 
 
 @dataclass(frozen=True)
@@ -318,7 +304,7 @@ def _verdict(
 
 def is_counted(claim: Judged) -> bool:
     """Whether the measured value is a count of the full-size network, not of a run of the scale."""
-    return claim.metrics.startswith(tuple(f"{file.as_posix()}#" for file in paths.structure_files()))
+    return claim.metrics.startswith(f"{paths.full_size_csv().as_posix()}#")
 
 
 def finding_name(claim: Judged) -> str | None:
@@ -336,56 +322,20 @@ def _names(claim: Mapping[Any, Any]) -> tuple[str, str, str]:
 
 def _counted(claim: Mapping[Any, Any], source: Source) -> Measured | None:
     """Return what the full-size network says about a claim, at whatever scale; None if nothing."""
-    dataset, model, _ = _names(claim)
-    if claim["table"] == TABLE:
-        return _counted_text(claim, source.text.get((dataset, model)))
-    if (dataset, model) in source.dense:
-        return _counted_dense(claim, *source.dense[dataset, model])
-    line, row = source.structure.get((dataset, model), (0, None))
-    value = None if row is None else counted(claim, row)
+    line, row = source.counts.get(_names(claim)[:2], (0, None))
+    value = None if row is None else row.measured(claim)
     if row is None or value is None:
         return None
-    about = f"full-size network at {row.image_size} px, no training needed"
-    if claim["quantity"] == "gmacs_pruned":
-        about += ", pruned to the printed reduction"
-    if asked := claim["quantity"] == "gmacs_delta":
-        about += ", pruned to this very reduction, 1x1 convolutions included: it can be reached, at whatever accuracy"
-    return Measured(pd.Series([value]), (f"{paths.structure_csv().as_posix()}#L{line}",), about, asked=asked)
-
-
-def _counted_text(claim: Mapping[Any, Any], found: tuple[int, TextStructure] | None) -> Measured | None:
-    line, row = found or (0, None)
-    value = None if row is None else counted_text(claim, row)
-    if row is None or value is None:
-        return None
-    metrics = (f"{paths.text_structure_csv().as_posix()}#L{line}",)
-    asked = claim["quantity"] in {"params_pruned", "params_delta"}
-    return Measured(pd.Series([value]), metrics, about_text(claim, row), asked=asked)
-
-
-def _counted_dense(claim: Mapping[Any, Any], line: int, row: DenseStructure) -> Measured | None:
-    value = counted_dense(claim, row)
-    if value is None:
-        return None
-    metrics = (f"{paths.dense_structure_csv().as_posix()}#L{line}",)
-    asked = claim["quantity"] == "gmacs_delta"
-    return Measured(pd.Series([value]), metrics, about_dense(claim, row), asked=asked)
+    quantity, metrics = claim["quantity"], (f"{paths.full_size_csv().as_posix()}#L{line}",)
+    return Measured(pd.Series([value]), metrics, row.about(quantity), asked=quantity in row.ASKED)
 
 
 def _why_not(claim: Mapping[Any, Any], source: Source) -> str:
     grid = source.grid
     dataset, model, method = _names(claim)
-    _, row = source.structure.get((dataset, model), (0, None))
-    if row is not None and claim["table"] == 2 and claim["quantity"] in {"gmacs_pruned", "gmacs_delta"}:
-        size = f"the full-size network at {row.image_size} px"
-        return f"{size} could not be pruned to the printed reduction{SPLIT}{row.note}"
-    _, dense = source.dense.get((dataset, model), (0, None))
-    if dense is not None and claim["table"] == 3 and claim["quantity"] in {"gmacs_pruned", "gmacs_delta"}:
-        size = f"the full-size network at {dense.image_size} px"
-        return f"{size} could not be pruned to the printed reduction{SPLIT}{dense.note}"
-    _, own = source.text.get((dataset, model), (0, None))
-    if own is not None and claim["table"] == TABLE and claim["quantity"] in {"params_pruned", "params_delta"}:
-        return f"the full-size network could not be pruned to the printed size{SPLIT}{own.note}"
+    _, row = source.counts.get((dataset, model), (0, None))
+    if row is not None and (refusal := row.refusal(claim)):
+        return refusal
     measured = _runs(source.runs, dataset, model, method)
     if claim["quantity"] == "metric_delta" and (measured["baseline_metric"] == 0).any():
         return "the unpruned network scores 0, so that no relative change is defined"

@@ -108,8 +108,7 @@ class Verdicts:
     @property
     def counted(self) -> tuple[Measured, ...]:
         """Claims about costs that were counted on full-size networks, not taken from a run."""
-        files = paths.structure_files()
-        return tuple(claim for claim in self.claims if any(f"{file}#" in claim.href for file in files))
+        return tuple(claim for claim in self.claims if f"{paths.full_size_csv()}#" in claim.href)
 
     @property
     def reachable(self) -> int:
@@ -242,9 +241,7 @@ def render_page(
         formats=TABLE_FORMATS,
         runs=_to(paths.runs_csv(grid.scale), grid.scale),
         claims_file=_to(paths.scale_dir(grid.scale) / "claims.csv", grid.scale),
-        structure=paths.structure_csv(),
-        text_structure=paths.text_structure_csv(),
-        dense_structure=paths.dense_structure_csv(),
+        full_size=paths.full_size_csv(),
         audit=None if evidence.findings is None else _kinds(evidence.findings),
         audit_file=_to(paths.audit_file("md"), grid.scale),
         table_costs=table_costs(grid, runs),

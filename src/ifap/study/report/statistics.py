@@ -81,15 +81,12 @@ def moments(values: Sequence[float] | pd.Series[float]) -> Moments:
 def paired(ours: Mapping[int, float], reference: Mapping[int, float]) -> Difference:
     """Compare values by seed, before any correction for several comparisons.
 
+    Its `p_holm` is `p` and its verdict that of a single comparison.
+
     Parameters
     ----------
     ours, reference : mapping of int to float
         One value a seed; seeds that only one side has are left out. Higher is better.
-
-    Returns
-    -------
-    Difference
-        Its `p_holm` is `p` and its verdict that of a single comparison.
     """
     seeds = sorted(ours.keys() & reference.keys())
     pairs = [(ours[seed], reference[seed]) for seed in seeds]
@@ -124,15 +121,7 @@ def verdict(mean: float, p: float) -> str:
 def holm(values: Sequence[float]) -> list[float]:
     """Correct p-values for their number by Holm's step-down procedure.
 
-    Parameters
-    ----------
-    values : sequence of float
-        p-values of one family of comparisons.
-
-    Returns
-    -------
-    list of float
-        Corrected values, in the order given: reject at a level where they are at most it.
+    Corrected values, in the order given: reject at a level where they are at most it.
     """
     order = sorted(range(len(values)), key=values.__getitem__)
     corrected = [0.0] * len(values)
@@ -146,17 +135,14 @@ def holm(values: Sequence[float]) -> list[float]:
 def compare(values: Mapping[str, Mapping[int, float]], reference: str) -> dict[str, Difference]:
     """Compare every method with the reference and correct for their number.
 
+    Every method but the reference. Methods without a p-value do not count for the correction.
+
     Parameters
     ----------
     values : mapping of str to mapping of int to float
         By method, one value a seed; all on one network and data set at one target.
     reference : str
         The method that the others are compared with.
-
-    Returns
-    -------
-    dict of str to Difference
-        Every method but the reference. Methods without a p-value do not count for the correction.
     """
     found = {name: paired(own, values.get(reference, {})) for name, own in values.items() if name != reference}
     tested = [name for name, difference in found.items() if difference.p is not None]
@@ -171,6 +157,8 @@ def compare_runs(
 ) -> dict[tuple[Any, ...], Difference]:
     """Compare the methods of ``runs.csv`` with the reference: same network, data set, target and seeds.
 
+    By `KEYS` and the name in `runs` of the method.
+
     Parameters
     ----------
     runs : DataFrame
@@ -181,11 +169,6 @@ def compare_runs(
         The method that the others are compared with.
     value : str
         The column that is compared.
-
-    Returns
-    -------
-    dict of tuple to Difference
-        By `KEYS` and the name in `runs` of the method.
     """
     found: dict[tuple[Any, ...], Difference] = {}
     pruned = runs.dropna(subset=["target_kind", "target", value])

@@ -28,19 +28,7 @@ class Step(Protocol):
 def baseline_macs(config: Mapping[str, Any], samples: int, macs: int) -> int:
     """Return what the training of the unpruned network costs.
 
-    Parameters
-    ----------
-    config : mapping
-        The resolved configuration of the cell.
-    samples : int
-        Training samples.
-    macs : int
-        Multiply-accumulates of one input of the unpruned network.
-
-    Returns
-    -------
-    int
-        ``3 * epochs * samples * macs``.
+    ``3 * epochs * samples * macs``.
     """
     return TRAINING * int(config["baseline"]["epochs"]) * samples * macs
 
@@ -62,6 +50,8 @@ def training_macs(
     looks at a teacher. An iteration that was rolled back was trained as well. Distillation may stop
     before its last epoch, so that this is an upper bound; with one epoch it is exact.
 
+    None for a method from the initialisation whose own training is not known.
+
     Parameters
     ----------
     config : mapping
@@ -76,11 +66,6 @@ def training_macs(
         Whether the method trains from the initialisation and not from the trained baseline.
     own : int, optional
         What its own training cost, of a method that prunes while it trains; there is no recovery then.
-
-    Returns
-    -------
-    int or None
-        None for a method from the initialisation whose own training is not known.
     """
     finetuning = TRAINING * int(config["finetune"]["epochs"]) * samples * macs
     if from_init:

@@ -73,6 +73,8 @@ def split_attention(model: nn.Module, names: list[str] | None = None) -> list[st
     become linear ones (three for queries, keys and values), and every attention module of T5 gets a
     table of relative positions of its own, a copy of the one that its stack shares.
 
+    Names of the modules that were replaced.
+
     Parameters
     ----------
     model : nn.Module
@@ -80,11 +82,6 @@ def split_attention(model: nn.Module, names: list[str] | None = None) -> list[st
     names : list of str, optional
         Which modules; by default all that can be split (attention with an extra learned key or an
         added zero token cannot).
-
-    Returns
-    -------
-    list of str
-        Names of the modules that were replaced.
     """
     tables = _stack_tables(model)
     replaced: list[str] = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor, nn
 
@@ -155,16 +155,9 @@ class Outcome:
 
 
 class SparseMethod(Protocol):
-    """A method that prunes in a training of its own."""
+    """A method that prunes in a training of its own; its `MaskOptions` say what it removes and what it starts from."""
 
-    start: ClassVar[Literal["baseline", "init"]]
-    """What it starts from: the trained network, or the untrained one."""
-    structure: ClassVar[Literal["channels", "weights"]]
-    """What it removes."""
-    tasks: ClassVar[frozenset[str]]
-    """For which tasks it is defined."""
-
-    def run(self, context: Context) -> Outcome:
+    def __call__(self, context: Context) -> Outcome:
         """Train and mask, or cut.
 
         Raises

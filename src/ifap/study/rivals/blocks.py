@@ -158,19 +158,7 @@ def block_weights(model: nn.Module, groups: Sequence[Group] | None = None) -> di
 
 
 def unit_price(group: Group, model: nn.Module, kind: str, macs: Mapping[str, int]) -> float:
-    """Return what one unit of a group costs.
-
-    Parameters
-    ----------
-    group : Group
-        The units.
-    model : nn.Module
-        The network.
-    kind : {'macs', 'params'}
-        MACs, attention products included, or parameters.
-    macs : mapping of str to int
-        From `ifap.costs.macs_by_module`.
-    """
+    """Return what one unit of a group costs."""
     total = 0
     for part in group.parts:
         layers = (*part.producers, part.reader)
@@ -255,6 +243,8 @@ def _scaler(scale: Tensor, width: int) -> Callable[[nn.Module, Any], Tensor]:
 def kept_positions(groups: Sequence[Group], model: nn.Module, kept: Sequence[Tensor]) -> dict[str, dict[str, Tensor]]:
     """Return which positions of each side of each layer stay if these units stay.
 
+    Layer, then ``"out"`` or ``"in"``, to ascending positions; what stays whole is not listed.
+
     Parameters
     ----------
     groups : sequence of Group
@@ -263,11 +253,6 @@ def kept_positions(groups: Sequence[Group], model: nn.Module, kept: Sequence[Ten
         The unpruned network.
     kept : sequence of Tensor, shape (kept units,)
         Ascending units of each group.
-
-    Returns
-    -------
-    dict of str to dict of str to Tensor
-        Layer, then ``"out"`` or ``"in"``, to ascending positions; what stays whole is not listed.
     """
     found: dict[str, dict[str, Tensor]] = {}
     for group, units in zip(groups, kept, strict=True):

@@ -169,10 +169,7 @@ class PdpChannel:
     def pruned(self) -> Pruned:
         """Cut the units below the threshold out of a copy of the trained network.
 
-        Returns
-        -------
-        Pruned
-            As from `ifap.prune`; its outputs are those of the trained network.
+        As from `ifap.prune`; its outputs are those of the trained network.
 
         Raises
         ------

@@ -12,7 +12,6 @@ is, and nothing is regenerated after the last step, because no training would fo
 from __future__ import annotations
 
 import math
-from typing import ClassVar, Literal
 
 from ifap.errors import ConfigError, TargetError
 from ifap.study.config.rivals import GranetOptions
@@ -124,32 +123,26 @@ class GranetController(MaskController):
         return 3 * self.sparse_forward
 
 
-class Granet:
-    """GraNet from ERK masks of some density, or from all weights (`initial_density` 1)."""
+@SPARSE.register("granet")
+def granet(context: Context) -> Outcome:
+    """GraNet from ERK masks of some density, or from all weights (`initial_density` 1).
 
-    start: ClassVar[Literal["baseline", "init"]] = GranetOptions.start
-    structure: ClassVar[Literal["channels", "weights"]] = GranetOptions.structure
-    tasks: ClassVar[frozenset[str]] = GranetOptions.tasks
-
-    def run(self, context: Context) -> Outcome:
-        """Train once; pruning is done at `window_share` of the run, regeneration goes on."""
-        options: GranetOptions = options_of(context, GranetOptions)
-        model, split = context.network()
-        shapes = {name: weight.shape for name, weight in maskable(model).items()}
-        priced = prices(model, context.example_inputs, context.target.kind, shapes)
-        goal = priced.goal(context.target)
-        kept = counts(erdos_renyi_kernel(shapes, options.initial_density), priced.sizes)
-        if priced.of(kept) <= goal:
-            raise TargetError(
-                f"target: {context.target.kind}={context.target.share:g} is met before pruning: raise "
-                f"methods.granet.initial_density ({options.initial_density:g} removes "
-                f"{1 - priced.of(kept) / priced.whole:.3f})"
-            )
-        macs = prices(model, context.example_inputs, "macs", shapes)
-        masks = random_masks(shapes, kept, context.seed)
-        controller = GranetController(masks, options, priced, goal, macs)
-        rows = train(context, model, controller)
-        return outcome(context, model, split, controller, rows, start=kept)
-
-
-SPARSE.register("granet")(Granet())
+    Train once; pruning is done at `window_share` of the run, regeneration goes on.
+    """
+    options: GranetOptions = options_of(context, GranetOptions)
+    model, split = context.network()
+    shapes = {name: weight.shape for name, weight in maskable(model).items()}
+    priced = prices(model, context.example_inputs, context.target.kind, shapes)
+    goal = priced.goal(context.target)
+    kept = counts(erdos_renyi_kernel(shapes, options.initial_density), priced.sizes)
+    if priced.of(kept) <= goal:
+        raise TargetError(
+            f"target: {context.target.kind}={context.target.share:g} is met before pruning: raise "
+            f"methods.granet.initial_density ({options.initial_density:g} removes "
+            f"{1 - priced.of(kept) / priced.whole:.3f})"
+        )
+    macs = prices(model, context.example_inputs, "macs", shapes)
+    masks = random_masks(shapes, kept, context.seed)
+    controller = GranetController(masks, options, priced, goal, macs)
+    rows = train(context, model, controller)
+    return outcome(context, model, split, controller, rows, start=kept)

@@ -17,7 +17,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -131,25 +131,19 @@ def pruned_further(
     return found
 
 
-class Lth:
-    """Iterative magnitude pruning, global, with rewinding."""
+@SPARSE.register("lth")
+def lth(context: Context) -> Outcome:
+    """Iterative magnitude pruning, global, with rewinding.
 
-    start: ClassVar[Literal["baseline", "init"]] = LthOptions.start
-    structure: ClassVar[Literal["channels", "weights"]] = LthOptions.structure
-    tasks: ClassVar[frozenset[str]] = LthOptions.tasks
-
-    def run(self, context: Context) -> Outcome:
-        """Train, prune and rewind until the target is met, and train once more."""
-        options: LthOptions = options_of(context, LthOptions)
-        if options.rewind_epochs >= context.recipe.epochs:
-            raise ConfigError(
-                f"methods.lth.rewind_epochs {options.rewind_epochs} must be less than the {context.recipe.epochs} "
-                "epochs of a training"
-            )
-        return _Run(context, options).finish()
-
-
-SPARSE.register("lth")(Lth())
+    Train, prune and rewind until the target is met, and train once more.
+    """
+    options: LthOptions = options_of(context, LthOptions)
+    if options.rewind_epochs >= context.recipe.epochs:
+        raise ConfigError(
+            f"methods.lth.rewind_epochs {options.rewind_epochs} must be less than the {context.recipe.epochs} "
+            "epochs of a training"
+        )
+    return _Run(context, options).finish()
 
 
 class _Run:

@@ -17,7 +17,6 @@ is left follows from the weight of the penalty and is not known before the end.
 from __future__ import annotations
 
 import math
-from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -233,42 +232,36 @@ class MvpController(LatentController):
         return block
 
 
-class Mvp:
-    """Movement pruning of the linear layers of a language model's blocks."""
+@SPARSE.register("mvp")
+def mvp(context: Context) -> Outcome:
+    """Movement pruning of the linear layers of a language model's blocks.
 
-    start: ClassVar[Literal["baseline", "init"]] = MvpOptions.start
-    structure: ClassVar[Literal["channels", "weights"]] = MvpOptions.structure
-    tasks: ClassVar[frozenset[str]] = MvpOptions.tasks
-
-    def run(self, context: Context) -> Outcome:
-        """Fine-tune once, from the pre-trained network where there is one, else from the trained one."""
-        options: MvpOptions = options_of(context, MvpOptions)
-        _check_recipe(context)
-        model = context.build() if context.pretrained else context.baseline()
-        split = split_attention(model)
-        groups = find_groups(model)
-        weights = block_weights(model, groups)
-        if not weights:
-            raise ConfigError(f"method 'mvp' is not defined for {type(model).__name__}: it has no transformer blocks")
-        priced = prices(model, context.example_inputs, context.target.kind, weights)
-        macs = prices(model, context.example_inputs, "macs", weights)
-        goal = priced.goal(context.target)
-        final = (goal - priced.fixed) / (priced.whole - priced.fixed)
-        controller = MvpController(
-            all_kept(weights), options, final, context.recipe.lr, macs, transposed_weights(model, weights)
-        )
-        start = counted(controller.masks)
-        frozen = freeze_embeddings(model, groups)
-        try:
-            rows = train(context, model, controller)
-        finally:
-            for parameter in frozen:
-                parameter.requires_grad_(True)
-        _check_reached(context, controller, priced, goal)
-        return outcome(context, model, split, controller, rows, start=start)
-
-
-SPARSE.register("mvp")(Mvp())
+    Fine-tune once, from the pre-trained network where there is one, else from the trained one.
+    """
+    options: MvpOptions = options_of(context, MvpOptions)
+    _check_recipe(context)
+    model = context.build() if context.pretrained else context.baseline()
+    split = split_attention(model)
+    groups = find_groups(model)
+    weights = block_weights(model, groups)
+    if not weights:
+        raise ConfigError(f"method 'mvp' is not defined for {type(model).__name__}: it has no transformer blocks")
+    priced = prices(model, context.example_inputs, context.target.kind, weights)
+    macs = prices(model, context.example_inputs, "macs", weights)
+    goal = priced.goal(context.target)
+    final = (goal - priced.fixed) / (priced.whole - priced.fixed)
+    controller = MvpController(
+        all_kept(weights), options, final, context.recipe.lr, macs, transposed_weights(model, weights)
+    )
+    start = counted(controller.masks)
+    frozen = freeze_embeddings(model, groups)
+    try:
+        rows = train(context, model, controller)
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(True)
+    _check_reached(context, controller, priced, goal)
+    return outcome(context, model, split, controller, rows, start=start)
 
 
 def transposed_weights(model: nn.Module, weights: dict[str, Tensor]) -> frozenset[str]:

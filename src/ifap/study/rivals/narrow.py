@@ -32,6 +32,8 @@ def structure(
 ) -> Pruned:
     """Return an untrained network in which every width of `network` has lost the same share.
 
+    The network with its plan; the weights are new.
+
     Parameters
     ----------
     network : nn.Module
@@ -44,11 +46,6 @@ def structure(
         Source of the new weights; see `reinitialise`.
     min_units, max_layer_ratio, round_to, spatial_only, ignore
         See `ifap.prune`. A width whose limit is reached stops there, and the others lose more.
-
-    Returns
-    -------
-    Pruned
-        The network with its plan; the weights are new.
     """
     pruned = prune(
         network,

@@ -14,8 +14,6 @@ addition as well.
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
-
 import torch
 from torch import Tensor
 
@@ -165,27 +163,21 @@ class PdpController(LatentController):
         return (self._options.temperature * (t**2 if relative else torch.ones_like(t))).clamp_min(_TINY)
 
 
-class Pdp:
-    """PDP of single weights; first convolution, last linear layer and depthwise convolutions stay dense."""
+@SPARSE.register("pdp")
+def pdp(context: Context) -> Outcome:
+    """PDP of single weights; first convolution, last linear layer and depthwise convolutions stay dense.
 
-    start: ClassVar[Literal["baseline", "init"]] = PdpOptions.start
-    structure: ClassVar[Literal["channels", "weights"]] = PdpOptions.structure
-    tasks: ClassVar[frozenset[str]] = PdpOptions.tasks
-
-    def run(self, context: Context) -> Outcome:
-        """Train once, with soft masks after the warm-up."""
-        options: PdpOptions = options_of(context, PdpOptions)
-        if context.recipe.ema_decay is not None:
-            raise ConfigError("method 'pdp' has soft masks, which cannot be averaged: leave out ema_decay")
-        model, split = context.network()
-        weights = maskable(model, first=False, last=False, depthwise=False)
-        priced = prices(model, context.example_inputs, context.target.kind, weights)
-        macs = prices(model, context.example_inputs, "macs", weights)
-        masks = all_kept(weights)
-        controller = PdpController(masks, options, priced, priced.goal(context.target), macs)
-        kept = counted(masks)
-        rows = train(context, model, controller)
-        return outcome(context, model, split, controller, rows, start=kept)
-
-
-SPARSE.register("pdp")(Pdp())
+    Train once, with soft masks after the warm-up.
+    """
+    options: PdpOptions = options_of(context, PdpOptions)
+    if context.recipe.ema_decay is not None:
+        raise ConfigError("method 'pdp' has soft masks, which cannot be averaged: leave out ema_decay")
+    model, split = context.network()
+    weights = maskable(model, first=False, last=False, depthwise=False)
+    priced = prices(model, context.example_inputs, context.target.kind, weights)
+    macs = prices(model, context.example_inputs, "macs", weights)
+    masks = all_kept(weights)
+    controller = PdpController(masks, options, priced, priced.goal(context.target), macs)
+    kept = counted(masks)
+    rows = train(context, model, controller)
+    return outcome(context, model, split, controller, rows, start=kept)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar, Literal
 
 from ifap.errors import ConfigError
 from ifap.forward import device_of, to_device
@@ -14,31 +13,25 @@ from ifap.study.rivals.gates import PdpChannel
 from ifap.study.rivals.run import cut_outcome, train
 
 
-class PdpChannels:
-    """`ifap.study.rivals.gates.PdpChannel` around one training of the trained network."""
+@SPARSE.register("pdp_channel")
+def pdp_channel(context: Context) -> Outcome:
+    """`ifap.study.rivals.gates.PdpChannel` around one training of the trained network.
 
-    start: ClassVar[Literal["baseline", "init"]] = PdpChannelOptions.start
-    structure: ClassVar[Literal["channels", "weights"]] = PdpChannelOptions.structure
-    tasks: ClassVar[frozenset[str]] = PdpChannelOptions.tasks
-
-    def run(self, context: Context) -> Outcome:
-        """Train once with gates, then cut."""
-        options: PdpChannelOptions = options_of(context, PdpChannelOptions)
-        if context.recipe.ema_decay is not None:
-            raise ConfigError("method 'pdp_channel' has soft gates, which cannot be averaged: leave out ema_decay")
-        model = context.baseline()
-        controller = PdpChannel(
-            model,
-            to_device(context.example_inputs, device_of(model)),
-            context.target,
-            warmup=options.warmup_share,
-            ramp=options.ramp_share,
-            sharpness=options.sharpness,
-            **context.limits,
-        )
-        rows = train(context, model, controller)
-        made = controller.pruned()
-        return cut_outcome(context, dataclasses.replace(made, model=made.model.eval()), rows, made.before.macs)
-
-
-SPARSE.register("pdp_channel")(PdpChannels())
+    Train once with gates, then cut.
+    """
+    options: PdpChannelOptions = options_of(context, PdpChannelOptions)
+    if context.recipe.ema_decay is not None:
+        raise ConfigError("method 'pdp_channel' has soft gates, which cannot be averaged: leave out ema_decay")
+    model = context.baseline()
+    controller = PdpChannel(
+        model,
+        to_device(context.example_inputs, device_of(model)),
+        context.target,
+        warmup=options.warmup_share,
+        ramp=options.ramp_share,
+        sharpness=options.sharpness,
+        **context.limits,
+    )
+    rows = train(context, model, controller)
+    made = controller.pruned()
+    return cut_outcome(context, dataclasses.replace(made, model=made.model.eval()), rows, made.before.macs)

@@ -26,7 +26,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -269,44 +269,38 @@ def fold_and_cut(model: nn.Module, groups: Sequence[Group], decision: Decision) 
     return kept
 
 
-class Rfp:
-    """`prune_units` on a draw of training samples."""
+@SPARSE.register("rfp")
+def rfp(context: Context) -> Outcome:
+    """`prune_units` on a draw of training samples.
 
-    start: ClassVar[Literal["baseline", "init"]] = RfpOptions.start
-    structure: ClassVar[Literal["channels", "weights"]] = RfpOptions.structure
-    tasks: ClassVar[frozenset[str]] = RfpOptions.tasks
-
-    def run(self, context: Context) -> Outcome:
-        """Prune the trained network; there is no training."""
-        options: RfpOptions = options_of(context, RfpOptions)
-        model = context.baseline()
-        inputs = to_device(context.example_inputs, device_of(model))
-        drawn = draw(context, options)
-        pruned, decision = prune_units(model, inputs, drawn, context.task.loss, context.target, options)
-        metrics = [
-            context.task.evaluate(network, context.validation, options.batch_size)[context.task.primary]
-            for network in (model, pruned.model)
-        ]
-        start, end = pruned.receipts
-        receipts = [
-            replace(start, metric_before=None, metric_after=metrics[0]),
-            replace(end, metric_before=metrics[0], metric_after=metrics[1]),
-        ]
-        # One backward a sample, and at most two forwards for each layer that was tuned.
-        spent = (3 + 2 * len(decision.solved)) * options.samples * _per_sample(pruned.before, context.example_inputs)
-        return Outcome(
-            model=pruned.model.eval(),
-            masks={},
-            split_attention=pruned.plan.split_attention,
-            history=[],
-            events=[],
-            training_macs=spent,
-            dense_training_macs=spent,
-            cut=Pruned(pruned.model, pruned.plan, receipts, pruned.before, pruned.after),
-        )
-
-
-SPARSE.register("rfp")(Rfp())
+    Prune the trained network; there is no training.
+    """
+    options: RfpOptions = options_of(context, RfpOptions)
+    model = context.baseline()
+    inputs = to_device(context.example_inputs, device_of(model))
+    drawn = draw(context, options)
+    pruned, decision = prune_units(model, inputs, drawn, context.task.loss, context.target, options)
+    metrics = [
+        context.task.evaluate(network, context.validation, options.batch_size)[context.task.primary]
+        for network in (model, pruned.model)
+    ]
+    start, end = pruned.receipts
+    receipts = [
+        replace(start, metric_before=None, metric_after=metrics[0]),
+        replace(end, metric_before=metrics[0], metric_after=metrics[1]),
+    ]
+    # One backward a sample, and at most two forwards for each layer that was tuned.
+    spent = (3 + 2 * len(decision.solved)) * options.samples * _per_sample(pruned.before, context.example_inputs)
+    return Outcome(
+        model=pruned.model.eval(),
+        masks={},
+        split_attention=pruned.plan.split_attention,
+        history=[],
+        events=[],
+        training_macs=spent,
+        dense_training_macs=spent,
+        cut=Pruned(pruned.model, pruned.plan, receipts, pruned.before, pruned.after),
+    )
 
 
 def draw(context: Context, options: RfpOptions) -> Labelled:

@@ -87,12 +87,7 @@ def budget_of(
 
 
 def search(
-    importance: Sequence[Tensor],
-    prices: Sequence[float],
-    kinds: Sequence[str],
-    allowed: float,
-    *,
-    least: int = 1,
+    importance: Sequence[Tensor], prices: Sequence[float], kinds: Sequence[str], allowed: float, *, least: int = 1
 ) -> list[Tensor]:
     """Return the units that are worth most together and cost no more than is allowed.
 

@@ -8,7 +8,6 @@ from zero. Depthwise convolutions stay dense; the stem and the classifier are ma
 from __future__ import annotations
 
 import math
-from typing import ClassVar, Literal
 
 from ifap.study.config.rivals import RiglOptions
 from ifap.study.rivals import SPARSE
@@ -73,24 +72,18 @@ class RiglController(MaskController):
         return 3 * self.sparse_forward
 
 
-class Rigl:
-    """RigL with ERK densities that meet the target."""
+@SPARSE.register("rigl")
+def rigl(context: Context) -> Outcome:
+    """RigL with ERK densities that meet the target.
 
-    start: ClassVar[Literal["baseline", "init"]] = RiglOptions.start
-    structure: ClassVar[Literal["channels", "weights"]] = RiglOptions.structure
-    tasks: ClassVar[frozenset[str]] = RiglOptions.tasks
-
-    def run(self, context: Context) -> Outcome:
-        """Train once, sparse from the first step to the last."""
-        options: RiglOptions = options_of(context, RiglOptions)
-        model, split = context.network()
-        shapes = {name: weight.shape for name, weight in maskable(model, depthwise=False).items()}
-        priced = prices(model, context.example_inputs, context.target.kind, shapes)
-        kept = solve_density(erdos_renyi_kernel, shapes, priced, priced.goal(context.target))
-        macs = prices(model, context.example_inputs, "macs", shapes)
-        controller = RiglController(random_masks(shapes, kept, context.seed), options, macs)
-        rows = train(context, model, controller)
-        return outcome(context, model, split, controller, rows, start=kept)
-
-
-SPARSE.register("rigl")(Rigl())
+    Train once, sparse from the first step to the last.
+    """
+    options: RiglOptions = options_of(context, RiglOptions)
+    model, split = context.network()
+    shapes = {name: weight.shape for name, weight in maskable(model, depthwise=False).items()}
+    priced = prices(model, context.example_inputs, context.target.kind, shapes)
+    kept = solve_density(erdos_renyi_kernel, shapes, priced, priced.goal(context.target))
+    macs = prices(model, context.example_inputs, "macs", shapes)
+    controller = RiglController(random_masks(shapes, kept, context.seed), options, macs)
+    rows = train(context, model, controller)
+    return outcome(context, model, split, controller, rows, start=kept)

@@ -73,6 +73,8 @@ class Task(ABC):
     ) -> dict[str, float]:
         """Measure a network in evaluation mode, without gradients; its modes are put back.
 
+        Metric names and values.
+
         Parameters
         ----------
         model : Module
@@ -83,11 +85,6 @@ class Task(ABC):
             Samples a batch of a `Split`.
         bins : int, optional
             Bins of the calibration error; it is left out without them.
-
-        Returns
-        -------
-        dict
-            Metric names and values.
         """
         where = device_of(model)
         outputs, targets = [], []

@@ -100,11 +100,8 @@ class Generation(Task):
         As many images are made as the data have, always from the same noise. A distance from few images
         is too large: compare only what was measured on equally many.
 
-        Returns
-        -------
-        dict
-            The distance, under the name of the features (less is better), and ``loss``, which the network
-            has in training, a mean over images.
+        The distance, under the name of the features (less is better), and ``loss``, which the network has in training,
+        a mean over images.
         """
         where, measured = device_of(model), self._measure()
         noise = torch.Generator().manual_seed(SEED)

@@ -54,12 +54,8 @@ class Segmentation(Task):
     ) -> dict[str, float]:
         """Measure a segmenter; see `Task.evaluate`. Scores are not kept: they are larger than the images.
 
-        Returns
-        -------
-        dict
-            ``miou`` in percent, the mean over classes of overlap over union (Jaccard's index) of all
-            pixels, without classes that are nowhere; ``pixel_accuracy`` in percent; ``loss`` in nats,
-            a mean over pixels.
+        ``miou`` in percent, the mean over classes of overlap over union (Jaccard's index) of all pixels, without
+        classes that are nowhere; ``pixel_accuracy`` in percent; ``loss`` in nats, a mean over pixels.
         """
         where, measured = device_of(model), _Measured()
         with evaluation_mode(model), torch.no_grad():

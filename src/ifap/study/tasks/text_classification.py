@@ -26,12 +26,9 @@ class TextClassification(Task):
     def metrics(self, outputs: Any, targets: Any, *, bins: int | None = None, texts: Any = None) -> dict[str, float]:
         """Return the metrics of a split.
 
-        Returns
-        -------
-        dict
-            ``accuracy`` in percent; ``f1`` in percent, of class 1 if there are two classes, else the mean
-            over classes; ``mcc``, Matthews' correlation times 100; ``loss`` in nats; and, if `bins` is given,
-            ``ece`` in percent (see `ifap.study.tasks.classification`).
+        ``accuracy`` in percent; ``f1`` in percent, of class 1 if there are two classes, else the mean over classes;
+        ``mcc``, Matthews' correlation times 100; ``loss`` in nats; and, if `bins` is given, ``ece`` in percent (see
+        `ifap.study.tasks.classification`).
         """
         from sklearn.metrics import f1_score, matthews_corrcoef  # slow to import, and only this needs them
 

@@ -73,6 +73,8 @@ def fit(
     Started by ``accelerate launch`` or ``torchrun``, the processes share every batch, average their
     gradients and end with the same network; the first one alone measures, reports and writes.
 
+    All epochs of this training, those of earlier sessions included.
+
     Parameters
     ----------
     model : Module
@@ -102,11 +104,6 @@ def fit(
     done : int, optional
         Epochs of the recipe that the network has behind it: training begins after them, with their
         place in the schedule and in the order of the data, and with a new optimiser.
-
-    Returns
-    -------
-    list of EpochRow
-        All epochs of this training, those of earlier sessions included.
 
     Raises
     ------
@@ -440,12 +437,7 @@ def _check_shares(recipe: TrainingOptions, engine: Engine) -> None:
 
 
 def _fingerprint(
-    model: nn.Module,
-    recipe: TrainingOptions,
-    seed: int,
-    guard: str,
-    engine: Engine,
-    controller: Controller | None,
+    model: nn.Module, recipe: TrainingOptions, seed: int, guard: str, engine: Engine, controller: Controller | None
 ) -> str:
     shapes = [(name, list(value.shape)) for name, value in model.state_dict().items()]
     method = None if controller is None else type(controller).__qualname__

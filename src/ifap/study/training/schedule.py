@@ -10,13 +10,7 @@ from torch import nn
 
 
 def learning_rate(
-    step: int,
-    steps: int,
-    warmup: int,
-    peak: float,
-    *,
-    milestones: Sequence[float] | None = None,
-    gamma: float = 0.1,
+    step: int, steps: int, warmup: int, peak: float, *, milestones: Sequence[float] | None = None, gamma: float = 0.1
 ) -> float:
     """Return the learning rate of one step: a linear rise to `peak`, then half a cosine towards zero.
 
@@ -43,13 +37,7 @@ def learning_rate(
 
 
 def build_optimizer(
-    model: nn.Module,
-    name: str,
-    lr: float,
-    weight_decay: float,
-    *,
-    momentum: float = 0.9,
-    decay_norms: bool = False,
+    model: nn.Module, name: str, lr: float, weight_decay: float, *, momentum: float = 0.9, decay_norms: bool = False
 ) -> torch.optim.Optimizer:
     """Return AdamW, or SGD with Nesterov momentum; biases and norm parameters are not decayed unless asked for."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]

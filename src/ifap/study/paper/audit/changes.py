@@ -30,15 +30,7 @@ WORDS = {"relative": "relative change", "points": "difference in points"}
 def delta_conventions(claims: pd.DataFrame) -> pd.DataFrame:
     """Say of every printed metric change how it follows from the printed values.
 
-    Parameters
-    ----------
-    claims : DataFrame
-        Claims as `ifap.study.paper.published.load_claims` returns them.
-
-    Returns
-    -------
-    DataFrame
-        `id`, `table` and `convention`: ``relative``, ``points``, ``both`` or ``neither``.
+    `id`, `table` and `convention`: ``relative``, ``points``, ``both`` or ``neither``.
     """
     rows = having(table_rows(claims), "metric_delta")
     found = [(row.values["metric_delta"].id, row.table, _convention(row)) for row in rows]

@@ -24,15 +24,7 @@ from ifap.study.paper.published import load_claims
 def write_audit(path: Path) -> list[Finding]:
     """Audit a file of claims and write ``audit.md`` and ``audit.csv``.
 
-    Parameters
-    ----------
-    path : Path
-        The file of claims.
-
-    Returns
-    -------
-    list of Finding
-        What was found.
+    What was found.
     """
     claims = load_claims(path)
     findings = run_audit(claims)

@@ -31,6 +31,8 @@ __all__ = ["Picture", "draw"]
 def draw(name: str, grid: Grid, runs: pd.DataFrame, trace: pd.DataFrame, *, root: Path = Path()) -> Picture:
     """Draw one figure.
 
+    The figure as SVG and PNG.
+
     Parameters
     ----------
     name : str
@@ -41,11 +43,6 @@ def draw(name: str, grid: Grid, runs: pd.DataFrame, trace: pd.DataFrame, *, root
         Content of ``runs.csv`` and ``trace.csv``.
     root : Path
         The project's root: the published numbers and the records of the cells are read below it.
-
-    Returns
-    -------
-    Picture
-        The figure as SVG and PNG.
     """
     if name not in (*FIGURES, SAMPLES):
         raise ConfigError(f"unknown figure '{name}': {nearest(name, (*FIGURES, SAMPLES))}")

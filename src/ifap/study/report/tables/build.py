@@ -6,15 +6,17 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from ifap.study.config.params import TableParams
+from ifap.study.config.values import DENSE_TASKS, TEXT_TASKS
+from ifap.study.grid import Grid
 from ifap.study.report.tables.classification import table_2
-from ifap.study.report.tables.language import has_language_cells, table_5
+from ifap.study.report.tables.language import table_5
 from ifap.study.report.tables.methods import table_1
 from ifap.study.report.tables.model import Table
 from ifap.study.report.tables.options import table_options
 from ifap.study.report.tables.printed import published_table
 from ifap.study.report.tables.report import Report
 from ifap.study.report.tables.steps import table_4
-from ifap.study.report.tables.vision import has_dense_cells, table_3
+from ifap.study.report.tables.vision import table_3
 
 Builder = Callable[[str, TableParams, Report], Table]
 BUILDERS: dict[str, Builder] = {
@@ -26,26 +28,18 @@ BUILDERS: dict[str, Builder] = {
 }
 
 
+def has_cells(name: str, grid: Grid) -> bool:
+    """Return whether a scale runs any network that a table is about; those of classification all tables show."""
+    own = {"table-3": DENSE_TASKS, "table-5": TEXT_TASKS}.get(name)
+    return own is None or not grid.options.grid.keys().isdisjoint(own)
+
+
 def build_table(name: str, report: Report) -> Table:
-    """Build one table of ``params.yaml``.
-
-    Parameters
-    ----------
-    name : str
-        Its key in ``params.yaml``, for example ``"table-2"``.
-    report : Report
-        What was recorded.
-
-    Returns
-    -------
-    Table
-        The model of the table: what was measured, above the published table where both exist.
-    """
+    """Build one table of ``params.yaml``: what was measured, above the published table where both exist."""
     grid, claims = report.grid, report.claims
     options = table_options(name, grid)
     number = int(name.removeprefix("table-"))
-    has_cells = {"table-3": has_dense_cells, "table-5": has_language_cells}
-    if name not in BUILDERS or (name in has_cells and not has_cells[name](grid)):
+    if name not in BUILDERS or not has_cells(name, grid):
         return published_table(number, name, options.title, claims, grid.scale)
     own = BUILDERS[name](name, options, report)
     title = f"{options.title.partition('.')[0]} as published, with verdicts"

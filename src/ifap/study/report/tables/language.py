@@ -2,49 +2,33 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 
 import pandas as pd
 
 from ifap.study.config.params import TableParams
 from ifap.study.config.values import TEXT_TASKS
-from ifap.study.grid import Grid
 from ifap.study.paper.vocabulary import METRICS
 from ifap.study.paths import Cell
 from ifap.study.report.tables.model import Column, Item, Note, Row, Table
-from ifap.study.report.tables.networks import masked_note, method_item, not_attempted, origin
-from ifap.study.report.tables.numbers import Unit, choose_unit, fixed, spread
+from ifap.study.report.tables.networks import (
+    count_items,
+    masked_note,
+    method_item,
+    not_attempted,
+    score_items,
+    seeds_item,
+)
+from ifap.study.report.tables.numbers import Unit, choose_unit
 from ifap.study.report.tables.report import Report
 from ifap.study.report.tables.wording import dataset_label, scale_notes
-from ifap.study.templates import NO_VALUE
 
 DELTA = "\N{GREEK CAPITAL LETTER DELTA}"
 VALUES = 8  # columns beside the names of a row
 
 
-def has_language_cells(grid: Grid) -> bool:
-    """Return whether a scale runs any network for text."""
-    return any(task in TEXT_TASKS for task in grid.options.grid)
-
-
 def table_5(name: str, options: TableParams, report: Report) -> Table:
-    """Build Table V from runs.
-
-    Parameters
-    ----------
-    name : str
-        Its key in ``params.yaml``.
-    options : TableParams
-        Its block.
-    report : Report
-        What was recorded.
-
-    Returns
-    -------
-    Table
-        One row a network, data set and method.
-    """
+    """Build Table V from runs: one row a network, data set and method."""
     grid, runs = report.grid, report.runs[report.runs["task"].isin(TEXT_TASKS)]
     cells = [cell for cell in grid.pruned() if cell.task in TEXT_TASKS]
     unit = choose_unit([*runs["params"], *runs["params_base"].dropna()])
@@ -81,35 +65,8 @@ def _rows(report: Report, cells: Sequence[Cell], runs: pd.DataFrame, unit: Unit)
                 Item(dataset_label(dataset, report.grid)),
                 method_item(method, frame),
             )
-            nothing = not_attempted(own, report.missing, columns=VALUES)
-            values = _values(frame, len(own), unit) if len(frame) else nothing
+            values = not_attempted(own, report.missing, columns=VALUES)
+            if len(frame):
+                title, counts = METRICS[str(frame["metric"].iloc[0])].title, count_items(frame, "params", unit)
+                values = (Item(title), *score_items(frame), *counts, seeds_item(frame, len(own)))
             yield Row((*names, *values), starts_group=index == 0)
-
-
-def _values(frame: pd.DataFrame, seeds: int, unit: Unit) -> tuple[Item, ...]:
-    scale = str(frame["scale"].iloc[0])
-    own = [str(path) for path in frame["metrics"]]
-    base = [re.sub(r"/[^/]+/(seed\d+/[^/]+)$", r"/baseline/\1", path) for path in own]
-    links = {"own": origin(own, scale), "base": origin(base, scale)}
-
-    def score(column: str, href: str) -> Item:
-        known = frame[column].dropna().astype(float)
-        return Item(spread(known, lambda value: fixed(value, 2)), links[href]) if len(known) else Item(NO_VALUE)
-
-    def count(column: str, href: str) -> Item:
-        known = frame[column].dropna().astype(float)
-        if not len(known):
-            return Item(NO_VALUE)
-        mean = float(known.mean())
-        return Item(fixed(mean, 1) if column.endswith("_reduction") else unit.text(mean), links[href])
-
-    return (
-        Item(METRICS[str(frame["metric"].iloc[0])].title),
-        score("baseline_metric", "base"),
-        score("test_metric", "own"),
-        score("metric_delta", "own"),
-        count("params_base", "base"),
-        count("params", "own"),
-        count("params_reduction", "own"),
-        Item(str(len(frame)) if len(frame) == seeds else f"{len(frame)} of {seeds}"),
-    )

@@ -73,17 +73,7 @@ class Compared:
 def compared(grid: Grid, runs: pd.DataFrame) -> list[Compared]:
     """Return every method of the grid at every target, unpruned networks first in each block.
 
-    Parameters
-    ----------
-    grid : Grid
-        The cells.
-    runs : DataFrame
-        Content of ``runs.csv``.
-
-    Returns
-    -------
-    list of Compared
-        One entry a (task, data set, model, method), of the first seed's cell.
+    One entry a (task, data set, model, method), of the first seed's cell.
     """
     lines = grid.lines()
     differences = {(*key[:3], key[-1]): found for key, found in compare_runs(runs, lines, REFERENCE).items()}
@@ -142,19 +132,7 @@ def _known(value: float) -> float | None:
 def table_1(name: str, options: TableParams, report: Report) -> Table:
     """Build Table I from runs: accuracies in the paper's layout, then what else a comparison needs.
 
-    Parameters
-    ----------
-    name : str
-        Its key in ``params.yaml``.
-    options : TableParams
-        Its block; a task leaves out the others.
-    report : Report
-        What was recorded.
-
-    Returns
-    -------
-    Table
-        The table, with the further columns as its `detail`; without a cell, only what says so.
+    The table, with the further columns as its `detail`; without a cell, only what says so.
     """
     grid, runs = report.grid, report.runs[~report.runs["task"].isin(DENSE_TASKS)]  # which Table III has
     entries = [
@@ -176,10 +154,7 @@ def table_1(name: str, options: TableParams, report: Report) -> Table:
     )
     datasets = list(dict.fromkeys(entry.cell.dataset for entry in entries))
     shown = runs[runs["dataset"].isin(datasets)]
-    columns = (
-        *_COLUMNS,
-        *(Column(dataset_label(dataset, grid), metric_heading(shown)) for dataset in datasets),
-    )
+    columns = (*_COLUMNS, *(Column(dataset_label(dataset, grid), metric_heading(shown)) for dataset in datasets))
     rows = tuple(_accuracy_rows(entries, goals, datasets))
     return Table(name, options.title, columns, rows, _notes(grid, entries, datasets, shown), detail=detail)
 

@@ -119,8 +119,10 @@ def _block(
         )
         wanted = [cell for cell in cells if cell.method == method]
         frame = of_method[method]
-        nothing = not_attempted(wanted, report.missing)
-        values = _method_items(frame, len(wanted), macs, params, top) if len(frame) else nothing
+        values = not_attempted(wanted, report.missing)
+        if len(frame):
+            counts = (*count_items(frame, "macs", macs), *count_items(frame, "params", params))
+            values = (*counts, *score_items(frame, top), seeds_item(frame, len(wanted)))
         rows.append(Row((*names, *values), starts_group=index == 0))
     return rows
 
@@ -130,38 +132,43 @@ def _printed(frame: pd.DataFrame) -> float:
     return round(float(frame["test_metric"].mean()), 2)
 
 
-def _method_items(frame: pd.DataFrame, seeds: int, macs: Unit, params: Unit, top: float) -> tuple[Item, ...]:
-    scale = str(frame["scale"].iloc[0])
-    own = [str(path) for path in frame["metrics"]]
-    base = [re.sub(r"/[^/]+/(seed\d+/[^/]+)$", r"/baseline/\1", path) for path in own]
-    own_link, base_link = origin(own, scale), origin(base, scale)
+def count_items(frame: pd.DataFrame, kind: str, unit: Unit) -> tuple[Item, ...]:
+    """Return what a method's runs cost: before, after and the change; `kind` is ``macs`` or ``params``."""
 
     def item(column: str, show: Callable[[float], str], href: str) -> Item:
         known = frame[column].dropna().astype(float)
         return Item(show(float(known.mean())), href) if len(known) else Item(NO_VALUE)
 
-    def accuracy(column: str, href: str, *, bold: bool = False) -> Item:
-        known = frame[column].dropna().astype(float)
-        return Item(spread(known, points), href, bold) if len(known) else Item(NO_VALUE)
-
-    def points(value: float) -> str:
-        return fixed(value, 2)
-
-    def percent(value: float) -> str:
-        return fixed(value, 1)
-
+    own, base = _links(frame)
     return (
-        item("macs_base", macs.text, base_link),
-        item("macs", macs.text, own_link),
-        item("macs_reduction", percent, own_link),
-        item("params_base", params.text, base_link),
-        item("params", params.text, own_link),
-        item("params_reduction", percent, own_link),
-        accuracy("baseline_metric", base_link),
-        accuracy("test_metric", own_link, bold=_printed(frame) == top and met_target(frame)),
-        accuracy("metric_delta", own_link),
-        Item(str(len(frame)) if len(frame) == seeds else f"{len(frame)} of {seeds}"),
+        item(f"{kind}_base", unit.text, base),
+        item(kind, unit.text, own),
+        item(f"{kind}_reduction", lambda value: fixed(value, 1), own),
     )
+
+
+def score_items(frame: pd.DataFrame, top: float = math.nan) -> tuple[Item, ...]:
+    """Return the scores of a method's runs: before, after (bold if it is `top` and the target was met), the change."""
+
+    def item(column: str, href: str, *, bold: bool = False) -> Item:
+        known = frame[column].dropna().astype(float)
+        return Item(spread(known, lambda value: fixed(value, 2)), href, bold) if len(known) else Item(NO_VALUE)
+
+    own, base = _links(frame)
+    best_one = _printed(frame) == top and met_target(frame)
+    return item("baseline_metric", base), item("test_metric", own, bold=best_one), item("metric_delta", own)
+
+
+def seeds_item(frame: pd.DataFrame, seeds: int) -> Item:
+    """Return how many seeds ran, of those that were to run."""
+    return Item(str(len(frame)) if len(frame) == seeds else f"{len(frame)} of {seeds}")
+
+
+def _links(frame: pd.DataFrame) -> tuple[str, str]:
+    """Return the links to the records of a method's runs, and to those of the unpruned networks."""
+    scale, own = str(frame["scale"].iloc[0]), [str(path) for path in frame["metrics"]]
+    base = [re.sub(r"/[^/]+/(seed\d+/[^/]+)$", r"/baseline/\1", path) for path in own]
+    return origin(own, scale), origin(base, scale)
 
 
 def origin(metrics: Sequence[str], scale: str) -> str:

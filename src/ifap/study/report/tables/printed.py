@@ -9,6 +9,8 @@ from decimal import Decimal
 from itertools import groupby
 
 from ifap.study import paths
+from ifap.study.paper.vocabulary import MODELS
+from ifap.study.report.full_size import kind_of
 from ifap.study.report.judge import SPLIT, Judged, finding_name, is_counted
 from ifap.study.report.tables.model import Column, Item, Note, Row, Table
 from ifap.study.report.tables.networks import link
@@ -43,11 +45,7 @@ DENSE_NOTE = (
     "without training to the printed reduction, which it has by construction: the verdict is 'reachable', and "
     "nothing is said about accuracy. The sizes, and those that come nearest to the printed costs, are in"
 )
-COUNTED_NOTES = {
-    paths.structure_csv().as_posix(): COUNTED_NOTE,
-    paths.text_structure_csv().as_posix(): TEXT_NOTE,
-    paths.dense_structure_csv().as_posix(): DENSE_NOTE,
-}
+COUNTED_NOTES = {"classifier": COUNTED_NOTE, "language": TEXT_NOTE, "dense": DENSE_NOTE}
 
 Key = tuple[str, str, str, int | None]
 
@@ -60,7 +58,7 @@ class Footnotes:
     taken: int
     reasons: dict[str, str] = field(default_factory=dict)
     findings: dict[str, None] = field(default_factory=dict)
-    counted: dict[str, None] = field(default_factory=dict)  # the files of counts
+    counted: dict[str, None] = field(default_factory=dict)  # the kinds of networks that were counted at full size
 
     def mark(self, claims: Iterable[Judged]) -> str:
         """Return the letters of why these claims were not measured."""
@@ -76,7 +74,7 @@ class Footnotes:
             self.findings[finding] = None
             href, mark = link(f"{paths.audit_file('md')}#{finding}", self.scale), DAGGER
         if is_counted(claim):
-            self.counted[claim.metrics.partition("#")[0]], why = None, DOUBLE_DAGGER
+            self.counted[kind_of(claim.table, MODELS[claim.model])], why = None, DOUBLE_DAGGER
         measured, origin = _measured(claim, self.scale)
         text = claim.value.replace("-", MINUS)
         return Item(text, href, best, mark=mark, measured=measured, origin=origin, why=why)
@@ -87,7 +85,7 @@ class Footnotes:
             Note(f"{NO_VALUE} not attempted at scale {self.scale}: {why}.", letters)
             for why, letters in self.reasons.items()
         ]
-        notes += [Note(f"{COUNTED_NOTES[file]} {file}.", DOUBLE_DAGGER) for file in self.counted]
+        notes += [Note(f"{COUNTED_NOTES[kind]} {paths.full_size_csv()}.", DOUBLE_DAGGER) for kind in self.counted]
         if self.findings:
             audit = paths.audit_file("md")
             named = ", ".join(self.findings)
@@ -96,24 +94,7 @@ class Footnotes:
 
 
 def published_table(number: int, name: str, title: str, claims: Sequence[Judged], scale: str) -> Table:
-    """Lay out one published table with its verdicts.
-
-    Parameters
-    ----------
-    number : int
-        Which table of the paper, 1 to 5.
-    name, title : str
-        Name and title of the result.
-    claims : sequence of Judged
-        All claims; those of other tables are left out.
-    scale : str
-        The scale that was compared.
-
-    Returns
-    -------
-    Table
-        The model of the table.
-    """
+    """Lay out one published table with its verdicts."""
     own = [claim for claim in claims if claim.table == number]
     columns, rows, notes = LAYOUTS[number](own, scale)
     head = (Note(_summary(own, scale)), Note(_legend(own)))
@@ -273,11 +254,7 @@ def _table_2(claims: Sequence[Judged], scale: str) -> Layout:
 
 def _table_3(claims: Sequence[Judged], scale: str) -> Layout:
     notes = Footnotes(scale, taken=2)
-    columns = (
-        Column("Data set", align="left"),
-        Column("Architecture", align="left"),
-        *_value_columns(best="Metric"),
-    )
+    columns = (Column("Data set", align="left"), Column("Architecture", align="left"), *_value_columns(best="Metric"))
     unit = {(claim.dataset, claim.model): claim.unit for claim in claims if claim.quantity == "metric_base"}
     rows: list[Row] = []
     for metric, task in TASKS.items():

@@ -27,11 +27,6 @@ def render(table: Table, extension: str, templates: Path | None = None) -> str:
         The format; CSV has one row a value and needs no template.
     templates : Path, optional
         Folder of the templates; the project's by default.
-
-    Returns
-    -------
-    str
-        The text of the file.
     """
     if extension == "csv":
         return _csv(table)

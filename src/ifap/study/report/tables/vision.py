@@ -27,28 +27,11 @@ TITLES = {
 REFERENCE = "ifap"
 
 
-def has_dense_cells(grid: Grid) -> bool:
-    """Return whether a scale runs any network for boxes, masks or images."""
-    return any(task in DENSE_TASKS for task in grid.options.grid)
-
-
 def table_3(name: str, options: TableParams, report: Report) -> Table:
     """Build Table III from runs.
 
-    Parameters
-    ----------
-    name : str
-        Its key in ``params.yaml``.
-    options : TableParams
-        Its block.
-    report : Report
-        What was recorded.
-
-    Returns
-    -------
-    Table
-        One row a network, data set and method of detection, segmentation and generation, below those of
-        classification that the paper's table has.
+    One row a network, data set and method of detection, segmentation and generation, below those of classification that
+    the paper's table has.
     """
     grid, runs = report.grid, report.runs
     cells = [cell for cell in grid.pruned() if cell.task in TITLES and _is_shown(cell)]

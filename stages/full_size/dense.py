@@ -1,4 +1,4 @@
-"""Count the detectors, segmenters and generators of Table III at full size, unpruned and pruned; no data, no training.
+"""Count the detectors, segmenters and generators of Table III at full size, unpruned and pruned.
 
 Costs follow from shapes: the networks are built and cut without weights, which takes no memory, and the
 units that go are chosen at random. Then each is built once more with random weights, for small images where it
@@ -8,40 +8,24 @@ takes any size, pruned by flow in three iterations, run forward and backward, sa
 from __future__ import annotations
 
 import bisect
-import logging
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
-import typer
 from torch import Tensor, nn
 
 import ifap
 from ifap.errors import IfapError
-from ifap.files import atomic_write_text
 from ifap.forward import tensors
-from ifap.study import paths
 from ifap.study.machine.determinism import configure
 from ifap.study.models import MODELS
 from ifap.study.models.detection import Detector
-from ifap.study.paper.published import load_claims
 from ifap.study.paper.vocabulary import STAND_INS
-from ifap.study.report import DENSE_STRUCTURE_VERSION
-from ifap.study.report.full_size.classifiers import CLOSE
-from ifap.study.report.full_size.dense import STEPS as STEPS_OF_SIZES
-from ifap.study.report.full_size.dense import (
-    DenseStructure,
-    WantedDense,
-    dense_structure_table,
-    load_dense_structure,
-    wanted_dense,
-)
-from ifap.study.stage import run_stage
-
-log = logging.getLogger("stages.dense_structure")
+from ifap.study.report import FULL_SIZE_VERSIONS
+from ifap.study.report.full_size import CLOSE, SIZE_STEPS, Dense, DenseCount
 
 SEED = 0
 STEPS = 3
@@ -55,45 +39,29 @@ STANDS_FOR = {published: smaller for smaller, published in STAND_INS.items()}
 """What is run instead of a network that asks too much of a machine."""
 
 
-def main() -> None:
-    """Write results/dense_structure.csv; rows that are there already are kept."""
-    networks = wanted_dense(load_claims(paths.published_claims()))
-    done = {
-        (row.dataset, row.model): row
-        for _, row in load_dense_structure().values()
-        if row.version == DENSE_STRUCTURE_VERSION
-    }
-    kept = len(done)
-    for network in networks:
-        if (network.dataset, network.model) in done:
-            continue
-        done[network.dataset, network.model] = measure(network)
-        rows = [done[each.dataset, each.model] for each in networks if (each.dataset, each.model) in done]
-        atomic_write_text(paths.dense_structure_csv(), dense_structure_table(rows))
-        log.info("%s on %s: %s", network.model, network.dataset, rows[-1].reduction)
-    notes = sum(bool(row.note) for row in done.values())
-    typer.echo(f"wrote {paths.dense_structure_csv()}: {len(done)} networks, {kept} kept, {notes} with a note")
+def measure(networks: Iterable[Dense]) -> Iterator[DenseCount]:
+    """Count networks, prune them without weights, and run them with weights."""
+    yield from map(count, networks)
 
 
-def measure(network: WantedDense) -> DenseStructure:
+def count(network: Dense) -> DenseCount:
     """Count one network, prune it without weights, and run it with weights."""
     configure(SEED)
     counts, ran = counted(network), run(network)
     notes = [counts.pop("note"), ran.pop("note")]
-    row = DenseStructure(
-        **network.model_dump(), **counts, **ran, note="; ".join(filter(None, notes)), version=DENSE_STRUCTURE_VERSION
-    )
+    note, version = "; ".join(filter(None, notes)), FULL_SIZE_VERSIONS[network.KIND]
+    row = DenseCount(**network.model_dump(), **counts, **ran, note=note, version=version)
     return row if row.is_reachable else row.model_copy(update={"note": "; ".join(filter(None, (_far(row), row.note)))})
 
 
-def _far(row: DenseStructure) -> str:
+def _far(row: DenseCount) -> str:
     return (
         f"no {row.sizes_tried} brings the unpruned network to within {100 * CLOSE:g} % of the printed "
         f"{row.published:g} GMACs: {row.nearest_size} px cost {row.macs_nearest / 1e9:.4g}"
     )
 
 
-def counted(network: WantedDense) -> dict[str, Any]:
+def counted(network: Dense) -> dict[str, Any]:
     """Return what one network costs at full size, unpruned and pruned without weights."""
     model, images = _without_weights(network.model, network.classes, network.image_size)
     base, nearest = ifap.cost(model, images), nearest_size(network)
@@ -119,9 +87,9 @@ def counted(network: WantedDense) -> dict[str, Any]:
     return found
 
 
-def nearest_size(network: WantedDense) -> int:
+def nearest_size(network: Dense) -> int:
     """Return the side of an image for which the unpruned network costs nearly what is printed; costs grow with it."""
-    step = STEPS_OF_SIZES.get(network.model, 32)
+    step = SIZE_STEPS.get(network.model, 32)
     sizes: Sequence[int] = DCGAN_SIZES if network.model == "dcgan" else range(step, LARGEST + 1, step)
 
     def giga(size: int) -> float:
@@ -131,7 +99,7 @@ def nearest_size(network: WantedDense) -> int:
     return min(sizes[max(0, above - 1) : above + 1], key=lambda size: abs(giga(size) - network.published))
 
 
-def run(network: WantedDense) -> dict[str, Any]:
+def run(network: Dense) -> dict[str, Any]:
     """Prune one network with weights, train it for a step, save it and load it."""
     name = STANDS_FOR.get(network.model, network.model)
     size, channels = SMALL.get(network.model, 64), _channels(network.model)
@@ -151,7 +119,7 @@ def run(network: WantedDense) -> dict[str, Any]:
     return found
 
 
-def _pruned(network: WantedDense, model: nn.Module, example: Tensor, data: list[Tensor], **options: Any) -> ifap.Pruned:
+def _pruned(network: Dense, model: nn.Module, example: Tensor, data: list[Tensor], **options: Any) -> ifap.Pruned:
     return ifap.prune(
         model,
         example,
@@ -200,7 +168,3 @@ def _without_weights(model: str, classes: int, size: int) -> tuple[nn.Module, Te
 
 def _channels(model: str) -> int:
     return CHANNELS.get(model, 3)
-
-
-if __name__ == "__main__":
-    run_stage(main)

@@ -1,53 +1,36 @@
-"""Prune the language models of Table V at full size to the printed number of parameters; no data, no training.
+"""Prune the language models of Table V at full size to the printed number of parameters.
 
-Random weights and random texts: the numbers say what can be reached, and nothing about accuracy. First heads
-and feed-forward units go; where these cannot reach the printed number, the width of the network goes too.
+First heads and feed-forward units go; where these cannot reach the printed number, the width of the network goes too.
 """
 
 from __future__ import annotations
 
 import copy
 import json
-import logging
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import torch
-import typer
 from torch import Tensor, nn
 
 import ifap
 from ifap.errors import IfapError
 from ifap.example_inputs import make_inputs
-from ifap.files import atomic_write_text
 from ifap.plan import Builder, read_plan
 from ifap.ranking import Budget, Ranking, floors
 from ifap.saving import load, write_network
-from ifap.study import paths
 from ifap.study.machine.determinism import configure
 from ifap.study.models import builder_from_id, builder_id
-from ifap.study.paper.published import load_claims
-from ifap.study.report import TEXT_STRUCTURE_VERSION
-from ifap.study.report.full_size.language import (
-    CLOSE,
-    PARTS,
-    TextStructure,
-    WantedText,
-    distance,
-    load_text_structure,
-    text_structure_table,
-    wanted_text,
-)
-from ifap.study.stage import run_stage
+from ifap.study.report import FULL_SIZE_VERSIONS
+from ifap.study.report.full_size import PARTS, Language, LanguageCount, distance
 from ifap.view import trace
-
-log = logging.getLogger("stages.text_structure")
 
 SEED = 0
 STEPS = 1
@@ -57,63 +40,33 @@ VOCABULARY = {"bert_base": 30522, "gpt2_base": 50257, "t5_base": 32128}
 MIN_UNITS, MAX_LAYER_RATIO = 2, 0.95
 
 
-def main(
-    check: Annotated[Path | None, typer.Option(help="Load the networks of this folder and compare.")] = None,
-) -> None:
-    """Write results/text_structure.csv; rows that are there already are kept."""
-    if check is not None:
-        configure(SEED)
-        typer.echo(json.dumps(reload_all(check)))
-        return
-    networks = wanted_text(load_claims(paths.published_claims()))
-    done = {
-        (row.dataset, row.model): row
-        for _, row in load_text_structure().values()
-        if row.version == TEXT_STRUCTURE_VERSION
-    }
-    kept = len(done)
-    missing = [each for each in networks if (each.dataset, each.model) not in done]
-    for model, group in groupby(missing, key=lambda each: each.model):
-        for row in measure(list(group)):
-            done[row.dataset, row.model] = row
-        rows = [done[each.dataset, each.model] for each in networks if (each.dataset, each.model) in done]
-        atomic_write_text(paths.text_structure_csv(), text_structure_table(rows))
-        log.info("%s: %d networks of %d", model, len(rows), len(networks))
-    notes = sum(bool(row.note) for row in done.values())
-    typer.echo(f"wrote {paths.text_structure_csv()}: {len(done)} networks, {kept} kept, {notes} with a note")
+def measure(networks: list[Language]) -> Iterator[LanguageCount]:
+    """Prune networks; those of a model are all saved first, then one new process loads them.
 
-
-def measure(networks: list[WantedText]) -> list[TextStructure]:
-    """Prune the networks of one model; all are saved first, then one new process loads them.
-
-    Parameters
-    ----------
-    networks : list of WantedText
-        Rows of Table V with the same model.
-
-    Returns
-    -------
-    list of TextStructure
-        One row a network; what cannot be pruned is a note.
+    What cannot be pruned is a note.
     """
-    rows: list[TextStructure] = []
+    for _, group in groupby(networks, key=lambda each: each.model):
+        yield from _measure_model(list(group))
+
+
+def _measure_model(networks: list[Language]) -> Iterator[LanguageCount]:
+    rows: list[LanguageCount] = []
     with tempfile.TemporaryDirectory() as scratch:
-        ordered = sorted(networks, key=lambda each: (each.head, each.labels))
-        for _, group in groupby(ordered, key=lambda each: (each.head, each.labels)):
+        ordered = sorted(networks, key=lambda each: (each.head, each.classes))
+        for _, group in groupby(ordered, key=lambda each: (each.head, each.classes)):
             rows += _measure_head(list(group), Path(scratch))
-        command = [sys.executable, "-m", "stages.text_structure", "--check", scratch]
+        command = [sys.executable, "-m", "stages.full_size", "--check", scratch]
         answer = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     equal = json.loads(answer.splitlines()[-1])
-    return [
-        row.model_copy(update={"reloads": "yes" if equal[row.dataset] else "no"}) if row.dataset in equal else row
-        for row in rows
-    ]
+    for row in rows:
+        yield row.model_copy(update={"reloads": {None: "", True: "yes", False: "no"}[equal.get(row.dataset)]})
 
 
 def reload_all(folder: Path) -> dict[str, bool]:
     """Load every network of a folder; return whether its outputs are, to the bit, those that were stored beside it."""
     from safetensors.torch import load_file
 
+    configure(SEED)
     built: dict[str, nn.Module] = {}
     equal: dict[str, bool] = {}
     for each in sorted(path for path in folder.iterdir() if path.is_dir()):
@@ -129,13 +82,13 @@ def reload_all(folder: Path) -> dict[str, bool]:
     return equal
 
 
-def _measure_head(networks: list[WantedText], scratch: Path) -> list[TextStructure]:
+def _measure_head(networks: list[Language], scratch: Path) -> list[LanguageCount]:
     """Prune the networks that end alike: built, and their least size counted, once."""
     configure(SEED)
     first = networks[0]
     args = {
         "head": first.head,
-        "num_labels": first.labels,
+        "num_labels": first.classes,
         "vocab_size": VOCABULARY[first.model],
         "max_length": MAX_LENGTH,
     }
@@ -143,9 +96,9 @@ def _measure_head(networks: list[WantedText], scratch: Path) -> list[TextStructu
     inputs = _texts(first.model)
     example = {name: value[:1] for name, value in inputs.items()}
     base, least = ifap.cost(model, example), least_params(model, example)
-    rows: list[TextStructure] = []
+    rows: list[LanguageCount] = []
     for network in networks:
-        row = TextStructure(
+        row = LanguageCount(
             **network.model_dump(),
             macs_base=base.macs,
             params_base=base.params,
@@ -154,20 +107,19 @@ def _measure_head(networks: list[WantedText], scratch: Path) -> list[TextStructu
             macs_pruned=None,
             params_pruned=None,
             distance=None,
-            runs="",
+            trains="",
             reloads="",
             note="not pruned",
-            version=TEXT_STRUCTURE_VERSION,
+            version=FULL_SIZE_VERSIONS[network.KIND],
         )
         rows.append(_pruned(row, model, example, inputs, Builder(id=builder_id(first.model), args=args), scratch))
-        log.info("%s on %s: %s", row.model, row.dataset, rows[-1].params_pruned)
     return rows
 
 
 def _pruned(
-    row: TextStructure, model: nn.Module, example: dict[str, Tensor], inputs: dict[str, Tensor], builder: Builder,
+    row: LanguageCount, model: nn.Module, example: dict[str, Tensor], inputs: dict[str, Tensor], builder: Builder,
     scratch: Path,
-) -> TextStructure:  # fmt: skip
+) -> LanguageCount:  # fmt: skip
     from safetensors.torch import save_file
 
     target = ifap.Target(params=1 - row.published * 1e6 / row.params_base)
@@ -195,13 +147,14 @@ def _pruned(
     write_network(pruned.model, pruned.plan.model_copy(update={"builder": builder}), scratch / row.dataset)
     save_file(stored, scratch / f"{row.dataset}.safetensors")
     off = distance(pruned.after.params, row.published)
-    if abs(off) > CLOSE:
-        note = f"{note}; " * bool(note) + f"reached {pruned.after.params / 1e6:.2f} M, more than {CLOSE:g} % off"
+    if abs(off) > LanguageCount.CLOSE:
+        reached = f"reached {pruned.after.params / 1e6:.2f} M, more than {LanguageCount.CLOSE:g} % off"
+        note = "; ".join(filter(None, (note, reached)))
     update: dict[str, Any] = {
         "macs_pruned": pruned.after.macs,
         "params_pruned": pruned.after.params,
         "distance": round(off, 3) + 0.0,  # no minus zero
-        "runs": "yes" if _trains(pruned.model, inputs) else "no",
+        "trains": "yes" if _trains(pruned.model, inputs) else "no",
         "note": note,
     }
     return row.model_copy(update=update)
@@ -236,7 +189,3 @@ def _outputs(found: Any) -> dict[str, Tensor]:
 def _texts(model: str) -> dict[str, Tensor]:
     ids = torch.randint(2, VOCABULARY[model] - 1, (TEXTS, TOKENS), generator=torch.Generator().manual_seed(SEED))
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-
-
-if __name__ == "__main__":
-    run_stage(main)

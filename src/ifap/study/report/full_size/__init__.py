@@ -1,1 +1,0 @@
-"""What the networks of the paper cost at full size, counted without training."""
