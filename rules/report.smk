@@ -2,16 +2,13 @@ rule collect:
     input:
         METRICS,
         RECEIPTS,
+        HISTORIES,
         claims=str(paths.published_claims()),
         structure=str(paths.structure_csv()),
         text=str(paths.text_structure_csv()),
         dense=str(paths.dense_structure_csv()),
     output:
-        runs=f"results/{SCALE}/runs.csv",
-        trace=f"results/{SCALE}/trace.csv",
-        missing=f"results/{SCALE}/missing.csv",
-        claims=f"results/{SCALE}/claims.csv",
-        comparison=f"results/{SCALE}/comparison.csv",
+        RECORDED,
     log:
         f"logs/{SCALE}/collect.log",
     params:
@@ -86,10 +83,7 @@ rule dense_structure:
 
 rule table:
     input:
-        runs=f"results/{SCALE}/runs.csv",
-        trace=f"results/{SCALE}/trace.csv",
-        missing=f"results/{SCALE}/missing.csv",
-        claims=f"results/{SCALE}/claims.csv",
+        RECORDED,
         published=str(paths.published_claims()),
     output:
         md=f"reports/{SCALE}/{{table}}.md",
@@ -107,10 +101,7 @@ rule table:
 
 rule figure:
     input:
-        runs=f"results/{SCALE}/runs.csv",
-        trace=f"results/{SCALE}/trace.csv",
-        missing=f"results/{SCALE}/missing.csv",
-        claims=f"results/{SCALE}/claims.csv",
+        RECORDED,
         audit=str(paths.audit_file("csv")),
         tables=TABLES,
     output:

@@ -26,33 +26,36 @@ log = logging.getLogger("stages.sync")
 def main(scale: ScaleOption = None, params: ParamsOption = PARAMS) -> None:
     """Check the scale's files and mark them as up to date."""
     grid = open_grid(params, scale)
-    recorded = tracked(grid.scale)
+    pointer = switched_on(grid.scale)
     try:
-        _run("dvc", "checkout", *recorded, hint="run `dvc pull`, or `make record` if these are new results")
+        _run("dvc", "checkout", pointer, hint=f"run `make pull SCALE={grid.scale}`, or `make record` for new results")
     except ResultsError as error:
         raise ResultsError(f"{error}{not_fetched()}") from None
-    if _run("dvc", "status", "--quiet", *recorded, check=False):
+    if _run("dvc", "status", "--quiet", pointer, check=False):
         raise ResultsError("data or checkpoints differ from what DVC recorded: see `dvc status`")
     records.collect(grid)
     missing = [
         str(paths.checkpoint_dir(grid.scale, cell, "final"))
         for cell in grid.cells()
-        if not paths.checkpoint_dir(grid.scale, cell, "final").exists()
+        if grid.options.keep_checkpoints and not paths.checkpoint_dir(grid.scale, cell, "final").exists()
     ]
     if missing:
-        raise ResultsError(f"{len(missing)} checkpoints are not here, the first is {missing[0]}: run `dvc pull`")
+        how = f"`make pull SCALE={grid.scale}`, or `make reproduce SCALE={grid.scale}` if they were never recorded"
+        raise ResultsError(f"{len(missing)} checkpoints are not here, the first is {missing[0]}: run {how}")
     # Stale metadata are worse than none: they would hide a change of params.yaml.
     shutil.rmtree(Path(".snakemake") / "metadata", ignore_errors=True)
     _run("snakemake", "--config", f"scale={grid.scale}", "--touch", "--forceall", "--quiet", "all", "--")
     log.info("scale %s is in sync: `snakemake -n` has nothing to do", grid.scale)
 
 
-def tracked(scale: str) -> list[str]:
-    """Return the DVC files of the data sets and of a scale's checkpoints."""
-    files = [*paths.data_dir(scale).glob("*.dvc"), *paths.scale_dir(scale).glob("*.dvc")]
-    if not files:
-        raise ResultsError("nothing is recorded in DVC yet: run `make record` after a finished run")
-    return sorted(map(str, files))
+def switched_on(scale: str) -> str:
+    """Return the pointer that DVC reads, after copying the recorded one where there is none yet."""
+    active, pointer = paths.active_pointer_file(scale), paths.pointer_file(scale)
+    if not pointer.exists():
+        raise ResultsError(f"scale {scale} is not recorded: run `make record SCALE={scale}` after a finished run")
+    if not active.exists():
+        shutil.copyfile(pointer, active)
+    return str(active)
 
 
 def not_fetched() -> str:

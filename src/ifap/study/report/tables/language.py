@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 
 import pandas as pd
@@ -13,7 +12,7 @@ from ifap.study.grid import Grid
 from ifap.study.paper.vocabulary import METRICS
 from ifap.study.paths import Cell
 from ifap.study.report.tables.model import Column, Item, Note, Row, Table
-from ifap.study.report.tables.networks import masked_note, method_item, not_attempted, origin
+from ifap.study.report.tables.networks import masked_note, method_item, not_attempted, origin, seeds_item, unpruned
 from ifap.study.report.tables.numbers import Unit, choose_unit, fixed, spread
 from ifap.study.report.tables.report import Report
 from ifap.study.report.tables.wording import dataset_label, scale_notes
@@ -82,15 +81,12 @@ def _rows(report: Report, cells: Sequence[Cell], runs: pd.DataFrame, unit: Unit)
                 method_item(method, frame),
             )
             nothing = not_attempted(own, report.missing, columns=VALUES)
-            values = _values(frame, len(own), unit) if len(frame) else nothing
+            values = _values(frame, unpruned(runs, frame), len(own), unit) if len(frame) else nothing
             yield Row((*names, *values), starts_group=index == 0)
 
 
-def _values(frame: pd.DataFrame, seeds: int, unit: Unit) -> tuple[Item, ...]:
-    scale = str(frame["scale"].iloc[0])
-    own = [str(path) for path in frame["metrics"]]
-    base = [re.sub(r"/[^/]+/(seed\d+/[^/]+)$", r"/baseline/\1", path) for path in own]
-    links = {"own": origin(own, scale), "base": origin(base, scale)}
+def _values(frame: pd.DataFrame, base: pd.DataFrame, seeds: int, unit: Unit) -> tuple[Item, ...]:
+    links = {"own": origin(frame), "base": origin(base)}
 
     def score(column: str, href: str) -> Item:
         known = frame[column].dropna().astype(float)
@@ -111,5 +107,5 @@ def _values(frame: pd.DataFrame, seeds: int, unit: Unit) -> tuple[Item, ...]:
         count("params_base", "base"),
         count("params", "own"),
         count("params_reduction", "own"),
-        Item(str(len(frame)) if len(frame) == seeds else f"{len(frame)} of {seeds}"),
+        seeds_item(frame, seeds),
     )

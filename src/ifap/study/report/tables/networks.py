@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 from collections.abc import Callable, Mapping, Sequence
 
 import pandas as pd
@@ -120,7 +119,8 @@ def _block(
         wanted = [cell for cell in cells if cell.method == method]
         frame = of_method[method]
         nothing = not_attempted(wanted, report.missing)
-        values = _method_items(frame, len(wanted), macs, params, top) if len(frame) else nothing
+        base = unpruned(here, frame)
+        values = _method_items(frame, base, len(wanted), macs, params, top) if len(frame) else nothing
         rows.append(Row((*names, *values), starts_group=index == 0))
     return rows
 
@@ -130,17 +130,16 @@ def _printed(frame: pd.DataFrame) -> float:
     return round(float(frame["test_metric"].mean()), 2)
 
 
-def _method_items(frame: pd.DataFrame, seeds: int, macs: Unit, params: Unit, top: float) -> tuple[Item, ...]:
-    scale = str(frame["scale"].iloc[0])
-    own = [str(path) for path in frame["metrics"]]
-    base = [re.sub(r"/[^/]+/(seed\d+/[^/]+)$", r"/baseline/\1", path) for path in own]
-    own_link, base_link = origin(own, scale), origin(base, scale)
+def _method_items(
+    frame: pd.DataFrame, base: pd.DataFrame, seeds: int, macs: Unit, params: Unit, top: float
+) -> tuple[Item, ...]:
+    own_link, base_link = origin(frame), origin(base)
 
-    def item(column: str, show: Callable[[float], str], href: str) -> Item:
+    def item(column: str, show: Callable[[float], str], href: str | None) -> Item:
         known = frame[column].dropna().astype(float)
         return Item(show(float(known.mean())), href) if len(known) else Item(NO_VALUE)
 
-    def accuracy(column: str, href: str, *, bold: bool = False) -> Item:
+    def accuracy(column: str, href: str | None, *, bold: bool = False) -> Item:
         known = frame[column].dropna().astype(float)
         return Item(spread(known, points), href, bold) if len(known) else Item(NO_VALUE)
 
@@ -160,13 +159,34 @@ def _method_items(frame: pd.DataFrame, seeds: int, macs: Unit, params: Unit, top
         accuracy("baseline_metric", base_link),
         accuracy("test_metric", own_link, bold=_printed(frame) == top and met_target(frame)),
         accuracy("metric_delta", own_link),
-        Item(str(len(frame)) if len(frame) == seeds else f"{len(frame)} of {seeds}"),
+        seeds_item(frame, seeds),
     )
 
 
-def origin(metrics: Sequence[str], scale: str) -> str:
-    """Return the link to one seed's record, or to the folder of several seeds."""
-    return link(metrics[0] if len(metrics) == 1 else os.path.dirname(os.path.dirname(metrics[0])) + "/", scale)
+def seeds_item(frame: pd.DataFrame, wanted: int) -> Item:
+    """Return how many of the wanted seeds have a record."""
+    return Item(str(len(frame)) if len(frame) == wanted else f"{len(frame)} of {wanted}", origin(frame))
+
+
+def unpruned(runs: pd.DataFrame, pruned: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of the unpruned networks that the rows of pruned ones start from."""
+    keys = ["task", "dataset", "model", "seed"]
+    wanted = set(pruned[keys].itertuples(index=False, name=None))
+    own = runs[runs["method"] == "baseline"]
+    return own[[key in wanted for key in own[keys].itertuples(index=False, name=None)]]
+
+
+def origin(rows: pd.DataFrame) -> str | None:
+    """Return the link to the lines of records that rows come from; None without a row.
+
+    Lines that do not follow one another are linked by the first.
+    """
+    if rows.empty:
+        return None
+    places = [str(place).rpartition("#L") for place in rows["record"]]
+    file, lines = places[0][0], [int(line) for _, _, line in places]
+    several = len(lines) > 1 and lines == list(range(lines[0], lines[0] + len(lines)))
+    return link(f"{file}#L{lines[0]}{f'-L{lines[-1]}' if several else ''}", str(rows["scale"].iloc[0]))
 
 
 def not_attempted(cells: Sequence[Cell], missing: Mapping[Cell, str], columns: int = 10) -> tuple[Item, ...]:
