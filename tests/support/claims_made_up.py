@@ -162,7 +162,12 @@ def write_report_files(root: Path, grid: Grid, missing=()):
     write_grid(root, grid)
     for cell in missing:
         (root / paths.metrics_file(grid.scale, cell)).unlink()
-    collected = collect(grid, root=root, allow_missing=bool(missing))
+    return write_recorded_files(root, grid)
+
+
+def write_recorded_files(root: Path, grid: Grid):
+    """Write what `collect` makes of the cells that are there; return it with no number judged."""
+    collected = collect(grid, root=root, allow_missing=True)
     # Judging every published number takes seconds, and made-up networks are none of the paper's.
     report = Report(grid, *frames_of(collected), (), collected.missing)
     write_recorded(grid.scale, recorded_files(collected, report, root=root), root=root)

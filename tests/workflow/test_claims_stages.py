@@ -45,7 +45,7 @@ def test_records_to_report_twice_gives_the_same_bytes(stages, tmp_path, capsys):
     first = snapshot(tmp_path)
     report = paths.report_dir("quick")
     assert {path.relative_to(tmp_path) for path in first} >= {
-        paths.runs_csv("quick"),
+        paths.records_csv("quick"),
         paths.trace_csv("quick"),
         paths.claims_csv("quick"),
         *(report / f"table-{number}.{extension}" for number in (1, 2, 3, 4, 5) for extension in TABLE_FORMATS),
@@ -89,7 +89,7 @@ def test_costs_counted_at_full_size_are_in_claims_tables_and_page(stages, tmp_pa
 
 def test_check_writes_nothing(stages):
     stages["collect"](check=True)
-    assert not paths.runs_csv("quick").exists()
+    assert not paths.records_csv("quick").exists()
 
 
 def test_allow_missing_names_the_gaps(stages, capsys):

@@ -124,7 +124,7 @@ def test_csv_files_have_the_same_bytes_outside_timing(both):
     pd.testing.assert_frame_equal(one.drop(columns=[*TRACE_TIMING]), other.drop(columns=[*TRACE_TIMING]))
     one, other = ((root / paths.receipts_json(SCALE, PRUNED)).read_bytes() for root in both)
     assert one == other
-    for file, timing in ((paths.runs_csv(SCALE), RUN_TIMING), (paths.trace_csv(SCALE), TRACE_TIMING)):
+    for file, timing in ((paths.records_csv(SCALE), RUN_TIMING), (paths.trace_csv(SCALE), TRACE_TIMING)):
         one, other = (rows(root / file, timing) for root in both)
         assert one.count("\n") > 2
         assert one == other

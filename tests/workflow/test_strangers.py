@@ -139,12 +139,12 @@ def grid(tmp_path):
     grid = made_up_grid()
     write_grid(tmp_path, grid)
     collected = records.collect(grid, root=tmp_path)
-    atomic_write_text(tmp_path / paths.runs_csv("quick"), records.runs_table(collected))
+    atomic_write_text(tmp_path / paths.records_csv("quick"), records.records_table(collected))
     return grid
 
 
 def edit(tmp_path, column, value, row=1):
-    file = tmp_path / paths.runs_csv("quick")
+    file = tmp_path / paths.records_csv("quick")
     table = pd.read_csv(file, dtype=str, keep_default_na=False)
     table.loc[row, column] = value
     file.write_text(table.to_csv(index=False))
@@ -153,9 +153,9 @@ def edit(tmp_path, column, value, row=1):
 @pytest.mark.parametrize("elsewhere", ["/etc/passwd", "../../../etc/passwd", "javascript:alert(1)", "results/x.json"])
 def test_a_run_that_names_another_file_as_its_record_is_refused(tmp_path, grid, elsewhere):
     edit(tmp_path, "metrics", elsewhere)
-    runs = records.load_runs("quick", root=tmp_path)
+    runs = records.load_records("quick", root=tmp_path)
     with pytest.raises(ResultsError, match=r"row 3, column metrics: .* is not results/quick/cells/") as error:
-        records.check_cells(runs, grid, paths.runs_csv("quick"))
+        records.check_cells(runs, grid, paths.records_csv("quick"))
     assert_one_line(error)
 
 
@@ -171,19 +171,19 @@ def test_the_report_links_and_reads_nothing_outside_of_the_project(elsewhere):
 def test_what_only_python_takes_for_a_number_is_refused(tmp_path, grid, value):
     edit(tmp_path, "macs", value)
     with pytest.raises(ResultsError, match="row 3, column macs: ") as error:
-        records.load_runs("quick", root=tmp_path)
+        records.load_records("quick", root=tmp_path)
     assert_one_line(error)
 
 
 def test_a_table_that_is_a_pipe_or_huge_is_refused(tmp_path, grid, monkeypatch):
-    file = tmp_path / paths.runs_csv("quick")
+    file = tmp_path / paths.records_csv("quick")
     monkeypatch.setattr(csv_files, "MOST_BYTES", 100)
     with pytest.raises(ResultsError, match="larger than"):
-        records.load_runs("quick", root=tmp_path)
+        records.load_records("quick", root=tmp_path)
     file.unlink()
     os.mkfifo(file)
     with pytest.raises(ResultsError, match="not a plain file"):
-        records.load_runs("quick", root=tmp_path)
+        records.load_records("quick", root=tmp_path)
 
 
 @pytest.mark.parametrize(

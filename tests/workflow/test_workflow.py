@@ -23,7 +23,7 @@ from ifap.study.grid import FIGURE_FORMATS, TABLE_FORMATS
 from ifap.study.models import builder_from_id
 from ifap.study.paths import Cell
 from ifap.study.report.record import TRACE_COLUMNS, Receipt
-from ifap.study.report.records import RUN_COLUMNS, read_receipts, read_record
+from ifap.study.report.records import RECORD_COLUMNS, read_receipts, read_record
 
 TARGET = 0.5
 BASELINE = Cell("classification", "digits", "resnet_tiny", "baseline", 0)
@@ -99,7 +99,7 @@ def test_a_fresh_checkout_plans_exactly_the_grid(plan_of_everything, fresh):  # 
     assert {str(paths.receipts_file(SCALE, cell)) for cell in grid.pruned()} <= made["prune"]
     assert made["table"] == all_tables()
     assert made["figure"] == all_figures() | {str(paths.report_page(SCALE))}
-    collected = (paths.runs_csv, paths.trace_csv, paths.missing_csv, paths.claims_csv, paths.comparison_csv)
+    collected = (paths.records_csv, paths.trace_csv, paths.missing_csv, paths.claims_csv, paths.comparison_csv)
     assert made["collect"] == {str(path(SCALE)) for path in collected}
 
 
@@ -190,8 +190,8 @@ def test_every_planned_file_is_there(plan_of_everything, finished):  # noqa: F81
 
 
 def test_the_grid_the_records_and_the_tables_have_the_same_cells(finished):  # noqa: F811
-    runs = pd.read_csv(finished.root / paths.runs_csv(SCALE))
-    assert tuple(runs.columns) == RUN_COLUMNS
+    runs = pd.read_csv(finished.root / paths.records_csv(SCALE))
+    assert tuple(runs.columns) == RECORD_COLUMNS
     assert [Cell(*row) for row in runs[list(Cell._fields)].itertuples(index=False)] == finished.grid().cells()
     trace = pd.read_csv(finished.root / paths.trace_csv(SCALE))
     assert tuple(trace.columns) == TRACE_COLUMNS
@@ -251,7 +251,7 @@ def test_saved_networks_load_from_their_plan_alone(finished, cell, name):  # noq
 def test_text_goes_to_git_and_networks_do_not(finished):  # noqa: F811
     untracked = finished.run("git", "status", "--porcelain", "--untracked-files=all").splitlines()
     shown = {line.removeprefix("?? ") for line in untracked}
-    assert {str(paths.metrics_file(SCALE, BASELINE)), str(paths.runs_csv(SCALE)), TABLE} <= shown
+    assert {str(paths.metrics_file(SCALE, BASELINE)), str(paths.records_csv(SCALE)), TABLE} <= shown
     assert not [name for name in shown if name.endswith(".safetensors") or name.startswith(("state/", "logs/"))]
 
 
