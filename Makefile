@@ -87,9 +87,9 @@ record: setup ## Version a finished scale: provenance in git, data, cells and ch
 	dvc status
 	@echo "now: git add --all && git commit, then make push SCALE=$(SCALE)"
 
-# DVC reads the copy: a clone that has not asked for a scale's files does not lack them.
-results/%/active.dvc: results/%/recorded.dvc
-	@cp $< $@
+# Lets DVC read the pointer: a clone in which nobody has asked for a scale's files does not lack them.
+results/%/.dvcignore: results/%/recorded.dvc
+	@echo '!recorded.dvc' > $@
 
 results/%/recorded.dvc:
 	@echo "error: scale $* is not recorded: run make record SCALE=$* after a finished run" >&2; exit 2
@@ -97,13 +97,13 @@ results/%/recorded.dvc:
 sync: setup ## After a pull or checkout: check that files fit params.yaml, then tell Snakemake so
 	python -m stages.sync --scale $(SCALE)
 
-pull: setup results/$(SCALE)/active.dvc ## Fetch a scale's recorded data, cells and checkpoints from the DVC remote, then sync
+pull: setup results/$(SCALE)/.dvcignore ## Fetch a scale's recorded data, cells and checkpoints from the DVC remote, then sync
 	@# After a failed pull, sync names the files that did not come, or came damaged.
-	dvc pull results/$(SCALE)/active.dvc || { python -m stages.sync --scale $(SCALE); exit 1; }
+	dvc pull results/$(SCALE)/recorded.dvc || { python -m stages.sync --scale $(SCALE); exit 1; }
 	$(MAKE) sync
 
-push: setup results/$(SCALE)/active.dvc ## Send a scale's recorded data, cells and checkpoints to the DVC remote
-	dvc push results/$(SCALE)/active.dvc
+push: setup results/$(SCALE)/.dvcignore ## Send a scale's recorded data, cells and checkpoints to the DVC remote
+	dvc push results/$(SCALE)/recorded.dvc
 
 status: setup ## Say which cells of the scale are there, missing or stale
 	ifap status --scale $(SCALE)

@@ -117,7 +117,10 @@ def widths_of(wildcards):
     other = GRID.like(cell_of(wildcards))
     if other is None:
         return []
-    return [str(paths.kept_json(SCALE, other)), str(paths.step_file(SCALE, other, "prune"))]
+    return [
+        str(paths.kept_json(SCALE, other)),
+        str(paths.step_file(SCALE, other, "prune")),
+    ]
 
 
 def final_records(wildcards):

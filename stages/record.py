@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import typer
 import yaml
@@ -18,6 +19,7 @@ from ifap.study.report.configs import config_hash
 from ifap.study.report.provenance import gather, provenance_table
 from ifap.study.stage import run_stage
 from stages.options import PARAMS, ParamsOption, ScaleOption, open_grid
+from stages.sync import switch_on
 
 
 def main(scale: ScaleOption = None, params: ParamsOption = PARAMS) -> None:
@@ -45,21 +47,27 @@ def version(scale: str) -> list[str]:
 
     What was recorded before and is not here, such as checkpoints that were never pulled, stays recorded.
     """
-    active, pointer = paths.active_pointer_file(scale), paths.pointer_file(scale)
+    pointer = paths.pointer_file(scale)
     folders = (paths.data_dir(scale), paths.cells_dir(scale), paths.checkpoints_dir(scale))
     here = [folder.as_posix() for folder in folders if folder.is_dir()]
     before = yaml.safe_load(pointer.read_text())["outs"] if pointer.exists() else []
-    atomic_write_text(active, yaml.safe_dump({"wdir": "../..", "outs": [{"path": name} for name in here]}))
+    switch_on(scale)
+    write_pointer(pointer, [{"path": name} for name in here])
     # The outputs are named for the first time, which DVC would ask about.
-    command = [sys.executable, "-m", "dvc", "commit", "--force", "--quiet", str(active)]
+    command = [sys.executable, "-m", "dvc", "commit", "--force", str(pointer)]
     done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     if done.returncode:
+        write_pointer(pointer, before)
         raise ResultsError(f"`dvc commit` failed: {' '.join(done.stderr.split())}")
-    absent = [out for out in before if out["path"] not in here]
-    content = yaml.safe_load(active.read_text())
-    content["outs"] += absent
-    atomic_write_text(pointer, yaml.safe_dump(content, sort_keys=False) if absent else active.read_text())
-    return [out["path"] for out in content["outs"]]
+    outs = yaml.safe_load(pointer.read_text())["outs"]
+    outs += [out for out in before if out["path"] not in here]
+    write_pointer(pointer, outs)
+    return [out["path"] for out in outs]
+
+
+def write_pointer(pointer: Path, outs: list[dict[str, Any]]) -> None:
+    """Write a DVC file that names folders of the project."""
+    atomic_write_text(pointer, yaml.safe_dump({"wdir": "../..", "outs": outs}, sort_keys=False))
 
 
 if __name__ == "__main__":

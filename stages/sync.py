@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 from ifap.errors import ResultsError
+from ifap.files import atomic_write_text
 from ifap.study import paths
 from ifap.study.report import records
 from ifap.study.stage import run_stage
@@ -26,7 +27,10 @@ log = logging.getLogger("stages.sync")
 def main(scale: ScaleOption = None, params: ParamsOption = PARAMS) -> None:
     """Check the scale's files and mark them as up to date."""
     grid = open_grid(params, scale)
-    pointer = switched_on(grid.scale)
+    pointer = str(paths.pointer_file(grid.scale))
+    if not Path(pointer).exists():
+        raise ResultsError(f"{pointer} not found: run `make record SCALE={grid.scale}` after a finished run")
+    switch_on(grid.scale)
     try:
         _run("dvc", "checkout", pointer, hint=f"run `make pull SCALE={grid.scale}`, or `make record` for new results")
     except ResultsError as error:
@@ -48,14 +52,10 @@ def main(scale: ScaleOption = None, params: ParamsOption = PARAMS) -> None:
     log.info("scale %s is in sync: `snakemake -n` has nothing to do", grid.scale)
 
 
-def switched_on(scale: str) -> str:
-    """Return the pointer that DVC reads, after copying the recorded one where there is none yet."""
-    active, pointer = paths.active_pointer_file(scale), paths.pointer_file(scale)
-    if not pointer.exists():
-        raise ResultsError(f"scale {scale} is not recorded: run `make record SCALE={scale}` after a finished run")
-    if not active.exists():
-        shutil.copyfile(pointer, active)
-    return str(active)
+def switch_on(scale: str) -> None:
+    """Let DVC read the pointer of a scale, which it does not where nobody has asked for the files."""
+    pointer, switch = paths.pointer_file(scale), paths.pointer_switch(scale)
+    atomic_write_text(switch, f"!{pointer.name}\n")
 
 
 def not_fetched() -> str:

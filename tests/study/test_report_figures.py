@@ -186,7 +186,7 @@ def test_too_many_networks_for_one_figure_are_said(tmp_path, monkeypatch):
     for cell in grid.pruned():
         write_details(tmp_path, cell)
     data = collect(tmp_path, grid)
-    assert [name for name in layers.load_widths("quick", root=tmp_path)["before"].dropna()] == []
+    assert layers.load_widths("quick", root=tmp_path)["before"].dropna().empty
     for name in ("accuracy_params", "layer_widths"):
         alt = figures.draw(name, grid, *data, root=tmp_path).alt
         assert alt == "Not attempted: 2 networks are too many for one figure: see the tables.", name

@@ -163,7 +163,7 @@ def test_page_says_verdicts_first_and_links_every_measured_value(report):
     order = ["<h2>Verdicts", "<h2>Comparison", "<h2>Tables", "<h2>Figures", "<h2>Audit", "<h2>Costs", "<h2>Environment"]
     assert [text.index(word) for word in order] == sorted(text.index(word) for word in order)
     assert "6 of 6 pruned and 2 of 2 unpruned networks" in text
-    assert f'<a href="records.html#records-L4">97.123 \N{PLUS-MINUS SIGN} 0.5 (n=3)</a>' in text
+    assert '<a href="records.html#records-L4">97.123 \N{PLUS-MINUS SIGN} 0.5 (n=3)</a>' in text
     assert text.count("data not present: &lt;put&gt; it &amp; run") == sum(COUNTS.values())
 
 

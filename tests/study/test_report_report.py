@@ -172,7 +172,8 @@ def test_every_measured_value_links_to_its_record(tmp_path, name):
     grid = made_up_grid(raw_params(every_table=True, seeds=(0, 1, 2)))
     report = write_report_files(tmp_path, grid)
     table = build_table(name, report)
-    page_of_records = render_records(report, load_configs("quick", root=tmp_path), {}, root=tmp_path, templates=TEMPLATES)
+    configs = load_configs("quick", root=tmp_path)
+    page_of_records = render_records(report, configs, {}, root=tmp_path, templates=TEMPLATES)
     own = [part for part in table.parts if part is not table.published]
     values = [(row, item) for part in own for row in part.rows for item in row.items if is_measured(part, row, item)]
     assert bool(values) == (name not in {"table-3", "table-5"})  # which the made-up grid has no network for

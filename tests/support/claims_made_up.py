@@ -17,9 +17,9 @@ from ifap.study.paper import published
 from ifap.study.paper.audit import Finding
 from ifap.study.paths import Cell
 from ifap.study.report import judge as verdicts
+from ifap.study.report.collecting import frames_of, recorded_files, write_recorded
 from ifap.study.report.full_size.classifiers import Structure
 from ifap.study.report.record import TRACE_COLUMNS, Receipt
-from ifap.study.report.collecting import frames_of, recorded_files, write_recorded
 from ifap.study.report.records import RECORD_COLUMNS, collect
 from ifap.study.report.tables.report import Report
 from ifap.study.training.history import HISTORY_FIELDS

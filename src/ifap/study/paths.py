@@ -193,13 +193,13 @@ def provenance_csv(scale: str) -> Path:
 
 
 def pointer_file(scale: str) -> Path:
-    """Checksums of the recorded data, cells and checkpoints; in git, and not read by DVC until it is switched on."""
+    """Checksums of the recorded data, cells and checkpoints; in git, and read by DVC where it is switched on."""
     return scale_dir(scale) / "recorded.dvc"
 
 
-def active_pointer_file(scale: str) -> Path:
-    """The copy of `pointer_file` that DVC reads; not in git."""
-    return scale_dir(scale) / "active.dvc"
+def pointer_switch(scale: str) -> Path:
+    """What makes DVC read `pointer_file`, which `.dvcignore` hides from it; not in git."""
+    return scale_dir(scale) / ".dvcignore"
 
 
 def dense_structure_csv() -> Path:
