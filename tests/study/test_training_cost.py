@@ -1,4 +1,4 @@
-"""Training costs and the further columns of runs.csv, against sums done by hand."""
+"""Training costs and the further columns of records.csv, against sums done by hand."""
 
 import copy
 import json
