@@ -136,6 +136,8 @@ class Receipt(BaseModel):
 
 
 RECEIPT_FIELDS = tuple(Receipt.model_fields)
+EPOCH_FIELDS = ("epoch", "lr", "train_loss", "validation_loss", "validation_metric")
+"""The columns of ``history.csv`` of a cell, as `ifap.study.training.history` writes them."""
 TRACE_COLUMNS = (*CELL_COLUMNS, *RECEIPT_FIELDS)
 
 

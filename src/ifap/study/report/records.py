@@ -33,8 +33,15 @@ from ifap.study.report.csv_files import (
     old_layout,
     read_lines,
 )
-from ifap.study.report.record import CELL_COLUMNS, TRACE_COLUMNS, CellName, Receipt, Record, first_problem
-from ifap.study.training.history import HISTORY_FIELDS
+from ifap.study.report.record import (
+    CELL_COLUMNS,
+    EPOCH_FIELDS,
+    TRACE_COLUMNS,
+    CellName,
+    Receipt,
+    Record,
+    first_problem,
+)
 
 RECORD_COLUMNS = (
     *CELL_COLUMNS,
@@ -71,7 +78,7 @@ RECORD_COLUMNS = (
     "data_checksum",
     "config_hash",
 )
-HISTORY_COLUMNS = (*CELL_COLUMNS, "stage", *HISTORY_FIELDS)
+HISTORY_COLUMNS = (*CELL_COLUMNS, "stage", *EPOCH_FIELDS)
 MISSING_COLUMNS = (*CELL_COLUMNS, "reason")
 NO_RECORD = "no record"
 NOT_CHOSEN = "not part of this run"
@@ -249,10 +256,10 @@ def _epochs(root: Path, scale: str, cell: Cell) -> Iterator[Mapping[str, Any]]:
         lines = csv_lines(root / shown, shown)
     except FileNotFoundError:
         raise ResultsError(f"missing {shown}: the cell has metrics but no history") from None
-    if not lines or lines[0] != list(HISTORY_FIELDS):
-        raise ResultsError(f"malformed {shown}: the first line must be {','.join(HISTORY_FIELDS)}")
+    if not lines or lines[0] != list(EPOCH_FIELDS):
+        raise ResultsError(f"malformed {shown}: the first line must be {','.join(EPOCH_FIELDS)}")
     stage = "baseline" if cell.is_baseline else "finetune"
-    yield from ({"stage": stage, **dict(zip(HISTORY_FIELDS, line, strict=False))} for line in lines[1:])
+    yield from ({"stage": stage, **dict(zip(EPOCH_FIELDS, line, strict=False))} for line in lines[1:])
 
 
 def missing_table(collected: Collected) -> str:
