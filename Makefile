@@ -80,23 +80,30 @@ docs: setup ## Build the documentation as a site in build/docs, without the netw
 bench: setup ## Measure speed as ratios, side by side
 	python -m benchmarks
 
-record: setup ## Version a finished scale: data and checkpoints in DVC, then its tables
-	python -m stages.collect --scale $(SCALE) --check
-	dvc add --quiet $$(dirname data/$(SCALE)/*/manifest.json) results/$(SCALE)/checkpoints
+record: setup ## Version a finished scale: provenance in git, data, cells and checkpoints in DVC, then its page
+	python -m stages.record --scale $(SCALE)
+	python -m stages.figures --scale $(SCALE)
 	dvc repro
 	dvc status
-	@echo "now: git add --all && git commit, then make push"
+	@echo "now: git add --all && git commit, then make push SCALE=$(SCALE)"
+
+# Lets DVC read the pointer: a clone in which nobody has asked for a scale's files does not lack them.
+results/%/.dvcignore: results/%/recorded.dvc
+	@echo '!recorded.dvc' > $@
+
+results/%/recorded.dvc:
+	@echo "error: scale $* is not recorded: run make record SCALE=$* after a finished run" >&2; exit 2
 
 sync: setup ## After a pull or checkout: check that files fit params.yaml, then tell Snakemake so
 	python -m stages.sync --scale $(SCALE)
 
-pull: setup ## Fetch recorded data and checkpoints from the DVC remote, then sync
+pull: setup results/$(SCALE)/.dvcignore ## Fetch a scale's recorded data, cells and checkpoints from the DVC remote, then sync
 	@# After a failed pull, sync names the files that did not come, or came damaged.
-	dvc pull || { python -m stages.sync --scale $(SCALE); exit 1; }
+	dvc pull results/$(SCALE)/recorded.dvc || { python -m stages.sync --scale $(SCALE); exit 1; }
 	$(MAKE) sync
 
-push: setup ## Send recorded data and checkpoints to the DVC remote
-	dvc push
+push: setup results/$(SCALE)/.dvcignore ## Send a scale's recorded data, cells and checkpoints to the DVC remote
+	dvc push results/$(SCALE)/recorded.dvc
 
 status: setup ## Say which cells of the scale are there, missing or stale
 	ifap status --scale $(SCALE)

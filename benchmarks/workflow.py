@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from ifap.study import paths
 from ifap.study.config.reading import load_params
 from ifap.study.grid import Grid
 from ifap.study.paths import Cell
+from ifap.study.report.provenance import Provenance, load_provenance
 
 ROOT = Path(__file__).parent.parent
 DRY_RUN, JOB = 15.0, 4.0  # seconds that are allowed
@@ -113,7 +114,8 @@ def _stage(stage: str, method: str | None) -> list[str]:
 def critical_path() -> list[dict[str, object]]:
     """Return the longest chain of recorded jobs of scale `quick`, one row a job."""
     grid = Grid(load_params(ROOT / "params.yaml"), "quick")
-    chains = {cell: _recorded(grid, cell) for cell in grid.pruned()}
+    recorded = load_provenance("quick", root=ROOT)
+    chains = {cell: _chain(recorded, cell) for cell in grid.pruned()}
     cell = max(chains, key=lambda each: sum(chains[each].values()))
     total = sum(chains[cell].values())
     return [
@@ -122,14 +124,10 @@ def critical_path() -> list[dict[str, object]]:
     ]
 
 
-def _recorded(grid: Grid, cell: Cell) -> dict[str, float]:
-    found = {}
-    for stage in STAGES:
-        owner = cell.baseline if stage == "baseline" else cell
-        file = ROOT / paths.cell_dir(grid.scale, owner) / f"timings-{stage}.json"
-        if file.exists():
-            found[stage] = float(json.loads(file.read_text())["wall_seconds"])
-    return found
+def _chain(recorded: Mapping[Cell, Provenance], cell: Cell) -> dict[str, float]:
+    """Return the seconds of each job that a cell waits for, its baseline's first."""
+    jobs = ((stage, cell.baseline if stage == "baseline" else cell) for stage in STAGES)
+    return {stage: seconds for stage, owner in jobs if (seconds := recorded[owner].wall_seconds.get(stage)) is not None}
 
 
 def imports() -> Ratio:

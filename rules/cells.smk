@@ -25,7 +25,7 @@ rule baseline:
         ),
         plan=saved(f"results/{SCALE}/checkpoints/{BASELINE}/final/plan.json"),
         history=f"results/{SCALE}/cells/{BASELINE}/history.csv",
-        record=f"results/{SCALE}/cells/{BASELINE}/timings-baseline.json",
+        record=f"results/{SCALE}/cells/{BASELINE}/baseline.json",
     log:
         f"logs/{SCALE}/{BASELINE}/baseline.log",
     priority: 1
@@ -43,7 +43,7 @@ rule prune:
         validation=f"data/{SCALE}/{{dataset}}/validation.safetensors",
         weights=f"results/{SCALE}/checkpoints/{BASELINE}/final/weights.safetensors",
         plan=f"results/{SCALE}/checkpoints/{BASELINE}/final/plan.json",
-        record=f"results/{SCALE}/cells/{BASELINE}/timings-baseline.json",
+        record=f"results/{SCALE}/cells/{BASELINE}/baseline.json",
         like=widths_of,
     output:
         weights=saved(f"results/{SCALE}/checkpoints/{CELL}/pruned/weights.safetensors"),
@@ -52,7 +52,7 @@ rule prune:
         receipts=f"results/{SCALE}/cells/{CELL}/receipts.csv",
         full=f"results/{SCALE}/cells/{CELL}/receipts.json",
         flow=f"results/{SCALE}/cells/{CELL}/flow.json",
-        record=f"results/{SCALE}/cells/{CELL}/timings-prune.json",
+        record=f"results/{SCALE}/cells/{CELL}/prune.json",
     log:
         f"logs/{SCALE}/{CELL}/prune.log",
     priority: 2
@@ -70,12 +70,12 @@ rule finetune:
         validation=f"data/{SCALE}/{{dataset}}/validation.safetensors",
         weights=f"results/{SCALE}/checkpoints/{CELL}/pruned/weights.safetensors",
         plan=f"results/{SCALE}/checkpoints/{CELL}/pruned/plan.json",
-        record=f"results/{SCALE}/cells/{CELL}/timings-prune.json",
+        record=f"results/{SCALE}/cells/{CELL}/prune.json",
     output:
         weights=saved(f"results/{SCALE}/checkpoints/{CELL}/final/weights.safetensors"),
         plan=saved(f"results/{SCALE}/checkpoints/{CELL}/final/plan.json"),
         history=f"results/{SCALE}/cells/{CELL}/history.csv",
-        record=f"results/{SCALE}/cells/{CELL}/timings-finetune.json",
+        record=f"results/{SCALE}/cells/{CELL}/finetune.json",
     log:
         f"logs/{SCALE}/{CELL}/finetune.log",
     priority: 3
@@ -100,7 +100,7 @@ rule evaluate:
         records=final_records,
     output:
         metrics=f"results/{SCALE}/cells/{CELL}/metrics.json",
-        record=f"results/{SCALE}/cells/{CELL}/timings-evaluate.json",
+        record=f"results/{SCALE}/cells/{CELL}/evaluate.json",
     log:
         f"logs/{SCALE}/{CELL}/evaluate.log",
     priority: 4

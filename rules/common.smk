@@ -117,15 +117,17 @@ def widths_of(wildcards):
     other = GRID.like(cell_of(wildcards))
     if other is None:
         return []
-    folder = paths.cell_dir(SCALE, other)
-    return [str(folder / "plan.json"), str(folder / "timings-prune.json")]
+    return [
+        str(paths.kept_json(SCALE, other)),
+        str(paths.step_file(SCALE, other, "prune")),
+    ]
 
 
 def final_records(wildcards):
     """Return what `evaluate` needs beside the network: the records of the stages before it."""
-    folder = paths.cell_dir(SCALE, cell_of(wildcards))
+    cell = cell_of(wildcards)
     stages = ["baseline"] if wildcards.method == "baseline" else ["prune", "finetune"]
-    return [str(folder / f"timings-{stage}.json") for stage in stages]
+    return [str(paths.step_file(SCALE, cell, stage)) for stage in stages]
 
 
 CLAIMS_CHECKSUM = hashlib.sha256(paths.published_claims().read_bytes()).hexdigest()
@@ -139,8 +141,20 @@ CHECKPOINTS = [
     if GRID.options.keep_checkpoints
 ]
 METRICS = [str(paths.metrics_file(SCALE, cell)) for cell in REPORTED]
+HISTORIES = [str(paths.history_file(SCALE, cell)) for cell in REPORTED]
 RECEIPTS = [
     str(paths.receipts_file(SCALE, cell)) for cell in REPORTED if not cell.is_baseline
+]
+RECORDED = [
+    str(path(SCALE))
+    for path in (
+        paths.records_csv,
+        paths.trace_csv,
+        paths.history_csv,
+        paths.widths_csv,
+        paths.configs_json,
+        paths.measured_csv,
+    )
 ]
 TABLES = [
     str(paths.table_file(SCALE, table, extension))
@@ -151,4 +165,7 @@ FIGURES = [
     str(paths.figure_file(SCALE, figure, extension))
     for figure in claims.figure_names(GRID.options.grid)
     for extension in FIGURE_FORMATS
-] + [str(paths.report_page(SCALE))]
+] + [
+    str(path(SCALE))
+    for path in (paths.report_page, paths.records_page, paths.comparison_csv)
+]

@@ -2,14 +2,11 @@ rule collect:
     input:
         METRICS,
         RECEIPTS,
+        HISTORIES,
         claims=str(paths.published_claims()),
         full_size=str(paths.full_size_csv()),
     output:
-        runs=f"results/{SCALE}/runs.csv",
-        trace=f"results/{SCALE}/trace.csv",
-        missing=f"results/{SCALE}/missing.csv",
-        claims=f"results/{SCALE}/claims.csv",
-        comparison=f"results/{SCALE}/comparison.csv",
+        RECORDED,
     log:
         f"logs/{SCALE}/collect.log",
     params:
@@ -54,10 +51,7 @@ rule full_size:
 
 rule table:
     input:
-        runs=f"results/{SCALE}/runs.csv",
-        trace=f"results/{SCALE}/trace.csv",
-        missing=f"results/{SCALE}/missing.csv",
-        claims=f"results/{SCALE}/claims.csv",
+        RECORDED,
         published=str(paths.published_claims()),
     output:
         md=f"reports/{SCALE}/{{table}}.md",
@@ -75,10 +69,7 @@ rule table:
 
 rule figure:
     input:
-        runs=f"results/{SCALE}/runs.csv",
-        trace=f"results/{SCALE}/trace.csv",
-        missing=f"results/{SCALE}/missing.csv",
-        claims=f"results/{SCALE}/claims.csv",
+        RECORDED,
         audit=str(paths.audit_file("csv")),
         tables=TABLES,
     output:

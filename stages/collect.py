@@ -1,19 +1,16 @@
-"""Check every cell's records against ``params.yaml`` and write what the report is made from as CSV files."""
+"""Check every cell's records against ``params.yaml`` and gather them in the few files that go into git."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ifap.study import paths
 from ifap.study.config.reading import load_params, select_scale
 from ifap.study.grid import Grid
-from ifap.study.report import csv_files, records
-from ifap.study.report import judge as verdicts
-from ifap.study.report.full_size import load_counts
-from ifap.study.report.tables import methods as comparison
+from ifap.study.report import records
+from ifap.study.report.collecting import recorded_files, report_of, write_recorded
+from ifap.study.report.judge import count_verdicts
 from ifap.study.stage import run_stage
 from stages.options import PARAMS, ParamsOption, ScaleOption
 
@@ -31,25 +28,19 @@ def main(
     ] = None,
     params: ParamsOption = PARAMS,
 ) -> None:
-    """Lay out all records as CSV files and judge every published number, or say what is missing or stale."""
+    """Gather all records and judge every published number, or say what is missing or stale."""
     options = load_params(params)
     grid = Grid(options, select_scale(options, scale))
     collected = records.collect(grid, allow_missing=allow_missing, cells=cells)
     for cell, reason in collected.missing.items():
         typer.echo(f"missing: {cell}: {reason}", err=True)
-    contents: dict[Path, str | bytes] = {
-        paths.runs_csv(grid.scale): records.runs_table(collected),
-        paths.trace_csv(grid.scale): records.trace_table(collected),
-        paths.missing_csv(grid.scale): records.missing_table(collected),
-    }
-    source = verdicts.Source.of(collected, load_counts())
-    judged = verdicts.judge_file(paths.published_claims(), source)
-    contents[paths.claims_csv(grid.scale)] = verdicts.judged_table(judged)
-    contents[paths.comparison_csv(grid.scale)] = comparison.comparison_table(grid, source.runs)
+    report = report_of(collected)
+    files = recorded_files(collected, report)
     if not check:
-        csv_files.write_files(contents)
-    done = "checked" if check else f"wrote {', '.join(str(path) for path in contents)}"
-    typer.echo(f"{done}: {len(collected.records)} of {len(grid.cells())} cells; {verdicts.count_verdicts(judged)}")
+        write_recorded(grid.scale, files)
+    done = "checked" if check else f"wrote {', '.join(str(path) for path in files)}"
+    counted = count_verdicts(report.claims)
+    typer.echo(f"{done}: {len(collected.records)} of {len(grid.cells())} cells; {counted}")
 
 
 if __name__ == "__main__":

@@ -11,16 +11,17 @@ from torch import nn
 from ifap.costs import cost, nonzero_macs
 from ifap.data import Role
 from ifap.files import atomic_write_bytes, atomic_write_text
-from ifap.latency import latency
+from ifap.latency import Latency, latency
 from ifap.study.machine.determinism import device
 from ifap.study.machine.provenance import provenance
 from ifap.study.paper.vocabulary import METRICS
 from ifap.study.paths import metrics_file, receipts_json, samples_file
+from ifap.study.report.record import SCHEMA_VERSION
+from ifap.study.rounding import rounded
 from ifap.study.sample_sheet import sample_sheet
 from ifap.study.stage import run_stage
 from stages.job import Job, cell_stage
 
-METRICS_VERSION = 1
 USUAL = "top1"  # what a record watches that does not say so
 
 
@@ -28,29 +29,31 @@ USUAL = "top1"  # what a record watches that does not say so
 def main(job: Job) -> None:
     """Measure the final network of a cell and write metrics.json, and of a generator images that it makes."""
     earlier = ["baseline"] if job.cell.is_baseline else ["prune", "finetune"]
-    with job.run():
+    with job.run() as timing:
         for stage in earlier:
             job.check_stage(stage)
-        report = measure(job)
-    # The stage's own cost is known, and noted, only now.
-    report["provenance"].update(costs_of(job, [*earlier, "evaluate"]))
-    atomic_write_text(metrics_file(job.grid.scale, job.cell), json.dumps(report, indent=2, sort_keys=True) + "\n")
+        network = job.load("final")[1].to(device())
+        report = rounded(measure(job, network))
+        timing.more = {**provenance(), "latency": dataclasses.asdict(measure_latency(job, network))}
+        atomic_write_text(metrics_file(job.grid.scale, job.cell), json.dumps(report, indent=2, sort_keys=True) + "\n")
 
 
-def measure(job: Job) -> dict[str, Any]:
-    """Return everything that ``metrics.json`` says about the network."""
-    network = job.load("final")[1].to(device())
-    counted = cost(network, job.example_inputs())
+def measure_latency(job: Job, network: nn.Module) -> Latency:
+    """Time the network on this machine."""
     options = job.grid.options.evaluate
+    inputs = job.example_inputs(options.latency_batch)
+    return latency(network, inputs, warmup=options.latency_warmup, runs=options.latency_runs)
+
+
+def measure(job: Job, network: nn.Module) -> dict[str, Any]:
+    """Return everything that ``metrics.json`` says about the network: the same on every run."""
+    counted = cost(network, job.example_inputs())
     if job.cell.task == "generation":
         write_samples(job, network)
     test, validation = split_metrics(job, network, "test"), split_metrics(job, network, "validation")
     manifest = job.manifest()
-    timed = latency(
-        network, job.example_inputs(options.latency_batch), warmup=options.latency_warmup, runs=options.latency_runs
-    )
     return {
-        "schema_version": METRICS_VERSION,
+        "schema_version": SCHEMA_VERSION,
         "cell": {"scale": job.grid.scale, **job.cell._asdict()},
         "config": job.config,
         "metrics": {
@@ -70,8 +73,6 @@ def measure(job: Job) -> dict[str, Any]:
         "params": counted.params,
         "params_nonzero": sum(int(p.count_nonzero()) for p in network.parameters()),
         **own_training(job),
-        "latency": dataclasses.asdict(timed),
-        "provenance": provenance(),
     }
 
 
@@ -94,16 +95,6 @@ def split_metrics(job: Job, network: nn.Module, role: Role) -> dict[str, float]:
     """Return all metrics of the network on one split."""
     options = job.grid.options.evaluate
     return job.task.evaluate(network, job.split(role), options.samples(job.cell.task), bins=options.calibration_bins)
-
-
-def costs_of(job: Job, stages: list[str]) -> dict[str, Any]:
-    """Return wall time by stage, largest peak memory and number of resumes of a cell's stages."""
-    records = {stage: job.timing(stage) for stage in stages}
-    return {
-        "wall_seconds": {stage: record["wall_seconds"] for stage, record in records.items()},
-        "peak_memory_mb": max(record["peak_memory_mb"] for record in records.values()),
-        "resume_count": sum(record["resume_count"] for record in records.values()),
-    }
 
 
 if __name__ == "__main__":

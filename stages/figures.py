@@ -1,4 +1,4 @@
-"""Draw the figures of one scale and the page that shows them beside the tables."""
+"""Draw the figures of one scale, the page that shows them beside the tables, and the page of the records."""
 
 from __future__ import annotations
 
@@ -10,8 +10,12 @@ from ifap.study import paths
 from ifap.study.config.reading import load_params, select_scale
 from ifap.study.grid import Grid
 from ifap.study.report import csv_files, figure_names, figures
-from ifap.study.report.page import load_evidence, render_page
+from ifap.study.report.configs import load_configs
+from ifap.study.report.page import load_findings, render_page
+from ifap.study.report.provenance import load_provenance
+from ifap.study.report.records_page import render_records
 from ifap.study.report.tables.build import build_table
+from ifap.study.report.tables.methods import comparison_table
 from ifap.study.report.tables.options import table_names
 from ifap.study.report.tables.report import Report
 from ifap.study.stage import run_stage
@@ -19,7 +23,7 @@ from stages.options import PARAMS, ParamsOption, ScaleOption
 
 
 def main(scale: ScaleOption = None, params: ParamsOption = PARAMS) -> None:
-    """Draw every figure as SVG and PNG and write index.html, which opens offline."""
+    """Draw every figure as SVG and PNG; write index.html and records.html, which open offline, and comparison.csv."""
     options = load_params(params)
     grid = Grid(options, select_scale(options, scale))
     report = Report.load(grid)
@@ -31,11 +35,14 @@ def main(scale: ScaleOption = None, params: ParamsOption = PARAMS) -> None:
         for picture in pictures
         for extension, content in picture.files.items()
     }
+    provenance = load_provenance(grid.scale)
     contents[paths.report_page(grid.scale)] = render_page(
-        grid, runs, models, pictures, evidence=load_evidence(grid, runs)
+        report, models, pictures, findings=load_findings(), provenance=provenance
     )
+    contents[paths.records_page(grid.scale)] = render_records(report, load_configs(grid.scale), provenance)
+    contents[paths.comparison_csv(grid.scale)] = comparison_table(grid, runs)
     csv_files.write_files(contents)
-    typer.echo(f"wrote {len(pictures)} figures and {paths.report_page(grid.scale)}")
+    typer.echo(f"wrote {len(pictures)} figures, {paths.report_page(grid.scale)} and {paths.records_page(grid.scale)}")
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ from ifap.study.machine.provenance import peak_memory_mb
 from ifap.study.models import MODELS, builder_from_id, builder_id
 from ifap.study.models.base import load_pretrained
 from ifap.study.models.text import load_pretrained_text
+from ifap.study.rounding import rounded
 from ifap.study.tasks import TASKS, Task
 from ifap.study.training.controller import Controller
 from ifap.study.training.fit import fit, read_progress
@@ -52,7 +53,8 @@ from stages.options import (
 
 log = logging.getLogger(__name__)
 
-TIMING_VERSION = 1
+STEP_VERSION = 2
+"""Version 1 held what a stage cost beside its parameters: see `stages.migrate_records`."""
 HEADS = {
     "text_classification": "classification",
     "text_regression": "classification",
@@ -66,10 +68,11 @@ SHARED_STAGES = ("baseline", "finetune")
 
 @dataclass
 class Timing:
-    """What a stage cost; `extra_seconds` and `resume_count` come from interrupted sessions."""
+    """What a stage cost; `extra_seconds` and `resume_count` come from interrupted sessions, `more` from the stage."""
 
     extra_seconds: float = 0.0
     resume_count: int = 0
+    more: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -126,30 +129,16 @@ class Job:
         """Return the folder of a saved network of this cell: ``pruned`` or ``final``."""
         return paths.checkpoint_dir(self.grid.scale, self.cell, name)
 
-    def timing_file(self, stage: str) -> Path:
-        """Return where a stage of this cell notes what it cost."""
-        return paths.cell_dir(self.grid.scale, self.cell) / f"timings-{stage}.json"
-
-    def timing(self, stage: str) -> dict[str, Any]:
-        """Read what a stage of this cell cost.
-
-        Raises
-        ------
-        ResultsError
-            If the stage has not finished, or its record is damaged.
-        """
-        path = self.timing_file(stage)
-        try:
-            record: dict[str, Any] = json.loads(path.read_text())
-        except FileNotFoundError:
-            raise ResultsError(f"{path} not found: run stage {stage} of {self.cell} first") from None
-        except ValueError:
-            raise ResultsError(f"{path} is not valid JSON: run stage {stage} of {self.cell} again") from None
-        return record
-
     def check_stage(self, stage: str) -> None:
         """Refuse to build on an earlier stage that has not run, or ran under other parameters."""
-        if self.timing(stage).get("config") != self.grid.config(self.cell, stage):
+        path = paths.step_file(self.grid.scale, self.cell, stage)
+        try:
+            config = json.loads(path.read_text()).get("config")
+        except FileNotFoundError:
+            raise ResultsError(f"{path} not found: run stage {stage} of {self.cell} first") from None
+        except (ValueError, AttributeError):
+            raise ResultsError(f"{path} is not valid JSON: run stage {stage} of {self.cell} again") from None
+        if config != self.grid.config(self.cell, stage):
             raise ResultsError(f"stage {stage} of {self.cell} ran with other parameters: run it again")
 
     def manifest(self) -> dict[str, Any]:
@@ -239,14 +228,15 @@ class Job:
             return network
         progress = read_progress(self.state)
         timing.resume_count, timing.extra_seconds = progress.resumes, progress.earlier_seconds
-        write_csv(paths.history_file(self.grid.scale, self.cell), map(dataclasses.asdict, rows), HISTORY_FIELDS)
+        epochs = (rounded(dataclasses.asdict(row)) for row in rows)
+        write_csv(paths.history_file(self.grid.scale, self.cell), epochs, HISTORY_FIELDS)
         if rows:
             log.info("%s %s: validation %s %.2f", self.stage, self.cell, self.task.primary, rows[-1].validation_metric)
         return network.cpu().eval()
 
     @contextlib.contextmanager
     def run(self) -> Iterator[Timing]:
-        """Seed the process, hold the cell's lock; after success note what the stage cost and drop its resume state."""
+        """Seed the process, hold the cell's lock; note after success what the stage did and cost."""
         start, timing = time.monotonic(), Timing()
         if processes() > 1 and self.stage not in SHARED_STAGES:
             raise ConfigError(f"stage {self.stage} runs in one process: leave out `accelerate launch` or `torchrun`")
@@ -258,14 +248,16 @@ class Job:
         with Lock(self.state, f"{self.stage} of {self.cell}"):
             yield timing
             seconds = time.monotonic() - start + timing.extra_seconds
-            record = {
-                "schema_version": TIMING_VERSION,
-                "config": self.config,
+            cost = {
+                **timing.more,
                 "wall_seconds": round(seconds, 3),
                 "peak_memory_mb": peak_memory_mb(),
                 "resume_count": timing.resume_count,
             }
-            atomic_write_text(self.timing_file(self.stage), json.dumps(record, indent=2, sort_keys=True) + "\n")
+            done = {"schema_version": STEP_VERSION, "config": self.config}
+            for file, content in ((paths.cost_file, cost), (paths.step_file, done)):
+                path = file(self.grid.scale, self.cell, self.stage)
+                atomic_write_text(path, json.dumps(content, indent=2, sort_keys=True) + "\n")
             self.discard_state()
 
 

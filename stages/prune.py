@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,17 +21,13 @@ from ifap.seeds import seeded
 from ifap.study.config.recipes import LIMITS
 from ifap.study.distil import distillation, validator
 from ifap.study.machine.determinism import device
-from ifap.study.paths import cell_dir, flow_json, receipts_file, receipts_json
+from ifap.study.paths import Cell, cell_dir, flow_json, kept_json, receipts_file, receipts_json
+from ifap.study.report.record import RECEIPT_FIELDS
 from ifap.study.rivals import SPARSE, Context, Event, Outcome
 from ifap.study.rivals.run import masked_plan
+from ifap.study.rounding import rounded
 from ifap.study.stage import run_stage
 from stages.job import Job, Timing, cell_stage
-
-RECEIPT_FIELDS = (
-    "iteration", "accepted", "rho", "units_asked", "units_removed", "macs_asked", "macs", "params", "score_low",
-    "score_high", "metric_before", "metric_after", "top1", "top5", "loss", "refused", "seconds_score", "seconds_prune",
-    "seconds_recover",
-)  # fmt: skip
 
 
 @cell_stage("prune")
@@ -41,7 +37,9 @@ def main(job: Job) -> None:
         network = baseline_network(job)
         flow = flow_before(job, network)
         if job.grid.mask_options(job.cell) is None:
-            save(job, *prune_cell(job, network, timing))
+            pruned, watched = prune_cell(job, network, timing)
+            timing.more["seconds"] = seconds_of(pruned)
+            save(job, pruned, watched)
         else:
             trained = mask_cell(job, network, timing)
             if trained.cut is None:
@@ -198,13 +196,26 @@ def save(
     folder = job.checkpoint("pruned")
     saving.write_network(result.model.cpu(), record, folder)
     scale, cell = job.grid.scale, job.cell
-    atomic_write_text(cell_dir(scale, cell) / "plan.json", (folder / "plan.json").read_text())
+    atomic_write_text(kept_json(scale, cell), (folder / "plan.json").read_text())
     receipts = [as_measured(receipt, job.task.sign) for receipt in result.receipts]
     rows = [receipt_row(receipt, watched.get(str(receipt.iteration), {})) for receipt in receipts]
-    write_csv(receipts_file(scale, cell), rows, RECEIPT_FIELDS)
     full = [{k: v for k, v in dataclasses.asdict(receipt).items() if k != "seconds"} for receipt in receipts]
     full[-1] |= further or {}
-    atomic_write_text(receipts_json(scale, cell), json.dumps(full, indent=1) + "\n")
+    write_receipts(scale, cell, rows, full)
+
+
+def write_receipts(
+    scale: str, cell: Cell, rows: Sequence[Mapping[str, Any]], full: Sequence[Mapping[str, Any]]
+) -> None:
+    """Write one row an iteration as CSV, and all that is known of each as JSON."""
+    write_csv(receipts_file(scale, cell), map(rounded, rows), RECEIPT_FIELDS)
+    atomic_write_text(receipts_json(scale, cell), json.dumps(rounded(full), indent=1) + "\n")
+
+
+def seconds_of(pruned: Pruned) -> dict[str, float]:
+    """Return how long all iterations took, by phase."""
+    phases = dict.fromkeys(phase for receipt in pruned.receipts for phase in receipt.seconds)
+    return {phase: round(sum(receipt.seconds.get(phase, 0.0) for receipt in pruned.receipts), 3) for phase in phases}
 
 
 def as_measured(receipt: Receipt, sign: float) -> Receipt:
@@ -222,12 +233,11 @@ def save_masked(job: Job, result: Outcome) -> None:
     folder = job.checkpoint("pruned")
     saving.write_network(model, record, folder, result.masks)
     scale, cell = job.grid.scale, job.cell
-    atomic_write_text(cell_dir(scale, cell) / "plan.json", (folder / "plan.json").read_text())
+    atomic_write_text(kept_json(scale, cell), (folder / "plan.json").read_text())
     # No unit goes: the widths are those of the unpruned network.
     widths = {name: sides(module)["out"] for name, module in model.named_modules() if is_producer(module)}
     rows = [{**masked_row(event, record.costs, result, job.task.primary), "widths": widths} for event in result.events]
-    write_csv(receipts_file(scale, cell), [{k: row.get(k) for k in RECEIPT_FIELDS} for row in rows], RECEIPT_FIELDS)
-    atomic_write_text(receipts_json(scale, cell), json.dumps(rows, indent=1) + "\n")
+    write_receipts(scale, cell, [{k: row.get(k) for k in RECEIPT_FIELDS} for row in rows], rows)
 
 
 def masked_row(event: Event, costs: plan.Costs, result: Outcome, metric: str) -> dict[str, Any]:
@@ -267,7 +277,6 @@ def receipt_row(receipt: Receipt, watched: dict[str, float]) -> dict[str, Any]:
         **values,
         **{name: watched.get(name) for name in ("top1", "top5", "loss")},
         "refused": "; ".join(text for text in (pinned, at_floor) if text),
-        **{f"seconds_{phase}": round(receipt.seconds.get(phase, 0.0), 3) for phase in ("score", "prune", "recover")},
     }
 
 

@@ -18,7 +18,7 @@ from ifap.study.templates import NO_VALUE
 from stages.options import PARAMS, ParamsOption, ScaleOption, open_grid
 
 README = Path("README.md")
-SECTION = re.compile(r"(?<=<!-- results: written by `python -m stages.readme` from results/quick/runs.csv -->\n).*?(?=<!-- end of results -->)", re.DOTALL)  # fmt: skip  # noqa: E501
+SECTION = re.compile(r"(?<=<!-- results: written by `python -m stages.readme` from results/quick/records.csv -->\n).*?(?=<!-- end of results -->)", re.DOTALL)  # fmt: skip  # noqa: E501
 
 
 def main(
@@ -33,11 +33,13 @@ def main(
     text = README.read_text()
     if not SECTION.search(text):
         raise ResultsError(f"{README} has no section for the results: see stages/readme.py")
-    wanted = SECTION.sub(lambda _: results_table(records.load_runs(grid.scale)), text)
+    wanted = SECTION.sub(lambda _: results_table(records.load_records(grid.scale)), text)
     if not check:
         atomic_write_text(README, wanted)
     elif wanted != text:
-        raise ResultsError(f"{README} shows other results than {grid.scale}'s runs.csv: run `python -m stages.readme`")
+        raise ResultsError(
+            f"{README} shows other results than the records of {grid.scale}: run python -m stages.readme"
+        )
 
 
 def results_table(runs: pd.DataFrame) -> str:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import subprocess
+from math import inf
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -16,6 +20,9 @@ from ifap.study.report import records
 from ifap.study.stage import run_stage
 from stages.options import PARAMS, ParamsOption, ScaleOption, open_grid
 
+LISTED = 5
+"""Files that are named before the rest is counted."""
+
 
 def main(
     scale: ScaleOption = None,
@@ -27,7 +34,7 @@ def main(
     if cell is not None:
         typer.echo(one_cell(grid, cell))
         return
-    runs = records.load_runs(grid.scale)
+    runs = records.load_records(grid.scale)
     console = Console(width=100)
     table = Table(title=f"scale {grid.scale}: {len(runs)} of {len(grid.cells())} cells", title_justify="left")
     for heading in ("data set", "model", "method", "seed"):
@@ -44,7 +51,8 @@ def main(
     for name in grid.params.tables:
         console.print(f"{name}: {paths.table_file(grid.scale, name, 'md')}", highlight=False)
     console.print(f"report:  {paths.report_page(grid.scale)} (open it in a browser)", highlight=False)
-    console.print(compared_with_recorded(grid.scale), highlight=False)
+    for line in compared_with_recorded(grid.scale):
+        typer.echo(line)
 
 
 def one_cell(grid: Grid, name: str) -> str:
@@ -69,25 +77,63 @@ def one_cell(grid: Grid, name: str) -> str:
     )
 
 
-def compared_with_recorded(scale: str) -> str:
-    """Say whether the tables just made are those recorded in git."""
-    # The page also shows how long things took, which is never the same twice.
-    files = (str(paths.report_dir(scale)), f":!{paths.report_page(scale)}")
+def compared_with_recorded(scale: str) -> list[str]:
+    """Say whether this run gave what git has recorded; if not, which cells differ and by how much."""
+    folders = [str(paths.scale_dir(scale)), str(paths.report_dir(scale))]
+    file = paths.records_csv(scale).as_posix()
     try:
-        recorded = _git("ls-files", "--", *files)
-        changed = _git("diff", "--name-only", "HEAD", "--", *files)
+        recorded = _git("ls-files", "--", *folders).splitlines()
+        changed = [line[3:] for line in _git("status", "--porcelain", "--", *folders).splitlines()]
+        before = _git("show", f"HEAD:{file}") if file in recorded else None
     except (OSError, subprocess.CalledProcessError):
-        return "not a git checkout: nothing to compare these tables with"
-    if not recorded:
-        return "no tables of this scale are recorded in git to compare with"
+        return ["not a git checkout: nothing to compare with"]
+    if before is None:
+        return ["no records of this scale are in git to compare with"]
     if not changed:
-        return f"all {len(recorded)} recorded tables and figures came out the same, byte for byte"
-    return f"{len(changed)} of {len(recorded)} recorded tables and figures differ: {', '.join(changed[:5])}"
+        return [f"exact reproduction: all {len(recorded)} recorded files of scale {scale} are the same, byte for byte"]
+    lines = differences(before, Path(file).read_text())
+    return [
+        f"no exact reproduction: {len(changed)} of {len(recorded)} recorded files differ, and {len(lines)} cells",
+        *lines,
+        f"files: {', '.join(changed[:LISTED])}{f' and {len(changed) - LISTED} more' if len(changed) > LISTED else ''}",
+    ]
 
 
-def _git(*arguments: str) -> list[str]:
-    done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=True)
-    return done.stdout.splitlines()
+def differences(before: str, after: str) -> list[str]:
+    """Name each cell whose record differs, with the value that is furthest off; see `compared_with_recorded`."""
+    old, new = (_by_cell(text) for text in (before, after))
+    lines = []
+    for cell in dict.fromkeys([*old, *new]):
+        if cell not in old or cell not in new:
+            lines.append(f"{cell}: {'not recorded before' if cell in new else 'recorded before, and not here'}")
+            continue
+        off = {name: _off(old[cell].get(name, ""), value) for name, value in new[cell].items()}
+        worst = max(off, key=lambda name: off[name])
+        if off[worst]:
+            known = f" ({100 * off[worst]:.2g} % off)" if off[worst] < inf else ""
+            others = sum(map(bool, off.values())) - 1
+            more = f"; {others} more values" if others else ""
+            lines.append(f"{cell}: {worst} {new[cell][worst]} instead of {old[cell].get(worst, '')}{known}{more}")
+    return lines
+
+
+def _by_cell(text: str) -> dict[str, dict[str, str]]:
+    rows = csv.DictReader(io.StringIO(text, newline=""))
+    return {str(paths.Cell.of(row)): row for row in rows}
+
+
+def _off(before: str, after: str) -> float:
+    """Return the relative difference of two fields; of what is no number, infinity if they are not the same."""
+    if before == after:
+        return 0.0
+    try:
+        return abs(float(after) - float(before)) / max(abs(float(before)), abs(float(after)))
+    except ValueError:
+        return inf
+
+
+def _git(*arguments: str) -> str:
+    return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True).stdout
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 from ifap.errors import ResultsError
+from ifap.files import atomic_write_text
 from ifap.study import paths
 from ifap.study.report import records
 from ifap.study.stage import run_stage
@@ -26,33 +27,35 @@ log = logging.getLogger("stages.sync")
 def main(scale: ScaleOption = None, params: ParamsOption = PARAMS) -> None:
     """Check the scale's files and mark them as up to date."""
     grid = open_grid(params, scale)
-    recorded = tracked(grid.scale)
+    pointer = str(paths.pointer_file(grid.scale))
+    if not Path(pointer).exists():
+        raise ResultsError(f"{pointer} not found: run `make record SCALE={grid.scale}` after a finished run")
+    switch_on(grid.scale)
     try:
-        _run("dvc", "checkout", *recorded, hint="run `dvc pull`, or `make record` if these are new results")
+        _run("dvc", "checkout", pointer, hint=f"run `make pull SCALE={grid.scale}`, or `make record` for new results")
     except ResultsError as error:
         raise ResultsError(f"{error}{not_fetched()}") from None
-    if _run("dvc", "status", "--quiet", *recorded, check=False):
+    if _run("dvc", "status", "--quiet", pointer, check=False):
         raise ResultsError("data or checkpoints differ from what DVC recorded: see `dvc status`")
     records.collect(grid)
     missing = [
         str(paths.checkpoint_dir(grid.scale, cell, "final"))
         for cell in grid.cells()
-        if not paths.checkpoint_dir(grid.scale, cell, "final").exists()
+        if grid.options.keep_checkpoints and not paths.checkpoint_dir(grid.scale, cell, "final").exists()
     ]
     if missing:
-        raise ResultsError(f"{len(missing)} checkpoints are not here, the first is {missing[0]}: run `dvc pull`")
+        how = f"`make pull SCALE={grid.scale}`, or `make reproduce SCALE={grid.scale}` if they were never recorded"
+        raise ResultsError(f"{len(missing)} checkpoints are not here, the first is {missing[0]}: run {how}")
     # Stale metadata are worse than none: they would hide a change of params.yaml.
     shutil.rmtree(Path(".snakemake") / "metadata", ignore_errors=True)
     _run("snakemake", "--config", f"scale={grid.scale}", "--touch", "--forceall", "--quiet", "all", "--")
     log.info("scale %s is in sync: `snakemake -n` has nothing to do", grid.scale)
 
 
-def tracked(scale: str) -> list[str]:
-    """Return the DVC files of the data sets and of a scale's checkpoints."""
-    files = [*paths.data_dir(scale).glob("*.dvc"), *paths.scale_dir(scale).glob("*.dvc")]
-    if not files:
-        raise ResultsError("nothing is recorded in DVC yet: run `make record` after a finished run")
-    return sorted(map(str, files))
+def switch_on(scale: str) -> None:
+    """Let DVC read the pointer of a scale, which it does not where nobody has asked for the files."""
+    pointer, switch = paths.pointer_file(scale), paths.pointer_switch(scale)
+    atomic_write_text(switch, f"!{pointer.name}\n")
 
 
 def not_fetched() -> str:

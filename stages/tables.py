@@ -24,7 +24,7 @@ def main(
     table: Annotated[str | None, typer.Option(help="One table, for example table-2; all by default.")] = None,
     params: ParamsOption = PARAMS,
 ) -> None:
-    """Render tables from runs.csv, trace.csv and claims.csv of one scale."""
+    """Render tables from the records of one scale."""
     options = load_params(params)
     grid = Grid(options, select_scale(options, scale))
     names = [table] if table else table_names(grid)

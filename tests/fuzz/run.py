@@ -35,13 +35,17 @@ os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
 import mutate  # noqa: E402
 import yaml  # noqa: E402
 
-from ifap import paths  # noqa: E402
 from ifap.errors import IfapError  # noqa: E402
+from ifap.study import paths  # noqa: E402
 from ifap.study.config.reading import load_params  # noqa: E402
 from ifap.study.grid import Grid  # noqa: E402
 from ifap.study.report import records  # noqa: E402
+from ifap.study.report.configs import load_configs  # noqa: E402
+from ifap.study.report.figures.layers import load_widths  # noqa: E402
 from ifap.study.report.full_size import load_counts  # noqa: E402
-from ifap.study.report.page import load_evidence, render_page  # noqa: E402
+from ifap.study.report.page import load_findings, render_page  # noqa: E402
+from ifap.study.report.provenance import load_provenance  # noqa: E402
+from ifap.study.report.records_page import render_records  # noqa: E402
 from ifap.study.report.tables.render import render  # noqa: E402
 from ifap.study.report.tables.report import Report  # noqa: E402
 
@@ -96,13 +100,14 @@ class Parameters:
 
 
 class Results:
-    """Tables and records of a finished scale, and the report that is made from them."""
+    """Tables and records of a finished scale whose cells are here, and the report that is made from them."""
 
     def __init__(self, folder):
         self.grid = Grid(load_params(ROOT / "params.yaml"), "quick")
         cell = self.grid.pruned()[0]
         self.files = [
-            *[getattr(paths, f"{name}_csv")("quick") for name in ("runs", "trace", "missing", "claims")],
+            *[file("quick") for file in (paths.records_csv, paths.trace_csv, paths.widths_csv, paths.provenance_csv)],
+            paths.configs_json("quick"),
             paths.full_size_csv(),
             paths.audit_file("csv"),
             *(file("quick", cell) for file in (paths.metrics_file, paths.receipts_file)),
@@ -116,7 +121,7 @@ class Results:
         for file in self.rest:
             (folder / file).parent.mkdir(parents=True, exist_ok=True)
             os.symlink(ROOT / file, folder / file)
-        changed = rng.choice([*self.files[:4], *self.files])
+        changed = rng.choice([*self.files[:5], *self.files])
         for file, content in self.originals.items():
             (folder / file).parent.mkdir(parents=True, exist_ok=True)
             mutation = mutate.mutate_json if file.suffix == ".json" else mutate.mutate_csv
@@ -131,8 +136,11 @@ class Results:
         templates = ROOT / "reports" / "templates"
         latex = [render(table, "tex", templates) for table in built]
         shown = [render(table, extension, templates) for table in built for extension in ("md", "html")]
-        evidence = load_evidence(grid, report.runs, root=folder)
-        shown.append(render_page(grid, report.runs, built, [], templates, evidence=evidence))
+        findings, provenance = load_findings(root=folder), load_provenance("quick", root=folder)
+        shown.append(render_page(report, built, [], templates, findings=findings, provenance=provenance))
+        configs = load_configs("quick", root=folder)
+        shown.append(render_records(report, configs, provenance, root=folder, templates=templates))
+        load_widths("quick", root=folder)
         if any(mutate.HTML in text for text in shown) or any(r"\input{/etc" in text for text in latex):
             raise Wrong("the report holds a value as code")
 

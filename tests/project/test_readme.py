@@ -105,7 +105,7 @@ def outputs():
     scale = params.published
     yield from (paths.table_file(scale, table, e) for table in params.tables for e in TABLE_FORMATS)
     yield from (paths.figure_file(scale, figure, e) for figure in claims.FIGURES for e in FIGURE_FORMATS)
-    yield from (paths.report_page(scale), paths.runs_csv(scale), paths.trace_csv(scale))
+    yield from (paths.report_page(scale), paths.records_page(scale), paths.records_csv(scale), paths.trace_csv(scale))
 
 
 def test_there_is_something_to_check():

@@ -1,10 +1,19 @@
 """Where a study stands, and what it would take, from made-up records."""
 
 import json
+import shutil
 from dataclasses import fields, replace
 
 import pytest
-from claims_made_up import ROOT, made_up_grid, raw_params, write_cell, write_grid
+from claims_made_up import (
+    ROOT,
+    made_up_grid,
+    raw_params,
+    write_cell,
+    write_cost,
+    write_grid,
+    write_report_files,
+)
 
 from ifap.study import paths
 from ifap.study.config.reading import load_params
@@ -13,6 +22,7 @@ from ifap.study.grid import Grid
 from ifap.study.paths import Cell
 from ifap.study.report import estimate
 from ifap.study.report.estimate import Assumptions
+from ifap.study.report.provenance import gather, provenance_table
 
 CELL = Cell("classification", "digits", "net_a", "ifap", 0)
 
@@ -67,6 +77,20 @@ def test_states_of_cells(tmp_path, grid):
     assert estimate.cell_state(grid, CELL, root=tmp_path).word == "damaged"
 
 
+def test_cells_whose_work_is_not_here_are_recorded_or_stale(tmp_path, grid):
+    report = write_report_files(tmp_path, grid)
+    hashes = {Cell.of(row): row["config_hash"] for row in report.runs.to_dict("records")}
+    table = provenance_table("quick", gather(grid, hashes, root=tmp_path))
+    (tmp_path / paths.provenance_csv("quick")).write_text(table)
+    for folder in ("cells", "provenance"):
+        shutil.rmtree(tmp_path / paths.scale_dir("quick") / folder)
+    assert str(estimate.cell_state(grid, CELL, root=tmp_path)) == f"{CELL}: recorded (commit 0000000)"
+    assert estimate.estimate(grid, root=tmp_path)["all"].measured == len(grid.cells())
+    raw = raw_params()
+    raw["scales"]["quick"]["prune"]["default"]["alpha"] = 2.5
+    assert estimate.cell_state(made_up_grid(raw), CELL, root=tmp_path).word == "stale"
+
+
 def test_status_is_counted_by_table_and_every_cell_is_shown(tmp_path):
     raw = raw_params()
     del raw["tables"]["table-2"]
@@ -80,11 +104,11 @@ def test_status_is_counted_by_table_and_every_cell_is_shown(tmp_path):
 def test_measured_cells_cost_what_they_took(tmp_path, grid):
     write_grid(tmp_path, grid)
     for cell in grid.cells():
-        change(tmp_path, cell, lambda record: record["provenance"].update(wall_seconds={"prune": 30, "evaluate": 60}))
+        write_cost(tmp_path, "quick", cell, wall_seconds=90)
     cost = estimate.estimate(grid, root=tmp_path)["all"]
     assert (cost.cells, cost.measured, cost.jobs) == (8, 8, 1 + 2 * 2 + 6 * 3)
     assert (cost.gpu_hours, cost.cpu_hours) == (0, pytest.approx(8 * 90 / 3600))
-    change(tmp_path, CELL, lambda record: record["provenance"]["hardware"].update(gpu="one"))
+    write_cost(tmp_path, "quick", CELL, wall_seconds=90, hardware={"gpu": "one"})
     cost = estimate.estimate(grid, root=tmp_path)["table-4"]
     assert (cost.gpu_hours, cost.cpu_hours) == (pytest.approx(90 / 3600), pytest.approx(90 / 3600))
 
@@ -93,7 +117,7 @@ def test_cells_without_a_record_take_the_median_of_other_methods(tmp_path, grid)
     for method, seconds in (("magnitude", 100), ("random", 300)):
         cell = CELL._replace(method=method)
         write_cell(tmp_path, grid, cell)
-        change(tmp_path, cell, lambda record, s=seconds: record["provenance"].update(wall_seconds={"prune": s}))
+        write_cost(tmp_path, "quick", cell, wall_seconds=seconds)
     cost = estimate.estimate(grid, root=tmp_path)["table-4"]
     assert (cost.cells, cost.measured) == (2, 1)
     assert cost.cpu_hours == pytest.approx(200 / 3600)
@@ -138,7 +162,7 @@ def test_each_recorded_cell_is_predicted_from_the_others(tmp_path, grid):
     for method, seconds in (("magnitude", 100), ("random", 300)):
         cell = CELL._replace(method=method)
         write_cell(tmp_path, grid, cell)
-        change(tmp_path, cell, lambda record, s=seconds: record["provenance"].update(wall_seconds={"prune": s}))
+        write_cost(tmp_path, "quick", cell, wall_seconds=seconds)
     found = {item.cell.method: item for item in estimate.check(grid, root=tmp_path)}
     assert {name: (item.predicted, item.measured) for name, item in found.items()} == {
         "magnitude": (300, 100),

@@ -5,14 +5,14 @@ import xml.etree.ElementTree as ET
 
 import claims_made_up
 import pytest
-from claims_made_up import ROOT, made_up_grid, raw_params, write_grid
+from claims_made_up import ROOT, made_up_grid, raw_params, write_grid, write_recorded_files
 
 from ifap.errors import ResultsError
 from ifap.study import paths
 from ifap.study.paths import Cell
-from ifap.study.report import FIGURES, csv_files, figures, records
-from ifap.study.report.figures import drawing
-from ifap.study.report.figures.flow_scheme import layer_flows
+from ifap.study.report import FIGURES, figures
+from ifap.study.report.figures import drawing, layers
+from ifap.study.report.figures.layers import layer_flows
 
 CELL = Cell("classification", "digits", "net_a", "ifap", 0)
 SCORES = {"stem": [1.0, 3.0, 2.0, 0.5], "block.attention": [0.5, 1.5], "block.attention.out_proj": [2, 1, 4, 3]}
@@ -35,10 +35,8 @@ def write_details(root, cell):
 
 
 def collect(root, grid):
-    collected = records.collect(grid, root=root)
-    files = {paths.runs_csv: records.runs_table, paths.trace_csv: records.trace_table}
-    csv_files.write_files({root / path("quick"): table(collected) for path, table in files.items()})
-    return records.load_runs("quick", root=root), records.load_trace("quick", root=root)
+    report = write_recorded_files(root, grid)
+    return report.runs, report.trace
 
 
 @pytest.fixture
@@ -115,14 +113,14 @@ def test_seeds_become_means_with_a_spread(tmp_path):
 def test_malformed_records_name_the_file_or_the_cell(tmp_path, grid, data, content):
     (tmp_path / paths.flow_json("quick", CELL)).write_text(content)
     with pytest.raises(ResultsError, match=r"malformed .*net_a/ifap/seed0"):
-        figures.draw("flow_scheme", grid, *data, root=tmp_path)
+        collect(tmp_path, grid)
 
 
 def test_absent_records_are_said_in_the_figure(tmp_path, grid, data):
     for cell in grid.pruned():
-        paths.flow_json("quick", cell)
         (tmp_path / paths.flow_json("quick", cell)).unlink()
         (tmp_path / paths.receipts_json("quick", cell)).unlink()
+    data = collect(tmp_path, grid)
     assert figures.draw("flow_scheme", grid, *data, root=tmp_path).alt.startswith("Not attempted: no flow scores")
     assert figures.draw("layer_widths", grid, *data, root=tmp_path).alt.startswith("Not attempted: no record")
 
@@ -182,10 +180,19 @@ def test_figures_with_curves_leave_variants_of_one_point_out(tmp_path, monkeypat
 
 
 def test_too_many_networks_for_one_figure_are_said(tmp_path, monkeypatch):
-    grid, data = with_curves(tmp_path, monkeypatch, seeds=(0,))
-    monkeypatch.setattr(drawing, "MOST_PANELS", 1)
+    grid, _ = with_curves(tmp_path, monkeypatch, seeds=(0,))
+    for module in (drawing, layers):
+        monkeypatch.setattr(module, "MOST_PANELS", 1)
     for cell in grid.pruned():
         write_details(tmp_path, cell)
+    data = collect(tmp_path, grid)
+    assert layers.load_widths("quick", root=tmp_path)["before"].dropna().empty
     for name in ("accuracy_params", "layer_widths"):
         alt = figures.draw(name, grid, *data, root=tmp_path).alt
         assert alt == "Not attempted: 2 networks are too many for one figure: see the tables.", name
+
+
+def test_a_figure_without_its_records_says_what_makes_them(tmp_path, grid, data):
+    (tmp_path / paths.widths_csv("quick")).unlink()
+    with pytest.raises(ResultsError, match=r"widths\.csv not found: run python -m stages\.collect --scale quick"):
+        figures.draw("layer_widths", grid, *data, root=tmp_path)

@@ -7,18 +7,22 @@ import shutil
 import subprocess
 from dataclasses import replace
 from html.parser import HTMLParser
-from pathlib import Path
 
 import pandas as pd
 import pytest
-from claims_made_up import ROOT, made_up_grid, write_grid
+from claims_made_up import ROOT, made_up_grid, write_report_files
 
 from ifap.errors import ResultsError
 from ifap.study import paths
 from ifap.study.config.reading import load_params
 from ifap.study.grid import TABLE_FORMATS, Grid
 from ifap.study.paper.published import COUNTS, load_claims
+from ifap.study.paths import Cell
 from ifap.study.report import FIGURES, csv_files, figures, page, records
+from ifap.study.report.configs import load_configs
+from ifap.study.report.judge import Judged
+from ifap.study.report.provenance import gather, load_provenance, provenance_table
+from ifap.study.report.records_page import render_records
 from ifap.study.report.tables.build import build_table
 from ifap.study.report.tables.model import Column, Item, Note, Row, Table
 from ifap.study.report.tables.report import Report
@@ -26,7 +30,7 @@ from ifap.study.report.tables.report import Report
 TEMPLATES = ROOT / paths.templates_dir()
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 VOID = {"meta", "img", "br", "link"}
-METRICS = "results/quick/cells/classification/digits/net_a/ifap/seed0/metrics.json"
+RECORD = "results/quick/records.csv#L4"
 
 
 class Reader(HTMLParser):
@@ -54,15 +58,17 @@ class Reader(HTMLParser):
         assert self.open.pop() == tag
 
 
-def claims_frame():
+def claims():
     """Every published value, most of them not attempted and one measured."""
-    frame = load_claims(ROOT / paths.published_claims()).astype(str).replace("<NA>", "")
-    frame["verdict"], frame["reason"] = "not attempted", "data not present: <put> it & run"
-    for column in ("mean", "sd", "n", "tolerance", "metrics", "commit"):
-        frame[column] = ""
-    values = {"mean": "97.123456", "sd": "0.5", "n": "3", "verdict": "not comparable (scale)", "metrics": METRICS}
-    frame.loc[frame.index[200], list(values)] = list(values.values())
-    return frame
+    rows = []
+    for number, row in enumerate(load_claims(ROOT / paths.published_claims()).to_dict("records")):
+        row["step"] = None if pd.isna(row["step"]) else int(row["step"])
+        row |= {"mean": None, "sd": None, "n": 0, "tolerance": "", "records": ""}
+        row |= {"verdict": "not attempted", "reason": "data not present: <put> it & run"}
+        if number == 200:
+            row |= {"mean": 97.123456, "sd": 0.5, "n": 3, "verdict": "not comparable (scale)", "records": RECORD}
+        rows.append(Judged(**{key: value for key, value in row.items() if key in Judged.model_fields}))
+    return rows
 
 
 def audit_csv():
@@ -82,32 +88,33 @@ def made_up_table():
                 Item(network, rows=0 if index else height),
                 Item(f"method {index}"),
             )
-            values = (Item("98.0"), Item(f"{first - 4 * index}", f"../../{METRICS}"), Item("1"))
+            values = (Item("98.0"), Item(f"{first - 4 * index}", f"../../{RECORD}"), Item("1"))
             rows.append(Row((*names, *values), starts_group=index == 0))
     return Table("table-2", "Table II. Made-up", tuple(columns), tuple(rows), (Note("A note", "a"),))
 
 
 def write_report(root, grid, *, evidence=True):
-    """Write records, tables, figures and the page as the stages do; return the page's text."""
-    write_grid(root, grid)
-    collected = records.collect(grid, root=root)
-    files = {paths.runs_csv: records.runs_table, paths.trace_csv: records.trace_table}
-    contents = {root / path("quick"): table(collected) for path, table in files.items()}
-    contents[root / paths.comparison_csv("quick")] = "made up"
+    """Write records, tables, figures and the pages as the stages do; return the text of the first page."""
+    report = replace(write_report_files(root, grid), claims=claims() if evidence else ())
+    hashes = {Cell.of(row): row["config_hash"] for row in report.runs.to_dict("records")}
+    found = gather(grid, hashes, root=root)
+    contents = {root / paths.comparison_csv("quick"): "made up"}
+    contents[root / paths.provenance_csv("quick")] = provenance_table("quick", found)
     if evidence:
-        contents[root / paths.scale_dir("quick") / "claims.csv"] = claims_frame().to_csv(index=False)
         contents[root / paths.audit_file("csv")] = audit_csv()
         contents[root / paths.audit_file("md")] = "# Audit"
     csv_files.write_files(contents)
-    runs, trace = records.load_runs("quick", root=root), records.load_trace("quick", root=root)
+    found = load_provenance("quick", root=root)
     table = made_up_table()
     built = [replace(table, detail=replace(table, name="table-2-comparison", title="A made-up comparison"))]
-    pictures = [figures.draw(name, grid, runs, trace, root=root) for name in FIGURES]
-    shown = page.load_evidence(grid, runs, root=root)
-    text = page.render_page(grid, runs, built, pictures, TEMPLATES, evidence=shown)
+    pictures = [figures.draw(name, grid, report.runs, report.trace, root=root) for name in FIGURES]
+    audit = page.load_findings(root=root)
+    text = page.render_page(report, built, pictures, TEMPLATES, findings=audit, provenance=found)
+    shown = render_records(report, load_configs("quick", root=root), found, root=root, templates=TEMPLATES)
     rendered = {root / paths.table_file("quick", table.name, e): table.name for table in built for e in TABLE_FORMATS}
     drawn = {root / paths.figure_file("quick", p.name, e): p.files[e] for p in pictures for e in p.files}
-    csv_files.write_files({**rendered, **drawn, root / paths.report_page("quick"): text})
+    pages = {root / paths.report_page("quick"): text, root / paths.records_page("quick"): shown}
+    csv_files.write_files({**rendered, **drawn, **pages})
     return text
 
 
@@ -125,8 +132,30 @@ def test_page_is_one_file_that_loads_nothing(report):
     assert all(len(image["alt"]) > 40 for image in reader.images)
     assert not re.search(r"https?://|url\(|@import|fetch\(|XMLHttpRequest", re.sub(r'src="data:[^"]+"', "", text))
     for href in dict.fromkeys(reader.links):
-        target = href.lstrip("#")
-        assert f'id="{target}"' in text if href[0] == "#" else (root / paths.report_dir("quick") / href).exists(), href
+        file, _, target = href.partition("#")
+        linked = (root / paths.report_dir("quick") / file).read_text() if file.endswith(".html") or not file else ""
+        assert not target or f'id="{target}"' in (linked or text), href
+        assert not file or (root / paths.report_dir("quick") / file).exists(), href
+
+
+def test_the_page_of_records_is_whole_and_loads_nothing(report):
+    root, _ = report
+    text = (root / paths.records_page("quick")).read_text()
+    reader = Reader(text)
+    assert reader.loaded == []
+    assert not re.search(r"https?://|url\(|@import|<script", text)
+    ids = re.findall(r'id="([^"]+)"', text)
+    assert len(ids) == len(set(ids))
+    for href in dict.fromkeys(reader.links):
+        assert href[1:] in ids if href[0] == "#" else (root / paths.report_dir("quick") / href).exists(), href
+    section = text[text.index('id="records-L4"') : text.index('id="records-L5"')]
+    values = dict(re.findall(r"<dt>([^<]+)</dt><dd>(?:<a[^>]*>)?([^<]*)", section))
+    assert values["test_metric"] == "96.7"
+    assert values["macs"] == "1808086"
+    assert {"parameters: prune", "parameters: evaluate", "config_hash", "data_checksum"} <= set(values)
+    assert values["commit"] == "0" * 40
+    assert (values["hardware.cpu"], values["versions.torch"], values["latency.device"]) == ("made-up", "2.9", "cpu")
+    assert section.count('id="trace-L') == 4
 
 
 def test_page_says_verdicts_first_and_links_every_measured_value(report):
@@ -134,7 +163,7 @@ def test_page_says_verdicts_first_and_links_every_measured_value(report):
     order = ["<h2>Verdicts", "<h2>Comparison", "<h2>Tables", "<h2>Figures", "<h2>Audit", "<h2>Costs", "<h2>Environment"]
     assert [text.index(word) for word in order] == sorted(text.index(word) for word in order)
     assert "6 of 6 pruned and 2 of 2 unpruned networks" in text
-    assert f'<a href="../../{METRICS}">97.123 \N{PLUS-MINUS SIGN} 0.5 (n=3)</a>' in text
+    assert '<a href="records.html#records-L4">97.123 \N{PLUS-MINUS SIGN} 0.5 (n=3)</a>' in text
     assert text.count("data not present: &lt;put&gt; it &amp; run") == sum(COUNTS.values())
 
 
@@ -142,18 +171,17 @@ def test_the_comparison_has_its_own_section_and_is_there_once(report):
     _, text = report
     comparison = text[text.index('<section id="comparison">') : text.index('<section id="tables">')]
     assert "A made-up comparison" in comparison
-    assert '<a href="../../results/quick/comparison.csv">' in comparison
+    assert '<a href="comparison.csv">' in comparison
     assert text.count('id="table-2-comparison"') == text.count('id="table-2"') == 1
     assert '<a href="#comparison">' in text
 
 
 def test_verdicts_are_counted_by_table():
-    verdicts = page.summarize_claims(claims_frame(), "quick")
+    verdicts = page.summarize_claims(claims(), "quick")
     assert verdicts.names == page.VERDICTS
     assert [sum(numbers) for _, numbers in verdicts.counts] == list(COUNTS.values())
     assert verdicts.totals == (0, 0, 0, 1, sum(COUNTS.values()) - 1, 0)
     assert len(verdicts.claims) == sum(COUNTS.values())
-    assert page.summarize_claims(None, "quick") is None
 
 
 def test_page_without_claims_and_audit_still_renders(tmp_path):
@@ -178,23 +206,12 @@ def test_the_same_records_give_the_same_page(report, tmp_path):
     assert write_report(tmp_path, made_up_grid()) == report[1]
 
 
-@pytest.mark.parametrize(
-    ("path", "content", "message"),
-    [
-        (paths.scale_dir("quick") / "claims.csv", "table,dataset\n", "row 1: column model is missing"),
-        (paths.scale_dir("quick") / "claims.csv", "", "No columns"),
-        (paths.audit_file("csv"), "finding,kind\nx,y\n", "row 2: column severity is missing"),
-        (Path(METRICS), "{", "Expecting property name"),
-    ],
-)
-def test_malformed_inputs_name_the_file(tmp_path, path, content, message):
-    grid = made_up_grid()
-    write_grid(tmp_path, grid)
-    runs = pd.DataFrame({"metrics": [METRICS]})
-    (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
-    (tmp_path / path).write_text(content)
-    with pytest.raises(ResultsError, match=rf"malformed .*{re.escape(path.name)}.*{message}"):
-        page.load_evidence(grid, runs, root=tmp_path)
+def test_a_malformed_audit_names_the_file(tmp_path):
+    file = tmp_path / paths.audit_file("csv")
+    file.parent.mkdir(parents=True)
+    file.write_text("finding,kind\nx,y\n")
+    with pytest.raises(ResultsError, match=r"malformed .*audit\.csv: row 2: column severity is missing"):
+        page.load_findings(root=tmp_path)
 
 
 # --- In a browser --------------------------------------------------------------------------------
@@ -269,7 +286,7 @@ def test_in_a_browser_nothing_overflows_fails_or_is_fetched(report, tmp_path, wi
 
 @pytest.fixture(scope="module")
 def shapes():
-    return Grid(load_params(ROOT / "params.yaml"), "shapes"), records.load_runs("shapes", root=ROOT)
+    return Grid(load_params(ROOT / "params.yaml"), "shapes"), records.load_records("shapes", root=ROOT)
 
 
 def test_a_card_names_its_metric_and_which_way_is_better(shapes):

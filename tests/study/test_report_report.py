@@ -11,6 +11,7 @@ from collections import Counter
 from dataclasses import replace
 from functools import cache
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 from claims_made_up import (
@@ -21,7 +22,7 @@ from claims_made_up import (
     made_up_structure,
     measured_runs,
     raw_params,
-    write_grid,
+    write_report_files,
 )
 from places import GOLDEN
 
@@ -30,7 +31,9 @@ from ifap.study import paths
 from ifap.study.grid import TABLE_FORMATS
 from ifap.study.paper import published
 from ifap.study.paths import Cell
-from ifap.study.report import FIGURES, csv_files, figures, page, records
+from ifap.study.report import FIGURES, figures, page
+from ifap.study.report.configs import load_configs
+from ifap.study.report.records_page import render_records
 from ifap.study.report.tables import printed as paper_tables
 from ifap.study.report.tables.build import build_table
 from ifap.study.report.tables.model import Column, Item, Note, Row, Table
@@ -46,17 +49,8 @@ VOID = {"meta", "img", "br", "link"}
 
 
 def load(folder, grid, missing=()):
-    write_grid(folder, grid)
-    for cell in missing:
-        (folder / paths.metrics_file(grid.scale, cell)).unlink()
-    collected = records.collect(grid, root=folder, allow_missing=bool(missing))
-    csv_files.write_files(
-        {
-            folder / paths.runs_csv(grid.scale): records.runs_table(collected),
-            folder / paths.trace_csv(grid.scale): records.trace_table(collected),
-        }
-    )
-    return records.load_runs(grid.scale, root=folder), records.load_trace(grid.scale, root=folder)
+    report = write_report_files(folder, grid, missing)
+    return report.runs, report.trace
 
 
 @cache
@@ -168,13 +162,69 @@ def test_a_template_with_an_undefined_name_is_one_line(tmp_path, grid, data):
     assert "\n" not in str(error.value)
 
 
-def test_rendered_html_is_well_formed_and_links_to_records(tmp_path, grid, data):
+def is_value(column, item):
+    """Whether an item is a number, not a word, of what was measured."""
+    return column.align == "right" and re.search(r"\d", item.text) and not item.text.startswith("not attempted")
+
+
+@pytest.mark.parametrize("name", ["table-1", "table-2", "table-3", "table-4", "table-5"])
+def test_every_measured_value_links_to_its_record(tmp_path, name):
+    grid = made_up_grid(raw_params(every_table=True, seeds=(0, 1, 2)))
+    report = write_report_files(tmp_path, grid)
+    table = build_table(name, report)
+    configs = load_configs("quick", root=tmp_path)
+    page_of_records = render_records(report, configs, {}, root=tmp_path, templates=TEMPLATES)
+    own = [part for part in table.parts if part is not table.published]
+    values = [(row, item) for part in own for row in part.rows for item in row.items if is_measured(part, row, item)]
+    assert bool(values) == (name not in {"table-3", "table-5"})  # which the made-up grid has no network for
+    for row, item in values:
+        assert item.href, f"{[cell.text for cell in row.items]}: {item.text}"
+        assert_leads_to_a_line(tmp_path, item.href)
+    for row in table.published.rows if table.published else table.rows:
+        assert all(item.origin for item in row.items if item.measured not in ("", NO_VALUE))
+    markdown, web = (render(table, extension, TEMPLATES) for extension in ("md", "html"))
+    assert all(f"[{item.text}][" in markdown.replace("**", "") for _, item in values)
+    for href in Checker(web).links:
+        page_name, _, anchor = href.partition("#")
+        if page_name == "records.html":
+            assert f'id="{anchor}"' in page_of_records
+    assert web.count('href="records.html#') >= len(values)
+
+
+def is_measured(part, row, item):
+    at = sum(other.columns for other in row.items[: [id(other) for other in row.items].index(id(item))])
+    return is_value(part.columns[at], item)
+
+
+def assert_leads_to_a_line(root, href):
+    """The link leads to lines of the scale's records or trace that are there."""
+    file, _, lines = href.partition("#")
+    assert Path(file).name in {"records.csv", "trace.csv"}
+    content = (root / paths.report_dir("quick") / file).resolve().read_text().splitlines()
+    first, _, last = lines.replace("L", "").partition("-")
+    assert 2 <= int(first) <= int(last or first) <= len(content)
+
+
+def test_a_link_leads_to_the_line_of_its_cell(tmp_path):
+    grid = made_up_grid(raw_params(seeds=(0, 1)))
+    report = write_report_files(tmp_path, grid)
+    row = build_table("table-2", report).rows[0]
+    lines = (tmp_path / paths.records_csv("quick")).read_text().splitlines()
+    for item, method in ((row.items[4], "ifap"), (row.items[3], "baseline")):
+        first, last = re.fullmatch(r"\.\./\.\./results/quick/records\.csv#L(\d+)-L(\d+)", item.href).groups()
+        linked = [line.split(",")[1:6] for line in lines[int(first) - 1 : int(last)]]
+        assert linked == [["classification", "digits", "net_a", method, str(seed)] for seed in (0, 1)]
+
+
+def test_rendered_html_is_well_formed_and_links_to_what_is_there(tmp_path, grid, data):
+    (tmp_path / paths.report_dir("quick")).mkdir(parents=True)
+    (tmp_path / paths.records_page("quick")).touch()
     for name in table_names(grid):
         checker = Checker(render(build(name, grid, data), "html", TEMPLATES))
         for href in checker.links:
             if href.startswith("../paper/audit.md"):
                 continue
-            assert (tmp_path / paths.report_dir("quick") / href).resolve().is_file()
+            assert (tmp_path / paths.report_dir("quick") / href.partition("#")[0]).resolve().is_file()
 
 
 def test_best_accuracy_is_bold_with_ties_as_printed(grid, data):
@@ -203,9 +253,10 @@ def test_missing_cells_are_not_attempted(tmp_path, grid):
     assert [row.items[3].text for row in second.rows[:3]] == ["not attempted: no record for seed 0"] * 3
     assert sum(item.columns for item in second.rows[0].items) == len(second.columns)
     assert [item.text for item in fourth.rows[0].items] == ["all", "not attempted: no record for seed 0"]
-    pictures = [figures.draw(name, grid, *data) for name in FIGURES]
+    pictures = [figures.draw(name, grid, *data, root=tmp_path) for name in FIGURES]
     assert pictures[0].alt == "Not attempted: no record of net_a on digits, seed 0."
-    assert "not attempted" in page.render_page(grid, data[0], [second, fourth], pictures, TEMPLATES)
+    report = Report(grid, *data, some_claims())
+    assert "not attempted" in page.render_page(report, [second, fourth], pictures, TEMPLATES)
 
 
 def test_rolled_back_iterations_are_marked_and_not_drawn(grid, data):

@@ -62,8 +62,8 @@ def load(root, grid):
     write_grid(root, grid)
     edit(root, grid)
     collected = records.collect(grid, root=root, allow_missing=True)
-    (root / paths.runs_csv("quick")).write_text(records.runs_table(collected))
-    return records.load_runs("quick", root=root)
+    (root / paths.records_csv("quick")).write_text(records.records_table(collected))
+    return records.load_records("quick", root=root)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import pytest
 from claims_made_up import made_up_grid, raw_params
 
 from ifap.study.paper.vocabulary import best
-from ifap.study.report.records import RUN_COLUMNS
+from ifap.study.report.records import RECORD_COLUMNS
 from ifap.study.report.tables.build import build_table, has_cells
 from ifap.study.report.tables.render import render
 from ifap.study.report.tables.report import Report
@@ -36,10 +36,9 @@ def dense_grid(methods=("ifap", "random")):
 def run(task, method, metric, score, dataset=None, macs=4e6):
     cell = {"task": task, "dataset": dataset or SIZES[task][0], "model": SIZES[task][1], "method": method, "seed": 0}
     base = {"macs_base": 1e7, "params_base": 1e5, "macs": macs, "params": 4e4, "macs_reduction": -60.0}
-    path = f"results/quick/cells/{'/'.join(map(str, list(cell.values())[:-1]))}/seed0/metrics.json"
     return cell | base | {
         "scale": "quick", "params_reduction": -60.0, "metric": metric, "baseline_metric": 30.0, "test_metric": score,
-        "metric_delta": score - 30.0, "metrics": path,
+        "metric_delta": score - 30.0, "record": "results/quick/records.csv#L2",
     }  # fmt: skip
 
 
@@ -54,7 +53,7 @@ RUNS = [
 
 
 def table(runs=RUNS, grid=None):
-    frame = pd.DataFrame(runs, columns=RUN_COLUMNS)
+    frame = pd.DataFrame(runs, columns=[*RECORD_COLUMNS, "record"])
     return build_table("table-3", Report(grid or dense_grid(), frame, pd.DataFrame(), []))
 
 

@@ -1,4 +1,4 @@
-"""Training costs and the further columns of runs.csv, against sums done by hand."""
+"""Training costs and the further columns of records.csv, against sums done by hand."""
 
 import copy
 import json
@@ -75,8 +75,8 @@ def runs_of(root, grid):
 
 
 def reload(root, grid):
-    (root / paths.runs_csv("quick")).write_text(records.runs_table(records.collect(grid, root=root)))
-    return records.load_runs("quick", root=root)
+    (root / paths.records_csv("quick")).write_text(records.records_table(records.collect(grid, root=root)))
+    return records.load_records("quick", root=root)
 
 
 @pytest.fixture
@@ -114,10 +114,10 @@ def test_a_variant_says_which_method_it_is(masked):
         ["ifap", "ifap", "channels", "baseline", 0.65],
         ["ifap_m50", "ifap", "channels", "baseline", 0.5],
     ]
-    records.check_cells(runs, grid, paths.runs_csv("quick"))
+    records.check_cells(runs, grid, paths.records_csv("quick"))
     runs.loc[runs["method"] == "ifap_m50", "base_method"] = "random"
     with pytest.raises(ResultsError, match=r"row 5, column base_method: 'random', but 'ifap_m50' is ifap in params"):
-        records.check_cells(runs, grid, paths.runs_csv("quick"))
+        records.check_cells(runs, grid, paths.records_csv("quick"))
 
 
 def test_the_last_recovery_that_was_kept_is_shown_and_training_counted(tmp_path):
@@ -146,9 +146,9 @@ def test_the_last_recovery_that_was_kept_is_shown_and_training_counted(tmp_path)
 )
 def test_wrong_values_of_the_further_columns_are_one_line(tmp_path, column, value, message):
     runs_of(tmp_path, made_up_grid())
-    path = tmp_path / paths.runs_csv("quick")
+    path = tmp_path / paths.records_csv("quick")
     lines = [line.split(",") for line in path.read_text().splitlines()]
     lines[3][lines[0].index(column)] = value
     path.write_text("\n".join(",".join(line) for line in lines) + "\n")
     with pytest.raises(ResultsError, match=f"row 4, column {column}: {message}"):
-        records.load_runs("quick", root=tmp_path)
+        records.load_records("quick", root=tmp_path)

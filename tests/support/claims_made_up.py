@@ -17,9 +17,12 @@ from ifap.study.paper import published
 from ifap.study.paper.audit import Finding
 from ifap.study.paths import Cell
 from ifap.study.report import judge as verdicts
+from ifap.study.report.collecting import frames_of, recorded_files, write_recorded
 from ifap.study.report.full_size import ClassifierCount
 from ifap.study.report.record import TRACE_COLUMNS, Receipt
-from ifap.study.report.records import RUN_COLUMNS
+from ifap.study.report.records import RECORD_COLUMNS, collect
+from ifap.study.report.tables.report import Report
+from ifap.study.training.history import HISTORY_FIELDS
 
 MODELS = {"net_a": (5_210_624, 98_410, 97.5), "net_b": (1_204_300, 31_250, 94.1666667)}
 # Left of the MACs and of the parameters, and the fall in points; random ties with magnitude on net_a.
@@ -75,7 +78,7 @@ def final_numbers(cell: Cell):
 def metrics(grid: Grid, cell: Cell):
     macs, params, top1 = final_numbers(cell)
     return {
-        "schema_version": 1,
+        "schema_version": 2,
         "cell": {"scale": grid.scale, **cell._asdict()},
         "config": grid.config(cell, "evaluate"),
         "metrics": {
@@ -92,26 +95,28 @@ def metrics(grid: Grid, cell: Cell):
         "macs_nonzero": macs,
         "params": params,
         "params_nonzero": params,
-        "latency": {
-            "median_ms": 1.25,
-            "p10_ms": 1.0,
-            "p90_ms": 2.0,
-            "batch": 1,
-            "device": "cpu",
-            "dtype": "float32",
-            "threads": 1,
-            "runs": 30,
-        },
-        "provenance": {
-            "commit": "0" * 40,
-            "dirty": False,
-            "versions": {"torch": "2.9"},
-            "hardware": {"cpu": "made-up"},
-            "wall_seconds": {"evaluate": 1.5},
-            "peak_memory_mb": 512.0,
-            "resume_count": 0,
-        },
     }
+
+
+def cost(**changes):
+    """Return what the evaluation of a cell leaves about time, memory and machine."""
+    return {
+        "commit": "0" * 40,
+        "dirty": False,
+        "versions": {"torch": "2.9"},
+        "hardware": {"cpu": "made-up", "gpu": None},
+        "latency": {"median_ms": 1.25, "device": "cpu", "runs": 30},
+        "wall_seconds": 1.5,
+        "peak_memory_mb": 512.0,
+        "resume_count": 0,
+        **changes,
+    }
+
+
+def write_cost(root: Path, scale: str, cell: Cell, **changes):
+    path = root / paths.cost_file(scale, cell, "evaluate")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(cost(**changes)))
 
 
 def receipt_rows(cell: Cell):
@@ -128,7 +133,6 @@ def receipt_rows(cell: Cell):
         if step:
             row |= {"rho": 0.1 * step, "metric_before": row["top1"] - 12.5, "metric_after": row["top1"]}
             row |= {"units_removed": 7, "score_low": 1e-7, "score_high": 0.25}
-            row |= {"seconds_score": 0.5, "seconds_prune": 0.1}
         rows.append(row)
     return rows
 
@@ -142,6 +146,8 @@ def write_cell(root: Path, grid: Grid, cell: Cell):
     path = root / paths.metrics_file(grid.scale, cell)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(metrics(grid, cell), indent=2))
+    (root / paths.history_file(grid.scale, cell)).write_text(f"{','.join(HISTORY_FIELDS)}\n1,0.1,0.5,0.4,90\n")
+    write_cost(root, grid.scale, cell)
     if not cell.is_baseline:
         write_receipts(root / paths.receipts_file(grid.scale, cell), receipt_rows(cell))
 
@@ -149,6 +155,23 @@ def write_cell(root: Path, grid: Grid, cell: Cell):
 def write_grid(root: Path, grid: Grid):
     for cell in grid.cells():
         write_cell(root, grid, cell)
+
+
+def write_report_files(root: Path, grid: Grid, missing=()):
+    """Write a grid of cells without some of them and what `collect` makes of it; return it with no number judged."""
+    write_grid(root, grid)
+    for cell in missing:
+        (root / paths.metrics_file(grid.scale, cell)).unlink()
+    return write_recorded_files(root, grid)
+
+
+def write_recorded_files(root: Path, grid: Grid):
+    """Write what `collect` makes of the cells that are there; return it with no number judged."""
+    collected = collect(grid, root=root, allow_missing=True)
+    # Judging every published number takes seconds, and made-up networks are none of the paper's.
+    report = Report(grid, *frames_of(collected), (), collected.missing)
+    write_recorded(grid.scale, recorded_files(collected, report, root=root), root=root)
+    return report
 
 
 def few_claims():
@@ -164,8 +187,8 @@ def judge_all(grid, claims=None, measured=(), structure=None):
     claims = few_claims() if claims is None else claims
     ids = ("T2/Fashion MNIST/ResNet-50/metric_delta",)
     finding = Finding("metric-delta", "major", "Made up", "1 + 1\n= 3", ids, "metric-delta-1")
-    runs = pd.DataFrame(list(measured), columns=RUN_COLUMNS)
-    source = verdicts.Source(grid, runs, pd.DataFrame(columns=TRACE_COLUMNS), {}, {}, structure or {})
+    runs = pd.DataFrame(list(measured), columns=[*RECORD_COLUMNS, "record"])
+    source = verdicts.Source(grid, runs, pd.DataFrame(columns=[*TRACE_COLUMNS, "record"]), {}, structure or {})
     return verdicts.judge(claims, source, [finding])
 
 
@@ -190,9 +213,5 @@ def measured_runs():
     cell = {"task": "classification", "dataset": "cifar10", "model": "densenet121"}
     numbers = {"metric": "top1", "macs": 1.1e9, "macs_reduction": -61.0, "baseline_metric": 94.0}
     for seed, top1 in enumerate((93.9, 94.3)):
-        own = {
-            "test_metric": top1,
-            "metric_delta": top1 - 94.0,
-            "metrics": f"results/quick/made-up/seed{seed}/metrics.json",
-        }
+        own = {"test_metric": top1, "metric_delta": top1 - 94.0, "record": f"results/quick/records.csv#L{seed + 2}"}
         yield {**cell, "method": "ifap", "seed": seed, **numbers, **own}

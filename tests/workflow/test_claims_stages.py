@@ -14,6 +14,7 @@ from ifap.study import paths
 from ifap.study.config.reading import load_params
 from ifap.study.grid import TABLE_FORMATS, Grid
 from ifap.study.paths import Cell
+from ifap.study.report.tables.report import Report
 
 MODEL = "resnet_tiny"
 
@@ -45,9 +46,9 @@ def test_records_to_report_twice_gives_the_same_bytes(stages, tmp_path, capsys):
     first = snapshot(tmp_path)
     report = paths.report_dir("quick")
     assert {path.relative_to(tmp_path) for path in first} >= {
-        paths.runs_csv("quick"),
+        paths.records_csv("quick"),
         paths.trace_csv("quick"),
-        paths.claims_csv("quick"),
+        paths.measured_csv("quick"),
         *(report / f"table-{number}.{extension}" for number in (1, 2, 3, 4, 5) for extension in TABLE_FORMATS),
         paths.figure_file("quick", "top1", "svg"),
         paths.report_page("quick"),
@@ -69,15 +70,12 @@ def test_a_stale_cell_leaves_the_outputs_as_they_were(stages, tmp_path):
 
 
 def test_costs_counted_at_full_size_are_in_claims_tables_and_page(stages, tmp_path):
-    stages["collect"]()
-    without = paths.claims_csv("quick").read_text()
-    assert "full_size.csv" not in without
     shutil.copy(ROOT / paths.full_size_csv(), paths.full_size_csv())
     for main in stages.values():
         main()
-    lines = list(csv.DictReader(paths.claims_csv("quick").open(newline="")))
-    counted = [line for line in lines if line["metrics"].startswith("results/full_size.csv#L")]
-    assert {line["verdict"] for line in counted} == {"reproduced", "reachable", "not reproduced"}
+    claims = Report.load(Grid(load_params(), "quick")).claims
+    counted = [claim for claim in claims if claim.records.startswith("results/full_size.csv#L")]
+    assert {claim.verdict for claim in counted} == {"reproduced", "reachable", "not reproduced"}
     assert len(counted) == 459
     table = paths.table_file("quick", "table-2", "md").read_text()
     assert "| 4.2 [4.39]" in table
@@ -89,7 +87,7 @@ def test_costs_counted_at_full_size_are_in_claims_tables_and_page(stages, tmp_pa
 
 def test_check_writes_nothing(stages):
     stages["collect"](check=True)
-    assert not paths.runs_csv("quick").exists()
+    assert not paths.records_csv("quick").exists()
 
 
 def test_allow_missing_names_the_gaps(stages, capsys):
@@ -106,22 +104,25 @@ def test_wrong_names_are_refused_before_anything_is_read(stages):
         stages["tables"](table="table-9")
     with pytest.raises(ConfigError, match="unknown scale 'quik': did you mean 'quick'"):
         stages["figures"](scale="quik")
-    with pytest.raises(ResultsError, match=r"run python -m stages\.collect"):
+    with pytest.raises(ResultsError, match=r"records\.csv not found: run python -m stages\.collect --scale quick"):
         stages["tables"]()
 
 
 @pytest.mark.parametrize(
     ("name", "column", "change", "message"),
     [
-        ("runs", "test_metric", "nan", "row 3, column test_metric: 'nan' is not finite"),
-        ("runs", "macs", "many", "row 3, column macs: 'many' is no number"),
-        ("runs", "test_metric", "", "row 3, column test_metric: is empty"),
-        ("runs", "model", "resnet_tini", f"row 3, column model: unknown model 'resnet_tini': did you mean '{MODEL}'"),
-        ("runs", "scale", "paper", "row 3, column scale: 'paper' is not 'quick'"),
+        ("records", "test_metric", "nan", "row 3, column test_metric: 'nan' is not finite"),
+        ("records", "macs", "many", "row 3, column macs: 'many' is no number"),
+        ("records", "test_metric", "", "row 3, column test_metric: is empty"),
+        (
+            "records",
+            "model",
+            "resnet_tini",
+            f"row 3, column model: unknown model 'resnet_tini': did you mean '{MODEL}'",
+        ),
+        ("records", "scale", "paper", "row 3, column scale: 'paper' is not 'quick'"),
         ("trace", "macs", "inf", "row 3, column macs: 'inf' is not finite"),
         ("trace", "method", "baseline2", "row 3, column method: unknown method 'baseline2'"),
-        ("claims", "value", "72.1", "row 3, column value: '72.1', but data/paper/claims.csv has '72.0'"),
-        ("claims", "verdict", "good", "row 3, column verdict: "),
     ],
 )
 def test_a_wrong_value_is_one_line_and_leaves_the_tables_of_yesterday(stages, tmp_path, name, column, change, message):
@@ -139,7 +140,7 @@ def test_a_wrong_value_is_one_line_and_leaves_the_tables_of_yesterday(stages, tm
     assert snapshot(tmp_path / "reports/quick") == before
 
 
-@pytest.mark.parametrize("name", ["runs", "trace", "claims"])
+@pytest.mark.parametrize("name", ["records", "trace"])
 def test_missing_and_doubled_columns_are_named(stages, name):
     stages["collect"]()
     path = paths.scale_dir("quick") / f"{name}.csv"

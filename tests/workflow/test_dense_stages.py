@@ -16,7 +16,7 @@ from ifap.study.config.params import TableParams
 from ifap.study.config.reading import load_params
 from ifap.study.grid import Grid
 from ifap.study.paths import Cell
-from ifap.study.report.records import collect, load_runs, runs_table
+from ifap.study.report.records import collect, load_records, records_table
 from stages import baseline, evaluate, fetch, finetune, prune
 from stages.job import open_job
 
@@ -116,8 +116,8 @@ def test_runs_and_table_come_from_the_records(project, monkeypatch):
     from ifap.study.report.tables import vision
     from ifap.study.report.tables.report import Report
 
-    paths.runs_csv("quick").write_text(runs_table(collect(project)))
-    runs = load_runs("quick")
+    paths.records_csv("quick").write_text(records_table(collect(project)))
+    runs = load_records("quick")
     assert list(runs["metric"]) == [WATCHED[task][2] for task in runs["task"]]
     monkeypatch.setattr(vision, "published_networks", lambda table: frozenset())
     table = vision.table_3("table-3", TableParams(title="Table III. Scenes"), Report(project, runs, runs.iloc[:0], []))

@@ -22,7 +22,7 @@ from ifap.study.config.rivals import RiglOptions
 from ifap.study.grid import Grid
 from ifap.study.machine.determinism import configure
 from ifap.study.paths import Cell
-from ifap.study.report.records import collect, runs_table
+from ifap.study.report.records import collect, records_table
 from stages import baseline, evaluate, fetch, finetune, prune
 from stages.job import open_job
 
@@ -127,7 +127,7 @@ def test_the_same_small_dense_network_comes_again(project):
 def test_the_records_are_collected_without_pretending_a_smaller_network(project):
     for stage in (prune, finetune, evaluate):
         stage.main(**CELL, method="rigl", params=PARAMS)
-    table = runs_table(collect(write_params(), allow_missing=True)).splitlines()
+    table = records_table(collect(write_params(), allow_missing=True)).splitlines()
     row = next(row for row in csv.DictReader(table) if row["method"] == "rigl")
     assert float(row["macs_reduction"]) == 0
     assert int(row["macs_nonzero"]) < 0.51 * int(row["macs"])

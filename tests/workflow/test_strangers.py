@@ -24,7 +24,9 @@ from ifap.files import atomic_write_text, read_bounded
 from ifap.study import paths
 from ifap.study.config import reading
 from ifap.study.config.reading import load_params
-from ifap.study.report import csv_files, page, records
+from ifap.study.report import csv_files, records
+from ifap.study.report.configs import load_configs
+from ifap.study.report.provenance import load_provenance
 from ifap.study.report.tables.model import Column, Item, Row, Table
 from ifap.study.report.tables.networks import link
 from ifap.study.report.tables.render import render
@@ -139,63 +141,52 @@ def grid(tmp_path):
     grid = made_up_grid()
     write_grid(tmp_path, grid)
     collected = records.collect(grid, root=tmp_path)
-    atomic_write_text(tmp_path / paths.runs_csv("quick"), records.runs_table(collected))
+    atomic_write_text(tmp_path / paths.records_csv("quick"), records.records_table(collected))
     return grid
 
 
 def edit(tmp_path, column, value, row=1):
-    file = tmp_path / paths.runs_csv("quick")
+    file = tmp_path / paths.records_csv("quick")
     table = pd.read_csv(file, dtype=str, keep_default_na=False)
     table.loc[row, column] = value
     file.write_text(table.to_csv(index=False))
-
-
-@pytest.mark.parametrize("elsewhere", ["/etc/passwd", "../../../etc/passwd", "javascript:alert(1)", "results/x.json"])
-def test_a_run_that_names_another_file_as_its_record_is_refused(tmp_path, grid, elsewhere):
-    edit(tmp_path, "metrics", elsewhere)
-    runs = records.load_runs("quick", root=tmp_path)
-    with pytest.raises(ResultsError, match=r"row 3, column metrics: .* is not results/quick/cells/") as error:
-        records.check_cells(runs, grid, paths.runs_csv("quick"))
-    assert_one_line(error)
 
 
 @pytest.mark.parametrize("elsewhere", ["/etc/passwd", "../../etc/passwd", "a/../../b", "javascript:alert(1)", "a\0"])
 def test_the_report_links_and_reads_nothing_outside_of_the_project(elsewhere):
     with pytest.raises(ResultsError, match="is not a file of the project"):
         link(elsewhere, "quick")
-    with pytest.raises(ResultsError, match="is not a file of the project"):
-        page.load_evidence(made_up_grid(), pd.DataFrame({"metrics": [elsewhere]}))
 
 
 @pytest.mark.parametrize("value", ["1_000", "\u0661", "nan", "inf", "1e999", "0x10", " 1", "1" * 5000, "1,5"])
 def test_what_only_python_takes_for_a_number_is_refused(tmp_path, grid, value):
     edit(tmp_path, "macs", value)
     with pytest.raises(ResultsError, match="row 3, column macs: ") as error:
-        records.load_runs("quick", root=tmp_path)
+        records.load_records("quick", root=tmp_path)
     assert_one_line(error)
 
 
 def test_a_table_that_is_a_pipe_or_huge_is_refused(tmp_path, grid, monkeypatch):
-    file = tmp_path / paths.runs_csv("quick")
+    file = tmp_path / paths.records_csv("quick")
     monkeypatch.setattr(csv_files, "MOST_BYTES", 100)
     with pytest.raises(ResultsError, match="larger than"):
-        records.load_runs("quick", root=tmp_path)
+        records.load_records("quick", root=tmp_path)
     file.unlink()
     os.mkfifo(file)
     with pytest.raises(ResultsError, match="not a plain file"):
-        records.load_runs("quick", root=tmp_path)
+        records.load_records("quick", root=tmp_path)
 
 
 @pytest.mark.parametrize(
     "content",
     ["[]", "7", "{}", '{"provenance": 1}', '{"provenance": {"commit": 5}}', "[" * 5000, "\udcff"],
 )
-def test_a_record_that_the_page_cannot_read_is_named(tmp_path, grid, content):
-    name = "results/quick/cells/classification/digits/net_a/ifap/seed0/metrics.json"
-    (tmp_path / name).write_bytes(content.encode("utf-8", "surrogateescape"))
-    with pytest.raises(ResultsError, match=r"malformed .*metrics\.json") as error:
-        page.load_evidence(grid, pd.DataFrame({"metrics": [name]}), root=tmp_path)
-    assert_one_line(error)
+def test_what_the_pages_cannot_read_is_named(tmp_path, grid, content):
+    for file, read in ((paths.configs_json, load_configs), (paths.provenance_csv, load_provenance)):
+        (tmp_path / file("quick")).write_bytes(content.encode("utf-8", "surrogateescape"))
+        with pytest.raises(ResultsError, match=rf"malformed .*{file('quick').name}") as error:
+            read("quick", root=tmp_path)
+        assert_one_line(error)
 
 
 HOSTILE = "a\n| b |\r\n\\end{tabular}\\input{/etc/passwd}<script>alert(1)</script>](javascript:x)\u2028c"

@@ -17,7 +17,7 @@ from ifap.study.config.reading import load_params
 from ifap.study.data.base import read_manifest
 from ifap.study.grid import Grid
 from ifap.study.paths import Cell
-from ifap.study.report.records import collect, load_runs, runs_table
+from ifap.study.report.records import collect, load_records, records_table
 from ifap.study.report.tables.language import table_5
 from ifap.study.report.tables.report import Report
 from stages import baseline, evaluate, fetch, finetune, prune
@@ -95,8 +95,8 @@ def test_receipts_watch_the_same_metric(project):
 
 def test_runs_and_table_come_from_the_records(project):
     collected = collect(project)
-    paths.runs_csv("quick").write_text(runs_table(collected))
-    runs = load_runs("quick")
+    paths.records_csv("quick").write_text(records_table(collected))
+    runs = load_records("quick")
     assert list(runs["metric"]) == ["accuracy", "accuracy"]
     own = runs[runs["method"] == "ifap"].iloc[0]
     assert own["test_metric"] == pytest.approx(record(PRUNED)["metrics"]["accuracy"]["value"])

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import yaml
 from workflow_project import SCALE, Project, finished, fresh  # noqa: F401
 
 from ifap import plan, saving
@@ -22,14 +23,18 @@ from ifap.study import report as claims
 from ifap.study.grid import FIGURE_FORMATS, TABLE_FORMATS
 from ifap.study.models import builder_from_id
 from ifap.study.paths import Cell
+from ifap.study.report.provenance import measured_here
 from ifap.study.report.record import TRACE_COLUMNS, Receipt
-from ifap.study.report.records import RUN_COLUMNS, read_receipts, read_record
+from ifap.study.report.records import RECORD_COLUMNS, read_receipts, read_record
 
 TARGET = 0.5
 BASELINE = Cell("classification", "digits", "resnet_tiny", "baseline", 0)
 PRUNED = [BASELINE._replace(method=method) for method in ("ifap", "random")]
 TABLE_NAMES = tuple(f"table-{number}" for number in (1, 2, 3, 4, 5))
 TABLE = str(paths.table_file(SCALE, "table-2", "md"))
+GATHERED = (
+    paths.records_csv, paths.trace_csv, paths.history_csv, paths.widths_csv, paths.configs_json, paths.measured_csv,
+)  # fmt: skip
 COLLECTED = {"collect": 1, "table": 5, "figure": 1}
 
 
@@ -98,9 +103,9 @@ def test_a_fresh_checkout_plans_exactly_the_grid(plan_of_everything, fresh):  # 
     assert {str(paths.metrics_file(SCALE, cell)) for cell in grid.cells()} <= made["evaluate"]
     assert {str(paths.receipts_file(SCALE, cell)) for cell in grid.pruned()} <= made["prune"]
     assert made["table"] == all_tables()
-    assert made["figure"] == all_figures() | {str(paths.report_page(SCALE))}
-    collected = (paths.runs_csv, paths.trace_csv, paths.missing_csv, paths.claims_csv, paths.comparison_csv)
-    assert made["collect"] == {str(path(SCALE)) for path in collected}
+    pages = (paths.report_page, paths.records_page, paths.comparison_csv)
+    assert made["figure"] == all_figures() | {str(path(SCALE)) for path in pages}
+    assert made["collect"] == {str(path(SCALE)) for path in GATHERED}
 
 
 def test_only_evaluate_is_given_the_test_split(plan_of_everything):
@@ -190,17 +195,17 @@ def test_every_planned_file_is_there(plan_of_everything, finished):  # noqa: F81
 
 
 def test_the_grid_the_records_and_the_tables_have_the_same_cells(finished):  # noqa: F811
-    runs = pd.read_csv(finished.root / paths.runs_csv(SCALE))
-    assert tuple(runs.columns) == RUN_COLUMNS
+    runs = pd.read_csv(finished.root / paths.records_csv(SCALE))
+    assert tuple(runs.columns) == RECORD_COLUMNS
     assert [Cell(*row) for row in runs[list(Cell._fields)].itertuples(index=False)] == finished.grid().cells()
     trace = pd.read_csv(finished.root / paths.trace_csv(SCALE))
     assert tuple(trace.columns) == TRACE_COLUMNS
     assert list(dict.fromkeys(trace.method)) == [cell.method for cell in finished.grid().pruned()]
     links = re.findall(r"^\[\d+\]: (\S+)$", (finished.root / TABLE).read_text(), flags=re.MULTILINE)
     others = ("/reports/", "../paper/", f"{paths.full_size_csv()}#")
-    records = [link for link in links if not any(other in link for other in others)]
-    targets = {((finished.root / TABLE).parent / link).resolve() for link in records}
-    assert targets == {finished.root / paths.metrics_file(SCALE, cell) for cell in finished.grid().cells()}
+    records = {link for link in links if not any(other in link for other in others)}
+    lines = range(2, len(finished.grid().cells()) + 2)
+    assert records == {f"../../{paths.records_csv(SCALE)}#L{line}" for line in lines}
 
 
 @pytest.mark.parametrize("cell", [BASELINE, *PRUNED], ids=lambda cell: cell.method)
@@ -208,10 +213,12 @@ def test_metrics_follow_the_schema_and_say_which_parameters_they_had(finished, c
     file = paths.metrics_file(SCALE, cell)
     record = read_record(finished.root / file, file, SCALE, cell)
     assert record.config == finished.grid().config(cell, "evaluate")
-    assert record.provenance.commit == finished.run("git", "rev-list", "--max-parents=0", "HEAD").strip()
-    assert record.provenance.dirty is False
-    assert record.provenance.resume_count == 0
-    assert set(record.provenance.wall_seconds) >= {"evaluate"}
+    came_to_be = measured_here(SCALE, cell, root=finished.root)
+    assert came_to_be.commit == finished.run("git", "rev-list", "--max-parents=0", "HEAD").strip()
+    assert came_to_be.dirty is False
+    assert came_to_be.resume_count == 0
+    wanted = {"baseline", "evaluate"} if cell.is_baseline else {"prune", "finetune", "evaluate"}
+    assert set(came_to_be.wall_seconds) == wanted
 
 
 @pytest.mark.parametrize("cell", PRUNED, ids=lambda cell: cell.method)
@@ -248,11 +255,12 @@ def test_saved_networks_load_from_their_plan_alone(finished, cell, name):  # noq
         assert json.loads(kept)["kept"] == json.loads((folder / "plan.json").read_text())["kept"]
 
 
-def test_text_goes_to_git_and_networks_do_not(finished):  # noqa: F811
+def test_gathered_records_go_to_git_and_cells_and_networks_do_not(finished):  # noqa: F811
     untracked = finished.run("git", "status", "--porcelain", "--untracked-files=all").splitlines()
     shown = {line.removeprefix("?? ") for line in untracked}
-    assert {str(paths.metrics_file(SCALE, BASELINE)), str(paths.runs_csv(SCALE)), TABLE} <= shown
-    assert not [name for name in shown if name.endswith(".safetensors") or name.startswith(("state/", "logs/"))]
+    assert {name for name in shown if name.startswith("results/")} == {str(path(SCALE)) for path in GATHERED}
+    assert TABLE in shown
+    assert not [name for name in shown if name.startswith(("state/", "logs/", "data/"))]
 
 
 def test_nothing_is_left_in_the_resume_state(finished):  # noqa: F811
@@ -407,8 +415,12 @@ def test_recording_leaves_nothing_to_do(recorded):
     assert "up to date" in recorded.run("dvc", "status")
     assert nothing_to_do(recorded.snakemake("--dry-run"))
     listed = recorded.run("git", "ls-files").splitlines()
-    assert {f"data/{SCALE}/digits.dvc", f"results/{SCALE}/checkpoints.dvc", "dvc.lock"} <= set(listed)
-    assert not [name for name in listed if name.endswith(".safetensors")]
+    assert {str(paths.pointer_file(SCALE)), str(paths.provenance_csv(SCALE)), "dvc.lock"} <= set(listed)
+    assert not [name for name in listed if name.endswith(".safetensors") or "/cells/" in name]
+    kept = yaml.safe_load((recorded.root / paths.pointer_file(SCALE)).read_text())["outs"]
+    assert [out["path"] for out in kept] == [f"data/{SCALE}", f"results/{SCALE}/cells", f"results/{SCALE}/checkpoints"]
+    shown = (recorded.root / paths.records_page(SCALE)).read_text()
+    assert shown.count("How it came to be</summary>") == len(recorded.grid().cells())
 
 
 def test_a_fresh_clone_restores_a_table_without_any_checkpoint(clone):
@@ -428,9 +440,41 @@ def test_restoring_a_table_beside_checkpoints_trains_nothing(recorded, tmp_path)
     table.unlink()
     output = project.run("dvc", "repro", "tables@table-2")
     assert "Running stage 'tables@table-2'" in output
-    assert "Running stage 'collect'" not in output
     assert table.read_bytes() == content
     assert snapshot(project, f"results/{SCALE}/checkpoints", f"results/{SCALE}/cells") == before
+
+
+def test_dvc_runs_by_the_environment_beside_it_without_activation(clone):
+    (clone.root / ".venv" / "bin").mkdir(parents=True)
+    for name in ("python", "dvc"):
+        (clone.root / ".venv" / "bin" / name).symlink_to(Path(sys.executable).parent / name)
+    (clone.root / TABLE).unlink()
+    clone.run("env", "PATH=/usr/bin:/bin", ".venv/bin/dvc", "repro", "--single-item", "tables@table-2")
+    assert clone.run("git", "status", "--porcelain") == ""
+
+
+def test_a_run_in_a_fresh_clone_is_an_exact_reproduction(clone):
+    (clone.root / ".venv").mkdir()
+    (clone.root / ".venv" / ".ready").touch()
+    said = clone.run("make", "reproduce")
+    assert clone.run("git", "status", "--porcelain") == ""
+    assert "up to date" in clone.run("dvc", "status")
+    assert re.search(r"^exact reproduction: all \d+ recorded files of scale quick are the same", said, re.MULTILINE)
+    before = snapshot(clone, "results", "reports", "data")
+    assert "exact reproduction" in clone.run("make", "reproduce")
+    assert snapshot(clone, "results", "reports", "data") == before
+    # The work of the cells is what was recorded as well, though no record of it is in git but its checksum.
+    clone.run("make", f"results/{SCALE}/.dvcignore")
+    assert "modified" not in clone.run("dvc", "status")
+    file = clone.root / paths.records_csv(SCALE)
+    rows = [line.split(",") for line in file.read_text().splitlines()]
+    rows[2][rows[0].index("test_metric")] = "50"
+    file.write_text("\n".join(map(",".join, rows)) + "\n")
+    said = clone.run("python", "-m", "stages.summary")
+    assert re.search(r"^no exact reproduction: 1 of \d+ recorded files differ, and 1 cells$", said, re.MULTILINE)
+    assert re.search(
+        r"^classification/\S+/ifap/seed0: test_metric 50 instead of \d+.* \(\d+ % off\)$", said, re.MULTILINE
+    )
 
 
 def test_dvc_refuses_stale_results(clone):
@@ -445,13 +489,14 @@ def test_dvc_refuses_stale_results(clone):
 def test_pull_and_sync_make_a_clone_as_good_as_the_original(clone, recorded):
     assert counts(planned(clone.snakemake("--dry-run")))["fetch"] == 1
     said = clone.run("python", "-m", "stages.sync", rc=2)
-    assert re.search(r"error: `dvc checkout` failed: .*run `dvc pull`", said)
+    assert re.search(rf"error: `dvc checkout` failed: .*run `make pull SCALE={SCALE}`", said)
     shutil.copytree(recorded.root / ".venv", clone.root / ".venv")
     (clone.root / ".venv" / ".ready").touch()
     clone.run("make", "pull")
     assert nothing_to_do(clone.snakemake("--dry-run"))
     assert "up to date" in clone.run("dvc", "status")
     assert clone.run("git", "status", "--porcelain") == ""
+    assert "ran (commit" in clone.run("ifap", "status")
     clone.edit_params(lambda raw: raw["versions"].update(evaluate=2))
     assert counts(planned(clone.snakemake("--dry-run"))) == {"evaluate": 3, **COLLECTED}
     metadata = snapshot(clone, ".snakemake/metadata")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 SPLITS = ("train", "validation", "test")
 
@@ -19,6 +20,11 @@ class Cell(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.task}/{self.dataset}/{self.model}/{self.method}/seed{self.seed}"
+
+    @classmethod
+    def of(cls, row: Mapping[Any, Any]) -> Cell:
+        """Return the cell that the columns of a row name."""
+        return cls(row["task"], row["dataset"], row["model"], row["method"], int(row["seed"]))
 
     @property
     def baseline(self) -> Cell:
@@ -66,18 +72,38 @@ def scale_dir(scale: str) -> Path:
     return Path("results") / scale
 
 
+def cells_dir(scale: str) -> Path:
+    """The work of all cells of a scale."""
+    return scale_dir(scale) / "cells"
+
+
 def cell_dir(scale: str, cell: Cell) -> Path:
-    """The records of one cell: text, kept in git."""
-    return scale_dir(scale) / "cells" / str(cell)
+    """The work of one cell, the same bytes on every run; kept in DVC."""
+    return cells_dir(scale) / str(cell)
+
+
+def checkpoints_dir(scale: str) -> Path:
+    """The saved networks of a scale; kept in DVC."""
+    return scale_dir(scale) / "checkpoints"
 
 
 def checkpoint_dir(scale: str, cell: Cell, stage: str) -> Path:
-    """A saved network of one cell: binary, kept in DVC. `stage` is ``pruned`` or ``final``."""
-    return scale_dir(scale) / "checkpoints" / str(cell) / stage
+    """A saved network of one cell; kept in DVC. `stage` is ``pruned`` or ``final``."""
+    return checkpoints_dir(scale) / str(cell) / stage
+
+
+def step_file(scale: str, cell: Cell, stage: str) -> Path:
+    """What a finished stage of a cell was asked to do: its resolved parameters."""
+    return cell_dir(scale, cell) / f"{stage}.json"
+
+
+def cost_file(scale: str, cell: Cell, stage: str) -> Path:
+    """What a stage of a cell cost here: time, memory, machine; never the same twice, so in neither git nor DVC."""
+    return scale_dir(scale) / "provenance" / str(cell) / f"{stage}.json"
 
 
 def metrics_file(scale: str, cell: Cell) -> Path:
-    """What `evaluate` measured, and how it came to be."""
+    """What `evaluate` measured."""
     return cell_dir(scale, cell) / "metrics.json"
 
 
@@ -101,6 +127,11 @@ def flow_json(scale: str, cell: Cell) -> Path:
     return cell_dir(scale, cell) / "flow.json"
 
 
+def kept_json(scale: str, cell: Cell) -> Path:
+    """The plan of the pruned network: which units of which layer were kept."""
+    return cell_dir(scale, cell) / "plan.json"
+
+
 def samples_file(scale: str, cell: Cell) -> Path:
     """Images that the generator of a cell made, as one picture."""
     return cell_dir(scale, cell) / "samples.png"
@@ -116,9 +147,9 @@ def tensorboard_dir(scale: str, cell: Cell, stage: str) -> Path:
     return Path("logs") / "tensorboard" / scale / str(cell) / stage
 
 
-def runs_csv(scale: str) -> Path:
-    """One row a finished run."""
-    return scale_dir(scale) / "runs.csv"
+def records_csv(scale: str) -> Path:
+    """What was measured, one row a cell; in git, as are the other files of `scale_dir` below."""
+    return scale_dir(scale) / "records.csv"
 
 
 def trace_csv(scale: str) -> Path:
@@ -126,19 +157,44 @@ def trace_csv(scale: str) -> Path:
     return scale_dir(scale) / "trace.csv"
 
 
-def comparison_csv(scale: str) -> Path:
-    """One row a method, network, data set and target, with its difference to the reference."""
-    return scale_dir(scale) / "comparison.csv"
+def history_csv(scale: str) -> Path:
+    """The epochs of every training, one row each."""
+    return scale_dir(scale) / "history.csv"
+
+
+def widths_csv(scale: str) -> Path:
+    """Layers and their units before and after pruning, of the networks that figures show; one row a layer."""
+    return scale_dir(scale) / "widths.csv"
+
+
+def configs_json(scale: str) -> Path:
+    """The resolved parameters of every step, each once, by their hash."""
+    return scale_dir(scale) / "configs.json"
+
+
+def measured_csv(scale: str) -> Path:
+    """The published numbers that the scale measured, each with a verdict."""
+    return scale_dir(scale) / "measured.csv"
 
 
 def missing_csv(scale: str) -> Path:
-    """One row a cell that has no record, and why."""
+    """One row a cell that has no record, and why; there is no such file if every cell has one."""
     return scale_dir(scale) / "missing.csv"
 
 
-def claims_csv(scale: str) -> Path:
-    """Every published number with what was measured for it and a verdict."""
-    return scale_dir(scale) / "claims.csv"
+def provenance_csv(scale: str) -> Path:
+    """How each record came to be: commit, versions, hardware, time, memory; written by `make record` alone."""
+    return scale_dir(scale) / "provenance.csv"
+
+
+def pointer_file(scale: str) -> Path:
+    """Checksums of the recorded data, cells and checkpoints; in git, and read by DVC where it is switched on."""
+    return scale_dir(scale) / "recorded.dvc"
+
+
+def pointer_switch(scale: str) -> Path:
+    """What makes DVC read `pointer_file`, which `.dvcignore` hides from it; not in git."""
+    return scale_dir(scale) / ".dvcignore"
 
 
 def full_size_csv() -> Path:
@@ -164,6 +220,16 @@ def table_file(scale: str, table: str, extension: str) -> Path:
 def figure_file(scale: str, figure: str, extension: str) -> Path:
     """One figure; `extension` is ``svg`` or ``png``."""
     return report_dir(scale) / "figures" / f"{figure}.{extension}"
+
+
+def comparison_csv(scale: str) -> Path:
+    """One row a method, network, data set and target, with its difference to the reference."""
+    return report_dir(scale) / "comparison.csv"
+
+
+def records_page(scale: str) -> Path:
+    """The page of all records: metrics, iterations, parameters and provenance of each cell; opens offline."""
+    return report_dir(scale) / "records.html"
 
 
 def report_page(scale: str) -> Path:

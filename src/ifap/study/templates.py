@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
-
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -18,10 +13,6 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from markupsafe import Markup, escape
 
 from ifap.study import paths
-
-if TYPE_CHECKING:
-    pass
-
 
 MINUS, PLUS_MINUS, NO_VALUE = "\N{MINUS SIGN}", "\N{PLUS-MINUS SIGN}", "\N{EN DASH}"
 TEX_DELIMITERS: dict[str, Any] = {
@@ -73,7 +64,14 @@ def environment(extension: str, templates: Path | None = None) -> Environment:
     )
     environment.filters["tex_url"] = lambda url: Markup(re.sub(r"([%#&])", r"\\\1", _url(url)))
     environment.filters["md_url"] = lambda url: Markup(_url(url))
+    environment.filters["shown"] = shown_record
     return environment
+
+
+def shown_record(url: str) -> str:
+    """Return where a page shows a line of the scale's records or trace, which a browser would show as bare text."""
+    found = re.fullmatch(r"\.\./\.\./results/[\w-]+/(records|trace)\.csv#L(\d+)(-L\d+)?", url)
+    return f"records.html#{found[1]}-L{found[2]}" if found else url
 
 
 def _url(text: object) -> str:

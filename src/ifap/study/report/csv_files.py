@@ -17,9 +17,10 @@ import pandas as pd
 from ifap.errors import ResultsError, nearest
 from ifap.files import beside, read_bounded
 from ifap.study.report.record import CELL_COLUMNS, OPTIONAL_NUMBERS
+from ifap.study.rounding import GATHERED_DIGITS
 
-TEXT_COLUMNS = frozenset({*CELL_COLUMNS[:-1], "base_method", "metric", "data_checksum", "config_hash", "metrics"})
-OPTIONAL_TEXT = frozenset({"accepted", "refused", "synthetic"})
+TEXT_COLUMNS = frozenset({*CELL_COLUMNS[:-1], "base_method", "metric", "data_checksum", "config_hash", "layer"})
+OPTIONAL_TEXT = frozenset({"accepted", "refused", "synthetic", "flow", "kept"})
 CHOICES = {
     "structure": ("channels", "weights", ""),
     "start": ("baseline", "init", ""),
@@ -29,6 +30,8 @@ CHOICES = {
 # Results may come from anyone; Python needs some twenty times the size of a table of short fields.
 MOST_BYTES = 32 * 2**20
 NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", re.ASCII)
+OLD_LAYOUT = "runs.csv"
+"""A file that only the layout before this one has."""
 LISTED = 20  # how many missing or stale cells an error names before it counts the rest
 
 
@@ -64,7 +67,7 @@ def _text(value: object) -> str:
         return ""
     if isinstance(value, bool):
         return str(value).lower()
-    return f"{value:.9g}" if isinstance(value, float) else str(value)
+    return f"{value:.{GATHERED_DIGITS}g}" if isinstance(value, float) else str(value)
 
 
 def read_lines(file: Path, shown: Path) -> list[list[str]]:
@@ -72,10 +75,27 @@ def read_lines(file: Path, shown: Path) -> list[list[str]]:
     try:
         lines = csv_lines(file, shown)
     except FileNotFoundError:
-        raise ResultsError(f"{shown} not found: run python -m stages.collect") from None
+        raise ResultsError(f"{shown} not found: {_how_to_make(file, shown)}") from None
     if not lines:
-        raise ResultsError(f"malformed {shown}: the file is empty; run python -m stages.collect")
+        raise ResultsError(f"malformed {shown}: the file is empty; {_how_to_make(file, shown)}")
     return lines
+
+
+def _how_to_make(file: Path, shown: Path) -> str:
+    """Say which command makes a file of a scale, from what is beside it."""
+    scale, here = shown.parent.name, file.parent
+    if (here / OLD_LAYOUT).exists():
+        return old_layout(scale)
+    return (
+        f"run python -m stages.collect --scale {scale}"
+        if (here / "cells").is_dir()
+        else f"run make reproduce SCALE={scale}"
+    )
+
+
+def old_layout(scale: str) -> str:
+    """Say how records of the layout before this one are moved to this one."""
+    return f"its records are of the old layout: run python -m stages.migrate_records --scale {scale}"
 
 
 def csv_lines(file: Path, shown: Path) -> list[list[str]]:
@@ -114,7 +134,24 @@ def load_frame(root: Path, path: Path, columns: Sequence[str]) -> pd.DataFrame:
         for column, value in zip(columns, line, strict=True):
             if problem := _value_problem(column, value):
                 raise ResultsError(f"malformed {path}: row {row}, column {column}: {problem}")
-    return pd.read_csv(root / path)
+    return as_frame((root / path).read_text(), path)
+
+
+def as_frame(text: str, path: Path) -> pd.DataFrame:
+    """Return a CSV file as a frame; column ``record`` says in which line of the file a row stands."""
+    frame = pd.read_csv(io.StringIO(text), dtype={"flow": str, "kept": str})
+    # A line end inside a value moves the lines below it.
+    lines = _first_lines(text)
+    return frame.assign(record=[f"{path.as_posix()}#L{line}" for line in lines[1:]])
+
+
+def _first_lines(text: str) -> list[int]:
+    """Return the number of the line that each row begins in, the header's first."""
+    reader, firsts, last = csv.reader(io.StringIO(text, newline="")), [], 0
+    for _ in reader:
+        firsts.append(last + 1)
+        last = reader.line_num
+    return firsts
 
 
 def _value_problem(column: str, value: str) -> str | None:

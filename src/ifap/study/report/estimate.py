@@ -18,7 +18,9 @@ from ifap.study.config.data import ModelOptions, TextOptions
 from ifap.study.data.origins import PLACES
 from ifap.study.grid import Grid
 from ifap.study.paths import Cell
-from ifap.study.report.records import first_difference
+from ifap.study.report.configs import config_hash, first_difference
+from ifap.study.report.provenance import Provenance, load_provenance, measured_here
+from ifap.study.report.records import recorded_rows
 
 GB = 1e9
 
@@ -74,7 +76,7 @@ class State:
         The cell.
     word : str
         ``ran`` (metrics and checkpoint are here), ``restored`` (metrics without checkpoint),
-        ``missing``, ``stale`` (made with other parameters) or ``damaged``.
+        ``recorded`` (in git, its work is not here), ``missing``, ``stale`` (made with other parameters) or ``damaged``.
     detail : str
         The commit of the record, or what is wrong with it.
     """
@@ -125,24 +127,35 @@ def table_cells(grid: Grid) -> dict[str, list[Cell]]:
 
 def cell_state(grid: Grid, cell: Cell, *, root: Path = Path()) -> State:
     """Say whether a cell ran here, was restored, is missing, stale or damaged."""
+    return _state(grid, cell, root, load_provenance(grid.scale, root=root), recorded_rows(grid.scale, root=root))
+
+
+def _state(
+    grid: Grid, cell: Cell, root: Path, recorded: Mapping[Cell, Provenance], rows: Mapping[Cell, Mapping[Any, Any]]
+) -> State:
     file = paths.metrics_file(grid.scale, cell)
+    wanted = grid.config(cell, "evaluate")
+    if not (root / file).exists():
+        if cell not in rows:
+            return State(cell, "missing")
+        if rows[cell]["config_hash"] != config_hash(wanted):
+            return State(cell, "stale", f"recorded with other parameters: {paths.records_csv(grid.scale)}")
+        return State(cell, "recorded", _commit(recorded.get(cell)))
     try:
-        record = json.loads((root / file).read_text())
-        config = record["config"]
-        difference = first_difference(config, grid.config(cell, "evaluate"))
-    except FileNotFoundError:
-        return State(cell, "missing")
+        difference = first_difference(json.loads((root / file).read_text())["config"], wanted)
+        here = measured_here(grid.scale, cell, root=root)
     except (ValueError, KeyError, TypeError, AttributeError):
         return State(cell, "damaged", str(file))
     if difference:
         return State(cell, "stale", difference)
     weights = paths.checkpoint_dir(grid.scale, cell, "final") / "weights.safetensors"
-    return State(cell, "ran" if (root / weights).exists() else "restored", _commit(record))
+    return State(cell, "ran" if (root / weights).exists() else "restored", _commit(here or recorded.get(cell)))
 
 
 def status_lines(grid: Grid, *, root: Path = Path()) -> list[str]:
     """Lay out the state of every cell, table by table, and the cells in no table after them."""
-    states = {cell: cell_state(grid, cell, root=root) for cell in grid.cells()}
+    recorded, rows = load_provenance(grid.scale, root=root), recorded_rows(grid.scale, root=root)
+    states = {cell: _state(grid, cell, root, recorded, rows) for cell in grid.cells()}
     tables = table_cells(grid)
     shown = {cell for cells in tables.values() for cell in cells}
     tables["in no table"] = [cell for cell in states if cell not in shown]
@@ -238,12 +251,10 @@ def _fits(cell: Cell, wanted: Mapping[str, Any]) -> bool:
     return all(value is None or value == getattr(cell, key) for key, value in wanted.items())
 
 
-def _commit(record: Mapping[str, Any]) -> str:
-    origin = record.get("provenance")
-    commit = origin.get("commit") if isinstance(origin, dict) else None
-    if not commit:
+def _commit(origin: Provenance | None) -> str:
+    if origin is None or not origin.commit:
         return "commit not known"
-    return f"commit {str(commit)[:7]}{' with changes' if origin and origin.get('dirty') else ''}"
+    return f"commit {origin.commit[:7]}{' with changes' if origin.dirty else ''}"
 
 
 def _counted(states: Sequence[State]) -> str:
@@ -265,16 +276,23 @@ class _Measured:
 
 
 def _measured(grid: Grid, root: Path) -> dict[Cell, _Measured]:
+    """Return what recorded cells took, and those that ran here."""
+    recorded, rows = load_provenance(grid.scale, root=root), recorded_rows(grid.scale, root=root)
     found = {}
     for cell in grid.cells():
-        try:
-            record = json.loads((root / paths.metrics_file(grid.scale, cell)).read_text())
-            origin, params = record["provenance"], float(record["params"])
-            seconds = float(sum(origin["wall_seconds"].values()))
-            found[cell] = _Measured(seconds, bool(origin["hardware"].get("gpu")), params)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            continue  # `ifap status` names damaged records; here they only count as not measured
+        origin = measured_here(grid.scale, cell, root=root) or recorded.get(cell)
+        size = _parameters(root / paths.metrics_file(grid.scale, cell), rows.get(cell, {}))
+        if origin is not None and size is not None:
+            found[cell] = _Measured(origin.seconds, bool(origin.hardware.get("gpu")), size)
     return found
+
+
+def _parameters(file: Path, row: Mapping[Any, Any]) -> float | None:
+    """Return the parameters of a cell's final network, from its own file or the gathered records; None if unknown."""
+    try:
+        return float(json.loads(file.read_text())["params"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return row.get("params")  # `ifap status` names damaged records; here they only count as not measured
 
 
 def _total(grid: Grid, cells: Sequence[Cell], measured: Mapping[Cell, _Measured], assume: Assumptions) -> Cost:

@@ -5,31 +5,29 @@ The tolerances come from ``params.yaml``, so that they are fixed before anything
 
 from __future__ import annotations
 
-import csv
-import io
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from ifap.errors import ResultsError
 from ifap.study import paths
 from ifap.study.config.params import VerdictParams
 from ifap.study.grid import Grid
 from ifap.study.paper.audit import PRINTED, Finding, delta_conventions, run_audit
-from ifap.study.paper.published import COLUMNS, COUNTS, load_claims
+from ifap.study.paper.published import COLUMNS, load_claims
 from ifap.study.paper.vocabulary import APART, DATASETS, METHODS, MODELS, PRINTED_METRICS, published_model
 from ifap.study.paths import Cell
-from ifap.study.report.csv_files import as_csv, check_header, read_lines
+from ifap.study.report.csv_files import as_csv
 from ifap.study.report.full_size import Count, Key
-from ifap.study.report.record import Blank, first_problem
-from ifap.study.report.records import NO_RECORD, Collected, runs_table, trace_table
+from ifap.study.report.record import Blank
+from ifap.study.report.records import NO_RECORD
 
 Verdict = Literal[
     "reproduced",
@@ -51,7 +49,7 @@ SPLIT = "; "  # between what a scale does not run and what it would need
 
 
 class Judged(BaseModel):
-    """One row of ``results/{scale}/claims.csv``; the fields are its columns, in order."""
+    """A published number with what was measured for it and a verdict; a row of ``measured.csv`` if anything was."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -70,8 +68,8 @@ class Judged(BaseModel):
     tolerance: str
     verdict: Verdict
     reason: str = Field(min_length=1)
-    metrics: str
-    commit: str
+    records: str
+    """The lines that the value comes from, parted by semicolons."""
 
 
 @dataclass(frozen=True)
@@ -83,9 +81,7 @@ class Source:
     grid : Grid
         The cells of the scale and the tolerances.
     runs, trace : DataFrame
-        Content of ``runs.csv`` and ``trace.csv``.
-    commits : mapping of str to str
-        The commit of each record, by the path of its ``metrics.json``.
+        Content of ``records.csv`` and ``trace.csv``.
     missing : mapping of Cell to str
         The cells without a record, and why.
     counts : mapping of (str, str) to (int, Count)
@@ -95,19 +91,20 @@ class Source:
     grid: Grid
     runs: pd.DataFrame
     trace: pd.DataFrame
-    commits: Mapping[str, str]
-    missing: Mapping[Cell, str]
+    missing: Mapping[Cell, str] = field(default_factory=dict)
     counts: Mapping[Key, tuple[int, Count]] = field(default_factory=dict)
 
-    @classmethod
-    def of(cls, collected: Collected, counts: Mapping[Key, tuple[int, Count]]) -> Source:
-        """Take what was collected, as the tables will read it, and the networks counted at full size."""
-        runs, trace = (pd.read_csv(io.StringIO(text)) for text in (runs_table(collected), trace_table(collected)))
-        commits = {
-            paths.metrics_file(collected.grid.scale, cell).as_posix(): record.provenance.commit or ""
-            for cell, record in collected.records.items()
-        }
-        return cls(collected.grid, runs, trace, commits, collected.missing, counts)
+    def rows(self, dataset: str, model: str, method: str, *, of_trace: bool = False) -> pd.DataFrame:
+        """Return the rows of a published network, or of one that stands for it."""
+        groups, nothing = self._groups[of_trace]
+        return groups.get((dataset, model, method), nothing)
+
+    @cached_property
+    def _groups(self) -> list[tuple[dict[Any, pd.DataFrame], pd.DataFrame]]:
+        """The rows of `runs` and of `trace` by data set, published network and method, each with a frame of none."""
+        keys = ("dataset", "published", "method")
+        named = [frame.assign(published=frame["model"].map(published_model)) for frame in (self.runs, self.trace)]
+        return [(dict(iter(frame.groupby(list(keys), sort=False))), frame.iloc[:0]) for frame in named]
 
 
 @dataclass(frozen=True)
@@ -120,7 +117,7 @@ class Measured:
     """
 
     values: pd.Series[float]
-    metrics: tuple[str, ...]
+    records: tuple[str, ...]
     about: str = ""
     apart: str = ""
     asked: bool = False
@@ -179,60 +176,10 @@ def count_verdicts(rows: Sequence[Judged]) -> str:
     return f"{len(rows)} claims: " + ", ".join(f"{count} {verdict}" for verdict, count in counts.most_common())
 
 
-def judged_table(rows: Iterable[Judged]) -> str:
-    """Lay out verdicts as CSV text."""
-    return as_csv(tuple(Judged.model_fields), (row.model_dump() for row in rows))
-
-
-def load_judged(scale: str, *, root: Path = Path()) -> list[Judged]:
-    """Read ``claims.csv`` of one scale and check every row.
-
-    Parameters
-    ----------
-    scale : str
-        Name of the scale.
-    root : Path
-        The project's root.
-
-    Returns
-    -------
-    list of Judged
-        One row a claim.
-
-    Raises
-    ------
-    ResultsError
-        One line that names the file, row and column of the first problem.
-    """
-    shown = paths.claims_csv(scale)
-    lines = read_lines(root / shown, shown)
-    header = tuple(Judged.model_fields)
-    check_header(lines[0], header, shown)
-    rows = []
-    for number, line in enumerate(lines[1:], start=2):
-        if len(line) != len(header):
-            raise ResultsError(f"malformed {shown}: row {number}: {len(line)} values for {len(header)} columns")
-        try:
-            rows.append(Judged.model_validate(dict(zip(header, line, strict=True))))
-        except ValidationError as error:
-            raise ResultsError(f"malformed {shown}: row {number}, column {first_problem(error)}") from None
-    return rows
-
-
-def check_against(rows: Sequence[Judged], published: Path, scale: str) -> None:
-    """Refuse verdicts about other numbers than the published ones."""
-    wanted = csv.reader(io.StringIO(published.read_text("utf-8"), newline=""))
-    next(wanted, None)
-    shown = paths.claims_csv(scale)
-    count = sum(COUNTS.values())
-    if len(rows) != count:
-        raise ResultsError(f"malformed {shown}: {len(rows)} rows, not {count}: run python -m stages.collect")
-    for number, (row, line) in enumerate(zip(rows, wanted, strict=False), start=2):
-        values = ["" if value is None else str(value) for value in (getattr(row, column) for column in COLUMNS)]
-        for column, mine, other in zip(COLUMNS, values, line, strict=False):
-            if mine != other:
-                text = f"'{mine}', but {published} has '{other}': run python -m stages.collect"
-                raise ResultsError(f"stale {shown}: row {number}, column {column}: {text}")
+def measured_table(rows: Iterable[Judged]) -> str:
+    """Lay out as CSV text the verdicts on what the scale itself measured."""
+    own = (row for row in rows if row.n and not is_counted(row))
+    return as_csv(tuple(Judged.model_fields), (row.model_dump() for row in own))
 
 
 @lru_cache(maxsize=4)
@@ -269,11 +216,10 @@ def _judge(claim: dict[Any, Any], source: Source, contradictions: Mapping[str, F
     verdict, reason = _verdict(claim, source, measured, width, contradictions.get(claim["id"]))
     row: dict[str, Any] = {column: claim[column] for column in (*COLUMNS, "id")}
     row["step"] = None if pd.isna(claim["step"]) else int(claim["step"])
-    row |= {"mean": None, "sd": None, "n": 0, "metrics": "", "commit": ""}
+    row |= {"mean": None, "sd": None, "n": 0, "records": ""}
     if measured:
-        commits = dict.fromkeys(source.commits.get(path, "") for path in measured.metrics)
         row |= {"mean": float(measured.values.mean()), "sd": measured.sd, "n": len(measured.values)}
-        row |= {"metrics": ";".join(measured.metrics), "commit": ";".join(filter(None, commits))}
+        row |= {"records": ";".join(measured.records)}
     return Judged(**row, tolerance=tolerance, verdict=verdict, reason=reason)
 
 
@@ -304,7 +250,7 @@ def _verdict(
 
 def is_counted(claim: Judged) -> bool:
     """Whether the measured value is a count of the full-size network, not of a run of the scale."""
-    return claim.metrics.startswith(f"{paths.full_size_csv().as_posix()}#")
+    return claim.records.startswith(f"{paths.full_size_csv().as_posix()}#")
 
 
 def finding_name(claim: Judged) -> str | None:
@@ -326,8 +272,8 @@ def _counted(claim: Mapping[Any, Any], source: Source) -> Measured | None:
     value = None if row is None else row.measured(claim)
     if row is None or value is None:
         return None
-    quantity, metrics = claim["quantity"], (f"{paths.full_size_csv().as_posix()}#L{line}",)
-    return Measured(pd.Series([value]), metrics, row.about(quantity), asked=quantity in row.ASKED)
+    quantity, records = claim["quantity"], (f"{paths.full_size_csv().as_posix()}#L{line}",)
+    return Measured(pd.Series([value]), records, row.about(quantity), asked=quantity in row.ASKED)
 
 
 def _why_not(claim: Mapping[Any, Any], source: Source) -> str:
@@ -336,7 +282,7 @@ def _why_not(claim: Mapping[Any, Any], source: Source) -> str:
     _, row = source.counts.get((dataset, model), (0, None))
     if row is not None and (refusal := row.refusal(claim)):
         return refusal
-    measured = _runs(source.runs, dataset, model, method)
+    measured = source.rows(dataset, model, method)
     if claim["quantity"] == "metric_delta" and (measured["baseline_metric"] == 0).any():
         return "the unpruned network scores 0, so that no relative change is defined"
     by = f" by {claim['method']}" if claim["method"] else ""
@@ -357,8 +303,9 @@ def _why_not(claim: Mapping[Any, Any], source: Source) -> str:
 def _measured(claim: Mapping[Any, Any], source: Source, *, points: bool) -> Measured | None:
     dataset, model, method = _names(claim)
     of_trace = claim["table"] == 4
-    frame = source.trace if of_trace else source.runs
-    chosen = _runs(frame, dataset, model, method)
+    chosen = source.rows(dataset, model, method, of_trace=of_trace)
+    if chosen.empty:
+        return None
     if (chosen["model"] == model).any():  # the network itself rather than one that stands for it
         chosen = chosen[chosen["model"] == model]
     if of_trace:  # step 1 is the unpruned network
@@ -367,7 +314,7 @@ def _measured(claim: Mapping[Any, Any], source: Source, *, points: bool) -> Meas
     if values is None or values.dropna().empty:
         return None
     chosen = chosen.loc[values.dropna().index]
-    records = _records(chosen, source.runs, of_trace=of_trace)
+    records = tuple(str(line) for line in chosen["record"])
     asked = not of_trace and _asked(claim, chosen)
     return Measured(values.dropna(), records, apart=_apart(claim, chosen, model), asked=asked)
 
@@ -379,12 +326,6 @@ def _asked(claim: Mapping[Any, Any], chosen: pd.DataFrame) -> bool:
     return bool(((chosen["target_kind"] == kind) & (off < 1e-6)).all())
 
 
-def _runs(frame: pd.DataFrame, dataset: str, model: str, method: str) -> pd.DataFrame:
-    """Return the rows of a published network, or of one that stands for it."""
-    stands_for = frame["model"].map(published_model)
-    return frame[(frame["dataset"] == dataset) & (stands_for == model) & (frame["method"] == method)]
-
-
 def _apart(claim: Mapping[Any, Any], chosen: pd.DataFrame, model: str) -> str:
     """Say what, beside the scale, keeps runs from being compared with what is printed; empty if nothing does."""
     own = str(chosen["model"].iloc[0])
@@ -392,13 +333,6 @@ def _apart(claim: Mapping[Any, Any], chosen: pd.DataFrame, model: str) -> str:
     if str(claim["quantity"]).startswith("metric"):
         words += [APART[metric] for metric in dict.fromkeys(chosen["metric"]) if metric in APART]
     return " and ".join(words)
-
-
-def _records(chosen: pd.DataFrame, runs: pd.DataFrame, *, of_trace: bool) -> tuple[str, ...]:
-    if of_trace:
-        keys = ["task", "dataset", "model", "method", "seed"]
-        chosen = chosen[keys].merge(runs[[*keys, "metrics"]], on=keys)
-    return tuple(str(path) for path in chosen["metrics"])
 
 
 def _values(claim: Mapping[Any, Any], frame: pd.DataFrame, *, points: bool) -> pd.Series[float] | None:

@@ -8,14 +8,13 @@ from __future__ import annotations
 import base64
 import csv
 import io
-import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import pandas as pd
-from pydantic import ValidationError
 
 from ifap.errors import ResultsError
 from ifap.files import read_bounded
@@ -24,24 +23,22 @@ from ifap.study.grid import TABLE_FORMATS, Grid
 from ifap.study.paper.audit import KINDS, SEVERITIES
 from ifap.study.paper.published import COUNTS, NUMERALS
 from ifap.study.paper.vocabulary import METRICS
+from ifap.study.paths import Cell
 from ifap.study.report.csv_files import MOST_BYTES
 from ifap.study.report.estimate import table_cells
 from ifap.study.report.figures import Picture
-from ifap.study.report.judge import Verdict
-from ifap.study.report.record import Provenance, first_problem
+from ifap.study.report.judge import Judged, Verdict
+from ifap.study.report.provenance import Provenance
 from ifap.study.report.tables.model import Table
-from ifap.study.report.tables.networks import link, select
+from ifap.study.report.tables.networks import link, origin
 from ifap.study.report.tables.numbers import fixed
+from ifap.study.report.tables.report import Report
 from ifap.study.report.tables.wording import VERDICT, label
 from ifap.study.templates import environment
 
 VERDICTS: tuple[str, ...] = get_args(Verdict)
 MOST_TARGETS = 5
 """Targets that a page lists one by one."""
-CLAIM_COLUMNS = (
-    *("table", "dataset", "model", "method", "step", "quantity", "unit", "value"),
-    *("mean", "sd", "n", "verdict", "reason", "metrics"),
-)
 
 
 @dataclass(frozen=True)
@@ -154,99 +151,74 @@ class Cost:
         return f"{self.memory:,.0f} MB" if self.memory > 0 else "not measured"
 
 
-@dataclass(frozen=True)
-class Evidence:
-    """What the page shows beside tables and figures; each part may be absent.
-
-    Parameters
-    ----------
-    claims : DataFrame, optional
-        Content of ``results/{scale}/claims.csv``, as text.
-    findings : sequence of mapping, optional
-        The rows of ``audit.csv``.
-    records : mapping of str to dict
-        ``metrics.json`` by its path.
-    """
-
-    claims: pd.DataFrame | None = None
-    findings: Sequence[Mapping[str, str]] | None = None
-    records: Mapping[str, Any] | None = None
-
-
-def load_evidence(grid: Grid, runs: pd.DataFrame, *, root: Path = Path()) -> Evidence:
-    """Read what the page shows beside tables and figures.
-
-    Parameters
-    ----------
-    grid : Grid
-        The cells of the scale.
-    runs : DataFrame
-        Content of ``runs.csv``; it names the records.
-    root : Path
-        The project's root.
-
-    Returns
-    -------
-    Evidence
-        What is there; an absent file is an absent part, a malformed one an error.
-    """
-    files = [str(path) for path in runs["metrics"]]
-    for name in files:
-        link(name, grid.scale)
-    records = {name: _json(root / name) for name in files if (root / name).exists()}
-    return Evidence(_claims(root, grid.scale), _findings(root), records)
+def load_findings(*, root: Path = Path()) -> list[dict[str, str]] | None:
+    """Read the findings of the audit; None where it has not run, a malformed file is an error."""
+    shown = paths.audit_file("csv")
+    try:
+        text = read_bounded(root / shown, MOST_BYTES).decode()
+        rows = list(csv.DictReader(io.StringIO(text, newline="")))
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ResultsError(f"malformed {shown}: {error}") from None
+    for number, row in enumerate(rows, start=2):
+        for column in ("finding", "kind", "severity", "title", "arithmetic", "claims"):
+            if row.get(column) is None:
+                raise ResultsError(f"malformed {shown}: row {number}: column {column} is missing")
+    return rows
 
 
 def render_page(
-    grid: Grid,
-    runs: pd.DataFrame,
+    report: Report,
     tables: Sequence[Table],
     pictures: Sequence[Picture],
     templates: Path | None = None,
     *,
-    evidence: Evidence | None = None,
+    findings: Sequence[Mapping[str, str]] | None = None,
+    provenance: Mapping[Cell, Provenance] | None = None,
 ) -> str:
     """Render ``index.html`` of one scale.
 
     Parameters
     ----------
-    grid : Grid
-        The cells of the scale.
-    runs : DataFrame
-        Content of ``runs.csv``.
+    report : Report
+        What was recorded.
     tables : sequence of Table
         The tables, in order.
     pictures : sequence of Picture
         The figures, in order; they become part of the page.
     templates : Path, optional
         Folder of the templates; the project's by default.
-    evidence : Evidence, optional
-        Verdicts, audit and environment.
+    findings : sequence of mapping, optional
+        What the audit found in the published numbers.
+    provenance : mapping of Cell to Provenance, optional
+        How the records came to be, as far as that is recorded.
 
     Returns
     -------
     str
         The page: one file, nothing loaded from the network or from beside it.
     """
-    evidence = evidence or Evidence()
+    grid, runs, provenance = report.grid, report.runs, provenance or {}
     jinja = environment("html", templates)
     jinja.filters["inline"] = _inline
     return jinja.get_template("index.html.j2").render(
         summary=summarize(grid, runs),
-        verdicts=summarize_claims(evidence.claims, grid.scale),
+        verdicts=summarize_claims(report.claims, grid.scale) if report.claims else None,
         tables=[replace(table, detail=None) for table in tables],
         comparisons=[table.detail for table in tables if table.detail is not None],
-        comparison_file=_to(paths.comparison_csv(grid.scale), grid.scale),
+        comparison_file=paths.comparison_csv(grid.scale).name,
         pictures=pictures,
         formats=TABLE_FORMATS,
-        runs=_to(paths.runs_csv(grid.scale), grid.scale),
-        claims_file=_to(paths.scale_dir(grid.scale) / "claims.csv", grid.scale),
+        records=_to(paths.records_csv(grid.scale), grid.scale),
+        records_page=paths.records_page(grid.scale).name,
+        measured_file=_to(paths.measured_csv(grid.scale), grid.scale),
         full_size=paths.full_size_csv(),
-        audit=None if evidence.findings is None else _kinds(evidence.findings),
+        audit=None if findings is None else _kinds(findings),
         audit_file=_to(paths.audit_file("md"), grid.scale),
-        table_costs=table_costs(grid, runs),
-        cell_costs=cell_costs(grid, runs),
-        environment=_environment(evidence.records or {}),
+        table_costs=table_costs(grid, provenance) if provenance else (),
+        cell_costs=cell_costs(runs, provenance),
+        environment=_environment(provenance),
     )
 
 
@@ -262,106 +234,50 @@ def summarize(grid: Grid, runs: pd.DataFrame) -> Summary:
     return Summary(grid.scale, verdict, ran, _target(runs), _networks(grid, runs))
 
 
-def summarize_claims(claims: pd.DataFrame | None, scale: str) -> Verdicts | None:
+def summarize_claims(claims: Sequence[Judged], scale: str) -> Verdicts:
     """Count the verdicts of each table and lay out every claim.
 
     Parameters
     ----------
-    claims : DataFrame or None
-        Content of ``claims.csv`` of one scale.
+    claims : sequence of Judged
+        Every published number with its verdict.
     scale : str
-        Its name.
-
-    Returns
-    -------
-    Verdicts or None
-        None where there is no such file yet.
+        The scale that was compared.
     """
-    if claims is None:
-        return None
-    names = tuple(dict.fromkeys([*VERDICTS, *claims["verdict"]]))
-    numbers = {str(number): claims["verdict"][claims["table"] == str(number)].value_counts() for number in COUNTS}
+    found = Counter((claim.table, claim.verdict) for claim in claims)
     counts = tuple(
-        (f"Table {numeral}", tuple(int(numbers[str(number)].get(name, 0)) for name in names))
+        (f"Table {numeral}", tuple(found[number, verdict] for verdict in get_args(Verdict)))
         for number, numeral in zip(COUNTS, NUMERALS, strict=True)
     )
-    return Verdicts(names, counts, tuple(_measured(row, scale) for row in claims.to_dict("records")))
+    return Verdicts(VERDICTS, counts, tuple(_measured(claim, scale) for claim in claims))
 
 
-def table_costs(grid: Grid, runs: pd.DataFrame) -> tuple[Cost, ...]:
+def table_costs(grid: Grid, provenance: Mapping[Cell, Provenance]) -> tuple[Cost, ...]:
     """Sum up wall time and peak memory of the cells that each table needs; then of all."""
     groups = {grid.table(name).title: cells for name, cells in table_cells(grid).items()}
     groups["All cells, each once"] = grid.cells()
     costs = []
     for title, cells in groups.items():
-        found = [select(runs, cell) for cell in cells]
-        frame = pd.concat(found) if found else runs.iloc[:0]
-        memory = frame["peak_memory_mb"].max()
-        costs.append(Cost(title, f"{len(frame)} of {len(cells)}", float(frame["wall_seconds"].sum()), float(memory)))
+        found = [provenance[cell] for cell in cells if cell in provenance]
+        memory = max((own.peak_memory_mb or 0.0 for own in found), default=0.0)
+        costs.append(Cost(title, f"{len(found)} of {len(cells)}", float(sum(own.seconds for own in found)), memory))
     return tuple(costs)
 
 
-def cell_costs(grid: Grid, runs: pd.DataFrame) -> tuple[Cost, ...]:
-    """Return wall time and peak memory of every cell that ran."""
+def cell_costs(runs: pd.DataFrame, provenance: Mapping[Cell, Provenance]) -> tuple[Cost, ...]:
+    """Return wall time and peak memory of every recorded cell, as far as they are known."""
+    rows = ((Cell.of(row), row) for row in runs.to_dict("records"))
     return tuple(
         Cost(
-            "/".join(str(row[key]) for key in ("task", "dataset", "model", "method")) + f"/seed{row['seed']}",
+            str(cell),
             "1",
-            float(row["wall_seconds"]),
-            float(row["peak_memory_mb"]),
-            link(row["metrics"], grid.scale),
+            provenance[cell].seconds,
+            provenance[cell].peak_memory_mb or 0.0,
+            link(row["record"], row["scale"]),
         )
-        for row in runs.to_dict("records")
+        for cell, row in rows
+        if cell in provenance
     )
-
-
-def _claims(root: Path, scale: str) -> pd.DataFrame | None:
-    path = paths.scale_dir(scale) / "claims.csv"
-    try:
-        content = io.BytesIO(read_bounded(root / path, MOST_BYTES))
-        frame = pd.read_csv(content, dtype=str, keep_default_na=False)
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise ResultsError(f"malformed {path}: {error.strerror}") from None
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise ResultsError(f"malformed {path}: {str(error).strip().splitlines()[0]}") from None
-    missing = [column for column in CLAIM_COLUMNS if column not in frame]
-    if missing:
-        raise ResultsError(f"malformed {path}: row 1: column {missing[0]} is missing")
-    for row, number in enumerate(frame["table"], start=2):
-        if number not in map(str, COUNTS):
-            raise ResultsError(f"malformed {path}: row {row}, column table: unknown table '{number[:40]}'")
-    return frame
-
-
-def _findings(root: Path) -> list[dict[str, str]] | None:
-    path = root / paths.audit_file("csv")
-    if not path.exists():
-        return None
-    try:
-        text = read_bounded(path, MOST_BYTES).decode()
-        rows = list(csv.DictReader(io.StringIO(text, newline="")))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ResultsError(f"malformed {paths.audit_file('csv')}: {error}") from None
-    for number, row in enumerate(rows, start=2):
-        for column in ("finding", "kind", "severity", "title", "arithmetic", "claims"):
-            if row.get(column) is None:
-                raise ResultsError(f"malformed {paths.audit_file('csv')}: row {number}: column {column} is missing")
-    return rows
-
-
-def _json(path: Path) -> Any:
-    try:
-        record = json.loads(read_bounded(path, MOST_BYTES).decode())
-        Provenance.model_validate(record["provenance"] if isinstance(record, dict) else None)
-    except KeyError:
-        raise ResultsError(f"malformed {path}: provenance is missing") from None
-    except ValidationError as error:
-        raise ResultsError(f"malformed {path}: provenance.{first_problem(error)}") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise ResultsError(f"malformed {path}: {error}") from None
-    return record
 
 
 def _kinds(findings: Sequence[Mapping[str, str]]) -> tuple[Kind, ...]:
@@ -375,42 +291,31 @@ def _kinds(findings: Sequence[Mapping[str, str]]) -> tuple[Kind, ...]:
     )
 
 
-def _measured(row: Mapping[Any, str], scale: str) -> Measured:
-    where = " / ".join(row[key] for key in ("dataset", "model", "method") if row[key])
-    step = f", step {row['step']}" if row["step"] else ""
-    spread = f" \N{PLUS-MINUS SIGN} {_digits(row['sd'])}" if row["sd"] else ""
-    several = f" (n={row['n']})" if row["mean"] and row["n"] not in {"", "1"} else ""
-    measured = f"{_digits(row['mean'])}{spread}{several}" if row["mean"] else ""
-    href = row["metrics"].split(";")[0].strip()
+def _measured(claim: Judged, scale: str) -> Measured:
+    where = " / ".join(name for name in (claim.dataset, claim.model, claim.method) if name)
+    step = f", step {claim.step}" if claim.step else ""
+    spread = f" \N{PLUS-MINUS SIGN} {claim.sd:.5g}" if claim.sd is not None else ""
+    several = f" (n={claim.n})" if claim.n > 1 else ""
+    href = claim.records.split(";")[0]
     return Measured(
-        f"{NUMERALS[int(row['table']) - 1]} / {where}{step}",
-        row["quantity"],
-        f"{row['value']} {row['unit']}",
-        measured,
-        row["verdict"],
-        row["reason"],
+        f"{NUMERALS[claim.table - 1]} / {where}{step}",
+        claim.quantity,
+        f"{claim.value} {claim.unit}",
+        "" if claim.mean is None else f"{claim.mean:.5g}{spread}{several}",
+        claim.verdict,
+        claim.reason,
         link(href, scale) if href else "",
     )
 
 
-def _digits(text: str) -> str:
-    try:
-        return f"{float(text):.5g}"
-    except ValueError:
-        return text
-
-
-def _environment(records: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _environment(provenance: Mapping[Cell, Provenance]) -> list[tuple[str, str]]:
     """Lay out the environment of the first record, and every commit that any record names."""
-    if not records:
+    if not provenance:
         return []
-    origins = [record["provenance"] for record in records.values()]
-    commits = dict.fromkeys(
-        f"{(origin['commit'] or 'not in git')[:12]}{' (with changes)' if origin['dirty'] else ''}" for origin in origins
-    )
-    first = origins[0]
-    hardware = [(f"hardware: {name}", str(value)) for name, value in first["hardware"].items() if value is not None]
-    versions = [(f"version: {name}", str(value)) for name, value in first["versions"].items()]
+    first = next(iter(provenance.values()))
+    commits = dict.fromkeys(own.commit_in_words for own in provenance.values())
+    hardware = [(f"hardware: {name}", str(value)) for name, value in first.hardware.items()]
+    versions = [(f"version: {name}", str(value)) for name, value in first.versions.items()]
     return [("commit", ", ".join(commits)), *hardware, *versions]
 
 
@@ -438,9 +343,9 @@ def _networks(grid: Grid, runs: pd.DataFrame) -> tuple[Network, ...]:
         here = runs[(runs["dataset"] == dataset) & (runs["model"] == model)]
         base = here[here["method"] == "baseline"]
         methods = dict.fromkeys(cell.method for cell in grid.pruned() if (cell.dataset, cell.model) == (dataset, model))
-        outcomes = tuple(_outcome(here[here["method"] == method], method, grid.scale) for method in methods)
+        outcomes = tuple(_outcome(here[here["method"] == method], method) for method in methods)
         base_score, metric = _mean(base, "test_metric", 2), _metric(here)
-        networks.append(Network(model, dataset, base_score, outcomes, _origin(base, grid.scale), metric))
+        networks.append(Network(model, dataset, base_score, outcomes, origin(base) or "", metric))
     return tuple(networks)
 
 
@@ -451,19 +356,14 @@ def _metric(runs: pd.DataFrame) -> str:
     return f"{metric.title}{'; less is better' * metric.less_is_better}"
 
 
-def _outcome(frame: pd.DataFrame, method: str, scale: str) -> Outcome:
+def _outcome(frame: pd.DataFrame, method: str) -> Outcome:
     if frame.empty:
         return Outcome(label(method), "", "not attempted", "")
     macs, score, delta = (
         _mean(frame, column, decimals)
         for column, decimals in (("macs_reduction", 1), ("test_metric", 2), ("metric_delta", 2))
     )
-    return Outcome(label(method), macs, score, delta, _origin(frame, scale))
-
-
-def _origin(frame: pd.DataFrame, scale: str) -> str:
-    """Return the link to the record, the first seed's where there are several."""
-    return link(str(frame["metrics"].iloc[0]), scale) if len(frame) else ""
+    return Outcome(label(method), macs, score, delta, origin(frame) or "")
 
 
 def _mean(frame: pd.DataFrame, column: str, decimals: int) -> str:

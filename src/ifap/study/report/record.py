@@ -9,13 +9,11 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from ifap.errors import nearest
 from ifap.study.paper.vocabulary import METRICS
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""Version 1 had times and provenance in the same file: see `stages.migrate_records`."""
 
 
 CELL_COLUMNS = ("scale", "task", "dataset", "model", "method", "seed")
-
-
-TRACE_TIMING = ("seconds_score", "seconds_prune", "seconds_recover")
 
 
 Percent = Annotated[float, Field(ge=0, le=100)]
@@ -57,37 +55,10 @@ class SplitSizes(_Strict):
     test: Count
 
 
-class Latency(_Strict):
-    """Measured speed; depends on the machine, so no table prints it."""
-
-    median_ms: float
-    p10_ms: float
-    p90_ms: float
-    batch: int
-    device: str
-    dtype: str
-    threads: int
-    runs: int
-
-
-class Provenance(_Strict):
-    """How the record came to be; may say more than is checked here."""
-
-    model_config = ConfigDict(extra="allow")
-
-    commit: str | None
-    dirty: bool | None
-    versions: dict[str, Any]
-    hardware: dict[str, Any]
-    wall_seconds: dict[str, float]
-    peak_memory_mb: float | None
-    resume_count: Count
-
-
 class Record(_Strict):
     """One ``metrics.json``."""
 
-    schema_version: Literal[1]
+    schema_version: Literal[2]
     cell: CellName
     config: dict[str, Any]
     primary: str = "top1"
@@ -102,8 +73,6 @@ class Record(_Strict):
     params_nonzero: Count
     training_macs: Count | None = None
     dense_training_macs: Count | None = None
-    latency: Latency | None
-    provenance: Provenance
 
     @model_validator(mode="after")
     def _know_the_metrics(self) -> Record:
@@ -164,12 +133,12 @@ class Receipt(BaseModel):
     top5: Blank[Percent]
     loss: Blank[float]
     refused: Blank[str]
-    seconds_score: Blank[float]
-    seconds_prune: Blank[float]
-    seconds_recover: Blank[float]
 
 
-TRACE_COLUMNS = (*CELL_COLUMNS, *(name for name in Receipt.model_fields if name not in TRACE_TIMING), *TRACE_TIMING)
+RECEIPT_FIELDS = tuple(Receipt.model_fields)
+EPOCH_FIELDS = ("epoch", "lr", "train_loss", "validation_loss", "validation_metric")
+"""The columns of ``history.csv`` of a cell, as `ifap.study.training.history` writes them."""
+TRACE_COLUMNS = (*CELL_COLUMNS, *RECEIPT_FIELDS)
 
 
 OPTIONAL_NUMBERS = frozenset(
@@ -183,12 +152,12 @@ OPTIONAL_NUMBERS = frozenset(
             "baseline_metric",
             "metric_delta",
         ),
-        *("test_top1", "test_top5", "test_ece", "validation_top1", "validation_top5"),
+        *(f"{split}_{name}" for split in ("test", "validation") for name in METRICS),
         *("macs_theoretical_reduction", "nonzero_params_reduction", "training_macs"),
         "training_macs_theoretical",
         *("validation_before_recovery", "validation_after_recovery"),
-        *("latency_ms", "peak_memory_mb"),
-        *(name for name in Receipt.model_fields if name not in {"iteration", "macs", "params"}),
+        *("before", "after"),
+        *(name for name in RECEIPT_FIELDS if name not in {"iteration", "macs", "params"}),
     }
 )
 

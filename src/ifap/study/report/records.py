@@ -1,4 +1,4 @@
-"""Read every cell's records, check them against ``params.yaml`` and lay them out as two CSV files.
+"""Read every cell's records, check them against ``params.yaml`` and lay them out as CSV files.
 
 A record that is missing, stale or malformed stops the report: a number in a table never comes from
 a run that ``params.yaml`` does not describe.
@@ -6,9 +6,8 @@ a run that ``params.yaml`` does not describe.
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,14 +19,31 @@ from ifap.errors import ResultsError, nearest
 from ifap.files import read_bounded
 from ifap.study import paths
 from ifap.study.grid import Grid
-from ifap.study.paper.vocabulary import kind
+from ifap.study.paper.vocabulary import METRICS, kind
 from ifap.study.paths import Cell
 from ifap.study.report import training_cost as ledger
-from ifap.study.report.csv_files import LISTED, MOST_BYTES, as_csv, check_header, csv_lines, load_frame, read_lines
-from ifap.study.report.record import CELL_COLUMNS, TRACE_COLUMNS, CellName, Receipt, Record, first_problem
+from ifap.study.report.configs import config_hash, first_difference
+from ifap.study.report.csv_files import (
+    LISTED,
+    MOST_BYTES,
+    as_csv,
+    check_header,
+    csv_lines,
+    load_frame,
+    old_layout,
+    read_lines,
+)
+from ifap.study.report.record import (
+    CELL_COLUMNS,
+    EPOCH_FIELDS,
+    TRACE_COLUMNS,
+    CellName,
+    Receipt,
+    Record,
+    first_problem,
+)
 
-RUN_TIMING = ("latency_ms", "wall_seconds", "peak_memory_mb")
-RUN_COLUMNS = (
+RECORD_COLUMNS = (
     *CELL_COLUMNS,
     "base_method",
     "structure",
@@ -52,13 +68,7 @@ RUN_COLUMNS = (
     "test_metric",
     "metric_delta",
     "validation_metric",
-    "test_top1",
-    "test_top5",
-    "test_loss",
-    "test_ece",
-    "validation_top1",
-    "validation_top5",
-    "validation_loss",
+    *(f"{split}_{name}" for split in ("test", "validation") for name in METRICS),
     "validation_before_recovery",
     "validation_after_recovery",
     "train_size",
@@ -67,9 +77,8 @@ RUN_COLUMNS = (
     "synthetic",
     "data_checksum",
     "config_hash",
-    "metrics",
-    *RUN_TIMING,
 )
+HISTORY_COLUMNS = (*CELL_COLUMNS, "stage", *EPOCH_FIELDS)
 MISSING_COLUMNS = (*CELL_COLUMNS, "reason")
 NO_RECORD = "no record"
 NOT_CHOSEN = "not part of this run"
@@ -168,12 +177,32 @@ def read_record(file: Path, shown: Path, scale: str, cell: Cell) -> Record:
     except OSError as error:
         raise ResultsError(f"malformed {shown}: {error.strerror}") from None
     except ValidationError as error:
+        if layout_version(file) == 1:
+            raise ResultsError(f"{shown}: {old_layout(scale)}") from None
         raise ResultsError(f"malformed {shown}: {first_problem(error)}") from None
     wanted = CellName(scale=scale, **cell._asdict())
     if record.cell != wanted:
         difference = first_difference(record.cell.model_dump(), wanted.model_dump(), source="path")
         raise ResultsError(f"malformed {shown}: belongs to another cell: {difference}")
     return record
+
+
+def layout_version(file: Path) -> Any:
+    """Return what a ``metrics.json`` gives as the version of its layout; None if it gives none."""
+    try:
+        return json.loads(file.read_text()).get("schema_version")
+    except (ValueError, AttributeError):
+        return None
+
+
+def read_json(file: Path, shown: Path) -> Any:
+    """Read one JSON file of a cell; None where there is none."""
+    try:
+        return json.loads(read_bounded(file, MOST_BYTES).decode())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError) as error:
+        raise ResultsError(f"malformed {shown}: {error}") from None
 
 
 def read_receipts(file: Path, shown: Path) -> list[Receipt]:
@@ -191,40 +220,14 @@ def read_receipts(file: Path, shown: Path) -> list[Receipt]:
     return receipts
 
 
-def first_difference(found: Mapping[str, Any], wanted: Mapping[str, Any], source: str = "params.yaml") -> str | None:
-    """Name the first key in which two nested mappings differ.
-
-    Parameters
-    ----------
-    found : mapping
-        What a record says.
-    wanted : mapping
-        What it should say.
-    source : str
-        Where `wanted` comes from, for the message.
-
-    Returns
-    -------
-    str or None
-        For example ``"prune.steps=10 (params.yaml: 12)"``; None if they are the same.
-    """
-    ours = _flat(json.loads(json.dumps(found)))
-    theirs = _flat(json.loads(json.dumps(wanted)))
-    for key in dict.fromkeys([*theirs, *ours]):
-        mine, other = ours.get(key, "absent"), theirs.get(key, "absent")
-        if mine != other:
-            return f"{key}={mine} ({source}: {other})"
-    return None
-
-
-def runs_table(collected: Collected) -> str:
-    """Lay out one row a run as CSV text; the timing columns are the last ones."""
-    rows = (_run_row(collected, cell, record) for cell, record in collected.records.items())
-    return as_csv(RUN_COLUMNS, rows)
+def records_table(collected: Collected) -> str:
+    """Lay out one row a cell as CSV text."""
+    rows = (_row(collected, cell, record) for cell, record in collected.records.items())
+    return as_csv(RECORD_COLUMNS, rows)
 
 
 def trace_table(collected: Collected) -> str:
-    """Lay out one row a pruning iteration as CSV text; the timing columns are the last ones."""
+    """Lay out one row a pruning iteration as CSV text."""
     scale = collected.grid.scale
     rows = (
         {"scale": scale, **cell._asdict(), **receipt.model_dump()}
@@ -232,6 +235,31 @@ def trace_table(collected: Collected) -> str:
         for receipt in receipts
     )
     return as_csv(TRACE_COLUMNS, rows)
+
+
+def history_table(collected: Collected, *, root: Path = Path()) -> str:
+    """Lay out one row an epoch as CSV text: each cell's own training, and that in which a method prunes."""
+    scale = collected.grid.scale
+    rows = (
+        {"scale": scale, **cell._asdict(), **epoch}
+        for cell in collected.records
+        for epoch in _epochs(root, scale, cell)
+    )
+    return as_csv(HISTORY_COLUMNS, rows)
+
+
+def _epochs(root: Path, scale: str, cell: Cell) -> Iterator[Mapping[str, Any]]:
+    shown, receipts = paths.history_file(scale, cell), paths.receipts_json(scale, cell)
+    if not cell.is_baseline and (iterations := read_json(root / receipts, receipts)):
+        yield from ({"stage": "prune", **epoch} for epoch in iterations[-1].get("history", ()))
+    try:
+        lines = csv_lines(root / shown, shown)
+    except FileNotFoundError:
+        raise ResultsError(f"missing {shown}: the cell has metrics but no history") from None
+    if not lines or lines[0] != list(EPOCH_FIELDS):
+        raise ResultsError(f"malformed {shown}: the first line must be {','.join(EPOCH_FIELDS)}")
+    stage = "baseline" if cell.is_baseline else "finetune"
+    yield from ({"stage": stage, **dict(zip(EPOCH_FIELDS, line, strict=False))} for line in lines[1:])
 
 
 def missing_table(collected: Collected) -> str:
@@ -244,6 +272,8 @@ def missing_table(collected: Collected) -> str:
 def load_missing(scale: str, *, root: Path = Path()) -> dict[Cell, str]:
     """Read ``missing.csv`` of one scale: the cells without a record, and why."""
     path = paths.missing_csv(scale)
+    if not (root / path).exists():
+        return {}
     lines = read_lines(root / path, path)
     check_header(lines[0], MISSING_COLUMNS, path)
     found = {}
@@ -255,9 +285,17 @@ def load_missing(scale: str, *, root: Path = Path()) -> dict[Cell, str]:
     return found
 
 
-def load_runs(scale: str, *, root: Path = Path()) -> pd.DataFrame:
-    """Read ``runs.csv`` of one scale."""
-    return load_frame(root, paths.runs_csv(scale), RUN_COLUMNS)
+def load_records(scale: str, *, root: Path = Path()) -> pd.DataFrame:
+    """Read ``records.csv`` of one scale."""
+    return load_frame(root, paths.records_csv(scale), RECORD_COLUMNS)
+
+
+def recorded_rows(scale: str, *, root: Path = Path()) -> dict[Cell, dict[Any, Any]]:
+    """Return the rows of ``records.csv`` by cell; none where there is no such file."""
+    if not (root / paths.records_csv(scale)).exists():
+        return {}
+    rows = load_records(scale, root=root).to_dict("records")
+    return {Cell.of(row): row for row in rows}
 
 
 def load_trace(scale: str, *, root: Path = Path()) -> pd.DataFrame:
@@ -298,7 +336,7 @@ def _receipt(row: Sequence[str], number: int, shown: Path) -> Receipt:
         raise ResultsError(f"malformed {shown}: line {number}: {first_problem(error)}") from None
 
 
-def _run_row(collected: Collected, cell: Cell, record: Record) -> dict[str, Any]:
+def _row(collected: Collected, cell: Cell, record: Record) -> dict[str, Any]:
     base = collected.records.get(cell.baseline)
     test, validation, sizes = record.metrics, record.validation, record.split_sizes
     row: dict[str, Any] = {"scale": collected.grid.scale, **cell._asdict()}
@@ -320,25 +358,15 @@ def _run_row(collected: Collected, cell: Cell, record: Record) -> dict[str, Any]
         "metric": record.primary,
         "test_metric": record.score,
         "validation_metric": validation[record.primary],
-        **{f"test_{name}": test[name].value for name in ("top1", "top5", "loss", "ece") if name in test},
-        **{f"validation_{name}": validation[name] for name in ("top1", "top5", "loss") if name in validation},
+        **{f"test_{name}": found.value for name, found in test.items()},
+        **{f"validation_{name}": value for name, value in validation.items()},
         "train_size": sizes.train,
         "validation_size": sizes.validation,
         "test_size": sizes.test,
         "synthetic": record.synthetic,
         "data_checksum": record.data_checksum,
         "config_hash": config_hash(record.config),
-        "metrics": paths.metrics_file(collected.grid.scale, cell).as_posix(),
-        "latency_ms": record.latency.median_ms if record.latency else None,
-        "wall_seconds": sum(record.provenance.wall_seconds.values()),
-        "peak_memory_mb": record.provenance.peak_memory_mb,
     }
-
-
-def config_hash(config: Mapping[str, Any]) -> str:
-    """Return twelve hexadecimal digits that stand for a resolved configuration."""
-    text = json.dumps(config, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def _target(grid: Grid, cell: Cell) -> dict[str, Any]:
@@ -394,32 +422,12 @@ def check_cells(frame: pd.DataFrame, grid: Grid, shown: Path) -> None:
                 raise ResultsError(f"malformed {shown}: row {row}, column {column}: {text}")
     if "base_method" in frame:
         _check_methods(frame, grid, shown)
-    if "metrics" in frame:
-        _check_links(frame, grid, shown)
 
 
 def _check_methods(frame: pd.DataFrame, grid: Grid, shown: Path) -> None:
     """Refuse a row whose registered method is not that of its name."""
     for row, values in enumerate(frame.to_dict("records"), start=2):
-        wanted = grid.variant(Cell(*(values[column] for column in CELL_COLUMNS[1:]))).method
+        wanted = grid.variant(Cell.of(values)).method
         if values["base_method"] != wanted:
             text = f"'{values['base_method']}', but '{values['method']}' is {wanted} in params.yaml"
             raise ResultsError(f"malformed {shown}: row {row}, column base_method: {text}")
-
-
-def _check_links(frame: pd.DataFrame, grid: Grid, shown: Path) -> None:
-    """Refuse a row that names another file than its own record: reports read and link what stands there."""
-    for row, values in enumerate(frame.to_dict("records"), start=2):
-        wanted = paths.metrics_file(grid.scale, Cell(*(values[column] for column in CELL_COLUMNS[1:]))).as_posix()
-        if values["metrics"] != wanted:
-            text = f"'{values['metrics'][:60]}' is not {wanted}"
-            raise ResultsError(f"malformed {shown}: row {row}, column metrics: {text}")
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(value, dict) or not value:
-        return {prefix.rstrip("."): value}
-    flat: dict[str, Any] = {}
-    for key, inner in value.items():
-        flat |= _flat(inner, f"{prefix}{key}.")
-    return flat

@@ -155,14 +155,14 @@ def compare(values: Mapping[str, Mapping[int, float]], reference: str) -> dict[s
 def compare_runs(
     runs: pd.DataFrame, lines: Mapping[str, str], reference: str = "ifap", value: str = "test_metric"
 ) -> dict[tuple[Any, ...], Difference]:
-    """Compare the methods of ``runs.csv`` with the reference: same network, data set, target and seeds.
+    """Compare the methods of ``records.csv`` with the reference: same network, data set, target and seeds.
 
     By `KEYS` and the name in `runs` of the method.
 
     Parameters
     ----------
     runs : DataFrame
-        Content of ``runs.csv``; rows without a target (unpruned networks) are left out.
+        Content of ``records.csv``; rows without a target (unpruned networks) are left out.
     lines : mapping of str to str
         For the methods of `runs`, which method each is a point of; see `ifap.study.grid.Grid.lines`.
     reference : str

@@ -4,7 +4,7 @@ The four dynamics plots follow one network (the one of Table IV) over its prunin
 paper's method beside the controls, and the published trace in grey as a share of its own start; their
 curves are measured on the validation split. The trade-off plots show final networks on the test split,
 every method at every target beside the unpruned network. The flow evaluation scheme and the layer
-widths read the records of the cells; a figure whose records are missing says so in its place.
+widths read ``widths.csv``; a figure whose records are missing says so in its place.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ def draw(name: str, grid: Grid, runs: pd.DataFrame, trace: pd.DataFrame, *, root
     grid : Grid
         The cells and their order.
     runs, trace : DataFrame
-        Content of ``runs.csv`` and ``trace.csv``.
+        Content of ``records.csv`` and ``trace.csv``.
     root : Path
-        The project's root: the published numbers and the records of the cells are read below it.
+        The project's root: the published numbers, the widths and the images of generators are read below it.
     """
     if name not in (*FIGURES, SAMPLES):
         raise ConfigError(f"unknown figure '{name}': {nearest(name, (*FIGURES, SAMPLES))}")
@@ -52,7 +52,7 @@ def draw(name: str, grid: Grid, runs: pd.DataFrame, trace: pd.DataFrame, *, root
         if name == "flow_scheme":
             return draw_flow_scheme(name, grid, root)
         if name == "layer_widths":
-            return draw_layer_widths(name, grid, root)
+            return draw_layer_widths(name, grid, runs, root)
         if name == "experiments":
             return draw_experiments(name, grid, runs)
         if name == SAMPLES:

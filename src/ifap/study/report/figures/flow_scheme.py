@@ -3,46 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.collections import PatchCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from ifap.errors import ResultsError
-from ifap.study import paths
 from ifap.study.grid import Grid
 from ifap.study.paths import Cell
 from ifap.study.report.figures.drawing import Picture, not_attempted, save_picture, short_layer
-from ifap.study.report.figures.selection import read_record
-from ifap.study.report.tables.options import table_cell, table_options
+from ifap.study.report.figures.layers import LayerFlow, flow_cell, load_widths, recorded_flows
 from ifap.study.report.tables.wording import label
 
 VECTOR_UNITS = 4000  # more units than this are drawn as an image inside the SVG
 
 
-@dataclass(frozen=True)
-class LayerFlow:
-    """The units of one layer, the highest flow first, and which of them were kept."""
-
-    name: str
-    scores: tuple[float, ...]
-    kept: tuple[bool, ...]
-
-
 def draw_flow_scheme(name: str, grid: Grid, root: Path) -> Picture:
     """Draw the scored layers of the network of Table IV, their units as cells."""
-    cell = table_cell("table-4", table_options("table-4", grid))
+    cell = flow_cell(grid)
     title = f"Flow evaluation scheme: {cell.model} on {cell.dataset}, {label(cell.method)}"
-    records = [
-        read_record(root / file(grid.scale, cell)) for file in (paths.flow_json, _plan_json, paths.receipts_json)
-    ]
-    if any(record is None for record in records):
+    layers = recorded_flows(load_widths(grid.scale, root=root), cell)
+    if not layers:
         return not_attempted(name, title, f"no flow scores of {cell}")
-    layers = layer_flows(cell, *records)
     figure = Figure(figsize=(max(5.6, 0.42 * len(layers) + 1.6), 4.6), layout="constrained")
     axes = figure.add_subplot()
     drawn = _units(axes, layers)
@@ -67,10 +50,6 @@ def draw_flow_scheme(name: str, grid: Grid, root: Path) -> Picture:
         f"({most.kept.count(False)} of {len(most.kept)}). Units of layers that are added go together."
     )
     return save_picture(name, f"{title}; colour: flow of a unit before pruning", alt, figure)
-
-
-def _plan_json(scale: str, cell: Cell) -> Path:
-    return paths.cell_dir(scale, cell) / "plan.json"
 
 
 def _flow_label(grid: Grid, cell: Cell) -> str:
@@ -99,31 +78,3 @@ def _units(axes: Axes, layers: Sequence[LayerFlow]) -> PatchCollection:
     axes.set_xlim(-0.6, len(layers) - 0.4)
     axes.set_ylim(0, 1)
     return drawn
-
-
-def layer_flows(cell: Cell, flow: Any, plan: Any, receipts: Any) -> list[LayerFlow]:
-    """Bring the scored layers in the order of the network and say which units are left."""
-    try:
-        sides, widths = plan["kept"], receipts[0]["widths"]
-        order = {layer: place for place, layer in enumerate(sides)}
-        named = [(_plan_name(layer, sides), layer, scores) for layer, scores in flow.items() if scores]
-        named.sort(key=lambda item: order.get(item[0], len(order)))
-        return [_layer_flow(layer, scores, sides.get(key, {}), widths.get(key)) for key, layer, scores in named]
-    except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
-        raise ResultsError(f"malformed records of {cell}: flow, plan and receipts do not match: {error}") from None
-
-
-def _layer_flow(name: str, scores: list[float], sides: dict[str, list[int]], width: int | None) -> LayerFlow:
-    left = set(sides.get("out", range(len(scores))))
-    size = max(1, (width or len(scores)) // len(scores))  # channels a unit: several for an attention head
-    units = {index // size for index in left} if "out" in sides else left
-    ranked = sorted(range(len(scores)), key=lambda unit: (-scores[unit], unit))
-    return LayerFlow(name, tuple(scores[unit] for unit in ranked), tuple(unit in units for unit in ranked))
-
-
-def _plan_name(layer: str, sides: dict[str, Any]) -> str:
-    """Return how the plan calls a scored layer: heads by their values, ``out_proj`` by ``out``."""
-    for name in (layer, f"{layer}.v", f"{layer.removesuffix('_proj')}"):
-        if name in sides:
-            return name
-    return layer

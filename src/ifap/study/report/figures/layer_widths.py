@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ifap.errors import ResultsError
-from ifap.study import paths
 from ifap.study.grid import Grid
 from ifap.study.paths import Cell
 from ifap.study.report.figures.drawing import (
@@ -21,25 +20,27 @@ from ifap.study.report.figures.drawing import (
     short_layer,
     too_many,
 )
-from ifap.study.report.figures.selection import read_record, shown_methods
+from ifap.study.report.figures.layers import compared_cells, compared_methods, load_widths
+from ifap.study.report.figures.selection import recorded_cells, shown_methods
+from ifap.study.report.tables.networks import select
 from ifap.study.report.tables.wording import label
 
 
-def draw_layer_widths(name: str, grid: Grid, root: Path) -> Picture:
+def draw_layer_widths(name: str, grid: Grid, runs: pd.DataFrame, root: Path) -> Picture:
     """Draw the layers of every network for two methods, one panel a network."""
     title = "Layer widths before and after pruning"
-    shown = _compared(grid)
+    shown = compared_methods(grid)
+    networks = compared_cells(grid, recorded_cells(runs))
+    if why := too_many(list(networks)):
+        return not_attempted(name, title, why)
+    frame = load_widths(grid.scale, root=root)
     panels = []
-    seed = grid.options.seeds[0]
-    for first in dict.fromkeys(cell._replace(method="", seed=seed) for cell in grid.pruned()):
-        found = {method: _widths(grid, first._replace(method=method), root) for method in shown}
-        known = {method: widths for method, widths in found.items() if widths}
-        if known:
-            panels.append((first, known))
+    for first, cells in networks.items():
+        widths = {cell.method: found for cell in cells if (found := _widths(frame, cell))}
+        if widths:
+            panels.append((first, widths))
     if not panels:
         return not_attempted(name, title, "no record of any pruned network")
-    if why := too_many(panels):
-        return not_attempted(name, title, why)
     figure = Figure(figsize=(8.4, 2.75 * len(panels) + 0.4), layout="constrained")
     rows: Any = figure.subplots(len(panels), 1, squeeze=False)
     for axes, (cell, widths) in zip(rows.flat, panels, strict=True):
@@ -49,12 +50,7 @@ def draw_layer_widths(name: str, grid: Grid, root: Path) -> Picture:
     words = " ".join(_width_words(cell, widths) for cell, widths in panels)
     alt = f"Bar charts, one a network: the output width of every layer before pruning and after it. {words}"
     methods = " and ".join(label(method) for method in shown)
-    return save_picture(name, f"{title}, {methods}, seed {seed}", alt, figure)
-
-
-def _compared(grid: Grid) -> list[str]:
-    methods = shown_methods(grid)
-    return [name for name in ("ifap", "magnitude") if name in methods] or methods[:2]
+    return save_picture(name, f"{title}, {methods}, seed {grid.options.seeds[0]}", alt, figure)
 
 
 def _width_bars(axes: Axes, grid: Grid, widths: dict[str, dict[str, tuple[int, int]]]) -> None:
@@ -75,17 +71,13 @@ def _width_bars(axes: Axes, grid: Grid, widths: dict[str, dict[str, tuple[int, i
     axes.tick_params(axis="x", length=0)
 
 
-def _widths(grid: Grid, cell: Cell, root: Path) -> dict[str, tuple[int, int]]:
+def _widths(frame: pd.DataFrame, cell: Cell) -> dict[str, tuple[int, int]]:
     """Return the width of every layer before pruning and in the network that was kept."""
-    file = root / paths.receipts_json(grid.scale, cell)
-    receipts = read_record(file)
-    if receipts is None:
-        return {}
-    try:
-        last = [receipt for receipt in receipts if receipt["accepted"] is not False][-1]["widths"]
-        return {layer: (int(width), int(last[layer])) for layer, width in receipts[0]["widths"].items()}
-    except (KeyError, IndexError, TypeError) as error:
-        raise ResultsError(f"malformed {file}: no widths of the layers: {error}") from None
+    rows = select(frame, cell).dropna(subset=["before", "after"])
+    return {
+        str(layer): (int(before), int(after))
+        for layer, before, after in rows[["layer", "before", "after"]].itertuples(index=False, name=None)
+    }
 
 
 def _width_words(cell: Cell, widths: dict[str, dict[str, tuple[int, int]]]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from ifap.study.paper.vocabulary import METRICS
 from ifap.study.paths import Cell
 from ifap.study.report.csv_files import MOST_BYTES
 from ifap.study.report.figures.drawing import MOST_PANELS, Picture, not_attempted, save_picture, too_many
-from ifap.study.report.figures.selection import of_network, shown_methods
+from ifap.study.report.figures.selection import of_network, recorded_cells, shown_methods
 from ifap.study.report.tables.numbers import fixed
 from ifap.study.report.tables.wording import label
 
@@ -29,7 +30,7 @@ Sheet = NDArray[np.uint8]
 def draw_samples(name: str, grid: Grid, runs: pd.DataFrame, root: Path) -> Picture:
     """Show, a row a generator, what it makes before and after pruning, from the same noise."""
     title = "Images made by the generators, unpruned and pruned, from the same noise"
-    rows = _sheets(grid, root)
+    rows = _sheets(grid, recorded_cells(runs), root)
     if not rows:
         return not_attempted(name, title, "no generator has a record of images")
     if len(rows) > MOST_PANELS:
@@ -51,22 +52,27 @@ def draw_samples(name: str, grid: Grid, runs: pd.DataFrame, root: Path) -> Pictu
     return save_picture(name, f"{title}, seed {grid.options.seeds[0]}{distance}", alt, figure)
 
 
-def _sheets(grid: Grid, root: Path) -> list[dict[Cell, Sheet]]:
+def _sheets(grid: Grid, recorded: Collection[Cell], root: Path) -> list[dict[Cell, Sheet]]:
     """Return for each generator the pictures that its cells recorded; those without any are left out."""
     methods = ["baseline", *shown_methods(grid)]
     rows = []
     for first in dict.fromkeys(cell.baseline for cell in grid.pruned() if cell.task == "generation"):
         cells = [first._replace(method=method, seed=grid.options.seeds[0]) for method in methods]
-        sheets = {cell: _sheet(root / paths.samples_file(grid.scale, cell)) for cell in cells}
+        sheets = {cell: _sheet(grid.scale, cell, root) for cell in cells if cell in recorded}
         known = {cell: sheet for cell, sheet in sheets.items() if sheet is not None}
         if known:
             rows.append(known)
     return rows
 
 
-def _sheet(file: Path) -> Sheet | None:
-    """Read the picture of a cell's images; None where there is none."""
+def _sheet(scale: str, cell: Cell, root: Path) -> Sheet | None:
+    """Read the picture of a recorded cell's images; None where its generator makes nothing that can be shown."""
     from PIL import Image, UnidentifiedImageError
+
+    file = root / paths.samples_file(scale, cell)
+    if not file.parent.is_dir():
+        how = f"run make pull SCALE={scale}, or make reproduce SCALE={scale}"
+        raise ResultsError(f"{paths.cell_dir(scale, cell)} is not here, with the images that the figure shows: {how}")
 
     try:
         with Image.open(io.BytesIO(read_bounded(file, MOST_BYTES))) as picture:

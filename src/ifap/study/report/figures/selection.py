@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-from typing import Any
-
 import pandas as pd
 
-from ifap.errors import ResultsError
-from ifap.files import read_bounded
 from ifap.study.grid import Grid
-from ifap.study.report.csv_files import MOST_BYTES
+from ifap.study.paths import Cell
 
 Network = tuple[str, str, str]
 """Task, data set and model."""
@@ -26,6 +20,11 @@ def of_network(frame: pd.DataFrame, network: Network) -> pd.DataFrame:
     """Return the rows of one network."""
     task, dataset, model = network
     return frame[(frame["task"] == task) & (frame["dataset"] == dataset) & (frame["model"] == model)]
+
+
+def recorded_cells(runs: pd.DataFrame) -> set[Cell]:
+    """Return the cells that have a record."""
+    return {Cell.of(row) for row in runs[list(Cell._fields)].to_dict("records")}
 
 
 def accepted(trace: pd.DataFrame) -> pd.DataFrame:
@@ -53,13 +52,3 @@ def shown_lines(grid: Grid) -> dict[str, str]:
     if not any(points.values()):
         return grid.lines()
     return {method: line for method, line in grid.lines().items() if points.get(line)}
-
-
-def read_record(file: Path) -> Any:
-    """Read one JSON record of a cell; None where there is none."""
-    try:
-        return json.loads(read_bounded(file, MOST_BYTES).decode())
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, RecursionError) as error:
-        raise ResultsError(f"malformed {file}: {error}") from None

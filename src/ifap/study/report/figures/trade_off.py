@@ -30,7 +30,7 @@ PANEL = ["task", "dataset", "model"]
 
 @dataclass(frozen=True)
 class _Axis:
-    """What stands along the cost axis of a trade-off plot: columns of ``runs.csv`` for cut and for masked networks."""
+    """What stands along the cost axis of a trade-off plot: columns of the records, for cut and for masked networks."""
 
     cut: str
     masked: str

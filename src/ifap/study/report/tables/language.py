@@ -18,6 +18,7 @@ from ifap.study.report.tables.networks import (
     not_attempted,
     score_items,
     seeds_item,
+    unpruned,
 )
 from ifap.study.report.tables.numbers import Unit, choose_unit
 from ifap.study.report.tables.report import Report
@@ -67,6 +68,7 @@ def _rows(report: Report, cells: Sequence[Cell], runs: pd.DataFrame, unit: Unit)
             )
             values = not_attempted(own, report.missing, columns=VALUES)
             if len(frame):
-                title, counts = METRICS[str(frame["metric"].iloc[0])].title, count_items(frame, "params", unit)
-                values = (Item(title), *score_items(frame), *counts, seeds_item(frame, len(own)))
+                base = unpruned(runs, frame)
+                title, counts = METRICS[str(frame["metric"].iloc[0])].title, count_items(frame, base, "params", unit)
+                values = (Item(title), *score_items(frame, base), *counts, seeds_item(frame, len(own)))
             yield Row((*names, *values), starts_group=index == 0)

@@ -22,7 +22,7 @@ from ifap.study.paths import Cell
 from ifap.study.report.csv_files import as_csv
 from ifap.study.report.statistics import LEVEL, Difference, compare_runs, moments
 from ifap.study.report.tables.model import Column, Item, Note, Row, Table
-from ifap.study.report.tables.networks import DAGGER, is_masked, masked_note, not_attempted, origin
+from ifap.study.report.tables.networks import DAGGER, is_masked, masked_note, not_attempted, origin, seeds_item
 from ifap.study.report.tables.numbers import Unit, choose_unit, fixed, spread
 from ifap.study.report.tables.report import Report
 from ifap.study.report.tables.wording import dataset_label, label, metric_heading, metric_notes, scale_notes
@@ -232,8 +232,8 @@ def _accuracy(entry: Compared, column: str, *, bold: bool = False) -> Item:
     return Item(spread(known, _points), _href(entry), bold) if len(known) else Item(NO_VALUE)
 
 
-def _href(entry: Compared) -> str:
-    return origin([str(path) for path in entry.frame["metrics"]], str(entry.frame["scale"].iloc[0]))
+def _href(entry: Compared) -> str | None:
+    return origin(entry.frame)
 
 
 def _points(value: float) -> str:
@@ -324,7 +324,6 @@ def _detail(report: Report, entry: Compared, unit: Unit) -> tuple[Item, ...]:
         return Item(NO_VALUE) if math.isnan(value) else Item(fixed(value, decimals), href)
 
     words = [Item(NO_VALUE if pd.isna(first[name]) else _WORDS[first[name]]) for name in ("structure", "start")]
-    count = len(entry.frame)
     return (
         *words,
         _accuracy(entry, "test_metric"),
@@ -336,7 +335,7 @@ def _detail(report: Report, entry: Compared, unit: Unit) -> tuple[Item, ...]:
         mean("nonzero_params_reduction", 1),
         mean("sparsity", 1),
         mean("training_relative", 2),
-        Item(str(count) if count == len(seeds) else f"{count} of {len(seeds)}"),
+        seeds_item(entry.frame, len(seeds)),
         *_difference_items(entry),
     )
 
@@ -349,11 +348,12 @@ def _difference_items(entry: Compared) -> tuple[Item, ...]:
     found = entry.difference
     if found is None:
         return nothing, nothing, nothing, Item("reference" if entry.line == REFERENCE else NO_VALUE)
-    mean = nothing if found.mean is None else Item(_signed(found.mean))
+    href = _href(entry)
+    mean = nothing if found.mean is None else Item(_signed(found.mean), href)
     interval = nothing
     if found.low is not None and found.high is not None:
-        interval = Item(f"{_signed(found.low)} to {_signed(found.high)}")
-    p = nothing if found.p_holm is None else Item("< 0.001" if found.p_holm < 0.001 else fixed(found.p_holm, 3))
+        interval = Item(f"{_signed(found.low)} to {_signed(found.high)}", href)
+    p = nothing if found.p_holm is None else Item("< 0.001" if found.p_holm < 0.001 else fixed(found.p_holm, 3), href)
     return mean, interval, p, Item(found.verdict)
 
 

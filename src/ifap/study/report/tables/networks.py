@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 from collections.abc import Callable, Mapping, Sequence
 
 import pandas as pd
@@ -121,8 +120,9 @@ def _block(
         frame = of_method[method]
         values = not_attempted(wanted, report.missing)
         if len(frame):
-            counts = (*count_items(frame, "macs", macs), *count_items(frame, "params", params))
-            values = (*counts, *score_items(frame, top), seeds_item(frame, len(wanted)))
+            base = unpruned(here, frame)
+            counts = (*count_items(frame, base, "macs", macs), *count_items(frame, base, "params", params))
+            values = (*counts, *score_items(frame, base, top), seeds_item(frame, len(wanted)))
         rows.append(Row((*names, *values), starts_group=index == 0))
     return rows
 
@@ -132,48 +132,56 @@ def _printed(frame: pd.DataFrame) -> float:
     return round(float(frame["test_metric"].mean()), 2)
 
 
-def count_items(frame: pd.DataFrame, kind: str, unit: Unit) -> tuple[Item, ...]:
+def count_items(frame: pd.DataFrame, base: pd.DataFrame, kind: str, unit: Unit) -> tuple[Item, ...]:
     """Return what a method's runs cost: before, after and the change; `kind` is ``macs`` or ``params``."""
+    own_link, base_link = origin(frame), origin(base)
 
-    def item(column: str, show: Callable[[float], str], href: str) -> Item:
+    def item(column: str, show: Callable[[float], str], href: str | None) -> Item:
         known = frame[column].dropna().astype(float)
         return Item(show(float(known.mean())), href) if len(known) else Item(NO_VALUE)
 
-    own, base = _links(frame)
     return (
-        item(f"{kind}_base", unit.text, base),
-        item(kind, unit.text, own),
-        item(f"{kind}_reduction", lambda value: fixed(value, 1), own),
+        item(f"{kind}_base", unit.text, base_link),
+        item(kind, unit.text, own_link),
+        item(f"{kind}_reduction", lambda value: fixed(value, 1), own_link),
     )
 
 
-def score_items(frame: pd.DataFrame, top: float = math.nan) -> tuple[Item, ...]:
+def score_items(frame: pd.DataFrame, base: pd.DataFrame, top: float = math.nan) -> tuple[Item, ...]:
     """Return the scores of a method's runs: before, after (bold if it is `top` and the target was met), the change."""
 
-    def item(column: str, href: str, *, bold: bool = False) -> Item:
+    def item(column: str, href: str | None, *, bold: bool = False) -> Item:
         known = frame[column].dropna().astype(float)
         return Item(spread(known, lambda value: fixed(value, 2)), href, bold) if len(known) else Item(NO_VALUE)
 
-    own, base = _links(frame)
-    best_one = _printed(frame) == top and met_target(frame)
-    return item("baseline_metric", base), item("test_metric", own, bold=best_one), item("metric_delta", own)
+    own, best_one = origin(frame), _printed(frame) == top and met_target(frame)
+    return item("baseline_metric", origin(base)), item("test_metric", own, bold=best_one), item("metric_delta", own)
 
 
 def seeds_item(frame: pd.DataFrame, seeds: int) -> Item:
     """Return how many seeds ran, of those that were to run."""
-    return Item(str(len(frame)) if len(frame) == seeds else f"{len(frame)} of {seeds}")
+    return Item(str(len(frame)) if len(frame) == seeds else f"{len(frame)} of {seeds}", origin(frame))
 
 
-def _links(frame: pd.DataFrame) -> tuple[str, str]:
-    """Return the links to the records of a method's runs, and to those of the unpruned networks."""
-    scale, own = str(frame["scale"].iloc[0]), [str(path) for path in frame["metrics"]]
-    base = [re.sub(r"/[^/]+/(seed\d+/[^/]+)$", r"/baseline/\1", path) for path in own]
-    return origin(own, scale), origin(base, scale)
+def unpruned(runs: pd.DataFrame, pruned: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of the unpruned networks that the rows of pruned ones start from."""
+    keys = ["task", "dataset", "model", "seed"]
+    wanted = set(pruned[keys].itertuples(index=False, name=None))
+    own = runs[runs["method"] == "baseline"]
+    return own[[key in wanted for key in own[keys].itertuples(index=False, name=None)]]
 
 
-def origin(metrics: Sequence[str], scale: str) -> str:
-    """Return the link to one seed's record, or to the folder of several seeds."""
-    return link(metrics[0] if len(metrics) == 1 else os.path.dirname(os.path.dirname(metrics[0])) + "/", scale)
+def origin(rows: pd.DataFrame) -> str | None:
+    """Return the link to the lines of records that rows come from; None without a row.
+
+    Lines that do not follow one another are linked by the first.
+    """
+    if rows.empty:
+        return None
+    places = [str(place).rpartition("#L") for place in rows["record"]]
+    file, lines = places[0][0], [int(line) for _, _, line in places]
+    several = len(lines) > 1 and lines == list(range(lines[0], lines[0] + len(lines)))
+    return link(f"{file}#L{lines[0]}{f'-L{lines[-1]}' if several else ''}", str(rows["scale"].iloc[0]))
 
 
 def not_attempted(cells: Sequence[Cell], missing: Mapping[Cell, str], columns: int = 10) -> tuple[Item, ...]:

@@ -106,7 +106,7 @@ def _summary(claims: Sequence[Judged], scale: str) -> str:
     for claim in claims:
         counts[claim.verdict] += 1
     shown = ", ".join(f"{count} {verdict}" for verdict, count in sorted(counts.items(), key=lambda pair: -pair[1]))
-    return f"{len(claims)} published values at scale {scale}: {shown}. One by one: {paths.claims_csv(scale)}."
+    return f"{len(claims)} published values at scale {scale}: {shown}. One by one: {paths.report_page(scale)}."
 
 
 def _legend(claims: Sequence[Judged]) -> str:
@@ -137,9 +137,9 @@ def _measured(claim: Judged, scale: str) -> tuple[str, str | None]:
     exponent = Decimal(claim.value).as_tuple().exponent
     decimals = max(1, -exponent) if isinstance(exponent, int) else 1
     if is_counted(claim):  # exact, so one digit more than printed says more
-        return fixed(claim.mean, decimals + (claim.value.count(".") > 0)), link(claim.metrics, scale)
+        return fixed(claim.mean, decimals + (claim.value.count(".") > 0)), link(claim.records, scale)
     spread = f" {PLUS_MINUS} {fixed(claim.sd, decimals)}" if claim.sd is not None else ""
-    return f"{fixed(claim.mean, decimals)}{spread} ({claim.n})", link(claim.metrics.split(";")[0], scale)
+    return f"{fixed(claim.mean, decimals)}{spread} ({claim.n})", link(claim.records.split(";")[0], scale)
 
 
 def _verdict_item(claims: Sequence[Judged], notes: Footnotes) -> Item:

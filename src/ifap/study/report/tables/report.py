@@ -12,21 +12,23 @@ from ifap.study import paths
 from ifap.study.grid import Grid
 from ifap.study.paths import Cell
 from ifap.study.report import records
-from ifap.study.report.judge import Judged, check_against, load_judged
+from ifap.study.report.configs import check_configs, load_configs
+from ifap.study.report.full_size import load_counts
+from ifap.study.report.judge import Judged, Source, judge_file
 
 
 @dataclass(frozen=True)
 class Report:
-    """The files that `stages.collect` writes, read.
+    """The files that `stages.collect` writes, read, and the verdicts that follow from them.
 
     Parameters
     ----------
     grid : Grid
         The cells that the tables should show; those without a row in `runs` are shown as not attempted.
     runs, trace : DataFrame
-        Content of ``runs.csv`` and ``trace.csv``.
+        Content of ``records.csv`` and ``trace.csv``.
     claims : sequence of Judged
-        Content of ``claims.csv``.
+        Every published number with its verdict.
     missing : mapping of Cell to str
         Content of ``missing.csv``: why a cell has no row.
     """
@@ -39,10 +41,25 @@ class Report:
 
     @classmethod
     def load(cls, grid: Grid, *, root: Path = Path()) -> Report:
-        """Read the files of a scale; what does not fit `grid` or the published numbers is an error."""
-        runs, trace = records.load_runs(grid.scale, root=root), records.load_trace(grid.scale, root=root)
-        records.check_cells(runs, grid, paths.runs_csv(grid.scale))
-        records.check_cells(trace, grid, paths.trace_csv(grid.scale))
-        claims = load_judged(grid.scale, root=root)
-        check_against(claims, root / paths.published_claims(), grid.scale)
-        return cls(grid, runs, trace, claims, records.load_missing(grid.scale, root=root))
+        """Read the files of a scale; records of other cells or other parameters than `grid` has are an error."""
+        scale = grid.scale
+        runs, trace = records.load_records(scale, root=root), records.load_trace(scale, root=root)
+        records.check_cells(runs, grid, paths.records_csv(scale))
+        records.check_cells(trace, grid, paths.trace_csv(scale))
+        check_configs(runs, load_configs(scale, root=root), grid)
+        return cls.of(grid, runs, trace, records.load_missing(scale, root=root), root=root)
+
+    @classmethod
+    def of(
+        cls,
+        grid: Grid,
+        runs: pd.DataFrame,
+        trace: pd.DataFrame,
+        missing: Mapping[Cell, str],
+        *,
+        root: Path = Path(),
+    ) -> Report:
+        """Judge every published number by what was recorded and by the networks counted at full size."""
+        source = Source(grid, runs, trace, missing, load_counts(root=root))
+        claims = judge_file(root / paths.published_claims(), source)
+        return cls(grid, runs, trace, claims, missing)

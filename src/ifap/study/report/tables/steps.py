@@ -8,7 +8,6 @@ from typing import Any
 
 import pandas as pd
 
-from ifap.study import paths
 from ifap.study.config.params import TableParams
 from ifap.study.grid import Grid
 from ifap.study.paths import Cell
@@ -27,7 +26,7 @@ def table_4(name: str, options: TableParams, report: Report) -> Table:
     own, base = select(report.runs, cell), select(report.runs, cell.baseline)
     steps = select(report.trace, cell)
     macs, params = choose_unit([*steps["macs"], *own["macs"]]), choose_unit([*steps["params"], *own["params"]])
-    rows = [_step_row(step, cell, grid.scale, macs, params) for step in steps.to_dict("records")]
+    rows = [_step_row(step, macs, params) for step in steps.to_dict("records")]
     if rows:
         rows[0] = replace(rows[0], starts_group=True)
         rows += [
@@ -53,8 +52,8 @@ def _table_4_columns(macs: Unit, params: Unit) -> tuple[Column, ...]:
     )
 
 
-def _step_row(step: dict[Any, Any], cell: Cell, scale: str, macs: Unit, params: Unit) -> Row:
-    href = link(paths.receipts_file(scale, cell).as_posix(), scale)
+def _step_row(step: dict[Any, Any], macs: Unit, params: Unit) -> Row:
+    href = link(step["record"], step["scale"])
     undone = " (rolled back)" if str(step["accepted"]).lower() == "false" else ""
     start = " (unpruned)" if step["iteration"] == 0 else ""
     return Row(
@@ -73,10 +72,10 @@ def _test_row(name: str, runs: pd.DataFrame, macs: Unit, params: Unit, *, new: b
         Row(
             (
                 Item(name),
-                Item(params.text(run["params"]), link(run["metrics"], run["scale"])),
-                Item(macs.text(run["macs"]), link(run["metrics"], run["scale"])),
+                Item(params.text(run["params"]), link(run["record"], run["scale"])),
+                Item(macs.text(run["macs"]), link(run["record"], run["scale"])),
                 Item(NO_VALUE),
-                *(_share(run[column], link(run["metrics"], run["scale"])) for column in ("test_top1", "test_top5")),
+                *(_share(run[column], link(run["record"], run["scale"])) for column in ("test_top1", "test_top5")),
                 Item("test"),
             ),
             starts_group=new,

@@ -1,0 +1,114 @@
+"""The resolved parameters of recorded cells: kept once by hash, and compared with ``params.yaml``."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from ifap.errors import ResultsError
+from ifap.files import read_bounded
+from ifap.study import paths
+from ifap.study.grid import Grid
+from ifap.study.paths import Cell
+from ifap.study.report.csv_files import LISTED, MOST_BYTES, read_lines
+
+
+def config_hash(config: Mapping[str, Any]) -> str:
+    """Return twelve hexadecimal digits that stand for a resolved configuration."""
+    text = json.dumps(config, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def configs_text(configs: Iterable[Mapping[str, Any]]) -> str:
+    """Lay out configurations as JSON: every step once by its hash, and which steps each configuration has.
+
+    Parameters
+    ----------
+    configs : iterable of mapping
+        Resolved configurations of cells, as `ifap.study.grid.Grid.config` returns them.
+
+    Returns
+    -------
+    str
+        ``steps`` maps a hash to parameters, ``configs`` the hash of a configuration to the hash of each of its steps.
+    """
+    steps: dict[str, Any] = {}
+    named: dict[str, dict[str, str]] = {}
+    for config in configs:
+        own = {step: config_hash(block) for step, block in config.items() if step != "cell"}
+        steps |= {own[step]: config[step] for step in own}
+        named[config_hash(config)] = own
+    return json.dumps({"configs": named, "steps": steps}, indent=1, sort_keys=True) + "\n"
+
+
+def load_configs(scale: str, *, root: Path = Path()) -> dict[str, dict[str, Any]]:
+    """Read ``configs.json`` of one scale: the configuration behind each hash, without the name of its cell."""
+    shown = paths.configs_json(scale)
+    try:
+        stored = json.loads(read_bounded(root / shown, MOST_BYTES).decode())
+        return {
+            name: {step: stored["steps"][of_step] for step, of_step in own.items()}
+            for name, own in stored["configs"].items()
+        }
+    except FileNotFoundError:
+        read_lines(root / shown, shown)  # which says what makes it
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ResultsError(f"malformed {shown}: {error}") from None
+
+
+def check_configs(records: pd.DataFrame, configs: Mapping[str, Mapping[str, Any]], grid: Grid) -> None:
+    """Refuse records of cells that ``params.yaml`` describes otherwise; one line names them and the first key."""
+    stale = []
+    for row in records[[*Cell._fields, "config_hash"]].itertuples(index=False, name=None):
+        cell, found = Cell(*row[:-1]), row[-1]
+        wanted = grid.config(cell, "evaluate")
+        if found != config_hash(wanted):
+            own = {"cell": wanted["cell"], **configs.get(found, {})}
+            stale.append(
+                f"stale record of {cell}: {first_difference(own, wanted) or f'{found} is not in configs.json'}"
+            )
+    if stale:
+        rest = len(stale) - LISTED
+        raise ResultsError("; ".join(stale[:LISTED]) + (f" and {rest} more" if rest > 0 else ""))
+
+
+def first_difference(found: Mapping[str, Any], wanted: Mapping[str, Any], source: str = "params.yaml") -> str | None:
+    """Name the first key in which two nested mappings differ.
+
+    Parameters
+    ----------
+    found : mapping
+        What a record says.
+    wanted : mapping
+        What it should say.
+    source : str
+        Where `wanted` comes from, for the message.
+
+    Returns
+    -------
+    str or None
+        For example ``"prune.steps=10 (params.yaml: 12)"``; None if they are the same.
+    """
+    ours = flat(json.loads(json.dumps(found)))
+    theirs = flat(json.loads(json.dumps(wanted)))
+    for key in dict.fromkeys([*theirs, *ours]):
+        mine, other = ours.get(key, "absent"), theirs.get(key, "absent")
+        if mine != other:
+            return f"{key}={mine} ({source}: {other})"
+    return None
+
+
+def flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Return nested mappings as one, whose keys are joined by dots."""
+    if not isinstance(value, dict) or not value:
+        return {prefix.rstrip("."): value}
+    joined: dict[str, Any] = {}
+    for key, inner in value.items():
+        joined |= flat(inner, f"{prefix}{key}.")
+    return joined
