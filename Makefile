@@ -12,7 +12,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export DVC_NO_ANALYTICS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce smoke study-one test test-fast check format docs bench vulnerabilities record sync pull push status image lock tensorboard clean
+.PHONY: help setup reproduce smoke study-one test test-fast check format docs bench vulnerabilities record pointer sync pull push status image lock tensorboard clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-15s %s\n", $$1, $$2}'
@@ -86,6 +86,8 @@ record: setup ## Version a finished scale: provenance in git, data, cells and ch
 	dvc repro
 	dvc status
 	@echo "now: git add --all && git commit, then make push SCALE=$(SCALE)"
+
+pointer: results/$(SCALE)/.dvcignore ## Let DVC read what is recorded of a scale, to fetch single files
 
 # Lets DVC read the pointer: a clone in which nobody has asked for a scale's files does not lack them.
 results/%/.dvcignore: results/%/recorded.dvc

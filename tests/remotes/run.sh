@@ -157,7 +157,7 @@ try() {
   echo "$kind: a fresh clone has nothing to do"
 
   clone one
-  in_checkout "$work/one" make results/quick/.dvcignore
+  in_checkout "$work/one" make pointer
   in_checkout "$work/one" dvc pull "$cell"
   [[ $(find "$work/one/results" -name '*.safetensors') == "$work/one/$cell/weights.safetensors" ]] \
     || fail "$kind: pulled more or less than one cell"

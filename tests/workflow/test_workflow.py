@@ -445,12 +445,11 @@ def test_restoring_a_table_beside_checkpoints_trains_nothing(recorded, tmp_path)
 
 
 def test_dvc_runs_by_the_environment_beside_it_without_activation(clone):
-    (clone.root / ".venv" / "bin").mkdir(parents=True)
-    for name in ("python", "dvc"):
-        (clone.root / ".venv" / "bin" / name).symlink_to(Path(sys.executable).parent / name)
+    (clone.root / ".venv").symlink_to(sys.prefix)
+    before = (clone.root / TABLE).read_bytes()
     (clone.root / TABLE).unlink()
-    clone.run("env", "PATH=/usr/bin:/bin", ".venv/bin/dvc", "repro", "--single-item", "tables@table-2")
-    assert clone.run("git", "status", "--porcelain") == ""
+    clone.run("env", "PATH=/usr/bin:/bin", ".venv/bin/dvc", "repro", "tables@table-2")
+    assert (clone.root / TABLE).read_bytes() == before
 
 
 def test_a_run_in_a_fresh_clone_is_an_exact_reproduction(clone):
@@ -464,7 +463,7 @@ def test_a_run_in_a_fresh_clone_is_an_exact_reproduction(clone):
     assert "exact reproduction" in clone.run("make", "reproduce")
     assert snapshot(clone, "results", "reports", "data") == before
     # The work of the cells is what was recorded as well, though no record of it is in git but its checksum.
-    clone.run("make", f"results/{SCALE}/.dvcignore")
+    clone.run("make", "pointer")
     assert "modified" not in clone.run("dvc", "status")
     file = clone.root / paths.records_csv(SCALE)
     rows = [line.split(",") for line in file.read_text().splitlines()]
