@@ -1,0 +1,85 @@
+"""What a method is given of a network, and how the result is measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from benchmarks.pretrained.splits import Split
+
+Measures = dict[str, float]
+
+
+@dataclass
+class Case:
+    """One network with its data.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The trained network, in evaluation mode; it is not changed.
+    example : object
+        Inputs of one forward of one sample.
+    calibration : list
+        Batches without labels.
+    targets : callable
+        ``targets(batch)`` returns what `loss` compares with: made from the network itself or from the inputs, never
+        from labels.
+    loss : callable
+        ``loss(outputs, targets)`` returns a scalar, for methods that need gradients.
+    measure : callable
+        ``measure(model)`` returns columns of the table.
+    options : dict
+        Of `ifap.prune`, the same for all methods.
+    blocks : str
+        Name of the list of equal blocks, for rivals that remove whole ones; empty where there is none.
+    """
+
+    model: nn.Module
+    example: Any
+    calibration: list[Any]
+    targets: Callable[[Any], Tensor]
+    loss: Callable[[Any, Tensor], Tensor]
+    measure: Callable[[nn.Module], Measures]
+    options: dict[str, Any] = field(default_factory=dict)
+    blocks: str = ""
+    _labelled: list[tuple[Any, Tensor]] = field(default_factory=list, repr=False)
+
+    @property
+    def labelled(self) -> list[tuple[Any, Tensor]]:
+        """Batches with targets, made when they are first wanted."""
+        if not self._labelled:
+            self._labelled = [(batch, self.targets(batch)) for batch in self.calibration]
+        return self._labelled
+
+
+@dataclass(frozen=True)
+class Network:
+    """One line of the list of networks.
+
+    Parameters
+    ----------
+    title : str
+        What it is, for the page.
+    cases : callable
+        ``cases(folder, split)`` returns the cases; their measures are averaged.
+    metric : str
+        What column ``metric`` holds.
+    targets : tuple of float
+        Shares of the MACs to remove.
+    higher_is_better : bool
+        Of the metric.
+    names : mapping of str to str
+        Columns of other measures to what they hold for this network.
+    """
+
+    title: str
+    cases: Callable[[Path, Split], list[Case]]
+    metric: str
+    targets: tuple[float, ...]
+    higher_is_better: bool = True
+    names: Mapping[str, str] = field(default_factory=dict)
