@@ -24,7 +24,7 @@ def lite0(folder: Path) -> nn.Module:
     # The keys are others, their order is the same.
     own = network.state_dict()
     network.load_state_dict(dict(zip(own, stored.values(), strict=True)))
-    module: nn.Module = network.eval()
+    module: nn.Module = network.eval().to(memory_format=torch.channels_last)
     return module
 
 

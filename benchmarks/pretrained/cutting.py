@@ -154,7 +154,7 @@ def first_order(model: nn.Module, graph: Graph, labelled: Iterable[tuple[Inputs,
     }
     totals = np.zeros(graph.num_units)
     for place, units in places:
-        values = products[place.tensor].movedim(place.dim, 0).flatten(1).sum(dim=1)
+        values = products[place.tensor].movedim(place.dim, 0).reshape(len(units), -1).sum(dim=1)
         totals += by_unit(graph, units, values)[0]
     return totals
 

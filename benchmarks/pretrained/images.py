@@ -16,7 +16,7 @@ from benchmarks.pretrained.carriers import CIFAR, IMAGENET, PHOTOGRAPHS, path_of
 from benchmarks.pretrained.splits import Images, Split
 
 SIDE, WHOLE = 224, 256  # what a network sees, and what it is cut from the middle of
-BATCH = 32
+BATCH = 16
 CROPS_OF_PHOTOGRAPHS = 6
 _ROWS = 10_000  # images of one file of CIFAR-10
 
@@ -113,5 +113,5 @@ def _pixels(file: Path) -> Any:
 
 
 def batches(images: Tensor, size: int = BATCH) -> list[Tensor]:
-    """Return images in batches."""
-    return [*images.split(size)]
+    """Return images in batches, laid out so that they run fastest."""
+    return [batch.contiguous(memory_format=torch.channels_last) for batch in images.split(size)]

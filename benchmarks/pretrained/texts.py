@@ -15,7 +15,7 @@ from benchmarks.pretrained.carriers import path_of
 from benchmarks.pretrained.splits import articles
 
 BLOCK = 128  # tokens that a language model reads at a time
-BLOCKS = {"calibration": 128, "development": 24, "heldout": 48}
+BLOCKS = {"calibration": 128, "development": 16, "heldout": 32}
 SENTENCES = {"calibration": 512, "development": 300, "heldout": 1000}
 LONGEST = 64  # tokens of a sentence
 _SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[A-Z])")
