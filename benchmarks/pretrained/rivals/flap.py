@@ -62,7 +62,12 @@ def with_biases(case: Case) -> nn.Module:
     graph = trace(model, case.example, keep_embeddings=case.options.get("keep_embeddings", False))
     for name, module in modules_by_name(model).items():
         slot = graph.slot(name, "in")
-        if isinstance(module, nn.Linear) and module.bias is None and slot is not None and (graph.unit_of[slot] >= 0).any():
+        if (
+            isinstance(module, nn.Linear)
+            and module.bias is None
+            and slot is not None
+            and (graph.unit_of[slot] >= 0).any()
+        ):
             module.bias = nn.Parameter(module.weight.new_zeros(len(module.weight)))
     return model
 

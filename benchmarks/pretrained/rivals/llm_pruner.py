@@ -80,5 +80,7 @@ def _way(name: str) -> Any:
     return way
 
 
-RIVALS.register("llm_pruner_local")(Rival(_way("llm_pruner_local"), "LLM-Pruner's Taylor, the same share of each width"))
+RIVALS.register("llm_pruner_local")(
+    Rival(_way("llm_pruner_local"), "LLM-Pruner's Taylor, the same share of each width")
+)
 RIVALS.register("llm_pruner_global")(Rival(_way("llm_pruner_global"), "LLM-Pruner's Taylor per MAC, over all widths"))

@@ -78,9 +78,7 @@ def _staying(model: nn.Module, graph: Graph) -> list[nn.Module]:
     """Return the layers of whose outputs no unit can go."""
     modules = modules_by_name(model)
     slots = {name: graph.slot(name, "out") for name, module in modules.items() if _makes(module)}
-    return [
-        modules[name] for name, slot in slots.items() if slot is None or not (graph.unit_of[slot] >= 0).any()
-    ]
+    return [modules[name] for name, slot in slots.items() if slot is None or not (graph.unit_of[slot] >= 0).any()]
 
 
 def _makes(module: nn.Module) -> bool:
