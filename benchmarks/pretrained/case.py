@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -73,8 +73,6 @@ class Network:
         Shares of the MACs to remove.
     higher_is_better : bool
         Of the metric.
-    names : mapping of str to str
-        Columns of other measures to what they hold for this network.
     """
 
     title: str
@@ -82,4 +80,3 @@ class Network:
     metric: str
     targets: tuple[float, ...]
     higher_is_better: bool = True
-    names: Mapping[str, str] = field(default_factory=dict)

@@ -125,12 +125,10 @@ def moments(model: nn.Module, batches: Iterable[Inputs], names: Iterable[str]) -
 
 def by_unit(graph: Graph, units: np.ndarray[Any, Any], values: Tensor) -> tuple[Floats, Floats]:
     """Return for each unit the sum of the values of its channels, and their number."""
-    free = units >= 0
-    weights = values.numpy()[free].astype(float)
-    return (
-        np.bincount(units[free], weights=weights, minlength=graph.num_units),
-        np.bincount(units[free], minlength=graph.num_units).astype(float),
-    )
+    free, totals = units >= 0, np.zeros(graph.num_units)
+    np.add.at(totals, units[free], values.numpy()[free])
+    numbers = np.bincount(units[free], minlength=graph.num_units).astype(np.float64)
+    return totals, numbers
 
 
 def first_order(model: nn.Module, graph: Graph, labelled: Iterable[tuple[Inputs, Tensor]], loss: Any) -> Floats:

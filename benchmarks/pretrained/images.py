@@ -28,7 +28,7 @@ def labels() -> list[int]:
 
 def calibration(folder: Path, which: Images) -> Tensor:
     """Return the images that a method is given, in mixed order: shape (images, 3, side, side)."""
-    found = [_cifar(folder, False, number) for number in which.made]
+    found = [_enlarged(folder, False, number) for number in which.made]
     for number in which.real:
         image = _opened(path_of("imagenet_samples", IMAGENET[number], folder))
         draw = random.Random(number)
@@ -40,7 +40,7 @@ def calibration(folder: Path, which: Images) -> Tensor:
 
 def tested(folder: Path, which: Images, split: Split) -> Tensor:
     """Return the images that networks are compared on: shape (images, 3, side, side)."""
-    found = [_cifar(folder, split == "heldout", number) for number in which.tested]
+    found = [_enlarged(folder, split == "heldout", number) for number in which.tested]
     found += [real(folder, number) for number in which.tested_real]
     if which.photographs:
         found += photographs(folder)
@@ -88,14 +88,18 @@ def _opened(file: Path) -> Image.Image:
         return image.convert("RGB")
 
 
-def _cifar(folder: Path, is_test: bool, number: int) -> Tensor:
+def cifar(folder: Path, is_test: bool, number: int) -> Image.Image:
+    """Return one image of CIFAR-10, of its test or training images, as small as it is."""
     name = CIFAR[-1] if is_test else CIFAR[number // _ROWS]
-    pixels = _pixels(path_of_once(folder, name))[number % _ROWS]
-    return scaled(Image.fromarray(pixels).resize((SIDE, SIDE), Image.Resampling.BICUBIC))
+    return Image.fromarray(_pixels(_path_of_once(folder, name))[number % _ROWS])
+
+
+def _enlarged(folder: Path, is_test: bool, number: int) -> Tensor:
+    return scaled(cifar(folder, is_test, number).resize((SIDE, SIDE), Image.Resampling.BICUBIC))
 
 
 @cache
-def path_of_once(folder: Path, name: str) -> Path:
+def _path_of_once(folder: Path, name: str) -> Path:
     """Return a file of CIFAR-10; its checksum is compared once a process."""
     return path_of("cifar10", name, folder)
 

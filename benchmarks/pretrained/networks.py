@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.pretrained import classifier, encoders, language
+from benchmarks.pretrained import classifier, encoders, language, maps
 from benchmarks.pretrained.case import Network
 from ifap.errors import ConfigError, nearest
 
@@ -28,6 +28,7 @@ NETWORKS: dict[str, Network] = {
     ),
     "minilm": Network("MiniLM, sentences of SQuAD's articles", encoders.minilm, "mean cosine", (0.2, 0.35)),
     "mpnet": Network("MPNet, sentences of SQuAD's articles", encoders.mpnet, "mean cosine", (0.2, 0.35)),
+    "craft": Network("CRAFT, words drawn on images", maps.words, "relative error", (0.3, 0.5), higher_is_better=False),
 }
 
 

@@ -41,8 +41,8 @@ methods, controls and rivals. All have the same calibration data and end at the 
 otherwise. The table is [`pretrained.csv`](../results/bench/pretrained.csv).
 
 *KL* is the divergence of the pruned network's probabilities from the original's, in nats; *agreement* the share of
-samples with the same first choice. Both need no labels. *Against ours* divides the loss of a row (KL; for encoders one
-minus the mean cosine) by that of ours with compensation at the same target, and stands only where both rows come from
+samples with the same first choice. Both need no labels. *Against ours* divides the loss of a row (KL; of encoders one
+minus the mean cosine, of maps the relative error) by that of ours with compensation at the same target, and stands only where both rows come from
 the same commit, packages and machine. Calibration, development and held-out data share no image and no article; every
 number here is of held-out data. Rows that were not run are absent."""
 
@@ -79,12 +79,14 @@ def ratio(row: Row, ours: Row | None) -> float | None:
 
 
 def loss(row: Row) -> float | None:
-    """Return what is to be small: KL, or for encoders one minus the mean cosine."""
+    """Return what is to be small: KL; else the relative error of maps, or one minus the mean cosine."""
     if row["state"] != "done":
         return None
     if row.get("kl"):
         return float(row["kl"])
-    return 1 - float(row["metric"]) if row.get("metric") else None
+    if not row.get("metric"):
+        return None
+    return float(row["metric"]) if row["metric_name"] == "relative error" else 1 - float(row["metric"])
 
 
 def _order(row: Row) -> tuple[float, str, str]:

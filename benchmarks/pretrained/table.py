@@ -28,7 +28,7 @@ COLUMNS = {
     "target": "share of the MACs that was to go",
     "achieved": "share of the MACs that is gone",
     "kl": "mean Kullback-Leibler divergence of the original's class or word probabilities from the pruned network's",
-    "agreement": "share of samples, or words, with the same first choice; of sentences with the same nearest other one",
+    "agreement": "share of samples or words with the same first choice, of sentences with the same neighbour, of text found",
     "metric": "what `metric_name` says",
     "metric_name": "top-1, perplexity, mean cosine to the original's embeddings, or relative error",
     "rank": "rank correlation of the cosines of all pairs of sentences with the original's",

@@ -7,6 +7,7 @@ import os
 import time
 import zipfile
 from collections import OrderedDict
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -68,7 +69,7 @@ def convolutional():
 
 def test_parts_share_nothing_and_too_few_or_equal_items_are_refused():
     parts = splits.partition(range(10), {"a": 3, "b": 5, "c": 2})
-    assert sorted(sum(parts.values(), [])) == list(range(10))
+    assert sorted(chain(*parts.values())) == list(range(10))
     assert parts == splits.partition(range(10), {"a": 3, "b": 5, "c": 2})
     with pytest.raises(ConfigError, match="10 items are too few for 11"):
         splits.partition(range(10), {"a": 11})
@@ -87,7 +88,7 @@ def test_no_image_is_in_two_parts():
 
 def test_each_fold_is_measured_on_the_images_that_it_was_not_calibrated_with():
     folds = splits.folds("heldout")
-    assert sorted(sum((fold.tested_real for fold in folds), [])) == list(range(20))
+    assert sorted(chain(*(fold.tested_real for fold in folds))) == list(range(20))
     for fold in folds:
         assert not set(fold.real) & set(fold.tested_real)
         assert len(fold.real) * fold.crops == len(fold.made) == 100
@@ -99,7 +100,7 @@ def test_each_fold_is_measured_on_the_images_that_it_was_not_calibrated_with():
 def test_articles_are_in_one_part():
     parts = splits.articles([f"article {number}" for number in range(48)])
     assert {name: len(found) for name, found in parts.items()} == splits.ARTICLES
-    assert len(set(sum(parts.values(), []))) == 48
+    assert len(set(chain(*parts.values()))) == 48
 
 
 def test_choices_and_results_go_to_different_files():

@@ -76,17 +76,17 @@ def put_means(model: nn.Module, pruned: Pruned, batches: Iterable[Any]) -> None:
     """Add to biases of the pruned network what the removed channels gave on average in the unpruned one."""
     before, after = modules_by_name(model), modules_by_name(pruned.model)
     lost = {
-        name: np.setdiff1d(np.arange(before[name].weight.shape[1]), sides["in"])  # type: ignore[index]
+        name: np.setdiff1d(np.arange(before[name].weight.shape[1]), sides["in"])
         for name, sides in pruned.plan.kept.items()
         if "in" in sides and isinstance(before.get(name), nn.Linear)
     }
     for name, (mean, _) in moments(model, batches, lost).items():
         gone = torch.from_numpy(lost[name])
         source, bias = before[name], after[name].bias
-        added = source.weight.detach()[:, gone].double() @ mean[gone]  # type: ignore[index, operator]
+        added = source.weight.detach()[:, gone].double() @ mean[gone]
         kept = pruned.plan.kept[name].get("out")
         with torch.no_grad():
-            bias += (added if kept is None else added[torch.tensor(kept)]).to(bias.dtype)  # type: ignore[arg-type, operator, union-attr]
+            bias += (added if kept is None else added[torch.tensor(kept)]).to(bias.dtype)
 
 
 RIVALS.register("flap")(Rival(_way, "FLAP"))
