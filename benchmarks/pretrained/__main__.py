@@ -103,7 +103,7 @@ def _run(name: str, keys: list[Key], split: Split, data: Path, timeout: float) -
             print(f"{' '.join(key)}: {reason}", flush=True)
             continue
         row = runner.run(key, line, cases, split, _command(split, name), timeout)
-        table.write([*{**table.read(file), key: row}.values()], file)  # others may have added rows meanwhile
+        table.add(row, file)
         print(_line(row), flush=True)
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import fcntl
 import importlib.metadata
+import os
 import platform
 from collections.abc import Iterable
 from pathlib import Path
@@ -28,7 +30,8 @@ COLUMNS = {
     "target": "share of the MACs that was to go",
     "achieved": "share of the MACs that is gone",
     "kl": "mean Kullback-Leibler divergence of the original's class or word probabilities from the pruned network's",
-    "agreement": "share of samples or words with the same first choice, of sentences with the same neighbour, of text found",
+    "agreement": "share of samples or words with the same first choice, of sentences with the same neighbour; of text"
+    " that either network finds, the share that both do",
     "metric": "what `metric_name` says",
     "metric_name": "top-1, perplexity, mean cosine to the original's embeddings, or relative error",
     "rank": "rank correlation of the cosines of all pairs of sentences with the original's",
@@ -89,6 +92,17 @@ def read(file: Path) -> dict[Key, Row]:
 def write(rows: Iterable[Row], file: Path) -> None:
     """Write all rows, whole or not at all."""
     write_csv(file, rows, COLUMNS)
+
+
+def add(row: Row, file: Path) -> None:
+    """Put one row into a table, in place of one with the same key; several processes may do so at a time."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(file.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        write({**read(file), key(row): row}.values(), file)
+    finally:
+        os.close(descriptor)
 
 
 def missing(wanted: Iterable[Key], rows: dict[Key, Row]) -> list[Key]:

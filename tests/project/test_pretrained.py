@@ -384,7 +384,10 @@ def test_rows_that_are_there_are_not_run_again(tmp_path, dense):
         ("toy", "shortgpt", "no", "0.2"),
     ]
     assert table.missing(keys, table.read(file)) == keys
-    table.write([row_of(dense, "ifap")], file)
+    table.add(row_of(dense, "random"), file)
+    table.add({**row_of(dense, "ifap"), "seconds": 1}, file)
+    table.add({**row_of(dense, "ifap"), "seconds": 2}, file)
+    assert [row["seconds"] for row in table.read(file).values()][1:] == ["2"]
     assert table.missing(keys, table.read(file)) == [keys[0], *keys[2:]]
     file.write_text("a,b\n1,2\n")
     with pytest.raises(ResultsError, match=r"table.csv: it has no column network"):
