@@ -144,7 +144,7 @@ def _data() -> str:
     lines += [
         "",
         _paragraph(
-            "Packages are read, never installed or imported. Passages of SQuAD are read from a file that asks to be kept",
+            "Packages are read, never installed or imported. Passages of SQuAD come from a file that asks to be kept",
             "out of training corpora: nothing is trained on it here, and nothing of it is in this repository.",
         ),
     ]
