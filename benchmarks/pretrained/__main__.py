@@ -87,7 +87,7 @@ def wanted(name: str, chosen: list[str], shares: list[float], compensations: tup
             key_of(name, each, compensate, share)
             for each in chosen
             for compensate in compensations
-            if not compensate or methods.rival(each).compensates
+            if methods.applies(each, network(name).kind, compensate)
         ]
     return keys
 
@@ -98,10 +98,6 @@ def _run(name: str, keys: list[Key], split: Split, data: Path, timeout: float) -
         return
     cases = line.cases(data, split)
     for key in table.missing(keys, table.read(file)):
-        reason = "" if key[1] == methods.UNPRUNED else methods.rival(key[1]).fits(cases[0])
-        if reason:
-            print(f"{' '.join(key)}: {reason}", flush=True)
-            continue
         row = runner.run(key, line, cases, split, _command(split, name), timeout)
         table.add(row, file)
         print(_line(row), flush=True)

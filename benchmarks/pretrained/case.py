@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
 from benchmarks.pretrained.splits import Split
 
 Measures = dict[str, float]
+Kind = Literal["convolutional", "transformer"]
 
 
 @dataclass
@@ -65,6 +66,8 @@ class Network:
     ----------
     title : str
         What it is, for the page.
+    kind : {'convolutional', 'transformer'}
+        Which rivals are made for it.
     cases : callable
         ``cases(folder, split)`` returns the cases; their measures are averaged.
     metric : str
@@ -76,6 +79,7 @@ class Network:
     """
 
     title: str
+    kind: Kind
     cases: Callable[[Path, Split], list[Case]]
     metric: str
     targets: tuple[float, ...]

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from torch import nn
 
-from benchmarks.pretrained.case import Case
+from benchmarks.pretrained.case import Case, Kind
 from benchmarks.pretrained.cutting import cut
 from benchmarks.pretrained.rivals import RIVALS, Rival
 from ifap.errors import ConfigError, nearest
@@ -53,6 +53,12 @@ def rival(name: str) -> Rival:
         return cut(case, share, name, compensate=compensate, steps=STEPS).model
 
     return replace(_OURS, way=way)
+
+
+def applies(name: str, kind: Kind, compensate: bool) -> bool:
+    """Return whether a method is made for a kind of network, and if asked can be followed by our compensation."""
+    found = rival(name)
+    return kind in found.kinds and (found.compensates or not compensate)
 
 
 def _never(case: Case, share: float, *, compensate: bool) -> nn.Module:

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.pretrained.carriers import CARRIERS
-from benchmarks.pretrained.methods import UNPRUNED
+from benchmarks.pretrained.case import Network
+from benchmarks.pretrained.methods import UNPRUNED, applies, chosen
 from benchmarks.pretrained.networks import NETWORKS
 from benchmarks.pretrained.rivals import RIVALS
 from benchmarks.pretrained.table import COLUMNS
@@ -28,7 +29,7 @@ def render(rows: list[Row]) -> str:
     parts = [_head()]
     for key, network in NETWORKS.items():
         own = [row for row in rows if row["network"] == key]
-        parts.append(f"## {network.title}\n\n{_section(own) if own else 'Not run yet.'}")
+        parts.append(f"## {network.title}\n\n{_section(own, network) if own else 'Not run yet.'}")
     parts += [_methods(), _data(), _columns(rows)]
     return "\n\n".join(parts) + "\n"
 
@@ -49,18 +50,35 @@ so that top-1 on them is of images that calibration saw; the folds are there for
 here is of held-out data. Rows that were not run are absent."""
 
 
-def _section(rows: list[Row]) -> str:
+def _section(rows: list[Row], network: Network) -> str:
     name = rows[0]["metric_name"]
     unpruned = [row for row in rows if row["method"] == UNPRUNED]
     lines = [f"Unpruned: {name} {_number(unpruned[0]['metric'])}." if unpruned else "The unpruned network was not run."]
     has_rank = any(row.get("rank") for row in rows)
     heads = ["removed", "method", "compensated", "KL", "agreement", name, *(["rank"] if has_rank else [])]
     heads += ["against ours", "seconds", "MB"]
-    for target in sorted({row["target"] for row in rows if row["method"] != UNPRUNED}, key=float):
+    for target in (f"{share:g}" for share in network.targets):
         own = [row for row in rows if row["target"] == target]
-        lines += ["", _line(heads), _rule(heads)]
-        lines += [_line(_cells(row, reference(own), has_rank)) for row in sorted(own, key=_order)]
+        if own:
+            lines += ["", _line(heads), _rule(heads)]
+            lines += [_line(_cells(row, reference(own), has_rank)) for row in sorted(own, key=_order)]
+        lines += ["", _paragraph(f"Not run at {_share(target)}: {_absent(own, network) or 'none'}.")]
     return "\n".join(lines)
+
+
+def _absent(rows: list[Row], network: Network) -> str:
+    """Return what has no row of all that is tried by default, in words."""
+    there = {(row["method"], row["compensated"]) for row in rows}
+    found = []
+    for name in chosen([]):
+        left = [
+            words
+            for words, compensate in (("plain", False), ("compensated", True))
+            if applies(name, network.kind, compensate) and (name, "yes" if compensate else "no") not in there
+        ]
+        if left:
+            found.append(f"`{name}` ({' and '.join(left)})")
+    return ", ".join(found)
 
 
 def reference(rows: list[Row]) -> Row | None:
@@ -123,7 +141,9 @@ def _methods() -> str:
         _paragraph(
             "Those that score units are cut by the library, which ends within one unit of the target; Torch-Pruning's",
             "pruners give the order in which they remove units. Whole blocks are coarse, and FastNAS counts otherwise:",
-            "both say what they reached. Our compensation can follow all but these two.",
+            "both say what they reached. Our compensation can follow all but these two. Methods that need a gradient",
+            "take the original's own first choice as class, the text itself, or a random projection of the outputs; no",
+            "label is given to any. The networks that the study trains are not here: their weights are in no package.",
         ),
     ]
     return "\n".join(lines)
@@ -145,7 +165,9 @@ def _data() -> str:
         "",
         _paragraph(
             "Packages are read, never installed or imported. Passages of SQuAD come from a file that asks to be kept",
-            "out of training corpora: nothing is trained on it here, and nothing of it is in this repository.",
+            "out of training corpora: nothing is trained on it here, and nothing of it is in this repository. The cards",
+            "of MiniLM and MPNet list SNLI, MultiNLI, QQP and the training part of SQuAD among their training data; the",
+            "passages here are of its development part.",
         ),
     ]
     return "\n".join(lines)

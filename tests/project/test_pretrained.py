@@ -337,7 +337,7 @@ def test_measures_of_the_original_are_perfect_and_divergence_is_its_formula():
 
 # --- the table ------------------------------------------------------------------------------------
 
-NETWORK = Network("toy", lambda folder, split: [], "top-1", (0.2,))
+NETWORK = Network("toy", "transformer", lambda folder, split: [], "top-1", (0.2,))
 
 
 def row_of(case, method, compensate=False, timeout=60.0):
@@ -374,9 +374,10 @@ def test_a_method_that_refuses_fails_or_takes_too_long_is_a_row(dense, monkeypat
         assert (row["state"], row["reason"]) == wanted
 
 
-def test_rows_that_are_there_are_not_run_again(tmp_path, dense):
+def test_rows_that_are_there_are_not_run_again(tmp_path, dense, monkeypatch):
     file = tmp_path / "table.csv"
-    keys = bench.wanted("toy", ["ifap", "shortgpt"], [0.2], (False, True))
+    monkeypatch.setitem(bench.NETWORKS, "toy", NETWORK)
+    keys = bench.wanted("toy", ["ifap", "shortgpt", "tp_bn_scale"], [0.2], (False, True))
     assert keys == [
         ("toy", "unpruned", "no", "0"),
         ("toy", "ifap", "no", "0.2"),
@@ -408,6 +409,11 @@ def test_ratios_are_of_one_run(tmp_path, dense):
 def test_the_page_says_what_was_not_run():
     text = page.render([])
     assert text.count("Not run yet.") == len(page.NETWORKS)
+    assert methods.applies("flap", "transformer", True)
+    assert not methods.applies("flap", "convolutional", False)
+    assert not methods.applies("shortgpt", "transformer", True)
     failed = {**dict.fromkeys(table.COLUMNS, ""), "network": "minilm", "method": "flap", "compensated": "no",
               "target": "0.2", "state": "failed", "reason": "a | b"}  # fmt: skip
-    assert "failed: a \\| b" in page.render([failed])
+    text = page.render([failed])
+    assert "failed: a \\| b" in text
+    assert "`flap` (compensated)" in text

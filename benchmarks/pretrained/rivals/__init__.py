@@ -7,13 +7,12 @@ to within one unit and can be followed by our compensation.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 from torch import nn
 
-from benchmarks.pretrained.case import Case
+from benchmarks.pretrained.case import Case, Kind
 from ifap.registry import Registry
 
 
@@ -35,15 +34,15 @@ class Rival:
         See `Way`.
     title : str
         For the page.
-    fits : callable
-        ``fits(case)`` returns why the rival cannot cut a network; empty if it can.
+    kinds : tuple of str
+        Kinds of networks that it is made for.
     compensates : bool
         Whether our compensation can follow it.
     """
 
     way: Way
     title: str
-    fits: Callable[[Case], str] = lambda _case: ""
+    kinds: tuple[Kind, ...] = ("convolutional", "transformer")
     compensates: bool = True
 
 

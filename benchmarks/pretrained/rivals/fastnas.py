@@ -80,8 +80,4 @@ def agreement(network: nn.Module, batches: list[tuple[Any, Any]]) -> float:
     return float(torch.cat(same).mean())
 
 
-def _fits(case: Case) -> str:
-    return "it is for convolutional networks" if case.blocks else ""
-
-
-RIVALS.register("fastnas")(Rival(_way, "Model Optimizer, FastNAS", _fits, compensates=False))
+RIVALS.register("fastnas")(Rival(_way, "Model Optimizer, FastNAS", ("convolutional",), compensates=False))

@@ -89,4 +89,4 @@ def put_means(model: nn.Module, pruned: Pruned, batches: Iterable[Any]) -> None:
             bias += (added if kept is None else added[torch.tensor(kept)]).to(bias.dtype)
 
 
-RIVALS.register("flap")(Rival(_way, "FLAP"))
+RIVALS.register("flap")(Rival(_way, "FLAP", ("transformer",)))

@@ -81,6 +81,8 @@ def _way(name: str) -> Any:
 
 
 RIVALS.register("llm_pruner_local")(
-    Rival(_way("llm_pruner_local"), "LLM-Pruner's Taylor, the same share of each width")
+    Rival(_way("llm_pruner_local"), "LLM-Pruner's Taylor, the same share of each width", ("transformer",))
 )
-RIVALS.register("llm_pruner_global")(Rival(_way("llm_pruner_global"), "LLM-Pruner's Taylor per MAC, over all widths"))
+RIVALS.register("llm_pruner_global")(
+    Rival(_way("llm_pruner_global"), "LLM-Pruner's Taylor per MAC, over all widths", ("transformer",))
+)

@@ -57,8 +57,4 @@ def _way(case: Case, share: float, *, compensate: bool) -> nn.Module:
     return without(case, order[:count])
 
 
-def _fits(case: Case) -> str:
-    return "" if case.blocks else "it has no blocks that can be left out"
-
-
-RIVALS.register("shortgpt")(Rival(_way, "ShortGPT, whole blocks", _fits, compensates=False))
+RIVALS.register("shortgpt")(Rival(_way, "ShortGPT, whole blocks", ("transformer",), compensates=False))

@@ -54,4 +54,4 @@ def _way(case: Case, share: float, *, compensate: bool) -> nn.Module:
     return cut(case, share, "wanda_structured", compensate=compensate).model
 
 
-RIVALS.register("wanda_structured")(Rival(_way, "Wanda, structured, the same share of each width"))
+RIVALS.register("wanda_structured")(Rival(_way, "Wanda, structured, the same share of each width", ("transformer",)))
