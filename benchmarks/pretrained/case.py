@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +13,24 @@ from benchmarks.pretrained.splits import Split
 
 Measures = dict[str, float]
 Kind = Literal["convolutional", "transformer"]
+
+
+class Pairs:
+    """Batches with targets, each made when it is wanted.
+
+    Parameters
+    ----------
+    batches : list
+        Batches without labels.
+    targets : callable
+        See `Case`.
+    """
+
+    def __init__(self, batches: list[Any], targets: Callable[[Any], Tensor]) -> None:
+        self._batches, self._targets = batches, targets
+
+    def __iter__(self) -> Iterator[tuple[Any, Tensor]]:
+        return ((batch, self._targets(batch)) for batch in self._batches)
 
 
 @dataclass
@@ -48,14 +66,11 @@ class Case:
     measure: Callable[[nn.Module], Measures]
     options: dict[str, Any] = field(default_factory=dict)
     blocks: str = ""
-    _labelled: list[tuple[Any, Tensor]] = field(default_factory=list, repr=False)
 
     @property
-    def labelled(self) -> list[tuple[Any, Tensor]]:
-        """Batches with targets, made when they are first wanted."""
-        if not self._labelled:
-            self._labelled = [(batch, self.targets(batch)) for batch in self.calibration]
-        return self._labelled
+    def labelled(self) -> Pairs:
+        """Batches with targets, which are made only where a method looks at them."""
+        return Pairs(self.calibration, self.targets)
 
 
 @dataclass(frozen=True)

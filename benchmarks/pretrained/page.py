@@ -165,8 +165,8 @@ def _data() -> str:
         "",
         _paragraph(
             "Packages are read, never installed or imported. Passages of SQuAD come from a file that asks to be kept",
-            "out of training corpora: nothing is trained on it here, and nothing of it is in this repository. The cards",
-            "of MiniLM and MPNet list SNLI, MultiNLI, QQP and the training part of SQuAD among their training data; the",
+            "out of training corpora: nothing is trained on it here, and nothing of it is in this repository. The",
+            "cards of MiniLM and MPNet list SNLI, MultiNLI, QQP and SQuAD's training part among their data; the",
             "passages here are of its development part.",
         ),
     ]

@@ -246,10 +246,20 @@ def test_flap_puts_what_removed_inputs_give_on_average_into_biases(dense):
     assert dense.measure(RIVALS.get("flap").way(dense, 0.3, compensate=False))["kl"] >= 0
 
 
+def test_targets_are_made_only_for_methods_that_look_at_them(dense):
+    def never(_batch):
+        raise AssertionError
+
+    dense.targets = never
+    cutting.cut(dense, 0.2, "magnitude", compensate=False)
+    with pytest.raises(AssertionError):
+        cutting.cut(dense, 0.2, "taylor", compensate=False)
+
+
 def test_llm_pruner_adds_up_weight_times_gradient_of_all_that_goes(dense):
     graph = trace(dense.model, dense.example)
     found = cutting.first_order(dense.model, graph, dense.labelled, dense.loss)
-    loss = sum(dense.loss(dense.model(x), y) for x, y in dense.labelled) / len(dense.labelled)
+    loss = sum(dense.loss(dense.model(x), y) for x, y in dense.labelled) / len(dense.calibration)
     loss.backward()
     product = {name: (p * p.grad).abs().detach() for name, p in dense.model.named_parameters()}
     wanted = product["0.weight"].sum(dim=1) + product["0.bias"] + product["2.weight"].sum(dim=0)
