@@ -115,7 +115,7 @@ image: ## Build the container image, named by the version (DOCKER=podman for ano
 
 lock: setup ## Write requirements.lock again from pyproject.toml
 	uv pip compile --quiet --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
-	  --extra workflow --extra export --extra cluster --extra dev --constraint constraints.txt --output-file requirements.lock pyproject.toml
+	  --extra workflow --extra export --extra cluster --extra dev --extra pretrained --constraint constraints.txt --output-file requirements.lock pyproject.toml
 
 tensorboard: setup ## Show the curves of trainings that ran with IFAP_TENSORBOARD=1
 	tensorboard --logdir logs/tensorboard/$(SCALE)

@@ -1,0 +1,1 @@
+"""Pruning trained networks without training them: ours, controls and rivals on the same data, in one table."""

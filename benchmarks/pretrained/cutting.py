@@ -1,0 +1,180 @@
+"""The calls of `ifap.prune` that all score-based ways share, and the parts that several rivals need."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import ifap
+from benchmarks.pretrained.case import Case
+from ifap.axes.tensors import named_tensors
+from ifap.axes.units import Graph
+from ifap.compensate import readers, reading_norms
+from ifap.forward import Inputs, call, evaluation_mode
+from ifap.layers import modules_by_name, unit_axis
+from ifap.methods import AnyMethod
+from ifap.ranking import Budget, Floats, unit_costs
+from ifap.results import Pruned
+
+
+def cut(
+    case: Case,
+    share: float,
+    method: str | AnyMethod,
+    *,
+    compensate: bool,
+    steps: int = 1,
+    model: nn.Module | None = None,
+    **options: Any,
+) -> Pruned:
+    """Prune a case by a method of `ifap`.
+
+    Parameters
+    ----------
+    case : Case
+        Network and data.
+    share : float
+        Of the MACs, to remove.
+    method : str or callable
+        See `ifap.prune`.
+    compensate : bool
+        Whether our compensation comes before each cut.
+    steps : int
+        Iterations.
+    model : nn.Module, optional
+        In place of the case's network.
+    **options
+        More of `ifap.prune`.
+    """
+    return ifap.prune(
+        case.model if model is None else model,
+        case.example,
+        case.calibration,
+        target=ifap.Target(macs=share),
+        steps=steps,
+        method=method,
+        compensate=compensate,
+        labelled=case.labelled,
+        loss=case.loss,
+        **case.options,
+        **options,
+    )
+
+
+def within_groups(graph: Graph, values: Floats) -> Floats:
+    """Return the rank of each unit among those of its width, from 0 to 1: the same share of each width goes."""
+    found = np.empty(graph.num_units)
+    for group in range(len(graph.groups)):
+        members = np.flatnonzero(graph.group_of == group)
+        order = np.argsort(values[members], kind="stable")
+        found[members[order]] = (np.arange(len(members)) + 0.5) / max(len(members), 1)
+    return found
+
+
+def per_mac(graph: Graph, values: Floats) -> Floats:
+    """Return values divided by the MACs that the network loses with a unit, relative to their mean."""
+    lost = unit_costs(graph, Budget(graph))
+    return values / (lost / max(lost.mean(), 1.0)).clip(min=1e-3)
+
+
+def read_channels(
+    model: nn.Module, graph: Graph, batches: Iterable[Inputs]
+) -> Iterator[tuple[str, np.ndarray[Any, Any], Tensor, Tensor, Tensor]]:
+    """Yield for each layer that reads units what it sees of them.
+
+    Yields
+    ------
+    (str, array, Tensor, Tensor, Tensor)
+        Its name; the unit of each input channel, -1 where none can go; mean and variance of the channel over samples
+        and positions; the squared norm of the weights that read it. Double precision.
+    """
+    modules, units = modules_by_name(model), readers(model, graph)
+    wanted = [name for name, found in units.items() if (found >= 0).any()]
+    for name, (mean, variance) in moments(model, batches, wanted).items():
+        yield name, units[name], mean, variance, reading_norms(modules[name]).cpu()
+
+
+def moments(model: nn.Module, batches: Iterable[Inputs], names: Iterable[str]) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return mean and variance over samples and positions of each input channel of layers."""
+    modules = modules_by_name(model)
+    sums: dict[str, Tensor] = {}
+    numbers: dict[str, int] = {}
+
+    def adding(name: str) -> Any:
+        def add(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            axis = unit_axis(module)
+            rows = args[0].movedim(axis, -1).reshape(-1, args[0].shape[axis]).double()
+            sums[name] = sums.get(name, torch.zeros(())) + torch.stack([rows.sum(dim=0), rows.square().sum(dim=0)])
+            numbers[name] = numbers.get(name, 0) + len(rows)
+
+        return add
+
+    with contextlib.ExitStack() as stack, evaluation_mode(model), torch.no_grad():
+        for name in names:
+            stack.callback(modules[name].register_forward_pre_hook(adding(name)).remove)
+        for batch in batches:
+            call(model, batch)
+    found = {name: total / numbers[name] for name, total in sums.items()}
+    return {name: (mean, (square - mean.square()).clamp_min(0)) for name, (mean, square) in found.items()}
+
+
+def by_unit(graph: Graph, units: np.ndarray[Any, Any], values: Tensor) -> tuple[Floats, Floats]:
+    """Return for each unit the sum of the values of its channels, and their number."""
+    free, totals = units >= 0, np.zeros(graph.num_units)
+    np.add.at(totals, units[free], values.numpy()[free])
+    numbers = np.bincount(units[free], minlength=graph.num_units).astype(np.float64)
+    return totals, numbers
+
+
+def first_order(model: nn.Module, graph: Graph, labelled: Iterable[tuple[Inputs, Tensor]], loss: Any) -> Floats:
+    """Return for each unit the sum of abs(weight x gradient) over all weights that go with it.
+
+    The gradient is that of the mean loss over the batches. Weights that make a unit, that read it and that only scale
+    it count alike.
+    """
+    tensors = {name: tensor for name, tensor in named_tensors(model).items() if isinstance(tensor, nn.Parameter)}
+    places = [
+        (place, units)
+        for found, units in zip(graph.structure.places, graph.unit_of, strict=True)
+        for place in found
+        if place.tensor in tensors and (units >= 0).any()
+    ]
+    names = sorted({place.tensor for place, _ in places})
+    gradients = mean_gradients(model, [tensors[name] for name in names], labelled, loss)
+    products = {
+        name: (tensors[name].detach() * gradient).abs().double()
+        for name, gradient in zip(names, gradients, strict=True)
+    }
+    totals = np.zeros(graph.num_units)
+    for place, units in places:
+        values = products[place.tensor].movedim(place.dim, 0).reshape(len(units), -1).sum(dim=1)
+        totals += by_unit(graph, units, values)[0]
+    return totals
+
+
+def mean_gradients(
+    model: nn.Module, weights: list[nn.Parameter], labelled: Iterable[tuple[Inputs, Tensor]], loss: Any
+) -> list[Tensor]:
+    """Return the gradients of the mean loss over batches; ``grad`` and ``requires_grad`` are as before."""
+    totals = [torch.zeros_like(weight) for weight in weights]
+    frozen = [weight for weight in weights if not weight.requires_grad]
+    number = 0
+    try:
+        for weight in frozen:
+            weight.requires_grad_(True)
+        for inputs, targets in labelled:
+            with evaluation_mode(model), torch.enable_grad():
+                found = torch.autograd.grad(loss(call(model, inputs), targets), weights, allow_unused=True)
+            for total, gradient in zip(totals, found, strict=True):
+                if gradient is not None:
+                    total += gradient
+            number += 1
+    finally:
+        for weight in frozen:
+            weight.requires_grad_(False)
+    return [total / max(number, 1) for total in totals]

@@ -1,0 +1,57 @@
+"""Structured Wanda (Sun et al. 2023, as FLAP's authors extend it to channels and heads).
+
+A weight counts for ``abs(W_ij) ||x_j||``; an input channel for the mean of that over the outputs; a head for the sum
+over its channels. The same share of each width goes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvTransposeNd
+
+from benchmarks.pretrained.case import Case
+from benchmarks.pretrained.cutting import by_unit, cut, read_channels, within_groups
+from benchmarks.pretrained.rivals import RIVALS, Rival
+from ifap.axes.units import Graph
+from ifap.layers import modules_by_name
+from ifap.methods import METHODS
+from ifap.methods.units import spread
+from ifap.ranking import Floats
+
+
+@METHODS.register("wanda_structured")
+def wanda_structured(
+    model: nn.Module, batches: Iterable[Any], *, normalize: str, site: str, seed: int, graph: Graph
+) -> dict[str, Tensor]:
+    """Score units by Wanda's product, and rank them within each width."""
+    return spread(graph, within_groups(graph, products(model, graph, batches)), pinned=1.0)
+
+
+def products(model: nn.Module, graph: Graph, batches: Iterable[Any]) -> Floats:
+    """Return for each unit the mean abs(W) that reads it times the root mean square of what is read, added up."""
+    modules, totals = modules_by_name(model), np.zeros(graph.num_units)
+    for name, units, mean, variance, _ in read_channels(model, graph, batches):
+        values = _mean_sizes(modules[name]) * (variance + mean.square()).sqrt()
+        totals += by_unit(graph, units, values)[0]
+    return totals
+
+
+def _mean_sizes(module: Any) -> Tensor:
+    """Return the mean absolute weight that reads each input channel: shape (inputs,)."""
+    weight: Tensor = module.weight.detach().double().abs()
+    if isinstance(module, _ConvTransposeNd):
+        return weight.flatten(1).mean(dim=1)
+    groups = getattr(module, "groups", 1)
+    by_group = weight.reshape(groups, weight.shape[0] // groups, weight.shape[1], -1)
+    return by_group.mean(dim=(1, 3)).flatten()
+
+
+def _way(case: Case, share: float, *, compensate: bool) -> nn.Module:
+    return cut(case, share, "wanda_structured", compensate=compensate).model
+
+
+RIVALS.register("wanda_structured")(Rival(_way, "Wanda, structured, the same share of each width", ("transformer",)))
