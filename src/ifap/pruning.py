@@ -16,7 +16,7 @@ from ifap.flow import Normalize, Site
 from ifap.forward import Inputs
 from ifap.iterations import Run, log
 from ifap.methods import METHODS, AnyMethod
-from ifap.methods.base import Loss
+from ifap.methods.base import Loss, defaults_of
 from ifap.options import OnStep, Options, Pace, Recover, Validate
 from ifap.plan import Plan
 from ifap.ranking import AGGREGATES, Aggregate
@@ -31,13 +31,13 @@ def prune(
     *,
     target: Target | None = None,
     like: Plan | None = None,
-    steps: int = 30,
+    steps: int | None = None,
     recover: Recover | None = None,
     validate: Validate | None = None,
     max_drop: float | None = None,
     ignore: Iterable[str | nn.Module] = (),
     round_to: int | None = None,
-    method: str | AnyMethod = "ifap",
+    method: str | AnyMethod = "flow",
     labelled: Iterable[tuple[Inputs, Any]] | None = None,
     loss: Loss | None = None,
     seed: int = 0,
@@ -51,7 +51,7 @@ def prune(
     teacher: Literal["original", "previous"] = "original",
     pace: Pace = "units",
     keep_embeddings: bool = False,
-    compensate: bool = False,
+    compensate: bool | None = None,
     units: UnitsOfProducts = "auto",
     outputs: Sequence[str] | None = None,
     prove: bool = True,
@@ -166,10 +166,12 @@ def prune(
     refuse_test(batches, "scoring")
     refuse_test(labelled, "scoring")
     refuse_test(validate, "stopping")
+    scorer = METHODS.get(method) if isinstance(method, str) else method
+    usual = defaults_of(scorer)
     options = Options(
         target=target,
         like=like,
-        steps=steps,
+        steps=usual.steps if steps is None else steps,
         alpha=alpha,
         normalize=normalize,
         site=site,
@@ -183,13 +185,12 @@ def prune(
         teacher=teacher,
         pace=pace,
         keep_embeddings=keep_embeddings,
-        compensate=compensate,
+        compensate=usual.compensate if compensate is None else compensate,
         units=units,
         outputs=None if outputs is None else tuple(outputs),
         prove=prove,
     )
     _check(options, validate)
-    scorer = METHODS.get(method) if isinstance(method, str) else method
     run = Run(
         model,
         example_inputs,

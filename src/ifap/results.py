@@ -98,6 +98,10 @@ class Receipt:
         First layers of the groups that may not lose more.
     pinned : dict of str to str
         Layers that refuse to be pruned, and why.
+    compensated : dict of str to str
+        Layers that read what went, and what was done to them: the ridge that their held-out error chose and the share
+        of that error that is left, ``means`` where only means were put into the bias, or ``nothing`` where no change
+        helped.
     metric_before, metric_after : float or None
         `validate` before and after recovery.
     accepted : bool
@@ -119,6 +123,7 @@ class Receipt:
     widths: dict[str, int] = field(default_factory=dict)
     at_floor: list[str] = field(default_factory=list)
     pinned: dict[str, str] = field(default_factory=dict)
+    compensated: dict[str, str] = field(default_factory=dict)
     metric_before: float | None = None
     metric_after: float | None = None
     accepted: bool = True

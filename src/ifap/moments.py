@@ -1,0 +1,139 @@
+"""Means and centred second moments of what layers read, in two halves of the calibration samples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ifap.errors import ScoreError
+from ifap.flow import forwards
+from ifap.forward import Inputs, evaluation_mode
+from ifap.layers import modules_by_name
+from ifap.reading import looking, rows_of
+
+POSITIONS = 400  # of a sample, drawn at random where it has more
+MOST_BYTES = 2**31  # of the second moments that are held at a time
+
+
+def input_means(model: nn.Module, batches: Iterable[Inputs], names: Iterable[str]) -> dict[str, Tensor]:
+    """Return the mean over samples and positions of each input channel of layers: shape (inputs,), float32."""
+    modules = modules_by_name(model)
+    sums: dict[str, Tensor] = {}
+    numbers: dict[str, int] = {}
+
+    def add(name: str, x: Tensor) -> None:
+        rows = rows_of(modules[name], x)
+        total = rows.sum(dim=0, dtype=torch.float64)
+        sums[name] = sums[name] + total if name in sums else total
+        numbers[name] = numbers.get(name, 0) + len(rows)
+
+    _observe(model, batches, names, add)
+    for name, total in sums.items():
+        if not torch.isfinite(total).all():
+            raise ScoreError(f"layer '{name}': its inputs are not finite on the calibration data")
+    return {name: (total / numbers[name]).float() for name, total in sums.items()}
+
+
+def _observe(model, batches, names, look) -> None:
+    with evaluation_mode(model), torch.no_grad(), looking(model, names, look):
+        for _ in forwards(model, batches):
+            pass
+
+
+@dataclass
+class Moments:
+    """Number of rows, mean (inputs,) and centred second moment (inputs, inputs) of what a layer reads."""
+
+    number: int
+    mean: Tensor
+    covariance: Tensor
+
+    def of(self, part: slice) -> Moments:
+        """Return the moments of some of the inputs."""
+        return Moments(self.number, self.mean[part], self.covariance[part, part])
+
+    def among(self, rows: Tensor, columns: Tensor) -> Tensor:
+        """Return a copy of the second moments between the inputs of two masks."""
+        return self.covariance[rows][:, columns]
+
+    def joined(self, other: Moments) -> Moments:
+        """Return the moments of both sets of rows together (Chan et al. 1983)."""
+        number = self.number + other.number
+        share = other.number / max(number, 1)
+        shift = other.mean - self.mean
+        covariance = torch.lerp(self.covariance, other.covariance, share)
+        covariance.addr_(shift, shift, alpha=share * (1 - share))
+        return Moments(number, self.mean + share * shift, covariance)
+
+
+class _Sums:
+    """Running sums of rows around a point near their mean, so that little is lost in single precision."""
+
+    def __init__(self, centre: Tensor) -> None:
+        width = len(centre)
+        self.centre, self.number = centre, 0
+        self.first = centre.new_zeros(width, dtype=torch.float64)
+        self.second = centre.new_zeros(width, width)
+
+    def add(self, rows: Tensor) -> None:
+        rows = rows - self.centre
+        self.number += len(rows)
+        self.first += rows.sum(dim=0, dtype=torch.float64)
+        self.second.addmm_(rows.t(), rows)
+
+    def moments(self) -> Moments:
+        number = max(self.number, 1)
+        shift = (self.first / number).to(self.centre.dtype)
+        covariance = self.second / number
+        covariance.addr_(shift, shift, alpha=-1)
+        return Moments(self.number, self.centre + shift, covariance)
+
+
+Halves = tuple[Moments, Moments]
+
+
+def halves(model: nn.Module, batches: Iterable[Inputs], names: Iterable[str], seed: int = 0) -> Iterator[tuple[str, Halves]]:
+    """Yield for each layer the moments of what it reads in the first and in the second half of each batch."""
+    modules = modules_by_name(model)
+    for part in _parts({name: _inputs(modules[name]) for name in names}):
+        sums: dict[str, tuple[_Sums, _Sums]] = {}
+        generator = torch.Generator().manual_seed(seed)
+
+        def add(name: str, x: Tensor) -> None:
+            rows = rows_of(modules[name], x)
+            most = POSITIONS * x.shape[0]
+            if len(rows) > 2 * most:
+                rows = rows[torch.randint(len(rows), (most,), generator=generator).sort().values.to(rows.device)]
+            if name not in sums:
+                centre = rows.mean(dim=0)
+                sums[name] = _Sums(centre), _Sums(centre)
+            middle = len(rows) // 2
+            sums[name][0].add(rows[:middle])
+            sums[name][1].add(rows[middle:])
+
+        _observe(model, batches, part, add)
+        for name in list(sums):
+            first, second = sums.pop(name)
+            yield name, (first.moments(), second.moments())
+
+
+def _inputs(module) -> int:
+    return module.in_channels if hasattr(module, "in_channels") else module.in_features
+
+
+def _parts(widths: dict[str, int]) -> Iterator[list[str]]:
+    """Yield the layers in parts whose moments take at most `MOST_BYTES`, or one layer a part."""
+    part: list[str] = []
+    used = 0
+    for name, width in widths.items():
+        size = 2 * 4 * width * width
+        if part and used + size > MOST_BYTES:
+            yield part
+            part, used = [], 0
+        part.append(name)
+        used += size
+    if part:
+        yield part
