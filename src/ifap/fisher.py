@@ -1,16 +1,16 @@
 """How much a network's output depends on each unit, without labels.
 
-A unit c sends the signal x_c to its readers. Were it replaced by its mean m_c, the output would change, to first order,
-by ``a_c = sum over positions and readers of g_c (x_c - m_c)`` along a direction with the gradient g. The score is the
-mean over samples and directions of ``a_c^2 / 2``: half the Fisher information of a gate on the unit's deviation from
-its mean, where the direction is that of the log-probability of a class drawn from the network's own output. It is the
-expected KL divergence to the whole network, to second order.
+A unit c sends the signal x_c to the layers that read it. If its mean m_c took its place, the output would change, to
+first order, by ``a_c = sum over positions and readers of u_c (x_c - m_c)`` in a direction whose gradient with respect to
+what the readers read is u. The score of the unit is the mean of ``a_c^2 / 2`` over samples and directions of
+`ifap.directions`: the KL divergence to the whole network that removing the unit is expected to cost, to second order.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
@@ -18,14 +18,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ifap.axes.units import Graph
+from ifap.axes.units import Graph, Indices
 from ifap.data import refuse_test
+from ifap.directions import class_axis, direction
 from ifap.errors import ScoreError
-from ifap.forward import Inputs, call, device_of, evaluation_mode, task_tensors, to_device
+from ifap.flow import NO_DATA
+from ifap.forward import Inputs, call, dense_outputs, device_of, evaluation_mode, task_tensors, to_device
 from ifap.layers import modules_by_name, unit_axis
 from ifap.moments import input_means
 from ifap.ranking import Floats
 from ifap.reading import looking, readers
+
+_MEAN_STRIDE = 4  # means need no more than every fourth batch
+
+Labelled = Iterable[tuple[Inputs, Any]]
 
 
 def unit_fisher(
@@ -34,22 +40,89 @@ def unit_fisher(
     batches: Iterable[Inputs],
     *,
     seed: int = 0,
-    draws: int = 1,
+    centred: bool = True,
+    outputs: Iterable[str] | None = None,
+    labelled: Labelled | None = None,
+    loss: Callable[[Any, Any], Tensor] | None = None,
 ) -> Floats:
+    """Return the damage that removing each unit alone is expected to do.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The network that `graph` describes; it is run in evaluation mode. Its weights get no gradients.
+    graph : Graph
+        Its units.
+    batches : iterable
+        Calibration inputs without labels; iterated twice, the first time for every fourth batch.
+    seed : int
+        Of the directions that are drawn.
+    centred : bool
+        Whether the mean of a unit takes its place, as compensation has it; else zero does.
+    outputs : iterable of str, optional
+        Which of the named outputs count; all by default.
+    labelled, loss : optional
+        Batches of inputs and targets, and what takes outputs and targets and returns a scalar: its gradient is then the
+        direction.
+
+    Returns
+    -------
+    array, shape (units,)
+        In nats a sample; NaN where no layer that was seen reads the unit.
+
+    Raises
+    ------
+    ScoreError
+        If there is no batch, if no output depends on a unit by a gradient, or if a signal is not finite.
+    SplitError
+        If the data are a test split.
+    """
+    refuse_test(batches, "scoring")
+    refuse_test(labelled, "scoring")
     units = {name: found for name, found in readers(model, graph).items() if (found >= 0).any()}
-    means = input_means(model, batches, units)
-    signals = _Signals(model, graph, units, means)
-    generator = torch.Generator(device_of(model)).manual_seed(seed)
-    with evaluation_mode(model), _frozen(model), torch.enable_grad(), looking(model, units, signals.look):
-        for batch in batches:
-            signals.begin()
-            outputs = [o for o in task_tensors(call(model, to_device(batch, device_of(model)))) if o.requires_grad]
-            signals.outputs(outputs)
-            for draw in range(draws):
-                directions = [direction(output, generator) for output in outputs]
-                torch.autograd.backward(outputs, directions, retain_graph=draw + 1 < draws)
-                signals.end()
+    means = input_means(model, itertools.islice(batches, 0, None, _MEAN_STRIDE), units) if centred else {}
+    signals = _Signals(model, graph.num_units, units, means)
+    where, generator = device_of(model), torch.Generator(device_of(model)).manual_seed(seed)
+    with ExitStack() as stack:
+        for context in (dense_outputs(model), evaluation_mode(model), _frozen(model), torch.enable_grad()):
+            stack.enter_context(context)
+        stack.enter_context(looking(model, units, signals.look))
+        if labelled is not None and loss is not None:
+            for inputs, targets in labelled:
+                found = call(model, to_device(inputs, where))
+                value = loss(found, to_device(targets, where))
+                signals.backward(_learning(found, outputs), [value], None)
+        else:
+            _draw(model, (to_device(batch, where) for batch in batches), signals, outputs, generator)
     return signals.scores()
+
+
+def _draw(
+    model: nn.Module,
+    batches: Iterable[Inputs],
+    signals: _Signals,
+    names: Iterable[str] | None,
+    generator: torch.Generator,
+) -> None:
+    """Draw one direction of all outputs for each batch."""
+    axes: list[int | None] | None = None
+    for batch in batches:
+        outputs = _learning(call(model, batch), names)
+        if axes is None:
+            axes = [class_axis(output) for output in outputs]
+        drawn = [direction(output, axis, generator) for output, axis in zip(outputs, axes, strict=True)]
+        signals.backward(outputs, outputs, drawn)
+
+
+def _learning(found: Any, names: Iterable[str] | None) -> list[Tensor]:
+    """Return the outputs that a gradient can start from."""
+    outputs = [tensor for tensor in task_tensors(found, None if names is None else tuple(names)) if tensor.requires_grad]
+    if not outputs:
+        raise ScoreError(
+            "no output of the network depends on a layer that could be pruned by a gradient: choose another method, "
+            "or give labelled= and a loss="
+        )
+    return outputs
 
 
 @contextmanager
@@ -64,78 +137,72 @@ def _frozen(model: nn.Module) -> Iterator[None]:
         for weight in asked:
             weight.requires_grad_(True)
 
-import os
-def direction(output: Tensor, generator: torch.Generator) -> Tensor:
-    if os.environ.get("GAUSS"):
-        g = torch.randn(output.shape, generator=generator)
-        return (g / output.detach().float().std()).to(output.dtype)
-    probabilities = output.detach().float().softmax(dim=-1)
-    flat = probabilities.reshape(-1, probabilities.shape[-1])
-    drawn = torch.multinomial(flat, 1, generator=generator)
-    return (flat - torch.zeros_like(flat).scatter_(1, drawn, 1.0)).reshape(output.shape).to(output.dtype)
-
-JOIN = os.environ.get("JOIN", "1") == "1"
-RAW = os.environ.get("RAW", "0") == "1"
 
 class _Signals:
-    def __init__(self, model, graph, units, means):
-        self._modules = modules_by_name(model)
-        self._units = {n: torch.from_numpy(u) for n, u in units.items()}
-        self._means = means
-        self._n = graph.num_units
-        self.total = torch.zeros(self._n, dtype=torch.float64)
-        self.seen = torch.zeros(self._n, dtype=torch.bool)
-        self.samples = 0
-        self._range = {}
-        for n, u in self._units.items():
-            free = u >= 0
-            self.seen[u[free]] = True
-            first = int(u[free].min()); last=int(u[free].max())
-            plain = bool(free.all()) and len(u) == last-first+1 and bool((u == torch.arange(first,last+1)).all())
-            self._range[n] = (first, last + 1, plain, free, u[free]-first)
+    """What units send to their readers, times what the readers make of it, squared and added up."""
 
-    def begin(self):
-        self._buffers = {}
-        self._rows = 0
+    def __init__(self, model: nn.Module, number: int, units: dict[str, Indices], means: dict[str, Tensor]) -> None:
+        self._modules, self._means = modules_by_name(model), means
+        self._columns = {name: _Columns(torch.from_numpy(found)) for name, found in units.items()}
+        self._squares = torch.zeros(number, dtype=torch.float64)
+        self._seen = torch.zeros(number, dtype=torch.bool)
+        self._samples, self._waiting = 0, []
 
-    def outputs(self, outputs):
-        first = outputs[0]
-        self._batch = first.shape[0]
-        self._rows = first.numel() // first.shape[-1]
+    def look(self, name: str, x: Tensor) -> Tensor:
+        """Let the layer read a view of its own, so that the gradient which arrives there is that of this layer alone."""
+        own = x.view_as(x) if x.requires_grad else x.detach().requires_grad_()
+        own.register_hook(partial(self._receive, name, x.detach(), x._version))
+        return own
 
-    def look(self, name, x):
-        alias = x.view_as(x) if x.requires_grad else x.detach().requires_grad_()
-        alias.register_hook(partial(self._add, name, x.detach()))
-        return alias
+    def backward(self, outputs: list[Tensor], starts: list[Tensor], directions: list[Tensor] | None) -> None:
+        """Send directions back through the network and add up what arrives."""
+        self._batch = outputs[0].shape[0] if outputs[0].dim() else 1
+        self._rows = {output[..., 0].numel() if output.dim() > 1 else 1 for output in outputs}
+        torch.autograd.backward(starts, directions)
+        self._samples += self._batch
 
-    def _add(self, name, x, gradient):
-        module = self._modules[name]
-        axis = unit_axis(module)
-        C = x.shape[axis]
-        x = x.movedim(axis, -1).reshape(-1, C).float(); g = gradient.movedim(axis, -1).reshape(-1, C).float()
-        p = g * (x if RAW else (x - self._means[name]))
-        if p.shape[0] != self._rows:
-            p = p.reshape(self._batch, -1, C).sum(1)
-        first, last, plain, free, index = self._range[name]
-        if not plain:
-            q = p.new_zeros(len(p), last - first)
-            q.index_add_(1, index, p[:, free])
-            p = q
-        if JOIN:
-            key = len(p)
-            if key not in self._buffers:
-                self._buffers[key] = torch.zeros(key, self._n)
-            self._buffers[key][:, first:last] += p
-        else:
-            self.total[first:last] += p.square().sum(0).double()
-        return None
+    def _receive(self, name: str, x: Tensor, version: int, gradient: Tensor) -> None:
+        if x._version != version:
+            raise ScoreError(f"layer '{name}': the network overwrites what this layer has read; choose another method")
+        axis, columns = unit_axis(self._modules[name]), self._columns[name]
+        signal = x.float() if name not in self._means else x.float().movedim(axis, -1).sub(self._means[name]).movedim(-1, axis)
+        rows = (signal * gradient.float()).movedim(axis, -1).reshape(-1, x.shape[axis])
+        squares = columns.by_unit(self._samples_of(rows)).square().sum(dim=0)
+        self._squares[columns.units] += squares.double().cpu()
+        self._seen[columns.units] = True
 
-    def end(self):
-        for b in self._buffers.values():
-            self.total += b.square().sum(0).double()
-        self._buffers = {}
-        self.samples += self._batch
+    def _samples_of(self, rows: Tensor) -> Tensor:
+        """Add up over the positions of a sample, unless the output has a row for each position.
 
-    def scores(self):
-        s = (self.total / (2 * self.samples)).numpy()
-        return np.where(self.seen.numpy(), s, np.nan)
+        The direction is drawn for each row of the output. Where a position has a row of its own, nearly all that comes
+        back to it comes from there: every position is a sample. Else all positions of a sample speak of the same rows.
+        """
+        if len(rows) in self._rows:
+            return rows
+        return rows.reshape(self._batch, -1, rows.shape[1]).sum(dim=1) if len(rows) % self._batch == 0 else rows
+
+    def scores(self) -> Floats:
+        """Return half the mean square of the signal of each unit; NaN where none was seen."""
+        if not self._samples:
+            raise ScoreError(NO_DATA)
+        scores = np.where(self._seen.numpy(), self._squares.numpy() / (2 * self._samples), np.nan)
+        for name, columns in self._columns.items():
+            if np.isinf(scores[columns.units]).any() or (torch.isnan(self._squares[columns.units])).any():
+                raise ScoreError(f"layer '{name}': its gradients are not finite on the calibration data")
+        return scores
+
+
+class _Columns:
+    """The units of the input channels of a layer."""
+
+    def __init__(self, units: Tensor) -> None:
+        self._free = units >= 0
+        self.units, self._index = units[self._free].unique(return_inverse=True)
+        self._is_plain = bool(self._free.all()) and torch.equal(self._index, torch.arange(len(units)))
+
+    def by_unit(self, rows: Tensor) -> Tensor:
+        """Add the columns of each unit up: shape (samples, units)."""
+        if self._is_plain:
+            return rows
+        free, index = self._free.to(rows.device), self._index.to(rows.device)
+        return rows.new_zeros(len(rows), len(self.units)).index_add_(1, index, rows[:, free])

@@ -240,6 +240,8 @@ class Run:
             seed=options.seed * 1000 + step,
             graph=self._graph,
             macs=self._macs,
+            compensate=options.compensate,
+            outputs=options.outputs,
             **self._labels,
         )
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 Loss = Callable[[Any, Any], Tensor]
 
-EXTRAS = ("labelled", "loss", "graph", "macs")
+EXTRAS = ("labelled", "loss", "graph", "macs", "compensate", "outputs")
 """What a method is given only if its signature names it."""
 
 
@@ -34,6 +34,10 @@ class Method(Protocol):
         The units of the network as it is; see `ifap.axes.units.Graph`.
     macs : dict of str to int
         Multiply-accumulates of each module; see `ifap.costs.macs_by_module`.
+    compensate : bool
+        Whether the layers that read what goes are compensated afterwards.
+    outputs : tuple of str, or None
+        Which of the named outputs of the network count.
     """
 
     def __call__(

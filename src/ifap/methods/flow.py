@@ -1,8 +1,8 @@
-"""Flow to the output."""
+"""Flow to the output: what each unit sends to its readers, times what the output makes of it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import nn
@@ -17,7 +17,23 @@ from ifap.ranking import Floats
 @METHODS.register("flow")
 @defaults(steps=1, compensate=True, per_cost=True)
 def flow_to_output(
-    model: nn.Module, batches: Iterable[Any], *, normalize: str, site: str, seed: int, graph: Graph
+    model: nn.Module,
+    batches: Iterable[Any],
+    *,
+    normalize: str,
+    site: str,
+    seed: int,
+    graph: Graph,
+    compensate: bool,
+    outputs: tuple[str, ...] | None,
+    labelled: Iterable[tuple[Any, Any]] | None = None,
+    loss: Callable[[Any, Any], Any] | None = None,
 ) -> Floats:
-    """Score units by the KL divergence that replacing each by its mean is expected to cost."""
-    return unit_fisher(model, graph, batches, seed=seed)
+    """Score units by the KL divergence to the whole network that removing each is expected to cost, in nats a sample.
+
+    `normalize` and `site` are not used. The ranking divides the scores by what each unit saves; see
+    `ifap.methods.base.Defaults`.
+    """
+    return unit_fisher(
+        model, graph, batches, seed=seed, centred=compensate, outputs=outputs, labelled=labelled, loss=loss
+    )
