@@ -24,15 +24,12 @@ from ifap.directions import class_axis, direction
 from ifap.errors import ScoreError
 from ifap.flow import NO_DATA
 from ifap.forward import Inputs, call, dense_outputs, device_of, evaluation_mode, task_tensors, to_device
-from ifap.layers import modules_by_name, unit_axis
+from ifap.layers import modules_by_name
 from ifap.moments import input_means
 from ifap.ranking import Floats
-from ifap.reading import looking, readers
+from ifap.reading import looking, readers, rows_of
 
 _MEAN_STRIDE = 4  # means need no more than every fourth batch
-
-Labelled = Iterable[tuple[Inputs, Any]]
-
 
 def unit_fisher(
     model: nn.Module,
@@ -42,8 +39,7 @@ def unit_fisher(
     seed: int = 0,
     centred: bool = True,
     outputs: Iterable[str] | None = None,
-    labelled: Labelled | None = None,
-    loss: Callable[[Any, Any], Tensor] | None = None,
+    loss: Callable[[Any, Inputs], Tensor] | None = None,
 ) -> Floats:
     """Return the damage that removing each unit alone is expected to do.
 
@@ -54,16 +50,16 @@ def unit_fisher(
     graph : Graph
         Its units.
     batches : iterable
-        Calibration inputs without labels; iterated twice, the first time for every fourth batch.
+        Calibration inputs without labels; iterated twice, of which the first time every fourth batch is run.
     seed : int
         Of the directions that are drawn.
     centred : bool
         Whether the mean of a unit takes its place, as compensation has it; else zero does.
     outputs : iterable of str, optional
         Which of the named outputs count; all by default.
-    labelled, loss : optional
-        Batches of inputs and targets, and what takes outputs and targets and returns a scalar: its gradient is then the
-        direction.
+    loss : callable, optional
+        ``loss(outputs, inputs)`` returns a scalar whose gradient is the direction; by default directions are drawn, see
+        `ifap.directions`.
 
     Returns
     -------
@@ -78,40 +74,26 @@ def unit_fisher(
         If the data are a test split.
     """
     refuse_test(batches, "scoring")
-    refuse_test(labelled, "scoring")
     units = {name: found for name, found in readers(model, graph).items() if (found >= 0).any()}
     means = input_means(model, itertools.islice(batches, 0, None, _MEAN_STRIDE), units) if centred else {}
     signals = _Signals(model, graph.num_units, units, means)
+    axes: list[int | None] = []
     where, generator = device_of(model), torch.Generator(device_of(model)).manual_seed(seed)
     with ExitStack() as stack:
         for context in (dense_outputs(model), evaluation_mode(model), _frozen(model), torch.enable_grad()):
             stack.enter_context(context)
         stack.enter_context(looking(model, units, signals.look))
-        if labelled is not None and loss is not None:
-            for inputs, targets in labelled:
-                found = call(model, to_device(inputs, where))
-                value = loss(found, to_device(targets, where))
-                signals.backward(_learning(found, outputs), [value], None)
-        else:
-            _draw(model, (to_device(batch, where) for batch in batches), signals, outputs, generator)
+        for batch in batches:
+            inputs = to_device(batch, where)
+            found = call(model, inputs)
+            learning = _learning(found, outputs)
+            if loss is not None:
+                signals.backward(learning, [loss(found, inputs)], None)
+                continue
+            axes = axes or [class_axis(output) for output in learning]
+            drawn = [direction(output, axis, generator) for output, axis in zip(learning, axes, strict=True)]
+            signals.backward(learning, learning, drawn)
     return signals.scores()
-
-
-def _draw(
-    model: nn.Module,
-    batches: Iterable[Inputs],
-    signals: _Signals,
-    names: Iterable[str] | None,
-    generator: torch.Generator,
-) -> None:
-    """Draw one direction of all outputs for each batch."""
-    axes: list[int | None] | None = None
-    for batch in batches:
-        outputs = _learning(call(model, batch), names)
-        if axes is None:
-            axes = [class_axis(output) for output in outputs]
-        drawn = [direction(output, axis, generator) for output, axis in zip(outputs, axes, strict=True)]
-        signals.backward(outputs, outputs, drawn)
 
 
 def _learning(found: Any, names: Iterable[str] | None) -> list[Tensor]:
@@ -146,7 +128,7 @@ class _Signals:
         self._columns = {name: _Columns(torch.from_numpy(found)) for name, found in units.items()}
         self._squares = torch.zeros(number, dtype=torch.float64)
         self._seen = torch.zeros(number, dtype=torch.bool)
-        self._samples, self._waiting = 0, []
+        self._samples = 0
 
     def look(self, name: str, x: Tensor) -> Tensor:
         """Let the layer read a view of its own, so that the gradient which arrives there is that of this layer alone."""
@@ -157,29 +139,32 @@ class _Signals:
     def backward(self, outputs: list[Tensor], starts: list[Tensor], directions: list[Tensor] | None) -> None:
         """Send directions back through the network and add up what arrives."""
         self._batch = outputs[0].shape[0] if outputs[0].dim() else 1
-        self._rows = {output[..., 0].numel() if output.dim() > 1 else 1 for output in outputs}
+        shapes = [output.shape for output in outputs if output.dim() > 1]
+        self._rows = {shape.numel() // max(1, width) for shape in shapes for width in (shape[1], shape[-1])}
         torch.autograd.backward(starts, directions)
         self._samples += self._batch
 
     def _receive(self, name: str, x: Tensor, version: int, gradient: Tensor) -> None:
         if x._version != version:
             raise ScoreError(f"layer '{name}': the network overwrites what this layer has read; choose another method")
-        axis, columns = unit_axis(self._modules[name]), self._columns[name]
-        signal = x.float() if name not in self._means else x.float().movedim(axis, -1).sub(self._means[name]).movedim(-1, axis)
-        rows = (signal * gradient.float()).movedim(axis, -1).reshape(-1, x.shape[axis])
-        squares = columns.by_unit(self._samples_of(rows)).square().sum(dim=0)
+        columns, module = self._columns[name], self._modules[name]
+        read, back = (self._by_sample(rows_of(module, tensor)) for tensor in (x, gradient))
+        signals = (read * back).sum(dim=1)
+        if name in self._means:
+            signals -= self._means[name] * back.sum(dim=1)
+        squares = columns.by_unit(signals).square().sum(dim=0)
         self._squares[columns.units] += squares.double().cpu()
         self._seen[columns.units] = True
 
-    def _samples_of(self, rows: Tensor) -> Tensor:
-        """Add up over the positions of a sample, unless the output has a row for each position.
+    def _by_sample(self, rows: Tensor) -> Tensor:
+        """Return rows as (samples, positions of each, channels).
 
-        The direction is drawn for each row of the output. Where a position has a row of its own, nearly all that comes
-        back to it comes from there: every position is a sample. Else all positions of a sample speak of the same rows.
+        The direction is drawn for each row of the output. Where each position has a row of its own, nearly all that
+        comes back to a position comes from there: every position is a sample. Else all positions of a sample speak of
+        the same rows, and their signals are added up before they are squared.
         """
-        if len(rows) in self._rows:
-            return rows
-        return rows.reshape(self._batch, -1, rows.shape[1]).sum(dim=1) if len(rows) % self._batch == 0 else rows
+        is_alone = len(rows) in self._rows or len(rows) % self._batch
+        return rows.unsqueeze(1) if is_alone else rows.unflatten(0, (self._batch, -1))
 
     def scores(self) -> Floats:
         """Return half the mean square of the signal of each unit; NaN where none was seen."""

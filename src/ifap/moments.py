@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from ifap.errors import ScoreError
 from ifap.flow import forwards
 from ifap.forward import Inputs, evaluation_mode
-from ifap.layers import modules_by_name
-from ifap.reading import looking, rows_of
+from ifap.layers import modules_by_name, sides
+from ifap.reading import Look, looking, rows_of
 
 POSITIONS = 400  # of a sample, drawn at random where it has more
 MOST_BYTES = 2**31  # of the second moments that are held at a time
@@ -30,14 +30,15 @@ def input_means(model: nn.Module, batches: Iterable[Inputs], names: Iterable[str
         sums[name] = sums[name] + total if name in sums else total
         numbers[name] = numbers.get(name, 0) + len(rows)
 
-    _observe(model, batches, names, add)
+    observe(model, batches, names, add)
     for name, total in sums.items():
         if not torch.isfinite(total).all():
             raise ScoreError(f"layer '{name}': its inputs are not finite on the calibration data")
     return {name: (total / numbers[name]).float() for name, total in sums.items()}
 
 
-def _observe(model, batches, names, look) -> None:
+def observe(model: nn.Module, batches: Iterable[Inputs], names: Iterable[str], look: Look) -> None:
+    """Show `look` what layers read of calibration batches, in evaluation mode; see `ifap.reading.looking`."""
     with evaluation_mode(model), torch.no_grad(), looking(model, names, look):
         for _ in forwards(model, batches):
             pass
@@ -95,10 +96,37 @@ class _Sums:
 Halves = tuple[Moments, Moments]
 
 
-def halves(model: nn.Module, batches: Iterable[Inputs], names: Iterable[str], seed: int = 0) -> Iterator[tuple[str, Halves]]:
-    """Yield for each layer the moments of what it reads in the first and in the second half of each batch."""
+def halves(
+    model: nn.Module, batches: Iterable[Inputs], names: Iterable[str], seed: int = 0
+) -> Iterator[tuple[str, Halves]]:
+    """Yield for each layer the moments of what it reads in the first and in the second half of each batch.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The network; it is run in evaluation mode without gradients.
+    batches : iterable
+        Calibration inputs without labels; iterated once for all layers whose moments fit into `MOST_BYTES`, again for
+        the next ones.
+    names : iterable of str
+        Layers from `ifap.reading.readers`.
+    seed : int
+        Of the positions that are drawn.
+
+    Yields
+    ------
+    (str, (Moments, Moments))
+        In float32. Layers that did not run are left out.
+
+    Raises
+    ------
+    ScoreError
+        If there is no batch, if the network does not take one, or if an input is not finite (the layer is named).
+    SplitError
+        If `batches` is a test split.
+    """
     modules = modules_by_name(model)
-    for part in _parts({name: _inputs(modules[name]) for name in names}):
+    for part in _parts({name: sides(modules[name])["in"] for name in names}):
         sums: dict[str, tuple[_Sums, _Sums]] = {}
         generator = torch.Generator().manual_seed(seed)
 
@@ -114,14 +142,14 @@ def halves(model: nn.Module, batches: Iterable[Inputs], names: Iterable[str], se
             sums[name][0].add(rows[:middle])
             sums[name][1].add(rows[middle:])
 
-        _observe(model, batches, part, add)
+        observe(model, batches, part, add)
         for name in list(sums):
-            first, second = sums.pop(name)
-            yield name, (first.moments(), second.moments())
+            first, second = (half.moments() for half in sums.pop(name))
+            if not (torch.isfinite(first.covariance).all() and torch.isfinite(second.covariance).all()):
+                raise ScoreError(f"layer '{name}': its inputs are not finite on the calibration data")
+            yield name, (first, second)
 
 
-def _inputs(module) -> int:
-    return module.in_channels if hasattr(module, "in_channels") else module.in_features
 
 
 def _parts(widths: dict[str, int]) -> Iterator[list[str]]:

@@ -24,16 +24,16 @@ def flow_to_output(
     site: str,
     seed: int,
     graph: Graph,
-    compensate: bool,
-    outputs: tuple[str, ...] | None,
+    compensate: bool = True,
+    outputs: tuple[str, ...] | None = None,
     labelled: Iterable[tuple[Any, Any]] | None = None,
     loss: Callable[[Any, Any], Any] | None = None,
 ) -> Floats:
     """Score units by the KL divergence to the whole network that removing each is expected to cost, in nats a sample.
 
-    `normalize` and `site` are not used. The ranking divides the scores by what each unit saves; see
+    `normalize` and `site` are not used, and no labels are: a `loss` that is given without labels takes the outputs and
+    the inputs of a batch, and its gradient stands for the directions of `ifap.directions`. The ranking divides the scores by what each unit saves; see
     `ifap.methods.base.Defaults`.
     """
-    return unit_fisher(
-        model, graph, batches, seed=seed, centred=compensate, outputs=outputs, labelled=labelled, loss=loss
-    )
+    own = loss if labelled is None else None
+    return unit_fisher(model, graph, batches, seed=seed, centred=compensate, outputs=outputs, loss=own)
