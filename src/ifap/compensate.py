@@ -114,7 +114,7 @@ def _refit(module: Any, name: str, graph: Graph, lost: Tensor, found: Halves, do
         refit = _best(weight[number], its, (found[0].of(part), found[1].of(part)), has_bias=has_bias)
         words.append(refit.words)
         weight[number][:, ~its] += refit.weights
-        shift[number] = refit.shift
+        shift[number] = refit.shift / _phases(module)
     done.said[name] = ", ".join(dict.fromkeys(words)) or "nothing"
     _put(module, name, graph, weight, shift.flatten(), done)
 
@@ -125,6 +125,11 @@ def _by_group(module: Any) -> Tensor:
     weight = weight.to(torch.promote_types(weight.dtype, torch.float32))
     by_group = weight.reshape(*weight.shape[:2], -1).unflatten(0, (getattr(module, "groups", 1), -1))
     return (by_group.transpose(1, 2) if isinstance(module, _ConvTransposeNd) else by_group).clone()
+
+
+def _phases(module: Any) -> int:
+    """Return into how many outputs a transposed convolution spreads its taps: each sees but its share of a mean."""
+    return math.prod(module.stride) if isinstance(module, _ConvTransposeNd) else 1
 
 
 def _put(module: Any, name: str, graph: Graph, by_group: Tensor, shift: Tensor, done: Compensation) -> None:
@@ -165,48 +170,91 @@ class _Refit(NamedTuple):
     shift: Tensor
 
 
+class _Split(NamedTuple):
+    """Moments of what stays and of what goes."""
+
+    kept: Tensor  # (kept, kept), centred
+    cross: Tensor  # (kept, lost)
+    lost: Tensor  # (lost, lost)
+    kept_means: Tensor
+    lost_means: Tensor
+
+
+def _split(moments: Moments, lost: Tensor, *, has_bias: bool) -> _Split:
+    """Split the moments; without a bias, which nothing but a mean can use, around zero instead of the mean."""
+    means, covariance = moments.mean, moments.covariance
+    if not has_bias:
+        covariance, means = torch.addr(covariance, means, means), torch.zeros_like(means)
+    rows, others = covariance[~lost], covariance[lost]
+    return _Split(rows[:, ~lost], rows[:, lost], others[:, lost], means[~lost], means[lost])
+
+
 def _best(weight: Tensor, lost: Tensor, found: Halves, *, has_bias: bool) -> _Refit:
     """Return the refit of a group of channels with the smallest held-out error; weight: (outputs, inputs, taps)."""
+    whole, first, second = (
+        _split(moments, lost, has_bias=has_bias) for moments in (found[0].joined(found[1]), *found)
+    )
+    nothing_added = _Refit("nothing", torch.zeros_like(weight[:, ~lost]), weight.new_zeros(len(weight)))
+    is_constant = not bool(whole.kept.diagonal().any() or whole.lost.diagonal().any())
+    if is_constant and not bool(whole.lost_means.any()):
+        return nothing_added._replace(words="nothing: its inputs are zero")
     reads = weight[:, lost].movedim(2, 1).flatten(0, 1)  # (outputs x taps, lost)
     gram = reads.t() @ reads
-    ridges = RIDGES if has_bias else [ridge for ridge in RIDGES if math.isfinite(ridge)]
-    errors = dict.fromkeys(ridges, 0.0)
-    nothing = 0.0
-    for fitted, held in (found, found[::-1]):
-        nothing += _error(gram, held, lost)
-        for ridge in ridges:
-            errors[ridge] += _error(gram, held, lost, *_shares(fitted, lost, ridge, has_bias=has_bias))
-    best = min(errors, key=lambda ridge: errors[ridge] if math.isfinite(errors[ridge]) else math.inf)
-    kept = weight[:, ~lost]
-    if not errors[best] < nothing:
-        return _Refit("nothing", torch.zeros_like(kept), weight.new_zeros(len(weight)))
-    shares, means = _shares(found[0].joined(found[1]), lost, best, has_bias=has_bias)
+
+    def held_out(ridge: float | None) -> float:
+        """Return the error on each half of what was fitted on the other."""
+        pairs = ((first, second), (second, first))
+        return sum(_error(gram, held, *_shares(fitted, ridge)) for fitted, held in pairs)
+
+    ridges = [math.inf] if is_constant else list(RIDGES) if has_bias else [r for r in RIDGES if math.isfinite(r)]
+    best, error = _smallest(held_out, ridges)
+    nothing = held_out(None)
+    if not error < nothing:
+        return nothing_added
+    shares, means = _shares(whole, best)
     weights = (reads @ shares.t()).unflatten(0, (len(weight), -1)).movedim(1, 2)
     words = "means" if math.isinf(best) else f"ridge {best:g}"
-    said = f"{words}, held-out error {errors[best] / nothing:.2g}"
+    said = "means: its inputs are constant" if is_constant else f"{words}, held-out error {error / nothing:.2g}"
     return _Refit(said, weights, (reads @ means).unflatten(0, (len(weight), -1)).sum(dim=1))
 
 
-def _shares(moments: Moments, lost: Tensor, ridge: float, *, has_bias: bool) -> tuple[Tensor, Tensor]:
+def _smallest(error: Callable[[float], float], ridges: list[float]) -> tuple[float, float]:
+    """Walk from the middle downhill; the error over ridges has one valley."""
+    known: dict[int, float] = {}
+
+    def at(index: int) -> float:
+        if not 0 <= index < len(ridges):
+            return math.inf
+        if index not in known:
+            value = error(ridges[index])
+            known[index] = value if math.isfinite(value) else math.inf
+        return known[index]
+
+    place = len(ridges) // 2
+    while True:
+        step = 1 if at(place + 1) < at(place) else -1
+        if not at(place + step) < at(place):
+            return ridges[place], at(place)
+        place += step
+
+
+def _shares(fitted: _Split, ridge: float | None) -> tuple[Tensor, Tensor]:
     """Return what the inputs that stay say of each that goes, (kept, lost), and the rest of its mean, (lost,)."""
-    means = moments.mean
-    kept, cross = moments.among(~lost, ~lost), moments.among(~lost, lost)
-    if not has_bias:  # without a bias nothing can stand for a mean
-        kept = torch.addr(kept, means[~lost], means[~lost])
-        cross = torch.addr(cross, means[~lost], means[lost])
+    if ridge is None:
+        return torch.zeros_like(fitted.cross), torch.zeros_like(fitted.lost_means)
     if math.isinf(ridge):
-        return torch.zeros_like(cross), means[lost]
-    kept.diagonal().add_(ridge * kept.diagonal().mean().clamp_min(1e-30))
-    factor, _ = torch.linalg.cholesky_ex(kept)
-    shares = torch.cholesky_solve(cross, factor)
-    return shares, means[lost] - means[~lost] @ shares if has_bias else torch.zeros_like(means[lost])
+        return torch.zeros_like(fitted.cross), fitted.lost_means
+    damped = fitted.kept.clone()
+    damped.diagonal().add_(ridge * damped.diagonal().mean().clamp_min(1e-30))
+    factor, _ = torch.linalg.cholesky_ex(damped)
+    shares = torch.cholesky_solve(fitted.cross, factor)
+    return shares, fitted.lost_means - fitted.kept_means @ shares
 
 
-def _error(gram: Tensor, held: Moments, lost: Tensor, shares: Tensor | None = None, means: Tensor | None = None) -> float:
+def _error(gram: Tensor, held: _Split, shares: Tensor, means: Tensor) -> float:
     """Return the mean squared error of a layer's output on samples that were not fitted, summed over outputs."""
-    left, off = held.among(lost, lost), held.mean[lost]
-    if shares is not None and means is not None:
-        both = shares.t() @ held.among(~lost, lost)
-        left = left - both - both.t() + shares.t() @ held.among(~lost, ~lost) @ shares
-        off = off - means - held.mean[~lost] @ shares
+    left, off = held.lost, held.lost_means - means
+    if bool(shares.any()):
+        both = shares.t() @ (held.kept @ shares - 2 * held.cross)  # its transpose adds the same: gram is symmetric
+        left, off = left + both, off - held.kept_means @ shares
     return float((gram * left).sum() + off @ gram @ off)

@@ -56,10 +56,6 @@ class Moments:
         """Return the moments of some of the inputs."""
         return Moments(self.number, self.mean[part], self.covariance[part, part])
 
-    def among(self, rows: Tensor, columns: Tensor) -> Tensor:
-        """Return a copy of the second moments between the inputs of two masks."""
-        return self.covariance[rows][:, columns]
-
     def joined(self, other: Moments) -> Moments:
         """Return the moments of both sets of rows together (Chan et al. 1983)."""
         number = self.number + other.number
