@@ -159,6 +159,7 @@ def _pruned(network: WantedDense, model: nn.Module, example: Tensor, data: list[
         target=ifap.Target(macs=network.reduction_published),
         steps=STEPS,
         seed=SEED,
+        method="ifap",
         min_units=MIN_UNITS,
         max_layer_ratio=MAX_LAYER_RATIO,
         **options,

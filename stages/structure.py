@@ -73,7 +73,7 @@ def measure(network: Wanted) -> Structure:
     counts: dict[str, int | float | None] = dict.fromkeys(("macs_pruned", "params_pruned", "reduction"))
     note = ""
     try:
-        after = ifap.prune(model, batch[:1], [batch], target=target, steps=STEPS, seed=SEED).after
+        after = ifap.prune(model, batch[:1], [batch], target=target, steps=STEPS, seed=SEED, method="ifap").after
     except TargetError as error:
         note = " ".join(str(error).split())
     else:

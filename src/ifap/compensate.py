@@ -1,8 +1,9 @@
 """How the layers that read a unit can do without it.
 
 A layer that mixes channels, a convolution or a linear layer, computes ``y = W x + b``. Without the inputs G it loses
-``W_G x_G``, of which the inputs K that stay can say a part: ``x_G`` is about ``m_G + A (x_K - m_K)`` with the means m and
-the A of ridge regression. So ``W_K + W_G A`` and the bias ``b + W_G (m_G - A m_K)`` do what can be done without training.
+``W_G x_G``, of which the inputs K that stay can say a part: ``x_G`` is about ``m_G + A (x_K - m_K)`` with the means m
+and the A of ridge regression. So ``W_K + W_G A`` and the bias ``b + W_G (m_G - A m_K)`` do what can be done without
+training.
 
 How strong the ridge is, or whether anything is changed at all, each layer's held-out error says: what is fitted on one
 half of the calibration samples is measured on the other, both ways round. What is taken is then fitted on all of them.
@@ -82,9 +83,7 @@ def compensate(model: nn.Module, graph: Graph, removed: Indices, batches: Iterab
     modules = modules_by_name(model)
     gone = {name: np.isin(units, removed) for name, units in readers(model, graph).items()}
     shared = {id(module) for pairs in shared_parameters(model) for module, _ in pairs}
-    names = [
-        name for name, lost in gone.items() if lost.any() and not lost.all() and id(modules[name]) not in shared
-    ]
+    names = [name for name, lost in gone.items() if lost.any() and not lost.all() and id(modules[name]) not in shared]
     done = Compensation()
     for name, found in halves(model, batches, names):
         _refit(modules[name], name, graph, torch.from_numpy(gone[name]), found, done)
@@ -191,9 +190,7 @@ def _split(moments: Moments, lost: Tensor, *, has_bias: bool) -> _Split:
 
 def _best(weight: Tensor, lost: Tensor, found: Halves, *, has_bias: bool) -> _Refit:
     """Return the refit of a group of channels with the smallest held-out error; weight: (outputs, inputs, taps)."""
-    whole, first, second = (
-        _split(moments, lost, has_bias=has_bias) for moments in (found[0].joined(found[1]), *found)
-    )
+    whole, first, second = (_split(moments, lost, has_bias=has_bias) for moments in (found[0].joined(found[1]), *found))
     nothing_added = _Refit("nothing", torch.zeros_like(weight[:, ~lost]), weight.new_zeros(len(weight)))
     is_constant = not bool(whole.kept.diagonal().any() or whole.lost.diagonal().any())
     if is_constant and not bool(whole.lost_means.any()):

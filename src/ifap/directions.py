@@ -1,8 +1,9 @@
 """In which direction of a network's outputs a change counts: a random one whose second moment is the metric.
 
 The *Fisher information* of the outputs, in nats of KL divergence. An output that holds the logits of classes or tokens
-stands for their softmax: the direction is the gradient of the log-probability of a class drawn from it. Any other output
-stands for a Gaussian around itself, with the spread that it has over the samples: the direction is a random projection.
+stands for their softmax: the direction is the gradient of the log-probability of a class drawn from it. Any other
+output stands for a Gaussian around itself, with the spread that it has over the samples: the direction is a random
+projection.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """How much a network's output depends on each unit, without labels.
 
 A unit c sends the signal x_c to the layers that read it. If its mean m_c took its place, the output would change, to
-first order, by ``a_c = sum over positions and readers of u_c (x_c - m_c)`` in a direction whose gradient with respect to
-what the readers read is u. The score of the unit is the mean of ``a_c^2 / 2`` over samples and directions of
-`ifap.directions`: the KL divergence to the whole network that removing the unit is expected to cost, to second order.
+first order, by ``a_c = sum over positions of u_c (x_c - m_c)`` in a direction whose gradient with respect to what a
+reader reads is u. The score of the unit is the mean of ``a_c^2 / 2`` over samples and directions of `ifap.directions`,
+added up over its readers: the KL divergence to the whole network that removing the unit is expected to cost, to second
+order.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from ifap.ranking import Floats
 from ifap.reading import looking, readers, rows_of
 
 _MEAN_STRIDE = 4  # means need no more than every fourth batch
+
 
 def unit_fisher(
     model: nn.Module,
@@ -69,40 +71,58 @@ def unit_fisher(
     Raises
     ------
     ScoreError
-        If there is no batch, if no output depends on a unit by a gradient, or if a signal is not finite.
+        If there is no batch, if no output depends by a gradient on a unit, or if a signal is not finite.
     SplitError
         If the data are a test split.
     """
     refuse_test(batches, "scoring")
     units = {name: found for name, found in readers(model, graph).items() if (found >= 0).any()}
     means = input_means(model, itertools.islice(batches, 0, None, _MEAN_STRIDE), units) if centred else {}
-    signals = _Signals(model, graph.num_units, units, means)
+    for keeps_copies in (False, True):
+        signals = _Signals(model, graph.num_units, units, means, keeps_copies=keeps_copies)
+        try:
+            _send_back(model, batches, signals, seed, outputs, loss)
+            break
+        except _OverwrittenError:  # copies of all that is read take memory: only where views are not enough
+            continue
+    return signals.scores()
+
+
+def _send_back(
+    model: nn.Module,
+    batches: Iterable[Inputs],
+    signals: _Signals,
+    seed: int,
+    names: Iterable[str] | None,
+    loss: Callable[[Any, Inputs], Tensor] | None,
+) -> None:
+    """Run the batches and send one direction of each back from the outputs."""
     axes: list[int | None] = []
     where, generator = device_of(model), torch.Generator(device_of(model)).manual_seed(seed)
     with ExitStack() as stack:
         for context in (dense_outputs(model), evaluation_mode(model), _frozen(model), torch.enable_grad()):
             stack.enter_context(context)
-        stack.enter_context(looking(model, units, signals.look))
+        stack.enter_context(looking(model, signals.layers, signals.look))
         for batch in batches:
             inputs = to_device(batch, where)
             found = call(model, inputs)
-            learning = _learning(found, outputs)
+            outputs = _learning(found, names)
             if loss is not None:
-                signals.backward(learning, [loss(found, inputs)], None)
+                signals.backward(outputs, [loss(found, inputs)], None)
                 continue
-            axes = axes or [class_axis(output) for output in learning]
-            drawn = [direction(output, axis, generator) for output, axis in zip(learning, axes, strict=True)]
-            signals.backward(learning, learning, drawn)
-    return signals.scores()
+            axes = axes or [class_axis(output) for output in outputs]
+            drawn = [direction(output, axis, generator) for output, axis in zip(outputs, axes, strict=True)]
+            signals.backward(outputs, outputs, drawn)
 
 
 def _learning(found: Any, names: Iterable[str] | None) -> list[Tensor]:
     """Return the outputs that a gradient can start from."""
-    outputs = [tensor for tensor in task_tensors(found, None if names is None else tuple(names)) if tensor.requires_grad]
+    outputs = [
+        tensor for tensor in task_tensors(found, None if names is None else tuple(names)) if tensor.requires_grad
+    ]
     if not outputs:
         raise ScoreError(
-            "no output of the network depends on a layer that could be pruned by a gradient: choose another method, "
-            "or give labelled= and a loss="
+            "no output of the network depends by a gradient on a layer that could be pruned: choose another method"
         )
     return outputs
 
@@ -120,20 +140,34 @@ def _frozen(model: nn.Module) -> Iterator[None]:
             weight.requires_grad_(True)
 
 
+class _OverwrittenError(Exception):
+    """The network has overwritten, in place, what a layer had read."""
+
+
 class _Signals:
     """What units send to their readers, times what the readers make of it, squared and added up."""
 
-    def __init__(self, model: nn.Module, number: int, units: dict[str, Indices], means: dict[str, Tensor]) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        number: int,
+        units: dict[str, Indices],
+        means: dict[str, Tensor],
+        *,
+        keeps_copies: bool,
+    ) -> None:
         self._modules, self._means = modules_by_name(model), means
         self._columns = {name: _Columns(torch.from_numpy(found)) for name, found in units.items()}
         self._squares = torch.zeros(number, dtype=torch.float64)
         self._seen = torch.zeros(number, dtype=torch.bool)
-        self._samples = 0
+        self._samples, self._keeps_copies = 0, keeps_copies
+        self.layers = list(units)
 
     def look(self, name: str, x: Tensor) -> Tensor:
-        """Let the layer read a view of its own, so that the gradient which arrives there is that of this layer alone."""
+        """Let the layer read a view of its own, so that the gradient which arrives there is of this layer alone."""
         own = x.view_as(x) if x.requires_grad else x.detach().requires_grad_()
-        own.register_hook(partial(self._receive, name, x.detach(), x._version))
+        seen = x.detach().clone() if self._keeps_copies else x.detach()
+        own.register_hook(partial(self._receive, name, seen, seen._version))
         return own
 
     def backward(self, outputs: list[Tensor], starts: list[Tensor], directions: list[Tensor] | None) -> None:
@@ -145,8 +179,8 @@ class _Signals:
         self._samples += self._batch
 
     def _receive(self, name: str, x: Tensor, version: int, gradient: Tensor) -> None:
-        if x._version != version:
-            raise ScoreError(f"layer '{name}': the network overwrites what this layer has read; choose another method")
+        if x._version != version and not self._keeps_copies:
+            raise _OverwrittenError(name)
         columns, module = self._columns[name], self._modules[name]
         read, back = (self._by_sample(rows_of(module, tensor)) for tensor in (x, gradient))
         signals = (read * back).sum(dim=1)

@@ -123,29 +123,39 @@ def halves(
     """
     modules = modules_by_name(model)
     for part in _parts({name: sides(modules[name])["in"] for name in names}):
-        sums: dict[str, tuple[_Sums, _Sums]] = {}
-        generator = torch.Generator().manual_seed(seed)
+        adder = _Adder({name: modules[name] for name in part}, seed)
+        observe(model, batches, part, adder.add)
+        yield from adder.halves()
 
-        def add(name: str, x: Tensor) -> None:
-            rows = rows_of(modules[name], x)
-            most = POSITIONS * x.shape[0]
-            if len(rows) > 2 * most:
-                rows = rows[torch.randint(len(rows), (most,), generator=generator).sort().values.to(rows.device)]
-            if name not in sums:
-                centre = rows.mean(dim=0)
-                sums[name] = _Sums(centre), _Sums(centre)
-            middle = len(rows) // 2
-            sums[name][0].add(rows[:middle])
-            sums[name][1].add(rows[middle:])
 
-        observe(model, batches, part, add)
-        for name in list(sums):
-            first, second = (half.moments() for half in sums.pop(name))
+class _Adder:
+    """Adds up what some layers read."""
+
+    def __init__(self, modules: dict[str, nn.Module], seed: int) -> None:
+        self._modules, self._sums = modules, dict[str, tuple[_Sums, _Sums]]()
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def add(self, name: str, x: Tensor) -> None:
+        """Add what a layer reads, or positions of it drawn at random; the first half of the samples apart."""
+        rows = rows_of(self._modules[name], x)
+        most = POSITIONS * x.shape[0]
+        if len(rows) > 2 * most:
+            drawn = torch.randint(len(rows), (most,), generator=self._generator).sort().values
+            rows = rows[drawn.to(rows.device)]
+        if name not in self._sums:
+            centre = rows.mean(dim=0)
+            self._sums[name] = _Sums(centre), _Sums(centre)
+        middle = len(rows) // 2
+        for half, part in zip(self._sums[name], (rows[:middle], rows[middle:]), strict=True):
+            half.add(part)
+
+    def halves(self) -> Iterator[tuple[str, Halves]]:
+        """Yield the moments of each layer, and let go of its sums."""
+        for name in list(self._sums):
+            first, second = (half.moments() for half in self._sums.pop(name))
             if not (torch.isfinite(first.covariance).all() and torch.isfinite(second.covariance).all()):
                 raise ScoreError(f"layer '{name}': its inputs are not finite on the calibration data")
             yield name, (first, second)
-
-
 
 
 def _parts(widths: dict[str, int]) -> Iterator[list[str]]:

@@ -15,9 +15,7 @@ from ifap.compensate import compensate
 from ifap.data import Split
 from ifap.errors import ScoreError, SplitError
 from ifap.moments import POSITIONS, halves, input_means
-from ifap.reading import readers
 from ifap.view import trace
-
 
 MADE = {
     "linear": lambda i, o, bias: nn.Linear(i, o, bias=bias),
@@ -164,9 +162,16 @@ def test_what_was_done_can_be_undone():
     assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
 
 
+def without_biases():
+    first, second = nn.Linear(5, 30, bias=False), nn.Linear(30, 20, bias=False)
+    return nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), nn.Linear(20, 2))
+
+
 def test_a_bias_that_was_made_is_cut_with_its_layer():
     torch.manual_seed(0)
-    network = nn.Sequential(nn.Linear(5, 6, bias=False), nn.ReLU(), nn.Linear(6, 8, bias=False), nn.Tanh(), nn.Linear(8, 2))
+    network = nn.Sequential(
+        nn.Linear(5, 6, bias=False), nn.ReLU(), nn.Linear(6, 8, bias=False), nn.Tanh(), nn.Linear(8, 2)
+    )
     x = torch.randn(64, 5)
     pruned = ifap.prune(network, x[:1], [x], target=ifap.Target(macs=0.6), steps=3, compensate=True)
     assert pruned.plan.biases == ["2"]
@@ -176,7 +181,9 @@ def test_a_bias_that_was_made_is_cut_with_its_layer():
 
 def test_a_target_in_parameters_allows_for_the_biases():
     torch.manual_seed(0)
-    network = nn.Sequential(nn.Linear(5, 30, bias=False), nn.ReLU(), nn.Linear(30, 20, bias=False), nn.ReLU(), nn.Linear(20, 2))
+    network = nn.Sequential(
+        nn.Linear(5, 30, bias=False), nn.ReLU(), nn.Linear(30, 20, bias=False), nn.ReLU(), nn.Linear(20, 2)
+    )
     x = torch.randn(64, 5)
     pruned = ifap.prune(network, x[:1], [x], target=ifap.Target(params=0.5))
     assert pruned.after.params <= 0.5 * pruned.before.params
@@ -185,19 +192,21 @@ def test_a_target_in_parameters_allows_for_the_biases():
 
 def test_a_run_goes_on_with_the_biases_that_it_made(tmp_path):
     torch.manual_seed(0)
-    network = nn.Sequential(nn.Linear(5, 30, bias=False), nn.ReLU(), nn.Linear(30, 20, bias=False), nn.ReLU(), nn.Linear(20, 2))
+    network = nn.Sequential(
+        nn.Linear(5, 30, bias=False), nn.ReLU(), nn.Linear(30, 20, bias=False), nn.ReLU(), nn.Linear(20, 2)
+    )
     x = torch.randn(64, 5)
 
-    class Stopped(Exception):
+    class StoppedError(Exception):
         pass
 
     def stop(model, receipt):
         if receipt.iteration == 2:
-            raise Stopped
+            raise StoppedError
 
     given = {"target": ifap.Target(macs=0.6), "steps": 3, "pace": "macs"}
     whole = ifap.prune(network, x[:1], [x], **given)
-    with pytest.raises(Stopped):
+    with pytest.raises(StoppedError):
         ifap.prune(network, x[:1], [x], **given, resume=tmp_path, on_step=stop)
     resumed = ifap.prune(network, x[:1], [x], **given, resume=tmp_path)
     assert resumed.plan.biases == whole.plan.biases
@@ -208,7 +217,9 @@ def test_types_stay_and_moments_are_single():
     torch.manual_seed(0)
     network, x = Repeats("linear", bias=False).bfloat16(), torch.randn(256, 4).bfloat16()
     wanted = network(x)
-    pruned = ifap.prune(network, x[:1], [x], target=ifap.Target(macs=0.4), method=last_units_first, steps=1, compensate=True)
+    pruned = ifap.prune(
+        network, x[:1], [x], target=ifap.Target(macs=0.4), method=last_units_first, steps=1, compensate=True
+    )
     assert {value.dtype for value in pruned.model.state_dict().values()} == {torch.bfloat16}
     assert (pruned.model(x) - wanted).abs().max() < 0.1 * wanted.abs().max()
     ((_, found),) = halves(network, [x], ["second"])

@@ -32,8 +32,8 @@ def flow_to_output(
     """Score units by the KL divergence to the whole network that removing each is expected to cost, in nats a sample.
 
     `normalize` and `site` are not used, and no labels are: a `loss` that is given without labels takes the outputs and
-    the inputs of a batch, and its gradient stands for the directions of `ifap.directions`. The ranking divides the scores by what each unit saves; see
-    `ifap.methods.base.Defaults`.
+    the inputs of a batch, and its gradient stands for the directions of `ifap.directions`. The ranking divides the
+    scores by what each unit saves; see `ifap.methods.base.Defaults`.
     """
     own = loss if labelled is None else None
     return unit_fisher(model, graph, batches, seed=seed, centred=compensate, outputs=outputs, loss=own)
