@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -143,9 +144,14 @@ def _put(module: Any, name: str, graph: Graph, by_group: Tensor, shift: Tensor, 
         if module.bias is None and bool(shift.any()):
             add_bias(module)
             graph.know_bias(name)
-            done._back.append(lambda: (setattr(module, "bias", None), graph.forget_bias(name)))  # type: ignore[func-returns-value]
+            done._back.append(partial(_without_bias, module, name, graph))
         if module.bias is not None:
             module.bias.add_(shift.to(module.bias.dtype))
+
+
+def _without_bias(module: Any, name: str, graph: Graph) -> None:
+    module.bias = None
+    graph.forget_bias(name)
 
 
 def _restoring(tensor: Tensor) -> Callable[[], None]:

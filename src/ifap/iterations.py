@@ -26,7 +26,7 @@ from ifap.methods import AnyMethod
 from ifap.methods.base import defaults_of, score
 from ifap.options import Clock, OnStep, Options, Recover, Validate
 from ifap.plan import Plan
-from ifap.ranking import Budget, Ranking, by_speed, floors, unit_scores
+from ifap.ranking import Budget, Floats, Ranking, by_speed, floors, unit_scores
 from ifap.results import Pruned, Receipt, Target
 from ifap.run_state import Store, follow, replay, restore_modes
 from ifap.saving import load, pruned_plan
@@ -229,7 +229,7 @@ class Run:
                 log.warning("%s stays: %s", ", ".join(self._names(refusal.groups)), refusal.reason)
                 self._refused.update(dict.fromkeys(refusal.groups, refusal.reason))
 
-    def _score(self, step: int) -> dict[str, Tensor]:
+    def _score(self, step: int) -> dict[str, Tensor] | Floats:
         options = self._options
         return score(
             self._scorer,
@@ -245,10 +245,12 @@ class Run:
             **self._labels,
         )
 
-    def _rank(self, scores: dict[str, Tensor]) -> Ranking:
+    def _rank(self, scores: dict[str, Tensor] | Floats) -> Ranking:
         budget = Budget(self._graph, self._timer, None if self._timer is None else layer_widths(self.model))
-        is_by_unit = isinstance(scores, np.ndarray)
-        values = scores if is_by_unit else unit_scores(self._graph, scores, self._options.aggregate)
+        if isinstance(scores, np.ndarray):
+            values = scores
+        else:
+            values = unit_scores(self._graph, scores, self._options.aggregate)
         if self._timer is not None:
             values = values * by_speed(self._graph, budget)
         per_cost = defaults_of(self._scorer).per_cost
