@@ -4,7 +4,8 @@ A unit c sends the signal x_c to the layers that read it. If its mean m_c took i
 first order, by ``a_c = sum over positions of u_c (x_c - m_c)`` in a direction whose gradient with respect to what a
 reader reads is u. The score of the unit is the mean of ``a_c^2 / 2`` over samples and directions of `ifap.directions`,
 added up over its readers: the KL divergence to the whole network that removing the unit is expected to cost, to second
-order.
+order. Where compensation is to follow, ``x_c - m_c`` is replaced by what the other inputs of the reader cannot say of
+it (`ifap.residuals`) if that makes the score smaller: chance correlations of few samples may make it larger.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from ifap.layers import modules_by_name
 from ifap.moments import input_means
 from ifap.ranking import Floats
 from ifap.reading import looking, readers, rows_of
+from ifap.residuals import Residuals, fits_into_memory
 
 _MEAN_STRIDE = 4  # means need no more than every fourth batch
 
@@ -52,7 +54,7 @@ def unit_fisher(
     graph : Graph
         Its units.
     batches : iterable
-        Calibration inputs without labels; iterated twice, of which the first time every fourth batch is run.
+        Calibration inputs without labels; iterated twice.
     seed : int
         Of the directions that are drawn.
     centred : bool
@@ -77,9 +79,13 @@ def unit_fisher(
     """
     refuse_test(batches, "scoring")
     units = {name: found for name, found in readers(model, graph).items() if (found >= 0).any()}
-    means = input_means(model, itertools.islice(batches, 0, None, _MEAN_STRIDE), units) if centred else {}
+    residuals = Residuals(model, batches, units) if centred and fits_into_memory(model, units) else None
+    if residuals is not None:
+        means = residuals.means
+    else:
+        means = input_means(model, itertools.islice(batches, 0, None, _MEAN_STRIDE), units) if centred else {}
     for keeps_copies in (False, True):
-        signals = _Signals(model, graph.num_units, units, means, keeps_copies=keeps_copies)
+        signals = _Signals(model, graph.num_units, units, means, residuals, keeps_copies=keeps_copies)
         try:
             _send_back(model, batches, signals, seed, outputs, loss)
             break
@@ -153,12 +159,14 @@ class _Signals:
         number: int,
         units: dict[str, Indices],
         means: dict[str, Tensor],
+        residuals: Residuals | None,
         *,
         keeps_copies: bool,
     ) -> None:
-        self._modules, self._means = modules_by_name(model), means
+        self._modules, self._means, self._residuals = modules_by_name(model), means, residuals
         self._columns = {name: _Columns(torch.from_numpy(found)) for name, found in units.items()}
         self._squares = torch.zeros(number, dtype=torch.float64)
+        self._left = torch.zeros(number, dtype=torch.float64)
         self._seen = torch.zeros(number, dtype=torch.bool)
         self._samples, self._keeps_copies = 0, keeps_copies
         self.layers = list(units)
@@ -186,8 +194,10 @@ class _Signals:
         signals = (read * back).sum(dim=1)
         if name in self._means:
             signals -= self._means[name] * back.sum(dim=1)
-        squares = columns.by_unit(signals).square().sum(dim=0)
-        self._squares[columns.units] += squares.double().cpu()
+        self._squares[columns.units] += columns.by_unit(signals).square().sum(dim=0).double().cpu()
+        if self._residuals is not None:
+            left = (self._residuals.of(name, read) * back).sum(dim=1)
+            self._left[columns.units] += columns.by_unit(left).square().sum(dim=0).double().cpu()
         self._seen[columns.units] = True
 
     def _by_sample(self, rows: Tensor) -> Tensor:
@@ -204,7 +214,8 @@ class _Signals:
         """Return half the mean square of the signal of each unit; NaN where none was seen."""
         if not self._samples:
             raise ScoreError(NO_DATA)
-        scores = np.where(self._seen.numpy(), self._squares.numpy() / (2 * self._samples), np.nan)
+        squares = self._squares if self._residuals is None else torch.minimum(self._squares, self._left)
+        scores = np.where(self._seen.numpy(), squares.numpy() / (2 * self._samples), np.nan)
         for name, columns in self._columns.items():
             if np.isinf(scores[columns.units]).any() or (torch.isnan(self._squares[columns.units])).any():
                 raise ScoreError(f"layer '{name}': its gradients are not finite on the calibration data")

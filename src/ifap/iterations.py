@@ -247,10 +247,7 @@ class Run:
 
     def _rank(self, scores: dict[str, Tensor] | Floats) -> Ranking:
         budget = Budget(self._graph, self._timer, None if self._timer is None else layer_widths(self.model))
-        if isinstance(scores, np.ndarray):
-            values = scores
-        else:
-            values = unit_scores(self._graph, scores, self._options.aggregate)
+        values = unit_scores(self._graph, scores, self._options.aggregate) if isinstance(scores, dict) else scores
         if self._timer is not None:
             values = values * by_speed(self._graph, budget)
         per_cost = defaults_of(self._scorer).per_cost

@@ -14,6 +14,7 @@ from ifap.directions import class_axis, direction
 from ifap.errors import ScoreError, SplitError
 from ifap.fisher import unit_fisher
 from ifap.reading import readers
+from ifap.residuals import Residuals
 from ifap.view import trace
 
 KINDS = {
@@ -60,7 +61,7 @@ def brute_force(network: nn.Module, graph: Graph, x: torch.Tensor) -> np.ndarray
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_scores_are_those_of_brute_force(kind):
+def test_scores_are_those_of_brute_force(kind, monkeypatch):
     torch.manual_seed(0)
     make, shape = KINDS[kind]
     network, x = make(), torch.randn(6, *shape)
@@ -68,6 +69,7 @@ def test_scores_are_those_of_brute_force(kind):
     with torch.no_grad():
         for weight in network.parameters():
             weight.mul_(2)
+    monkeypatch.setattr("ifap.fisher.fits_into_memory", lambda *given: False)
     scores = unit_fisher(network, graph, [x.repeat(400, *[1] * len(shape))])
     np.testing.assert_allclose(scores, brute_force(network, graph, x), rtol=0.25, atol=1e-4)
 
@@ -81,6 +83,37 @@ def test_a_unit_that_is_constant_does_no_damage_once_its_mean_is_kept():
     graph = trace(network, x[:1])
     assert unit_fisher(network, graph, [x])[2] < 1e-10
     assert unit_fisher(network, graph, [x], centred=False)[2] > 1e-3
+
+
+def test_what_others_say_of_a_unit_is_no_loss():
+    """Units 1 and 2 say the same; unit 3 says something of its own, with as much of an effect."""
+    torch.manual_seed(0)
+    network, x = nn.Sequential(nn.Linear(5, 4, bias=False), nn.Linear(4, 3)), torch.randn(4000, 5)
+    with torch.no_grad():
+        network[0].weight[2] = network[0].weight[1]
+        network[1].weight[:, 2] = network[1].weight[:, 1]
+    graph = trace(network, x[:1])
+    alone, together = unit_fisher(network, graph, [x], centred=False), unit_fisher(network, graph, [x])
+    assert (together[[1, 2]] < 0.1 * alone[[1, 2]]).all()
+    assert together[3] > 0.2 * alone[3]
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_residuals_are_those_of_regression_on_the_other_half(size):
+    torch.manual_seed(0)
+    network, x = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 2)), torch.randn(400, 6) @ torch.randn(6, 6) + 2
+    units = np.arange(6) // size
+    residuals = Residuals(network, [x], {"0": units})
+    found = residuals.of("0", x.unsqueeze(1)).squeeze(1)
+    for own in [np.flatnonzero(units == unit) for unit in np.unique(units)]:
+        others = np.setdiff1d(np.arange(6), own)
+        fitted, held = x[200:].double(), x[:200].double()
+        centred = fitted - fitted.mean(0)
+        moments = centred.t() @ centred / 200
+        moments = moments * 0.9 + torch.diag(moments.diagonal()) * 0.1
+        said = torch.linalg.solve(moments[others][:, others], moments[others][:, own])
+        wanted = (held - fitted.mean(0))[:, own] - (held - fitted.mean(0))[:, others] @ said
+        torch.testing.assert_close(found[:200][:, own].double(), wanted, rtol=1e-3, atol=1e-3)
 
 
 class Tokens(nn.Module):
@@ -160,7 +193,7 @@ def scaled(layer, factor):
         (scaled(nn.Conv2d(8, 5, 1), 10), (4, 8, 6, 6), 1),
         (nn.Sequential(scaled(nn.Conv2d(8, 5, 1), 10), nn.Upsample(scale_factor=2, mode="bilinear")), (4, 8, 6, 6), 1),
         (nn.Sequential(scaled(nn.Conv2d(8, 5, 6), 10), nn.Flatten()), (4, 8, 6, 6), 1),
-        (nn.Linear(8, 5), (4, 8), None),  # flat
+        (scaled(nn.Linear(8, 5), 0.1), (4, 8), None),  # flat
         (nn.Linear(8, 1), (4, 8), None),  # one value
         (nn.Sequential(scaled(nn.Linear(8, 5), 10), nn.LayerNorm(5)), (4, 8), None),
         (nn.Sequential(scaled(nn.Linear(8, 5), 10), nn.Sigmoid()), (4, 8), None),
