@@ -98,16 +98,16 @@ class Receipt:
         First layers of the groups that may not lose more.
     pinned : dict of str to str
         Layers that refuse to be pruned, and why.
-    compensated : dict of str to str
-        Layers that read what went, and what was done to them: the ridge that their held-out error chose and the share
-        of that error that is left, ``means`` where only means were put into the bias, or ``nothing`` where no change
-        helped.
     metric_before, metric_after : float or None
         `validate` before and after recovery.
     accepted : bool
         False for an iteration that was rolled back because the metric fell too far.
     seconds : dict of str to float
         Time spent in ``trace``, ``score``, ``prune``, ``recover`` and ``validate``.
+    compensated : dict of str to str
+        Layers that read what went, and what was done to them: the ridge that their held-out error chose and the share
+        of that error that is left, ``means`` where only means were put into the bias, or ``nothing`` where no change
+        helped.
     """
 
     iteration: int
@@ -123,11 +123,11 @@ class Receipt:
     widths: dict[str, int] = field(default_factory=dict)
     at_floor: list[str] = field(default_factory=list)
     pinned: dict[str, str] = field(default_factory=dict)
-    compensated: dict[str, str] = field(default_factory=dict)
     metric_before: float | None = None
     metric_after: float | None = None
     accepted: bool = True
     seconds: dict[str, float] = field(default_factory=dict)
+    compensated: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
