@@ -29,7 +29,7 @@ from ifap.forward import Inputs, call, dense_outputs, device_of, evaluation_mode
 from ifap.layers import modules_by_name
 from ifap.moments import input_means
 from ifap.ranking import Floats
-from ifap.reading import looking, readers, rows_of
+from ifap.reading import looking, readers, readers_alone, rows_of, with_weights_of_their_own
 from ifap.residuals import Residuals, fits_into_memory
 
 _MEAN_STRIDE = 4  # means need no more than every fourth batch
@@ -58,7 +58,7 @@ def unit_fisher(
     seed : int
         Of the directions that are drawn.
     centred : bool
-        Whether the mean of a unit takes its place, as compensation has it; else zero does.
+        Whether compensation is to follow: then the mean of a unit takes its place, else zero does.
     outputs : iterable of str, optional
         Which of the named outputs count; all by default.
     loss : callable, optional
@@ -78,12 +78,15 @@ def unit_fisher(
         If the data are a test split.
     """
     refuse_test(batches, "scoring")
-    units = {name: found for name, found in readers(model, graph).items() if (found >= 0).any()}
-    residuals = Residuals(model, batches, units) if centred and fits_into_memory(model, units) else None
+    units = {**readers(model, graph), **readers_alone(model, graph)}
+    units = {name: found for name, found in units.items() if (found >= 0).any()}
+    own = set(with_weights_of_their_own(model, units)) if centred else set()
+    refitted = {name: found for name, found in units.items() if name in own}
+    residuals = Residuals(model, batches, refitted) if refitted and fits_into_memory(model, refitted) else None
     if residuals is not None:
         means = residuals.means
     else:
-        means = input_means(model, itertools.islice(batches, 0, None, _MEAN_STRIDE), units) if centred else {}
+        means = input_means(model, itertools.islice(batches, 0, None, _MEAN_STRIDE), refitted) if refitted else {}
     for keeps_copies in (False, True):
         signals = _Signals(model, graph.num_units, units, means, residuals, keeps_copies=keeps_copies)
         try:
@@ -189,14 +192,14 @@ class _Signals:
     def _receive(self, name: str, x: Tensor, version: int, gradient: Tensor) -> None:
         if x._version != version and not self._keeps_copies:
             raise _OverwrittenError(name)
-        columns, module = self._columns[name], self._modules[name]
+        columns, module = self._columns[name], self._modules.get(name)
         read, back = (self._by_sample(rows_of(module, tensor)) for tensor in (x, gradient))
         signals = (read * back).sum(dim=1)
         if name in self._means:
             signals -= self._means[name] * back.sum(dim=1)
         self._squares[columns.units] += columns.by_unit(signals).square().sum(dim=0).double().cpu()
         if self._residuals is not None:
-            left = (self._residuals.of(name, read) * back).sum(dim=1)
+            left = (self._residuals.of(name, read) * back).sum(dim=1) if name in self._means else signals
             self._left[columns.units] += columns.by_unit(left).square().sum(dim=0).double().cpu()
         self._seen[columns.units] = True
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ifap.axes.tensors import named_tensors
 from ifap.errors import ScoreError
 from ifap.flow import forwards
 from ifap.forward import Inputs, evaluation_mode
@@ -25,7 +26,7 @@ def input_means(model: nn.Module, batches: Iterable[Inputs], names: Iterable[str
     numbers: dict[str, int] = {}
 
     def add(name: str, x: Tensor) -> None:
-        rows = rows_of(modules[name], x)
+        rows = rows_of(modules.get(name), x)
         total = rows.sum(dim=0, dtype=torch.float64)
         sums[name] = sums[name] + total if name in sums else total
         numbers[name] = numbers.get(name, 0) + len(rows)
@@ -122,8 +123,8 @@ def halves(
         If `batches` is a test split.
     """
     modules = modules_by_name(model)
-    for part in _parts({name: sides(modules[name])["in"] for name in names}):
-        adder = _Adder({name: modules[name] for name in part}, seed)
+    for part in _parts(widths_read(model, names)):
+        adder = _Adder(modules, seed)
         observe(model, batches, part, adder.add)
         yield from adder.halves()
 
@@ -137,7 +138,7 @@ class _Adder:
 
     def add(self, name: str, x: Tensor) -> None:
         """Add what a layer reads, or positions of it drawn at random; the first half of the samples apart."""
-        rows = rows_of(self._modules[name], x)
+        rows = rows_of(self._modules.get(name), x)
         most = POSITIONS * x.shape[0]
         if len(rows) > 2 * most:
             drawn = torch.randint(len(rows), (most,), generator=self._generator).sort().values
@@ -156,6 +157,12 @@ class _Adder:
             if not (torch.isfinite(first.covariance).all() and torch.isfinite(second.covariance).all()):
                 raise ScoreError(f"layer '{name}': its inputs are not finite on the calibration data")
             yield name, (first, second)
+
+
+def widths_read(model: nn.Module, names: Iterable[str]) -> dict[str, int]:
+    """Return how many channels each layer reads, or at most how many a matrix outside of layers."""
+    modules, tensors = modules_by_name(model), named_tensors(model)
+    return {name: sides(modules[name])["in"] if name in modules else max(tensors[name].shape) for name in names}
 
 
 def _parts(widths: dict[str, int]) -> Iterator[list[str]]:

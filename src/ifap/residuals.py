@@ -15,16 +15,14 @@ from torch import Tensor, nn
 
 from ifap.axes.units import Indices
 from ifap.forward import Inputs
-from ifap.layers import modules_by_name, sides
-from ifap.moments import MOST_BYTES, Moments, halves
+from ifap.moments import MOST_BYTES, Moments, halves, widths_read
 
 _SHRINKAGE = 0.1  # of the correlations towards none
 
 
 def fits_into_memory(model: nn.Module, names: Iterable[str]) -> bool:
     """Whether the matrices of all layers fit into `ifap.moments.MOST_BYTES` together."""
-    modules = modules_by_name(model)
-    return sum(2 * 4 * sides(modules[name])["in"] ** 2 for name in names) <= MOST_BYTES
+    return sum(2 * 4 * width**2 for width in widths_read(model, names).values()) <= MOST_BYTES
 
 
 class Residuals:

@@ -256,3 +256,28 @@ def test_what_is_overwritten_after_it_was_read_is_copied_first():
         network = Overwrites(in_place=in_place)
         scores.append(unit_fisher(network, trace(network, x[:1]), [x]))
     np.testing.assert_allclose(*scores, rtol=1e-5)
+
+
+class Matrix(nn.Module):
+    """A linear layer of a library: its weight is a matrix beside a bias, and no layer of torch."""
+
+    def __init__(self, inputs, outputs):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(inputs, outputs) / inputs**0.5)
+        self.bias = nn.Parameter(torch.zeros(outputs))
+
+    def forward(self, x):
+        return torch.addmm(self.bias, x, self.weight)
+
+
+def test_matrices_outside_of_layers_read_as_layers_do():
+    torch.manual_seed(0)
+    x, matrices = torch.randn(64, 5), nn.Sequential(Matrix(5, 6), nn.Tanh(), Matrix(6, 4))
+    layers = nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 4))
+    with torch.no_grad():
+        for place in (0, 2):
+            layers[place].weight.copy_(matrices[place].weight.t())
+            layers[place].bias.zero_()
+    scores = [unit_fisher(network, trace(network, x[:1]), [x]) for network in (matrices, layers)]
+    assert np.isfinite(scores[0]).all()
+    np.testing.assert_allclose(*scores, rtol=1e-4)
