@@ -24,9 +24,9 @@ from torch.nn.modules.conv import _ConvTransposeNd
 
 from ifap.axes.units import Graph, Indices
 from ifap.forward import Inputs
-from ifap.layers import add_bias, has_plain_forward, modules_by_name, shared_parameters
+from ifap.layers import add_bias, has_plain_forward, modules_by_name
 from ifap.moments import Halves, Moments, halves
-from ifap.reading import readers
+from ifap.reading import readers, with_weights_of_their_own
 
 RIDGES = (1e-3, 1e-2, 0.05, 0.2, 1.0, math.inf)
 """Shares of the mean variance of the inputs that stay; infinity puts the means of the inputs that go into the bias."""
@@ -83,8 +83,7 @@ def compensate(model: nn.Module, graph: Graph, removed: Indices, batches: Iterab
     """
     modules = modules_by_name(model)
     gone = {name: np.isin(units, removed) for name, units in readers(model, graph).items()}
-    shared = {id(module) for pairs in shared_parameters(model) for module, _ in pairs}
-    names = [name for name, lost in gone.items() if lost.any() and not lost.all() and id(modules[name]) not in shared]
+    names = with_weights_of_their_own(model, [name for name, lost in gone.items() if lost.any() and not lost.all()])
     done = Compensation()
     for name, found in halves(model, batches, names):
         _refit(modules[name], name, graph, torch.from_numpy(gone[name]), found, done)
