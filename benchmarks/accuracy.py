@@ -40,6 +40,7 @@ from ifap.study.data.fashion_mnist import read
 from ifap.study.data.images import random_shift
 from ifap.study.machine.determinism import configure
 from ifap.study.machine.provenance import peak_memory_mb
+from ifap.study.methods import flows
 from ifap.study.models import MODELS
 from ifap.study.training.fit import fit
 
@@ -59,8 +60,8 @@ FINETUNING = {
     "vit_tiny": _RECIPE(epochs=2, optimizer="adamw", lr=0.0005, weight_decay=0.05, warmup_epochs=0),
 }
 OURS: dict[str, dict[str, Any]] = {
-    "ifap_readers, compensated": {"method": "ifap_readers", "compensate": True},
-    "ifap_centered, compensated": {"method": "ifap_centered", "compensate": True},
+    "ifap_readers, compensated": {"method": flows.flow_into_readers, "compensate": True},
+    "ifap_centered, compensated": {"method": flows.centered_flow, "compensate": True},
     "ifap": {"method": "ifap"},
     "taylor": {"method": "taylor"},
     "magnitude": {"method": "magnitude"},

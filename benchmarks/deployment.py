@@ -162,7 +162,9 @@ def measure(name: str, size: int) -> list[Row]:
             continue
         target = ifap.Target(macs=TARGET)
         try:
-            found = ifap.prune(original, images[:1], [images[:2]], target=target, steps=STEPS, round_to=round_to)
+            found = ifap.prune(
+                original, images[:1], [images[:2]], target=target, steps=STEPS, round_to=round_to, method="ifap"
+            )
         except IfapError as error:
             rows[variant]["note"] = f"not pruned: {' '.join(str(error).split())}"
             continue

@@ -42,13 +42,15 @@ SHARE_OF_IDEAL = 0.85
 def by_macs(network: nn.Module, images: Tensor) -> Pruned:
     """Remove the share of the MACs, with widths that suit the processor."""
     target, width = ifap.Target(macs=SHARE), fast_width(images.device)
-    return ifap.prune(network, images[:1], [images[:CALIBRATION]], target=target, steps=STEPS, round_to=width)
+    return ifap.prune(
+        network, images[:1], [images[:CALIBRATION]], target=target, steps=STEPS, round_to=width, method="ifap"
+    )
 
 
 def by_time(network: nn.Module, images: Tensor, left: float) -> Pruned:
     """Prune to a share of the time that is left."""
     target = ifap.Target(latency=1 - left, batch=len(images))
-    return ifap.prune(network, images[:1], [images[:CALIBRATION]], target=target, steps=STEPS)
+    return ifap.prune(network, images[:1], [images[:CALIBRATION]], target=target, steps=STEPS, method="ifap")
 
 
 def by_time_at_equal_macs(network: nn.Module, images: Tensor, asked: float, first: Pruned, goal: float) -> Pruned:

@@ -96,7 +96,7 @@ def _pruned(model: nn.Module, inputs: Any, note: Note) -> Any:
         start = time.perf_counter()
         try:
             pruned = ifap.prune(
-                model, inputs, [inputs, inputs], target=ifap.Target(macs=goal), steps=STEPS, min_units=1
+                model, inputs, [inputs, inputs], target=ifap.Target(macs=goal), steps=STEPS, min_units=1, method="ifap"
             )
         except ifap.IfapError as error:
             refusals.append(said(error))

@@ -1,97 +1,78 @@
-"""What the layers that read a unit see of it, and how they can do without.
+"""How the layers that read a unit can do without it.
 
-A layer that mixes channels, a convolution or a linear layer, computes ``y = W x``. Without the inputs G it loses
-``W_G x_G``, of which the inputs K that stay can say a part: ``x_G`` is about ``A x_K`` with the A of least squares, so
-that ``W_K + W_G A`` does for the whole of W what can be done without training.
+A layer that mixes channels, a convolution or a linear layer, computes ``y = W x + b``. Without the inputs G it loses
+``W_G x_G``, of which the inputs K that stay can say a part: ``x_G`` is about ``m_G + A (x_K - m_K)`` with the means m
+and the A of ridge regression. So ``W_K + W_G A`` and the bias ``b + W_G (m_G - A m_K)`` do what can be done without
+training.
+
+How strong the ridge is, or whether anything is changed at all, each layer's held-out error says: what is fitted on one
+half of the calibration samples is measured on the other, both ways round. What is taken is then fitted on all of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
-from typing import Any
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.nn.modules.conv import _ConvTransposeNd
-from torch.overrides import TorchFunctionMode
 
-from ifap.axes.attention import adopted
 from ifap.axes.units import Graph, Indices
-from ifap.errors import ScoreError
-from ifap.flow import forwards
-from ifap.forward import Inputs, evaluation_mode
-from ifap.layers import modules_by_name, shared_parameters, sides, unit_axis
-from ifap.weights import used_by_attention
+from ifap.forward import Inputs
+from ifap.layers import add_bias, has_plain_forward, modules_by_name
+from ifap.moments import Halves, Moments, halves
+from ifap.reading import readers, with_weights_of_their_own
 
-DAMPING = 1e-4  # of the mean of the diagonal: inputs of which one follows from the others have no single A
-WIDEST = 8192  # inputs of a layer that is compensated; their products take half a GiB
-
-Summed = Callable[[Any, Tensor], Tensor]
-"""What is added up of the inputs of a layer, one row a position."""
+RIDGES = (1e-3, 1e-2, 0.05, 0.2, 1.0, math.inf)
+"""Shares of the mean variance of the inputs that stay; infinity puts the means of the inputs that go into the bias."""
 
 
-def readers(model: nn.Module, graph: Graph) -> dict[str, Indices]:
-    """Return the unit of each input channel of every layer that reads channels; -1 where none can go."""
-    slots = {name: graph.slot(name, "in") for name in modules_by_name(model)}
-    return {name: graph.unit_of[slot] for name, slot in slots.items() if slot is not None}
+@dataclass
+class Compensation:
+    """What was changed, and how to take it back.
 
-
-def _compensable(model: nn.Module, names: Iterable[str]) -> set[str]:
-    """Return the layers that can be compensated.
-
-    Left out are layers in groups, of which each sees a part of what stays, transposed convolutions, layers that share
-    their weight with another, which is not theirs to change, and very wide ones.
+    Parameters
+    ----------
+    said : dict of str to str
+        Layer to what was done to it: the ridge that its held-out error chose, ``means`` or ``nothing``, and by how much
+        that error fell.
     """
-    modules = modules_by_name(model)
-    shared = {id(module) for pairs in shared_parameters(model) for module, _ in pairs}
-    return {
-        name
-        for name in names
-        if getattr(modules[name], "groups", 1) == 1
-        and not isinstance(modules[name], _ConvTransposeNd)
-        and id(modules[name]) not in shared
-        and sides(modules[name])["in"] <= WIDEST
-    }
+
+    said: dict[str, str] = field(default_factory=dict)
+    _back: list[Callable[[], None]] = field(default_factory=list)
+
+    def undo(self) -> None:
+        """Put the network back as it was."""
+        for step in reversed(self._back):
+            step()
 
 
-def reading_norms(module: Any) -> Tensor:
-    """Return the squared L2 norm of the weights that read each input channel of a layer: shape (inputs,), float64."""
-    weight: Tensor = module.weight.detach().double()
-    if isinstance(module, _ConvTransposeNd):  # (inputs, outputs of a group, ...)
-        return weight.flatten(1).square().sum(dim=1)
-    groups = getattr(module, "groups", 1)  # (outputs, inputs of a group, ...)
-    by_group = weight.reshape(groups, weight.shape[0] // groups, weight.shape[1], -1)
-    return by_group.square().sum(dim=(1, 3)).flatten()
+def compensate(model: nn.Module, graph: Graph, removed: Indices, batches: Iterable[Inputs]) -> Compensation:
+    """Change the layers that read units which are about to go, so that what stays stands in for them.
 
-
-def mean_squares(model: nn.Module, batches: Iterable[Inputs], names: Iterable[str]) -> dict[str, Tensor]:
-    """Return the mean square over samples and positions of each input channel of layers: shape (inputs,), float64.
-
-    Parameters, errors and layers that did not run are as of `second_moments`.
-    """
-    return _means(model, batches, names, lambda _module, rows: rows.square().sum(dim=0))
-
-
-def second_moments(model: nn.Module, batches: Iterable[Inputs], names: Iterable[str]) -> dict[str, Tensor]:
-    """Return the mean of ``x x^T`` over samples and positions of what each layer reads.
+    Call it before the units are cut. Weights of the removed inputs are left as they are, and so are layers that share
+    their weight with another, which is not theirs to change. A layer without a bias is given one.
 
     Parameters
     ----------
     model : nn.Module
-        The network; it is run in evaluation mode without gradients.
+        The network that `graph` describes; changed in place.
+    graph : Graph
+        Its units; learns of the biases that are made.
+    removed : integer array
+        The units that are about to go.
     batches : iterable
-        Calibration inputs without labels.
-    names : iterable of str
-        Layers from `readers`.
+        Calibration inputs without labels; iterated once where the moments of all layers fit into memory.
 
     Returns
     -------
-    dict of str to Tensor
-        Shape (inputs, inputs), float64; a layer with a bias has one more input, which is always 1.
-        Layers that did not run are left out.
+    Compensation
+        What was done, and how to undo it.
 
     Raises
     ------
@@ -100,124 +81,182 @@ def second_moments(model: nn.Module, batches: Iterable[Inputs], names: Iterable[
     SplitError
         If `batches` is a test split.
     """
-    return _means(model, batches, names, _products)
-
-
-def _products(module: Any, rows: Tensor) -> Tensor:
-    if module.bias is not None:
-        rows = torch.cat([rows, rows.new_ones(len(rows), 1)], dim=1)
-    return rows.t() @ rows
-
-
-def _means(model: nn.Module, batches: Iterable[Inputs], names: Iterable[str], summed: Summed) -> dict[str, Tensor]:
-    sums: dict[str, Tensor] = {}
-    numbers: dict[str, int] = {}
-    with evaluation_mode(model), torch.no_grad(), _adding(model, set(names), summed, sums, numbers):
-        for _ in forwards(model, batches):
-            pass
-    for name, total in sums.items():
-        if not torch.isfinite(total).all():
-            raise ScoreError(f"layer '{name}': its inputs are not finite on the calibration data")
-    return {name: total / numbers[name] for name, total in sums.items()}
-
-
-@contextmanager
-def _adding(
-    model: nn.Module, names: set[str], summed: Summed, sums: dict[str, Tensor], numbers: dict[str, int]
-) -> Iterator[None]:
-    """Add up, inside the block, what `summed` makes of the inputs of the named layers, and their positions."""
-
-    def hook(name: str, module: Any) -> Any:
-        def add(_module: nn.Module, args: Any) -> None:
-            with torch._C.DisableTorchFunction():  # what is done here is no call of the network's
-                rows = _rows(module, args[0])
-                found = summed(module, rows).double()
-                sums[name] = sums[name] + found if name in sums else found
-            numbers[name] = numbers.get(name, 0) + len(rows)
-
-        return add
-
-    modules = modules_by_name(model)
-    silent = used_by_attention(model) & names
-    with ExitStack() as stack:
-        for name in names - silent:
-            stack.callback(modules[name].register_forward_pre_hook(hook(name, modules[name])).remove)
-        if silent:
-            stack.enter_context(adopted(model))
-            stack.enter_context(_LinearCalls({id(modules[n].weight): hook(n, modules[n]) for n in silent}))
-        yield
-
-
-class _LinearCalls(TorchFunctionMode):
-    """Hand on what ``functional.linear`` is given together with certain weights.
-
-    Parameters
-    ----------
-    readers : dict of int to callable
-        ``id`` of a weight to what takes a module, which is None, and the arguments.
-    """
-
-    def __init__(self, readers: dict[int, Callable[[Any, Any], None]]) -> None:
-        super().__init__()
-        self._readers = readers
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is functional.linear and len(args) > 1 and id(args[1]) in self._readers:
-            with torch._C.DisableTorchFunction():
-                self._readers[id(args[1])](None, args)
-        return func(*args, **(kwargs or {}))
-
-
-def _rows(module: Any, x: Tensor) -> Tensor:
-    """Return the input of a layer with one row a position and one column a channel."""
-    axis = unit_axis(module)
-    return x.detach().movedim(axis, -1).reshape(-1, x.shape[axis]).float()
-
-
-def _damped(moment: Tensor) -> Tensor:
-    return moment + DAMPING * moment.diagonal().mean().clamp_min(1e-30) * torch.eye(
-        len(moment), dtype=moment.dtype, device=moment.device
-    )
-
-
-def compensate(model: nn.Module, graph: Graph, removed: Indices, batches: Iterable[Inputs]) -> None:
-    """Change the weights that read units which are about to go, so that what stays stands in for them.
-
-    Call it before the units are cut. Weights of the removed inputs are left as they are, and so are layers with
-    groups, transposed convolutions, layers that share a weight, and those with more than `WIDEST` inputs.
-
-    Parameters
-    ----------
-    model : nn.Module
-        The network that `graph` describes; changed in place.
-    graph : Graph
-        Its units.
-    removed : integer array
-        The units that are about to go.
-    batches : iterable
-        Calibration inputs without labels, for `second_moments`.
-    """
     modules = modules_by_name(model)
     gone = {name: np.isin(units, removed) for name, units in readers(model, graph).items()}
-    touched = {name for name, lost in gone.items() if lost.any() and not lost.all()}
-    gone = {name: gone[name] for name in _compensable(model, touched)}
-    if not gone:
-        return
-    for name, moment in second_moments(model, batches, gone).items():
-        _replace(modules[name], torch.from_numpy(gone[name]), moment.cpu())
+    names = with_weights_of_their_own(model, [name for name, lost in gone.items() if lost.any() and not lost.all()])
+    done = Compensation()
+    for name, found in halves(model, batches, names):
+        _refit(modules[name], name, graph, torch.from_numpy(gone[name]), found, done)
+    return done
 
 
-def _replace(module: Any, lost: Tensor, moment: Tensor) -> None:
-    """Add to the weights of the inputs that stay what those of the lost ones did."""
-    weight, bias = module.weight, module.bias
-    left = torch.cat([~lost, torch.ones(len(moment) - len(lost), dtype=torch.bool)])
-    gone = torch.cat([lost, torch.zeros(len(moment) - len(lost), dtype=torch.bool)])
-    shares = torch.linalg.solve(_damped(moment)[left][:, left], moment[left][:, gone])  # (left, gone)
-    shares = shares.to(weight.device, weight.dtype)
+def biases_to_come(model: nn.Module, graph: Graph) -> int:
+    """Return how many values the biases would have that `compensate` may make."""
+    modules = modules_by_name(model)
+    names = [name for name, units in readers(model, graph).items() if (units >= 0).any()]
+    return sum(len(_by_group(modules[name]).flatten(0, 1)) for name in names if modules[name].bias is None)
+
+
+def _refit(module: Any, name: str, graph: Graph, lost: Tensor, found: Halves, done: Compensation) -> None:
+    """Refit one layer, each of its groups of channels by itself."""
+    weight = _by_group(module)
+    lost = lost.to(weight.device)
+    groups, outputs, inputs, _ = weight.shape
+    shift = weight.new_zeros(groups, outputs)
+    has_bias = module.bias is not None or has_plain_forward(module)
+    words = []
+    for number in range(groups):
+        part = slice(number * inputs, (number + 1) * inputs)
+        its = lost[part]
+        if not its.any() or its.all():
+            continue
+        refit = _best(weight[number], its, (found[0].of(part), found[1].of(part)), has_bias=has_bias)
+        words.append(refit.words)
+        weight[number][:, ~its] += refit.weights
+        shift[number] = refit.shift / _phases(module)
+    done.said[name] = ", ".join(dict.fromkeys(words)) or "nothing"
+    _put(module, name, graph, weight, shift.flatten(), done)
+
+
+def _by_group(module: Any) -> Tensor:
+    """Return a copy of a layer's weight in float32 at least: shape (groups, outputs, inputs of a group, taps)."""
+    weight: Tensor = module.weight.detach()
+    weight = weight.to(torch.promote_types(weight.dtype, torch.float32))
+    by_group = weight.reshape(*weight.shape[:2], -1).unflatten(0, (getattr(module, "groups", 1), -1))
+    return (by_group.transpose(1, 2) if isinstance(module, _ConvTransposeNd) else by_group).clone()
+
+
+def _phases(module: Any) -> int:
+    """Return into how many outputs a transposed convolution spreads its taps: each sees but its share of a mean."""
+    return math.prod(module.stride) if isinstance(module, _ConvTransposeNd) else 1
+
+
+def _put(module: Any, name: str, graph: Graph, by_group: Tensor, shift: Tensor, done: Compensation) -> None:
+    """Give a layer its new weights and add to its bias; one is made where there is none and it is needed."""
+    if isinstance(module, _ConvTransposeNd):
+        by_group = by_group.transpose(1, 2)
+    for tensor in (module.weight, module.bias):
+        if tensor is not None:
+            done._back.append(_restoring(tensor))
     with torch.no_grad():
-        lost = lost.to(weight.device)
-        reads = weight[:, lost]  # (outputs, gone, ...)
-        if bias is not None:
-            bias += reads.flatten(2).sum(dim=2) @ shares[-1] if reads.dim() > 2 else reads @ shares[-1]
-            shares = shares[:-1]
-        weight[:, ~lost] += torch.einsum("og...,lg->ol...", reads, shares)
+        module.weight.copy_(by_group.flatten(0, 1).reshape(module.weight.shape))
+        if module.bias is None and bool(shift.any()):
+            add_bias(module)
+            graph.know_bias(name)
+            done._back.append(partial(_without_bias, module, name, graph))
+        if module.bias is not None:
+            module.bias.add_(shift.to(module.bias.dtype))
+
+
+def _without_bias(module: Any, name: str, graph: Graph) -> None:
+    module.bias = None
+    graph.forget_bias(name)
+
+
+def _restoring(tensor: Tensor) -> Callable[[], None]:
+    old = tensor.detach().clone()
+
+    def restore() -> None:
+        with torch.no_grad():
+            tensor.copy_(old)
+
+    return restore
+
+
+# --- ridge regression -----------------------------------------------------------------------------
+
+
+class _Refit(NamedTuple):
+    """What is added to the weights of the inputs that stay (outputs, kept, taps) and to the bias (outputs,)."""
+
+    words: str
+    weights: Tensor
+    shift: Tensor
+
+
+class _Split(NamedTuple):
+    """Moments of what stays and of what goes."""
+
+    kept: Tensor  # (kept, kept), centred
+    cross: Tensor  # (kept, lost)
+    lost: Tensor  # (lost, lost)
+    kept_means: Tensor
+    lost_means: Tensor
+
+
+def _split(moments: Moments, lost: Tensor, *, has_bias: bool) -> _Split:
+    """Split the moments; without a bias, which nothing but a mean can use, around zero instead of the mean."""
+    means, covariance = moments.mean, moments.covariance
+    if not has_bias:
+        covariance, means = torch.addr(covariance, means, means), torch.zeros_like(means)
+    rows, others = covariance[~lost], covariance[lost]
+    return _Split(rows[:, ~lost], rows[:, lost], others[:, lost], means[~lost], means[lost])
+
+
+def _best(weight: Tensor, lost: Tensor, found: Halves, *, has_bias: bool) -> _Refit:
+    """Return the refit of a group of channels with the smallest held-out error; weight: (outputs, inputs, taps)."""
+    whole, first, second = (_split(moments, lost, has_bias=has_bias) for moments in (found[0].joined(found[1]), *found))
+    nothing_added = _Refit("nothing", torch.zeros_like(weight[:, ~lost]), weight.new_zeros(len(weight)))
+    is_constant = not bool(whole.kept.diagonal().any() or whole.lost.diagonal().any())
+    if is_constant and not bool(whole.lost_means.any()):
+        return nothing_added._replace(words="nothing: its inputs are zero")
+    reads = weight[:, lost].movedim(2, 1).flatten(0, 1)  # (outputs x taps, lost)
+    gram = reads.t() @ reads
+
+    def held_out(ridge: float | None) -> float:
+        """Return the error on each half of what was fitted on the other."""
+        pairs = ((first, second), (second, first))
+        return sum(_error(gram, held, *_shares(fitted, ridge)) for fitted, held in pairs)
+
+    ridges = [math.inf] if is_constant else list(RIDGES) if has_bias else [r for r in RIDGES if math.isfinite(r)]
+    best, error = _smallest(held_out, ridges)
+    nothing = held_out(None)
+    if not error < nothing:
+        return nothing_added
+    shares, means = _shares(whole, best)
+    weights = (reads @ shares.t()).unflatten(0, (len(weight), -1)).movedim(1, 2)
+    words = "means" if math.isinf(best) else f"ridge {best:g}"
+    said = "means: its inputs are constant" if is_constant else f"{words}, held-out error {error / nothing:.2g}"
+    return _Refit(said, weights, (reads @ means).unflatten(0, (len(weight), -1)).sum(dim=1))
+
+
+def _smallest(error: Callable[[float], float], ridges: list[float]) -> tuple[float, float]:
+    """Walk from the middle downhill; the error over ridges has one valley."""
+    known: dict[int, float] = {}
+
+    def at(index: int) -> float:
+        if not 0 <= index < len(ridges):
+            return math.inf
+        if index not in known:
+            value = error(ridges[index])
+            known[index] = value if math.isfinite(value) else math.inf
+        return known[index]
+
+    place = len(ridges) // 2
+    while True:
+        step = 1 if at(place + 1) < at(place) else -1
+        if not at(place + step) < at(place):
+            return ridges[place], at(place)
+        place += step
+
+
+def _shares(fitted: _Split, ridge: float | None) -> tuple[Tensor, Tensor]:
+    """Return what the inputs that stay say of each that goes, (kept, lost), and the rest of its mean, (lost,)."""
+    if ridge is None:
+        return torch.zeros_like(fitted.cross), torch.zeros_like(fitted.lost_means)
+    if math.isinf(ridge):
+        return torch.zeros_like(fitted.cross), fitted.lost_means
+    damped = fitted.kept.clone()
+    damped.diagonal().add_(ridge * damped.diagonal().mean().clamp_min(1e-30))
+    factor, _ = torch.linalg.cholesky_ex(damped)
+    shares = torch.cholesky_solve(fitted.cross, factor)
+    return shares, fitted.lost_means - fitted.kept_means @ shares
+
+
+def _error(gram: Tensor, held: _Split, shares: Tensor, means: Tensor) -> float:
+    """Return the mean squared error of a layer's output on samples that were not fitted, summed over outputs."""
+    left, off = held.lost, held.lost_means - means
+    if bool(shares.any()):
+        both = shares.t() @ (held.kept @ shares - 2 * held.cross)  # its transpose adds the same: gram is symmetric
+        left, off = left + both, off - held.kept_means @ shares
+    return float((gram * left).sum() + off @ gram @ off)

@@ -10,23 +10,23 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from ifap import compensate as readers
 from ifap.axes.attention import ShapedAttention, adopt, release
 from ifap.axes.corrections import CannotFollowError
 from ifap.axes.cut import cut_units
 from ifap.axes.expressions import atoms_of
 from ifap.axes.proof import Proof, prove
 from ifap.axes.units import Graph, Indices
+from ifap.compensate import Compensation, biases_to_come, compensate
 from ifap.costs import Cost, NetworkError, count_params, probe, run_once
 from ifap.errors import GraphError, TargetError
 from ifap.forward import Inputs, private_copy, unwrapped
 from ifap.latency import LatencyModel, latency_ratio, layer_widths, repeated
 from ifap.layers import is_producer, modules_by_name
 from ifap.methods import AnyMethod
-from ifap.methods.base import score
+from ifap.methods.base import defaults_of, score
 from ifap.options import Clock, OnStep, Options, Recover, Validate
 from ifap.plan import Plan
-from ifap.ranking import Budget, Ranking, by_speed, floors, unit_scores
+from ifap.ranking import Budget, Floats, Ranking, by_speed, floors, unit_scores
 from ifap.results import Pruned, Receipt, Target
 from ifap.run_state import Store, follow, replay, restore_modes
 from ifap.saving import load, pruned_plan
@@ -62,8 +62,8 @@ class Run:
         clock = Clock()
         ignored = [_name_of(model, item) for item in ignore]
         self.model = copy_to_prune(model)
-        self._whole: Graph = clock.measure("trace", lambda: self._trace(ignored))
-        self._graph = self._whole
+        self._graph: Graph = clock.measure("trace", lambda: self._trace(ignored))
+        self._whole = replace(self._graph, structure=self._graph.structure.apart())
         self._refused: dict[int, str] = {}  # axes that a cut showed to be impossible, and why
         if self._graph.num_units == 0:
             raise GraphError(f"nothing in this network can be pruned{_because(self._graph.pinned)}")
@@ -229,7 +229,7 @@ class Run:
                 log.warning("%s stays: %s", ", ".join(self._names(refusal.groups)), refusal.reason)
                 self._refused.update(dict.fromkeys(refusal.groups, refusal.reason))
 
-    def _score(self, step: int) -> dict[str, Tensor]:
+    def _score(self, step: int) -> dict[str, Tensor] | Floats:
         options = self._options
         return score(
             self._scorer,
@@ -240,15 +240,18 @@ class Run:
             seed=options.seed * 1000 + step,
             graph=self._graph,
             macs=self._macs,
+            compensate=options.compensate,
+            outputs=options.outputs,
             **self._labels,
         )
 
-    def _rank(self, scores: dict[str, Tensor]) -> Ranking:
+    def _rank(self, scores: dict[str, Tensor] | Floats) -> Ranking:
         budget = Budget(self._graph, self._timer, None if self._timer is None else layer_widths(self.model))
-        values = unit_scores(self._graph, scores, self._options.aggregate)
+        values = unit_scores(self._graph, scores, self._options.aggregate) if isinstance(scores, dict) else scores
         if self._timer is not None:
             values = values * by_speed(self._graph, budget)
-        return Ranking(self._graph, values, self._floors(), budget, self._round_to)
+        per_cost = defaults_of(self._scorer).per_cost
+        return Ranking(self._graph, values, self._floors(), budget, self._round_to, per_cost=per_cost)
 
     @property
     def _round_to(self) -> int | None:
@@ -267,7 +270,8 @@ class Run:
     def _ask(self, ranking: Ranking, step: int) -> tuple[int, float]:
         """Return how many units this iteration asks for, and its rho."""
         options, every = self._options, ranking.num_candidates
-        total = every if self._wanted is not None else ranking.smallest_count(self._target.kind, self._goal)
+        goal = self._goal - self._biases_to_come()
+        total = every if self._wanted is not None else ranking.smallest_count(self._target.kind, goal)
         if total is None:
             raise TargetError(self._unreachable(ranking))
         units = self._graph.num_units
@@ -276,20 +280,31 @@ class Run:
         if step == options.steps:
             return total, whole
         rho = rate(step, options.steps, solve_rho_0(1.0 - whole, step, options.steps, options.alpha), options.alpha)
-        goal = (1.0 - rho) * self.after.macs
-        count = (ranking.smallest_count("macs", goal) or 0) if by_macs else round(rho * units)
+        most = (1.0 - rho) * self.after.macs
+        count = (ranking.smallest_count("macs", most) or 0) if by_macs else round(rho * units)
         return ranking.at_least_one(min(total, max(1, count))), rho
+
+    def _biases_to_come(self) -> int:
+        """Return the parameters that compensation may add to those that the ranking predicts, if these are to fall."""
+        if not self._options.compensate or self._target.kind != "params":
+            return 0
+        return biases_to_come(self.model, self._graph)
 
     def _cut(self, ranking: Ranking, count: int, rho: float, step: int) -> Receipt:
         lost, asked = ranking.removed_per_group(count), ranking.cost(count)
         if step == self._options.steps and self._wanted is None:
-            lost = ranking.nearest(count, self._target.kind, self._goal)
+            lost = ranking.nearest(count, self._target.kind, self._goal - self._biases_to_come())
         removed = ranking.units(lost)
         if len(removed) == 0:
             raise TargetError(f"iteration {step} makes no progress: {self._limits(ranking)}")
+        done = Compensation()
         if self._options.compensate:
-            readers.compensate(self.model, self._graph, removed, self._batches)
-        self._apply(removed)
+            done = compensate(self.model, self._graph, removed, self._batches)
+        try:
+            self._apply(removed)
+        except Refusal:
+            done.undo()
+            raise
         cut_scores = ranking.scores[removed]
         return Receipt(
             iteration=step,
@@ -305,6 +320,7 @@ class Run:
             widths=self._widths(),
             at_floor=self._at_floor(),
             pinned=self._pinned(),
+            compensated=done.said,
         )
 
     def _apply(self, removed: Indices) -> None:
@@ -431,6 +447,8 @@ class Run:
         adopt(self.model)
         restore_modes(self._original, self.model)
         self._graph = replay(self._graph, plan)
+        for name in plan.biases:
+            self._graph.know_bias(name)
         self.after = self._present_cost()
         log.info("resumed after iteration %d", self.receipts[-1].iteration)
 

@@ -152,6 +152,14 @@ def has_plain_forward(module: nn.Module) -> bool:
     return own is kind or all(getattr(own, name, None) is getattr(kind, name, None) for name in _FORWARD)
 
 
+def add_bias(module: Any) -> None:
+    """Give a convolution or linear layer a bias of zeros like its weight, in place."""
+    groups = module.groups if getattr(module, "transposed", False) else 1
+    width = module.weight.shape[1] * groups if getattr(module, "transposed", False) else module.weight.shape[0]
+    zeros = torch.zeros(width, dtype=module.weight.dtype, device=module.weight.device)
+    module.bias = nn.Parameter(zeros, requires_grad=module.weight.requires_grad)
+
+
 _PLAIN = (nn.Linear, nn.Conv2d, nn.Conv1d, nn.Conv3d)
 _FORWARD = ("forward", "_conv_forward", "__call__")
 

@@ -24,7 +24,7 @@ FINGERPRINT_VALUES = 64
 _MAX_PLAN_BYTES = 32 * 2**20
 _MAX_PLAN_PARTS = 400_000
 _LARGEST_SIZE = 2**24
-ONLY_FIRST, ONLY_LATER = {"split_attention", "heads"}, {"attention", "attributes", "calls"}
+ONLY_FIRST, ONLY_LATER = {"split_attention", "heads"}, {"attention", "attributes", "calls", "biases"}
 """What a plan of version 1 alone has, and what later ones have."""
 MASK = "mask:"
 """Before the name of a mask in the weights file; no module of torch has a colon in its name."""
@@ -96,6 +96,8 @@ class Plan(Part):
         Sizes that the forward reads from attributes of modules.
     calls : list of CallSize
         Sizes among the arguments of calls.
+    biases : list of str
+        Layers without a bias in the unpruned network that have one now.
     example_inputs : InputSpec, InputValues, InputConstant, InputList or InputDict
         What one forward takes.
     costs : Costs
@@ -120,6 +122,7 @@ class Plan(Part):
     attention: list[str] = Field(default_factory=list)
     attributes: list[AttributeSize] = Field(default_factory=list)
     calls: list[CallSize] = Field(default_factory=list)
+    biases: list[str] = Field(default_factory=list)
     example_inputs: Annotated[AnyInput, Field(discriminator="kind")]
     costs: Costs
     shared: dict[str, str] = Field(default_factory=dict)

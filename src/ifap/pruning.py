@@ -1,4 +1,4 @@
-"""Iterative pruning (Algorithm 1 of the paper): score, rank globally, remove, recover, many small times."""
+"""Pruning (Algorithm 1 of the paper): score, rank globally, remove, recover; once, or many small times."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ifap.flow import Normalize, Site
 from ifap.forward import Inputs
 from ifap.iterations import Run, log
 from ifap.methods import METHODS, AnyMethod
-from ifap.methods.base import Loss
+from ifap.methods.base import Loss, defaults_of
 from ifap.options import OnStep, Options, Pace, Recover, Validate
 from ifap.plan import Plan
 from ifap.ranking import AGGREGATES, Aggregate
@@ -31,13 +31,13 @@ def prune(
     *,
     target: Target | None = None,
     like: Plan | None = None,
-    steps: int = 30,
+    steps: int | None = None,
     recover: Recover | None = None,
     validate: Validate | None = None,
     max_drop: float | None = None,
     ignore: Iterable[str | nn.Module] = (),
     round_to: int | None = None,
-    method: str | AnyMethod = "ifap",
+    method: str | AnyMethod = "flow",
     labelled: Iterable[tuple[Inputs, Any]] | None = None,
     loss: Loss | None = None,
     seed: int = 0,
@@ -51,14 +51,14 @@ def prune(
     teacher: Literal["original", "previous"] = "original",
     pace: Pace = "units",
     keep_embeddings: bool = False,
-    compensate: bool = False,
+    compensate: bool | None = None,
     units: UnitsOfProducts = "auto",
     outputs: Sequence[str] | None = None,
     prove: bool = True,
     on_step: OnStep | None = None,
     resume: str | Path | None = None,
 ) -> Pruned:
-    """Make a network smaller in many small iterations of scoring, removing and recovering.
+    """Make a network smaller: score its units, remove those that matter least, compensate, and recover if asked to.
 
     Parameters
     ----------
@@ -68,8 +68,8 @@ def prune(
     example_inputs : Tensor, tuple, list or dict
         Inputs of one forward, for tracing and counting. Arguments that are no tensors are handed on as they are.
     batches : iterable
-        Calibration inputs without labels; iterated once an iteration, with `compensate` twice. A few
-        hundred samples do.
+        Calibration inputs without labels; iterated once or twice an iteration to score, and again to compensate. A few
+        hundred samples do, or 16,000 tokens; data like your own matter more than how many.
     target : Target
         Wanted reduction. It is met to within one unit from above.
     like : Plan, optional
@@ -77,8 +77,8 @@ def prune(
         one ends with exactly; the method chooses within each width only. Limits such as `min_units`
         and `round_to` are then those of that plan. This is the control that tells the choice of
         units from the choice of widths.
-    steps : int
-        Number of iterations T.
+    steps : int, optional
+        Number of iterations T; by default one for ``flow`` and 30 for all others.
     recover : callable, optional
         ``recover(model, teacher, step)`` trains the network in place after each iteration; see
         `ifap.Distillation`. Without it nothing is trained.
@@ -92,12 +92,13 @@ def prune(
     round_to : int, optional
         Keep widths that change a multiple of this (8 suits most hardware).
     method : str or callable
-        A name from the registry (``ifap``, ``magnitude``, ``random``, ...) or a function like
+        A name from the registry (``flow``, the paper's ``ifap``, ``magnitude``, ``random``, ...) or a function like
         `ifap.methods.base.Method`.
     labelled : iterable of (inputs, targets), optional
         For methods that need labels (``taylor``); iterated once an iteration. Never the test split.
     loss : callable, optional
-        ``loss(outputs, targets)`` returns a scalar; for methods that need gradients.
+        ``loss(outputs, targets)`` returns a scalar; for methods that need gradients. With ``flow`` and without
+        `labelled` it is given the inputs in place of the targets.
     seed : int
         Seed of methods that draw numbers.
     alpha : float
@@ -123,9 +124,10 @@ def prune(
         Keep the width of every embedding, and with it that of the residual stream it feeds: of a
         transformer for text only heads and feed-forward units go. Its embeddings then bound how
         far the number of parameters can fall.
-    compensate : bool
-        Before each cut change the weights that read what goes, by least squares on `batches`, so that
-        what stays stands in for it; see `ifap.compensate`. Not part of the paper's method.
+    compensate : bool, optional
+        Before each cut change the layers that read what goes, by ridge regression on `batches`, so that what stays
+        stands in for it; see `ifap.compensate`. Layers without a bias may be given one. By default ``flow`` does and no
+        other method; it is not part of the paper's.
     units : {'auto', 'heads', 'groups', 'inner'}
         What goes where an axis is a product, such as groups x channels of a group, or heads of keys x queries that
         share them. By default, and with ``'heads'`` or ``'groups'``, whole groups and heads; with ``'inner'`` the
@@ -166,10 +168,12 @@ def prune(
     refuse_test(batches, "scoring")
     refuse_test(labelled, "scoring")
     refuse_test(validate, "stopping")
+    scorer = METHODS.get(method) if isinstance(method, str) else method
+    usual = defaults_of(scorer)
     options = Options(
         target=target,
         like=like,
-        steps=steps,
+        steps=usual.steps if steps is None else steps,
         alpha=alpha,
         normalize=normalize,
         site=site,
@@ -183,13 +187,12 @@ def prune(
         teacher=teacher,
         pace=pace,
         keep_embeddings=keep_embeddings,
-        compensate=compensate,
+        compensate=usual.compensate if compensate is None else compensate,
         units=units,
         outputs=None if outputs is None else tuple(outputs),
         prove=prove,
     )
     _check(options, validate)
-    scorer = METHODS.get(method) if isinstance(method, str) else method
     run = Run(
         model,
         example_inputs,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import heapq
 import math
 from collections.abc import Mapping, Sequence
 from typing import Literal
@@ -157,10 +158,19 @@ class Ranking:
         Costs at other widths.
     round_to : int, optional
         Keep the positions of every group that loses units a multiple of this.
+    per_cost : bool
+        Divide each score by the multiply-accumulates that its lot saves, at the widths that are left when it goes.
     """
 
     def __init__(
-        self, graph: Graph, scores: Floats, floors: Indices, budget: Budget, round_to: int | None = None
+        self,
+        graph: Graph,
+        scores: Floats,
+        floors: Indices,
+        budget: Budget,
+        round_to: int | None = None,
+        *,
+        per_cost: bool = False,
     ) -> None:
         self._graph, self._budget = graph, budget
         self._sizes = graph.units_per_group()
@@ -171,6 +181,8 @@ class Ranking:
         self._class_of, self._classes = _classes(graph)
         self._blocks = [self._block(members, round_to) for members in self._classes]
         self._lot_scores, self._order = self._lots(floors)
+        if per_cost:
+            self._lot_scores, self._order = self._by_cost()
 
     def _lots(self, floors: Indices) -> tuple[list[Floats], Indices]:
         """Return the scores of the lots of each class, and the class of each lot in the order in which they go."""
@@ -186,6 +198,44 @@ class Ranking:
         classes = np.repeat(np.arange(len(scores)), [len(each) for each in scores])
         order = np.lexsort((classes, np.concatenate(first_units), np.concatenate(scores))) if scores else classes
         return scores, classes[order].astype(np.int64)
+
+    def _by_cost(self) -> tuple[list[Floats], Indices]:
+        """Return the lots as `_lots` does, ordered by what they lose for what they save at the widths then present."""
+        lost = np.zeros(len(self._classes), dtype=np.int64)
+        worth: list[list[float]] = [[] for _ in self._classes]
+        order: list[int] = []
+        whole = self._value(lost, "macs")
+        while len(order) < len(self._order):
+            prices = self._prices(lost)
+            waiting = [
+                (scores[number] * len(members) / price, index)
+                for index, (scores, number, members, price) in enumerate(
+                    zip(self._lot_scores, lost, self._classes, prices, strict=True)
+                )
+                if number < len(scores)
+            ]
+            heapq.heapify(waiting)
+            saved = 0.0
+            while waiting and saved < _SAME_PRICE * whole:
+                value, index = heapq.heappop(waiting)
+                order.append(index)
+                worth[index].append(value)
+                lost[index] += 1
+                saved += prices[index]
+                if lost[index] < len(self._lot_scores[index]):
+                    score = self._lot_scores[index][lost[index]] * len(self._classes[index])
+                    heapq.heappush(waiting, (score / prices[index], index))
+        return [np.array(values) for values in worth], np.array(order, dtype=np.int64)
+
+    def _prices(self, lost: Indices) -> Floats:
+        """Return the multiply-accumulates that one more lot of each class saves; never nothing."""
+        whole = self._value(lost, "macs")
+        found = np.zeros(len(lost))
+        for index in np.flatnonzero(lost < [len(scores) for scores in self._lot_scores]):
+            more = lost.copy()
+            more[index] += 1
+            found[index] = whole - self._value(more, "macs")
+        return np.maximum(found, _LEAST_PRICE * max(found.mean(), 1.0))
 
     @property
     def num_candidates(self) -> int:
@@ -336,6 +386,8 @@ class Ranking:
 
 _CLOSE = 0.01  # of a cost: a target is met to within one percentage point where units are fine enough
 _TRIALS = 5
+_SAME_PRICE = 0.002  # of all multiply-accumulates: prices are found anew each time that so many have gone
+_LEAST_PRICE = 1e-3  # of the mean: a unit that saves nothing would have no price
 
 
 def _classes(graph: Graph) -> tuple[Indices, list[tuple[int, ...]]]:

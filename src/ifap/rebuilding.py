@@ -15,7 +15,7 @@ from ifap.axes.cut import apply_corrections, follow_shapes, selected
 from ifap.axes.slots import slot_of
 from ifap.axes.tensors import holders, named_tensors
 from ifap.errors import PlanError, nearest
-from ifap.layers import modules_by_name
+from ifap.layers import add_bias, has_plain_forward, modules_by_name
 
 if TYPE_CHECKING:
     from ifap.plan import AttributeSize, Plan
@@ -51,6 +51,7 @@ def rebuild(model: nn.Module, plan: Plan, weights: Mapping[str, Tensor]) -> None
     missing = set(plan.attention) - set(adopt(model, plan.attention))
     if missing:
         raise PlanError(f"the network has no attention module of torch '{min(missing)}'")
+    _add_biases(model, plan)
     targets = stored_tensors(model)
     check_names(plan, weights, targets)
     kept = _kept_by_tensor(model, plan)
@@ -59,6 +60,16 @@ def rebuild(model: nn.Module, plan: Plan, weights: Mapping[str, Tensor]) -> None
     touched = _put(model, targets, wanted, kept)
     apply_corrections(model, _corrections(model, plan))
     follow_shapes(model, touched)
+
+
+def _add_biases(model: nn.Module, plan: Plan) -> None:
+    """Give the layers that a plan names the bias that they lack."""
+    modules = modules_by_name(model)
+    for name in plan.biases:
+        module = modules.get(name)
+        if module is None or not has_plain_forward(module) or module.bias is not None:
+            raise PlanError(f"biases: the network has no layer '{name}' without a bias that could be given one")
+        add_bias(module)
 
 
 def check_names(plan: Plan, weights: Mapping[str, Tensor], targets: Mapping[str, Any]) -> None:

@@ -48,7 +48,7 @@ class Registry(Generic[Entry]):
 
     def __init__(self, kind: str, package: str) -> None:
         self.kind = kind
-        self._package = package
+        self._packages = [package]
         self._entries: dict[str, Entry] = {}
         self._loaded = False
 
@@ -62,6 +62,12 @@ class Registry(Generic[Entry]):
             return entry
 
         return add
+
+    def also(self, package: str) -> None:
+        """Let the modules of another package hold entries as well."""
+        if package not in self._packages:
+            self._packages.append(package)
+            self._loaded = False
 
     def names(self) -> list[str]:
         """Return the sorted names of all entries."""
@@ -85,6 +91,7 @@ class Registry(Generic[Entry]):
         if self._loaded:
             return
         self._loaded = True
-        package = importlib.import_module(self._package)
-        for module in sorted(pkgutil.iter_modules(package.__path__), key=lambda m: m.name):
-            importlib.import_module(f"{self._package}.{module.name}")
+        for name in self._packages:
+            package = importlib.import_module(name)
+            for module in sorted(pkgutil.iter_modules(package.__path__), key=lambda m: m.name):
+                importlib.import_module(f"{name}.{module.name}")

@@ -104,6 +104,10 @@ class Receipt:
         False for an iteration that was rolled back because the metric fell too far.
     seconds : dict of str to float
         Time spent in ``trace``, ``score``, ``prune``, ``recover`` and ``validate``.
+    compensated : dict of str to str
+        Layers that read what went, and what was done to them: the ridge that their held-out error chose and the share
+        of that error that is left, ``means`` where only means were put into the bias, or ``nothing`` where no change
+        helped.
     """
 
     iteration: int
@@ -123,6 +127,7 @@ class Receipt:
     metric_after: float | None = None
     accepted: bool = True
     seconds: dict[str, float] = field(default_factory=dict)
+    compensated: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -246,6 +246,7 @@ def pruned_plan(model: nn.Module, graph: Graph, example_inputs: Inputs, before: 
             )
             for each in corrections.arguments
         ],
+        biases=sorted(graph.structure.biases),
         example_inputs=input_spec(example_inputs),
         costs=_costs(before, after),
     )
@@ -304,9 +305,9 @@ def write_network(model: nn.Module, plan: Plan, folder: str | Path, masks: Mappi
             "versions": _versions(),
         }
     )
-    # A plan without masks stays the text that it was before there were any.
-    unused = unused_parts(plan)
-    text = plan.model_dump_json(indent=1, exclude=unused if sparsity else {*unused, "sparsity"})
+    # A plan without masks, or without new biases, stays the text that it was before there were any.
+    unused = unused_parts(plan) | {name for name in ("sparsity", "biases") if not getattr(plan, name)}
+    text = plan.model_dump_json(indent=1, exclude=unused)
     _replace_files(Path(folder), {WEIGHTS_FILE: content, PLAN_FILE: (text + "\n").encode()})
 
 

@@ -135,6 +135,7 @@ def _pruned(
             target=target,
             steps=STEPS,
             seed=SEED,
+            method="ifap",
             min_units=MIN_UNITS,
             max_layer_ratio=MAX_LAYER_RATIO,
             keep_embeddings=row.parts == PARTS[0],

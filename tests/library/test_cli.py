@@ -131,7 +131,8 @@ def test_prune_can_compensate(folder, command):
     save_file(my_builders.build().state_dict(), folder / "weights.safetensors")
     kept, weights = [], []
     for options in ([], ["--compensate"]):
-        code, out, _ = command(*PRUNE, "--weights", "weights.safetensors", "--macs", "0.4", "--steps", "1", *options)
+        given = ["--weights", "weights.safetensors", "--macs", "0.4", "--steps", "1", "--method", "ifap"]
+        code, out, _ = command(*PRUNE, *given, *options)
         assert code == 0, out
         kept.append(read_plan("small").kept)
         weights.append(load_file(folder / "small" / "weights.safetensors"))

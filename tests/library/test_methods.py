@@ -34,7 +34,8 @@ OPTIONS = {"normalize": "layer", "site": "output"}
 def test_names_in_files_are_the_names_of_the_registry(package):
     """`params.yaml` is checked with the first, without importing anything; stages use the second."""
     names = REGISTRIES[package].names()
-    assert names == sorted(entry_names(package))
+    written = entry_names(package) | (entry_names("ifap.study.methods") if package == "ifap.methods" else set())
+    assert names == sorted(written)
     assert names
 
 
@@ -112,7 +113,7 @@ def scored(name, network, batches=BATCHES, **options):
     return score(METHODS.get(name), network, batches, **given, graph=graph, macs=macs)
 
 
-@pytest.mark.parametrize("name", METHODS.names())
+@pytest.mark.parametrize("name", sorted({*METHODS.names()} - {"flow"}))  # which scores units: see test_fisher.py
 def test_every_method_scores_every_unit(network, name):
     before = {key: value.clone() for key, value in network.state_dict().items()}
     scores = scored(name, network)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -67,6 +67,8 @@ class Structure:
         Groups that something averages over, and what does.
     attention : list of Attention
         Calls that make the probabilities of heads that are units.
+    biases : list of str
+        Layers that were given a bias since.
     """
 
     slots: list[Slot]
@@ -86,6 +88,11 @@ class Structure:
     unknown: dict[str, str]
     averaged: dict[int, str]
     attention: list[Attention]
+    biases: list[str] = field(default_factory=list)
+
+    def apart(self) -> Structure:
+        """Return a copy to which biases can be added by itself."""
+        return replace(self, places=[list(found) for found in self.places], biases=list(self.biases))
 
 
 @dataclass
@@ -176,6 +183,20 @@ class Graph:
             return np.where(units >= 0, renumber[units], -1) if len(alive) else units
 
         return Graph(self.structure, [*map(left, self.unit_of)], self.group_of[alive], [*map(left, self.heads)], kept)
+
+    def know_bias(self, name: str) -> None:
+        """Let the bias that a layer was given be cut with its outputs."""
+        slot = self.slot(name, "out")
+        if slot is not None:
+            self.structure.places[slot].append(Place(f"{name}.bias", 0))
+        self.structure.biases.append(name)
+
+    def forget_bias(self, name: str) -> None:
+        """Take back what `know_bias` did."""
+        slot = self.slot(name, "out")
+        if slot is not None:
+            self.structure.places[slot].remove(Place(f"{name}.bias", 0))
+        self.structure.biases.remove(name)
 
     def size_of(self, expression: Expression) -> int:
         """Return how many positions of an axis of the traced network are left."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 
 Loss = Callable[[Any, Any], Tensor]
 
-EXTRAS = ("labelled", "loss", "graph", "macs")
+EXTRAS = ("labelled", "loss", "graph", "macs", "compensate", "outputs")
 """What a method is given only if its signature names it."""
 
 
@@ -33,6 +34,10 @@ class Method(Protocol):
         The units of the network as it is; see `ifap.axes.units.Graph`.
     macs : dict of str to int
         Multiply-accumulates of each module; see `ifap.costs.macs_by_module`.
+    compensate : bool
+        Whether the layers that read what goes are compensated afterwards.
+    outputs : tuple of str, or None
+        Which of the named outputs of the network count.
     """
 
     def __call__(
@@ -42,11 +47,49 @@ class Method(Protocol):
         ...
 
 
-AnyMethod = Callable[..., dict[str, Tensor]]
-"""A `Method`, with or without some of `EXTRAS`."""
+AnyMethod = Callable[..., Any]
+"""A `Method`, with or without some of `EXTRAS`; what it returns may also be one score a unit, as an array."""
 
 
-def score(method: AnyMethod, model: nn.Module, batches: Iterable[Any], **given: Any) -> dict[str, Tensor]:
+@dataclass(frozen=True)
+class Defaults:
+    """What a method is run with unless the caller says otherwise.
+
+    Parameters
+    ----------
+    steps : int
+        Iterations.
+    compensate : bool
+        Whether the readers of what goes are compensated.
+    per_cost : bool
+        Whether scores are amounts of damage, to be divided by the multiply-accumulates that each unit saves at the
+        present widths; else their order is taken as it is.
+    """
+
+    steps: int = 30
+    compensate: bool = False
+    per_cost: bool = False
+
+
+_DEFAULTS: dict[Any, Defaults] = {}
+
+
+def defaults(**values: Any) -> Callable[[AnyMethod], AnyMethod]:
+    """Return a decorator that tells how a method is run by default; see `Defaults`."""
+
+    def add(method: AnyMethod) -> AnyMethod:
+        _DEFAULTS[method] = Defaults(**values)
+        return method
+
+    return add
+
+
+def defaults_of(method: AnyMethod) -> Defaults:
+    """Return how a method is run unless the caller says otherwise."""
+    return _DEFAULTS.get(method, Defaults())
+
+
+def score(method: AnyMethod, model: nn.Module, batches: Iterable[Any], **given: Any) -> Any:
     """Call a method with those of `EXTRAS` that its signature names, and with everything else in `given`."""
     named = inspect.signature(method).parameters
     unwanted = {name for name in EXTRAS if name not in named}

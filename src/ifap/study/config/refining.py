@@ -51,7 +51,7 @@ def refine_recovery(block: Refined, task: str, where: str, changes: Mapping[str,
 
 def method_names() -> frozenset[str]:
     """Return the names of all methods: those that score units and those that train with masks."""
-    return entry_names("ifap.methods") | entry_names("ifap.study.rivals")
+    return entry_names("ifap.methods") | entry_names("ifap.study.methods") | entry_names("ifap.study.rivals")
 
 
 def mask_options(method: str) -> type[MaskOptions] | None:

@@ -7,9 +7,12 @@ channels return a smaller network.
 
 from __future__ import annotations
 
+from ifap.methods import METHODS
 from ifap.registry import Registry
 from ifap.study.rivals.base import Context, Event, Outcome, SparseMethod
 
 __all__ = ["SPARSE", "Context", "Event", "Outcome", "SparseMethod"]
 
 SPARSE: Registry[SparseMethod] = Registry("method", __name__)
+
+METHODS.also("ifap.study.methods")

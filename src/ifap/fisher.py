@@ -1,0 +1,241 @@
+"""How much a network's output depends on each unit, without labels.
+
+A unit c sends the signal x_c to the layers that read it. If its mean m_c took its place, the output would change, to
+first order, by ``a_c = sum over positions of u_c (x_c - m_c)`` in a direction whose gradient with respect to what a
+reader reads is u. The score of the unit is the mean of ``a_c^2 / 2`` over samples and directions of `ifap.directions`,
+added up over its readers: the KL divergence to the whole network that removing the unit is expected to cost, to second
+order. Where compensation is to follow, ``x_c - m_c`` is replaced by what the other inputs of the reader cannot say of
+it (`ifap.residuals`) if that makes the score smaller: chance correlations of few samples may make it larger.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ifap.axes.units import Graph, Indices
+from ifap.data import refuse_test
+from ifap.directions import class_axis, direction
+from ifap.errors import ScoreError
+from ifap.flow import NO_DATA
+from ifap.forward import Inputs, call, dense_outputs, device_of, evaluation_mode, task_tensors, to_device
+from ifap.layers import modules_by_name
+from ifap.moments import input_means
+from ifap.ranking import Floats
+from ifap.reading import looking, readers, readers_alone, rows_of, with_weights_of_their_own
+from ifap.residuals import Residuals, fits_into_memory
+
+_MEAN_STRIDE = 4  # means need no more than every fourth batch
+
+
+def unit_fisher(
+    model: nn.Module,
+    graph: Graph,
+    batches: Iterable[Inputs],
+    *,
+    seed: int = 0,
+    centred: bool = True,
+    outputs: Iterable[str] | None = None,
+    loss: Callable[[Any, Inputs], Tensor] | None = None,
+) -> Floats:
+    """Return the damage that removing each unit alone is expected to do.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The network that `graph` describes; it is run in evaluation mode. Its weights get no gradients.
+    graph : Graph
+        Its units.
+    batches : iterable
+        Calibration inputs without labels; iterated twice.
+    seed : int
+        Of the directions that are drawn.
+    centred : bool
+        Whether compensation is to follow: then the mean of a unit takes its place, else zero does.
+    outputs : iterable of str, optional
+        Which of the named outputs count; all by default.
+    loss : callable, optional
+        ``loss(outputs, inputs)`` returns a scalar whose gradient is the direction; by default directions are drawn, see
+        `ifap.directions`.
+
+    Returns
+    -------
+    array, shape (units,)
+        In nats a sample; NaN where no layer that was seen reads the unit.
+
+    Raises
+    ------
+    ScoreError
+        If there is no batch, if no output depends by a gradient on a unit, or if a signal is not finite.
+    SplitError
+        If the data are a test split.
+    """
+    refuse_test(batches, "scoring")
+    units = {**readers(model, graph), **readers_alone(model, graph)}
+    units = {name: found for name, found in units.items() if (found >= 0).any()}
+    own = set(with_weights_of_their_own(model, units)) if centred else set()
+    refitted = {name: found for name, found in units.items() if name in own}
+    residuals = Residuals(model, batches, refitted) if refitted and fits_into_memory(model, refitted) else None
+    if residuals is not None:
+        means = residuals.means
+    else:
+        means = input_means(model, itertools.islice(batches, 0, None, _MEAN_STRIDE), refitted) if refitted else {}
+    for keeps_copies in (False, True):
+        signals = _Signals(model, graph.num_units, units, means, residuals, keeps_copies=keeps_copies)
+        try:
+            _send_back(model, batches, signals, seed, outputs, loss)
+            break
+        except _OverwrittenError:  # copies of all that is read take memory: only where views are not enough
+            continue
+    return signals.scores()
+
+
+def _send_back(
+    model: nn.Module,
+    batches: Iterable[Inputs],
+    signals: _Signals,
+    seed: int,
+    names: Iterable[str] | None,
+    loss: Callable[[Any, Inputs], Tensor] | None,
+) -> None:
+    """Run the batches and send one direction of each back from the outputs."""
+    axes: list[int | None] = []
+    where, generator = device_of(model), torch.Generator(device_of(model)).manual_seed(seed)
+    with ExitStack() as stack:
+        for context in (dense_outputs(model), evaluation_mode(model), _frozen(model), torch.enable_grad()):
+            stack.enter_context(context)
+        stack.enter_context(looking(model, signals.layers, signals.look))
+        for batch in batches:
+            inputs = to_device(batch, where)
+            found = call(model, inputs)
+            outputs = _learning(found, names)
+            if loss is not None:
+                signals.backward(outputs, [loss(found, inputs)], None)
+                continue
+            axes = axes or [class_axis(output) for output in outputs]
+            drawn = [direction(output, axis, generator) for output, axis in zip(outputs, axes, strict=True)]
+            signals.backward(outputs, outputs, drawn)
+
+
+def _learning(found: Any, names: Iterable[str] | None) -> list[Tensor]:
+    """Return the outputs that a gradient can start from."""
+    outputs = [
+        tensor for tensor in task_tensors(found, None if names is None else tuple(names)) if tensor.requires_grad
+    ]
+    if not outputs:
+        raise ScoreError(
+            "no output of the network depends by a gradient on a layer that could be pruned: choose another method"
+        )
+    return outputs
+
+
+@contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    """Let no weight ask for a gradient inside the block."""
+    asked = [weight for weight in model.parameters() if weight.requires_grad]
+    for weight in asked:
+        weight.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for weight in asked:
+            weight.requires_grad_(True)
+
+
+class _OverwrittenError(Exception):
+    """The network has overwritten, in place, what a layer had read."""
+
+
+class _Signals:
+    """What units send to their readers, times what the readers make of it, squared and added up."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        number: int,
+        units: dict[str, Indices],
+        means: dict[str, Tensor],
+        residuals: Residuals | None,
+        *,
+        keeps_copies: bool,
+    ) -> None:
+        self._modules, self._means, self._residuals = modules_by_name(model), means, residuals
+        self._columns = {name: _Columns(torch.from_numpy(found)) for name, found in units.items()}
+        self._squares = torch.zeros(number, dtype=torch.float64)
+        self._left = torch.zeros(number, dtype=torch.float64)
+        self._seen = torch.zeros(number, dtype=torch.bool)
+        self._samples, self._keeps_copies = 0, keeps_copies
+        self.layers = list(units)
+
+    def look(self, name: str, x: Tensor) -> Tensor:
+        """Let the layer read a view of its own, so that the gradient which arrives there is of this layer alone."""
+        own = x.view_as(x) if x.requires_grad else x.detach().requires_grad_()
+        seen = x.detach().clone() if self._keeps_copies else x.detach()
+        own.register_hook(partial(self._receive, name, seen, seen._version))
+        return own
+
+    def backward(self, outputs: list[Tensor], starts: list[Tensor], directions: list[Tensor] | None) -> None:
+        """Send directions back through the network and add up what arrives."""
+        self._batch = outputs[0].shape[0] if outputs[0].dim() else 1
+        shapes = [output.shape for output in outputs if output.dim() > 1]
+        self._rows = {shape.numel() // max(1, width) for shape in shapes for width in (shape[1], shape[-1])}
+        torch.autograd.backward(starts, directions)
+        self._samples += self._batch
+
+    def _receive(self, name: str, x: Tensor, version: int, gradient: Tensor) -> None:
+        if x._version != version and not self._keeps_copies:
+            raise _OverwrittenError(name)
+        columns, module = self._columns[name], self._modules.get(name)
+        read, back = (self._by_sample(rows_of(module, tensor)) for tensor in (x, gradient))
+        signals = (read * back).sum(dim=1)
+        if name in self._means:
+            signals -= self._means[name] * back.sum(dim=1)
+        self._squares[columns.units] += columns.by_unit(signals).square().sum(dim=0).double().cpu()
+        if self._residuals is not None:
+            left = (self._residuals.of(name, read) * back).sum(dim=1) if name in self._means else signals
+            self._left[columns.units] += columns.by_unit(left).square().sum(dim=0).double().cpu()
+        self._seen[columns.units] = True
+
+    def _by_sample(self, rows: Tensor) -> Tensor:
+        """Return rows as (samples, positions of each, channels).
+
+        The direction is drawn for each row of the output. Where each position has a row of its own, nearly all that
+        comes back to a position comes from there: every position is a sample. Else all positions of a sample speak of
+        the same rows, and their signals are added up before they are squared.
+        """
+        is_alone = len(rows) in self._rows or len(rows) % self._batch
+        return rows.unsqueeze(1) if is_alone else rows.unflatten(0, (self._batch, -1))
+
+    def scores(self) -> Floats:
+        """Return half the mean square of the signal of each unit; NaN where none was seen."""
+        if not self._samples:
+            raise ScoreError(NO_DATA)
+        squares = self._squares if self._residuals is None else torch.minimum(self._squares, self._left)
+        scores = np.where(self._seen.numpy(), squares.numpy() / (2 * self._samples), np.nan)
+        for name, columns in self._columns.items():
+            if np.isinf(scores[columns.units]).any() or (torch.isnan(self._squares[columns.units])).any():
+                raise ScoreError(f"layer '{name}': its gradients are not finite on the calibration data")
+        return scores
+
+
+class _Columns:
+    """The units of the input channels of a layer."""
+
+    def __init__(self, units: Tensor) -> None:
+        self._free = units >= 0
+        self.units, self._index = units[self._free].unique(return_inverse=True)
+        self._is_plain = bool(self._free.all()) and torch.equal(self._index, torch.arange(len(units)))
+
+    def by_unit(self, rows: Tensor) -> Tensor:
+        """Add the columns of each unit up: shape (samples, units)."""
+        if self._is_plain:
+            return rows
+        free, index = self._free.to(rows.device), self._index.to(rows.device)
+        return rows.new_zeros(len(rows), len(self.units)).index_add_(1, index, rows[:, free])

@@ -1,0 +1,39 @@
+"""Flow to the output: what each unit sends to its readers, times what the output makes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from torch import nn
+
+from ifap.axes.units import Graph
+from ifap.fisher import unit_fisher
+from ifap.methods import METHODS
+from ifap.methods.base import defaults
+from ifap.ranking import Floats
+
+
+@METHODS.register("flow")
+@defaults(steps=1, compensate=True, per_cost=True)
+def flow_to_output(
+    model: nn.Module,
+    batches: Iterable[Any],
+    *,
+    normalize: str,
+    site: str,
+    seed: int,
+    graph: Graph,
+    compensate: bool = True,
+    outputs: tuple[str, ...] | None = None,
+    labelled: Iterable[tuple[Any, Any]] | None = None,
+    loss: Callable[[Any, Any], Any] | None = None,
+) -> Floats:
+    """Score units by the KL divergence to the whole network that removing each is expected to cost, in nats a sample.
+
+    `normalize` and `site` are not used, and no labels are: a `loss` that is given without labels takes the outputs and
+    the inputs of a batch, and its gradient stands for the directions of `ifap.directions`. The ranking divides the
+    scores by what each unit saves; see `ifap.methods.base.Defaults`.
+    """
+    own = loss if labelled is None else None
+    return unit_fisher(model, graph, batches, seed=seed, centred=compensate, outputs=outputs, loss=own)

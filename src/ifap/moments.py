@@ -1,0 +1,180 @@
+"""Means and centred second moments of what layers read, in two halves of the calibration samples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ifap.axes.tensors import named_tensors
+from ifap.errors import ScoreError
+from ifap.flow import forwards
+from ifap.forward import Inputs, evaluation_mode
+from ifap.layers import modules_by_name, sides
+from ifap.reading import Look, looking, rows_of
+
+POSITIONS = 400  # of a sample, drawn at random where it has more
+MOST_BYTES = 2**31  # of the second moments that are held at a time
+
+
+def input_means(model: nn.Module, batches: Iterable[Inputs], names: Iterable[str]) -> dict[str, Tensor]:
+    """Return the mean over samples and positions of each input channel of layers: shape (inputs,), float32."""
+    modules = modules_by_name(model)
+    sums: dict[str, Tensor] = {}
+    numbers: dict[str, int] = {}
+
+    def add(name: str, x: Tensor) -> None:
+        rows = rows_of(modules.get(name), x)
+        total = rows.sum(dim=0, dtype=torch.float64)
+        sums[name] = sums[name] + total if name in sums else total
+        numbers[name] = numbers.get(name, 0) + len(rows)
+
+    observe(model, batches, names, add)
+    for name, total in sums.items():
+        if not torch.isfinite(total).all():
+            raise ScoreError(f"layer '{name}': its inputs are not finite on the calibration data")
+    return {name: (total / numbers[name]).float() for name, total in sums.items()}
+
+
+def observe(model: nn.Module, batches: Iterable[Inputs], names: Iterable[str], look: Look) -> None:
+    """Show `look` what layers read of calibration batches, in evaluation mode; see `ifap.reading.looking`."""
+    with evaluation_mode(model), torch.no_grad(), looking(model, names, look):
+        for _ in forwards(model, batches):
+            pass
+
+
+@dataclass
+class Moments:
+    """Number of rows, mean (inputs,) and centred second moment (inputs, inputs) of what a layer reads."""
+
+    number: int
+    mean: Tensor
+    covariance: Tensor
+
+    def of(self, part: slice) -> Moments:
+        """Return the moments of some of the inputs."""
+        return Moments(self.number, self.mean[part], self.covariance[part, part])
+
+    def joined(self, other: Moments) -> Moments:
+        """Return the moments of both sets of rows together (Chan et al. 1983)."""
+        number = self.number + other.number
+        share = other.number / max(number, 1)
+        shift = other.mean - self.mean
+        covariance = torch.lerp(self.covariance, other.covariance, share)
+        covariance.addr_(shift, shift, alpha=share * (1 - share))
+        return Moments(number, self.mean + share * shift, covariance)
+
+
+class _Sums:
+    """Running sums of rows around a point near their mean, so that little is lost in single precision."""
+
+    def __init__(self, centre: Tensor) -> None:
+        width = len(centre)
+        self.centre, self.number = centre, 0
+        self.first = centre.new_zeros(width, dtype=torch.float64)
+        self.second = centre.new_zeros(width, width)
+
+    def add(self, rows: Tensor) -> None:
+        rows = rows - self.centre
+        self.number += len(rows)
+        self.first += rows.sum(dim=0, dtype=torch.float64)
+        self.second.addmm_(rows.t(), rows)
+
+    def moments(self) -> Moments:
+        number = max(self.number, 1)
+        shift = (self.first / number).to(self.centre.dtype)
+        covariance = self.second / number
+        covariance.addr_(shift, shift, alpha=-1)
+        return Moments(self.number, self.centre + shift, covariance)
+
+
+Halves = tuple[Moments, Moments]
+
+
+def halves(
+    model: nn.Module, batches: Iterable[Inputs], names: Iterable[str], seed: int = 0
+) -> Iterator[tuple[str, Halves]]:
+    """Yield for each layer the moments of what it reads in the first and in the second half of each batch.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The network; it is run in evaluation mode without gradients.
+    batches : iterable
+        Calibration inputs without labels; iterated once for all layers whose moments fit into `MOST_BYTES`, again for
+        the next ones.
+    names : iterable of str
+        Layers from `ifap.reading.readers`.
+    seed : int
+        Of the positions that are drawn.
+
+    Yields
+    ------
+    (str, (Moments, Moments))
+        In float32. Layers that did not run are left out.
+
+    Raises
+    ------
+    ScoreError
+        If there is no batch, if the network does not take one, or if an input is not finite (the layer is named).
+    SplitError
+        If `batches` is a test split.
+    """
+    modules = modules_by_name(model)
+    for part in _parts(widths_read(model, names)):
+        adder = _Adder(modules, seed)
+        observe(model, batches, part, adder.add)
+        yield from adder.halves()
+
+
+class _Adder:
+    """Adds up what some layers read."""
+
+    def __init__(self, modules: dict[str, nn.Module], seed: int) -> None:
+        self._modules, self._sums = modules, dict[str, tuple[_Sums, _Sums]]()
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def add(self, name: str, x: Tensor) -> None:
+        """Add what a layer reads, or positions of it drawn at random; the first half of the samples apart."""
+        rows = rows_of(self._modules.get(name), x)
+        most = POSITIONS * x.shape[0]
+        if len(rows) > 2 * most:
+            drawn = torch.randint(len(rows), (most,), generator=self._generator).sort().values
+            rows = rows[drawn.to(rows.device)]
+        if name not in self._sums:
+            centre = rows.mean(dim=0)
+            self._sums[name] = _Sums(centre), _Sums(centre)
+        middle = len(rows) // 2
+        for half, part in zip(self._sums[name], (rows[:middle], rows[middle:]), strict=True):
+            half.add(part)
+
+    def halves(self) -> Iterator[tuple[str, Halves]]:
+        """Yield the moments of each layer, and let go of its sums."""
+        for name in list(self._sums):
+            first, second = (half.moments() for half in self._sums.pop(name))
+            if not (torch.isfinite(first.covariance).all() and torch.isfinite(second.covariance).all()):
+                raise ScoreError(f"layer '{name}': its inputs are not finite on the calibration data")
+            yield name, (first, second)
+
+
+def widths_read(model: nn.Module, names: Iterable[str]) -> dict[str, int]:
+    """Return how many channels each layer reads, or at most how many a matrix outside of layers."""
+    modules, tensors = modules_by_name(model), named_tensors(model)
+    return {name: sides(modules[name])["in"] if name in modules else max(tensors[name].shape) for name in names}
+
+
+def _parts(widths: dict[str, int]) -> Iterator[list[str]]:
+    """Yield the layers in parts whose moments take at most `MOST_BYTES`, or one layer a part."""
+    part: list[str] = []
+    used = 0
+    for name, width in widths.items():
+        size = 2 * 4 * width * width
+        if part and used + size > MOST_BYTES:
+            yield part
+            part, used = [], 0
+        part.append(name)
+        used += size
+    if part:
+        yield part

@@ -1,0 +1,121 @@
+"""What layers read: a look at the inputs of every layer that mixes channels, while the network runs.
+
+A *reader* of a unit is a convolution or linear layer that contracts the channel of the unit. What a unit means to the
+network is what its readers make of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from ifap.axes.attention import adopted
+from ifap.axes.tensors import named_tensors
+from ifap.axes.units import Graph, Indices
+from ifap.layers import modules_by_name, shared_parameters, unit_axis
+from ifap.weights import used_by_attention
+
+Look = Callable[[str, Tensor], Tensor | None]
+"""Takes the name of a layer and what it is about to read; what it returns, if anything, is read instead."""
+
+
+def readers(model: nn.Module, graph: Graph) -> dict[str, Indices]:
+    """Return the unit of each input channel of every layer that reads channels; -1 where none can go."""
+    slots = {name: graph.slot(name, "in") for name in modules_by_name(model)}
+    return {name: graph.unit_of[slot] for name, slot in slots.items() if slot is not None}
+
+
+def with_weights_of_their_own(model: nn.Module, names: Iterable[str]) -> list[str]:
+    """Return the layers that can be refitted: a weight that two share is not for one of them to change."""
+    modules = modules_by_name(model)
+    shared = {id(module) for pairs in shared_parameters(model) for module, _ in pairs}
+    return [name for name in names if name in modules and id(modules[name]) not in shared]
+
+
+def readers_alone(model: nn.Module, graph: Graph) -> dict[str, Indices]:
+    """Return the unit of each row or column that matrices outside of layers contract, by the name of the matrix."""
+    tensors = named_tensors(model)
+    makes = {index for index, _, _ in graph.structure.producers}
+    return {
+        slot.name: graph.unit_of[index]
+        for index, slot in enumerate(graph.slots)
+        if slot.side in ("dim0", "dim1")
+        and index not in makes
+        and slot.name in tensors
+        and tensors[slot.name].dim() == 2
+    }
+
+
+@contextmanager
+def looking(model: nn.Module, names: Iterable[str], look: Look) -> Iterator[None]:
+    """Show `look` what the named layers read, each time that they do, inside the block."""
+    names, modules = set(names), modules_by_name(model)
+    silent = used_by_attention(model) & names
+    alone = names - set(modules)
+    with ExitStack() as stack:
+        for name in names - silent - alone:
+            hook = modules[name].register_forward_pre_hook(_hook(name, look), with_kwargs=True)
+            stack.callback(hook.remove)
+        if silent:
+            stack.enter_context(adopted(model))
+        if silent or alone:
+            tensors = named_tensors(model)
+            weights = {id(modules[name].weight): name for name in silent}
+            weights |= {id(tensors[name]): name for name in alone}
+            stack.enter_context(_Products(weights, look))
+        yield
+
+
+def _hook(name: str, look: Look) -> Any:
+    def before(_module: nn.Module, args: Any, kwargs: Any) -> Any:
+        with torch._C.DisableTorchFunction():  # what is done here is no call of the network's
+            found = look(name, args[0] if args else kwargs["input"])
+        if found is None:
+            return None
+        return ((found, *args[1:]), kwargs) if args else (args, {**kwargs, "input": found})
+
+    return before
+
+
+class _Products(TorchFunctionMode):
+    """Look at what products are given together with certain weights.
+
+    Parameters
+    ----------
+    names : dict of int to str
+        ``id`` of a weight to the name of its layer, or its own.
+    look : callable
+        See `looking`.
+    """
+
+    def __init__(self, names: dict[int, str], look: Look) -> None:
+        super().__init__()
+        self._names, self._look = names, look
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        place = _READ.get(getattr(func, "__name__", ""))
+        if place is not None and len(args) > place + 1 and id(args[place + 1]) in self._names:
+            with torch._C.DisableTorchFunction():
+                found = self._look(self._names[id(args[place + 1])], args[place])
+            if found is not None:
+                args = (*args[:place], found, *args[place + 1 :])
+        return func(*args, **(kwargs or {}))
+
+
+_READ = {"linear": 0, "matmul": 0, "__matmul__": 0, "mm": 0, "addmm": 1}
+"""Products whose last operand is a weight, and the place of what it reads, whose last axis is contracted."""
+
+
+def rows_of(module: nn.Module | None, x: Tensor) -> Tensor:
+    """Return the input of a layer, or of a matrix (None), with one row a position and one column a channel.
+
+    In float32 at least.
+    """
+    axis = -1 if module is None else unit_axis(module)
+    rows = x.detach().movedim(axis, -1).reshape(-1, x.shape[axis])
+    return rows if rows.dtype == torch.float64 else rows.float()

@@ -1,0 +1,122 @@
+"""Variants of the paper's flow that the study recorded: other statistics, per cost, and seen from who reads a unit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvTransposeNd
+
+from ifap.axes.units import Graph
+from ifap.flow import Normalize, Site, flow_scores
+from ifap.layers import modules_by_name
+from ifap.methods import METHODS
+from ifap.methods.units import spread
+from ifap.moments import observe
+from ifap.ranking import Budget, Floats, unit_costs
+from ifap.reading import readers, rows_of
+
+Scores = dict[str, Tensor]
+Batches = Iterable[Any]
+
+
+@METHODS.register("ifap_rms")
+def rms_flow(
+    model: nn.Module, batches: Batches, *, normalize: Normalize, site: Site, seed: int, graph: Graph | None = None
+) -> Scores:
+    """Score units by the root of the mean squared activation norm x the weight norm; `seed` is not used.
+
+    Rare strong activations count for more than in the mean of norms.
+    """
+    return flow_scores(model, batches, normalize=normalize, site=site, statistic="rms", graph=graph)
+
+
+@METHODS.register("ifap_centered")
+def centered_flow(
+    model: nn.Module, batches: Batches, *, normalize: Normalize, site: Site, seed: int, graph: Graph | None = None
+) -> Scores:
+    """Score units by their flow after the mean activation is taken off; `seed` is not used.
+
+    A unit that always says the same can be replaced by a bias. The mean runs over samples and positions. The mean
+    probability of an attention head is that of uniform attention, so that what counts is how far a head is from
+    looking everywhere alike.
+    """
+    return flow_scores(model, batches, normalize=normalize, site=site, statistic="centered", graph=graph)
+
+
+@METHODS.register("ifap_cost")
+def cost_flow(
+    model: nn.Module, batches: Batches, *, normalize: Normalize, site: Site, seed: int, graph: Graph
+) -> Scores:
+    """Score units by their flow over the MACs that the network loses with them; `seed` is not used.
+
+    The MACs are those of everything that goes with a unit, in all coupled and reading layers, in multiples of their
+    mean over the units of the network.
+    """
+    flow = flow_scores(model, batches, normalize=normalize, site=site, graph=graph)
+    costs = spread(graph, _relative_costs(graph), pinned=1.0)
+    return {
+        name: value / costs[name].to(value.device, torch.float32) if name in costs else value
+        for name, value in flow.items()
+    }
+
+
+@METHODS.register("ifap_readers")
+def flow_into_readers(
+    model: nn.Module, batches: Batches, *, normalize: Normalize, site: Site, seed: int, graph: Graph
+) -> Scores:
+    """Score units by the share of what other layers read that comes from them; of the options none is used.
+
+    To a layer that reads it, unit c brings the energy ``E[x_c^2] ||W_c||^2``, with W_c the weights that read it: the
+    activation norm times the weight norm of `ifap.flow_scores`, squared, on the other side of the connection. Shares
+    of each layer's energy are added up over the layers; their root, the flow, is divided by the root of the MACs
+    that the network loses with the unit.
+    """
+    scores = np.sqrt(_shares(model, graph, batches) / _relative_costs(graph))
+    return {name: value.float() for name, value in spread(graph, scores, pinned=1.0).items()}
+
+
+def _relative_costs(graph: Graph) -> Floats:
+    """Return the MACs that go with each unit in multiples of their mean; a unit without any would be priceless."""
+    lost = unit_costs(graph, Budget(graph))
+    return (lost / max(lost.mean() if len(lost) else 1.0, 1.0)).clip(min=1e-3)
+
+
+def _shares(model: nn.Module, graph: Graph, batches: Batches) -> Floats:
+    """Return for each unit the energy that it brings to its readers, in shares of all that each reads."""
+    modules, units = modules_by_name(model), readers(model, graph)
+    totals = np.zeros(graph.num_units)
+    for name, mean in _mean_squares(model, batches, units).items():
+        energy = mean.cpu() * reading_norms(modules[name]).cpu()
+        share = (energy / energy.sum().clamp_min(torch.finfo(torch.float64).tiny)).numpy()
+        can_go = units[name] >= 0
+        np.add.at(totals, units[name][can_go], share[can_go])
+    return totals
+
+
+def _mean_squares(model: nn.Module, batches: Batches, names: Iterable[str]) -> Scores:
+    """Return the mean square over samples and positions of each input channel of layers: shape (inputs,), float64."""
+    modules = modules_by_name(model)
+    sums: Scores = {}
+    numbers: dict[str, int] = {}
+
+    def add(name: str, x: Tensor) -> None:
+        rows = rows_of(modules[name], x)
+        sums[name] = sums.get(name, 0) + rows.square().sum(dim=0).double()
+        numbers[name] = numbers.get(name, 0) + len(rows)
+
+    observe(model, batches, names, add)
+    return {name: total / numbers[name] for name, total in sums.items()}
+
+
+def reading_norms(module: Any) -> Tensor:
+    """Return the squared L2 norm of the weights that read each input channel of a layer: shape (inputs,), float64."""
+    weight: Tensor = module.weight.detach().double()
+    if isinstance(module, _ConvTransposeNd):  # (inputs, outputs of a group, ...)
+        return weight.flatten(1).square().sum(dim=1)
+    groups = getattr(module, "groups", 1)  # (outputs, inputs of a group, ...)
+    by_group = weight.reshape(groups, weight.shape[0] // groups, weight.shape[1], -1)
+    return by_group.square().sum(dim=(1, 3)).flatten()

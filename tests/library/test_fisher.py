@@ -1,0 +1,283 @@
+"""The damage that the removal of a unit does to the outputs, by gradients and by brute force."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import ifap
+from ifap.axes.units import Graph
+from ifap.data import Split
+from ifap.directions import class_axis, direction
+from ifap.errors import ScoreError, SplitError
+from ifap.fisher import unit_fisher
+from ifap.reading import readers
+from ifap.residuals import Residuals
+from ifap.view import trace
+
+KINDS = {
+    "linear": (lambda: nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 4)), (5,)),
+    "convolutions": (
+        lambda: nn.Sequential(
+            nn.Conv2d(2, 6, 3), nn.Tanh(), nn.Conv2d(6, 8, 3, groups=2), nn.Tanh(), nn.ConvTranspose2d(8, 4, 2),
+            nn.Flatten(), nn.Linear(4 * 9, 3),
+        ),
+        (2, 6, 6),
+    ),
+}  # fmt: skip
+
+
+def brute_force(network: nn.Module, graph: Graph, x: torch.Tensor) -> np.ndarray:
+    """Return what `unit_fisher` estimates, with every class in place of drawn ones and one gradient a sample."""
+    found = {}
+    modules = dict(network.named_modules())
+    for name, units in readers(network, graph).items():
+        if not (units >= 0).any():
+            continue
+        squares = np.zeros(graph.num_units)
+        means = None
+        for turn in ("mean", "squares"):
+            for one in x.split(1) if turn == "squares" else [x]:
+                held = []
+                hook = modules[name].register_forward_pre_hook(lambda _m, args, held=held: held.append(args[0]))
+                logs = network(one).log_softmax(dim=-1)
+                hook.remove()
+                axis = 1 if held[0].dim() == 4 else -1
+                if turn == "mean":
+                    rows = held[0].detach().movedim(axis, -1)
+                    means = rows.reshape(-1, rows.shape[-1]).mean(0)
+                    continue
+                for k in range(logs.shape[1]):
+                    (gradient,) = torch.autograd.grad(logs[0, k], held[0], retain_graph=True)
+                    back, read = (t.detach().movedim(axis, -1).reshape(-1, len(means)) for t in (gradient, held[0]))
+                    signal = (back * (read - means)).sum(0).double().numpy()
+                    by_unit = np.zeros(graph.num_units)
+                    np.add.at(by_unit, units[units >= 0], signal[units >= 0])
+                    squares += float(logs[0, k].detach().exp()) * by_unit**2 / (2 * len(x))
+        found[name] = squares
+    return sum(found.values())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_scores_are_those_of_brute_force(kind, monkeypatch):
+    torch.manual_seed(0)
+    make, shape = KINDS[kind]
+    network, x = make(), torch.randn(6, *shape)
+    graph = trace(network, x[:1])
+    with torch.no_grad():
+        for weight in network.parameters():
+            weight.mul_(2)
+    monkeypatch.setattr("ifap.fisher.fits_into_memory", lambda *given: False)
+    scores = unit_fisher(network, graph, [x.repeat(400, *[1] * len(shape))])
+    np.testing.assert_allclose(scores, brute_force(network, graph, x), rtol=0.25, atol=1e-4)
+
+
+def test_a_unit_that_is_constant_does_no_damage_once_its_mean_is_kept():
+    torch.manual_seed(0)
+    network, x = nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 4)), torch.randn(64, 5)
+    with torch.no_grad():
+        network[0].weight[2] = 0.0
+        network[0].bias[2] = 3.0
+    graph = trace(network, x[:1])
+    assert unit_fisher(network, graph, [x])[2] < 1e-10
+    assert unit_fisher(network, graph, [x], centred=False)[2] > 1e-3
+
+
+def test_what_others_say_of_a_unit_is_no_loss():
+    """Units 1 and 2 say the same; unit 3 says something of its own, with as much of an effect."""
+    torch.manual_seed(0)
+    network, x = nn.Sequential(nn.Linear(5, 4, bias=False), nn.Linear(4, 3)), torch.randn(4000, 5)
+    with torch.no_grad():
+        network[0].weight[2] = network[0].weight[1]
+        network[1].weight[:, 2] = network[1].weight[:, 1]
+    graph = trace(network, x[:1])
+    alone, together = unit_fisher(network, graph, [x], centred=False), unit_fisher(network, graph, [x])
+    assert (together[[1, 2]] < 0.1 * alone[[1, 2]]).all()
+    assert together[3] > 0.2 * alone[3]
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_residuals_are_those_of_regression_on_the_other_half(size):
+    torch.manual_seed(0)
+    network, x = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 2)), torch.randn(400, 6) @ torch.randn(6, 6) + 2
+    units = np.arange(6) // size
+    residuals = Residuals(network, [x], {"0": units})
+    found = residuals.of("0", x.unsqueeze(1)).squeeze(1)
+    for own in [np.flatnonzero(units == unit) for unit in np.unique(units)]:
+        others = np.setdiff1d(np.arange(6), own)
+        fitted, held = x[200:].double(), x[:200].double()
+        centred = fitted - fitted.mean(0)
+        moments = centred.t() @ centred / 200
+        moments = moments * 0.9 + torch.diag(moments.diagonal()) * 0.1
+        said = torch.linalg.solve(moments[others][:, others], moments[others][:, own])
+        wanted = (held - fitted.mean(0))[:, own] - (held - fitted.mean(0))[:, others] @ said
+        torch.testing.assert_close(found[:200][:, own].double(), wanted, rtol=1e-3, atol=1e-3)
+
+
+class Tokens(nn.Module):
+    """One row of outputs for each token."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 6), nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.second(self.first(x).tanh())
+
+
+def test_tokens_with_a_row_of_their_own_are_samples():
+    torch.manual_seed(0)
+    network, x = Tokens(), torch.randn(40, 8, 4)
+    graph = trace(network, x[:1])
+    tokens, single = (unit_fisher(network, graph, [data.repeat(60, 1, 1)]) for data in (x, x.reshape(-1, 1, 4)))
+    np.testing.assert_allclose(tokens, 8 * single, rtol=0.1)
+
+
+def test_scores_repeat_and_leave_the_network_alone():
+    torch.manual_seed(0)
+    network, x = KINDS["convolutions"][0](), torch.randn(6, 2, 6, 6)
+    network.train()
+    network[0].weight.requires_grad_(False)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    graph = trace(network, x[:1])
+    first, second, other = (unit_fisher(network, graph, [x], seed=seed) for seed in (0, 0, 1))
+    assert (first == second).all()
+    assert (first != other).any()
+    assert network.training
+    assert [weight.requires_grad for weight in network.parameters()].count(False) == 1
+    assert all(weight.grad is None for weight in network.parameters())
+    assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
+
+
+def test_half_precision_is_scored_in_single():
+    torch.manual_seed(0)
+    network, x = Tokens(), torch.randn(64, 8, 4)
+    graph = trace(network, x[:1])
+    whole, half = unit_fisher(network, graph, [x]), unit_fisher(network.bfloat16(), graph, [x.bfloat16()])
+    assert half.dtype == np.float64
+    assert np.corrcoef(whole, half)[0, 1] > 0.9
+
+
+def test_a_loss_stands_for_the_directions():
+    torch.manual_seed(0)
+    network, x = nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 5)), torch.randn(64, 5)
+    with torch.no_grad():
+        network[2].weight[1:, 3] = 0.0  # unit 3 reaches the first output alone
+    pruned = ifap.prune(
+        network, x[:1], [x], target=ifap.Target(macs=0.1), loss=lambda outputs, inputs: outputs[:, 1:].square().sum()
+    )
+    assert 3 not in pruned.plan.kept["0"]["out"]
+
+
+# --- what is an output of classes -----------------------------------------------------------------
+
+
+def outputs(network, *shape):
+    torch.manual_seed(0)
+    return network(torch.randn(*shape).requires_grad_())
+
+
+def scaled(layer, factor):
+    with torch.no_grad():
+        layer.weight.mul_(factor)
+    return layer
+
+
+@pytest.mark.parametrize(
+    ("network", "shape", "axis"),
+    [
+        (scaled(nn.Linear(8, 5), 10), (4, 8), 1),
+        (scaled(nn.Linear(8, 5, bias=False), 10), (4, 6, 8), 2),
+        (scaled(nn.Conv2d(8, 5, 1), 10), (4, 8, 6, 6), 1),
+        (nn.Sequential(scaled(nn.Conv2d(8, 5, 1), 10), nn.Upsample(scale_factor=2, mode="bilinear")), (4, 8, 6, 6), 1),
+        (nn.Sequential(scaled(nn.Conv2d(8, 5, 6), 10), nn.Flatten()), (4, 8, 6, 6), 1),
+        (scaled(nn.Linear(8, 5), 0.1), (4, 8), None),  # flat
+        (nn.Linear(8, 1), (4, 8), None),  # one value
+        (nn.Sequential(scaled(nn.Linear(8, 5), 10), nn.LayerNorm(5)), (4, 8), None),
+        (nn.Sequential(scaled(nn.Linear(8, 5), 10), nn.Sigmoid()), (4, 8), None),
+    ],
+)  # fmt: skip
+def test_logits_are_what_a_product_makes_last_and_no_flat_softmax(network, shape, axis):
+    assert class_axis(outputs(network, *shape)) == axis
+
+
+@pytest.mark.parametrize("axis", [None, 1])
+def test_directions_have_the_fisher_information_as_second_moment(axis):
+    torch.manual_seed(0)
+    one = torch.randn(1, 4) * 2
+    output = one.repeat(40_000, 1)
+    drawn = direction(output, axis, torch.Generator().manual_seed(0)).double()
+    found = drawn.t() @ drawn / len(drawn)
+    p = one[0].softmax(0).double()
+    wanted = torch.diag(p) - torch.outer(p, p) if axis else torch.eye(4) / output.std().double().square()
+    assert (found - wanted).abs().max() < 0.02 * wanted.abs().max() + 2e-3
+
+
+def test_numbers_that_saturate_a_softmax_still_have_a_direction():
+    drawn = direction(torch.tensor([[0.0, 900.0, 300.0]]), 1, torch.Generator().manual_seed(0))
+    assert drawn.abs().sum() > 0.01
+
+
+# --- errors ---------------------------------------------------------------------------------------
+
+
+def test_errors_say_what_is_wrong():
+    network, x = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)), torch.randn(4, 3)
+    graph = trace(network, x[:1])
+    with pytest.raises(ScoreError, match="empty"):
+        unit_fisher(network, graph, [])
+    with pytest.raises(ScoreError, match=r"'1'.*not finite"):
+        unit_fisher(network, graph, [x * float("nan")])
+    with pytest.raises(SplitError):
+        unit_fisher(network, graph, Split("test", x, torch.zeros(4)))
+    stopped = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    stopped.forward = lambda x: stopped[1](stopped[0](x)).detach()
+    with pytest.raises(ScoreError, match="depends by a gradient"):
+        unit_fisher(stopped, graph, [x])
+
+
+class Overwrites(Tokens):
+    def __init__(self, *, in_place):
+        super().__init__()
+        self.in_place = in_place
+
+    def forward(self, x):
+        hidden = self.first(x)
+        out = self.second(hidden)
+        return out + (hidden.mul_(2) if self.in_place else hidden * 2).sum(-1, keepdim=True)
+
+
+def test_what_is_overwritten_after_it_was_read_is_copied_first():
+    x, scores = torch.randn(40, 4), []
+    for in_place in (True, False):
+        torch.manual_seed(0)
+        network = Overwrites(in_place=in_place)
+        scores.append(unit_fisher(network, trace(network, x[:1]), [x]))
+    np.testing.assert_allclose(*scores, rtol=1e-5)
+
+
+class Matrix(nn.Module):
+    """A linear layer of a library: its weight is a matrix beside a bias, and no layer of torch."""
+
+    def __init__(self, inputs, outputs):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(inputs, outputs) / inputs**0.5)
+        self.bias = nn.Parameter(torch.zeros(outputs))
+
+    def forward(self, x):
+        return torch.addmm(self.bias, x, self.weight)
+
+
+def test_matrices_outside_of_layers_read_as_layers_do():
+    torch.manual_seed(0)
+    x, matrices = torch.randn(64, 5), nn.Sequential(Matrix(5, 6), nn.Tanh(), Matrix(6, 4))
+    layers = nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 4))
+    with torch.no_grad():
+        for place in (0, 2):
+            layers[place].weight.copy_(matrices[place].weight.t())
+            layers[place].bias.zero_()
+    scores = [unit_fisher(network, trace(network, x[:1]), [x], centred=False) for network in (matrices, layers)]
+    assert np.isfinite(scores[0]).all()
+    np.testing.assert_allclose(*scores, rtol=1e-4)
