@@ -35,7 +35,7 @@ def count(network: Classifier) -> ClassifierCount:
     counts: dict[str, int | float | None] = dict.fromkeys(("macs_pruned", "params_pruned", "reduction"))
     note = ""
     try:
-        after = ifap.prune(model, batch[:1], [batch], target=target, steps=STEPS, seed=SEED).after
+        after = ifap.prune(model, batch[:1], [batch], target=target, steps=STEPS, seed=SEED, method="ifap").after
     except TargetError as error:
         note = " ".join(str(error).split())
     else:
