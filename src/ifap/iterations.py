@@ -180,7 +180,7 @@ class Run:
         clock = Clock()
         keeps_previous = self._options.max_drop is not None or self._options.teacher == "previous"
         previous = private_copy(self.model) if keeps_previous else None
-        graph, after = self._graph, self.after
+        before_cut = replace(self._graph, structure=self._graph.structure.apart()), self.after
         if step > 1:  # before, the network is the original
             self._calibrate()
         receipt = self._shrink(step, clock)
@@ -195,7 +195,7 @@ class Run:
         if self._fell_too_far(metric):
             assert previous is not None
             log.info("iteration %d is rolled back: %s fell to %s", step, self._target.kind, metric)
-            self.model, self._graph, self.after = previous, graph, after
+            self.model, (self._graph, self.after) = previous, before_cut
             return replace(receipt, accepted=False)
         return receipt
 
@@ -270,7 +270,7 @@ class Run:
     def _ask(self, ranking: Ranking, step: int) -> tuple[int, float]:
         """Return how many units this iteration asks for, and its rho."""
         options, every = self._options, ranking.num_candidates
-        goal = self._goal - self._biases_to_come()
+        goal = self._goal - self._made_biases()
         total = every if self._wanted is not None else ranking.smallest_count(self._target.kind, goal)
         if total is None:
             raise TargetError(self._unreachable(ranking))
@@ -284,16 +284,17 @@ class Run:
         count = (ranking.smallest_count("macs", most) or 0) if by_macs else round(rho * units)
         return ranking.at_least_one(min(total, max(1, count))), rho
 
-    def _biases_to_come(self) -> int:
-        """Return the parameters that compensation may add to those that the ranking predicts, if these are to fall."""
+    def _made_biases(self) -> float:
+        """Return the parameters that compensation has made or may yet make beyond what the ranking predicts."""
         if not self._options.compensate or self._target.kind != "params":
             return 0
-        return biases_to_come(self.model, self._graph)
+        predicted = self._graph.structure.forms.params(self._graph.units_per_group().astype(float))
+        return self.after.params - predicted + biases_to_come(self.model, self._graph)
 
     def _cut(self, ranking: Ranking, count: int, rho: float, step: int) -> Receipt:
         lost, asked = ranking.removed_per_group(count), ranking.cost(count)
         if step == self._options.steps and self._wanted is None:
-            lost = ranking.nearest(count, self._target.kind, self._goal - self._biases_to_come())
+            lost = ranking.nearest(count, self._target.kind, self._goal - self._made_biases())
         removed = ranking.units(lost)
         if len(removed) == 0:
             raise TargetError(f"iteration {step} makes no progress: {self._limits(ranking)}")

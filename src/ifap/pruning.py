@@ -12,7 +12,7 @@ from ifap.axes.units import UnitsOfProducts
 from ifap.data import refuse_test
 from ifap.errors import ConfigError, TargetError, nearest
 from ifap.example_inputs import can_be_saved
-from ifap.flow import Normalize, Site
+from ifap.flow import NORMALIZE, SITES, Normalize, Site
 from ifap.forward import Inputs
 from ifap.iterations import Run, log
 from ifap.methods import METHODS, AnyMethod
@@ -225,6 +225,8 @@ def _check(options: Options, validate: Validate | None) -> None:
     if options.min_units < 1 or (options.round_to is not None and options.round_to < 1):
         raise TargetError("min_units and round_to must be at least 1")
     for key, value, valid in (
+        ("normalize", options.normalize, NORMALIZE),
+        ("site", options.site, SITES),
         ("aggregate", options.aggregate, AGGREGATES),
         ("teacher", options.teacher, ("original", "previous")),
         ("pace", options.pace, ("units", "macs")),

@@ -59,7 +59,9 @@ def _matrix(moments: Moments, units: Tensor) -> Tensor:
     correlations = moments.covariance / scale / scale[:, None] * (1 - _SHRINKAGE)
     correlations.diagonal().add_(_SHRINKAGE)
     correlations.diagonal().clamp_min_(_SHRINKAGE)
-    factor, _ = torch.linalg.cholesky_ex(correlations)
+    factor, failed = torch.linalg.cholesky_ex(correlations)
+    if failed or not bool(torch.isfinite(factor).all()):  # so few samples that all of it is rounding: nothing is said
+        return torch.eye(len(units), dtype=factor.dtype, device=factor.device)
     inverse = torch.cholesky_inverse(factor)
     rows = inverse / inverse.diagonal()[:, None]
     free = units[units >= 0]

@@ -213,6 +213,32 @@ def test_a_run_goes_on_with_the_biases_that_it_made(tmp_path):
     assert torch.equal(resumed.model(x), whole.model(x))
 
 
+def test_a_rolled_back_iteration_takes_its_biases_back(tmp_path):
+    torch.manual_seed(0)
+    network, x = without_biases(), torch.randn(64, 5)
+    metrics = iter([1.0, 0.0])
+    pruned = ifap.prune(
+        network, x[:1], [x], target=ifap.Target(macs=0.5), validate=lambda _: next(metrics), max_drop=0.5
+    )
+    assert not pruned.receipts[-1].accepted
+    assert pruned.plan.biases == []
+    ifap.save(pruned, tmp_path)
+    assert torch.equal(ifap.load(tmp_path, without_biases)(x), pruned.model(x))
+
+
+def test_the_default_is_flow_once_with_compensation():
+    torch.manual_seed(0)
+    network, x = without_biases(), torch.randn(64, 5)
+    usual = ifap.prune(network, x[:1], [x], target=ifap.Target(macs=0.5))
+    named = ifap.prune(network, x[:1], [x], target=ifap.Target(macs=0.5), method="flow", steps=1, compensate=True)
+    assert len(usual.receipts) == 2
+    assert usual.receipts[-1].compensated
+    assert torch.equal(usual.model(x), named.model(x))
+    papers = ifap.prune(network, x[:1], [x], target=ifap.Target(macs=0.5), method="ifap")
+    assert len(papers.receipts) > 2
+    assert not papers.receipts[-1].compensated
+
+
 def test_types_stay_and_moments_are_single():
     torch.manual_seed(0)
     network, x = Repeats("linear", bias=False).bfloat16(), torch.randn(256, 4).bfloat16()

@@ -116,6 +116,14 @@ def test_residuals_are_those_of_regression_on_the_other_half(size):
         torch.testing.assert_close(found[:200][:, own].double(), wanted, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("samples", [1, 2, 3])
+def test_few_samples_give_every_unit_a_score(samples):
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 12, 3), nn.ReLU(), nn.Flatten(), nn.Linear(12 * 36, 10), nn.Linear(10, 4))
+    x = torch.randn(samples, 3, 8, 8) * 1e3
+    assert np.isfinite(unit_fisher(network, trace(network, x[:1]), [x])).all()
+
+
 class Tokens(nn.Module):
     """One row of outputs for each token."""
 

@@ -49,8 +49,9 @@ def assert_untouched(model, before):
 # --- properties over networks of every kind -------------------------------------------------------
 
 
+@pytest.mark.parametrize("method", ["flow", "ifap"])
 @pytest.mark.parametrize("name", EVERY)
-def test_two_iterations_on_every_kind(name):
+def test_two_iterations_on_every_kind(name, method):
     net = NETWORKS[name]
     model, inputs = net.build(), net.inputs()
     model.train()
@@ -62,7 +63,12 @@ def test_two_iterations_on_every_kind(name):
     before, plans = snapshot(model), []
 
     pruned = prune(
-        model, inputs, batches(net), macs=0.4, on_step=lambda m, receipt: plans.append((copy.deepcopy(m), receipt))
+        model,
+        inputs,
+        batches(net),
+        macs=0.4,
+        method=method,
+        on_step=lambda m, receipt: plans.append((copy.deepcopy(m), receipt)),
     )
 
     assert_untouched(model, before)
@@ -78,7 +84,7 @@ def test_two_iterations_on_every_kind(name):
         assert ifap.cost(step_model, inputs).macs == receipt.macs
     flags = {n: p.requires_grad for n, p in model.named_parameters()}
     for n, p in pruned.model.named_parameters():
-        assert p.requires_grad == flags.get(n, True)
+        assert p.requires_grad == flags.get(n, flags.get(n.removesuffix("bias") + "weight", True))
     modes = {n: m.training for n, m in model.named_modules()}
     assert all(m.training == modes[n] for n, m in pruned.model.named_modules() if n in modes)
     forward_and_backward(pruned.model, inputs, shapes)

@@ -704,9 +704,9 @@ def double(inputs):
 
 
 def prune(model, inputs, data=None, *, macs=None, params=None, **options):
-    """Prune with defaults for tests: two iterations, low floors."""
+    """Prune with defaults for tests: the paper's method, two iterations, low floors."""
     target = ifap.Target(macs=0.4) if macs is None and params is None else ifap.Target(macs=macs, params=params)
-    options = {"steps": 2, "min_units": 1, **options}
+    options = {"steps": 2, "min_units": 1, "method": "ifap", **options}
     return ifap.prune(model, inputs, [inputs] if data is None else data, target=target, **options)
 
 
