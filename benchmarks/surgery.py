@@ -27,7 +27,7 @@ from benchmarks.ratio import Ratio, compare, report, timed
 from ifap.axes.attention import adopt
 from ifap.axes.cut import cut_units
 from ifap.axes.units import Graph, Indices
-from ifap.iterations import check_outputs
+from ifap.checks import check_outputs
 from ifap.methods import METHODS
 from ifap.methods.base import score
 from ifap.ranking import Budget, Ranking, floors, unit_scores

@@ -10,14 +10,15 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from ifap.axes.attention import ShapedAttention, adopt, release
+from ifap.axes.attention import adopt, is_whole, release
 from ifap.axes.corrections import CannotFollowError
 from ifap.axes.cut import cut_units
 from ifap.axes.expressions import atoms_of
 from ifap.axes.proof import Proof, prove
 from ifap.axes.units import Graph, Indices
+from ifap.checks import check_outputs
 from ifap.compensate import Compensation, biases_to_come, compensate
-from ifap.costs import Cost, NetworkError, count_params, probe, run_once
+from ifap.costs import Cost, NetworkError, count_params
 from ifap.errors import GraphError, TargetError
 from ifap.forward import Inputs, private_copy, unwrapped
 from ifap.latency import LatencyModel, latency_ratio, layer_widths, repeated
@@ -34,7 +35,6 @@ from ifap.schedule import rate, solve_rho_0
 from ifap.view import output_tensors, trace
 
 log = logging.getLogger(__name__)
-_CHEAP_MACS = 3e8  # of a forward that takes no longer than one without data
 _MAX_TOP_UPS = 5
 _TIME_TOLERANCE = 0.01  # of a measured time, which is never twice the same
 
@@ -117,7 +117,7 @@ class Run:
             if store is not None:
                 store.write(self.model, self.plan(), self.receipts)
         proof = self._prove() if self._options.prove else None
-        release(self.model, [name for name, module in self.model.named_modules() if _is_whole(module)])
+        release(self.model, [name for name, module in self.model.named_modules() if is_whole(module)])
         return Pruned(self.model, self.plan(), self.receipts, self.before, self.after, proof)
 
     def plan(self) -> Plan:
@@ -454,27 +454,6 @@ class Run:
         log.info("resumed after iteration %d", self.receipts[-1].iteration)
 
 
-def check_outputs(model: nn.Module, graph: Graph, example_inputs: Inputs, outputs: Sequence[str] | None = None) -> None:
-    """Run a cut network on its example: for real where only that shows whether it works, or is as quick as data-free.
-
-    Raises
-    ------
-    NetworkError
-        If it fails, or its outputs have other shapes than those of the network that was traced.
-    """
-    structure = graph.structure
-    is_cheap = structure.forms.total_macs(graph.units_per_group().astype(float)) < _CHEAP_MACS
-    if (structure.looks_up or is_cheap) and next(model.parameters()).device.type != "meta":
-        found = run_once(model, example_inputs, outputs)
-    else:
-        found = probe(model, example_inputs, outputs).output_shapes
-    wanted = structure.output_shapes
-    if structure.values:  # shapes depend on what the network computes: how many boxes, how long a sound
-        wanted, found = [(len(shape),) for shape in wanted], [(len(shape),) for shape in found]
-    if wanted != found:
-        raise NetworkError("the shape of the outputs would change", "")
-
-
 class Refusal(Exception):  # noqa: N818
     """A cut that cannot be made, found before anything was changed."""
 
@@ -488,18 +467,6 @@ def copy_to_prune(model: nn.Module) -> nn.Module:
     twin = private_copy(model)
     adopt(twin)
     return twin
-
-
-def _is_whole(module: nn.Module) -> bool:
-    """Whether an attention module has lost nothing, so that torch's own forward does."""
-    if not isinstance(module, ShapedAttention):
-        return False
-    widths = {module.out_proj.weight.shape[0], module.out_proj.weight.shape[1]}
-    if module.in_proj_weight is not None:
-        return widths == {module.embed_dim} and module.in_proj_weight.shape == (3 * module.embed_dim, module.embed_dim)
-    shapes = [weight.shape for weight in (module.q_proj_weight, module.k_proj_weight, module.v_proj_weight)]
-    wanted = [(module.embed_dim, width) for width in (module.embed_dim, module.kdim, module.vdim)]
-    return widths == {module.embed_dim} and shapes == wanted
 
 
 def _copy_on(device: str | None, model: nn.Module) -> nn.Module:

@@ -129,3 +129,15 @@ def adopted(model: nn.Module) -> Iterator[list[str]]:
         yield names
     finally:
         release(model, names)
+
+
+def is_whole(module: nn.Module) -> bool:
+    """Whether an attention module has lost nothing, so that torch's own forward does."""
+    if not isinstance(module, ShapedAttention):
+        return False
+    widths = {module.out_proj.weight.shape[0], module.out_proj.weight.shape[1]}
+    if module.in_proj_weight is not None:
+        return widths == {module.embed_dim} and module.in_proj_weight.shape == (3 * module.embed_dim, module.embed_dim)
+    shapes = [weight.shape for weight in (module.q_proj_weight, module.k_proj_weight, module.v_proj_weight)]
+    wanted = [(module.embed_dim, width) for width in (module.embed_dim, module.kdim, module.vdim)]
+    return widths == {module.embed_dim} and shapes == wanted
