@@ -176,7 +176,7 @@ def _data() -> str:
 def _columns(rows: list[Row]) -> str:
     commands = sorted({row["command"] for row in rows if row.get("command")})
     lines = ["## How it was run", "", *(f"- `{command}`" for command in commands), "", "Columns of the table:", ""]
-    return "\n".join([*lines, *(f"- `{name}`: {text}" for name, text in COLUMNS.items())])
+    return "\n".join([*lines, *(f"- **{name}**: {text}" for name, text in COLUMNS.items())])
 
 
 def _paragraph(*sentences: str) -> str:
