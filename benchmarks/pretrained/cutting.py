@@ -9,16 +9,17 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvTransposeNd
 
 import ifap
 from benchmarks.pretrained.case import Case
 from ifap.axes.tensors import named_tensors
 from ifap.axes.units import Graph
-from ifap.compensate import readers, reading_norms
 from ifap.forward import Inputs, call, evaluation_mode
 from ifap.layers import modules_by_name, unit_axis
 from ifap.methods import AnyMethod
 from ifap.ranking import Budget, Floats, unit_costs
+from ifap.reading import readers
 from ifap.results import Pruned
 
 
@@ -28,7 +29,7 @@ def cut(
     method: str | AnyMethod,
     *,
     compensate: bool,
-    steps: int = 1,
+    steps: int | None = 1,
     model: nn.Module | None = None,
     **options: Any,
 ) -> Pruned:
@@ -44,8 +45,8 @@ def cut(
         See `ifap.prune`.
     compensate : bool
         Whether our compensation comes before each cut.
-    steps : int
-        Iterations.
+    steps : int, optional
+        Iterations; None for what the method does by default.
     model : nn.Module, optional
         In place of the case's network.
     **options
@@ -97,6 +98,16 @@ def read_channels(
     wanted = [name for name, found in units.items() if (found >= 0).any()]
     for name, (mean, variance) in moments(model, batches, wanted).items():
         yield name, units[name], mean, variance, reading_norms(modules[name]).cpu()
+
+
+def reading_norms(module: Any) -> Tensor:
+    """Return the squared L2 norm of the weights that read each input channel of a layer: shape (inputs,), float64."""
+    weight: Tensor = module.weight.detach().double()
+    if isinstance(module, _ConvTransposeNd):  # (inputs, outputs of a group, ...)
+        return weight.flatten(1).square().sum(dim=1)
+    groups = getattr(module, "groups", 1)  # (outputs, inputs of a group, ...)
+    by_group = weight.reshape(groups, weight.shape[0] // groups, weight.shape[1], -1)
+    return by_group.square().sum(dim=(1, 3)).flatten()
 
 
 def moments(model: nn.Module, batches: Iterable[Inputs], names: Iterable[str]) -> dict[str, tuple[Tensor, Tensor]]:

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from torch import nn
 
+import ifap.study.methods  # noqa: F401  variants that the study recorded
 from benchmarks.pretrained.case import Case, Kind
 from benchmarks.pretrained.cutting import cut
 from benchmarks.pretrained.rivals import RIVALS, Rival
@@ -14,7 +15,8 @@ from ifap.errors import ConfigError, nearest
 from ifap.methods import METHODS
 
 UNPRUNED = "unpruned"
-STEPS = 2  # iterations of ours; a rival does what its paper does, at once
+STEPS: dict[str, int | None] = {"flow": None}  # the default call; a rival does what its paper does, at once
+FEW = 2  # iterations of the other methods, which are made for training between many
 # What is tried by default, if it is registered: the first are ours and the controls.
 DEFAULT = (
     *("flow", "ifap_readers", "ifap", "magnitude", "random", "taylor"),
@@ -50,7 +52,7 @@ def rival(name: str) -> Rival:
     METHODS.get(name)
 
     def way(case: Case, share: float, *, compensate: bool) -> nn.Module:
-        return cut(case, share, name, compensate=compensate, steps=STEPS).model
+        return cut(case, share, name, compensate=compensate, steps=STEPS.get(name, FEW)).model
 
     return replace(_OURS, way=way)
 
