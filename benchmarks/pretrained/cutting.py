@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvTransposeNd
 
 import ifap
 from benchmarks.pretrained.case import Case
@@ -21,6 +20,7 @@ from ifap.methods import AnyMethod
 from ifap.ranking import Budget, Floats, unit_costs
 from ifap.reading import readers
 from ifap.results import Pruned
+from ifap.study.methods.flows import reading_norms
 
 
 def cut(
@@ -98,16 +98,6 @@ def read_channels(
     wanted = [name for name, found in units.items() if (found >= 0).any()]
     for name, (mean, variance) in moments(model, batches, wanted).items():
         yield name, units[name], mean, variance, reading_norms(modules[name]).cpu()
-
-
-def reading_norms(module: Any) -> Tensor:
-    """Return the squared L2 norm of the weights that read each input channel of a layer: shape (inputs,), float64."""
-    weight: Tensor = module.weight.detach().double()
-    if isinstance(module, _ConvTransposeNd):  # (inputs, outputs of a group, ...)
-        return weight.flatten(1).square().sum(dim=1)
-    groups = getattr(module, "groups", 1)  # (outputs, inputs of a group, ...)
-    by_group = weight.reshape(groups, weight.shape[0] // groups, weight.shape[1], -1)
-    return by_group.square().sum(dim=(1, 3)).flatten()
 
 
 def moments(model: nn.Module, batches: Iterable[Inputs], names: Iterable[str]) -> dict[str, tuple[Tensor, Tensor]]:

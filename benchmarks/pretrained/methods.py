@@ -7,7 +7,6 @@ from dataclasses import replace
 
 from torch import nn
 
-import ifap.study.methods  # noqa: F401  variants that the study recorded
 from benchmarks.pretrained.case import Case, Kind
 from benchmarks.pretrained.cutting import cut
 from benchmarks.pretrained.rivals import RIVALS, Rival
