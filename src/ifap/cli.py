@@ -31,6 +31,9 @@ BuilderArgument = Annotated[
         "transformers:AutoModelForCausalLM; or a function of yours, package.module:function."
     ),
 ]
+ArgumentsOption = Annotated[
+    Path | None, typer.Option(help="JSON file with the arguments of the builder, such as a config.json.")
+]
 FolderArgument = Annotated[Path, typer.Argument(help="Folder with weights.safetensors and plan.json.")]
 
 
@@ -48,10 +51,7 @@ def prune(
     weights: Annotated[
         Path | None, typer.Option(help="Weights of the network (.safetensors), if not built in.")
     ] = None,
-    arguments: Annotated[
-        Path | None,
-        typer.Option(help="JSON file with the arguments of the builder, such as the config.json of transformers."),
-    ] = None,
+    arguments: ArgumentsOption = None,
     macs: Annotated[float | None, typer.Option(help="Share of the MACs to remove, for example 0.65.")] = None,
     params: Annotated[float | None, typer.Option(help="Share of the parameters to remove.")] = None,
     latency: Annotated[float | None, typer.Option(help="Share of the measured time of a forward to save.")] = None,
@@ -109,10 +109,7 @@ def prune(
 def inspect(
     builder: BuilderArgument,
     data: Annotated[Path, typer.Option(help="Samples of which one is run; as for prune.")],
-    arguments: Annotated[
-        Path | None,
-        typer.Option(help="JSON file with the arguments of the builder, such as the config.json of transformers."),
-    ] = None,
+    arguments: ArgumentsOption = None,
     ignore: Annotated[list[str] | None, typer.Option(help="Layer whose outputs stay; may be repeated.")] = None,
     tokenizer: Annotated[Path | None, typer.Option(help="Folder of the tokenizer, for texts.")] = None,
     processor: Annotated[Path | None, typer.Option(help="Folder of the image processor, for images.")] = None,
