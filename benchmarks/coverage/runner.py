@@ -91,7 +91,8 @@ def run(
     notes = folder / f"{step.__module__}.{step.__name__}.jsonl"
     notes.touch()
     context: Any = multiprocessing.get_context(start)
-    child = context.Process(target=_child, args=(network.key, step, folder, notes, memory_gb))
+    made = network if start == "fork" else network.key  # what builds a network cannot be sent to a new interpreter
+    child = context.Process(target=_child, args=(made, step, folder, notes, memory_gb))
     child.start()
     child.join(timeout)
     stopped = ""
@@ -110,12 +111,14 @@ def run(
 
 def _last_words(log: Path) -> str:
     """Return what a process said of an error that no Python code saw, if it did."""
-    return next((f": {line.strip()}" for line in log.read_text().splitlines() if "what():" in line), "")
+    text = log.read_text() if log.exists() else ""
+    return next((f": {line.strip()}" for line in text.splitlines() if "what():" in line), "")
 
 
-def _child(key: str, step: Step, folder: Path, notes: Path, memory_gb: int) -> None:
-    network = find(key)
-    prepare(network.package)
+def _child(made: Network | str, step: Step, folder: Path, notes: Path, memory_gb: int) -> None:
+    network = find(made) if isinstance(made, str) else made
+    if isinstance(made, str):
+        prepare(network.package)
     bound = memory_gb << 30
     resource.setrlimit(resource.RLIMIT_AS, (bound, bound))
     with (folder / LOGS).open("a") as log:

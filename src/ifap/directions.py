@@ -76,8 +76,7 @@ def direction(output: Tensor, axis: int | None, generator: torch.Generator) -> T
     """
     noise = torch.randn(output.shape, generator=generator, device=output.device)
     if axis is None:
-        spread = output.detach().float().std().clamp_min(1e-12)
-        return (noise / spread).to(output.dtype)
+        return (noise / _scale(output.detach().float())).to(output.dtype)
     values = output.detach().float().movedim(axis, -1)
     probabilities = values.softmax(dim=-1).reshape(-1, values.shape[-1])
     drawn = torch.multinomial(probabilities, 1, generator=generator)
@@ -86,3 +85,10 @@ def direction(output: Tensor, axis: int | None, generator: torch.Generator) -> T
     noise = noise.movedim(axis, -1).reshape(found.shape)
     found = found + _GAUSSIAN_SHARE * torch.nn.functional.normalize(noise, dim=1)
     return found.reshape(values.shape).movedim(-1, axis).to(output.dtype)
+
+
+def _scale(values: Tensor) -> float:
+    """Return the standard deviation of values; of a constant, or of a single number, its size; one for zeros."""
+    size = float(values.square().mean().sqrt()) if values.numel() else 0.0
+    spread = float(values.std(correction=0)) if values.numel() else 0.0
+    return spread if spread > 1e-6 * size else size or 1.0

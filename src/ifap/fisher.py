@@ -189,7 +189,9 @@ class _Signals:
         torch.autograd.backward(starts, directions)
         self._samples += self._batch
 
-    def _receive(self, name: str, x: Tensor, version: int, gradient: Tensor) -> None:
+    def _receive(self, name: str, x: Tensor, version: int, gradient: Tensor | None) -> None:
+        if gradient is None:  # a layer behind it lets no gradient through, such as one that rounds
+            return
         if x._version != version and not self._keeps_copies:
             raise _OverwrittenError(name)
         columns, module = self._columns[name], self._modules.get(name)
@@ -218,6 +220,11 @@ class _Signals:
         if not self._samples:
             raise ScoreError(NO_DATA)
         squares = self._squares if self._residuals is None else torch.minimum(self._squares, self._left)
+        if not self._seen.any():
+            raise ScoreError(
+                "no gradient of the outputs arrives at a layer that could be pruned (quantised layers and no_grad stop "
+                "them): choose a method without gradients, such as method='ifap'"
+            )
         scores = np.where(self._seen.numpy(), squares.numpy() / (2 * self._samples), np.nan)
         for name, columns in self._columns.items():
             if np.isinf(scores[columns.units]).any() or (torch.isnan(self._squares[columns.units])).any():

@@ -127,10 +127,9 @@ def _pruned(network: Dense, model: nn.Module, example: Tensor, data: list[Tensor
         target=ifap.Target(macs=network.reduction_published),
         steps=STEPS,
         seed=SEED,
-        method="ifap",
         min_units=MIN_UNITS,
         max_layer_ratio=MAX_LAYER_RATIO,
-        **options,
+        **{"method": "ifap", **options},
     )
 
 

@@ -94,7 +94,7 @@ def test_the_command_shows_only_what_works(installed, tmp_path):
     done = run(installed, "import sys; sys.argv = ['ifap', '--help']\nfrom ifap.cli import main\nmain()\n", tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     commands = re.findall(r"^\S ([a-z]+) {2,}", done.stdout, flags=re.MULTILINE)
-    assert commands == ["prune", "show", "export"]
+    assert commands == ["prune", "inspect", "show", "export"]
 
 
 def test_python_blocks_of_the_readme_need_no_extra(installed, tmp_path):

@@ -31,6 +31,11 @@ def kept_double() -> Iterator[None]:
 
 
 class _KeepDouble(TorchDispatchMode):
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # To be left alone by torch's compiler a mode has it loaded: seconds of a short job. This one never meets it.
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run one operation in double precision."""
         kwargs = kwargs or {}
