@@ -40,7 +40,7 @@ def _converted(folder: Path) -> Path:
     if place.is_dir():
         return place
     try:
-        import gguf  # type: ignore[import-not-found]  # noqa: F401
+        import gguf  # noqa: F401
     except ImportError:
         raise ConfigError(f"{file}: the package 'gguf' reads it; run 'pip install gguf' once") from None
     from safetensors.torch import save_model
