@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from torch import Tensor, nn
 
@@ -99,3 +99,10 @@ class Network:
     metric: str
     targets: tuple[float, ...]
     higher_is_better: bool = True
+
+
+class Way(Protocol):
+    """What takes a network to fewer MACs."""
+
+    def __call__(self, case: Case, share: float, *, compensate: bool) -> nn.Module:
+        """Return the network without a share of its MACs."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -11,16 +10,18 @@ import torch
 from torch import Tensor, nn
 
 import ifap
-from benchmarks.pretrained.case import Case
+from benchmarks.pretrained.case import Case, Way
 from ifap.axes.tensors import named_tensors
 from ifap.axes.units import Graph
-from ifap.forward import Inputs, call, evaluation_mode
-from ifap.layers import modules_by_name, unit_axis
+from ifap.forward import Inputs
+from ifap.layers import modules_by_name
 from ifap.methods import AnyMethod
-from ifap.ranking import Budget, Floats, unit_costs
+from ifap.methods.taylor import gradients
+from ifap.moments import averages
+from ifap.ranking import Floats
 from ifap.reading import readers
 from ifap.results import Pruned
-from ifap.study.methods.flows import reading_norms
+from ifap.study.methods.flows import reading_norms, relative_costs
 
 
 def cut(
@@ -67,6 +68,15 @@ def cut(
     )
 
 
+def by_score(method: str | AnyMethod, *, steps: int | None = 1) -> Way:
+    """Return the way that cuts by the scores of a method."""
+
+    def way(case: Case, share: float, *, compensate: bool) -> nn.Module:
+        return cut(case, share, method, compensate=compensate, steps=steps).model
+
+    return way
+
+
 def within_groups(graph: Graph, values: Floats) -> Floats:
     """Return the rank of each unit among those of its width, from 0 to 1: the same share of each width goes."""
     found = np.empty(graph.num_units)
@@ -79,8 +89,7 @@ def within_groups(graph: Graph, values: Floats) -> Floats:
 
 def per_mac(graph: Graph, values: Floats) -> Floats:
     """Return values divided by the MACs that the network loses with a unit, relative to their mean."""
-    lost = unit_costs(graph, Budget(graph))
-    return values / (lost / max(lost.mean(), 1.0)).clip(min=1e-3)
+    return values / relative_costs(graph)
 
 
 def read_channels(
@@ -102,25 +111,9 @@ def read_channels(
 
 def moments(model: nn.Module, batches: Iterable[Inputs], names: Iterable[str]) -> dict[str, tuple[Tensor, Tensor]]:
     """Return mean and variance over samples and positions of each input channel of layers."""
-    modules = modules_by_name(model)
-    sums: dict[str, Tensor] = {}
-    numbers: dict[str, int] = {}
-
-    def adding(name: str) -> Any:
-        def add(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            axis = unit_axis(module)
-            rows = args[0].movedim(axis, -1).reshape(-1, args[0].shape[axis]).double()
-            sums[name] = sums.get(name, torch.zeros(())) + torch.stack([rows.sum(dim=0), rows.square().sum(dim=0)])
-            numbers[name] = numbers.get(name, 0) + len(rows)
-
-        return add
-
-    with contextlib.ExitStack() as stack, evaluation_mode(model), torch.no_grad():
-        for name in names:
-            stack.callback(modules[name].register_forward_pre_hook(adding(name)).remove)
-        for batch in batches:
-            call(model, batch)
-    found = {name: total / numbers[name] for name, total in sums.items()}
+    found = averages(
+        model, batches, names, lambda rows: torch.stack([rows.double().sum(dim=0), rows.double().square().sum(dim=0)])
+    )
     return {name: (mean, (square - mean.square()).clamp_min(0)) for name, (mean, square) in found.items()}
 
 
@@ -146,10 +139,9 @@ def first_order(model: nn.Module, graph: Graph, labelled: Iterable[tuple[Inputs,
         if place.tensor in tensors and (units >= 0).any()
     ]
     names = sorted({place.tensor for place, _ in places})
-    gradients = mean_gradients(model, [tensors[name] for name in names], labelled, loss)
+    means = mean_gradients(model, [tensors[name] for name in names], labelled, loss)
     products = {
-        name: (tensors[name].detach() * gradient).abs().double()
-        for name, gradient in zip(names, gradients, strict=True)
+        name: (tensors[name].detach() * gradient).abs().double() for name, gradient in zip(names, means, strict=True)
     }
     totals = np.zeros(graph.num_units)
     for place, units in places:
@@ -162,20 +154,10 @@ def mean_gradients(
     model: nn.Module, weights: list[nn.Parameter], labelled: Iterable[tuple[Inputs, Tensor]], loss: Any
 ) -> list[Tensor]:
     """Return the gradients of the mean loss over batches; ``grad`` and ``requires_grad`` are as before."""
-    totals = [torch.zeros_like(weight) for weight in weights]
-    frozen = [weight for weight in weights if not weight.requires_grad]
-    number = 0
-    try:
-        for weight in frozen:
-            weight.requires_grad_(True)
-        for inputs, targets in labelled:
-            with evaluation_mode(model), torch.enable_grad():
-                found = torch.autograd.grad(loss(call(model, inputs), targets), weights, allow_unused=True)
-            for total, gradient in zip(totals, found, strict=True):
-                if gradient is not None:
-                    total += gradient
-            number += 1
-    finally:
-        for weight in frozen:
-            weight.requires_grad_(False)
+    totals, number = [torch.zeros_like(weight) for weight in weights], 0
+    for found in gradients(model, weights, labelled, loss):
+        for total, gradient in zip(totals, found, strict=True):
+            if gradient is not None:
+                total += gradient
+        number += 1
     return [total / max(number, 1) for total in totals]

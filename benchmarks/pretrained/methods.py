@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
 
-from torch import nn
-
-from benchmarks.pretrained.case import Case, Kind
-from benchmarks.pretrained.cutting import cut
+from benchmarks.pretrained.case import Kind
+from benchmarks.pretrained.cutting import by_score
 from benchmarks.pretrained.rivals import RIVALS, Rival
 from ifap.errors import ConfigError, nearest
 from ifap.methods import METHODS
@@ -49,21 +46,10 @@ def rival(name: str) -> Rival:
     if name in RIVALS.names():
         return RIVALS.get(name)
     METHODS.get(name)
-
-    def way(case: Case, share: float, *, compensate: bool) -> nn.Module:
-        return cut(case, share, name, compensate=compensate, steps=STEPS.get(name, FEW)).model
-
-    return replace(_OURS, way=way)
+    return Rival(by_score(name, steps=STEPS.get(name, FEW)), "this project's")
 
 
 def applies(name: str, kind: Kind, compensate: bool) -> bool:
     """Return whether a method is made for a kind of network, and if asked can be followed by our compensation."""
     found = rival(name)
     return kind in found.kinds and (found.compensates or not compensate)
-
-
-def _never(case: Case, share: float, *, compensate: bool) -> nn.Module:
-    raise NotImplementedError
-
-
-_OURS = Rival(_never, "this project's")

@@ -24,7 +24,7 @@ from torch.nn.modules.conv import _ConvTransposeNd
 
 from ifap.axes.units import Graph, Indices
 from ifap.forward import Inputs
-from ifap.layers import add_bias, has_plain_forward, modules_by_name
+from ifap.layers import add_bias, has_plain_forward, modules_by_name, weight_by_group
 from ifap.moments import Halves, Moments, halves
 from ifap.reading import readers, with_weights_of_their_own
 
@@ -94,12 +94,12 @@ def biases_to_come(model: nn.Module, graph: Graph) -> int:
     """Return how many values the biases would have that `compensate` may make."""
     modules = modules_by_name(model)
     names = [name for name, units in readers(model, graph).items() if (units >= 0).any()]
-    return sum(len(_by_group(modules[name]).flatten(0, 1)) for name in names if modules[name].bias is None)
+    return sum(len(weight_by_group(modules[name]).flatten(0, 1)) for name in names if modules[name].bias is None)
 
 
 def _refit(module: Any, name: str, graph: Graph, lost: Tensor, found: Halves, done: Compensation) -> None:
     """Refit one layer, each of its groups of channels by itself."""
-    weight = _by_group(module)
+    weight = weight_by_group(module)
     lost = lost.to(weight.device)
     groups, outputs, inputs, _ = weight.shape
     shift = weight.new_zeros(groups, outputs)
@@ -116,14 +116,6 @@ def _refit(module: Any, name: str, graph: Graph, lost: Tensor, found: Halves, do
         shift[number] = refit.shift / _phases(module)
     done.said[name] = ", ".join(dict.fromkeys(words)) or "nothing"
     _put(module, name, graph, weight, shift.flatten(), done)
-
-
-def _by_group(module: Any) -> Tensor:
-    """Return a copy of a layer's weight in float32 at least: shape (groups, outputs, inputs of a group, taps)."""
-    weight: Tensor = module.weight.detach()
-    weight = weight.to(torch.promote_types(weight.dtype, torch.float32))
-    by_group = weight.reshape(*weight.shape[:2], -1).unflatten(0, (getattr(module, "groups", 1), -1))
-    return (by_group.transpose(1, 2) if isinstance(module, _ConvTransposeNd) else by_group).clone()
 
 
 def _phases(module: Any) -> int:

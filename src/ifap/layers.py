@@ -152,6 +152,14 @@ def has_plain_forward(module: nn.Module) -> bool:
     return own is kind or all(getattr(own, name, None) is getattr(kind, name, None) for name in _FORWARD)
 
 
+def weight_by_group(module: Any) -> Tensor:
+    """Return a copy of a layer's weight in float32 at least: shape (groups, outputs, inputs of a group, taps)."""
+    weight: Tensor = module.weight.detach()
+    weight = weight.to(torch.promote_types(weight.dtype, torch.float32))
+    by_group = weight.reshape(*weight.shape[:2], -1).unflatten(0, (getattr(module, "groups", 1), -1))
+    return (by_group.transpose(1, 2) if isinstance(module, _ConvTransposeNd) else by_group).clone()
+
+
 def add_bias(module: Any) -> None:
     """Give a convolution or linear layer a bias of zeros like its weight, in place."""
     groups = module.groups if getattr(module, "transposed", False) else 1

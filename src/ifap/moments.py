@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -21,21 +21,40 @@ MOST_BYTES = 2**31  # of the second moments that are held at a time
 
 def input_means(model: nn.Module, batches: Iterable[Inputs], names: Iterable[str]) -> dict[str, Tensor]:
     """Return the mean over samples and positions of each input channel of layers: shape (inputs,), float32."""
+    found = averages(model, batches, names, lambda rows: rows.sum(dim=0, dtype=torch.float64))
+    for name, mean in found.items():
+        if not torch.isfinite(mean).all():
+            raise ScoreError(f"layer '{name}': its inputs are not finite on the calibration data")
+    return {name: mean.float() for name, mean in found.items()}
+
+
+def averages(
+    model: nn.Module, batches: Iterable[Inputs], names: Iterable[str], total: Callable[[Tensor], Tensor]
+) -> dict[str, Tensor]:
+    """Return for each layer the mean over samples and positions of something of what it reads.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The network; it is run in evaluation mode without gradients.
+    batches : iterable
+        Calibration inputs without labels.
+    names : iterable of str
+        Layers from `ifap.reading.readers`; those that did not run are left out.
+    total : callable
+        Takes rows of shape (positions, inputs), see `ifap.reading.rows_of`, and returns the sum over them, float64.
+    """
     modules = modules_by_name(model)
     sums: dict[str, Tensor] = {}
     numbers: dict[str, int] = {}
 
     def add(name: str, x: Tensor) -> None:
         rows = rows_of(modules.get(name), x)
-        total = rows.sum(dim=0, dtype=torch.float64)
-        sums[name] = sums[name] + total if name in sums else total
+        sums[name] = sums[name] + total(rows) if name in sums else total(rows)
         numbers[name] = numbers.get(name, 0) + len(rows)
 
     observe(model, batches, names, add)
-    for name, total in sums.items():
-        if not torch.isfinite(total).all():
-            raise ScoreError(f"layer '{name}': its inputs are not finite on the calibration data")
-    return {name: (total / numbers[name]).float() for name, total in sums.items()}
+    return {name: found / numbers[name] for name, found in sums.items()}
 
 
 def observe(model: nn.Module, batches: Iterable[Inputs], names: Iterable[str], look: Look) -> None:
@@ -165,12 +184,17 @@ def widths_read(model: nn.Module, names: Iterable[str]) -> dict[str, int]:
     return {name: sides(modules[name])["in"] if name in modules else max(tensors[name].shape) for name in names}
 
 
+def bytes_of(width: int) -> int:
+    """Return what the second moments of both halves take of a layer that reads so many channels."""
+    return 2 * 4 * width * width
+
+
 def _parts(widths: dict[str, int]) -> Iterator[list[str]]:
     """Yield the layers in parts whose moments take at most `MOST_BYTES`, or one layer a part."""
     part: list[str] = []
     used = 0
     for name, width in widths.items():
-        size = 2 * 4 * width * width
+        size = bytes_of(width)
         if part and used + size > MOST_BYTES:
             yield part
             part, used = [], 0

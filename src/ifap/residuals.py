@@ -15,14 +15,14 @@ from torch import Tensor, nn
 
 from ifap.axes.units import Indices
 from ifap.forward import Inputs
-from ifap.moments import MOST_BYTES, Moments, halves, widths_read
+from ifap.moments import MOST_BYTES, Moments, bytes_of, halves, widths_read
 
 _SHRINKAGE = 0.1  # of the correlations towards none
 
 
 def fits_into_memory(model: nn.Module, names: Iterable[str]) -> bool:
     """Whether the matrices of all layers fit into `ifap.moments.MOST_BYTES` together."""
-    return sum(2 * 4 * width**2 for width in widths_read(model, names).values()) <= MOST_BYTES
+    return sum(map(bytes_of, widths_read(model, names).values())) <= MOST_BYTES
 
 
 class Residuals:

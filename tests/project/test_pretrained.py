@@ -18,7 +18,7 @@ from torch.nn import functional
 from benchmarks.pretrained import __main__ as bench
 from benchmarks.pretrained import carriers, cutting, measures, methods, page, runner, splits, table
 from benchmarks.pretrained.case import Case, Network
-from benchmarks.pretrained.rivals import RIVALS, flap, llm_pruner, shortgpt, torch_pruning, wanda
+from benchmarks.pretrained.rivals import RIVALS, Rival, flap, llm_pruner, shortgpt, torch_pruning, wanda
 from ifap.errors import ConfigError, ResultsError, ScoreError
 from ifap.methods import METHODS
 from ifap.view import trace
@@ -234,7 +234,7 @@ def test_flap_puts_what_removed_inputs_give_on_average_into_biases(dense):
     model = flap.with_biases(dense)
     assert model[2].bias is not None
     assert dense.model[2].bias is None
-    pruned = cutting.cut(dense, 0.3, "flap", compensate=False, model=model)
+    pruned = cutting.cut(dense, 0.3, flap.flap, compensate=False, model=model)
     flap.put_means(model, pruned, dense.calibration)
     for reader in (2, 4):
         sides = pruned.plan.kept.get(str(reader), {})
@@ -379,7 +379,7 @@ def test_a_method_that_refuses_fails_or_takes_too_long_is_a_row(dense, monkeypat
         (RuntimeError("broken"), 60, ("failed", "RuntimeError: broken")),
         (None, 1, ("timeout", "more than 1 s")),
     ):
-        monkeypatch.setattr(methods, "rival", lambda _name, error=error: methods.replace(methods._OURS, way=way(error)))
+        monkeypatch.setattr(methods, "rival", lambda _name, error=error: Rival(way(error), "toy"))
         row = row_of(dense, "ifap", timeout=timeout)
         assert (row["state"], row["reason"]) == wanted
 

@@ -1,27 +1,16 @@
 """Rivals, each from its paper and by the library's own axes: one file each.
 
 A rival is a *way*: it is given a case and a share of its MACs, and returns a smaller network. Those that only score
-units are methods of `ifap` as well, with their scores registered beside them, so that they end at the same MACs as ours
-to within one unit and can be followed by our compensation.
+units are functions that `ifap.prune` takes as a method: they end at the same MACs as ours to within one unit, and our
+compensation can follow them.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
 
-from torch import nn
-
-from benchmarks.pretrained.case import Case, Kind
+from benchmarks.pretrained.case import Kind, Way
 from ifap.registry import Registry
-
-
-class Way(Protocol):
-    """What takes a network to fewer MACs."""
-
-    def __call__(self, case: Case, share: float, *, compensate: bool) -> nn.Module:
-        """Return the network without a share of its MACs."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -31,7 +20,7 @@ class Rival:
     Parameters
     ----------
     way : callable
-        See `Way`.
+        See `benchmarks.pretrained.case.Way`.
     title : str
         For the page.
     kinds : tuple of str

@@ -19,15 +19,14 @@ from benchmarks.pretrained.cutting import by_unit, cut, moments, read_channels
 from benchmarks.pretrained.rivals import RIVALS, Rival
 from ifap.axes.units import Graph
 from ifap.forward import private_copy
-from ifap.layers import modules_by_name
-from ifap.methods import METHODS
+from ifap.layers import add_bias, modules_by_name
 from ifap.methods.units import spread
 from ifap.ranking import Floats
+from ifap.reading import readers
 from ifap.results import Pruned
 from ifap.view import trace
 
 
-@METHODS.register("flap")
 def flap(
     model: nn.Module, batches: Iterable[Any], *, normalize: str, site: str, seed: int, graph: Graph
 ) -> dict[str, Tensor]:
@@ -49,9 +48,9 @@ def fluctuations(model: nn.Module, graph: Graph, batches: Iterable[Any]) -> Floa
 
 def _way(case: Case, share: float, *, compensate: bool) -> nn.Module:
     if compensate:
-        return cut(case, share, "flap", compensate=True).model
+        return cut(case, share, flap, compensate=True).model
     model = with_biases(case)
-    pruned = cut(case, share, "flap", compensate=False, model=model)
+    pruned = cut(case, share, flap, compensate=False, model=model)
     put_means(model, pruned, case.calibration)
     return pruned.model
 
@@ -60,15 +59,10 @@ def with_biases(case: Case) -> nn.Module:
     """Return a copy of the network in which linear layers that read units have a bias, of zeros where they had none."""
     model = private_copy(case.model)
     graph = trace(model, case.example, keep_embeddings=case.options.get("keep_embeddings", False))
-    for name, module in modules_by_name(model).items():
-        slot = graph.slot(name, "in")
-        if (
-            isinstance(module, nn.Linear)
-            and module.bias is None
-            and slot is not None
-            and (graph.unit_of[slot] >= 0).any()
-        ):
-            module.bias = nn.Parameter(module.weight.new_zeros(len(module.weight)))
+    modules = modules_by_name(model)
+    for name, units in readers(model, graph).items():
+        if isinstance(modules[name], nn.Linear) and modules[name].bias is None and (units >= 0).any():
+            add_bias(modules[name])
     return model
 
 

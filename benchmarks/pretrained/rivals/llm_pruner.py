@@ -14,11 +14,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from benchmarks.pretrained.case import Case
-from benchmarks.pretrained.cutting import cut, first_order, per_mac, within_groups
+from benchmarks.pretrained.cutting import by_score, first_order, per_mac, within_groups
 from benchmarks.pretrained.rivals import RIVALS, Rival
 from ifap.axes.units import Graph
-from ifap.methods import METHODS
 from ifap.methods.base import Loss
 from ifap.methods.units import spread
 from ifap.ranking import Floats
@@ -27,7 +25,6 @@ KEPT_FIRST, KEPT_LAST = 3, 1
 _BLOCK = re.compile(r"\.(\d+)\.")
 
 
-@METHODS.register("llm_pruner_local")
 def local(
     model: nn.Module,
     batches: Iterable[Any],
@@ -44,7 +41,6 @@ def local(
     return spread(graph, values + np.isin(graph.group_of, outer(graph)), pinned=1.0)
 
 
-@METHODS.register("llm_pruner_global")
 def over_all(
     model: nn.Module,
     batches: Iterable[Any],
@@ -73,16 +69,9 @@ def outer(graph: Graph) -> list[int]:
     return [group for group, number in numbers.items() if number < KEPT_FIRST or number > last - KEPT_LAST]
 
 
-def _way(name: str) -> Any:
-    def way(case: Case, share: float, *, compensate: bool) -> nn.Module:
-        return cut(case, share, name, compensate=compensate).model
-
-    return way
-
-
 RIVALS.register("llm_pruner_local")(
-    Rival(_way("llm_pruner_local"), "LLM-Pruner's Taylor, the same share of each width", ("transformer",))
+    Rival(by_score(local), "LLM-Pruner's Taylor, the same share of each width", ("transformer",))
 )
 RIVALS.register("llm_pruner_global")(
-    Rival(_way("llm_pruner_global"), "LLM-Pruner's Taylor per MAC, over all widths", ("transformer",))
+    Rival(by_score(over_all), "LLM-Pruner's Taylor per MAC, over all widths", ("transformer",))
 )

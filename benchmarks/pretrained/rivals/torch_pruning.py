@@ -18,16 +18,16 @@ import torch
 from torch import Tensor, nn
 
 import ifap
-from benchmarks.pretrained.case import Case
-from benchmarks.pretrained.cutting import cut
+from benchmarks.pretrained.cutting import by_score
 from benchmarks.pretrained.rivals import RIVALS, Rival
 from ifap.axes.units import Graph
 from ifap.forward import Inputs, call, evaluation_mode
 from ifap.layers import is_conv, modules_by_name
-from ifap.methods import METHODS, AnyMethod
+from ifap.methods import AnyMethod
 from ifap.methods.base import Loss
 from ifap.methods.units import spread
 from ifap.ranking import Floats
+from ifap.samples import first_sample
 
 STEPS, LARGEST, ENOUGH = 400, 0.95, 0.5  # of how many steps; share of a width, and of the MACs, that may go
 
@@ -108,11 +108,6 @@ def _note(
         left[name] = np.delete(present, positions)
 
 
-def _first(batch: Inputs) -> Inputs:
-    """Return one sample of a batch."""
-    return {name: value[:1] for name, value in batch.items()} if isinstance(batch, dict) else batch[:1]
-
-
 def _differentiate(model: nn.Module, labelled: Iterable[tuple[Inputs, Tensor]], loss: Loss) -> None:
     model.requires_grad_(True)
     for inputs, targets in labelled:
@@ -144,17 +139,10 @@ def _method(kind: str, *, isomorphic: bool = False) -> AnyMethod:
             "bn_scale": tp.importance.BNScaleImportance,
         }[kind]()
         pruner = tp.pruner.BNScalePruner if kind == "bn_scale" else tp.pruner.BasePruner
-        inputs = _first(next(iter(batches)))
+        inputs = first_sample(next(iter(batches)))
         return spread(graph, order(twin, inputs, graph, importance, pruner, isomorphic=isomorphic), pinned=1.0)
 
     return method
-
-
-def _way(name: str) -> Any:
-    def way(case: Case, share: float, *, compensate: bool) -> nn.Module:
-        return cut(case, share, name, compensate=compensate).model
-
-    return way
 
 
 for _name, _kind, _isomorphic, _title in (
@@ -163,5 +151,5 @@ for _name, _kind, _isomorphic, _title in (
     ("tp_bn_scale", "bn_scale", False, "Torch-Pruning, BNScale"),
     ("tp_isomorphic", "taylor", True, "Torch-Pruning, isomorphic GroupTaylor"),
 ):
-    METHODS.register(_name)(_method(_kind, isomorphic=_isomorphic))
-    RIVALS.register(_name)(Rival(_way(_name), _title, ("convolutional",)))
+    _scores = _method(_kind, isomorphic=_isomorphic)
+    RIVALS.register(_name)(Rival(by_score(_scores), _title, ("convolutional",)))

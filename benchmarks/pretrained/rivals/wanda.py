@@ -11,19 +11,15 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvTransposeNd
 
-from benchmarks.pretrained.case import Case
-from benchmarks.pretrained.cutting import by_unit, cut, read_channels, within_groups
+from benchmarks.pretrained.cutting import by_score, by_unit, read_channels, within_groups
 from benchmarks.pretrained.rivals import RIVALS, Rival
 from ifap.axes.units import Graph
-from ifap.layers import modules_by_name
-from ifap.methods import METHODS
+from ifap.layers import modules_by_name, weight_by_group
 from ifap.methods.units import spread
 from ifap.ranking import Floats
 
 
-@METHODS.register("wanda_structured")
 def wanda_structured(
     model: nn.Module, batches: Iterable[Any], *, normalize: str, site: str, seed: int, graph: Graph
 ) -> dict[str, Tensor]:
@@ -42,16 +38,9 @@ def products(model: nn.Module, graph: Graph, batches: Iterable[Any]) -> Floats:
 
 def _mean_sizes(module: Any) -> Tensor:
     """Return the mean absolute weight that reads each input channel: shape (inputs,)."""
-    weight: Tensor = module.weight.detach().double().abs()
-    if isinstance(module, _ConvTransposeNd):
-        return weight.flatten(1).mean(dim=1)
-    groups = getattr(module, "groups", 1)
-    by_group = weight.reshape(groups, weight.shape[0] // groups, weight.shape[1], -1)
-    return by_group.mean(dim=(1, 3)).flatten()
+    return weight_by_group(module).double().abs().mean(dim=(1, 3)).flatten()
 
 
-def _way(case: Case, share: float, *, compensate: bool) -> nn.Module:
-    return cut(case, share, "wanda_structured", compensate=compensate).model
-
-
-RIVALS.register("wanda_structured")(Rival(_way, "Wanda, structured, the same share of each width", ("transformer",)))
+RIVALS.register("wanda_structured")(
+    Rival(by_score(wanda_structured), "Wanda, structured, the same share of each width", ("transformer",))
+)

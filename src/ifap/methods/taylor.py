@@ -54,10 +54,10 @@ def taylor(
     weights, rows = _weights(model, graph)
     totals: dict[str, Tensor] = {}
     number = 0
-    for gradients in _gradients(model, list(weights.values()), labelled, loss):
+    for found in gradients(model, list(weights.values()), labelled, loss):
         products = {
             name: rows[name]((weight.detach() * gradient).float()).sum(dim=1)
-            for (name, weight), gradient in zip(weights.items(), gradients, strict=True)
+            for (name, weight), gradient in zip(weights.items(), found, strict=True)
             if gradient is not None
         }
         for name, value in _with_heads(graph, products).items():
@@ -71,7 +71,7 @@ def taylor(
     return by_layer_mean({name: value / number for name, value in totals.items()}, normalize)
 
 
-def _gradients(
+def gradients(
     model: nn.Module, weights: list[nn.Parameter], labelled: Iterable[tuple[Any, Any]], loss: Loss
 ) -> Iterable[tuple[Tensor | None, ...]]:
     """Yield the gradients of the loss of each batch; neither ``grad`` nor ``requires_grad`` is changed."""

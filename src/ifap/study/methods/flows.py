@@ -8,16 +8,15 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvTransposeNd
 
 from ifap.axes.units import Graph
 from ifap.flow import Normalize, Site, flow_scores
-from ifap.layers import modules_by_name
+from ifap.layers import modules_by_name, weight_by_group
 from ifap.methods import METHODS
 from ifap.methods.units import spread
-from ifap.moments import observe
+from ifap.moments import averages
 from ifap.ranking import Budget, Floats, unit_costs
-from ifap.reading import readers, rows_of
+from ifap.reading import readers
 
 Scores = dict[str, Tensor]
 Batches = Iterable[Any]
@@ -57,7 +56,7 @@ def cost_flow(
     mean over the units of the network.
     """
     flow = flow_scores(model, batches, normalize=normalize, site=site, graph=graph)
-    costs = spread(graph, _relative_costs(graph), pinned=1.0)
+    costs = spread(graph, relative_costs(graph), pinned=1.0)
     return {
         name: value / costs[name].to(value.device, torch.float32) if name in costs else value
         for name, value in flow.items()
@@ -75,11 +74,11 @@ def flow_into_readers(
     of each layer's energy are added up over the layers; their root, the flow, is divided by the root of the MACs
     that the network loses with the unit.
     """
-    scores = np.sqrt(_shares(model, graph, batches) / _relative_costs(graph))
+    scores = np.sqrt(_shares(model, graph, batches) / relative_costs(graph))
     return {name: value.float() for name, value in spread(graph, scores, pinned=1.0).items()}
 
 
-def _relative_costs(graph: Graph) -> Floats:
+def relative_costs(graph: Graph) -> Floats:
     """Return the MACs that go with each unit in multiples of their mean; a unit without any would be priceless."""
     lost = unit_costs(graph, Budget(graph))
     return (lost / max(lost.mean() if len(lost) else 1.0, 1.0)).clip(min=1e-3)
@@ -89,7 +88,7 @@ def _shares(model: nn.Module, graph: Graph, batches: Batches) -> Floats:
     """Return for each unit the energy that it brings to its readers, in shares of all that each reads."""
     modules, units = modules_by_name(model), readers(model, graph)
     totals = np.zeros(graph.num_units)
-    for name, mean in _mean_squares(model, batches, units).items():
+    for name, mean in averages(model, batches, units, lambda rows: rows.square().sum(dim=0).double()).items():
         energy = mean.cpu() * reading_norms(modules[name]).cpu()
         share = (energy / energy.sum().clamp_min(torch.finfo(torch.float64).tiny)).numpy()
         can_go = units[name] >= 0
@@ -97,26 +96,6 @@ def _shares(model: nn.Module, graph: Graph, batches: Batches) -> Floats:
     return totals
 
 
-def _mean_squares(model: nn.Module, batches: Batches, names: Iterable[str]) -> Scores:
-    """Return the mean square over samples and positions of each input channel of layers: shape (inputs,), float64."""
-    modules = modules_by_name(model)
-    sums: Scores = {}
-    numbers: dict[str, int] = {}
-
-    def add(name: str, x: Tensor) -> None:
-        rows = rows_of(modules[name], x)
-        sums[name] = sums.get(name, 0) + rows.square().sum(dim=0).double()
-        numbers[name] = numbers.get(name, 0) + len(rows)
-
-    observe(model, batches, names, add)
-    return {name: total / numbers[name] for name, total in sums.items()}
-
-
 def reading_norms(module: Any) -> Tensor:
     """Return the squared L2 norm of the weights that read each input channel of a layer: shape (inputs,), float64."""
-    weight: Tensor = module.weight.detach().double()
-    if isinstance(module, _ConvTransposeNd):  # (inputs, outputs of a group, ...)
-        return weight.flatten(1).square().sum(dim=1)
-    groups = getattr(module, "groups", 1)  # (outputs, inputs of a group, ...)
-    by_group = weight.reshape(groups, weight.shape[0] // groups, weight.shape[1], -1)
-    return by_group.square().sum(dim=(1, 3)).flatten()
+    return weight_by_group(module).double().square().sum(dim=(1, 3)).flatten()
