@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from ifap.axes.dispatch import DispatchMode
 from ifap.axes.fakes import device_or_call, quick
 from ifap.axes.passes import data_free, empty_caches, is_trouble, plain_attention, unchanged
 from ifap.errors import GraphError
@@ -242,7 +242,7 @@ def _run(model: nn.Module, counter: _Counter, example_inputs: Inputs) -> Any:
         raise NetworkError(f"{type(error).__name__}: {reason}", counter.last) from error
 
 
-class _Counter(TorchDispatchMode):
+class _Counter(DispatchMode):
     """Count the MACs of each module itself while it is open, with torch's formulas for every product.
 
     Torch's ``FlopCounterMode`` counts for each module what its children do as well and follows the
@@ -261,11 +261,6 @@ class _Counter(TorchDispatchMode):
         self._running = [""]
         self.last = ""
         self._whole: set[Any] = set()  # operations that are not made of others
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        # To be left alone by torch's compiler a mode has it loaded: seconds of a short job. This one never meets it.
-        return False
 
     @contextmanager
     def counting(self) -> Iterator[None]:

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+
+from ifap.axes.dispatch import DispatchMode
 
 _SHORTER = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -30,12 +31,7 @@ def kept_double() -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-class _KeepDouble(TorchDispatchMode):
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        # To be left alone by torch's compiler a mode has it loaded: seconds of a short job. This one never meets it.
-        return False
-
+class _KeepDouble(DispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run one operation in double precision."""
         kwargs = kwargs or {}

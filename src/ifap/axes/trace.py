@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from ifap.axes.dispatch import DispatchMode
 from ifap.axes.expressions import Atom, CannotAgreeError, Expression, Reason, atoms_of, pin, resolve, size_of, unify
 from ifap.axes.fakes import device_or_call, quick
 from ifap.axes.sizes import Recorder
@@ -158,7 +158,7 @@ def carried(x: Tensor) -> Carried:
     return found
 
 
-class Tracer(TorchDispatchMode):
+class Tracer(DispatchMode):
     """Carry axes through every operation while it is open.
 
     Parameters
@@ -183,10 +183,6 @@ class Tracer(TorchDispatchMode):
         self.counts_products = True
         self._known: dict[Any, tuple[str, Any]] = {}
         self._operation = ""
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # to be left alone by torch's compiler a mode has it loaded: seconds of a short job
 
     # what rules ask for
 
