@@ -39,7 +39,7 @@ from ifap.study.config.recipes import TrainingOptions
 from ifap.study.data.fashion_mnist import read
 from ifap.study.data.images import random_shift
 from ifap.study.machine.determinism import configure
-from ifap.study.machine.provenance import peak_memory_mb
+from ifap.study.machine.provenance import forget_peak_memory, peak_memory_mb
 from ifap.study.methods import flows
 from ifap.study.models import MODELS
 from ifap.study.training.fit import fit
@@ -224,7 +224,7 @@ def run(case: Setting, method: str) -> list[dict[str, Any]]:
     def recover(network: nn.Module, _teacher: nn.Module, step: int) -> None:
         distil(network, case.network, step)
 
-    _forget_peak_memory()
+    forget_peak_memory()
     start = time.process_time()
     bare, trained = (way(case, method, each) for each in (None, recover))
     dense, full, rows = top1(case.network, case.test), ifap.cost(case.network, case.image).macs, []
@@ -244,13 +244,6 @@ def run(case: Setting, method: str) -> list[dict[str, Any]]:
             "peak_mb": round(peak_memory_mb()),
         })  # fmt: skip
     return rows
-
-
-def _forget_peak_memory() -> None:
-    """Have the largest memory of this process begin again from the present one, where the system can."""
-    file = Path("/proc/self/clear_refs")
-    if file.exists():
-        file.write_text("5")
 
 
 def write(rows: list[dict[str, Any]]) -> None:

@@ -9,7 +9,6 @@ import multiprocessing
 import time
 import traceback
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
 import ifap
@@ -18,7 +17,7 @@ from benchmarks.pretrained.case import Case, Network
 from benchmarks.pretrained.splits import Split
 from benchmarks.pretrained.table import Key, Row
 from ifap.errors import IfapError
-from ifap.study.machine.provenance import peak_memory_mb
+from ifap.study.machine.provenance import forget_peak_memory, peak_memory_mb
 
 TIMEOUT = 3600.0
 _FIELDS = ("kl", "agreement", "metric", "rank")
@@ -86,7 +85,8 @@ def measured(key: Key, cases: list[Case]) -> Row:
 
 
 def _one(case: Case, method: str, share: float, compensate: bool) -> dict[str, Any]:
-    before = _forget_peak_memory()
+    forget_peak_memory()
+    before = peak_memory_mb()
     if method == methods.UNPRUNED:
         return {"achieved": 0.0, "seconds": 0.0, "peak_mb": 0.0, **case.measure(case.model)}
     start = time.process_time()
@@ -95,11 +95,3 @@ def _one(case: Case, method: str, share: float, compensate: bool) -> dict[str, A
     left = ifap.cost(model, case.example).macs / ifap.cost(case.model, case.example).macs
     measures = case.measure(model.eval())
     return {"achieved": 1 - left, "seconds": seconds, "peak_mb": max(0.0, peak - before), **measures}
-
-
-def _forget_peak_memory() -> float:
-    """Have the largest memory of this process begin again from the present one, where the system can; return it."""
-    file = Path("/proc/self/clear_refs")
-    if file.exists():
-        file.write_text("5")
-    return peak_memory_mb()
