@@ -70,7 +70,6 @@ def prune(
 ) -> None:
     """Prune a network without training it, and save it."""
     import ifap
-    from ifap.builders import homes
     from ifap.results import Target
     from ifap.samples import first_sample, read_samples
 
@@ -92,7 +91,7 @@ def prune(
         round_to=round_to,
         ignore=ignore or (),
     )
-    is_public = builder.partition(":")[0] in homes()
+    is_public = _is_public(builder)
     ifap.save(pruned, out, *((builder, given) if is_public else ()))
     before, after = pruned.before, pruned.after
     typer.echo(f"MACs    {before.macs:>14,} -> {after.macs:>14,}  (-{after.reduction(before, 'macs'):.1%})")
@@ -193,15 +192,21 @@ def main() -> None:
         raise SystemExit(TROUBLE) from None
 
 
+def _is_public(builder: str) -> bool:
+    from ifap.builders import homes
+
+    return builder.partition(":")[0] in homes()
+
+
 def _builder(text: str) -> Callable[..., nn.Module]:
     """Return what builds the network: a public one by its home, or a function of the user's own."""
     from ifap.builders import build, homes
 
-    home, _, name = text.partition(":")
-    if home in homes():
+    if _is_public(text):
         return functools.partial(build, text)
+    module, _, name = text.partition(":")
     try:
-        function = getattr(importlib.import_module(home), name)
+        function = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(
             f"builder '{text}': {error}; write package.module:function or one of {', '.join(homes())}, such as "

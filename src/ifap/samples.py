@@ -92,6 +92,12 @@ def first_sample(batch: Batch) -> Batch:
     return batch[:1] if isinstance(batch, Tensor) else {name: tensor[:1] for name, tensor in batch.items()}
 
 
+def _batches(tensors: dict[str, Tensor], batch_size: int) -> list[Batch]:
+    """Divide named tensors with as many samples into batches."""
+    parts = {name: tensor.split(batch_size) for name, tensor in tensors.items()}
+    return [dict(zip(parts, batch, strict=True)) for batch in zip(*parts.values(), strict=True)]
+
+
 # --- tensors --------------------------------------------------------------------------------------
 
 
@@ -111,8 +117,7 @@ def _stored(path: Path, network: nn.Module, batch_size: int) -> list[Batch]:
         raise ConfigError(f"{path}: tensors hold different numbers of samples: {sizes}")
     if "inputs" in tensors and len(tensors) == 1:
         return list(tensors["inputs"].split(batch_size))
-    parts = {name: tensor.split(batch_size) for name, tensor in tensors.items()}
-    return [dict(zip(parts, batch, strict=True)) for batch in zip(*parts.values(), strict=True)]
+    return _batches(tensors, batch_size)
 
 
 def _arguments(network: nn.Module) -> list[str]:
@@ -190,8 +195,7 @@ def _texts(path: Path, network: nn.Module, folder: Path | None, batch_size: int,
     )
     inputs = {name: tensor for name, tensor in found.items() if name in _arguments(network)}
     _check_vocabulary(network, inputs.get("input_ids"), folder)
-    parts = {name: tensor.split(batch_size) for name, tensor in inputs.items()}
-    return [dict(zip(parts, batch, strict=True)) for batch in zip(*parts.values(), strict=True)]
+    return _batches(inputs, batch_size)
 
 
 def _check_vocabulary(network: nn.Module, ids: Tensor | None, folder: Path) -> None:
