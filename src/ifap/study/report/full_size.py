@@ -8,6 +8,7 @@ models of Table V, and the detectors, segmenters and generators of Table III.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -74,7 +75,7 @@ class Network(BaseModel):
         return self.dataset, self.model
 
 
-class Count(Network):
+class Count(Network, ABC):
     """One row of the file. What could not be pruned has no numbers of a pruned network and a `note`.
 
     A subclass is a kind of networks; its fields, but for those of the kind, are columns.
@@ -93,13 +94,13 @@ class Count(Network):
     note: str
     version: int
 
+    @abstractmethod
     def measured(self, claim: Mapping[Any, Any]) -> float | None:
         """Return what the count says about a claim, in the claim's unit; None where it says nothing."""
-        raise NotImplementedError
 
+    @abstractmethod
     def about(self, quantity: str) -> str:
         """Say what was counted for a claim's quantity."""
-        raise NotImplementedError
 
     def refusal(self, claim: Mapping[Any, Any]) -> str | None:
         """Say that the network could not be pruned to what a claim prints; None where the claim asks no such thing."""
@@ -120,9 +121,9 @@ class Count(Network):
             raise ValueError(f"column {column}: is not what the counts give")
         return self
 
+    @abstractmethod
     def _reached(self) -> tuple[str, float | None, float, float]:
         """Return the column that repeats the counts, its value, the exact one and how far off it may be."""
-        raise NotImplementedError
 
 
 class ToReduction(Network):
