@@ -11,11 +11,11 @@ from typing import Any
 import pandas as pd
 
 from ifap.errors import ResultsError
-from ifap.files import read_bounded
 from ifap.study import paths
 from ifap.study.grid import Grid
 from ifap.study.paths import Cell
-from ifap.study.report.csv_files import LISTED, MOST_BYTES, read_lines
+from ifap.study.report.csv_files import LISTED, read_lines
+from ifap.study.report.json_files import read_json
 
 
 def config_hash(config: Mapping[str, Any]) -> str:
@@ -49,16 +49,15 @@ def configs_text(configs: Iterable[Mapping[str, Any]]) -> str:
 def load_configs(scale: str, *, root: Path = Path()) -> dict[str, dict[str, Any]]:
     """Read ``configs.json`` of one scale: the configuration behind each hash, without the name of its cell."""
     shown = paths.configs_json(scale)
+    stored = read_json(root / shown, shown)
+    if stored is None:
+        read_lines(root / shown, shown)  # which says what makes it
     try:
-        stored = json.loads(read_bounded(root / shown, MOST_BYTES).decode())
         return {
             name: {step: stored["steps"][of_step] for step, of_step in own.items()}
             for name, own in stored["configs"].items()
         }
-    except FileNotFoundError:
-        read_lines(root / shown, shown)  # which says what makes it
-        raise
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise ResultsError(f"malformed {shown}: {error}") from None
 
 

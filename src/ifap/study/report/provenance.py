@@ -6,7 +6,6 @@ Nothing of this is the same twice, so that none of it stands in a record: a run 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,12 +13,12 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ifap.errors import ResultsError
-from ifap.files import read_bounded
 from ifap.study import paths
 from ifap.study.grid import Grid
 from ifap.study.paths import Cell
 from ifap.study.report.configs import flat
-from ifap.study.report.csv_files import MOST_BYTES, as_csv, csv_lines
+from ifap.study.report.csv_files import as_csv, csv_lines
+from ifap.study.report.json_files import read_json
 from ifap.study.report.record import CELL_COLUMNS, Blank, Count, first_problem
 
 KEYS = ("config_hash", "commit", "dirty", "wall_seconds", "peak_memory_mb", "resume_count")
@@ -85,13 +84,8 @@ def measured_here(scale: str, cell: Cell, *, root: Path = Path()) -> Provenance 
 
 
 def _cost(root: Path, shown: Path) -> dict[str, Any] | None:
-    try:
-        found = json.loads(read_bounded(root / shown, MOST_BYTES).decode())
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, RecursionError) as error:
-        raise ResultsError(f"malformed {shown}: {error}") from None
-    if not isinstance(found, dict):
+    found = read_json(root / shown, shown)
+    if found is not None and not isinstance(found, dict):
         raise ResultsError(f"malformed {shown}: no mapping")
     return found
 

@@ -33,6 +33,7 @@ from ifap.study.report.csv_files import (
     old_layout,
     read_lines,
 )
+from ifap.study.report.json_files import read_json
 from ifap.study.report.record import (
     CELL_COLUMNS,
     EPOCH_FIELDS,
@@ -193,16 +194,6 @@ def layout_version(file: Path) -> Any:
         return json.loads(file.read_text()).get("schema_version")
     except (ValueError, AttributeError):
         return None
-
-
-def read_json(file: Path, shown: Path) -> Any:
-    """Read one JSON file of a cell; None where there is none."""
-    try:
-        return json.loads(read_bounded(file, MOST_BYTES).decode())
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, RecursionError) as error:
-        raise ResultsError(f"malformed {shown}: {error}") from None
 
 
 def read_receipts(file: Path, shown: Path) -> list[Receipt]:

@@ -16,8 +16,8 @@ from ifap.study.paths import Cell
 from ifap.study.report.csv_files import as_csv, load_frame
 from ifap.study.report.figures.drawing import MOST_PANELS
 from ifap.study.report.figures.selection import shown_methods
+from ifap.study.report.json_files import read_json
 from ifap.study.report.record import CELL_COLUMNS
-from ifap.study.report.records import read_json
 from ifap.study.report.tables.networks import select
 from ifap.study.report.tables.options import table_cell, table_options
 
