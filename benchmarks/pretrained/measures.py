@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from benchmarks.pretrained.case import Measures
+from benchmarks.sentences import nearest_others
 from ifap.forward import Inputs, call
 
 
@@ -74,7 +75,7 @@ def embeddings(wanted: Tensor, found: Tensor) -> Measures:
     theirs, ours = wanted @ wanted.T, found @ found.T
     above = torch.triu_indices(len(wanted), len(wanted), offset=1).unbind()
     rank = spearmanr(theirs[above].numpy(), ours[above].numpy()).statistic
-    same = theirs.fill_diagonal_(-1).argmax(dim=1) == ours.fill_diagonal_(-1).argmax(dim=1)
+    same = nearest_others(theirs) == nearest_others(ours)
     cosine = (wanted * found).sum(dim=1)
     return {"metric": float(cosine.mean()), "agreement": float(same.float().mean()), "rank": float(rank)}
 
