@@ -12,7 +12,7 @@ half of the calibration samples is measured on the other, both ways round. What 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
@@ -52,7 +52,13 @@ class Compensation:
             step()
 
 
-def compensate(model: nn.Module, graph: Graph, removed: Indices, batches: Iterable[Inputs]) -> Compensation:
+def compensate(
+    model: nn.Module,
+    graph: Graph,
+    removed: Indices,
+    batches: Iterable[Inputs],
+    known: Mapping[str, Halves] | None = None,
+) -> Compensation:
     """Change the layers that read units which are about to go, so that what stays stands in for them.
 
     Call it before the units are cut. Weights of the removed inputs are left as they are, and so are layers that share
@@ -68,6 +74,8 @@ def compensate(model: nn.Module, graph: Graph, removed: Indices, batches: Iterab
         The units that are about to go.
     batches : iterable
         Calibration inputs without labels; iterated once where the moments of all layers fit into memory.
+    known : mapping, optional
+        Moments that were measured before; see `ifap.moments.halves`.
 
     Returns
     -------
@@ -85,7 +93,7 @@ def compensate(model: nn.Module, graph: Graph, removed: Indices, batches: Iterab
     gone = {name: np.isin(units, removed) for name, units in readers(model, graph).items()}
     names = with_weights_of_their_own(model, [name for name, lost in gone.items() if lost.any() and not lost.all()])
     done = Compensation()
-    for name, found in halves(model, batches, names):
+    for name, found in halves(model, batches, names, known=known):
         _refit(modules[name], name, graph, torch.from_numpy(gone[name]), found, done)
     return done
 

@@ -27,7 +27,7 @@ from ifap.errors import ScoreError
 from ifap.flow import NO_DATA
 from ifap.forward import Inputs, call, dense_outputs, device_of, evaluation_mode, task_tensors, to_device
 from ifap.layers import modules_by_name
-from ifap.moments import input_means
+from ifap.moments import Halves, input_means
 from ifap.ranking import Floats
 from ifap.reading import looking, readers, readers_alone, rows_of, with_weights_of_their_own
 from ifap.residuals import Residuals, fits_into_memory
@@ -44,6 +44,7 @@ def unit_fisher(
     centred: bool = True,
     outputs: Iterable[str] | None = None,
     loss: Callable[[Any, Inputs], Tensor] | None = None,
+    moments: dict[str, Halves] | None = None,
 ) -> Floats:
     """Return the damage that removing each unit alone is expected to do.
 
@@ -64,6 +65,8 @@ def unit_fisher(
     loss : callable, optional
         ``loss(outputs, inputs)`` returns a scalar whose gradient is the direction; by default directions are drawn, see
         `ifap.directions`.
+    moments : dict, optional
+        Is given the second moments that were measured, so that `ifap.compensate.compensate` need not measure them again.
 
     Returns
     -------
@@ -85,6 +88,8 @@ def unit_fisher(
     residuals = Residuals(model, batches, refitted) if refitted and fits_into_memory(model, refitted) else None
     if residuals is not None:
         means = residuals.means
+        if moments is not None:
+            moments.update(residuals.moments)
     else:
         means = input_means(model, itertools.islice(batches, 0, None, _MEAN_STRIDE), refitted) if refitted else {}
     for keeps_copies in (False, True):

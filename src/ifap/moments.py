@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -113,7 +113,11 @@ Halves = tuple[Moments, Moments]
 
 
 def halves(
-    model: nn.Module, batches: Iterable[Inputs], names: Iterable[str], seed: int = 0
+    model: nn.Module,
+    batches: Iterable[Inputs],
+    names: Iterable[str],
+    seed: int = 0,
+    known: Mapping[str, Halves] | None = None,
 ) -> Iterator[tuple[str, Halves]]:
     """Yield for each layer the moments of what it reads in the first and in the second half of each batch.
 
@@ -128,6 +132,8 @@ def halves(
         Layers from `ifap.reading.readers`.
     seed : int
         Of the positions that are drawn.
+    known : mapping of str to (Moments, Moments), optional
+        What was measured of the same network before. If it is of all layers, nothing is run.
 
     Yields
     ------
@@ -141,8 +147,9 @@ def halves(
     SplitError
         If `batches` is a test split.
     """
-    modules = modules_by_name(model)
-    for part in _parts(widths_read(model, names)):
+    modules, known, names = modules_by_name(model), known or {}, list(names)
+    yield from ((name, known[name]) for name in names if name in known)
+    for part in _parts(widths_read(model, [name for name in names if name not in known])):
         adder = _Adder(modules, seed)
         observe(model, batches, part, adder.add)
         yield from adder.halves()

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ifap.axes.units import Indices
 from ifap.forward import Inputs
-from ifap.moments import MOST_BYTES, Moments, bytes_of, halves, widths_read
+from ifap.moments import MOST_BYTES, Halves, Moments, bytes_of, halves, widths_read
 
 _SHRINKAGE = 0.1  # of the correlations towards none
 
@@ -36,12 +36,18 @@ class Residuals:
         Calibration inputs without labels; the halves are those of each batch.
     units : dict of str to integer array
         The unit of each input channel of the layers; see `ifap.reading.readers`.
+
+    Attributes
+    ----------
+    moments : dict of str to (Moments, Moments)
+        What was measured, for compensation to use.
     """
 
     def __init__(self, model: nn.Module, batches: Iterable[Inputs], units: dict[str, Indices]) -> None:
         self.means: dict[str, Tensor] = {}
+        self.moments = dict(halves(model, batches, units))
         self._fitted: dict[str, list[tuple[Tensor, Tensor]]] = {}
-        for name, found in halves(model, batches, units):
+        for name, found in self.moments.items():
             self.means[name] = found[0].joined(found[1]).mean
             self._fitted[name] = [(each.mean, _matrix(each, torch.from_numpy(units[name]))) for each in reversed(found)]
 

@@ -239,6 +239,20 @@ def test_the_default_is_flow_once_with_compensation():
     assert not papers.receipts[-1].compensated
 
 
+@pytest.mark.parametrize("kind", MADE)
+def test_calibration_data_are_run_twice_forward_and_once_backward(kind, monkeypatch):
+    """What the score has measured, compensation does not measure again."""
+    torch.manual_seed(0)
+    network, x = Repeats(kind, bias=False), torch.randn(64, 4) if kind == "linear" else torch.randn(64, 4, 6, 6)
+    forwards, backwards = [], []
+    forward, backward = Repeats.forward, torch.autograd.backward
+    monkeypatch.setattr(Repeats, "forward", lambda self, given: forwards.append(len(given)) or forward(self, given))
+    monkeypatch.setattr(torch.autograd, "backward", lambda *given: backwards.append(1) or backward(*given))
+    pruned = ifap.prune(network, x[:1], x.split(16), target=ifap.Target(macs=0.4))
+    assert pruned.receipts[-1].compensated
+    assert (forwards.count(16), len(backwards)) == (2 * 4, 4)
+
+
 def test_types_stay_and_moments_are_single():
     torch.manual_seed(0)
     network, x = Repeats("linear", bias=False).bfloat16(), torch.randn(256, 4).bfloat16()

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 Loss = Callable[[Any, Any], Tensor]
 
-EXTRAS = ("labelled", "loss", "graph", "macs", "compensate", "outputs")
+EXTRAS = ("labelled", "loss", "graph", "macs", "compensate", "outputs", "moments")
 """What a method is given only if its signature names it."""
 
 
@@ -38,6 +38,9 @@ class Method(Protocol):
         Whether the layers that read what goes are compensated afterwards.
     outputs : tuple of str, or None
         Which of the named outputs of the network count.
+    moments : dict
+        Empty. Second moments of what layers read that the method puts here need not be measured again for compensation;
+        see `ifap.moments.halves`.
     """
 
     def __call__(

@@ -11,6 +11,7 @@ from ifap.axes.units import Graph
 from ifap.fisher import unit_fisher
 from ifap.methods import METHODS
 from ifap.methods.base import defaults
+from ifap.moments import Halves
 from ifap.ranking import Floats
 
 
@@ -28,6 +29,7 @@ def flow_to_output(
     outputs: tuple[str, ...] | None = None,
     labelled: Iterable[tuple[Any, Any]] | None = None,
     loss: Callable[[Any, Any], Any] | None = None,
+    moments: dict[str, Halves] | None = None,
 ) -> Floats:
     """Score units by the KL divergence to the whole network that removing each is expected to cost, in nats a sample.
 
@@ -36,4 +38,6 @@ def flow_to_output(
     scores by what each unit saves; see `ifap.methods.base.Defaults`.
     """
     own = loss if labelled is None else None
-    return unit_fisher(model, graph, batches, seed=seed, centred=compensate, outputs=outputs, loss=own)
+    return unit_fisher(
+        model, graph, batches, seed=seed, centred=compensate, outputs=outputs, loss=own, moments=moments
+    )
