@@ -66,7 +66,7 @@ def unit_fisher(
         ``loss(outputs, inputs)`` returns a scalar whose gradient is the direction; by default directions are drawn, see
         `ifap.directions`.
     moments : dict, optional
-        Is given the second moments that were measured, so that `ifap.compensate.compensate` need not measure them again.
+        Is given the second moments that were measured, so that compensation need not measure them again.
 
     Returns
     -------

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ifap.axes.units import Indices
 from ifap.forward import Inputs
-from ifap.moments import MOST_BYTES, Halves, Moments, bytes_of, halves, widths_read
+from ifap.moments import MOST_BYTES, Moments, bytes_of, halves, widths_read
 
 _SHRINKAGE = 0.1  # of the correlations towards none
 
