@@ -13,6 +13,7 @@ import ifap
 from benchmarks.pretrained.case import Case, Way
 from ifap.axes.tensors import named_tensors
 from ifap.axes.units import Graph
+from ifap.energies import reading_norms
 from ifap.forward import Inputs
 from ifap.layers import modules_by_name
 from ifap.methods import AnyMethod
@@ -21,7 +22,7 @@ from ifap.moments import averages
 from ifap.ranking import Floats
 from ifap.reading import readers
 from ifap.results import Pruned
-from ifap.study.methods.flows import reading_norms, relative_costs
+from ifap.study.methods.flows import relative_costs
 
 
 def cut(

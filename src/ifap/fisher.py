@@ -75,8 +75,10 @@ def unit_fisher(
 
     Raises
     ------
+    NoGradientError
+        If no output depends by a gradient on a unit.
     ScoreError
-        If there is no batch, if no output depends by a gradient on a unit, or if a signal is not finite.
+        If there is no batch, or if a signal is not finite.
     SplitError
         If the data are a test split.
     """
@@ -135,9 +137,7 @@ def _learning(found: Any, names: Iterable[str] | None) -> list[Tensor]:
         tensor for tensor in task_tensors(found, None if names is None else tuple(names)) if tensor.requires_grad
     ]
     if not outputs:
-        raise ScoreError(
-            "no output of the network depends by a gradient on a layer that could be pruned: choose another method"
-        )
+        raise NoGradientError("no output of the network depends by a gradient on a layer that could be pruned")
     return outputs
 
 
@@ -152,6 +152,10 @@ def _frozen(model: nn.Module) -> Iterator[None]:
     finally:
         for weight in asked:
             weight.requires_grad_(True)
+
+
+class NoGradientError(ScoreError):
+    """Nothing says how the outputs depend on any unit."""
 
 
 class _OverwrittenError(Exception):
@@ -226,9 +230,9 @@ class _Signals:
             raise ScoreError(NO_DATA)
         squares = self._squares if self._residuals is None else torch.minimum(self._squares, self._left)
         if not self._seen.any():
-            raise ScoreError(
+            raise NoGradientError(
                 "no gradient of the outputs arrives at a layer that could be pruned (quantised layers and no_grad stop "
-                "them): choose a method without gradients, such as method='ifap'"
+                "them)"
             )
         scores = np.where(self._seen.numpy(), squares.numpy() / (2 * self._samples), np.nan)
         for name, columns in self._columns.items():

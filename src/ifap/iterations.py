@@ -24,8 +24,7 @@ from ifap.forward import Inputs, private_copy, unwrapped
 from ifap.latency import LatencyModel, latency_ratio, layer_widths, repeated
 from ifap.layers import is_producer, modules_by_name
 from ifap.methods import AnyMethod
-from ifap.methods.base import defaults_of, score
-from ifap.moments import Halves
+from ifap.methods.base import Learnt, defaults_of, score
 from ifap.options import Clock, OnStep, Options, Recover, Validate
 from ifap.plan import Plan
 from ifap.ranking import Budget, Floats, Ranking, by_speed, floors, unit_scores
@@ -221,17 +220,19 @@ class Run:
     # one cut
 
     def _shrink(self, step: int, clock: Clock) -> Receipt:
-        moments: dict[str, Halves] = {}
-        scores = clock.measure("score", lambda: self._score(step, moments))
+        learnt = Learnt({}, [])
+        scores = clock.measure("score", lambda: self._score(step, learnt))
+        for words in learnt.said:
+            log.warning("units are scored %s", words)
         while True:
             ranking = self._rank(scores)
             try:
-                return clock.measure("prune", lambda: self._cut(ranking, moments, step))  # noqa: B023
+                return clock.measure("prune", lambda: self._cut(ranking, learnt, step))  # noqa: B023
             except Refusal as refusal:
                 log.warning("%s stays: %s", ", ".join(self._names(refusal.groups)), refusal.reason)
                 self._refused.update(dict.fromkeys(refusal.groups, refusal.reason))
 
-    def _score(self, step: int, moments: dict[str, Halves]) -> dict[str, Tensor] | Floats:
+    def _score(self, step: int, learnt: Learnt) -> dict[str, Tensor] | Floats:
         options = self._options
         return score(
             self._scorer,
@@ -244,7 +245,7 @@ class Run:
             macs=self._macs,
             compensate=options.compensate,
             outputs=options.outputs,
-            moments=moments,
+            **learnt._asdict(),
             **self._labels,
         )
 
@@ -294,7 +295,7 @@ class Run:
         predicted = self._graph.structure.forms.params(self._graph.units_per_group().astype(float))
         return self.after.params - predicted + biases_to_come(self.model, self._graph)
 
-    def _cut(self, ranking: Ranking, moments: dict[str, Halves], step: int) -> Receipt:
+    def _cut(self, ranking: Ranking, learnt: Learnt, step: int) -> Receipt:
         count, rho = self._ask(ranking, step)
         lost, asked = ranking.removed_per_group(count), ranking.cost(count)
         if step == self._options.steps and self._wanted is None:
@@ -304,7 +305,7 @@ class Run:
             raise TargetError(f"iteration {step} makes no progress: {self._limits(ranking)}")
         done = Compensation()
         if self._options.compensate:
-            done = compensate(self.model, self._graph, removed, self._batches, moments)
+            done = compensate(self.model, self._graph, removed, self._batches, learnt.moments)
         try:
             self._apply(removed)
         except Refusal:
@@ -326,6 +327,7 @@ class Run:
             at_floor=self._at_floor(),
             pinned=self._pinned(),
             compensated=done.said,
+            scored=learnt.said,
         )
 
     def _apply(self, removed: Indices) -> None:

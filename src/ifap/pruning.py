@@ -68,8 +68,9 @@ def prune(
     example_inputs : Tensor, tuple, list or dict
         Inputs of one forward, for tracing and counting. Arguments that are no tensors are handed on as they are.
     batches : iterable
-        Calibration inputs without labels; iterated once or twice an iteration to score, and again to compensate. A few
-        hundred samples do, or 16,000 tokens; data like your own matter more than how many.
+        Calibration inputs without labels; iterated once or twice an iteration to score, and again to compensate where
+        the score has not measured what that needs. A few hundred samples do, or 16,000 tokens; data like your own
+        matter more than how many.
     target : Target
         Wanted reduction. It is met to within one unit from above.
     like : Plan, optional

@@ -108,6 +108,8 @@ class Receipt:
         Layers that read what went, and what was done to them: the ridge that their held-out error chose and the share
         of that error that is left, ``means`` where only means were put into the bias, or ``nothing`` where no change
         helped.
+    scored : list of str
+        How units were scored where the method could not do as it does, and why.
     """
 
     iteration: int
@@ -128,6 +130,7 @@ class Receipt:
     accepted: bool = True
     seconds: dict[str, float] = field(default_factory=dict)
     compensated: dict[str, str] = field(default_factory=dict)
+    scored: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import ifap
 from ifap.axes.units import Graph
 from ifap.data import Split
 from ifap.directions import class_axis, direction
+from ifap.energies import energy_shares
 from ifap.errors import ScoreError, SplitError
 from ifap.fisher import unit_fisher
 from ifap.reading import readers
@@ -244,6 +245,37 @@ def test_errors_say_what_is_wrong():
     stopped.forward = lambda x: stopped[1](stopped[0](x)).detach()
     with pytest.raises(ScoreError, match="depends by a gradient"):
         unit_fisher(stopped, graph, [x])
+
+
+class Silent(nn.Sequential):
+    @torch.no_grad()
+    def forward(self, x):
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("centred", [True, False])
+def test_energies_are_what_units_bring_to_their_readers(centred):
+    torch.manual_seed(0)
+    network, x = Silent(nn.Linear(5, 6), nn.Linear(6, 4)), torch.randn(64, 5) + 1
+    graph = trace(network, x[:1])
+    read = network[0](x).double()
+    brought = (read.var(dim=0, correction=0) if centred else read.square().mean(dim=0)) * network[
+        1
+    ].weight.square().sum(0)
+    wanted = (brought / brought.sum()).detach().numpy()
+    np.testing.assert_allclose(energy_shares(network, graph, x.split(7), centred=centred), wanted, rtol=1e-5)
+
+
+def test_a_network_without_gradients_is_scored_by_energy_and_says_so():
+    torch.manual_seed(0)
+    network, x = Silent(nn.Linear(5, 6), nn.Linear(6, 4)), torch.randn(64, 5)
+    with torch.no_grad():
+        network[1].weight[:, [1, 4]] *= 0.01
+    pruned = ifap.prune(network, x[:1], [x], target=ifap.Target(macs=0.3))
+    assert pruned.plan.kept["0"]["out"] == [0, 2, 3, 5]
+    assert "no output of the network depends by a gradient" in pruned.receipts[-1].scored[0]
+    learning = ifap.prune(nn.Sequential(*network), x[:1], [x], target=ifap.Target(macs=0.3))
+    assert learning.receipts[-1].scored == []
 
 
 class Overwrites(Tokens):

@@ -5,16 +5,17 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from ifap.flow import Normalize, Site
+    from ifap.moments import Halves
 
 Loss = Callable[[Any, Any], Tensor]
 
-EXTRAS = ("labelled", "loss", "graph", "macs", "compensate", "outputs", "moments")
+EXTRAS = ("labelled", "loss", "graph", "macs", "compensate", "outputs", "moments", "said")
 """What a method is given only if its signature names it."""
 
 
@@ -41,6 +42,8 @@ class Method(Protocol):
     moments : dict
         Empty. Second moments of what layers read that the method puts here need not be measured again for compensation;
         see `ifap.moments.halves`.
+    said : list of str
+        Empty. What the method puts here stands in the receipt: how it scored where it could not do as it does.
     """
 
     def __call__(
@@ -48,6 +51,13 @@ class Method(Protocol):
     ) -> dict[str, Tensor]:
         """Return the scores, shape (units,) each."""
         ...
+
+
+class Learnt(NamedTuple):
+    """What a method may leave behind beside its scores; see `Method`."""
+
+    moments: dict[str, Halves]
+    said: list[str]
 
 
 AnyMethod = Callable[..., Any]

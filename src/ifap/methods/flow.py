@@ -8,7 +8,8 @@ from typing import Any
 from torch import nn
 
 from ifap.axes.units import Graph
-from ifap.fisher import unit_fisher
+from ifap.energies import energy_shares
+from ifap.fisher import NoGradientError, unit_fisher
 from ifap.methods import METHODS
 from ifap.methods.base import defaults
 from ifap.moments import Halves
@@ -30,14 +31,23 @@ def flow_to_output(
     labelled: Iterable[tuple[Any, Any]] | None = None,
     loss: Callable[[Any, Any], Any] | None = None,
     moments: dict[str, Halves] | None = None,
+    said: list[str] | None = None,
 ) -> Floats:
     """Score units by the KL divergence to the whole network that removing each is expected to cost, in nats a sample.
 
     `normalize` and `site` are not used, and no labels are: a `loss` that is given without labels takes the outputs and
     the inputs of a batch, and its gradient stands for the directions of `ifap.directions`. The ranking divides the
     scores by what each unit saves; see `ifap.methods.base.Defaults`.
+
+    Where no gradient arrives at any unit, as in a quantised network, the score is what share of the energy that layers
+    read comes from the unit (`ifap.energies`); `said` tells.
     """
     own = loss if labelled is None else None
-    return unit_fisher(
-        model, graph, batches, seed=seed, centred=compensate, outputs=outputs, loss=own, moments=moments
-    )
+    try:
+        return unit_fisher(
+            model, graph, batches, seed=seed, centred=compensate, outputs=outputs, loss=own, moments=moments
+        )
+    except NoGradientError as error:
+        if said is not None:
+            said.append(f"by the energy that units bring to their readers: {error}")
+        return energy_shares(model, graph, batches, centred=compensate)

@@ -10,13 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from ifap.axes.units import Graph
+from ifap.energies import energy_shares
 from ifap.flow import Normalize, Site, flow_scores
-from ifap.layers import modules_by_name, weight_by_group
 from ifap.methods import METHODS
 from ifap.methods.units import spread
-from ifap.moments import averages
 from ifap.ranking import Budget, Floats, unit_costs
-from ifap.reading import readers
 
 Scores = dict[str, Tensor]
 Batches = Iterable[Any]
@@ -74,7 +72,7 @@ def flow_into_readers(
     of each layer's energy are added up over the layers; their root, the flow, is divided by the root of the MACs
     that the network loses with the unit.
     """
-    scores = np.sqrt(_shares(model, graph, batches) / relative_costs(graph))
+    scores = np.sqrt(np.nan_to_num(energy_shares(model, graph, batches)) / relative_costs(graph))
     return {name: value.float() for name, value in spread(graph, scores, pinned=1.0).items()}
 
 
@@ -82,20 +80,3 @@ def relative_costs(graph: Graph) -> Floats:
     """Return the MACs that go with each unit in multiples of their mean; a unit without any would be priceless."""
     lost = unit_costs(graph, Budget(graph))
     return (lost / max(lost.mean() if len(lost) else 1.0, 1.0)).clip(min=1e-3)
-
-
-def _shares(model: nn.Module, graph: Graph, batches: Batches) -> Floats:
-    """Return for each unit the energy that it brings to its readers, in shares of all that each reads."""
-    modules, units = modules_by_name(model), readers(model, graph)
-    totals = np.zeros(graph.num_units)
-    for name, mean in averages(model, batches, units, lambda rows: rows.square().sum(dim=0).double()).items():
-        energy = mean.cpu() * reading_norms(modules[name]).cpu()
-        share = (energy / energy.sum().clamp_min(torch.finfo(torch.float64).tiny)).numpy()
-        can_go = units[name] >= 0
-        np.add.at(totals, units[name][can_go], share[can_go])
-    return totals
-
-
-def reading_norms(module: Any) -> Tensor:
-    """Return the squared L2 norm of the weights that read each input channel of a layer: shape (inputs,), float64."""
-    return weight_by_group(module).double().square().sum(dim=(1, 3)).flatten()

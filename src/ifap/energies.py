@@ -1,0 +1,72 @@
+"""How much of what layers read comes from each unit: a score that needs no gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ifap.axes.units import Graph
+from ifap.errors import ScoreError
+from ifap.forward import Inputs
+from ifap.layers import modules_by_name, weight_by_group
+from ifap.moments import averages
+from ifap.ranking import Floats
+from ifap.reading import readers
+
+
+def energy_shares(model: nn.Module, graph: Graph, batches: Iterable[Inputs], *, centred: bool = False) -> Floats:
+    """Return for each unit the energy that it brings to its readers, in shares of all that each reads.
+
+    To a layer that reads it, unit c brings ``E[x_c^2] ||W_c||^2``, with W_c the weights that read it.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The network that `graph` describes; it is run in evaluation mode without gradients.
+    graph : Graph
+        Its units.
+    batches : iterable
+        Calibration inputs without labels; iterated once.
+    centred : bool
+        Whether the variance of x_c counts in place of its mean square: compensation puts the mean into a bias.
+
+    Returns
+    -------
+    array, shape (units,)
+        Added up over the readers; NaN where no layer that was seen reads the unit.
+
+    Raises
+    ------
+    ScoreError
+        If there is no batch, or if what a layer reads is not finite (it is named).
+    """
+    modules, units = modules_by_name(model), readers(model, graph)
+    totals, seen = np.zeros(graph.num_units), np.zeros(graph.num_units, dtype=bool)
+    for name, found in averages(model, batches, units, _sums if centred else _squares).items():
+        squares = found[1] - found[0].square() if centred else found
+        energy = squares.cpu() * reading_norms(modules[name]).cpu()
+        if not torch.isfinite(energy).all():
+            raise ScoreError(f"layer '{name}': its inputs are not finite on the calibration data")
+        share = (energy / energy.sum().clamp_min(torch.finfo(torch.float64).tiny)).numpy()
+        can_go = units[name] >= 0
+        np.add.at(totals, units[name][can_go], share[can_go])
+        seen[units[name][can_go]] = True
+    return np.where(seen, totals, np.nan)
+
+
+def _squares(rows: Tensor) -> Tensor:
+    return rows.square().sum(dim=0).double()
+
+
+def _sums(rows: Tensor) -> Tensor:
+    rows = rows.double()
+    return torch.stack([rows.sum(dim=0), rows.square().sum(dim=0)])
+
+
+def reading_norms(module: Any) -> Tensor:
+    """Return the squared L2 norm of the weights that read each input channel of a layer: shape (inputs,), float64."""
+    return weight_by_group(module).double().square().sum(dim=(1, 3)).flatten()
