@@ -60,6 +60,7 @@ FINETUNING = {
     "vit_tiny": _RECIPE(epochs=2, optimizer="adamw", lr=0.0005, weight_decay=0.05, warmup_epochs=0),
 }
 OURS: dict[str, dict[str, Any]] = {
+    "flow": {"method": "flow"},
     "ifap_readers, compensated": {"method": flows.flow_into_readers, "compensate": True},
     "ifap_centered, compensated": {"method": flows.centered_flow, "compensate": True},
     "ifap": {"method": "ifap"},
