@@ -174,8 +174,9 @@ def _data() -> str:
 
 
 def _columns(rows: list[Row]) -> str:
-    commands = sorted({row["command"] for row in rows if row.get("command")})
-    lines = ["## How it was run", "", *(f"- `{command}`" for command in commands), "", "Columns of the table:", ""]
+    runs = sorted({(row["command"], row.get("commit", "")[:8]) for row in rows if row.get("command")})
+    commands = [f"- `{command}`{f', commit {commit}' if commit else ''}" for command, commit in runs]
+    lines = ["## How it was run", "", *commands, "", "Columns of the table:", ""]
     return "\n".join([*lines, *(f"- **{name}**: {text}" for name, text in COLUMNS.items())])
 
 

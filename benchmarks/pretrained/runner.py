@@ -11,6 +11,8 @@ import traceback
 from multiprocessing.connection import Connection
 from typing import Any
 
+import torch
+
 import ifap
 from benchmarks.pretrained import methods, table
 from benchmarks.pretrained.case import Case, Network
@@ -61,6 +63,8 @@ def run(key: Key, network: Network, cases: list[Case], split: Split, command: st
 
 
 def _child(key: Key, cases: list[Case], sender: Connection) -> None:
+    # After a fork torch makes its pool of threads anew; two threads of autograd that do so at a time would fail.
+    torch.set_num_threads(torch.get_num_threads())
     try:
         sender.send(measured(key, cases))
     except IfapError as error:
