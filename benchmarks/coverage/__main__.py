@@ -4,6 +4,7 @@ python -m benchmarks.coverage                        # everything, anew: hours o
 python -m benchmarks.coverage --resume --peer        # what is missing, with Torch-Pruning beside it
 python -m benchmarks.coverage --only 'timm:res*'     # some networks
 python -m benchmarks.coverage --small                # twelve of all kinds, in a minute, without writing
+python -m benchmarks.coverage --defaults             # the default method, into a table of its own
 python -m benchmarks.coverage --check                # only build and run the networks
 python -m benchmarks.coverage --page                 # docs/coverage.md from results/bench/coverage.csv
 """
@@ -14,13 +15,15 @@ import fnmatch
 import json
 import re
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from benchmarks.coverage import measure, runner, table
 from benchmarks.coverage import page as pages
-from benchmarks.coverage import runner, table
 from benchmarks.coverage.registry import PACKAGES, Network, networks
 
 # Twelve networks of all kinds that are quick: what a change of the library is tried on first.
@@ -39,6 +42,9 @@ def main(
     small: Annotated[bool, typer.Option("--small", help="Twelve networks, printed and not written.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Leave out what the table has a row of.")] = False,
     peer: Annotated[bool, typer.Option("--peer", help="Torch-Pruning beside it.")] = False,
+    defaults: Annotated[
+        bool, typer.Option("--defaults", help="Call the default method; written to coverage_defaults.csv.")
+    ] = False,
     check: Annotated[
         bool, typer.Option("--check", help="Only build and run the networks; nothing is written.")
     ] = False,
@@ -48,12 +54,14 @@ def main(
     ] = "",
     timeout: Annotated[float, typer.Option(help="Seconds for each step of a network.")] = runner.TIMEOUT,
     memory_gb: Annotated[int, typer.Option(help="Address space of each step of a network.")] = runner.MEMORY_GB,
-    out: Annotated[Path, typer.Option(help="The table.")] = table.PATH,
+    out: Annotated[Path | None, typer.Option(help="The table, if not the usual one.")] = None,
 ) -> None:
     """Run the coverage."""
+    out = out or (table.DEFAULTS if defaults else table.PATH)
     if page:
-        pages.write(table.read(out))
+        pages.write(table.read(table.PATH), table.read(table.DEFAULTS))
         return
+    step = measure.measure_defaults if defaults else measure.measure
     rows = table.read(out)
     counts: Counter[str] = Counter()
     for name in [package] if package else PACKAGES:
@@ -69,7 +77,7 @@ def main(
                 counts.update(["networks", *(["build and run"] if not found["stopped"] else [])])
                 print(json.dumps({"key": network.key, **found}), flush=True)
                 continue
-            new = _measured(network, old, peer, timeout, memory_gb)
+            new = _measured(network, old, peer, partial(runner.ours, step=step), timeout, memory_gb)
             if not new:
                 continue
             rows[network.key] = {**rows.get(network.key, {}), **old, **new}
@@ -90,12 +98,19 @@ def _is_meant(key: str, pattern: str) -> bool:
     return not pattern or (fnmatch.fnmatch(key, pattern) if re.search(r"[*?\[]", pattern) else pattern in key)
 
 
-def _measured(network: Network, old: dict[str, Any], peer: bool, timeout: float, memory_gb: int) -> dict[str, Any]:
+def _measured(
+    network: Network,
+    old: dict[str, Any],
+    peer: bool,
+    ours: Callable[[Network, float, int], dict[str, Any]],
+    timeout: float,
+    memory_gb: int,
+) -> dict[str, Any]:
     """Return the columns that are missing of a row."""
     new: dict[str, Any] = {}
     if not old.get("state"):
         empty = dict.fromkeys(table.OURS, "")
-        new = {**empty, **table.about(network), **runner.ours(network, timeout, memory_gb)}
+        new = {**empty, **table.about(network), **ours(network, timeout, memory_gb)}
     if peer and not old.get("peer_state"):
         new |= {**dict.fromkeys(table.PEER, ""), **runner.theirs(network, timeout, memory_gb)}
     return new

@@ -136,14 +136,16 @@ def _child(made: Network | str, step: Step, folder: Path, notes: Path, memory_gb
         traceback.print_exc()
 
 
-def ours(network: Network, timeout: float = TIMEOUT, memory_gb: int = MEMORY_GB) -> dict[str, Any]:
+def ours(
+    network: Network, timeout: float = TIMEOUT, memory_gb: int = MEMORY_GB, step: Step = measure.measure
+) -> dict[str, Any]:
     """Return what pruning a network and loading the result gave: columns of one row."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         start = time.perf_counter()
-        row = run(network, measure.measure, folder, timeout, memory_gb)
+        row = run(network, step, folder, timeout, memory_gb)
         if row["stopped"].startswith(_ABORT):  # threads do not always survive a fork
-            row = run(network, measure.measure, folder, timeout, memory_gb, start="spawn")
+            row = run(network, step, folder, timeout, memory_gb, start="spawn")
         if row.get("achieved") and not row["stopped"]:
             row.update(run(network, measure.reload, folder, timeout, memory_gb))
         row["seconds_all"] = round(time.perf_counter() - start, 2)

@@ -12,6 +12,7 @@ from benchmarks.ratio import RESULTS
 from ifap.study.machine.provenance import provenance
 
 PATH = RESULTS / "coverage.csv"
+DEFAULTS = RESULTS / "coverage_defaults.csv"
 DISTRIBUTIONS = {"smp": "segmentation_models_pytorch"}
 
 # Column to what it holds; the page prints this.

@@ -129,10 +129,11 @@ PARTLY = {
 
 
 def test_rows_are_kept_resumed_and_shown(tmp_path, monkeypatch):
-    measured = []
+    measured, steps = [], []
 
-    def ours(network, timeout, memory_gb):
+    def ours(network, timeout, memory_gb, step):
         measured.append(network.key)
+        steps.append(step)
         return {**PARTLY, "proof_difference": 1e-7, "proof_units": 12, "proof_exempt": "a reason: 3"}
 
     monkeypatch.setattr(coverage.runner, "ours", ours)
@@ -142,11 +143,14 @@ def test_rows_are_kept_resumed_and_shown(tmp_path, monkeypatch):
     coverage.main(**options)
     coverage.main(**options, resume=True)
     assert measured == ["timm:levit_128s"]
+    coverage.main(**options, defaults=True)
+    assert steps == [measure.measure, measure.measure_defaults]
     rows = table.read(out)
-    assert list(rows) == measured
+    assert list(rows) == measured[:1]
     assert set(rows[measured[0]]) == set(table.COLUMNS)
-    text = page.render(list(rows.values()))
+    text = page.render(list(rows.values()), list(rows.values()))
     for part in (
+        "## The default method",
         "| timm | 1 | 0 | 1 |",
         "`timm:levit_128s` | partly |",
         "a reason: 3 units",

@@ -1,9 +1,8 @@
-"""Each of the paper's architectures and each of its data sets once, through the whole chain, at scale smoke."""
+"""Every second of the paper's architectures, each on another data set, through the whole chain at scale smoke."""
 
 from __future__ import annotations
 
 import shutil
-from itertools import cycle
 
 import pytest
 from workflow_project import ROOT, make_project
@@ -19,13 +18,13 @@ GRID = Grid(load_params(ROOT / "params.yaml"), "smoke")
 AXES = GRID.options.grid["classification"]
 CELLS = [
     Cell("classification", dataset, model, "ifap", 0)
-    for dataset, model in zip(cycle(AXES.datasets), AXES.models, strict=False)
+    for dataset, model in zip(AXES.datasets, AXES.models[::2], strict=False)
 ]
 
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
-    """The committed parameters, ten cells of ninety."""
+    """The committed parameters, five cells of ninety."""
     made = make_project(tmp_path_factory.mktemp("smoke") / "project")
     shutil.copy(ROOT / "params.yaml", made.root / "params.yaml")
     targets = [str(paths.metrics_file("smoke", cell)) for cell in CELLS]
@@ -33,9 +32,8 @@ def project(tmp_path_factory):
     return made
 
 
-def test_ten_cells_cover_all_architectures_and_data_sets():
-    assert len({cell.model for cell in CELLS}) == len(AXES.models) == 10
-    assert len({cell.dataset for cell in CELLS}) == len(AXES.datasets) == 9
+def test_the_cells_differ_in_architecture_and_data_set():
+    assert len({cell.model for cell in CELLS}) == len({cell.dataset for cell in CELLS}) == len(CELLS) == 5
     assert len([cell for cell in GRID.pruned() if (cell.task, cell.method) == ("classification", "ifap")]) == 90
 
 

@@ -455,12 +455,12 @@ def test_dvc_runs_by_the_environment_beside_it_without_activation(clone):
 def test_a_run_in_a_fresh_clone_is_an_exact_reproduction(clone):
     (clone.root / ".venv").mkdir()
     (clone.root / ".venv" / ".ready").touch()
-    said = clone.run("make", "reproduce")
+    said = clone.run("make", "reproduce", timeout=900)
     assert clone.run("git", "status", "--porcelain") == ""
     assert "up to date" in clone.run("dvc", "status")
     assert re.search(r"^exact reproduction: all \d+ recorded files of scale quick are the same", said, re.MULTILINE)
     before = snapshot(clone, "results", "reports", "data")
-    assert "exact reproduction" in clone.run("make", "reproduce")
+    assert "exact reproduction" in clone.run("make", "reproduce", timeout=900)
     assert snapshot(clone, "results", "reports", "data") == before
     # The work of the cells is what was recorded as well, though no record of it is in git but its checksum.
     clone.run("make", "pointer")
