@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ifap.recover import Distillation
     from ifap.results import Pruned, Receipt, Target
     from ifap.saving import load, save
+    from ifap.sweeping import Sweep, sweep
     from ifap.view import inspect
 
 __version__ = "0.1.0"
@@ -37,6 +38,8 @@ _HOME = {
     "Receipt": "results",
     "Target": "results",
     "prune": "pruning",
+    "Sweep": "sweeping",
+    "sweep": "sweeping",
     "Distillation": "recover",
 }
 
@@ -46,6 +49,7 @@ __all__ = [
     "IfapError",
     "Pruned",
     "Receipt",
+    "Sweep",
     "Target",
     "build",
     "cost",
@@ -55,6 +59,7 @@ __all__ = [
     "load",
     "prune",
     "save",
+    "sweep",
 ]
 
 
