@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ifap.flow import flow_scores
     from ifap.pruning import prune
     from ifap.recover import Distillation
+    from ifap.report_page import write_report
     from ifap.results import Pruned, Receipt, Target
     from ifap.saving import load, save
     from ifap.sweeping import Sweep, sweep
@@ -38,6 +39,7 @@ _HOME = {
     "Receipt": "results",
     "Target": "results",
     "prune": "pruning",
+    "write_report": "report_page",
     "Sweep": "sweeping",
     "sweep": "sweeping",
     "Distillation": "recover",
@@ -60,6 +62,7 @@ __all__ = [
     "prune",
     "save",
     "sweep",
+    "write_report",
 ]
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
 
 TEMPLATES = Path(__file__).with_name("templates")
 _WIDTH, _HEIGHT = 440, 280
@@ -49,15 +51,21 @@ def environment() -> Environment:
     found.filters["share"] = lambda value: f"{100 * value:.1f} %"
     found.filters["count"] = lambda value: f"{value:,}"
     found.filters["short"] = short_count
+    found.filters["breakable"] = lambda name: Markup(re.sub(r"([._/])", r"\1<wbr>", str(escape(name))))
     return found
 
 
-def short_count(value: float, unit: str = "") -> str:
+def short_count(value: float) -> str:
     """Return a large number with three digits, such as ``4.1 G``."""
     for size, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
-            return f"{value / size:.3g} {prefix}{unit}"
-    return f"{value:.3g}{f' {unit}' if unit else ''}"
+            return f"{three_digits(value / size)} {prefix}"
+    return three_digits(value) if value % 1 else f"{value:.0f}"
+
+
+def three_digits(value: float) -> str:
+    """Return a number with three digits, zeros at the end included."""
+    return f"{value:.{2 if abs(value) < 10 else 1 if abs(value) < 100 else 0}f}"
 
 
 def draw_curve(dots: Sequence[Dot], x_label: str, y_label: str, floor: float | None = None) -> str:
@@ -133,5 +141,7 @@ def skyline(values: Sequence[tuple[float, float]]) -> dict[str, Any]:
     most = max((before for before, _ in values), default=0.0) or 1.0
     return {
         "columns": len(values),
-        "heights": [(number, round(100 * b / most, 2), round(100 * a / most, 2)) for number, (b, a) in enumerate(values)],
+        "heights": [
+            (number, round(100 * b / most, 2), round(100 * a / most, 2)) for number, (b, a) in enumerate(values)
+        ],
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import math
 import tempfile
@@ -11,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+from rich.table import Table
 from torch import nn
 
 from ifap.drawing import Dot, draw_curve, short_count
@@ -69,6 +72,17 @@ class Sweep:
             }
             for point in self.points
         ]
+
+    def __str__(self) -> str:
+        table = Table("MACs", "removed", "parameters", self.metric, "loss", "")
+        chosen = 0 if self.smallest is None else len(self.smallest.receipts) - 1
+        for row in self.rows():
+            mark = "smallest within the loss" if chosen and row["iteration"] == chosen else ""
+            values = (f"{row[name]:.4g}" for name in ("metric_after", "drop"))
+            table.add_row(f"{row['macs']:,}", f"{row['macs_removed']:.1%}", f"{row['params']:,}", *values, mark)
+        console = Console(width=120, record=True, file=io.StringIO())
+        console.print(table)
+        return console.export_text().rstrip() + (f"\nthe curve ends here: {self.ended}" if self.ended else "")
 
     def write_csv(self, path: str | Path) -> None:
         """Write the points as CSV."""
