@@ -472,7 +472,8 @@ class Run:
         for name in plan.biases:
             self._graph.know_bias(name)
         self.after = self._present_cost()
-        log.info("resumed after iteration %d", self.receipts[-1].iteration)
+        if not self._is_done():
+            log.info("resumed after iteration %d", self.receipts[-1].iteration)
 
 
 def _copy_on(device: str | None, model: nn.Module) -> nn.Module:

@@ -7,7 +7,8 @@ from types import TracebackType
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn, Task, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
 
 WORDS = {
     "check": "checking the labelled samples",
@@ -20,6 +21,15 @@ WORDS = {
     "report": "writing the report",
     "time": "timing both networks",
 }
+
+
+class _Left(TimeRemainingColumn):
+    """The time that is left, and nothing where it is not known."""
+
+    def render(self, task: Task) -> Text:
+        """Return the time and what it is."""
+        left = super().render(task)
+        return Text.assemble(left, " left") if any(map(str.isdigit, left.plain)) else Text()
 
 
 class Bars:
@@ -44,8 +54,7 @@ class Bars:
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
             TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
+            _Left(),
             TextColumn("{task.fields[said]}"),
         )
         self._bars = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)

@@ -100,7 +100,11 @@ def test_prune_then_show_then_load(folder, command):
     assert (code, err) == (0, "")
     before, after = map(int, re.search(r"MACs +([\d,]+) -> +([\d,]+)", out.replace(",", "")).groups())
     assert 0.5 <= 1 - after / before < 0.6
-    assert sorted(path.name for path in (folder / "small").iterdir()) == ["plan.json", "weights.safetensors"]
+    assert sorted(path.name for path in (folder / "small").iterdir()) == [
+        "plan.json",
+        "report.json",
+        "weights.safetensors",
+    ]
 
     small = ifap.load("small", my_builders.build)
     kept = read_plan("small").kept["0"]["out"]
@@ -149,7 +153,7 @@ def test_two_calls_write_the_same_bytes(folder, command):
         options = ["--out", name, "--weights", "weights.safetensors", "--macs", "0.4", "--method", "random"]
         assert command(*PRUNE[:4], *options)[0] == 0
         torch.rand(3)
-    for file in ("plan.json", "weights.safetensors"):
+    for file in ("plan.json", "report.json", "weights.safetensors"):
         assert (folder / "one" / file).read_bytes() == (folder / "two" / file).read_bytes()
 
 
