@@ -52,7 +52,7 @@ def environment() -> Environment:
     found.filters["count"] = lambda value: f"{value:,}"
     found.filters["short"] = short_count
     found.filters["digits"] = three_digits
-    found.filters["breakable"] = lambda name: Markup(re.sub(r"([._/])", r"\1<wbr>", str(escape(name))))
+    found.filters["breakable"] = lambda name: Markup(re.sub(r"([._/:])", r"\1<wbr>", str(escape(name))))
     return found
 
 
