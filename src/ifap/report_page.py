@@ -173,8 +173,8 @@ def _changes(plan: Plan, history: History, size: int, timing: Timing | None) -> 
         found.append(_fall("Weights file", history.bytes_before, size, megabytes))
     if timing is not None:
         both = timing.found
-        times = (f"{three_digits(each)} ms" for each in (both.other_milliseconds, both.milliseconds))
-        found.append(Change("Time of a forward", *times, both.ratio, _less(both.ratio)))
+        before, after = (f"{three_digits(each)} ms" for each in (both.other_milliseconds, both.milliseconds))
+        found.append(Change("Time of a forward", before, after, both.ratio, _less(both.ratio)))
     metrics = [step.metric_after for step in history.steps if step.accepted and step.metric_after is not None]
     if len(metrics) > 1:
         fall = metrics[-1] - metrics[0]
