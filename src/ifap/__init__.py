@@ -17,8 +17,10 @@ if TYPE_CHECKING:
     from ifap.flow import flow_scores
     from ifap.pruning import prune
     from ifap.recover import Distillation
+    from ifap.report_page import write_report
     from ifap.results import Pruned, Receipt, Target
     from ifap.saving import load, save
+    from ifap.sweeping import Sweep, sweep
     from ifap.view import inspect
 
 __version__ = "0.1.0"
@@ -37,6 +39,9 @@ _HOME = {
     "Receipt": "results",
     "Target": "results",
     "prune": "pruning",
+    "write_report": "report_page",
+    "Sweep": "sweeping",
+    "sweep": "sweeping",
     "Distillation": "recover",
 }
 
@@ -46,6 +51,7 @@ __all__ = [
     "IfapError",
     "Pruned",
     "Receipt",
+    "Sweep",
     "Target",
     "build",
     "cost",
@@ -55,6 +61,8 @@ __all__ = [
     "load",
     "prune",
     "save",
+    "sweep",
+    "write_report",
 ]
 
 

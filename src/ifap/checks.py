@@ -13,6 +13,14 @@ from ifap.forward import Inputs
 _CHEAP_MACS = 3e8  # of a forward that takes no longer than one without data
 
 
+class Refusal(Exception):  # noqa: N818
+    """A cut that cannot be made, found before anything was changed."""
+
+    def __init__(self, groups: set[int], reason: str) -> None:
+        super().__init__(reason)
+        self.groups, self.reason = groups, reason
+
+
 def check_outputs(model: nn.Module, graph: Graph, example_inputs: Inputs, outputs: Sequence[str] | None = None) -> None:
     """Run a cut network on its example: for real where only that shows whether it works, or is as quick as data-free.
 

@@ -244,7 +244,7 @@ def test_what_crosses_a_wall_is_named_with_its_chain(tmp_path, files, chain):
 
 
 def test_the_library_does_without_what_the_study_needs():
-    needed = ["pandas", "sklearn", "snakemake", "dvc", "matplotlib", "torchvision", "jinja2"]
+    needed = ["pandas", "sklearn", "snakemake", "dvc", "matplotlib", "torchvision"]
     for path in METHOD:
         assert not {module for module in imported(path) if belongs_to(module, needed)}, name_of(path)
 
