@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -12,16 +13,36 @@ from benchmarks.pretrained.methods import UNPRUNED, applies, chosen
 from benchmarks.pretrained.networks import NETWORKS
 from benchmarks.pretrained.rivals import RIVALS
 from benchmarks.pretrained.table import COLUMNS
+from ifap.files import atomic_write_text
 
-PAGE = Path("docs") / "pretrained.md"
+PAGE, README = Path("docs") / "pretrained.md", Path("README.md")
+SECTION = re.compile(r"(?<=<!-- trained networks: written by `python -m benchmarks.pretrained --page` -->\n).*?(?=<!-- end of trained networks -->)", re.DOTALL)  # fmt: skip  # noqa: E501
 OURS = ("flow", "ifap_readers")  # the first that has rows is what others are compared with
 Row = dict[str, Any]
 _SAME_RUN = ("commit", "torch", "cpu", "threads")
 
 
-def write(rows: list[Row], path: Path = PAGE) -> None:
-    """Write the page; the same table gives the same page."""
-    path.write_text(render(rows))
+def write(rows: list[Row]) -> None:
+    """Write the page, and the short table of README.md; the same rows give the same text."""
+    atomic_write_text(PAGE, render(rows))
+    atomic_write_text(README, SECTION.sub(lambda _: short_table(rows), README.read_text()))
+
+
+def short_table(rows: list[Row]) -> str:
+    """Return what the default call leaves of each network, as Markdown."""
+    heads = ["network", "MACs", "same answer", "KL", "measure", "unpruned", "pruned"]
+    lines = ["", _line(heads), "|---|---:|---:|---:|---|---:|---:|"]
+    for key, network in NETWORKS.items():
+        own = [row for row in rows if row["network"] == key and row["state"] == "done"]
+        before = next((row["metric"] for row in own if row["method"] == UNPRUNED), "")
+        for row in sorted(own, key=lambda row: float(row["target"])):
+            if row["method"] == OURS[0] and row["compensated"] == "yes":
+                same, measured = f"{100 * float(row['agreement']):.0f} %", [before, row["metric"]]
+                title = network.title.split(",")[0].split(" (")[0]
+                cells = [title, _share(row["achieved"]), same, _number(row["kl"]), row["metric_name"]]
+                cells += map(_number, measured)
+                lines.append(_line(cells))
+    return "\n".join([*lines, "", ""])
 
 
 def render(rows: list[Row]) -> str:

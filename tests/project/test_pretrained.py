@@ -417,6 +417,12 @@ def test_ratios_are_of_one_run(tmp_path, dense):
     assert page.ratio({**theirs, "state": "failed"}, ours) is None
 
 
+def test_the_page_and_the_readme_say_what_the_table_does():
+    rows = list(table.read(table.path("heldout")).values())
+    assert page.PAGE.read_text() == page.render(rows)
+    assert page.short_table(rows) in page.README.read_text()
+
+
 def test_the_page_says_what_was_not_run():
     text = page.render([])
     assert text.count("Not run yet.") == len(page.NETWORKS)
