@@ -52,11 +52,13 @@ class Compensation:
             step()
 
 
-def compensate(model: nn.Module, graph: Graph, removed: Indices, batches: Iterable[Inputs]) -> Compensation:
+def compensate(
+    model: nn.Module, graph: Graph, removed: Indices, batches: Iterable[Inputs], *, new_biases: bool = True
+) -> Compensation:
     """Change the layers that read units which are about to go, so that what stays stands in for them.
 
     Call it before the units are cut. Weights of the removed inputs are left as they are, and so are layers that share
-    their weight with another, which is not theirs to change. A layer without a bias is given one.
+    their weight with another, which is not theirs to change. A layer without a bias may be given one.
 
     Parameters
     ----------
@@ -68,6 +70,8 @@ def compensate(model: nn.Module, graph: Graph, removed: Indices, batches: Iterab
         The units that are about to go.
     batches : iterable
         Calibration inputs without labels; iterated once where the moments of all layers fit into memory.
+    new_biases : bool
+        Whether layers without a bias may be given one.
 
     Returns
     -------
@@ -86,7 +90,7 @@ def compensate(model: nn.Module, graph: Graph, removed: Indices, batches: Iterab
     names = with_weights_of_their_own(model, [name for name, lost in gone.items() if lost.any() and not lost.all()])
     done = Compensation()
     for name, found in halves(model, batches, names):
-        _refit(modules[name], name, graph, torch.from_numpy(gone[name]), found, done)
+        _refit(modules[name], name, graph, torch.from_numpy(gone[name]), found, done, new_biases=new_biases)
     return done
 
 
@@ -97,13 +101,15 @@ def biases_to_come(model: nn.Module, graph: Graph) -> int:
     return sum(len(weight_by_group(modules[name]).flatten(0, 1)) for name in names if modules[name].bias is None)
 
 
-def _refit(module: Any, name: str, graph: Graph, lost: Tensor, found: Halves, done: Compensation) -> None:
+def _refit(
+    module: Any, name: str, graph: Graph, lost: Tensor, found: Halves, done: Compensation, *, new_biases: bool
+) -> None:
     """Refit one layer, each of its groups of channels by itself."""
     weight = weight_by_group(module)
     lost = lost.to(weight.device)
     groups, outputs, inputs, _ = weight.shape
     shift = weight.new_zeros(groups, outputs)
-    has_bias = module.bias is not None or has_plain_forward(module)
+    has_bias = module.bias is not None or (new_biases and has_plain_forward(module))
     words = []
     for number in range(groups):
         part = slice(number * inputs, (number + 1) * inputs)

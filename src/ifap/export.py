@@ -6,6 +6,7 @@ import copy
 import importlib
 import inspect
 import io
+import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -66,9 +67,9 @@ def export_onnx(model: nn.Module, example_inputs: Inputs, path: str | Path) -> f
         if sum(tensor.nbytes for tensor in twin.state_dict().values()) > _LARGEST:
             raise ExportError("the network is larger than 2 GiB, which one ONNX file cannot hold")
         content = program.model_proto.SerializeToString()
-    difference = _largest_difference(twin, _onnx_forward(content), example_inputs)
+    largest = _largest_difference(twin, _onnx_forward(content), example_inputs)
     atomic_write_bytes(Path(path), content)
-    return difference
+    return largest
 
 
 def export_program(model: nn.Module, example_inputs: Inputs, path: str | Path) -> float:
@@ -102,9 +103,9 @@ def export_program(model: nn.Module, example_inputs: Inputs, path: str | Path) -
         )
         torch.export.save(program, stream)
     exported = program.module()
-    difference = _largest_difference(twin, lambda batch: list(tensors(call(exported, batch))), example_inputs)
+    largest = _largest_difference(twin, lambda batch: list(tensors(call(exported, batch))), example_inputs)
     atomic_write_bytes(Path(path), stream.getvalue())
-    return difference
+    return largest
 
 
 def onnx_packages() -> None:
@@ -223,16 +224,25 @@ def _difference(wanted: Sequence[Tensor], found: Sequence[Tensor], batch: int) -
     shapes = [[tuple(tensor.shape) for tensor in side] for side in (wanted, found)]
     if shapes[0] != shapes[1]:
         raise ExportError(f"the exported network returns {shapes[1]} with batch {batch}, the network {shapes[0]}")
+    largest = difference(wanted, found)
+    if not largest <= TOLERANCE:
+        raise ExportError(
+            f"the exported network differs by {largest:.2g} of its largest output, "
+            f"more than {TOLERANCE:g}, with batch {batch}"
+        )
+    return largest
+
+
+def difference(wanted: Sequence[Tensor], found: Sequence[Tensor]) -> float:
+    """Return the largest difference of outputs, each as a share of the largest value in it.
+
+    It is infinite where their number or shapes differ, or a value is not a number.
+    """
+    if [tensor.shape for tensor in wanted] != [tensor.shape for tensor in found]:
+        return math.inf
     largest = 0.0
     for mine, other in zip(wanted, found, strict=True):
-        if not mine.numel():
-            continue
-        scale = max(float(mine.double().abs().max()), 1e-12)
-        difference = float((mine.double() - other.double()).abs().max()) / scale
-        if not difference <= TOLERANCE:  # nor is "not a number" a small difference
-            raise ExportError(
-                f"the exported network differs by {difference:.2g} of its largest output, "
-                f"more than {TOLERANCE:g}, with batch {batch}"
-            )
-        largest = max(largest, difference)
+        if mine.numel():
+            scale = max(float(mine.double().abs().max()), 1e-12)
+            largest = max(largest, float((mine.double() - other.double()).abs().nan_to_num(math.inf).max()) / scale)
     return largest

@@ -27,6 +27,7 @@ from ifap.methods import AnyMethod
 from ifap.methods.base import defaults_of, score
 from ifap.options import Clock, OnPhase, OnStep, Options, Recover, Validate, name_of_metric
 from ifap.plan import Plan
+from ifap.pretrained import STAYS, expressible
 from ifap.ranking import Budget, Floats, Ranking, by_speed, floors, unit_scores
 from ifap.results import Pruned, Receipt, Target, layer_costs
 from ifap.run_state import Store, follow, replay, restore_modes
@@ -65,8 +66,11 @@ class Run:
         ignored = [_name_of(model, item) for item in ignore]
         self.model = copy_to_prune(model)
         self._graph: Graph = clock.measure("trace", lambda: self._trace(ignored))
+        self._refused: dict[int, str] = {}  # axes that turned out to be impossible to cut, and why
+        if options.uniform:
+            self._graph, fixed = clock.measure("trace", lambda: expressible(self.model, self._graph))
+            self._refused = dict.fromkeys(fixed, STAYS)
         self._whole = replace(self._graph, structure=self._graph.structure.apart())
-        self._refused: dict[int, str] = {}  # axes that a cut showed to be impossible, and why
         if self._graph.num_units == 0:
             raise GraphError(f"nothing in this network can be pruned{_because(self._graph.pinned)}")
         self._timer, self._timed_inputs = None, example_inputs
@@ -100,6 +104,7 @@ class Run:
             units=options.units,
             outputs=options.outputs,
             keep_embeddings=options.keep_embeddings,
+            uniform=options.uniform,
         )
 
     # the loop
@@ -304,7 +309,8 @@ class Run:
 
     def _made_biases(self) -> float:
         """Return the parameters that compensation has made or may yet make beyond what the ranking predicts."""
-        if not self._options.compensate or self._target.kind != "params":
+        options = self._options
+        if not options.compensate or options.uniform or self._target.kind != "params":
             return 0
         predicted = self._graph.structure.forms.params(self._graph.units_per_group().astype(float))
         return self.after.params - predicted + biases_to_come(self.model, self._graph)
@@ -320,7 +326,7 @@ class Run:
             raise TargetError(f"iteration {step} makes no progress: {self._limits(ranking)}")
         done = Compensation()
         if self._options.compensate:
-            done = compensate(self.model, self._graph, removed, self._batches)
+            done = compensate(self.model, self._graph, removed, self._batches, new_biases=not self._options.uniform)
         try:
             self._apply(removed)
         except Refusal:

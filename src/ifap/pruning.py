@@ -55,6 +55,7 @@ def prune(
     compensate: bool | None = None,
     units: UnitsOfProducts = "auto",
     outputs: Sequence[str] | None = None,
+    uniform: bool = False,
     prove: bool = True,
     on_step: OnStep | None = None,
     resume: str | Path | Store | None = None,
@@ -138,6 +139,10 @@ def prune(
     outputs : sequence of str, optional
         Which of the named outputs keep their shape, such as ``("logits",)``; by default every tensor that the network
         returns in dicts, tuples, lists, named tuples and dataclasses. Caches are none.
+    uniform : bool
+        Keep the same width in all blocks of a kind, such as the blocks of a transformer. Where the network holds a
+        configuration that it was built from, only widths that a configuration can express are changed, and
+        compensation makes no biases, so that `ifap.save_pretrained` can save the network without this package.
     prove : bool
         Compare the cut network with the masked one at the end, in double precision; see `Pruned`. It takes two
         forwards and a copy of the network in double precision.
@@ -202,6 +207,7 @@ def prune(
         outputs=None if outputs is None else tuple(outputs),
         prove=prove,
         method=method if isinstance(method, str) else getattr(method, "__name__", "a function"),
+        uniform=uniform,
     )
     _check(options, validate)
     run = Run(
