@@ -8,8 +8,10 @@ the network is built without memory for its weights, and the shapes of its tenso
 from __future__ import annotations
 
 import json
+import logging
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from fractions import Fraction
 from typing import Any, NamedTuple
 
@@ -166,7 +168,7 @@ class Configuration:
 
     def _try(self, values: Values) -> Shapes | None:
         try:
-            with torch.device("meta"):
+            with torch.device("meta"), _without_log():
                 return shapes_of(self.build(values))
         except Exception as error:  # whatever a constructor raises for values that do not go together
             if trouble(error) is not None:
@@ -187,6 +189,17 @@ class Configuration:
                 if self._shapes({**self._stored, **more}) == self.shapes:
                     implied = more
         return implied
+
+
+@contextmanager
+def _without_log() -> Iterator[None]:
+    """Keep what a library remarks on values that are only tried to itself."""
+    level = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(level)
 
 
 def _leaves(values: Any, key: Key = ()) -> Iterator[tuple[Key, int | None]]:

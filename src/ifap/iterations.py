@@ -20,6 +20,7 @@ from ifap.checks import Refusal, check_outputs
 from ifap.compensate import Compensation, biases_to_come, compensate
 from ifap.costs import Cost, NetworkError, count_bytes, count_params, params_by_module
 from ifap.errors import GraphError, TargetError
+from ifap.former import FormerParameters
 from ifap.forward import Inputs, copy_to_prune, private_copy, unwrapped
 from ifap.latency import LatencyModel, latency_ratio, layer_widths, repeated
 from ifap.layers import is_producer, modules_by_name
@@ -81,6 +82,8 @@ class Run:
         self.before = replace(self.after, params=count_params(model))
         self._layers_before = self._macs, params_by_module(model)
         self._original_sizes = self._graph.units_per_group()
+        self._former = FormerParameters()
+        self._former.add(model)
         self._teacher = private_copy(model).eval().requires_grad_(False) if recover is not None else None
         self._start_seconds = clock.seconds
         self.receipts: list[Receipt] = []
@@ -218,7 +221,9 @@ class Run:
             return
         teacher = self._teacher if self._options.teacher == "original" else previous
         assert teacher is not None
-        clock.measure("recover", lambda: self._recover(self.model, teacher, step))  # type: ignore[misc]
+        with self._former.refused(self.model):
+            clock.measure("recover", lambda: self._recover(self.model, teacher, step))  # type: ignore[misc]
+        self._former.add(self.model)
 
     def _judge(self, clock: Clock) -> float | None:
         if self._validate is None:

@@ -55,11 +55,11 @@ def prune(
     compensate: bool | None = None,
     units: UnitsOfProducts = "auto",
     outputs: Sequence[str] | None = None,
-    uniform: bool = False,
     prove: bool = True,
     on_step: OnStep | None = None,
     resume: str | Path | Store | None = None,
     on_phase: OnPhase | None = None,
+    uniform: bool = False,
 ) -> Pruned:
     """Make a network smaller: score its units, remove those that matter least, compensate, and recover if asked to.
 
@@ -139,10 +139,6 @@ def prune(
     outputs : sequence of str, optional
         Which of the named outputs keep their shape, such as ``("logits",)``; by default every tensor that the network
         returns in dicts, tuples, lists, named tuples and dataclasses. Caches are none.
-    uniform : bool
-        Keep the same width in all blocks of a kind, such as the blocks of a transformer. Where the network holds a
-        configuration that it was built from, only widths that a configuration can express are changed, and
-        compensation makes no biases, so that `ifap.save_pretrained` can save the network without this package.
     prove : bool
         Compare the cut network with the masked one at the end, in double precision; see `Pruned`. It takes two
         forwards and a copy of the network in double precision.
@@ -154,6 +150,10 @@ def prune(
     on_phase : callable, optional
         ``on_phase(phase, iteration)`` is called when a phase begins: ``trace``, ``score``, ``prune``, ``recover``,
         ``validate`` and, at the end, ``prove``.
+    uniform : bool
+        Keep the same width in all blocks of a kind, such as the blocks of a transformer. Where the network holds a
+        configuration that it was built from, only widths that a configuration can express are changed, and
+        compensation makes no biases, so that `ifap.save_pretrained` can save the network without this package.
 
     Returns
     -------

@@ -1,0 +1,118 @@
+"""SmolLM2-135M without a share of its MACs, saved so that its own library loads it: is it the same network there?
+
+python -m benchmarks.pretrained fetch --only smollm2,squad   # weights and text, once
+python -m benchmarks.own_format                              # half an hour on one core
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from safetensors.torch import load_file, save_file
+
+import ifap
+from benchmarks.pretrained import carriers, language, texts
+from benchmarks.pretrained.case import Case
+from benchmarks.pretrained.measures import logits_of, next_tokens
+from benchmarks.ratio import RESULTS
+from ifap.errors import ResultsError
+from ifap.files import write_csv
+from ifap.study.machine.provenance import provenance
+from ifap.study.stage import run_stage
+
+TABLE = RESULTS / "own_format.csv"
+TARGET = 0.2
+TOKENS = 4096  # for calibration
+COLUMNS = (
+    *("network", "target", "macs_removed", "params_removed", "widths", "calibration_tokens"),
+    *("perplexity", "perplexity_pruned", "perplexity_loaded", "largest_difference", "equal_logits", "seconds"),
+    *("torch", "transformers", "python", "cpu", "commit", "dirty"),
+)
+LOAD = """
+import sys
+sys.modules["ifap"] = None  # as if it were not installed
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+torch.set_num_threads(1)
+folder, tokens, logits = sys.argv[1:]
+network = AutoModelForCausalLM.from_pretrained(folder)
+with torch.no_grad():
+    found = {name: network(batch, use_cache=False).logits[:, :-1].flatten(0, 1) for name, batch in load_file(tokens).items()}
+save_file(found, logits)
+"""
+
+
+def main(data: Annotated[Path, typer.Option(help="Where weights and text are.")] = carriers.FOLDER) -> None:
+    """Prune, save, load in a process without this package, and compare on held-out text."""
+    torch.set_num_threads(1)
+    (case,) = language.passages(data, "heldout")
+    tested = list(texts.blocks(data, "heldout", language.smollm2(data)[1]).split(language.BATCH))
+    row = measured(case, tested)
+    found = provenance()
+    import transformers
+
+    row |= {"torch": torch.__version__, "transformers": transformers.__version__, "python": found["versions"]["python"]}
+    row |= {"cpu": found["hardware"]["cpu"], "commit": found["commit"], "dirty": found["dirty"]}
+    write_csv(TABLE, [row], COLUMNS)
+    print("\n".join(f"{name}: {value}" for name, value in row.items()))
+
+
+def measured(case: Case, tested: list[torch.Tensor]) -> dict[str, Any]:
+    """Return the row of a language model: its perplexity on batches of tokens, unpruned, pruned, and loaded."""
+    start = time.process_time()
+    calibration = case.calibration[: TOKENS // (language.BATCH * texts.BLOCK)]
+    pruned = ifap.prune(
+        case.model,
+        case.example,
+        calibration,
+        target=ifap.Target(macs=TARGET),
+        labelled=[(batch, case.targets(batch)) for batch in calibration],
+        loss=case.loss,
+        uniform=True,
+        **case.options,
+    )
+    seconds = time.process_time() - start
+    own = [logits_of(pruned.model, tokens) for tokens in tested]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name) / "small"
+        difference = ifap.save_pretrained(pruned.model, case.example, folder)
+        loaded = loaded_logits(folder, tested)
+    widths = sorted({(each.rpartition(".")[2], width) for each, width in pruned.receipts[-1].widths.items()})
+    return {
+        "network": language.KEY,
+        "target": TARGET,
+        "macs_removed": round(pruned.after.reduction(pruned.before, "macs"), 4),
+        "params_removed": round(pruned.after.reduction(pruned.before, "params"), 4),
+        "widths": " ".join(f"{layer}={width}" for layer, width in widths),
+        "calibration_tokens": sum(batch["input_ids"].numel() for batch in calibration),
+        "perplexity": case.measure(case.model)["metric"],
+        "perplexity_pruned": next_tokens(own, own, tested)["metric"],
+        "perplexity_loaded": next_tokens(own, loaded, tested)["metric"],
+        "largest_difference": difference,
+        "equal_logits": all(map(torch.equal, own, loaded)),
+        "seconds": round(seconds),
+    }
+
+
+def loaded_logits(folder: Path, tested: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Return what a saved network makes of batches of tokens in a process that cannot import this package."""
+    tokens, logits = folder.parent / "tokens.safetensors", folder.parent / "logits.safetensors"
+    save_file({str(number): batch.contiguous() for number, batch in enumerate(tested)}, tokens)
+    command = [sys.executable, "-c", LOAD, str(folder), str(tokens), str(logits)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ResultsError(f"{folder}: does not load: {done.stderr.strip().splitlines()[-1]}")
+    found = load_file(logits)
+    return [found[str(number)] for number in range(len(tested))]
+
+
+if __name__ == "__main__":
+    run_stage(main)
