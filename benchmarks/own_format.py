@@ -1,4 +1,4 @@
-"""SmolLM2-135M without a share of its MACs, saved so that its own library loads it: is it the same network there?
+"""SmolLM2-135M without a share of its MACs, saved so that its own library loads it, and compared there.
 
 python -m benchmarks.pretrained fetch --only smollm2,squad   # weights and text, once
 python -m benchmarks.own_format                              # half an hour on one core
@@ -45,7 +45,8 @@ torch.set_num_threads(1)
 folder, tokens, logits = sys.argv[1:]
 network = AutoModelForCausalLM.from_pretrained(folder)
 with torch.no_grad():
-    found = {name: network(batch, use_cache=False).logits[:, :-1].flatten(0, 1) for name, batch in load_file(tokens).items()}
+    outputs = {name: network(batch, use_cache=False).logits for name, batch in load_file(tokens).items()}
+found = {name: logits[:, :-1].flatten(0, 1) for name, logits in outputs.items()}
 save_file(found, logits)
 """
 

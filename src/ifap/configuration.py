@@ -1,8 +1,8 @@
 """The sizes that a network's own configuration can express.
 
-Networks of some libraries are built from a *configuration*, a set of named numbers, which is saved beside the weights. A
-pruned network is built so again where its sizes follow from other numbers. Which numbers these are is found by trying:
-the network is built without memory for its weights, and the shapes of its tensors are compared with those wanted.
+Networks of some libraries are built from a *configuration*, a set of named numbers, which is saved beside the weights.
+A pruned network can be built in the same way if other numbers lead to its sizes. These numbers are found by trying: the
+network is built without memory for its weights, and the shapes of its tensors are compared with the wanted ones.
 """
 
 from __future__ import annotations

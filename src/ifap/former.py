@@ -1,4 +1,4 @@
-"""Optimizers that still hold the parameters which a cut has replaced: the network would not learn, and nobody say so."""
+"""Refuse optimizers that still hold parameters which a cut has replaced: the network would not learn from them."""
 
 from __future__ import annotations
 

@@ -252,8 +252,8 @@ def _rebuilt(model: nn.Module) -> nn.Module:
 
 def _misfit(first: Difference, kind: str) -> str:
     return (
-        f"no configuration of {kind} fits: layer '{first.tensor.rpartition('.')[0]}' has width {first.wanted} where the "
-        f"nearest one has {first.made}; prune with uniform=True"
+        f"no configuration of {kind} fits: layer '{first.tensor.rpartition('.')[0]}' has width {first.wanted} where "
+        f"the nearest one has {first.made}; prune with uniform=True"
     )
 
 

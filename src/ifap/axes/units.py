@@ -331,8 +331,8 @@ def _ties(axes: Axes, chosen: dict[Atom, int], alike: list[tuple[int, ...]]) -> 
             parent[max(map(root, differ))] = min(map(root, differ))
     for members in alike:
         for group in members[1:]:
-            mine, other = root(members[0]), root(group)
-            parent[max(mine, other)] = min(mine, other)
+            pair = root(members[0]), root(group)
+            parent[max(pair)] = min(pair)
     classes: dict[int, list[int]] = defaultdict(list)
     for index in range(len(chosen)):
         classes[root(index)].append(index)
