@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import ifap
-from benchmarks import quantized, turns
+from benchmarks import own_format, quantized, turns
 from benchmarks.ratio import RESULTS
 from ifap.errors import ConfigError, IfapError, nearest
 from ifap.export import export_onnx
@@ -125,7 +125,7 @@ def main(
             write_csv(TABLE, rows, COLUMNS)
             print(f"{name}: {time.perf_counter() - start:.0f} s", file=sys.stderr)
     rows = read_rows()
-    atomic_write_text(PAGE, render(rows, read_rows(quantized.TABLE)))
+    atomic_write_text(PAGE, render(rows, read_rows(quantized.TABLE), read_rows(own_format.TABLE)))
     Console(width=160).print("\n".join(table_lines(rows)), highlight=False, markup=False)
     typer.echo(f"wrote {TABLE} and {PAGE}: {len({row['network'] for row in rows})} of {len(NETWORKS)} networks")
 
@@ -313,8 +313,8 @@ def machine() -> Row:
 # --- the page -------------------------------------------------------------------------------------
 
 
-def render(rows: Sequence[Row], trained: Sequence[Row] = ()) -> str:
-    """Return the page that shows both tables: Markdown, generated from the CSV files alone."""
+def render(rows: Sequence[Row], trained: Sequence[Row] = (), saved: Sequence[Row] = ()) -> str:
+    """Return the page that shows all tables: Markdown, generated from the CSV files alone."""
     done = list(dict.fromkeys(row["network"] for row in rows))
     missing = [name for name in NETWORKS if name not in done]
     machines = "; ".join(
@@ -325,7 +325,9 @@ def render(rows: Sequence[Row], trained: Sequence[Row] = ()) -> str:
     lines = [
         "# Pruned networks in use",
         "",
-        "<!-- written by `python -m benchmarks.deployment` from results/bench/deployment.csv -->",
+        "<!-- written by `python -m benchmarks.deployment` from tables in results/bench -->",
+        "",
+        "## The paper's classifiers",
         "",
         f"The table shows the paper's classifiers at full input size with random weights. {TARGET:.0%} of the MACs are "
         f"removed in {STEPS} iterations, once with any widths and once with widths that are multiples of 8. Networks "
@@ -348,8 +350,10 @@ def render(rows: Sequence[Row], trained: Sequence[Row] = ()) -> str:
     ]
     lines += [f"Not measured yet: {', '.join(missing)}."] * bool(missing)
     notes = [f"- {row['network']}, {row['variant']}: {row['note'].rstrip('; ')}" for row in rows if row["note"]]
-    section = quantized.section(list(trained))
-    return "\n".join([*lines, *([""] * bool(notes)), *notes, *([""] * bool(section)), *section]) + "\n"
+    lines += [""] * bool(notes) + notes
+    for section in (quantized.section(list(trained)), own_format.section(list(saved))):
+        lines += [""] * bool(section) + section
+    return "\n".join(lines) + "\n"
 
 
 def table_lines(rows: Sequence[Row]) -> list[str]:

@@ -24,6 +24,7 @@ from benchmarks.pretrained.measures import logits_of, next_tokens
 from benchmarks.ratio import RESULTS
 from ifap.errors import ResultsError
 from ifap.files import write_csv
+from ifap.results import Pruned
 from ifap.study.machine.provenance import provenance
 from ifap.study.stage import run_stage
 
@@ -32,7 +33,15 @@ TARGET = 0.2
 TOKENS = 4096  # for calibration
 COLUMNS = (
     *("network", "target", "macs_removed", "params_removed", "widths", "calibration_tokens"),
-    *("perplexity", "perplexity_pruned", "perplexity_loaded", "largest_difference", "equal_logits", "seconds"),
+    *(
+        "perplexity",
+        "perplexity_any_widths",
+        "perplexity_uniform",
+        "perplexity_loaded",
+        "largest_difference",
+        "equal_logits",
+        "seconds",
+    ),
     *("torch", "transformers", "python", "cpu", "commit", "dirty"),
 )
 LOAD = """
@@ -69,18 +78,9 @@ def main(data: Annotated[Path, typer.Option(help="Where weights and text are.")]
 def measured(case: Case, tested: list[torch.Tensor]) -> dict[str, Any]:
     """Return the row of a language model: its perplexity on batches of tokens, unpruned, pruned, and loaded."""
     start = time.process_time()
-    calibration = case.calibration[: TOKENS // (language.BATCH * texts.BLOCK)]
-    pruned = ifap.prune(
-        case.model,
-        case.example,
-        calibration,
-        target=ifap.Target(macs=TARGET),
-        labelled=[(batch, case.targets(batch)) for batch in calibration],
-        loss=case.loss,
-        uniform=True,
-        **case.options,
-    )
+    pruned = _pruned(case, uniform=True)
     seconds = time.process_time() - start
+    free = _pruned(case, uniform=False)
     own = [logits_of(pruned.model, tokens) for tokens in tested]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "small"
@@ -93,14 +93,29 @@ def measured(case: Case, tested: list[torch.Tensor]) -> dict[str, Any]:
         "macs_removed": round(pruned.after.reduction(pruned.before, "macs"), 4),
         "params_removed": round(pruned.after.reduction(pruned.before, "params"), 4),
         "widths": " ".join(f"{layer}={width}" for layer, width in widths),
-        "calibration_tokens": sum(batch["input_ids"].numel() for batch in calibration),
-        "perplexity": case.measure(case.model)["metric"],
-        "perplexity_pruned": next_tokens(own, own, tested)["metric"],
+        "calibration_tokens": TOKENS,
+        "perplexity": round(case.measure(case.model)["metric"], 4),
+        "perplexity_any_widths": round(case.measure(free.model)["metric"], 4),
+        "perplexity_uniform": next_tokens(own, own, tested)["metric"],
         "perplexity_loaded": next_tokens(own, loaded, tested)["metric"],
         "largest_difference": difference,
         "equal_logits": all(map(torch.equal, own, loaded)),
         "seconds": round(seconds),
     }
+
+
+def _pruned(case: Case, *, uniform: bool) -> Pruned:
+    calibration = case.calibration[: TOKENS // (language.BATCH * texts.BLOCK)]
+    return ifap.prune(
+        case.model,
+        case.example,
+        calibration,
+        target=ifap.Target(macs=TARGET),
+        labelled=[(batch, case.targets(batch)) for batch in calibration],
+        loss=case.loss,
+        uniform=uniform,
+        **case.options,
+    )
 
 
 def loaded_logits(folder: Path, tested: list[torch.Tensor]) -> list[torch.Tensor]:
@@ -113,6 +128,35 @@ def loaded_logits(folder: Path, tested: list[torch.Tensor]) -> list[torch.Tensor
         raise ResultsError(f"{folder}: does not load: {done.stderr.strip().splitlines()[-1]}")
     found = load_file(logits)
     return [found[str(number)] for number in range(len(tested))]
+
+
+def section(rows: list[dict[str, Any]]) -> list[str]:
+    """Return the lines of the page that show the table; none if nothing was measured."""
+    if not rows:
+        return []
+    (row,) = rows
+    removed = f"{float(row['macs_removed']):.1%} | {float(row['params_removed']):.1%}"
+    are_equal = str(row["equal_logits"]).lower() == "true"
+    return [
+        "## In the format of their own library",
+        "",
+        "SmolLM2-135M, a network of the kind of Llama, pruned by `ifap.prune` with `uniform=True` and saved by "
+        "`ifap.save_pretrained`. `transformers` loads the folder in a process that cannot import this library. "
+        f"Calibration took {int(row['calibration_tokens']):,} tokens; nothing was trained. Perplexity is on held-out "
+        "passages.",
+        "",
+        "| network | MACs removed | parameters removed | perplexity |",
+        "|---|---:|---:|---:|",
+        f"| original | | | {float(row['perplexity']):.2f} |",
+        f"| pruned, any widths | {float(row['target']):.0%} | | {float(row['perplexity_any_widths']):.2f} |",
+        f"| pruned, the same widths in all blocks | {removed} | {float(row['perplexity_uniform']):.2f} |",
+        f"| the same, saved and loaded without this library | {removed} | {float(row['perplexity_loaded']):.2f} |",
+        "",
+        f"All logits before saving and after loading are {'equal bit by bit' if are_equal else 'NOT equal'}. Widths: "
+        f"{row['widths'].replace(' ', ', ').replace('=', ' ')}. Measured on {row['cpu']}, torch {row['torch']}, "
+        f"transformers {row['transformers']}; commit {row['commit'][:9]}"
+        f"{' with changes' * (str(row['dirty']).lower() == 'true')}: `python -m benchmarks.own_format`.",
+    ]
 
 
 if __name__ == "__main__":

@@ -195,8 +195,8 @@ def section(rows: list[Row]) -> list[str]:
         "- *Agreement* is the share of held-out samples with the same first choice (images) or the same most similar "
         "sentence as the original network in torch. *Lost to int8* is the agreement of the same network in single "
         "precision minus that of int8, in points.",
-        "- Times are medians of processor time, speed-ups medians of the ratios to the original network in torch within "
-        "a round; all rows of a network run in turn, on one thread.",
+        "- Times are medians of processor time, speed-ups medians of the ratios to the original network in torch "
+        "within a round; all rows of a network run in turn, on one thread.",
         "- `torch.compile` and `torch.export` compute what torch does; *difference* is the largest on one batch, as a "
         "share of the largest output.",
         "",
