@@ -136,6 +136,7 @@ def section(rows: list[dict[str, Any]]) -> list[str]:
         return []
     (row,) = rows
     removed = f"{float(row['macs_removed']):.1%} | {float(row['params_removed']):.1%}"
+    free = row["perplexity_any_widths"]
     are_equal = str(row["equal_logits"]).lower() == "true"
     return [
         "## In the format of their own library",
@@ -148,7 +149,7 @@ def section(rows: list[dict[str, Any]]) -> list[str]:
         "| network | MACs removed | parameters removed | perplexity |",
         "|---|---:|---:|---:|",
         f"| original | | | {float(row['perplexity']):.2f} |",
-        f"| pruned, any widths | {float(row['target']):.0%} | | {float(row['perplexity_any_widths']):.2f} |",
+        *([f"| pruned, any widths | {float(row['target']):.1%} | | {float(free):.2f} |"] if free else []),
         f"| pruned, the same widths in all blocks | {removed} | {float(row['perplexity_uniform']):.2f} |",
         f"| the same, saved and loaded without this library | {removed} | {float(row['perplexity_loaded']):.2f} |",
         "",

@@ -312,7 +312,7 @@ def _difference(wanted: Sequence[Tensor], found: Sequence[Tensor], batch: int) -
 def difference(wanted: Sequence[Tensor], found: Sequence[Tensor]) -> float:
     """Return the largest difference of outputs, each as a share of the largest value in it.
 
-    It is infinite where their number or shapes differ, or a value is not a number.
+    It is infinite where their number or shapes differ, and not a number where a value is none.
     """
     if [tensor.shape for tensor in wanted] != [tensor.shape for tensor in found]:
         return math.inf
@@ -320,5 +320,9 @@ def difference(wanted: Sequence[Tensor], found: Sequence[Tensor]) -> float:
     for mine, other in zip(wanted, found, strict=True):
         if mine.numel():
             scale = max(float(mine.double().abs().max()), 1e-12)
-            largest = max(largest, float((mine.double() - other.double()).abs().nan_to_num(math.inf).max()) / scale)
+            value = float((mine.double() - other.double()).abs().max()) / scale
+            if not value <= largest:
+                largest = value
+            if math.isnan(value):
+                break
     return largest

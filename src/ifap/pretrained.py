@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import io
 import math
 from collections.abc import Mapping
+from contextlib import redirect_stderr
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -210,8 +212,9 @@ def save_pretrained(model: nn.Module, example_inputs: Inputs, folder: str | Path
         raise ExportError(f"{folder} exists already: give a new folder")
     twin = _rebuilt(model)
     with beside(folder, folder=True) as temporary:
-        twin.save_pretrained(temporary)  # type: ignore[operator]
-        found = _compared(model, temporary, example_inputs)
+        with redirect_stderr(io.StringIO()):  # two progress bars
+            twin.save_pretrained(temporary)  # type: ignore[operator]
+            found = _compared(model, temporary, example_inputs)
         temporary.chmod(0o755)
         if folder.exists():
             folder.rmdir()
