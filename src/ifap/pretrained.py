@@ -271,13 +271,14 @@ def _compared(model: nn.Module, folder: Path, example_inputs: Inputs) -> float:
         raise ExportError(f"from_pretrained does not load the network: {type(error).__name__}: {text}") from error
     theirs: dict[str, Tensor] = {**dict(loaded.named_parameters()), **dict(loaded.named_buffers())}
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if name not in theirs or not torch.equal(theirs[name], tensor.cpu()):
+        found = theirs.get(name)
+        if found is None or found.dtype != tensor.dtype or not torch.equal(found, tensor.cpu()):
             raise ExportError(f"from_pretrained loads another tensor '{name}' than the network has")
     loaded.to(device_of(model))
     inputs = to_device(example_inputs, device_of(model))
     with evaluation_mode(model), evaluation_mode(loaded), torch.no_grad():
-        wanted, found = (list(tensors(call(network, inputs))) for network in (model, loaded))
-    off = difference(wanted, found)
+        wanted, given = (list(tensors(call(network, inputs))) for network in (model, loaded))
+    off = difference(wanted, given)
     if not off <= TOLERANCE:
         raise ExportError(f"the loaded network differs by {off:.2g} of its largest output, more than {TOLERANCE:g}")
     return off
