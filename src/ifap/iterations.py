@@ -16,7 +16,7 @@ from ifap.axes.cut import cut_units
 from ifap.axes.expressions import atoms_of
 from ifap.axes.proof import Proof, prove
 from ifap.axes.units import Graph, Indices
-from ifap.checks import Refusal, check_outputs
+from ifap.checks import Refusal, because, check_outputs
 from ifap.compensate import Compensation, biases_to_come, compensate
 from ifap.costs import Cost, NetworkError, count_bytes, count_params, params_by_module
 from ifap.errors import GraphError, TargetError
@@ -73,7 +73,7 @@ class Run:
             self._refused = dict.fromkeys(fixed, STAYS)
         self._whole = replace(self._graph, structure=self._graph.structure.apart())
         if self._graph.num_units == 0:
-            raise GraphError(f"nothing in this network can be pruned{_because(self._graph.pinned)}")
+            raise GraphError(f"nothing in this network can be pruned{because(self._graph.pinned)}")
         self._timer, self._timed_inputs = None, example_inputs
         if options.target is not None and options.target.kind == "latency":
             self._timed_inputs = repeated(example_inputs, options.target.batch)
@@ -496,10 +496,3 @@ def _name_of(model: nn.Module, item: str | nn.Module) -> str | nn.Module:
     if isinstance(item, nn.Module):
         return next((name for name, module in model.named_modules() if module is item), item)
     return item
-
-
-def _because(pinned: dict[str, str]) -> str:
-    if not pinned:
-        return ": it has no convolution, linear layer or attention that the outputs depend on"
-    name, reason = next(iter(pinned.items()))
-    return f": for example '{name}' stays because {reason}"
