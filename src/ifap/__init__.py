@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ifap.errors import IfapError
     from ifap.export import export_onnx
     from ifap.flow import flow_scores
+    from ifap.pretrained import save_pretrained
     from ifap.pruning import prune
     from ifap.recover import Distillation
     from ifap.report_page import write_report
@@ -35,6 +36,7 @@ _HOME = {
     "flow_scores": "flow",
     "load": "saving",
     "save": "saving",
+    "save_pretrained": "pretrained",
     "Pruned": "results",
     "Receipt": "results",
     "Target": "results",
@@ -61,6 +63,7 @@ __all__ = [
     "load",
     "prune",
     "save",
+    "save_pretrained",
     "sweep",
     "write_report",
 ]

@@ -40,3 +40,11 @@ def check_outputs(model: nn.Module, graph: Graph, example_inputs: Inputs, output
         wanted, found = [(len(shape),) for shape in wanted], [(len(shape),) for shape in found]
     if wanted != found:
         raise NetworkError("the shape of the outputs would change", "")
+
+
+def because(pinned: dict[str, str]) -> str:
+    """Return the end of a line that says why nothing can be cut."""
+    if not pinned:
+        return ": it has no convolution, linear layer or attention that the outputs depend on"
+    name, reason = next(iter(pinned.items()))
+    return f": for example '{name}' stays because {reason}"

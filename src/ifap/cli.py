@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
-EXPORTS = {".onnx": "export_onnx", ".pt2": "export_program"}
+EXPORTS = {".onnx": "export_onnx", ".pt2": "export_program", "": "save_pretrained"}
+"""What is written, by the suffix of its name; a folder has none."""
 BuilderArgument = Annotated[
     str,
     typer.Argument(
@@ -95,6 +96,9 @@ def prune(
     method: MethodOption = "flow",
     compensate: CompensateOption = None,
     round_to: RoundOption = None,
+    uniform: Annotated[
+        bool, typer.Option("--uniform", help="The same widths in all blocks, so that export --to FOLDER works.")
+    ] = False,
     ignore: IgnoreOption = None,
     batch_size: BatchOption = 32,
     tokenizer: TokenizerOption = None,
@@ -129,6 +133,7 @@ def prune(
             method=method,
             compensate=compensate,
             round_to=round_to,
+            uniform=uniform,
             ignore=ignore or (),
             recover=job.recover,
             validate=job.validate,
@@ -273,7 +278,12 @@ def show(folder: FolderArgument, as_json: Annotated[bool, typer.Option("--json",
 @app.command()
 def export(
     folder: FolderArgument,
-    to: Annotated[Path, typer.Option(help="File to write: .onnx, or .pt2 for torch.export.")],
+    to: Annotated[
+        Path,
+        typer.Option(
+            help="What to write: a file .onnx, a file .pt2 for torch.export, or a folder that from_pretrained loads."
+        ),
+    ],
     builder: OwnBuilderOption = None,
 ) -> None:
     """Export a saved network, with any batch size, after comparing what was exported with it."""
@@ -282,10 +292,11 @@ def export(
     from ifap.saving import load
 
     if to.suffix not in EXPORTS:
-        raise ConfigError(f"--to {to}: the name must end in {' or '.join(EXPORTS)}")
-    if to.is_dir():
+        raise ConfigError(f"--to {to}: the name must end in .onnx or .pt2, or be that of a folder, without a dot")
+    if to.is_dir() and to.suffix:
         raise ConfigError(f"--to {to} is a folder: give a file")
     import ifap.export
+    import ifap.pretrained
 
     if to.suffix == ".onnx":
         ifap.export.onnx_packages()
@@ -293,9 +304,11 @@ def export(
     if builder is None and plan.builder.id is None:
         raise ConfigError("the plan does not say who builds the network: give --builder package.module:function")
     network = load(folder, None if builder is None else functools.partial(built, builder))
-    difference = getattr(ifap.export, EXPORTS[to.suffix])(network, make_inputs(plan.example_inputs), to)
-    size = to.stat().st_size / 2**20
-    typer.echo(f"wrote {to}: {size:.1f} MiB, any batch size; differs by {difference:.1g} of the largest output")
+    write = getattr(ifap.export if to.suffix else ifap.pretrained, EXPORTS[to.suffix])
+    difference = write(network, make_inputs(plan.example_inputs), to)
+    size = sum(file.stat().st_size for file in ([to] if to.suffix else to.iterdir())) / 2**20
+    free = ", any batch size" if to.suffix else ""
+    typer.echo(f"wrote {to}: {size:.1f} MiB{free}; differs by {difference:.1g} of the largest output")
 
 
 def main() -> None:

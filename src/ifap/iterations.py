@@ -16,10 +16,11 @@ from ifap.axes.cut import cut_units
 from ifap.axes.expressions import atoms_of
 from ifap.axes.proof import Proof, prove
 from ifap.axes.units import Graph, Indices
-from ifap.checks import Refusal, check_outputs
+from ifap.checks import Refusal, because, check_outputs
 from ifap.compensate import Compensation, biases_to_come, compensate
 from ifap.costs import Cost, NetworkError, count_bytes, count_params, params_by_module
 from ifap.errors import GraphError, TargetError
+from ifap.former import FormerParameters
 from ifap.forward import Inputs, copy_to_prune, private_copy, unwrapped
 from ifap.latency import LatencyModel, latency_ratio, layer_widths, repeated
 from ifap.layers import is_producer, modules_by_name
@@ -27,6 +28,7 @@ from ifap.methods import AnyMethod
 from ifap.methods.base import Learnt, defaults_of, score
 from ifap.options import Clock, OnPhase, OnStep, Options, Recover, Validate, name_of_metric
 from ifap.plan import Plan
+from ifap.pretrained import STAYS, expressible
 from ifap.ranking import Budget, Floats, Ranking, by_speed, floors, unit_scores
 from ifap.results import Pruned, Receipt, Target, layer_costs
 from ifap.run_state import Store, follow, replay, restore_modes
@@ -65,10 +67,13 @@ class Run:
         ignored = [_name_of(model, item) for item in ignore]
         self.model = copy_to_prune(model)
         self._graph: Graph = clock.measure("trace", lambda: self._trace(ignored))
+        self._refused: dict[int, str] = {}  # axes that turned out to be impossible to cut, and why
+        if options.uniform:
+            self._graph, fixed = clock.measure("trace", lambda: expressible(self.model, self._graph))
+            self._refused = dict.fromkeys(fixed, STAYS)
         self._whole = replace(self._graph, structure=self._graph.structure.apart())
-        self._refused: dict[int, str] = {}  # axes that a cut showed to be impossible, and why
         if self._graph.num_units == 0:
-            raise GraphError(f"nothing in this network can be pruned{_because(self._graph.pinned)}")
+            raise GraphError(f"nothing in this network can be pruned{because(self._graph.pinned)}")
         self._timer, self._timed_inputs = None, example_inputs
         if options.target is not None and options.target.kind == "latency":
             self._timed_inputs = repeated(example_inputs, options.target.batch)
@@ -77,6 +82,8 @@ class Run:
         self.before = replace(self.after, params=count_params(model))
         self._layers_before = self._macs, params_by_module(model)
         self._original_sizes = self._graph.units_per_group()
+        self._former = FormerParameters()
+        self._former.add(model)
         self._teacher = private_copy(model).eval().requires_grad_(False) if recover is not None else None
         self._start_seconds = clock.seconds
         self.receipts: list[Receipt] = []
@@ -100,6 +107,7 @@ class Run:
             units=options.units,
             outputs=options.outputs,
             keep_embeddings=options.keep_embeddings,
+            uniform=options.uniform,
         )
 
     # the loop
@@ -143,12 +151,7 @@ class Run:
             self._inputs,
             lambda model, inputs: output_tensors(model, inputs, self._options.outputs),
         )
-        if not proof.holds:
-            raise GraphError(
-                f"the proof fails: the cut network differs from the masked one by {proof.difference:.2g} of its "
-                "largest output, so that no network is returned; ignore layers until it holds, or switch it off with "
-                "prove=False"
-            )
+        proof.require()
         return proof
 
     def _lost_units(self) -> Indices:
@@ -213,7 +216,9 @@ class Run:
             return
         teacher = self._teacher if self._options.teacher == "original" else previous
         assert teacher is not None
-        clock.measure("recover", lambda: self._recover(self.model, teacher, step))  # type: ignore[misc]
+        with self._former.refused(self.model):
+            clock.measure("recover", lambda: self._recover(self.model, teacher, step))  # type: ignore[misc]
+        self._former.add(self.model)
 
     def _judge(self, clock: Clock) -> float | None:
         if self._validate is None:
@@ -308,7 +313,8 @@ class Run:
 
     def _made_biases(self) -> float:
         """Return the parameters that compensation has made or may yet make beyond what the ranking predicts."""
-        if not self._options.compensate or self._target.kind != "params":
+        options = self._options
+        if not options.compensate or options.uniform or self._target.kind != "params":
             return 0
         predicted = self._graph.structure.forms.params(self._graph.units_per_group().astype(float))
         return self.after.params - predicted + biases_to_come(self.model, self._graph)
@@ -325,7 +331,8 @@ class Run:
             raise TargetError(f"iteration {step} makes no progress: {self._limits(ranking)}")
         done = Compensation()
         if self._options.compensate:
-            done = compensate(self.model, self._graph, removed, self._batches, learnt.moments)
+            biases = not self._options.uniform
+            done = compensate(self.model, self._graph, removed, self._batches, learnt.moments, new_biases=biases)
         try:
             self._apply(removed)
         except Refusal:
@@ -491,10 +498,3 @@ def _name_of(model: nn.Module, item: str | nn.Module) -> str | nn.Module:
     if isinstance(item, nn.Module):
         return next((name for name, module in model.named_modules() if module is item), item)
     return item
-
-
-def _because(pinned: dict[str, str]) -> str:
-    if not pinned:
-        return ": it has no convolution, linear layer or attention that the outputs depend on"
-    name, reason = next(iter(pinned.items()))
-    return f": for example '{name}' stays because {reason}"

@@ -48,6 +48,7 @@ class Options:
     outputs: tuple[str, ...] | None
     prove: bool
     method: str
+    uniform: bool
 
 
 def name_of_metric(validate: Validate) -> str:

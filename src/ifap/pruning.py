@@ -59,6 +59,7 @@ def prune(
     on_step: OnStep | None = None,
     resume: str | Path | Store | None = None,
     on_phase: OnPhase | None = None,
+    uniform: bool = False,
 ) -> Pruned:
     """Make a network smaller: score its units, remove those that matter least, compensate, and recover if asked to.
 
@@ -150,6 +151,10 @@ def prune(
     on_phase : callable, optional
         ``on_phase(phase, iteration)`` is called when a phase begins: ``trace``, ``score``, ``prune``, ``recover``,
         ``validate`` and, at the end, ``prove``.
+    uniform : bool
+        Keep the same width in all blocks of a kind, such as the blocks of a transformer. Where the network holds a
+        configuration that it was built from, only widths that a configuration can express are changed, and
+        compensation makes no biases, so that `ifap.save_pretrained` can save the network without this package.
 
     Returns
     -------
@@ -203,6 +208,7 @@ def prune(
         outputs=None if outputs is None else tuple(outputs),
         prove=prove,
         method=method if isinstance(method, str) else getattr(method, "__name__", "a function"),
+        uniform=uniform,
     )
     _check(options, validate)
     run = Run(

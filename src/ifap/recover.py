@@ -26,7 +26,7 @@ from ifap.errors import TrainingError
 from ifap.forward import call, device_of, evaluation_mode, to_device
 from ifap.layers import is_activation
 from ifap.seeds import derive_seed, seeded
-from ifap.train_step import Engine, explain_memory, open_engine
+from ifap.train_step import Engine, explain_memory, open_engine, samples_in
 
 log = logging.getLogger(__name__)
 
@@ -270,8 +270,9 @@ class Distillation:
         with torch.no_grad(), self.losing(model):
             for inputs, targets in batches(self.validation, self.batch_size):
                 value = self.loss(call(model, to_device(inputs, where)), to_device(targets, where))
-                total += value.item() * len(targets)
-                count += len(targets)
+                samples = samples_in(targets)
+                total += value.item() * samples
+                count += samples
         if not count:
             raise TrainingError("stopping the distillation needs at least one batch of validation data")
         return total / count

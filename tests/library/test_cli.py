@@ -546,3 +546,22 @@ def test_report_of_a_saved_network(labelled, command):
 def test_a_wrong_recovery_sweep_or_report_is_one_line(labelled, command, arguments, message):
     assert re.search(message, refused(command(*arguments)))
     assert not (labelled / "small").exists()
+
+
+def test_a_network_with_uniform_widths_is_exported_as_a_folder_of_its_library(folder, command):
+    from transformers import AutoModelForImageClassification
+
+    vit = {"model_type": "vit", "image_size": 16, "patch_size": 8, "hidden_size": 32, "intermediate_size": 64}
+    (folder / "config.json").write_text(json.dumps({**vit, "num_hidden_layers": 2, "num_attention_heads": 4}))
+    save_file({"pixel_values": torch.randn(4, 3, 16, 16)}, folder / "pixels.safetensors")
+    network = ["transformers:AutoModelForImageClassification", "--arguments", "config.json"]
+    options = ["--data", "pixels.safetensors", "--out", "small", "--macs", "0.3", "--uniform"]
+    code, _, err = command("prune", *network, *options)
+    assert code == 0, err
+    code, out, err = command("export", "small", "--to", "plain")
+    assert (code, err) == (0, "")
+    assert re.search(r"wrote plain: 0\.\d MiB; differs by 0 of the largest output", out)
+    assert "plain exists already: give a new folder" in refused(command("export", "small", "--to", "plain"))
+    pixels = torch.randn(2, 3, 16, 16)
+    loaded, small = AutoModelForImageClassification.from_pretrained("plain").eval(), ifap.load("small")
+    assert torch.equal(loaded(pixels).logits, small(pixels).logits)
