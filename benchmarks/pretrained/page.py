@@ -6,12 +6,12 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-from benchmarks.pretrained.carriers import CARRIERS
 from benchmarks.pretrained.case import Network
 from benchmarks.pretrained.methods import UNPRUNED, applies, chosen
 from benchmarks.pretrained.networks import NETWORKS
 from benchmarks.pretrained.rivals import RIVALS
 from benchmarks.pretrained.table import COLUMNS
+from ifap.study.packages import CARRIERS
 
 PAGE = Path("docs") / "pretrained.md"
 OURS = ("flow", "ifap_readers")  # the first that has rows is what others are compared with

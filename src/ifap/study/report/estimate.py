@@ -343,8 +343,9 @@ def stated_seconds(grid: Grid, cell: Cell, assume: Assumptions) -> dict[str, flo
     if cell.is_baseline:
         return {"baseline": training, "evaluate": evaluation}
     options, recovery = grid.pruning(cell), grid.recovery(cell)
+    seen = min(train, recovery.samples or train)
     per_iteration = (
-        recovery.epochs * train * assume.distillation
+        recovery.epochs * seen * assume.distillation
         + (options.calibration_samples + samples * validation) * assume.forward
     )
     pruning = options.steps * (per_iteration / speed + assume.iteration_seconds) + assume.job_seconds
