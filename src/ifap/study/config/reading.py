@@ -155,6 +155,7 @@ def _check_scale(scale: ScaleParams, where: str) -> None:
             _check_task(f"{where}.grid.{task}.methods", method, task)
             _check_like(f"{where}.variants.{name}.like", name, scale, grid)
     _check_steps(scale, where)
+    _check_names(f"{where}.goals", scale.goals, "model of the grid", {m for g in scale.grid.values() for m in g.models})
     for task, grid in scale.grid.items():
         for model in grid.models:
             refine_recovery(scale.prune, task, model, f"{where}.prune.recovery")
