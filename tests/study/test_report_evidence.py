@@ -52,8 +52,8 @@ def test_the_answers_follow_from_the_records(tmp_path):
     # 0.8 points are lost, more than any network on CIFAR-10 in print.
     assert max(PRINTED["cifar10"].losses) < 0.8
     assert small.short == "No, for the 2 networks measured."
-    assert "net_a at 32 pixels on cifar10 has 97.50 % unpruned and 96.70 % with 65 % fewer MACs" in small.because
-    assert "at reductions of 43 to 81 % for its 10 networks on cifar10" in small.because
+    assert "net_a at 32 pixels on CIFAR-10 has 97.50 % unpruned and 96.70 % with 65 % fewer MACs" in small.because
+    assert "at reductions of 43 to 81 % for its 10 networks on CIFAR-10" in small.because
     assert which.short == "2 of 2 networks of this scale are measured."
     assert "The loss is larger than printed: net_a, net_b." in which.because
     assert score.short == "Not shown: one seed allows no statement."

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from ifap.study.config.data import ModelOptions
+from ifap.study.data.origins import PLACES
 from ifap.study.grid import Grid
 from ifap.study.paper.vocabulary import DATASETS, MODELS
 from ifap.study.paths import Cell
@@ -204,15 +205,19 @@ def _in_words(own: Loss) -> str:
     size = f" at {own.pixels} pixels" if own.pixels else ""
     goal = f" (its goal of {own.goal:g} % is missed)" if own.short_of_goal else ""
     return (
-        f"{own.model}{size} on {own.dataset} has {own.unpruned:.2f} % unpruned{goal} and {own.pruned:.2f} % with "
+        f"{own.model}{size} on {_title(own.dataset)} has {own.unpruned:.2f} % unpruned{goal} and {own.pruned:.2f} % with "
         f"{own.reduction:.0f} % fewer MACs"
     )
+
+
+def _title(dataset: str) -> str:
+    return PLACES[dataset].title if dataset in PLACES else dataset
 
 
 def _range(dataset: str, own: Printed) -> str:
     return (
         f"losses of {min(own.losses):.2f} to {max(own.losses):.2f} points at reductions of {min(own.reductions):.0f} "
-        f"to {max(own.reductions):.0f} % for its {len(own.networks)} networks on {dataset}"
+        f"to {max(own.reductions):.0f} % for its {len(own.networks)} networks on {_title(dataset)}"
     )
 
 
