@@ -2,6 +2,7 @@
 
 import copy
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 
 import pytest
 from claims_made_up import ROOT, made_up_grid, raw_params, write_grid, write_recorded_files
@@ -15,6 +16,7 @@ from ifap.study.report import FIGURES, LOSSES, evidence, figure_names, figures
 from ifap.study.report.evidence import BEYOND, NOT_ATTEMPTED, SHORT, WITHIN, printed_losses
 from ifap.study.report.judge import measured_where
 from ifap.study.report.page import render_page
+from ifap.study.report.provenance import Provenance
 from ifap.study.report.tables.report import Report
 from ifap.study.report.tables.wording import scale_notes
 from ifap.study.templates import MINUS
@@ -88,6 +90,16 @@ def test_without_records_nothing_is_claimed(tmp_path):
     assert {own.verdict for own in losses} == {NOT_ATTEMPTED}
     assert evidence._is_it_small(losses, PRINTED, "").short == "Not measured yet."
     assert evidence._is_it_the_score(report.grid, {}).short == "Not measured yet."
+
+
+def test_a_cell_without_a_record_says_what_cells_like_it_took(tmp_path):
+    report = made_up(tmp_path)
+    known = report.runs[(report.runs["model"] == "net_a") & (report.runs["method"] != "random")]
+    took = {cell: Provenance(wall_seconds={"prune": 5400.0}) for cell in report.grid.cells() if cell.model == "net_a"}
+    found = evidence.evidence(replace(report, runs=known), took).missing
+    assert len(found) == 1 + 4
+    assert "classification/cifar10/net_a/random/seed0 (about 1.5 hours)" in found
+    assert "classification/cifar10/net_b/ifap/seed0 (hours not known)" in found
 
 
 def test_several_seeds_give_a_statement(tmp_path):

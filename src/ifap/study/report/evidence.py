@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 import pandas as pd
@@ -13,6 +14,7 @@ from ifap.study.data.origins import PLACES
 from ifap.study.grid import Grid
 from ifap.study.paper.vocabulary import DATASETS, MODELS
 from ifap.study.paths import Cell
+from ifap.study.report.provenance import Provenance
 from ifap.study.report.statistics import BETTER, NO_DIFFERENCE, WORSE, Difference, compare_runs
 from ifap.study.report.tables.networks import link
 from ifap.study.report.tables.numbers import fixed
@@ -88,8 +90,16 @@ class Evidence:
     missing: tuple[str, ...]
 
 
-def evidence(report: Report) -> Evidence | None:
-    """Return what the records of a scale on the paper's own data say; None for any other scale."""
+def evidence(report: Report, provenance: Mapping[Cell, Provenance] | None = None) -> Evidence | None:
+    """Return what the records of a scale on the paper's own data say; None for any other scale.
+
+    Parameters
+    ----------
+    report : Report
+        What was recorded.
+    provenance : mapping of Cell to Provenance, optional
+        What recorded cells took, by which the hours of those without a record are judged.
+    """
     if not report.grid.options.paper_data:
         return None
     printed = printed_losses(claim.model_dump() for claim in report.claims)
@@ -98,7 +108,7 @@ def evidence(report: Report) -> Evidence | None:
     longer = _training(report.runs, report.grid)
     answers = (_is_it_small(losses, printed, longer), _for_which(losses), _is_it_the_score(report.grid, apart))
     rows = tuple(_difference_row(key, found) for key, found in apart.items())
-    return Evidence(answers, losses, rows, tuple(str(cell) for cell in _without_record(report)))
+    return Evidence(answers, losses, rows, tuple(_missing(cell, provenance or {}) for cell in _without_record(report)))
 
 
 def printed_losses(claims: Iterable[Mapping[Any, Any]]) -> dict[str, Printed]:
@@ -205,8 +215,8 @@ def _in_words(own: Loss) -> str:
     size = f" at {own.pixels} pixels" if own.pixels else ""
     goal = f" (its goal of {own.goal:g} % is missed)" if own.short_of_goal else ""
     return (
-        f"{own.model}{size} on {_title(own.dataset)} has {own.unpruned:.2f} % unpruned{goal} and {own.pruned:.2f} % with "
-        f"{own.reduction:.0f} % fewer MACs"
+        f"{own.model}{size} on {_title(own.dataset)} has {own.unpruned:.2f} % unpruned{goal} and {own.pruned:.2f} % "
+        f"with {own.reduction:.0f} % fewer MACs"
     )
 
 
@@ -288,6 +298,16 @@ def _signed(value: float | None) -> str:
         return ""
     shown = fixed(value, 2)
     return shown if shown.startswith(MINUS) else f"+{shown}"
+
+
+def _missing(cell: Cell, provenance: Mapping[Cell, Provenance]) -> str:
+    """Name a cell without a record, and the hours that recorded cells of the same network and kind took."""
+    alike = [
+        own.seconds
+        for other, own in provenance.items()
+        if other[:3] == cell[:3] and other.is_baseline == cell.is_baseline
+    ]
+    return f"{cell} ({f'about {median(alike) / 3600:.1f} hours' if alike else 'hours not known'})"
 
 
 def _without_record(report: Report) -> list[Cell]:

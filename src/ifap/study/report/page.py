@@ -205,7 +205,7 @@ def render_page(
     jinja = environment("html", templates)
     jinja.filters |= {"inline": _inline, "label": label}
     return jinja.get_template("index.html.j2").render(
-        evidence=evidence(report),
+        evidence=evidence(report, provenance),
         opening=[picture for picture in pictures if picture.name == LOSSES],
         summary=summarize(grid, runs),
         verdicts=summarize_claims(report.claims, grid.scale) if report.claims else None,
