@@ -225,7 +225,7 @@ def estimate_lines(grid: Grid, *, root: Path = Path(), timed: Mapping[Network, P
         lines.append(f"{name:<{width}}  {counts}  {hours}  {cost.disk / GB:>9,.2f}")
     lines.append("Tables share cells; 'all' counts each once. Measured: medians of the recorded cells of this scale.")
     if timed and costs["all"].measured < costs["all"].cells:
-        lines.append("Classifiers without a record: by steps that were timed here just now, beside all else that runs.")
+        lines.append("Classifiers without a record: by steps that were timed here just now, each job on its own core.")
     elif costs["all"].measured < costs["all"].cells:
         lines.append(
             f"The rest is stated, not measured: one GPU trains {assume.images_per_second:,.0f} images of 224 x 224 a "
