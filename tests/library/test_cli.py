@@ -370,7 +370,7 @@ def test_doctor_says_what_a_scale_needs_and_where_it_runs(fresh, command, monkey
     code, out, _ = command("doctor")
     found = examined(out)
     assert code == 0
-    assert found["digits"] == "can be had; stage fetch prepares it"
+    assert found["digits"].startswith("can be had; stage fetch prepares it: comes with scikit-learn")
     assert re.fullmatch(r"\d+\.\d\d GB more by estimate, 0\.00 GB are there", found["wanted"])
     assert "everything: baseline, prune, finetune, evaluate on one core each" in out
     assert "unknown scale 'quik': did you mean 'quick'?" in refused(command("doctor", "--scale", "quik"))

@@ -107,6 +107,22 @@ def test_features_are_picked_in_the_order_of_execution_and_by_call():
     assert list(recover.feature_shapes(Backwards(), torch.ones(1, 2))) == [("shared", 0), ("shared", 1), ("last", 0)]
 
 
+@pytest.mark.parametrize(("samples", "wanted"), [(None, 64), (10, 16), (16, 16), (1000, 64)])
+def test_an_epoch_may_see_a_part_of_the_training_samples_drawn_anew(samples, wanted):
+    seen = []
+
+    def noted(inputs, generator):
+        seen.append(inputs)
+        return inputs
+
+    distil = Distillation(split("train", 64), VALIDATION, epochs=2, batch_size=8, samples=samples, augment=noted)
+    distil(convnet(6, seed=2), convnet(6, seed=1), 1)
+    seen = [batch for batch in seen if len(batch)]
+    first, second = (torch.cat(seen[half : half + len(seen) // 2]) for half in (0, len(seen) // 2))
+    assert len(first) == len(second) == wanted
+    assert not torch.equal(first, second)
+
+
 def test_recovery_pulls_the_features_towards_the_teachers():
     teacher = convnet(6, seed=1).eval()
 
