@@ -25,11 +25,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import ifap
+from benchmarks import own_format, quantized, turns
 from benchmarks.ratio import RESULTS
 from ifap.errors import ConfigError, IfapError, nearest
 from ifap.export import export_onnx
 from ifap.files import atomic_write_text, write_csv
-from ifap.forward import call, evaluation_mode, tensors
+from ifap.forward import call, tensors
 from ifap.plan import Builder, Plan
 from ifap.saving import unpruned_plan, write_network
 from ifap.study.machine.determinism import configure
@@ -101,13 +102,19 @@ COLUMNS = (
 def main(
     only: Annotated[list[str] | None, typer.Option(help="A network; may be repeated. All by default.")] = None,
     again: Annotated[bool, typer.Option("--again", help="Measure also what is in the table already.")] = False,
+    trained: Annotated[
+        bool, typer.Option("--trained", help="Measure the trained networks instead, also quantized.")
+    ] = False,
 ) -> None:
     """Measure the networks that are not in the table yet and render it."""
+    known = tuple(quantized.REAL) if trained else NETWORKS
     for name in only or ():
-        if name not in NETWORKS:
-            raise ConfigError(f"unknown network '{name}': {nearest(name, NETWORKS)}")
+        if name not in known:
+            raise ConfigError(f"unknown network '{name}': {nearest(name, known)}")
+    if trained:
+        _measure_trained(only or known, again=again)
     rows = read_rows()
-    for name in only or NETWORKS:
+    for name in () if trained else only or NETWORKS:
         if again or name not in {row["network"] for row in rows}:
             start = time.perf_counter()
             fresh = measure(name, IMAGE_SIZES.get(name, USUAL_SIZE))
@@ -118,9 +125,19 @@ def main(
             write_csv(TABLE, rows, COLUMNS)
             print(f"{name}: {time.perf_counter() - start:.0f} s", file=sys.stderr)
     rows = read_rows()
-    atomic_write_text(PAGE, render(rows))
+    atomic_write_text(PAGE, render(rows, read_rows(quantized.TABLE), read_rows(own_format.TABLE)))
     Console(width=160).print("\n".join(table_lines(rows)), highlight=False, markup=False)
     typer.echo(f"wrote {TABLE} and {PAGE}: {len({row['network'] for row in rows})} of {len(NETWORKS)} networks")
+
+
+def _measure_trained(names: Sequence[str], *, again: bool) -> None:
+    """Measure trained networks that are not in their table yet."""
+    rows = read_rows(quantized.TABLE)
+    for name in names:
+        if again or name not in {row["network"] for row in rows}:
+            configure(0, threads=1)
+            rows = [*(row for row in rows if row["network"] != name), *quantized.measure(name, machine())]
+            write_csv(quantized.TABLE, rows, quantized.COLUMNS)
 
 
 def read_rows(path: Path = TABLE) -> list[Row]:
@@ -178,7 +195,7 @@ def measure(name: str, size: int) -> list[Row]:
         _speed(rows, networks, images[:batch], layout)
     for variant, network in networks.items():  # last: a step changes the running statistics
         _train(rows[variant], network, images[:2])
-    return [{**row, **_machine()} for row in rows.values()]
+    return [{**row, **machine()} for row in rows.values()]
 
 
 def _with_effect(network: nn.Module) -> nn.Module:
@@ -260,12 +277,12 @@ def _speed(rows: Mapping[str, Row], networks: Mapping[str, nn.Module], images: T
             return  # a transformer: its one convolution is not worth another layout
         images = images.contiguous(memory_format=torch.channels_last)
         _arrange(networks, torch.channels_last)
-    times = _rounds(networks, images)
+    times = turns.rounds(networks, images, ROUNDS, SECONDS)
     _arrange(networks, torch.contiguous_format)
     for variant, own in times.items():
         values: Row = {"ms": round(1000 * statistics.median(own), 2), "rounds": len(own)}
         if variant != "unpruned":
-            speedup = statistics.median(whole / part for whole, part in zip(times["unpruned"], own, strict=True))
+            speedup = turns.speedup(times["unpruned"], own)
             values["speedup"] = round(speedup, 3)
             values["share_of_ideal"] = round(speedup / rows[variant]["ideal_speedup"], 3)
         rows[variant] |= {column(key, len(images), layout): value for key, value in values.items()}
@@ -276,29 +293,8 @@ def _arrange(networks: Mapping[str, nn.Module], memory_format: torch.memory_form
         network.to(memory_format=memory_format)
 
 
-def _rounds(networks: Mapping[str, nn.Module], images: Tensor) -> dict[str, list[float]]:
-    """Return the seconds of each variant, one for each round; in every other round their order is reversed."""
-    times: dict[str, list[float]] = {variant: [] for variant in networks}
-    least, most = ROUNDS
-    start = time.perf_counter()
-    for number in range(most + 1):
-        for variant in list(networks)[:: 1 if number % 2 else -1]:
-            seconds = _seconds(networks[variant], images)
-            if number:  # the first round only warms up
-                times[variant].append(seconds)
-        if number >= least and time.perf_counter() - start > SECONDS:
-            break
-    return times
-
-
-def _seconds(network: nn.Module, images: Tensor) -> float:
-    with evaluation_mode(network), torch.inference_mode():
-        start = time.perf_counter()
-        network(images)
-        return time.perf_counter() - start
-
-
-def _machine() -> Row:
+def machine() -> Row:
+    """Return the columns that say where and with what was measured."""
     found = provenance()
     versions = found["versions"]
     import onnxruntime
@@ -317,8 +313,8 @@ def _machine() -> Row:
 # --- the page -------------------------------------------------------------------------------------
 
 
-def render(rows: Sequence[Row]) -> str:
-    """Return the page that shows the table: Markdown, generated from the CSV file alone."""
+def render(rows: Sequence[Row], trained: Sequence[Row] = (), saved: Sequence[Row] = ()) -> str:
+    """Return the page that shows all tables: Markdown, generated from the CSV files alone."""
     done = list(dict.fromkeys(row["network"] for row in rows))
     missing = [name for name in NETWORKS if name not in done]
     machines = "; ".join(
@@ -329,7 +325,9 @@ def render(rows: Sequence[Row]) -> str:
     lines = [
         "# Pruned networks in use",
         "",
-        "<!-- written by `python -m benchmarks.deployment` from results/bench/deployment.csv -->",
+        "<!-- written by `python -m benchmarks.deployment` from tables in results/bench -->",
+        "",
+        "## The paper's classifiers",
         "",
         f"The table shows the paper's classifiers at full input size with random weights. {TARGET:.0%} of the MACs are "
         f"removed in {STEPS} iterations, once with any widths and once with widths that are multiples of 8. Networks "
@@ -352,7 +350,10 @@ def render(rows: Sequence[Row]) -> str:
     ]
     lines += [f"Not measured yet: {', '.join(missing)}."] * bool(missing)
     notes = [f"- {row['network']}, {row['variant']}: {row['note'].rstrip('; ')}" for row in rows if row["note"]]
-    return "\n".join([*lines, *([""] * bool(notes)), *notes]) + "\n"
+    lines += [""] * bool(notes) + notes
+    for section in (quantized.section(list(trained)), own_format.section(list(saved))):
+        lines += [""] * bool(section) + section
+    return "\n".join(lines) + "\n"
 
 
 def table_lines(rows: Sequence[Row]) -> list[str]:

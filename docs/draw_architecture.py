@@ -22,6 +22,8 @@ PICTURE = ROOT / "docs" / "figures" / "architecture.svg"
 # What a row does, by one module of it. A row without an entry has no caption.
 CAPTIONS = {
     "cli": "the command ifap",
+    "cli_reading": "what its options name",
+    "sweeping": "curve and report",
     "pruning": "prune, the entrance",
     "iterations": "the loop",
     "run_state": "go on after a kill",
@@ -35,7 +37,7 @@ CAPTIONS = {
     "data": "layers and data",
     "errors": "helpers of every row",
 }
-LEFT, WIDTH, ROW, BOX, GAP, LANE = 190, 1040, 66, 32, 16, 16
+LEFT, WIDTH, ROW, BOX, GAP, LANE = 190, 1200, 66, 32, 16, 16
 MIDDLE = LEFT + (WIDTH - LEFT) / 2
 Row = list["Place"]
 

@@ -163,7 +163,9 @@ TABLES = [
 ]
 FIGURES = [
     str(paths.figure_file(SCALE, figure, extension))
-    for figure in claims.figure_names(GRID.options.grid)
+    for figure in claims.figure_names(
+        GRID.options.grid, paper_data=GRID.options.paper_data
+    )
     for extension in FIGURE_FORMATS
 ] + [
     str(path(SCALE))

@@ -32,6 +32,7 @@ from ifap.study.machine.provenance import peak_memory_mb
 from ifap.study.models import MODELS, builder_from_id, builder_id
 from ifap.study.models.base import load_pretrained
 from ifap.study.models.text import load_pretrained_text
+from ifap.study.models.weights import obtain_weights
 from ifap.study.rounding import rounded
 from ifap.study.tasks import TASKS, Task
 from ifap.study.training.controller import Controller
@@ -179,6 +180,8 @@ class Job:
         """Build the cell's unpruned network from torch's global generator, or from pretrained weights."""
         network, options = MODELS.get(self.cell.model)(**self.builder()[1]), self.model_options
         if options.pretrained:
+            if isinstance(options, ModelOptions) and options.download:
+                obtain_weights(self.cell.model, Path(options.pretrained))
             load = load_pretrained_text if isinstance(options, TextOptions) else load_pretrained
             load(network, Path(options.pretrained))
         return network

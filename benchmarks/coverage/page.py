@@ -52,7 +52,7 @@ options for each network:
 <!-- not run: what the coverage calls -->
 ```python
 target = ifap.Target(macs=0.5)
-pruned = ifap.prune(network, inputs, [inputs, inputs], target, steps=4, min_units=1, method="ifap")
+pruned = ifap.prune(network, inputs, [inputs, inputs], target=target, steps=4, min_units=1, method="ifap")
 ```
 
 It removes half of the MACs in four iterations (`steps`). A layer may keep a single unit (`min_units`).

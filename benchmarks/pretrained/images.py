@@ -12,13 +12,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from benchmarks.pretrained.carriers import CIFAR, IMAGENET, PHOTOGRAPHS, path_of
+from benchmarks.pretrained.carriers import path_of
 from benchmarks.pretrained.splits import Images, Split
+from ifap.study.data.cifar_rows import ROWS, rows_of
+from ifap.study.packages import CIFAR, IMAGENET, PHOTOGRAPHS
 
 SIDE, WHOLE = 224, 256  # what a network sees, and what it is cut from the middle of
 BATCH = 16
 CROPS_OF_PHOTOGRAPHS = 6
-_ROWS = 10_000  # images of one file of CIFAR-10
 
 
 def labels() -> list[int]:
@@ -90,8 +91,8 @@ def _opened(file: Path) -> Image.Image:
 
 def cifar(folder: Path, is_test: bool, number: int) -> Image.Image:
     """Return one image of CIFAR-10, of its test or training images, as small as it is."""
-    name = CIFAR[-1] if is_test else CIFAR[number // _ROWS]
-    return Image.fromarray(_pixels(_path_of_once(folder, name))[number % _ROWS])
+    name = CIFAR[-1] if is_test else CIFAR[number // ROWS]
+    return Image.fromarray(_pixels(_path_of_once(folder, name))[number % ROWS])
 
 
 def _enlarged(folder: Path, is_test: bool, number: int) -> Tensor:
@@ -107,13 +108,7 @@ def _path_of_once(folder: Path, name: str) -> Path:
 @cache
 def _pixels(file: Path) -> Any:
     """Return the images of a file that holds one in each row: shape (images, 32, 32, 3)."""
-    before = Image.MAX_IMAGE_PIXELS
-    Image.MAX_IMAGE_PIXELS = 1024 * _ROWS  # it is of known size, and its checksum is known
-    try:
-        with Image.open(file) as image:
-            return np.asarray(image.convert("RGB")).reshape(-1, 32, 32, 3)
-    finally:
-        Image.MAX_IMAGE_PIXELS = before
+    return rows_of(file)
 
 
 def batches(images: Tensor, size: int = BATCH) -> list[Tensor]:

@@ -15,10 +15,13 @@ if TYPE_CHECKING:
     from ifap.errors import IfapError
     from ifap.export import export_onnx
     from ifap.flow import flow_scores
+    from ifap.pretrained import save_pretrained
     from ifap.pruning import prune
     from ifap.recover import Distillation
+    from ifap.report_page import write_report
     from ifap.results import Pruned, Receipt, Target
     from ifap.saving import load, save
+    from ifap.sweeping import Sweep, sweep
     from ifap.view import inspect
 
 __version__ = "0.1.0"
@@ -33,10 +36,14 @@ _HOME = {
     "flow_scores": "flow",
     "load": "saving",
     "save": "saving",
+    "save_pretrained": "pretrained",
     "Pruned": "results",
     "Receipt": "results",
     "Target": "results",
     "prune": "pruning",
+    "write_report": "report_page",
+    "Sweep": "sweeping",
+    "sweep": "sweeping",
     "Distillation": "recover",
 }
 
@@ -46,6 +53,7 @@ __all__ = [
     "IfapError",
     "Pruned",
     "Receipt",
+    "Sweep",
     "Target",
     "build",
     "cost",
@@ -55,6 +63,9 @@ __all__ = [
     "load",
     "prune",
     "save",
+    "save_pretrained",
+    "sweep",
+    "write_report",
 ]
 
 

@@ -29,6 +29,7 @@ _TEXT = re.compile(r"[^/\\:\x00-\x1f]*")  # no separator of paths or addresses
 # Arguments with one of these words in their name fetch or read files, or run code of a repository.
 _FETCHES = {"pretrained", "weights", "checkpoint", "cache", "file", "url", "hub", "auto", "kernels", "quantization"}
 _READS = {"path", "dir", "name"}
+_HARMLESS = {"use_cache"}  # keeps keys and values of a text that is being written; nearly every config.json has it
 # What a ``config.json`` says of its origin; it shapes nothing.
 _ORIGIN = {"_name_or_path", "architectures", "transformers_version"}
 
@@ -155,7 +156,7 @@ def _check(key: str, value: Any, left: list[int], depth: int) -> None:
         raise PlanError(f"builder argument '{key[:50]}': {value!r} is beyond {_LARGEST:,}")
     words = set(key.lower().split("_"))
     is_file = bool(words & _FETCHES) or (isinstance(value, str) and bool(words & _READS))
-    if value not in (None, False) and (key.startswith("_") or is_file):
+    if value not in (None, False) and key not in _HARMLESS and (key.startswith("_") or is_file):
         raise PlanError(f"builder argument '{key[:50]}' is refused: it could fetch or read a file")
 
 

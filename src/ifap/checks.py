@@ -13,6 +13,14 @@ from ifap.forward import Inputs
 _CHEAP_MACS = 3e8  # of a forward that takes no longer than one without data
 
 
+class Refusal(Exception):  # noqa: N818
+    """A cut that cannot be made, found before anything was changed."""
+
+    def __init__(self, groups: set[int], reason: str) -> None:
+        super().__init__(reason)
+        self.groups, self.reason = groups, reason
+
+
 def check_outputs(model: nn.Module, graph: Graph, example_inputs: Inputs, outputs: Sequence[str] | None = None) -> None:
     """Run a cut network on its example: for real where only that shows whether it works, or is as quick as data-free.
 
@@ -32,3 +40,11 @@ def check_outputs(model: nn.Module, graph: Graph, example_inputs: Inputs, output
         wanted, found = [(len(shape),) for shape in wanted], [(len(shape),) for shape in found]
     if wanted != found:
         raise NetworkError("the shape of the outputs would change", "")
+
+
+def because(pinned: dict[str, str]) -> str:
+    """Return the end of a line that says why nothing can be cut."""
+    if not pinned:
+        return ": it has no convolution, linear layer or attention that the outputs depend on"
+    name, reason = next(iter(pinned.items()))
+    return f": for example '{name}' stays because {reason}"

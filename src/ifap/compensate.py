@@ -58,11 +58,13 @@ def compensate(
     removed: Indices,
     batches: Iterable[Inputs],
     known: Mapping[str, Halves] | None = None,
+    *,
+    new_biases: bool = True,
 ) -> Compensation:
     """Change the layers that read units which are about to go, so that what stays stands in for them.
 
     Call it before the units are cut. Weights of the removed inputs are left as they are, and so are layers that share
-    their weight with another, which is not theirs to change. A layer without a bias is given one.
+    their weight with another, which is not theirs to change. A layer without a bias may be given one.
 
     Parameters
     ----------
@@ -76,6 +78,8 @@ def compensate(
         Calibration inputs without labels; iterated once where the moments of all layers fit into memory.
     known : mapping, optional
         Moments that were measured before; see `ifap.moments.halves`.
+    new_biases : bool
+        Whether layers without a bias may be given one.
 
     Returns
     -------
@@ -94,7 +98,7 @@ def compensate(
     names = with_weights_of_their_own(model, [name for name, lost in gone.items() if lost.any() and not lost.all()])
     done = Compensation()
     for name, found in halves(model, batches, names, known=known):
-        _refit(modules[name], name, graph, torch.from_numpy(gone[name]), found, done)
+        _refit(modules[name], name, graph, torch.from_numpy(gone[name]), found, done, new_biases=new_biases)
     return done
 
 
@@ -105,13 +109,15 @@ def biases_to_come(model: nn.Module, graph: Graph) -> int:
     return sum(len(weight_by_group(modules[name]).flatten(0, 1)) for name in names if modules[name].bias is None)
 
 
-def _refit(module: Any, name: str, graph: Graph, lost: Tensor, found: Halves, done: Compensation) -> None:
+def _refit(
+    module: Any, name: str, graph: Graph, lost: Tensor, found: Halves, done: Compensation, *, new_biases: bool
+) -> None:
     """Refit one layer, each of its groups of channels by itself."""
     weight = weight_by_group(module)
     lost = lost.to(weight.device)
     groups, outputs, inputs, _ = weight.shape
     shift = weight.new_zeros(groups, outputs)
-    has_bias = module.bias is not None or has_plain_forward(module)
+    has_bias = module.bias is not None or (new_biases and has_plain_forward(module))
     words = []
     for number in range(groups):
         part = slice(number * inputs, (number + 1) * inputs)

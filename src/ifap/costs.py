@@ -37,11 +37,14 @@ class Cost:
         Elements of all parameters, a shared one counted once.
     latency : float, optional
         Predicted milliseconds of one forward, where the target is a latency; see `ifap.latency.LatencyModel`.
+    bytes : int, optional
+        What parameters and buffers take in memory, and so in a file; known of a network that was pruned.
     """
 
     macs: int
     params: int
     latency: float | None = field(default=None, repr=False, compare=False)
+    bytes: int | None = field(default=None, repr=False, compare=False)
 
     def reduction(self, base: Cost, kind: str) -> float:
         """Return the share of `base` that is gone, in [0, 1]; `kind` is the name of a cost."""
@@ -85,6 +88,30 @@ def count_params(model: nn.Module) -> int:
     """Return the number of elements of all parameters, a shared one counted once."""
     held = {parameter for module in modules_by_name(model).values() for parameter in module._parameters.values()}
     return sum(parameter.numel() for parameter in held if parameter is not None)
+
+
+def params_by_module(model: nn.Module) -> dict[str, int]:
+    """Return the number of elements of the parameters that each module holds itself; modules without any are left out.
+
+    A shared parameter counts for the first module alone, so that the numbers add up to `count_params`.
+    """
+    found: dict[str, int] = {}
+    seen: set[nn.Parameter] = set()
+    for name, module in modules_by_name(model).items():
+        held = {parameter for parameter in module._parameters.values() if parameter is not None} - seen
+        seen |= held
+        if held:
+            found[name] = sum(parameter.numel() for parameter in held)
+    return found
+
+
+def count_bytes(model: nn.Module) -> int:
+    """Return the bytes of all parameters and buffers that a network saves, a shared one counted once."""
+    held: dict[int, Tensor] = {}
+    for module in modules_by_name(model).values():
+        saved = {k: v for k, v in module._buffers.items() if k not in module._non_persistent_buffers_set}
+        held.update((id(t), t) for t in (*module._parameters.values(), *saved.values()) if t is not None)
+    return sum(tensor.numel() * tensor.element_size() for tensor in held.values())
 
 
 def macs_by_module(model: nn.Module, example_inputs: Inputs) -> dict[str, int]:

@@ -7,6 +7,7 @@ distilling call `refuse_test` on whatever they are given.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ifap.errors import ScoreError, SplitError
+from ifap.errors import ScoreError, SplitError, TrainingError
 from ifap.seeds import derive_seed
 
 Role = Literal["train", "validation", "test"]
@@ -343,4 +344,8 @@ def logits(outputs: Any) -> Tensor:
         return logits(outputs.logits)
     if isinstance(outputs, Mapping):
         return logits(outputs["logits"] if "logits" in outputs else next(iter(outputs.values())))
+    if dataclasses.is_dataclass(outputs) and not isinstance(outputs, type):
+        outputs = [getattr(outputs, field.name) for field in dataclasses.fields(outputs)]
+    if not isinstance(outputs, (tuple, list)) or not outputs:
+        raise TrainingError(f"outputs of type {type(outputs).__name__} hold no scores: give a loss that reads them")
     return logits(outputs[0])

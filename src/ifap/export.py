@@ -6,8 +6,10 @@ import copy
 import importlib
 import inspect
 import io
+import logging
+import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ifap.errors import ExportError
-from ifap.files import atomic_write_bytes
+from ifap.files import atomic_write_bytes, beside
 from ifap.forward import Inputs, call, map_tensors, tensors
 
 TOLERANCE = 1e-4
@@ -66,9 +68,9 @@ def export_onnx(model: nn.Module, example_inputs: Inputs, path: str | Path) -> f
         if sum(tensor.nbytes for tensor in twin.state_dict().values()) > _LARGEST:
             raise ExportError("the network is larger than 2 GiB, which one ONNX file cannot hold")
         content = program.model_proto.SerializeToString()
-    difference = _largest_difference(twin, _onnx_forward(content), example_inputs)
+    largest = _largest_difference(twin, onnx_forward(content), example_inputs)
     atomic_write_bytes(Path(path), content)
-    return difference
+    return largest
 
 
 def export_program(model: nn.Module, example_inputs: Inputs, path: str | Path) -> float:
@@ -102,9 +104,67 @@ def export_program(model: nn.Module, example_inputs: Inputs, path: str | Path) -
         )
         torch.export.save(program, stream)
     exported = program.module()
-    difference = _largest_difference(twin, lambda batch: list(tensors(call(exported, batch))), example_inputs)
+    largest = _largest_difference(twin, lambda batch: list(tensors(call(exported, batch))), example_inputs)
     atomic_write_bytes(Path(path), stream.getvalue())
-    return difference
+    return largest
+
+
+def quantize_onnx(source: str | Path, path: str | Path, batches: Iterable[Inputs] | None = None) -> None:
+    """Write an ONNX network whose weights, and what it computes with them, are integers of 8 bits.
+
+    Parameters
+    ----------
+    source : str or Path
+        The file that `export_onnx` wrote.
+    path : str or Path
+        The file to write; replaced at once.
+    batches : iterable, optional
+        Calibration inputs. With them the ranges of activations are fixed beforehand (static), which convolutions need.
+        Without them each forward finds its own (dynamic), and linear layers alone become integers: the better choice
+        for transformers.
+
+    Raises
+    ------
+    ExportError
+        If packages are missing, a batch does not fit the network, or nothing in it can be quantized. No file is written
+        then.
+
+    Notes
+    -----
+    The outputs differ from those of the network: measure it on validation data.
+    """
+    onnx_packages()
+    from onnxruntime import quantization
+
+    weights = {"per_channel": True, "weight_type": quantization.QuantType.QInt8}
+    with beside(Path(path), folder=True) as temporary, _said_in_one_line("quantized"):
+        prepared, result = str(temporary / "prepared.onnx"), temporary / "result.onnx"
+        quantization.quant_pre_process(str(source), prepared, skip_symbolic_shape=True)
+        if batches is None:
+            kinds = {"op_types_to_quantize": ["MatMul", "Gemm"]}
+            quantization.quantize_dynamic(prepared, str(result), **weights, **kinds)
+        else:
+            quantization.quantize_static(prepared, str(result), _Calibration(prepared, batches), **weights)
+        content = result.read_bytes()
+        if b"QLinear" not in content and b"Integer" not in content and b"QuantizeLinear" not in content:
+            raise ExportError(f"{source}: no layer of it can be quantized")
+    atomic_write_bytes(Path(path), content)
+
+
+class _Calibration:
+    """Calibration inputs one by one, as onnxruntime takes them."""
+
+    def __init__(self, path: str, batches: Iterable[Inputs]) -> None:
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        self._names = [each.name for each in session.get_inputs()]
+        self._batches = iter(batches)
+
+    def get_next(self) -> dict[str, Any] | None:
+        """Return the next batch by the names of the inputs; None at the end."""
+        batch = next(self._batches, None)
+        return None if batch is None else _named(self._names, batch)
 
 
 def onnx_packages() -> None:
@@ -159,12 +219,24 @@ def _batch_of(inputs: Inputs, batch: int, generator: torch.Generator | None = No
 
 @contextmanager
 def _traceable(kind: str) -> Iterator[None]:
-    """Turn what goes wrong inside an exporter into one line, and keep its remarks to itself."""
+    """Let a network be exported inside the block; what goes wrong is one line, and remarks are not shown."""
     # The fast path of attention is one opaque operation that no exporter knows.
     fastpath = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with warnings.catch_warnings(), torch.no_grad():
+        with _said_in_one_line(f"exported by {kind}"), torch.no_grad():
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fastpath)
+
+
+@contextmanager
+def _said_in_one_line(done: str) -> Iterator[None]:
+    """Turn what goes wrong inside an exporter into one line, and keep its remarks to itself."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     except ExportError:
@@ -174,12 +246,13 @@ def _traceable(kind: str) -> Iterator[None]:
         while cause.__cause__ is not None:  # the exporters wrap it in their advice
             cause = cause.__cause__
         reason = " ".join(str(cause).split())[:300]
-        raise ExportError(f"the network cannot be exported by {kind}: {type(cause).__name__}: {reason}") from error
+        raise ExportError(f"the network cannot be {done}: {type(cause).__name__}: {reason}") from error
     finally:
-        torch.backends.mha.set_fastpath_enabled(fastpath)
+        logging.disable(level)
 
 
-def _onnx_forward(content: bytes) -> Callable[[Inputs], list[Tensor]]:
+def onnx_forward(content: bytes) -> Callable[[Inputs], list[Tensor]]:
+    """Return a function that runs the content of an ONNX file, on as many threads as torch uses."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -189,15 +262,19 @@ def _onnx_forward(content: bytes) -> Callable[[Inputs], list[Tensor]]:
     names = [each.name for each in session.get_inputs()]
 
     def forward(inputs: Inputs) -> list[Tensor]:
-        given = list(tensors(inputs))
-        if isinstance(inputs, dict) and set(names) == set(inputs):
-            given = [inputs[name] for name in names]
-        if len(given) != len(names):
-            raise ExportError(f"the exported network takes {len(names)} inputs, the network {len(given)}")
-        found = session.run(None, {name: tensor.numpy() for name, tensor in zip(names, given, strict=True)})
-        return [torch.as_tensor(value) for value in found]
+        return [torch.as_tensor(value) for value in session.run(None, _named(names, inputs))]
 
     return forward
+
+
+def _named(names: Sequence[str], inputs: Inputs) -> dict[str, Any]:
+    """Return the inputs of one forward by the names that an exported network has for them."""
+    given = list(tensors(inputs))
+    if isinstance(inputs, dict) and set(names) == set(inputs):
+        given = [inputs[name] for name in names]
+    if len(given) != len(names):
+        raise ExportError(f"the exported network takes {len(names)} inputs, the network {len(given)}")
+    return {name: tensor.numpy() for name, tensor in zip(names, given, strict=True)}
 
 
 def _largest_difference(model: nn.Module, exported: Callable[[Inputs], Sequence[Tensor]], example: Inputs) -> float:
@@ -223,16 +300,29 @@ def _difference(wanted: Sequence[Tensor], found: Sequence[Tensor], batch: int) -
     shapes = [[tuple(tensor.shape) for tensor in side] for side in (wanted, found)]
     if shapes[0] != shapes[1]:
         raise ExportError(f"the exported network returns {shapes[1]} with batch {batch}, the network {shapes[0]}")
+    largest = difference(wanted, found)
+    if not largest <= TOLERANCE:
+        raise ExportError(
+            f"the exported network differs by {largest:.2g} of its largest output, "
+            f"more than {TOLERANCE:g}, with batch {batch}"
+        )
+    return largest
+
+
+def difference(wanted: Sequence[Tensor], found: Sequence[Tensor]) -> float:
+    """Return the largest difference of outputs, each as a share of the largest value in it.
+
+    It is infinite where their number or shapes differ, and not a number where a value is none.
+    """
+    if [tensor.shape for tensor in wanted] != [tensor.shape for tensor in found]:
+        return math.inf
     largest = 0.0
     for mine, other in zip(wanted, found, strict=True):
-        if not mine.numel():
-            continue
-        scale = max(float(mine.double().abs().max()), 1e-12)
-        difference = float((mine.double() - other.double()).abs().max()) / scale
-        if not difference <= TOLERANCE:  # nor is "not a number" a small difference
-            raise ExportError(
-                f"the exported network differs by {difference:.2g} of its largest output, "
-                f"more than {TOLERANCE:g}, with batch {batch}"
-            )
-        largest = max(largest, difference)
+        if mine.numel():
+            scale = max(float(mine.double().abs().max()), 1e-12)
+            value = float((mine.double() - other.double()).abs().max()) / scale
+            if not value <= largest:
+                largest = value
+            if math.isnan(value):
+                break
     return largest

@@ -31,6 +31,7 @@ from ifap.moments import Halves, input_means
 from ifap.ranking import Floats
 from ifap.reading import looking, readers, readers_alone, rows_of, with_weights_of_their_own
 from ifap.residuals import Residuals, fits_into_memory
+from ifap.trouble import trouble
 
 _MEAN_STRIDE = 4  # means need no more than every fourth batch
 
@@ -180,7 +181,7 @@ class _Signals:
         self._squares = torch.zeros(number, dtype=torch.float64)
         self._left = torch.zeros(number, dtype=torch.float64)
         self._seen = torch.zeros(number, dtype=torch.bool)
-        self._samples, self._keeps_copies = 0, keeps_copies
+        self._samples, self._keeps_copies, self._is_receiving = 0, keeps_copies, False
         self.layers = list(units)
 
     def look(self, name: str, x: Tensor) -> Tensor:
@@ -195,7 +196,12 @@ class _Signals:
         self._batch = outputs[0].shape[0] if outputs[0].dim() else 1
         shapes = [output.shape for output in outputs if output.dim() > 1]
         self._rows = {shape.numel() // max(1, width) for shape in shapes for width in (shape[1], shape[-1])}
-        torch.autograd.backward(starts, directions)
+        try:
+            torch.autograd.backward(starts, directions)
+        except RuntimeError as error:  # in training it would fail just so, as where a network overwrites what it needs
+            if self._is_receiving or trouble(error) is not None:
+                raise
+            raise NoGradientError(f"the network cannot go backward ({str(error).splitlines()[0][:200]})") from error
         self._samples += self._batch
 
     def _receive(self, name: str, x: Tensor, version: int, gradient: Tensor | None) -> None:
@@ -203,6 +209,7 @@ class _Signals:
             return
         if x._version != version and not self._keeps_copies:
             raise _OverwrittenError(name)
+        self._is_receiving = True
         columns, module = self._columns[name], self._modules.get(name)
         read, back = (self._by_sample(rows_of(module, tensor)) for tensor in (x, gradient))
         signals = (read * back).sum(dim=1)
@@ -213,6 +220,7 @@ class _Signals:
             left = (self._residuals.of(name, read) * back).sum(dim=1) if name in self._means else signals
             self._left[columns.units] += columns.by_unit(left).square().sum(dim=0).double().cpu()
         self._seen[columns.units] = True
+        self._is_receiving = False
 
     def _by_sample(self, rows: Tensor) -> Tensor:
         """Return rows as (samples, positions of each, channels).

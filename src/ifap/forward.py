@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ifap.axes.attention import adopt
 from ifap.axes.passes import is_trouble, modes
 from ifap.errors import ConfigError, nearest
 from ifap.layers import is_norm, modules_by_name
@@ -141,6 +142,13 @@ def private_copy(model: nn.Module) -> nn.Module:
     }
     twin = copy.deepcopy(model, memo)
     twin.zero_grad(set_to_none=True)
+    return twin
+
+
+def copy_to_prune(model: nn.Module) -> nn.Module:
+    """Return a copy whose attention modules of torch read their widths from their weights."""
+    twin = private_copy(model)
+    adopt(twin)
     return twin
 
 

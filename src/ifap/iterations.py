@@ -16,19 +16,21 @@ from ifap.axes.cut import cut_units
 from ifap.axes.expressions import atoms_of
 from ifap.axes.proof import Proof, prove
 from ifap.axes.units import Graph, Indices
-from ifap.checks import check_outputs
+from ifap.checks import Refusal, because, check_outputs
 from ifap.compensate import Compensation, biases_to_come, compensate
-from ifap.costs import Cost, NetworkError, count_params
+from ifap.costs import Cost, NetworkError, count_bytes, count_params, params_by_module
 from ifap.errors import GraphError, TargetError
-from ifap.forward import Inputs, private_copy, unwrapped
+from ifap.former import FormerParameters
+from ifap.forward import Inputs, copy_to_prune, private_copy, unwrapped
 from ifap.latency import LatencyModel, latency_ratio, layer_widths, repeated
 from ifap.layers import is_producer, modules_by_name
 from ifap.methods import AnyMethod
 from ifap.methods.base import Learnt, defaults_of, score
-from ifap.options import Clock, OnStep, Options, Recover, Validate
+from ifap.options import Clock, OnPhase, OnStep, Options, Recover, Validate, name_of_metric
 from ifap.plan import Plan
+from ifap.pretrained import STAYS, expressible
 from ifap.ranking import Budget, Floats, Ranking, by_speed, floors, unit_scores
-from ifap.results import Pruned, Receipt, Target
+from ifap.results import Pruned, Receipt, Target, layer_costs
 from ifap.run_state import Store, follow, replay, restore_modes
 from ifap.saving import load, pruned_plan
 from ifap.schedule import rate, solve_rho_0
@@ -54,26 +56,34 @@ class Run:
         validate: Validate | None,
         on_step: OnStep | None,
         ignore: Sequence[str | nn.Module],
+        on_phase: OnPhase | None = None,
     ) -> None:
         model = unwrapped(model)
         self._original, self._inputs, self._batches = model, example_inputs, batches
         self._options, self._scorer, self._labels = options, scorer, labels
         self._recover, self._validate, self._on_step = recover, validate, on_step
-        clock = Clock()
+        self._on_phase = on_phase
+        clock = Clock(on_phase)
         ignored = [_name_of(model, item) for item in ignore]
         self.model = copy_to_prune(model)
         self._graph: Graph = clock.measure("trace", lambda: self._trace(ignored))
+        self._refused: dict[int, str] = {}  # axes that turned out to be impossible to cut, and why
+        if options.uniform:
+            self._graph, fixed = clock.measure("trace", lambda: expressible(self.model, self._graph))
+            self._refused = dict.fromkeys(fixed, STAYS)
         self._whole = replace(self._graph, structure=self._graph.structure.apart())
-        self._refused: dict[int, str] = {}  # axes that a cut showed to be impossible, and why
         if self._graph.num_units == 0:
-            raise GraphError(f"nothing in this network can be pruned{_because(self._graph.pinned)}")
+            raise GraphError(f"nothing in this network can be pruned{because(self._graph.pinned)}")
         self._timer, self._timed_inputs = None, example_inputs
         if options.target is not None and options.target.kind == "latency":
             self._timed_inputs = repeated(example_inputs, options.target.batch)
             self._timer = LatencyModel(_copy_on(options.target.device, self.model), self._timed_inputs)
         self.after = self._present_cost()
         self.before = replace(self.after, params=count_params(model))
+        self._layers_before = self._macs, params_by_module(model)
         self._original_sizes = self._graph.units_per_group()
+        self._former = FormerParameters()
+        self._former.add(model)
         self._teacher = private_copy(model).eval().requires_grad_(False) if recover is not None else None
         self._start_seconds = clock.seconds
         self.receipts: list[Receipt] = []
@@ -97,6 +107,7 @@ class Run:
             units=options.units,
             outputs=options.outputs,
             keep_embeddings=options.keep_embeddings,
+            uniform=options.uniform,
         )
 
     # the loop
@@ -118,7 +129,12 @@ class Run:
                 store.write(self.model, self.plan(), self.receipts)
         proof = self._prove() if self._options.prove else None
         release(self.model, [name for name, module in self.model.named_modules() if is_whole(module)])
-        return Pruned(self.model, self.plan(), self.receipts, self.before, self.after, proof)
+        options, metric = self._options, None if self._validate is None else name_of_metric(self._validate)
+        layers = layer_costs(*self._layers_before, self._macs, params_by_module(self.model))
+        return Pruned(
+            self.model, self.plan(), self.receipts, self.before, self.after, proof,
+            layers, options.method, options.target, metric,
+        )  # fmt: skip
 
     def plan(self) -> Plan:
         """Return the plan of the network as it is."""
@@ -126,6 +142,7 @@ class Run:
 
     def _prove(self) -> Proof:
         """Compare cutting with masking, from the unpruned network on."""
+        Clock(self._on_phase, len(self.receipts) - 1).announce("prove")
         removed = self._lost_units()
         proof = prove(
             copy_to_prune(self._original),
@@ -134,12 +151,7 @@ class Run:
             self._inputs,
             lambda model, inputs: output_tensors(model, inputs, self._options.outputs),
         )
-        if not proof.holds:
-            raise GraphError(
-                f"the proof fails: the cut network differs from the masked one by {proof.difference:.2g} of its "
-                "largest output, so that no network is returned; ignore layers until it holds, or switch it off with "
-                "prove=False"
-            )
+        proof.require()
         return proof
 
     def _lost_units(self) -> Indices:
@@ -159,7 +171,7 @@ class Run:
         return bool(getattr(self.after, self._target.kind) <= self._goal)
 
     def _begin(self) -> None:
-        metric = self._validate(self.model) if self._validate is not None else None
+        metric = self._judge(Clock(self._on_phase))
         self.receipts = [
             Receipt(
                 iteration=0,
@@ -177,7 +189,7 @@ class Run:
 
     def _iterate(self, step: int) -> Receipt:
         """Score, rank, cut, recover and judge once."""
-        clock = Clock()
+        clock = Clock(self._on_phase, step)
         keeps_previous = self._options.max_drop is not None or self._options.teacher == "previous"
         previous = private_copy(self.model) if keeps_previous else None
         before_cut = replace(self._graph, structure=self._graph.structure.apart()), self.after
@@ -204,7 +216,9 @@ class Run:
             return
         teacher = self._teacher if self._options.teacher == "original" else previous
         assert teacher is not None
-        clock.measure("recover", lambda: self._recover(self.model, teacher, step))  # type: ignore[misc]
+        with self._former.refused(self.model):
+            clock.measure("recover", lambda: self._recover(self.model, teacher, step))  # type: ignore[misc]
+        self._former.add(self.model)
 
     def _judge(self, clock: Clock) -> float | None:
         if self._validate is None:
@@ -274,13 +288,15 @@ class Run:
     def _ask(self, ranking: Ranking, step: int) -> tuple[int, float]:
         """Return how many units this iteration asks for, and its rho."""
         options, every = self._options, ranking.num_candidates
-        goal = self._goal - self._made_biases()
+        goal = self._goal_of(step) - self._made_biases()
         total = every if self._wanted is not None else ranking.smallest_count(self._target.kind, goal)
         if total is None:
-            raise TargetError(self._unreachable(ranking))
+            raise TargetError(self._unreachable(ranking, step))
         units = self._graph.num_units
         by_macs = options.pace == "macs"
         whole = 1.0 - ranking.cost(total).macs / self.after.macs if by_macs else total / units
+        if options.shares is not None:
+            return ranking.at_least_one(total), whole
         if step == options.steps:
             return total, whole
         rho = rate(step, options.steps, solve_rho_0(1.0 - whole, step, options.steps, options.alpha), options.alpha)
@@ -288,9 +304,17 @@ class Run:
         count = (ranking.smallest_count("macs", most) or 0) if by_macs else round(rho * units)
         return ranking.at_least_one(min(total, max(1, count))), rho
 
+    def _goal_of(self, step: int) -> float:
+        """Return the cost that may be left after an iteration, if each has its own share, or else after the last."""
+        shares = self._options.shares
+        if shares is None or step >= len(shares):
+            return self._goal
+        return float(getattr(self.before, self._target.kind) * (1.0 - shares[step - 1]))
+
     def _made_biases(self) -> float:
         """Return the parameters that compensation has made or may yet make beyond what the ranking predicts."""
-        if not self._options.compensate or self._target.kind != "params":
+        options = self._options
+        if not options.compensate or options.uniform or self._target.kind != "params":
             return 0
         predicted = self._graph.structure.forms.params(self._graph.units_per_group().astype(float))
         return self.after.params - predicted + biases_to_come(self.model, self._graph)
@@ -298,14 +322,17 @@ class Run:
     def _cut(self, ranking: Ranking, learnt: Learnt, step: int) -> Receipt:
         count, rho = self._ask(ranking, step)
         lost, asked = ranking.removed_per_group(count), ranking.cost(count)
-        if step == self._options.steps and self._wanted is None:
-            lost = ranking.nearest(count, self._target.kind, self._goal - self._made_biases())
+        is_exact = step == self._options.steps or self._options.shares is not None
+        goal = self._goal_of(step) - self._made_biases()
+        if is_exact and self._wanted is None and getattr(self.after, self._target.kind) > goal:
+            lost = ranking.nearest(count, self._target.kind, goal)
         removed = ranking.units(lost)
         if len(removed) == 0:
             raise TargetError(f"iteration {step} makes no progress: {self._limits(ranking)}")
         done = Compensation()
         if self._options.compensate:
-            done = compensate(self.model, self._graph, removed, self._batches, learnt.moments)
+            biases = not self._options.uniform
+            done = compensate(self.model, self._graph, removed, self._batches, learnt.moments, new_biases=biases)
         try:
             self._apply(removed)
         except Refusal:
@@ -363,7 +390,7 @@ class Run:
 
     def _present_cost(self) -> Cost:
         predicted = None if self._timer is None else self._timer.predict(layer_widths(self.model))
-        return Cost(sum(self._macs.values()), count_params(self.model), predicted)
+        return Cost(sum(self._macs.values()), count_params(self.model), predicted, count_bytes(self.model))
 
     def _calibrate(self, *, is_correction: bool = False) -> None:
         """Where time is the target: allow for what the prediction is off, as far as one can measure by now.
@@ -424,15 +451,16 @@ class Run:
         sizes = self._graph.units_per_group()
         return [group.name for group in self._graph.groups if sizes[group.index] <= limits[group.index]]
 
-    def _unreachable(self, ranking: Ranking) -> str:
-        target = self._target
+    def _unreachable(self, ranking: Ranking, step: int) -> str:
+        target, shares = self._target, self._options.shares
+        asked_for = target.share if shares is None else shares[step - 1]
         least = getattr(ranking.cost(ranking.num_candidates), target.kind)
         reach = 1.0 - least / getattr(self.before, target.kind)
         most = f"at most {reach:.3f}"
         if self._timer is not None:
             asked = 1.0 - self._goal / self._timer.total
             most += f" of the predicted time can go, and {asked:.3f} would have to, as measured times fall less"
-        return f"target {target.kind}={target.share:g} cannot be reached: {most}; {self._limits(ranking)}"
+        return f"target {target.kind}={asked_for:g} cannot be reached: {most}; {self._limits(ranking)}"
 
     def _limits(self, ranking: Ranking) -> str:
         options = self._options
@@ -457,22 +485,8 @@ class Run:
         for name in plan.biases:
             self._graph.know_bias(name)
         self.after = self._present_cost()
-        log.info("resumed after iteration %d", self.receipts[-1].iteration)
-
-
-class Refusal(Exception):  # noqa: N818
-    """A cut that cannot be made, found before anything was changed."""
-
-    def __init__(self, groups: set[int], reason: str) -> None:
-        super().__init__(reason)
-        self.groups, self.reason = groups, reason
-
-
-def copy_to_prune(model: nn.Module) -> nn.Module:
-    """Return a copy whose attention modules of torch read their widths from their weights."""
-    twin = private_copy(model)
-    adopt(twin)
-    return twin
+        if not self._is_done():
+            log.info("resumed after iteration %d", self.receipts[-1].iteration)
 
 
 def _copy_on(device: str | None, model: nn.Module) -> nn.Module:
@@ -484,10 +498,3 @@ def _name_of(model: nn.Module, item: str | nn.Module) -> str | nn.Module:
     if isinstance(item, nn.Module):
         return next((name for name, module in model.named_modules() if module is item), item)
     return item
-
-
-def _because(pinned: dict[str, str]) -> str:
-    if not pinned:
-        return ": it has no convolution, linear layer or attention that the outputs depend on"
-    name, reason = next(iter(pinned.items()))
-    return f": for example '{name}' stays because {reason}"

@@ -97,7 +97,32 @@ def _synchronize(where: torch.device) -> None:
 
 
 def latency_ratio(model: nn.Module, other: nn.Module, example_inputs: Any, *, rounds: int = 7) -> float:
-    """Return the time of one network over that of another: the median over rounds in which both run in turn.
+    """Return the time of one network over that of another; see `side_by_side`."""
+    return side_by_side(model, other, example_inputs, rounds=rounds).ratio
+
+
+@dataclass(frozen=True)
+class SideBySide:
+    """Times of two networks that ran in turn.
+
+    Parameters
+    ----------
+    ratio : float
+        Median over the rounds of the time of the first over that of the second.
+    milliseconds, other_milliseconds : float
+        Medians of both.
+    rounds : int
+        Rounds that counted.
+    """
+
+    ratio: float
+    milliseconds: float
+    other_milliseconds: float
+    rounds: int
+
+
+def side_by_side(model: nn.Module, other: nn.Module, example_inputs: Any, *, rounds: int = 7) -> SideBySide:
+    """Time two networks in rounds in which both run in turn, so that a busy machine slows both.
 
     The first round does not count. Passes of seconds vary less: for them fewer rounds do.
     """
@@ -107,7 +132,9 @@ def latency_ratio(model: nn.Module, other: nn.Module, example_inputs: Any, *, ro
         pairs: list[list[float]] = []
         while len(pairs) <= rounds and not (len(pairs) > _FEWEST_ROUNDS and sum(map(sum, pairs)) > _ENOUGH_SECONDS):
             pairs.append([_timed(partial(call, network, inputs), where) for network in (model, other)])
-    return statistics.median(mine / theirs for mine, theirs in pairs[1:])
+    ratio = statistics.median(mine / theirs for mine, theirs in pairs[1:])
+    both = [1000 * statistics.median(times) for times in zip(*pairs[1:], strict=True)]
+    return SideBySide(ratio, both[0], both[1], len(pairs) - 1)
 
 
 def can_compute_on(device: str) -> bool:

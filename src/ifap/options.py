@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,8 +16,10 @@ from ifap.results import Receipt, Target
 
 Recover = Callable[[nn.Module, nn.Module, int], object]
 Validate = Callable[[nn.Module], float]
-Pace = Literal["units", "macs"]
+Pace = Literal["units", "macs"] | Sequence[float]
 OnStep = Callable[[nn.Module, "Receipt"], None]
+OnPhase = Callable[[str, int], None]
+"""Called with what begins, such as ``score``, and the number of the iteration."""
 
 
 @dataclass(frozen=True)
@@ -38,22 +40,38 @@ class Options:
     max_drop: float | None
     seed: int
     teacher: Literal["original", "previous"]
-    pace: Pace
+    pace: Literal["units", "macs"]
+    shares: tuple[float, ...] | None
     keep_embeddings: bool
     compensate: bool
     units: str
     outputs: tuple[str, ...] | None
     prove: bool
+    method: str
+    uniform: bool
+
+
+def name_of_metric(validate: Validate) -> str:
+    """Return what a function says that it measures: its attribute ``metric``, or its own name."""
+    name = str(getattr(validate, "metric", None) or getattr(validate, "__name__", "metric"))
+    return name if name.isprintable() and "<" not in name else "metric"
 
 
 class Clock:
-    """Seconds per phase of one iteration."""
+    """Seconds per phase of one iteration, each announced as it begins."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_phase: OnPhase | None = None, step: int = 0) -> None:
         self.seconds: dict[str, float] = {}
+        self._on_phase, self._step = on_phase, step
+
+    def announce(self, phase: str) -> None:
+        """Say that a phase begins."""
+        if self._on_phase is not None:
+            self._on_phase(phase, self._step)
 
     def measure(self, phase: str, function: Callable[[], Any]) -> Any:
         """Run `function` and add its time to `phase`."""
+        self.announce(phase)
         start = time.perf_counter()
         result = function()
         self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start

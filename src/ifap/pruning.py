@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +18,7 @@ from ifap.forward import Inputs
 from ifap.iterations import Run, log
 from ifap.methods import METHODS, AnyMethod
 from ifap.methods.base import Loss, defaults_of
-from ifap.options import OnStep, Options, Pace, Recover, Validate
+from ifap.options import OnPhase, OnStep, Options, Pace, Recover, Validate
 from ifap.plan import Plan
 from ifap.ranking import AGGREGATES, Aggregate
 from ifap.results import Pruned, Target
@@ -56,7 +57,9 @@ def prune(
     outputs: Sequence[str] | None = None,
     prove: bool = True,
     on_step: OnStep | None = None,
-    resume: str | Path | None = None,
+    resume: str | Path | Store | None = None,
+    on_phase: OnPhase | None = None,
+    uniform: bool = False,
 ) -> Pruned:
     """Make a network smaller: score its units, remove those that matter least, compensate, and recover if asked to.
 
@@ -118,9 +121,10 @@ def prune(
         linear layers and norms follow where they are coupled to one.
     teacher : {'original', 'previous'}
         What `recover` is given: the network before all pruning, or before this iteration.
-    pace : {'units', 'macs'}
+    pace : {'units', 'macs'} or sequence of float
         What rho_k is a share of: the units that are left (the paper's), or their multiply-accumulates.
-        Where cheap units go first, counting units leaves a large step in cost for the last iteration.
+        Where cheap units go first, counting units leaves a large step in cost for the last iteration. Or the share of
+        the target's cost that is gone after each iteration, such as ``(0.2, 0.4, 0.5)`` for ``Target(macs=0.5)``.
     keep_embeddings : bool
         Keep the width of every embedding, and with it that of the residual stream it feeds: of a
         transformer for text only heads and feed-forward units go. Its embeddings then bound how
@@ -144,6 +148,13 @@ def prune(
     resume : str or Path, optional
         Folder for the state after each iteration; a later call with the same arguments goes on
         from there and ends with the same network.
+    on_phase : callable, optional
+        ``on_phase(phase, iteration)`` is called when a phase begins: ``trace``, ``score``, ``prune``, ``recover``,
+        ``validate`` and, at the end, ``prove``.
+    uniform : bool
+        Keep the same width in all blocks of a kind, such as the blocks of a transformer. Where the network holds a
+        configuration that it was built from, only widths that a configuration can express are changed, and
+        compensation makes no biases, so that `ifap.save_pretrained` can save the network without this package.
 
     Returns
     -------
@@ -171,10 +182,13 @@ def prune(
     refuse_test(validate, "stopping")
     scorer = METHODS.get(method) if isinstance(method, str) else method
     usual = defaults_of(scorer)
+    shares = None if isinstance(pace, str) else tuple(pace)
+    if steps is None:
+        steps = usual.steps if shares is None else len(shares)
     options = Options(
         target=target,
         like=like,
-        steps=usual.steps if steps is None else steps,
+        steps=steps,
         alpha=alpha,
         normalize=normalize,
         site=site,
@@ -186,12 +200,15 @@ def prune(
         max_drop=max_drop,
         seed=seed,
         teacher=teacher,
-        pace=pace,
+        pace=pace if isinstance(pace, str) else "macs",
+        shares=shares,
         keep_embeddings=keep_embeddings,
         compensate=usual.compensate if compensate is None else compensate,
         units=units,
         outputs=None if outputs is None else tuple(outputs),
         prove=prove,
+        method=method if isinstance(method, str) else getattr(method, "__name__", "a function"),
+        uniform=uniform,
     )
     _check(options, validate)
     run = Run(
@@ -205,11 +222,11 @@ def prune(
         validate,
         on_step,
         (ignore,) if isinstance(ignore, (str, nn.Module)) else tuple(ignore),
+        on_phase,
     )
     if not can_be_saved(example_inputs):
         log.warning("the example inputs are too many values for a saved plan: give one or a few samples")
-    store = Store(Path(resume)) if resume is not None else None
-    return run.finish(store)
+    return run.finish(Store(Path(resume)) if isinstance(resume, (str, Path)) else resume)
 
 
 def _check(options: Options, validate: Validate | None) -> None:
@@ -221,6 +238,8 @@ def _check(options: Options, validate: Validate | None) -> None:
         raise TargetError("max_drop needs validate: without a metric no fall can be seen")
     if options.max_drop is not None and options.max_drop < 0:
         raise TargetError(f"max_drop must not be negative, got {options.max_drop}")
+    if options.shares is not None:
+        _check_shares(options.shares, options)
     if not 0 < options.max_layer_ratio <= 1:
         raise TargetError(f"max_layer_ratio must lie in (0, 1], got {options.max_layer_ratio}")
     if options.min_units < 1 or (options.round_to is not None and options.round_to < 1):
@@ -234,3 +253,15 @@ def _check(options: Options, validate: Validate | None) -> None:
     ):
         if value not in valid:
             raise ConfigError(f"unknown {key} '{value}': {nearest(str(value), valid)}")
+
+
+def _check_shares(shares: tuple[float, ...], options: Options) -> None:
+    if options.target is None or options.target.kind == "latency":
+        raise TargetError("pace: shares for each iteration need a target in macs or params")
+    if any(not before < share for before, share in itertools.pairwise((0.0, *shares))):
+        raise TargetError(f"pace: the shares must rise from above 0, got {', '.join(f'{share:g}' for share in shares)}")
+    if len(shares) != options.steps or shares[-1] != options.target.share:
+        raise TargetError(
+            f"pace: give {options.steps} shares that end with the target {options.target.share:g}, "
+            f"got {len(shares)} that end with {shares[-1] if shares else 0:g}"
+        )

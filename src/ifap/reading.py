@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils.hooks import RemovableHandle
 
 from ifap.axes.attention import adopted
 from ifap.axes.tensors import named_tensors
@@ -57,17 +58,21 @@ def looking(model: nn.Module, names: Iterable[str], look: Look) -> Iterator[None
     names, modules = set(names), modules_by_name(model)
     silent = used_by_attention(model) & names
     alone = names - set(modules)
+    own = {name for name in names - silent - alone if not _reads_as_given(modules[name])}
     with ExitStack() as stack:
-        for name in names - silent - alone:
+        for name in names - silent - alone - own:
             hook = modules[name].register_forward_pre_hook(_hook(name, look), with_kwargs=True)
             stack.callback(hook.remove)
         if silent:
             stack.enter_context(adopted(model))
-        if silent or alone:
+        if silent or alone or own:
             tensors = named_tensors(model)
             weights = {id(modules[name].weight): name for name in silent}
             weights |= {id(tensors[name]): name for name in alone}
-            stack.enter_context(_Products(weights, look))
+            products = stack.enter_context(_Products(weights, look))
+            for name in own:
+                for hook in products.watch(name, modules[name]):
+                    stack.callback(hook.remove)
         yield
 
 
@@ -96,19 +101,45 @@ class _Products(TorchFunctionMode):
     def __init__(self, names: dict[int, str], look: Look) -> None:
         super().__init__()
         self._names, self._look = names, look
+        self._running: list[tuple[str, torch.Size]] = []
+
+    def watch(self, name: str, module: nn.Module) -> tuple[RemovableHandle, RemovableHandle]:
+        """Look at the product inside a layer whose forward makes a new weight, or turns its input, before that."""
+        shape: Any = module.weight.shape
+        begin = module.register_forward_pre_hook(lambda *_: self._running.append((name, shape)))
+        end = module.register_forward_hook(lambda *_: self._forget(), always_call=True)
+        return begin, end
+
+    def _forget(self) -> None:
+        self._running.pop()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         place = _READ.get(getattr(func, "__name__", ""))
-        if place is not None and len(args) > place + 1 and id(args[place + 1]) in self._names:
-            with torch._C.DisableTorchFunction():
-                found = self._look(self._names[id(args[place + 1])], args[place])
-            if found is not None:
-                args = (*args[:place], found, *args[place + 1 :])
+        if place is not None and len(args) > place + 1:
+            name = self._reader(args[place + 1])
+            if name is not None:
+                with torch._C.DisableTorchFunction():
+                    found = self._look(name, args[place])
+                if found is not None:
+                    args = (*args[:place], found, *args[place + 1 :])
         return func(*args, **(kwargs or {}))
 
+    def _reader(self, weight: Any) -> str | None:
+        """Return the layer, or the matrix, that a product with a weight belongs to; None if it was not asked for."""
+        if id(weight) in self._names or not self._running:
+            return self._names.get(id(weight))
+        name, shape = self._running[-1]
+        return name if getattr(weight, "shape", None) == shape else None
 
-_READ = {"linear": 0, "matmul": 0, "__matmul__": 0, "mm": 0, "addmm": 1}
-"""Products whose last operand is a weight, and the place of what it reads, whose last axis is contracted."""
+
+def _reads_as_given(module: nn.Module) -> bool:
+    """Whether a layer hands its input on as it is; a forward of its own may turn or pad it first."""
+    return type(module).forward.__module__.startswith("torch.")
+
+
+_CONVOLUTIONS = [f"conv{also}{n}d" for n in (1, 2, 3) for also in ("", "_transpose")]
+_READ = {"linear": 0, "matmul": 0, "__matmul__": 0, "mm": 0, "addmm": 1, **dict.fromkeys(_CONVOLUTIONS, 0)}
+"""Products whose last operand is a weight, and convolutions: the place of what they read."""
 
 
 def rows_of(module: nn.Module | None, x: Tensor) -> Tensor:

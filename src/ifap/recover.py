@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import itertools
 import logging
 import math
 from collections.abc import Callable, Iterator
@@ -26,7 +27,7 @@ from ifap.errors import TrainingError
 from ifap.forward import call, device_of, evaluation_mode, to_device
 from ifap.layers import is_activation
 from ifap.seeds import derive_seed, seeded
-from ifap.train_step import Engine, explain_memory, open_engine
+from ifap.train_step import Engine, explain_memory, open_engine, samples_in
 
 log = logging.getLogger(__name__)
 
@@ -87,6 +88,9 @@ class Distillation:
         Channels last in memory.
     compile : bool, optional
         Compile both networks with `torch.compile`, anew in every call: worth it for long ones only.
+    samples : int, optional
+        Training samples of an epoch, rounded up to whole batches; all by default. Those of a `Split` are drawn anew
+        for each epoch, an iterable's first batches are taken.
     losing : callable, optional
         ``losing(model)`` is a context in which an evaluated network returns what `loss` needs.
 
@@ -129,6 +133,7 @@ class Distillation:
         accumulate: int = 1,
         channels_last: bool = False,
         compile: bool = False,  # noqa: A002 (the name of the option)
+        samples: int | None = None,
         losing: Losing = as_is,
     ) -> None:
         for data, purpose in ((train, "distilling"), (validation, "stopping the distillation")):
@@ -144,6 +149,7 @@ class Distillation:
         self.loss, self.augment, self.seed, self.losing = loss, augment, seed, losing
         self.precision, self.accumulate = precision, accumulate
         self.channels_last, self.compile = channels_last, compile
+        self.batches = None if samples is None else math.ceil(samples / batch_size)
 
     def __call__(self, model: nn.Module, teacher: nn.Module, step: int) -> None:
         """Train `model` in place.
@@ -216,7 +222,7 @@ class Distillation:
         generator = torch.Generator().manual_seed(derive_seed(self.seed, step, epoch))
         model.train()
         reading = batches(self.train, self.batch_size, generator, augment=self.augment)
-        for number, (inputs, targets) in enumerate(reading, 1):
+        for number, (inputs, targets) in enumerate(itertools.islice(reading, self.batches), 1):
             optimizer.zero_grad(set_to_none=True)
             for some, expected, share, _ in engine.parts(inputs, targets):
                 loss = self._batch_loss(lesson, engine.place(some), engine.place(expected))
@@ -270,8 +276,9 @@ class Distillation:
         with torch.no_grad(), self.losing(model):
             for inputs, targets in batches(self.validation, self.batch_size):
                 value = self.loss(call(model, to_device(inputs, where)), to_device(targets, where))
-                total += value.item() * len(targets)
-                count += len(targets)
+                samples = samples_in(targets)
+                total += value.item() * samples
+                count += samples
         if not count:
             raise TrainingError("stopping the distillation needs at least one batch of validation data")
         return total / count

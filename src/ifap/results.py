@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -134,6 +135,34 @@ class Receipt:
 
 
 @dataclass(frozen=True)
+class LayerCost:
+    """What one layer costs before and after pruning.
+
+    Parameters
+    ----------
+    macs_before, macs_after : int
+        Multiply-accumulates of the layer itself, in one forward of the example inputs.
+    params_before, params_after : int
+        Elements of its own parameters.
+    """
+
+    macs_before: int
+    macs_after: int
+    params_before: int
+    params_after: int
+
+
+def layer_costs(
+    macs: Mapping[str, int], params: Mapping[str, int], macs_after: Mapping[str, int], params_after: Mapping[str, int]
+) -> dict[str, LayerCost]:
+    """Join counts by layer, before and after pruning; a layer that a count leaves out has none."""
+    return {
+        name: LayerCost(macs.get(name, 0), macs_after.get(name, 0), params.get(name, 0), params_after.get(name, 0))
+        for name in dict.fromkeys([*params, *macs])
+    }
+
+
+@dataclass(frozen=True)
 class Pruned:
     """A smaller network and how it came to be.
 
@@ -150,6 +179,14 @@ class Pruned:
     proof : Proof or None
         That the cut network computes what the unpruned one computes with the same units masked; None where the proof
         was switched off.
+    layers : dict of str to LayerCost
+        Costs of every layer that has any.
+    method : str
+        How units were scored.
+    target : Target or None
+        What was asked for; None where another plan gave the widths.
+    metric : str or None
+        Name of what `validate` measures: its attribute ``metric``, or its own name.
     """
 
     model: nn.Module
@@ -158,3 +195,7 @@ class Pruned:
     before: Cost
     after: Cost
     proof: Proof | None = None
+    layers: dict[str, LayerCost] = field(default_factory=dict)
+    method: str = ""
+    target: Target | None = None
+    metric: str | None = None

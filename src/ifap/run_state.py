@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -18,10 +19,18 @@ from ifap.saving import write_network
 
 
 class Store:
-    """The state of a run after its last iteration: a saved network and its receipts."""
+    """The state of a run after its last iteration: a saved network and its receipts.
 
-    def __init__(self, folder: Path) -> None:
-        self._root = folder
+    Parameters
+    ----------
+    folder : Path
+        Where it is; made if it does not exist.
+    keeps : callable, optional
+        ``keeps(receipts)`` returns the number of an earlier iteration whose network stays too, or None.
+    """
+
+    def __init__(self, folder: Path, keeps: Callable[[list[Receipt]], int | None] | None = None) -> None:
+        self._root, self._keeps = folder, keeps
         self._receipts = folder / "receipts.json"
 
     @property
@@ -39,8 +48,9 @@ class Store:
         write_network(model, plan, self._root / name)
         content = {"network": name, "receipts": [asdict(receipt) for receipt in receipts]}
         atomic_write_text(self._receipts, json.dumps(content))
+        kept = None if self._keeps is None else self._keeps(receipts)
         for old in self._root.glob("iteration-*"):
-            if old.name != name:
+            if old.name not in (name, f"iteration-{kept}"):
                 for file in old.iterdir():
                     file.unlink()
                 old.rmdir()
@@ -50,6 +60,35 @@ class Store:
         content = json.loads(self._receipts.read_text())
         plan = read_plan(self.folder)
         return [Receipt(**receipt) for receipt in content["receipts"]], plan
+
+
+class Ended(Store):
+    """The state after an earlier iteration, whose network was kept: a run that goes on from it has nothing to do.
+
+    Parameters
+    ----------
+    folder : Path
+        Of the store that kept it.
+    iteration : int
+        Which one.
+    """
+
+    def __init__(self, folder: Path, iteration: int) -> None:
+        super().__init__(folder)
+        self._iteration = iteration
+
+    @property
+    def folder(self) -> Path:
+        """The network of that iteration."""
+        return self._root / f"iteration-{self._iteration}"
+
+    def write(self, model: nn.Module, plan: Plan, receipts: list[Receipt]) -> None:
+        """Leave what is there."""
+
+    def read(self) -> tuple[list[Receipt], Plan]:
+        """Return the receipts up to that iteration and its plan."""
+        receipts, plan = super().read()
+        return receipts[: self._iteration + 1], plan
 
 
 def replay(graph: Graph, plan: Plan) -> Graph:

@@ -62,12 +62,13 @@ def read_samples(
     if not path.exists():
         raise ConfigError(f"{path}: file not found")
     if path.is_dir():
-        files = _image_files(path)
-        return _images(files, _preparation(network, builder, processor), batch_size)
+        files = image_files(path)
+        prepare = preparation(network, builder, processor)
+        return _batches(torch.stack([open_image(file, prepare) for file in files]), batch_size)
     if path.suffix == ".txt":
-        return _texts(path, network, tokenizer, batch_size, length)
+        return _batches(tokens(path, _lines(path), network, tokenizer, length), batch_size)
     if path.suffix == ".safetensors":
-        return _stored(path, network, batch_size)
+        return _batches(named_inputs(path, read_tensors(path), network), batch_size)
     raise ConfigError(f"{path}: give a folder of images, a .txt file of texts or a .safetensors file")
 
 
@@ -92,17 +93,25 @@ def first_sample(batch: Batch) -> Batch:
     return batch[:1] if isinstance(batch, Tensor) else {name: tensor[:1] for name, tensor in batch.items()}
 
 
-def _batches(tensors: dict[str, Tensor], batch_size: int) -> list[Batch]:
-    """Divide named tensors with as many samples into batches."""
-    parts = {name: tensor.split(batch_size) for name, tensor in tensors.items()}
+def _batches(samples: Batch, batch_size: int) -> list[Batch]:
+    """Divide samples into batches."""
+    if isinstance(samples, Tensor):
+        return list(samples.split(batch_size))
+    parts = {name: tensor.split(batch_size) for name, tensor in samples.items()}
     return [dict(zip(parts, batch, strict=True)) for batch in zip(*parts.values(), strict=True)]
 
 
 # --- tensors --------------------------------------------------------------------------------------
 
 
-def _stored(path: Path, network: nn.Module, batch_size: int) -> list[Batch]:
-    tensors = read_tensors(path)
+def named_inputs(path: Path, tensors: dict[str, Tensor], network: nn.Module) -> Batch:
+    """Return stored tensors as all samples of a network: one tensor, or some by the names of its arguments.
+
+    Raises
+    ------
+    ConfigError
+        If they do not fit the network, or hold no or different numbers of samples.
+    """
     if "inputs" in tensors and "inputs" not in _arguments(network):
         tensors = {"inputs": tensors["inputs"]}
     known = _arguments(network)
@@ -115,9 +124,7 @@ def _stored(path: Path, network: nn.Module, batch_size: int) -> list[Batch]:
         raise ConfigError(f"{path}: '{min(sizes, key=lambda name: sizes[name])}' holds no samples")
     if len(set(sizes.values())) > 1:
         raise ConfigError(f"{path}: tensors hold different numbers of samples: {sizes}")
-    if "inputs" in tensors and len(tensors) == 1:
-        return list(tensors["inputs"].split(batch_size))
-    return _batches(tensors, batch_size)
+    return tensors["inputs"] if "inputs" in tensors and len(tensors) == 1 else tensors
 
 
 def _arguments(network: nn.Module) -> list[str]:
@@ -129,7 +136,14 @@ def _arguments(network: nn.Module) -> list[str]:
 # --- images ---------------------------------------------------------------------------------------
 
 
-def _image_files(folder: Path) -> list[Path]:
+def image_files(folder: Path) -> list[Path]:
+    """Return the images in a folder and those below it, in the order of their names.
+
+    Raises
+    ------
+    ConfigError
+        If there is none.
+    """
     suffixes = set(_package("PIL.Image", "images").registered_extensions())
     files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in suffixes)
     if not files:
@@ -137,22 +151,31 @@ def _image_files(folder: Path) -> list[Path]:
     return files
 
 
-def _images(files: list[Path], prepare: Callable[[Any], Tensor], batch_size: int) -> list[Batch]:
+def open_image(file: Path, prepare: Callable[[Any], Any]) -> Any:
+    """Decode an image and return what `prepare` makes of it.
+
+    Raises
+    ------
+    ConfigError
+        If it cannot be decoded.
+    """
     pictures = _package("PIL.Image", "images")
-    samples = []
-    for file in files:
-        try:
-            with pictures.open(file) as image:
-                samples.append(prepare(image.convert("RGB")))
-        except (OSError, ValueError, SyntaxError) as error:
-            raise ConfigError(
-                f"{file}: not an image that can be decoded ({str(error).splitlines()[0][:100]})"
-            ) from None
-    return list(torch.stack(samples).split(batch_size))
+    try:
+        with pictures.open(file) as image:
+            return prepare(image.convert("RGB"))
+    except (OSError, ValueError, SyntaxError) as error:
+        text = (str(error).splitlines() or [type(error).__name__])[0][:100]
+        raise ConfigError(f"{file}: not an image that can be decoded ({text})") from None
 
 
-def _preparation(network: nn.Module, builder: str, processor: Path | None) -> Callable[[Any], Tensor]:
-    """Return what makes a tensor of an image: a processor, what the network notes of itself, or its home."""
+def preparation(network: nn.Module, builder: str, processor: Path | None) -> Callable[[Any], Tensor]:
+    """Return what makes a tensor of an image: a processor, what the network notes of itself, or its home.
+
+    Raises
+    ------
+    ConfigError
+        If none of them says how.
+    """
     home, _, name = builder.partition(":")
     if processor is not None:
         found = _read_part(_package("transformers", "images").AutoImageProcessor, processor, "an image processor")
@@ -175,15 +198,57 @@ def _preparation(network: nn.Module, builder: str, processor: Path | None) -> Ca
 # --- texts ----------------------------------------------------------------------------------------
 
 
-def _texts(path: Path, network: nn.Module, folder: Path | None, batch_size: int, length: int | None) -> list[Batch]:
-    if folder is None:
-        raise ConfigError(f"{path}: texts need --tokenizer, the folder of the network's tokenizer")
+def read_text(path: Path) -> str:
+    """Read a text file.
+
+    Raises
+    ------
+    ConfigError
+        If it cannot be read, or is not in UTF-8.
+    """
     try:
-        texts = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not a text file in UTF-8 ({error})") from None
+
+
+def _lines(path: Path) -> list[str]:
+    texts = [line for line in read_text(path).splitlines() if line.strip()]
     if not texts:
         raise ConfigError(f"{path}: holds no text")
+    return texts
+
+
+def tokens(
+    path: Path, texts: list[str], network: nn.Module, folder: Path | None, length: int | None
+) -> dict[str, Tensor]:
+    """Turn texts into the arguments of a network.
+
+    Parameters
+    ----------
+    path : Path
+        Where the texts are from.
+    texts : list of str
+        One a sample.
+    network : nn.Module
+        Takes them; says how many positions it has.
+    folder : Path or None
+        Of the tokenizer.
+    length : int or None
+        Most tokens a text.
+
+    Returns
+    -------
+    dict of str to Tensor, each of shape (texts, tokens)
+        By the names of the network's arguments.
+
+    Raises
+    ------
+    ConfigError
+        If there is no tokenizer, or it does not fit the network.
+    """
+    if folder is None:
+        raise ConfigError(f"{path}: texts need --tokenizer, the folder of the network's tokenizer")
     tokenizer = _read_part(_package("transformers", "texts").AutoTokenizer, folder, "a tokenizer")
     positions = getattr(getattr(network, "config", None), "max_position_embeddings", None) or length or _LENGTH
     if length is not None and not 1 <= length <= positions:
@@ -195,7 +260,7 @@ def _texts(path: Path, network: nn.Module, folder: Path | None, batch_size: int,
     )
     inputs = {name: tensor for name, tensor in found.items() if name in _arguments(network)}
     _check_vocabulary(network, inputs.get("input_ids"), folder)
-    return _batches(inputs, batch_size)
+    return inputs
 
 
 def _check_vocabulary(network: nn.Module, ids: Tensor | None, folder: Path) -> None:

@@ -40,6 +40,7 @@ from ifap.forward import (
     to_device,
     unwrapped,
 )
+from ifap.history import REPORT_FILE, History, history_of
 from ifap.plan import (
     FINGERPRINT_VALUES,
     MASK,
@@ -69,7 +70,7 @@ _MOST_TIMES, _MOST_SHRUNK, _MORE = 4, 1000, 2**10
 def save(
     pruned: Pruned, folder: str | Path, builder: str | None = None, arguments: Mapping[str, Any] | None = None
 ) -> None:
-    """Save a pruned network as ``weights.safetensors`` and ``plan.json``.
+    """Save a pruned network as ``weights.safetensors`` and ``plan.json``, and how it came to be as ``report.json``.
 
     Parameters
     ----------
@@ -92,7 +93,7 @@ def save(
     plan = pruned.plan
     if builder is not None:
         plan = plan.model_copy(update={"builder": _checked_builder(builder, arguments or {}, plan)})
-    write_network(pruned.model, plan, folder)
+    write_network(pruned.model, plan, folder, history=history_of(pruned) if pruned.receipts else None)
 
 
 def _checked_builder(identifier: str, arguments: Mapping[str, Any], plan: Plan) -> Builder:
@@ -138,6 +139,34 @@ def load(folder: str | Path, builder: Callable[[], nn.Module] | None = None) -> 
         # Some networks settle their structure in their first forward, as the pruned one had done.
         model, values = _loaded(builder, plan, weights, folder, has_run=True)
         _compare(values, plan.fingerprint, folder)
+    return model
+
+
+def build_unpruned(folder: str | Path, builder: Callable[[], nn.Module] | None = None) -> nn.Module:
+    """Build the network that a saved one was before pruning, with whatever weights its builder gives it.
+
+    Parameters
+    ----------
+    folder, builder
+        See `load`.
+
+    Returns
+    -------
+    nn.Module
+        In evaluation mode.
+
+    Raises
+    ------
+    PlanError
+        If the plan names no builder and none is given, or it makes another network.
+    """
+    folder = Path(folder)
+    plan = read_plan(folder)
+    builder = builder or _named_builder(plan, _read_weights(folder / WEIGHTS_FILE, plan), folder)
+    model = unwrapped(builder()).eval()
+    made, wanted = count_params(model), plan.costs.params_before
+    if made != wanted:
+        raise PlanError(f"{folder}: the builder makes {made:,} parameters, the network that was pruned had {wanted:,}")
     return model
 
 
@@ -275,7 +304,13 @@ def _costs(before: Cost, after: Cost) -> Costs:
     return Costs(macs_before=before.macs, macs_after=after.macs, params_before=before.params, params_after=after.params)
 
 
-def write_network(model: nn.Module, plan: Plan, folder: str | Path, masks: Mapping[str, Tensor] | None = None) -> None:
+def write_network(
+    model: nn.Module,
+    plan: Plan,
+    folder: str | Path,
+    masks: Mapping[str, Tensor] | None = None,
+    history: History | None = None,
+) -> None:
     """Write a network and its plan, with a fresh fingerprint, checksum and costs.
 
     Parameters
@@ -288,6 +323,8 @@ def write_network(model: nn.Module, plan: Plan, folder: str | Path, masks: Mappi
         Where to.
     masks : mapping of str to Tensor, optional
         Boolean masks of single weights, by name; False entries of the weights must be zero.
+    history : History, optional
+        How the network came to be, for its report.
     """
     state, shared = _state(model.state_dict() if plan.format == 1 else rebuilding.stored_tensors(model))
     masks = masks or {}
@@ -308,7 +345,10 @@ def write_network(model: nn.Module, plan: Plan, folder: str | Path, masks: Mappi
     # A plan without masks, or without new biases, stays the text that it was before there were any.
     unused = unused_parts(plan) | {name for name in ("sparsity", "biases") if not getattr(plan, name)}
     text = plan.model_dump_json(indent=1, exclude=unused)
-    _replace_files(Path(folder), {WEIGHTS_FILE: content, PLAN_FILE: (text + "\n").encode()})
+    files = {WEIGHTS_FILE: content, PLAN_FILE: (text + "\n").encode()}
+    if history is not None:
+        files[REPORT_FILE] = (history.model_dump_json(indent=1) + "\n").encode()
+    _replace_files(Path(folder), files)
 
 
 def _state(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ifap.choices import Precision
 from ifap.errors import TrainingError
-from ifap.forward import call, device_of, map_tensors, to_device
+from ifap.forward import call, device_of, map_tensors, tensors, to_device
 
 _FOUR_AXES = 4
 
@@ -106,7 +106,7 @@ class Engine:
 
     def parts(self, inputs: Any, targets: Any) -> Iterator[tuple[Any, Any, float, bool]]:
         """Split a batch for accumulation; yields inputs, targets, share of the samples, and whether it is the last."""
-        samples = len(targets)
+        samples = samples_in(targets)
         # A part of one sample would break batch norm, so a small last batch is split into fewer parts.
         count = min(self.accumulate, max(1, samples // 2))
         if count == 1:
@@ -300,6 +300,14 @@ def explain_memory(batch_size: int, accumulate: int) -> Iterator[None]:
         ) from error
 
 
+def samples_in(targets: Any) -> int:
+    """Return how many samples the targets of a batch are for; a list of mappings has one item a sample."""
+    is_list = isinstance(targets, (list, tuple)) and bool(targets) and isinstance(targets[0], Mapping)
+    inside = targets.values() if isinstance(targets, Mapping) else [targets]
+    first = None if is_list else next((tensor for each in inside for tensor in tensors(each)), None)
+    return len(targets) if first is None else len(first)
+
+
 def _part(tree: Any, rows: slice) -> Any:
     """Cut some samples out of a batch; a list of mappings has one item a sample, such as its boxes."""
     if isinstance(tree, Tensor):
@@ -309,7 +317,7 @@ def _part(tree: Any, rows: slice) -> Any:
     if isinstance(tree, (list, tuple)):
         each = bool(tree) and isinstance(tree[0], Mapping)
         return tree[rows] if each else [_part(item, rows) for item in tree]
-    return tree
+    return map_tensors(tree, lambda tensor: tensor[rows])
 
 
 def _channels_last(tensor: Tensor) -> Tensor:

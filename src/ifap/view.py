@@ -29,6 +29,7 @@ def trace(
     units: str = "auto",
     outputs: Sequence[str] | None = None,
     keep_embeddings: bool = False,
+    uniform: bool = False,
 ) -> Graph:
     """Trace a network and find its units.
 
@@ -40,7 +41,7 @@ def trace(
         Inputs of one forward.
     ignore : iterable of str or nn.Module
         Layers, or parts of the network with all their layers, whose outputs must stay.
-    spatial_only, units, outputs, keep_embeddings
+    spatial_only, units, outputs, keep_embeddings, uniform
         See `ifap.prune`.
 
     Returns
@@ -66,6 +67,7 @@ def trace(
         spatial_only=spatial_only,
         units=units,
         keep_embeddings=keep_embeddings,
+        uniform=uniform,
     )
 
 

@@ -20,6 +20,7 @@ LLAMA = {
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
+    "use_cache": True,  # as nearly every config.json says
 }
 VIT = {
     "model_type": "vit",

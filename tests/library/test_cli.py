@@ -100,7 +100,11 @@ def test_prune_then_show_then_load(folder, command):
     assert (code, err) == (0, "")
     before, after = map(int, re.search(r"MACs +([\d,]+) -> +([\d,]+)", out.replace(",", "")).groups())
     assert 0.5 <= 1 - after / before < 0.6
-    assert sorted(path.name for path in (folder / "small").iterdir()) == ["plan.json", "weights.safetensors"]
+    assert sorted(path.name for path in (folder / "small").iterdir()) == [
+        "plan.json",
+        "report.json",
+        "weights.safetensors",
+    ]
 
     small = ifap.load("small", my_builders.build)
     kept = read_plan("small").kept["0"]["out"]
@@ -149,7 +153,7 @@ def test_two_calls_write_the_same_bytes(folder, command):
         options = ["--out", name, "--weights", "weights.safetensors", "--macs", "0.4", "--method", "random"]
         assert command(*PRUNE[:4], *options)[0] == 0
         torch.rand(3)
-    for file in ("plan.json", "weights.safetensors"):
+    for file in ("plan.json", "report.json", "weights.safetensors"):
         assert (folder / "one" / file).read_bytes() == (folder / "two" / file).read_bytes()
 
 
@@ -366,7 +370,7 @@ def test_doctor_says_what_a_scale_needs_and_where_it_runs(fresh, command, monkey
     code, out, _ = command("doctor")
     found = examined(out)
     assert code == 0
-    assert found["digits"] == "can be had; stage fetch prepares it"
+    assert found["digits"].startswith("can be had; stage fetch prepares it: comes with scikit-learn")
     assert re.fullmatch(r"\d+\.\d\d GB more by estimate, 0\.00 GB are there", found["wanted"])
     assert "everything: baseline, prune, finetune, evaluate on one core each" in out
     assert "unknown scale 'quik': did you mean 'quick'?" in refused(command("doctor", "--scale", "quik"))
@@ -430,3 +434,134 @@ def test_a_public_network_is_exported_without_naming_its_builder(folder, command
     assert "TypeError" in refused(command(*given, "--arguments", "arguments.json"))
     (folder / "arguments.json").write_text("[")
     assert "arguments.json: not valid JSON" in refused(command(*given, "--arguments", "arguments.json"))
+
+
+# --- recovery, the curve and the report -----------------------------------------------------------
+
+
+@pytest.fixture
+def labelled(folder):
+    """A network that tells pictures of five colours apart, and such pictures."""
+    import my_builders
+
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(40) % 5
+    colours = torch.randn(5, 3, generator=generator)
+    images = torch.randn(40, 3, 10, 10, generator=generator) + colours[labels][:, :, None, None]
+    torch.manual_seed(5)
+    network = my_builders.build()
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-2)
+    for _ in range(40):
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(network(images), labels).backward()
+        optimizer.step()
+    save_file(network.state_dict(), folder / "weights.safetensors")
+    save_file({"inputs": images, "labels": labels}, folder / "labelled.safetensors")
+    save_file({"inputs": images}, folder / "data.safetensors")
+    return folder
+
+
+TRAINED = ("--weights", "weights.safetensors")
+
+
+def test_prune_recovers_on_labelled_samples_and_says_what_it_measured(labelled, command):
+    given = [*PRUNE, *TRAINED, "--macs", "0.6", "--steps", "2", "--method", "random", "--no-compensate"]
+    code, out, err = command(*given, "--recover", "labelled.safetensors", "--epochs", "3", "--lr", "0.01", "--report")
+    assert (code, err) == (0, "")
+    said = re.findall(
+        r"^iteration (\d): accuracy on 8 samples \(%\) ([\d.]+) -> ([\d.]+) after the cut, ([\d.]+)", out, re.M
+    )
+    assert [number for number, *_ in said] == ["1", "2"]
+    history = json.loads((labelled / "small" / "report.json").read_text())
+    for step, (_, start, cut, end) in zip(history["steps"][1:], said, strict=True):
+        found = [history["steps"][0]["metric_after"], step["metric_before"], step["metric_after"]]
+        assert [f"{value:.2f}" for value in found] == [start, cut, end]
+    assert float(said[-1][3]) > 90
+    assert "report: small/report.html" in out
+    assert "after recovery" in (labelled / "small" / "report.html").read_text()
+
+
+def test_prune_stops_within_the_loss_on_samples_of_its_own(labelled, command):
+    given = [*PRUNE, *TRAINED, "--macs", "0.9", "--steps", "6", "--method", "random", "--no-compensate"]
+    code, out, _ = command(*given, "--validate", "labelled.safetensors", "--max-drop", "5")
+    assert code == 0
+    assert "accuracy on 40 samples (%)" in out
+    assert out.count("; undone") == 1
+    history = json.loads((labelled / "small" / "report.json").read_text())
+    assert [step["accepted"] for step in history["steps"]].count(False) == 1
+    assert history["costs"]["macs_after"] == history["steps"][-2]["macs"]
+
+
+def test_sweep_writes_the_curve_and_the_smallest_network_and_can_be_called_again(labelled, command):
+    given = ("sweep", "my_builders:build", "--data", "data.safetensors", *TRAINED, "--out", "curve")
+    given += ("--validate", "labelled.safetensors", "--points", "3", "--max-drop", "10")
+    code, out, err = command(*given)
+    assert (code, err) == (0, "")
+    rows = (labelled / "curve" / "curve.csv").read_text().splitlines()
+    assert len(rows) == 1 + 1 + 3
+    assert (labelled / "curve" / "curve.svg").read_text().startswith("<svg")
+    assert "smallest within the loss" in out
+    smallest = read_plan("curve/small").costs.macs_after
+    within = [row.split(",") for row in rows[1:] if float(row.split(",")[-1]) <= 10]
+    assert smallest == min(int(row[1]) for row in within)
+    assert command(*given) == (code, out, err)
+
+
+def test_report_of_a_saved_network(labelled, command):
+    assert command(*PRUNE, *TRAINED, "--macs", "0.5")[0] == 0
+    code, out, _ = command("report", "small", "--builder", "my_builders:build", "--to", "page.html")
+    assert (code, out) == (0, "wrote page.html\n")
+    assert "The pruned network takes" in (labelled / "page.html").read_text()
+    code, out, _ = command("report", "small", "--no-time")
+    assert (code, out) == (0, "wrote small/report.html\n")
+    assert "Not measured" in (labelled / "small" / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([*PRUNE, "--macs", "0.5", "--epochs", "3"], "--epochs is for --recover alone"),
+        ([*PRUNE, "--macs", "0.5", "--lr", "0.1"], "--lr is for --recover alone"),
+        (
+            [*PRUNE, "--macs", "0.5", "--recover", "labelled.safetensors", "--epochs", "0"],
+            "--epochs must be at least 1",
+        ),
+        ([*PRUNE, "--macs", "0.5", "--recover", "labelled.safetensors", "--lr", "0"], "--lr must be above 0"),
+        ([*PRUNE, "--macs", "0.5", "--recover", "none"], "none: file not found"),
+        ([*PRUNE, "--macs", "0.5", "--recover", "data.safetensors"], "no tensor 'labels'"),
+        ([*PRUNE, "--macs", "0.5", "--max-drop", "1"], "max_drop needs validate"),
+        (
+            ["sweep", "my_builders:build", "--data", "data.safetensors", "--out", "small"],
+            "give --validate or --recover",
+        ),
+        (
+            ["sweep", *PRUNE[1:], "--validate", "labelled.safetensors", "--target", "0.5", "--target", "0.2"],
+            "the shares must rise",
+        ),
+        (["sweep", *PRUNE[1:], "--validate", "labelled.safetensors", "--points", "0"], "at least one share"),
+        (["report", "nowhere"], r"nowhere/plan\.json: file not found"),
+        (["report", "small", "--to", "."], r"--to \. is a folder"),
+    ],
+)
+def test_a_wrong_recovery_sweep_or_report_is_one_line(labelled, command, arguments, message):
+    assert re.search(message, refused(command(*arguments)))
+    assert not (labelled / "small").exists()
+
+
+def test_a_network_with_uniform_widths_is_exported_as_a_folder_of_its_library(folder, command):
+    from transformers import AutoModelForImageClassification
+
+    vit = {"model_type": "vit", "image_size": 16, "patch_size": 8, "hidden_size": 32, "intermediate_size": 64}
+    (folder / "config.json").write_text(json.dumps({**vit, "num_hidden_layers": 2, "num_attention_heads": 4}))
+    save_file({"pixel_values": torch.randn(4, 3, 16, 16)}, folder / "pixels.safetensors")
+    network = ["transformers:AutoModelForImageClassification", "--arguments", "config.json"]
+    options = ["--data", "pixels.safetensors", "--out", "small", "--macs", "0.3", "--uniform"]
+    code, _, err = command("prune", *network, *options)
+    assert code == 0, err
+    code, out, err = command("export", "small", "--to", "plain")
+    assert (code, err) == (0, "")
+    assert re.search(r"wrote plain: 0\.\d MiB; differs by 0 of the largest output", out)
+    assert "plain exists already: give a new folder" in refused(command("export", "small", "--to", "plain"))
+    pixels = torch.randn(2, 3, 16, 16)
+    loaded, small = AutoModelForImageClassification.from_pretrained("plain").eval(), ifap.load("small")
+    assert torch.equal(loaded(pixels).logits, small(pixels).logits)

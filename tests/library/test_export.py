@@ -13,6 +13,7 @@ import ifap
 from ifap import export
 from ifap.errors import ExportError
 
+onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
@@ -102,3 +103,54 @@ def test_missing_packages_are_one_line(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(ExportError, match=r"^ONNX export needs onnxscript: pip install 'ifap\[export\]'$"):
         ifap.export_onnx(nn.Linear(2, 2), torch.zeros(1, 2), tmp_path / "m.onnx")
+
+
+def kinds(path):
+    return {node.op_type for node in onnx.load(path).graph.node}
+
+
+def test_convolutions_become_integers_with_calibration_data(tmp_path):
+    model, inputs = pruned("residual")
+    batches = [export._batch_of(inputs, 8, torch.Generator().manual_seed(seed)) for seed in range(3)]
+    whole, small = tmp_path / "whole.onnx", tmp_path / "small.onnx"
+    ifap.export_onnx(model, inputs, whole)
+    export.quantize_onnx(whole, small, batches)
+    assert {"QuantizeLinear", "DequantizeLinear"} <= kinds(small)
+    (wanted,), (found,) = (export.onnx_forward(path.read_bytes())(batches[0]) for path in (whole, small))
+    assert 0 < export.difference([wanted], [found]) < 0.1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["small.onnx", "whole.onnx"]
+
+
+def test_linear_layers_become_integers_without_data(tmp_path):
+    model, inputs = pruned("vit")
+    whole, small = tmp_path / "whole.onnx", tmp_path / "small.onnx"
+    ifap.export_onnx(model, inputs, whole)
+    export.quantize_onnx(whole, small)
+    assert "MatMulInteger" in kinds(small)
+    assert small.stat().st_size < whole.stat().st_size
+    (wanted,), (found,) = (export.onnx_forward(path.read_bytes())(inputs) for path in (whole, small))
+    assert 0 < export.difference([wanted], [found]) < 0.1
+
+
+def test_what_cannot_be_quantized_is_one_line(tmp_path):
+    ifap.export_onnx(nn.Sequential(nn.ReLU()), torch.randn(2, 3), tmp_path / "whole.onnx")
+    with pytest.raises(ExportError, match=r"whole\.onnx: no layer of it can be quantized"):
+        export.quantize_onnx(tmp_path / "whole.onnx", tmp_path / "small.onnx")
+    (tmp_path / "broken.onnx").write_bytes(b"no network")
+    with pytest.raises(ExportError, match="the network cannot be quantized: ") as caught:
+        export.quantize_onnx(tmp_path / "broken.onnx", tmp_path / "small.onnx")
+    assert "\n" not in str(caught.value)
+    model, inputs = pruned("residual")
+    ifap.export_onnx(model, inputs, tmp_path / "whole.onnx")
+    with pytest.raises(ExportError, match="the exported network takes 1 inputs, the network 2"):
+        export.quantize_onnx(tmp_path / "whole.onnx", tmp_path / "small.onnx", [(inputs, inputs)])
+    assert not (tmp_path / "small.onnx").exists()
+
+
+def test_differences_of_other_shapes_or_of_no_numbers_are_within_no_tolerance():
+    ones, none = torch.ones(2), torch.tensor([1.0, float("nan")])
+    assert export.difference([ones], [ones]) == 0
+    assert export.difference([2 * ones], [ones]) == 0.5
+    assert export.difference([ones], [ones[:1]]) == float("inf")
+    for wanted, found in (([ones, ones], [none, ones]), ([none, ones], [ones, ones])):
+        assert not export.difference(wanted, found) <= export.TOLERANCE

@@ -321,3 +321,54 @@ def test_matrices_outside_of_layers_read_as_layers_do():
     scores = [unit_fisher(network, trace(network, x[:1]), [x], centred=False) for network in (matrices, layers)]
     assert np.isfinite(scores[0]).all()
     np.testing.assert_allclose(*scores, rtol=1e-4)
+
+
+class Turns(nn.Conv1d):
+    """Reads (samples, positions, channels), and with a weight that it makes new each time."""
+
+    def forward(self, x):
+        return nn.functional.conv1d(x.transpose(1, 2), self.weight * 2, self.bias).transpose(1, 2)
+
+
+class Pointwise(nn.Linear):
+    def __init__(self, conv):
+        super().__init__(conv.in_channels, conv.out_channels)
+        with torch.no_grad():
+            self.weight.copy_(conv.weight[..., 0] * 2)
+            self.bias.copy_(conv.bias)
+
+
+def test_a_layer_with_a_forward_of_its_own_reads_what_its_product_is_given():
+    torch.manual_seed(0)
+    turned = nn.Sequential(nn.Linear(5, 6), nn.Tanh(), Turns(6, 4, 1))
+    plain = nn.Sequential(*turned[:2], Pointwise(turned[2]))
+    x = torch.randn(16, 3, 5)
+    scores = [unit_fisher(network, trace(network, x[:1]), x.split(4)) for network in (turned, plain)]
+    np.testing.assert_allclose(*scores, rtol=1e-5)
+    kept = [
+        ifap.prune(network, x[:1], x.split(4), target=ifap.Target(macs=0.4)).plan.kept["0"]
+        for network in (turned, plain)
+    ]
+    assert kept[0] == kept[1]
+
+
+class Spoils(nn.Module):
+    """Overwrites what its own backward needs, as a network that only generates may do."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.third = nn.Linear(5, 6), nn.Linear(6, 6), nn.Linear(6, 4)
+
+    def forward(self, x):
+        hidden = self.second(self.first(x)).exp()
+        out = self.third(hidden * 1.0)
+        hidden.mul_(0)
+        return out
+
+
+def test_a_network_that_cannot_go_backward_is_scored_by_energy():
+    x = torch.randn(64, 5)
+    with pytest.raises(RuntimeError, match="inplace"):
+        Spoils()(x).sum().backward()
+    pruned = ifap.prune(Spoils(), x[:1], [x], target=ifap.Target(macs=0.3))
+    assert "the network cannot go backward (one of the variables" in pruned.receipts[-1].scored[0]

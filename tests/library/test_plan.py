@@ -21,6 +21,7 @@ from torch import nn
 
 import ifap
 from ifap.errors import PlanError
+from ifap.history import REPORT_FILE
 from ifap.plan import PLAN_FILE, read_plan
 from ifap.saving import WEIGHTS_FILE, unpruned_plan, write_network
 
@@ -46,7 +47,7 @@ def test_loaded_network_gives_the_same_bits(name, tmp_path):
             assert torch.equal(a, b)
     assert ifap.cost(loaded, net.inputs()) == pruned.after
     assert {n: p.shape for n, p in loaded.named_parameters()} == {n: p.shape for n, p in model.named_parameters()}
-    assert sorted(os.listdir(tmp_path / "small")) == [PLAN_FILE, WEIGHTS_FILE]
+    assert sorted(os.listdir(tmp_path / "small")) == [PLAN_FILE, REPORT_FILE, WEIGHTS_FILE]
     assert os.listdir(tmp_path) == ["small"]
     outputs = run(loaded.train(), net.inputs())
     assert all(t.isfinite().all() for t in outputs)
@@ -450,13 +451,13 @@ def test_overwriting_leaves_nothing_behind(tmp_path):
     folder = tmp_path / "small"
     saved("residual", folder)
     _, second = saved("residual", folder, seed=7, macs=0.6)
-    assert sorted(os.listdir(folder)) == [PLAN_FILE, WEIGHTS_FILE]
+    assert sorted(os.listdir(folder)) == [PLAN_FILE, REPORT_FILE, WEIGHTS_FILE]
     assert os.listdir(tmp_path) == ["small"]
     loaded = ifap.load(folder, NETWORKS["residual"].build)
     assert ifap.cost(loaded, NETWORKS["residual"].inputs()) == second.after
 
 
-@pytest.mark.parametrize("fail_at", [1, 2, 3, 4])
+@pytest.mark.parametrize("fail_at", [1, 2, 3, 4, 5, 6])
 def test_interrupted_overwriting_never_gives_a_wrong_network(tmp_path, monkeypatch, fail_at):
     """A failing disk at any point leaves the old network, the new one, or a clear error."""
     folder, calls = tmp_path / "small", itertools.count(1)
@@ -474,13 +475,13 @@ def test_interrupted_overwriting_never_gives_a_wrong_network(tmp_path, monkeypat
     with pytest.raises(OSError, match="No space"):
         ifap.save(second, folder)
     monkeypatch.undo()
-    assert sorted(os.listdir(folder)) == [PLAN_FILE, WEIGHTS_FILE]
+    assert sorted(os.listdir(folder)) == [PLAN_FILE, REPORT_FILE, WEIGHTS_FILE]
     assert os.listdir(tmp_path) == ["small"]
     try:
         loaded = ifap.load(folder, NETWORKS["residual"].build)
     except PlanError as error:  # either is right
         assert "checksum" in str(error)  # noqa: PT017
-        assert fail_at == 4
+        assert fail_at == 5  # the new weights are there, the new plan is not
     else:
         assert ifap.cost(loaded, NETWORKS["residual"].inputs()) in (first.after, second.after)
 

@@ -756,3 +756,31 @@ def test_an_unknown_pace_gives_the_nearest():
     net = NETWORKS["plain"]
     with pytest.raises(ifap.IfapError, match="unknown pace 'mac': did you mean 'macs'"):
         prune(net.build(), net.inputs(), batches(net), pace="mac")
+
+
+# --- a share for each iteration -------------------------------------------------------------------
+
+
+def test_each_iteration_removes_its_share():
+    model = wide()
+    for kind in ("macs", "params"):
+        pruned = prune(model, IMAGE, steps=None, pace=(0.2, 0.45, 0.6), method="magnitude", **{kind: 0.6})
+        gone = [1 - getattr(receipt, kind) / getattr(pruned.before, kind) for receipt in pruned.receipts[1:]]
+        assert len(gone) == 3
+        for share, wanted in zip(gone, (0.2, 0.45, 0.6), strict=True):
+            assert wanted <= share < wanted + 0.1
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"pace": (0.3, 0.2, 0.4)}, "the shares must rise from above 0, got 0.3, 0.2, 0.4"),
+        ({"pace": (0.0, 0.4)}, "the shares must rise"),
+        ({"pace": (0.2, 0.3)}, r"give 2 shares that end with the target 0\.4, got 2 that end with 0\.3"),
+        ({"pace": (0.2, 0.4), "steps": 3}, "give 3 shares"),
+        ({"pace": "mac"}, "unknown pace 'mac'"),
+    ],
+)
+def test_a_wrong_pace_is_one_line(options, said):
+    with pytest.raises(ifap.IfapError, match=said):
+        prune(wide(), IMAGE, **{"steps": None} | options)

@@ -12,7 +12,7 @@ PUBLIC = {
     "Cost": "macs params latency",
     "Distillation": "train validation epochs batch_size lr weight_decay feature_weight logit_weight temperature "
     "patience loss augment seed precision accumulate channels_last compile losing",
-    "Pruned": "model plan receipts before after proof",
+    "Pruned": "model plan receipts before after proof layers method target metric",
     "Receipt": "iteration macs params units_asked units_removed macs_asked params_asked rho score_low score_high "
     "widths at_floor pinned metric_before metric_after accepted seconds",
     "Target": "macs params latency device batch",
@@ -24,8 +24,11 @@ PUBLIC = {
     "load": "folder builder",
     "prune": "model example_inputs batches target like steps recover validate max_drop ignore round_to method labelled "
     "loss seed alpha normalize site aggregate min_units max_layer_ratio spatial_only teacher pace keep_embeddings "
-    "compensate units outputs prove on_step resume",
+    "compensate units outputs prove on_step resume on_phase",
     "save": "pruned folder builder arguments",
+    "Sweep": "points metric max_drop smallest ended",
+    "sweep": "model example_inputs batches validate targets max_drop folder",
+    "write_report": "folder to builder time",
 }
 
 

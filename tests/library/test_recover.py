@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -104,6 +105,22 @@ def test_features_are_picked_in_the_order_of_execution_and_by_call():
             return self.last(self.shared(self.shared(x) - 1))
 
     assert list(recover.feature_shapes(Backwards(), torch.ones(1, 2))) == [("shared", 0), ("shared", 1), ("last", 0)]
+
+
+@pytest.mark.parametrize(("samples", "wanted"), [(None, 64), (10, 16), (16, 16), (1000, 64)])
+def test_an_epoch_may_see_a_part_of_the_training_samples_drawn_anew(samples, wanted):
+    seen = []
+
+    def noted(inputs, generator):
+        seen.append(inputs)
+        return inputs
+
+    distil = Distillation(split("train", 64), VALIDATION, epochs=2, batch_size=8, samples=samples, augment=noted)
+    distil(convnet(6, seed=2), convnet(6, seed=1), 1)
+    seen = [batch for batch in seen if len(batch)]
+    first, second = (torch.cat(seen[half : half + len(seen) // 2]) for half in (0, len(seen) // 2))
+    assert len(first) == len(second) == wanted
+    assert not torch.equal(first, second)
 
 
 def test_recovery_pulls_the_features_towards_the_teachers():
@@ -330,3 +347,51 @@ def test_features_are_what_the_activation_returned_although_dropout_overwrites_i
     with recover.capture(model, [("1", 0)]) as features:
         model(x)
     assert torch.equal(features["1", 0], model[0](x).relu())
+
+
+@dataclass
+class Found:
+    scores: torch.Tensor
+    sizes: list[torch.Tensor]
+
+
+class TwoHeads(nn.Module):
+    """Returns scores and sizes in a container of one kind."""
+
+    def __init__(self, pack):
+        super().__init__()
+        torch.manual_seed(0)
+        self.body, self.pack = nn.Sequential(nn.Linear(8, 24), nn.ReLU(), nn.Linear(24, 24), nn.ReLU()), pack
+        self.scores, self.sizes = nn.Linear(24, 3), nn.Linear(24, 2)
+
+    def forward(self, x):
+        features = self.body(x)
+        return self.pack(self.scores(features), self.sizes(features))
+
+
+@pytest.mark.parametrize(
+    ("pack", "read"),
+    [
+        (lambda scores, sizes: {"scores": scores, "sizes": sizes}, lambda found: (found["scores"], found["sizes"])),
+        (lambda scores, sizes: [scores, sizes], tuple),
+        (lambda scores, sizes: Found(scores, [sizes]), lambda found: (found.scores, found.sizes[0])),
+    ],
+)
+@pytest.mark.parametrize("options", [{}, {"accumulate": 2, "logit_weight": 1.0}])
+def test_outputs_and_targets_may_be_containers(pack, read, options):
+    inputs = torch.randn(32, 8, generator=torch.Generator().manual_seed(0))
+    labels, wanted = inputs[:, :3].argmax(1), inputs[:, :2]
+    parts = zip(inputs.split(12), labels.split(12), wanted.split(12), strict=True)
+    pairs = [(x, {"labels": y, "sizes": z}) for x, y, z in parts]
+
+    def loss(outputs, targets):
+        scores, sizes = read(outputs)
+        return nn.functional.cross_entropy(scores, targets["labels"]) + nn.functional.mse_loss(sizes, targets["sizes"])
+
+    recovery = Distillation(pairs, pairs, epochs=3, lr=0.01, loss=loss, **options)
+    model, teacher = TwoHeads(pack), TwoHeads(pack)
+    whole = {"labels": labels, "sizes": wanted}
+    before = loss(model(inputs), whole).item()
+    assert recovery._validation_loss(model) == pytest.approx(before, rel=1e-5)  # each sample counts once
+    recovery(model, teacher, 1)
+    assert loss(model(inputs), whole).item() < 0.9 * before

@@ -66,6 +66,7 @@ def test_a_wheel_holds_the_library_and_nothing_of_the_study(wheel):
 
 
 LIBRARY_ALONE = """
+import copy
 import torch
 from torch import nn
 import ifap
@@ -79,7 +80,11 @@ print(ifap.inspect(network, images[:1]))
 recover = ifap.Distillation(batches, batches)
 pruned = ifap.prune(network, images[:1], images.split(8), target=ifap.Target(macs=0.5), steps=2, recover=recover)
 ifap.save(pruned, "small")
-assert torch.equal(ifap.load("small", lambda: network).eval()(images), pruned.model.eval()(images))
+assert torch.equal(ifap.load("small", lambda: copy.deepcopy(network)).eval()(images), pruned.model.eval()(images))
+assert "8 &rarr;" in ifap.write_report("small", builder=lambda: copy.deepcopy(network)).read_text()
+mean = lambda model: float(model(images).mean())
+curve = ifap.sweep(network, images[:1], [images], validate=mean, targets=(0.3, 0.5))
+assert curve.to_svg().startswith("<svg")
 print("fine")
 """
 
@@ -94,7 +99,7 @@ def test_the_command_shows_only_what_works(installed, tmp_path):
     done = run(installed, "import sys; sys.argv = ['ifap', '--help']\nfrom ifap.cli import main\nmain()\n", tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     commands = re.findall(r"^\S ([a-z]+) {2,}", done.stdout, flags=re.MULTILINE)
-    assert commands == ["prune", "inspect", "show", "export"]
+    assert commands == ["prune", "sweep", "report", "inspect", "show", "export"]
 
 
 def test_python_blocks_of_the_readme_need_no_extra(installed, tmp_path):

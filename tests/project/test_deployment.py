@@ -6,7 +6,7 @@ import pytest
 import torch
 from claims_made_up import ROOT
 
-from benchmarks import deployment
+from benchmarks import deployment, own_format, quantized
 from ifap.errors import ConfigError
 
 pytest.importorskip("onnxruntime")
@@ -99,5 +99,7 @@ def test_what_does_not_work_is_said(quick, monkeypatch):
 
 
 @pytest.mark.skipif(not (ROOT / deployment.TABLE).exists(), reason="not measured here")
-def test_the_recorded_page_is_that_of_the_recorded_table():
-    assert (ROOT / deployment.PAGE).read_text() == deployment.render(deployment.read_rows(ROOT / deployment.TABLE))
+def test_the_recorded_page_is_that_of_the_recorded_tables():
+    tables = (deployment.TABLE, quantized.TABLE, own_format.TABLE)
+    page = deployment.render(*(deployment.read_rows(ROOT / table) for table in tables))
+    assert (ROOT / deployment.PAGE).read_text() == page

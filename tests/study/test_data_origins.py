@@ -50,7 +50,7 @@ def test_absent_data_are_said_to_be_absent_and_what_to_do_is_said_in_one_line(tm
     reason = why_absent(name, OPTIONS, tmp_path)
     assert reason.startswith(f"data absent: put {PLACES[name].layout} at data/raw/{name}")
     assert "\n" not in reason
-    offered = PLACES[name].download() is not None
+    offered = bool(PLACES[name].offers())
     assert (f"or set datasets.{name}.download: true" in reason) == offered
     assert (why_absent(name, DOWNLOAD, tmp_path) is None) == offered
     manual = [source for source in PLACES[name].sources if isinstance(source, Manual)]
@@ -85,8 +85,10 @@ def test_incomplete_data_are_said_to_be_incomplete(tmp_path):
     DATASETS.get("cifar10").twin(folder, 2, 5, 0)
     (folder / "cifar-10-batches-py" / "data_batch_4").unlink()
     reason = why_absent("cifar10", OPTIONS, tmp_path)
-    assert reason.startswith(f"data incomplete: {folder}/cifar-10-batches-py lacks data_batch_4: put CIFAR-10")
-    with pytest.raises(ResultsError, match=r"cifar-10-batches-py lacks data_batch_4: put CIFAR-10"):
+    assert reason.startswith(
+        f"data incomplete: {folder}/cifar-10-batches-py lacks data_batch_4 or data_batch_4.png: put CIFAR-10"
+    )
+    with pytest.raises(ResultsError, match=r"cifar-10-batches-py lacks data_batch_4 or data_batch_4.png: put CIFAR-10"):
         home("cifar10", folder)
 
 

@@ -314,6 +314,16 @@ def test_what_a_model_says_for_itself_is_above_the_block_of_its_task():
     assert (recipe.lr, recipe.epochs) == (0.25, 7)
 
 
+def test_recovery_has_a_block_for_a_model_above_the_one_of_its_task():
+    raw = with_detection()
+    recovery = raw["scales"]["quick"]["prune"]["recovery"]
+    recovery |= {"detection": {"lr": 0.5, "patience": 7}, "yolov4_shufflenet_tiny": {"lr": 0.25, "samples": 64}}
+    found = grid_of(raw).recovery(DETECTOR)
+    assert (found.lr, found.patience, found.samples) == (0.25, 7, 64)
+    other = GRID.pruned()[0]
+    assert grid_of(raw).config(other, "prune") == GRID.config(other, "prune")
+
+
 def test_data_sets_may_run_with_some_of_the_models():
     models = ["yolov4_shufflenet_tiny", "detr_tiny"]
     raw = with_detection(datasets=["pascal_voc", "coco2017"], models=models, models_of={"coco2017": ["detr_tiny"]})

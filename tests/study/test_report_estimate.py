@@ -20,7 +20,7 @@ from ifap.study.config.reading import load_params
 from ifap.study.data.origins import PLACES
 from ifap.study.grid import Grid
 from ifap.study.paths import Cell
-from ifap.study.report import estimate
+from ifap.study.report import estimate, speed
 from ifap.study.report.estimate import Assumptions
 from ifap.study.report.provenance import gather, provenance_table
 
@@ -145,6 +145,33 @@ def test_stated_costs_follow_from_the_assumptions(tmp_path, grid, monkeypatch):
     assert cost.gpu_hours == pytest.approx(((base + pruned) / 100 + 10 * assume.iteration_seconds) / 3600)
     assert cost.cpu_hours == cost.measured == 0
     assert cost.disk == pytest.approx(4 * assume.parameters * 3 + 1000 * 3 * 32**2)
+
+
+def test_timed_costs_follow_from_the_speed_of_steps(tmp_path, grid, monkeypatch):
+    monkeypatch.setitem(PLACES, "digits", replace(PLACES["digits"], samples=1000))
+    assume = Assumptions(job_seconds=0, cut_seconds=7)
+    timed = {("classification", "digits", "net_a"): estimate.Pace(training=0.03, forward=0.01, on_gpu=False)}
+    cost = estimate.estimate(grid, root=tmp_path, assume=assume, timed=timed)["table-4"]
+    base = 12 * (600 * 0.03 + 200 * 0.01) + 400 * 0.01
+    # At 65 % fewer MACs an image costs 0.35 times as much at the end, and 0.675 times on the way.
+    finetuned = 0.35 * (6 * (600 * 0.03 + 200 * 0.01) + 400 * 0.01)
+    iteration = 600 * (0.03 * 0.675 + 0.01) + (256 + 3 * 200) * 0.675 * 0.01 + 7
+    assert cost.cpu_hours == pytest.approx((base + finetuned + 10 * iteration) / 3600)
+    assert cost.gpu_hours == 0
+    lines = estimate.estimate_lines(grid, root=tmp_path, timed=timed)
+    assert lines[-1].startswith("Classifiers without a record: by steps that were timed here")
+
+
+def test_steps_of_the_classifiers_of_a_scale_are_timed_here():
+    params = load_params(ROOT / "params.yaml")
+    quick = params.scales["quick"]
+    task = quick.grid["classification"].model_copy(update={"models": ["resnet_tiny"], "methods": ["ifap"]})
+    small = quick.model_copy(update={"grid": {"classification": task}})
+    grid = Grid(params.model_copy(update={"scales": {"quick": small}}), "quick")
+    found = speed.paces(grid)
+    assert set(found) == {("classification", "digits", "resnet_tiny")}
+    pace = found["classification", "digits", "resnet_tiny"]
+    assert pace.training > pace.forward > 0
 
 
 def test_estimate_says_what_it_rests_on(tmp_path, grid):

@@ -49,6 +49,16 @@ def test_training_is_baseline_recovery_and_fine_tuning(recovery, teachers):
     assert found == BASELINE + wanted + FINETUNING
 
 
+def test_a_recovery_on_a_part_of_the_samples_costs_less():
+    wanted = 2 * 4 * (3 * 60 + 100) + 2 * 4 * (3 * 30 + 100)
+    assert (
+        ledger.training_macs(changed(samples=4), 10, 100, 30, STEPS, from_init=False) == BASELINE + wanted + FINETUNING
+    )
+    assert ledger.training_macs(changed(samples=99), 10, 100, 30, STEPS, from_init=False) == ledger.training_macs(
+        CONFIG, 10, 100, 30, STEPS, from_init=False
+    )
+
+
 def test_a_method_without_a_baseline_costs_its_own_training_or_nothing_is_said():
     assert ledger.training_macs(CONFIG, 10, 100, 30, STEPS, from_init=True) is None
     assert ledger.training_macs(CONFIG, 10, 100, 30, STEPS, from_init=True, own=7) == 7 + FINETUNING

@@ -18,6 +18,7 @@ from ifap.axes.double import kept_double
 from ifap.axes.passes import is_trouble, map_leaves
 from ifap.axes.tensors import holders
 from ifap.axes.units import Graph, Indices
+from ifap.errors import GraphError
 
 _Forward = Callable[[nn.Module, Any], Iterable[Tensor]]
 _Mode = Callable[[], AbstractContextManager[Any]]
@@ -51,6 +52,15 @@ class Proof:
     def holds(self) -> bool:
         """Whether the networks compute the same: at most 1e-6 apart in double precision."""
         return self.difference is None or self.difference <= _LIMIT
+
+    def require(self) -> None:
+        """Raise a `GraphError` if the networks do not compute the same."""
+        if not self.holds:
+            raise GraphError(
+                f"the proof fails: the cut network differs from the masked one by {self.difference:.2g} of its "
+                "largest output, so that no network is returned; ignore layers until it holds, or switch it off with "
+                "prove=False"
+            )
 
 
 def prove(

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
+from ifap.axes.blocks import same_roles
 from ifap.axes.choosing import choose, produced_axes
 from ifap.axes.corrections import CannotFollowError, Corrections, Sizes
 from ifap.axes.expressions import Atom, Expression, Product, Reason, atoms_of, pin, resolve
@@ -221,6 +222,7 @@ def find_units(
     spatial_only: bool = False,
     units: str = "auto",
     keep_embeddings: bool = False,
+    uniform: bool = False,
 ) -> Graph:
     """Turn traced axes into the units of a network.
 
@@ -240,6 +242,8 @@ def find_units(
         Which factor goes where an axis is a product: the outer one, such as heads or groups, or the inner one.
     keep_embeddings : bool
         Let the width of every embedding that feeds the network stay.
+    uniform : bool
+        Let axes with the same role in repeated blocks keep the same number of units.
 
     Returns
     -------
@@ -255,7 +259,7 @@ def find_units(
         chosen = choose(axes, modules, inner=units == "inner", spatial_only=spatial_only)
         failed = _settle(axes, chosen)
         if failed is None:
-            graph = _build(axes, modules, chosen, sizes, parameters)
+            graph = _build(axes, modules, chosen, sizes, parameters, uniform=uniform)
             failed = _try_sizes(graph)
         if failed is None:
             return graph
@@ -309,8 +313,8 @@ def _settle(axes: Axes, chosen: dict[Atom, int]) -> Failed | None:
     return failed or None
 
 
-def _ties(axes: Axes, chosen: dict[Atom, int]) -> list[tuple[int, ...]]:
-    """Return the groups that must keep the same number of units."""
+def _ties(axes: Axes, chosen: dict[Atom, int], alike: list[tuple[int, ...]]) -> list[tuple[int, ...]]:
+    """Return the groups that must keep the same number of units: by the forward, or as they are `alike`."""
     parent = list(range(len(chosen)))
 
     def root(index: int) -> int:
@@ -325,6 +329,10 @@ def _ties(axes: Axes, chosen: dict[Atom, int]) -> list[tuple[int, ...]]:
         differ = [group for group in {*mine, *theirs} - {-1} if mine.get(group, 0) != theirs.get(group, 0)]
         if len(differ) == 2:
             parent[max(map(root, differ))] = min(map(root, differ))
+    for members in alike:
+        for group in members[1:]:
+            pair = root(members[0]), root(group)
+            parent[max(pair)] = min(pair)
     classes: dict[int, list[int]] = defaultdict(list)
     for index in range(len(chosen)):
         classes[root(index)].append(index)
@@ -345,7 +353,13 @@ def _multiples(axes: Axes, chosen: dict[Atom, int]) -> dict[int, int]:
 
 
 def _build(
-    axes: Axes, modules: dict[str, nn.Module], chosen: dict[Atom, int], sizes: Sizes, parameters: set[str]
+    axes: Axes,
+    modules: dict[str, nn.Module],
+    chosen: dict[Atom, int],
+    sizes: Sizes,
+    parameters: set[str],
+    *,
+    uniform: bool,
 ) -> Graph:
     first_unit = np.cumsum([0, *(atom.size for atom in chosen)])
     numbers = {atom: np.arange(first_unit[i], first_unit[i + 1]) for atom, i in chosen.items()}
@@ -358,11 +372,13 @@ def _build(
         if slots[index].side.startswith("dim")
         and int(slots[index].side.removeprefix("dim")) in axes.producers.get(slots[index].name, ())
     ]
+    groups = groups_of(slots, unit_of, group_of, len(chosen))
+    alike = same_roles(groups, [atom.size for atom in chosen], modules) if uniform else []
     structure = Structure(
         slots=slots,
         places=places,
-        groups=groups_of(slots, unit_of, group_of, len(chosen)),
-        tied=_ties(axes, chosen),
+        groups=groups,
+        tied=_ties(axes, chosen, alike),
         multiples=_multiples(axes, chosen),
         producers=producers,
         pinned=_pinned(axes, modules),

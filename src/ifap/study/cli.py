@@ -28,14 +28,22 @@ def status(
 def estimate(
     scale: Annotated[str | None, typer.Option(help="Scale; the one in params.yaml by default.")] = None,
     params: Annotated[Path, typer.Option(help="Parameter file.")] = Path("params.yaml"),
+    here: Annotated[bool, typer.Option("--here", help="Time a few steps of each classifier on this machine.")] = False,
 ) -> None:
-    """Say what each table would take: jobs, GPU hours and disk; starts nothing."""
+    """Say what each table would take: jobs, hours and disk; starts no job."""
     from ifap.study.config.reading import load_params, select_scale
     from ifap.study.grid import Grid
     from ifap.study.report.estimate import estimate_lines
 
     checked = load_params(params)
-    for line in estimate_lines(Grid(checked, select_scale(checked, scale))):
+    grid, timed = Grid(checked, select_scale(checked, scale)), None
+    if here:
+        from ifap.study.machine.determinism import configure
+        from ifap.study.report.speed import paces
+
+        configure(0)
+        timed = paces(grid)
+    for line in estimate_lines(grid, timed=timed):
         typer.echo(line)
 
 

@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Literal
 from ifap.errors import ConfigError
 from ifap.study import paths
 from ifap.study.config.reading import load_params, select_scale
+from ifap.study.data.origins import planned
 from ifap.study.grid import Grid
 from ifap.study.machine import gpu
+from ifap.study.models.weights import source_of
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -193,12 +195,21 @@ def _data(grid: Grid) -> Iterator[Finding]:
         elif paths.manifest_file(grid.scale, name).exists():
             yield Finding("data sets", name, "prepared")
         else:
-            yield Finding("data sets", name, "can be had; stage fetch prepares it")
+            source = planned(name, grid.options.datasets[name])
+            yield Finding("data sets", name, f"can be had; stage fetch prepares it{f': {source}' if source else ''}")
 
 
 def _weights(grid: Grid) -> Iterator[Finding]:
-    files = dict.fromkeys(grid.model(cell).pretrained for cell in grid.baselines())
-    missing = [file for file in files if file and not Path(file).exists()]
+    missing = []
+    for model, options in {cell.model: grid.model(cell) for cell in grid.baselines()}.items():
+        file = options.pretrained
+        if not file or Path(file).exists() or file in missing:
+            continue
+        source = source_of(model) if getattr(options, "download", False) else None
+        if source is None:
+            missing.append(file)
+        else:
+            yield Finding("networks", "pretrained", f"{model}: from the {source}, fetched to {file}")
     if missing:
         more = f" and {len(missing) - SHOWN} more" if len(missing) > SHOWN else ""
         say = f"{', '.join(missing[:SHOWN])}{more} not found: see docs/architectures.md"

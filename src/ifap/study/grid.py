@@ -230,7 +230,7 @@ class Grid:
     def recovery(self, cell: Cell) -> RecoveryOptions:
         """Return the options of the distillation after each iteration."""
         where = f"scales.{self.scale}.prune.recovery"
-        return refine_recovery(self.options.prune, cell.task, where, self.variant(cell).recovery)
+        return refine_recovery(self.options.prune, cell.task, cell.model, where, self.variant(cell).recovery)
 
     def fetch_config(self, dataset: str) -> dict[str, Any]:
         """Return what the prepared data of `dataset` depend on."""

@@ -12,6 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from markupsafe import Markup, escape
 
+from ifap.drawing import TEMPLATES
 from ifap.study import paths
 
 MINUS, PLUS_MINUS, NO_VALUE = "\N{MINUS SIGN}", "\N{PLUS-MINUS SIGN}", "\N{EN DASH}"
@@ -53,7 +54,7 @@ def environment(extension: str, templates: Path | None = None) -> Environment:
         return value if isinstance(value, Markup) else Markup(escaper(str(value)))
 
     environment = ImmutableSandboxedEnvironment(
-        loader=FileSystemLoader(templates or paths.templates_dir()),
+        loader=FileSystemLoader([templates or paths.templates_dir(), TEMPLATES]),
         undefined=StrictUndefined,
         autoescape=True,
         finalize=finalize,

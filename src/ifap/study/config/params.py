@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field, model_validator
 
@@ -88,6 +89,8 @@ Refined = dict[str, dict[str, Any]]
 class ScaleParams(Section):
     """Everything that defines one scale."""
 
+    left_out: ClassVar[Collection[str] | None] = ("paper_data", "goals")
+
     seeds: list[Seed] = Field(min_length=1)
     grid: dict[Name, TaskGrid] = Field(min_length=1)
     datasets: dict[Name, DatasetOptions]
@@ -106,6 +109,20 @@ class ScaleParams(Section):
     resume: bool = Field(
         default=True, description="Write what a killed job needs to go on; jobs of a minute need none."
     )
+    paper_data: bool = Field(
+        default=False,
+        description="Its data are the paper's own, whole: verdicts say so, and the page opens with what follows.",
+    )
+    goals: dict[Name, float] = Field(
+        default={}, description="Accuracies (%) that unpruned networks should reach; the page says where one does not."
+    )
+
+    @model_validator(mode="after")
+    def _whole_data(self) -> ScaleParams:
+        for name, options in self.datasets.items():
+            if self.paper_data and (options.synthetic is not None or options.train_samples is not None):
+                raise ValueError(f"paper_data: data set '{name}' is not whole: leave out synthetic and train_samples")
+        return self
 
     @cached_property
     def points(self) -> dict[str, dict[str, Variant]]:

@@ -155,8 +155,10 @@ def _check_scale(scale: ScaleParams, where: str) -> None:
             _check_task(f"{where}.grid.{task}.methods", method, task)
             _check_like(f"{where}.variants.{name}.like", name, scale, grid)
     _check_steps(scale, where)
-    for task in scale.grid:
-        refine_recovery(scale.prune, task, f"{where}.prune.recovery")
+    _check_names(f"{where}.goals", scale.goals, "model of the grid", {m for g in scale.grid.values() for m in g.models})
+    for task, grid in scale.grid.items():
+        for model in grid.models:
+            refine_recovery(scale.prune, task, model, f"{where}.prune.recovery")
     _check_names(f"{where}.evaluate.batch_sizes", scale.evaluate.batch_sizes, "task", set(map(family, scale.grid)))
     for name, variant in scale.variants.items():
         _check_variant(scale, variant, f"{where}.variants.{name}")
@@ -188,8 +190,9 @@ def _check_variant(scale: ScaleParams, variant: Variant, where: str) -> None:
     _check_names(where, [variant.method], "method", method_names())
     refine_method(scale.methods, variant.method, variant.options, where)
     validated(PruneOptions, {**scale.prune.get("default", {}), **variant.prune}, f"{where}.prune")
-    for task in scale.grid:
-        refine_recovery(scale.prune, task, f"{where}.recovery", variant.recovery)
+    for task, grid in scale.grid.items():
+        for model in grid.models:
+            refine_recovery(scale.prune, task, model, f"{where}.recovery", variant.recovery)
 
 
 def _check_task(where: str, method: str, task: str) -> None:

@@ -123,6 +123,9 @@ class RecoveryOptions(StepOptions):
     teacher: Literal["original", "previous"]
     patience: int = Field(ge=1, description="Epochs without a better validation loss before stopping.")
     augment: bool
+    samples: int | None = Field(
+        default=None, ge=1, description="Training samples of an epoch, drawn anew for each; all by default."
+    )
 
 
 class EvaluateOptions(Section):

@@ -37,15 +37,19 @@ def for_task(step: str, block: Refined, task: str) -> Refined:
     return {**block, "default": {**first, **block.get(family(task), {})}}
 
 
-def refine_recovery(block: Refined, task: str, where: str, changes: Mapping[str, Any] | None = None) -> RecoveryOptions:
-    """Return the options of the distillation for the networks of a task, whose family may have keys of its own."""
+def refine_recovery(
+    block: Refined, task: str, model: str, where: str, changes: Mapping[str, Any] | None = None
+) -> RecoveryOptions:
+    """Return the options of the distillation for a network, for which its family and then itself may have own keys."""
     block = block.get("recovery", {})
     families = set(map(family, entry_names("ifap.study.tasks")))
-    common = {key: value for key, value in block.items() if key not in families}
-    own = block.get(family(task), {})
-    if not isinstance(own, dict):
-        raise ConfigError(f"{where}.{family(task)}: expected a mapping, got {type(own).__name__}")
-    options: RecoveryOptions = validated(RecoveryOptions, {**common, **own, **(changes or {})}, where)
+    own = {key: value for key, value in block.items() if key not in families | entry_names("ifap.study.models")}
+    for name in (family(task), model):
+        refined = block.get(name, {})
+        if not isinstance(refined, dict):
+            raise ConfigError(f"{where}.{name}: expected a mapping, got {type(refined).__name__}")
+        own |= refined
+    options: RecoveryOptions = validated(RecoveryOptions, {**own, **(changes or {})}, where)
     return options
 
 

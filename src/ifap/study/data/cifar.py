@@ -1,6 +1,6 @@
 """CIFAR-10 and CIFAR-100: 60,000 photographs of 32 x 32 pixels in 10 or 100 (fine) classes (Krizhevsky 2009).
 
-Pickled batches, read by torchvision.
+Pickled batches, read by torchvision; CIFAR-10 also as a package carries it, see `ifap.study.data.cifar_rows`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ import numpy as np
 import torch
 
 from ifap.data import Role
-from ifap.study.data.base import DatasetSpec, Raw
+from ifap.errors import ResultsError
+from ifap.study.data.base import DatasetSpec, Raw, content_hash
+from ifap.study.data.cifar_rows import SIDE, read_rows
 from ifap.study.data.entries import DATASETS
 from ifap.study.data.origins import PLACES, home
 from ifap.study.data.pickles import plain_pickle, refuse_foreign
@@ -22,8 +24,12 @@ from ifap.study.data.raw_images import Arrays
 from ifap.study.data.torchvision_readers import reading
 from ifap.study.data.twins import Patterns, check_classes, check_sums, checksums, mark
 
-SIDE = 32
 GROUP = 5  # fine classes of CIFAR-100 in a coarse one
+DECODED: dict[Role, str] = {
+    "train": "0e918005ad588ac35aab9f1bb685f143946fd8805041e03c3db45656d66fea5a",
+    "test": "1d1695fa7043e771ac3d432ab88ae83806ba8882e8b11b4b75342cb63af563c1",
+}
+"""Checksums of CIFAR-10's images and classes, as they are in memory and in the order of the published batches."""
 
 
 def read_batches(name: str, folder: Path, reader: type[Any]) -> dict[Role, Raw]:
@@ -106,10 +112,38 @@ def _local(reader: type[Any], sums: Mapping[str, str]) -> type[Any]:
 
 
 def read_cifar10(folder: Path) -> dict[Role, Raw]:
-    """Return the 50,000 training and 10,000 test images."""
+    """Return the 50,000 training and 10,000 test images, of whichever form is there.
+
+    Raises
+    ------
+    ResultsError
+        As `read_batches` and `read_rows` do, or if what the rows hold is not what the published batches do.
+    """
+    place = home("cifar10", folder)
+    if not (place / "test_batch").exists():
+        rows = read_rows(place)
+        check_decoded(place, rows)
+        return {**rows}
     from torchvision.datasets import CIFAR10  # slow to import, and only fetching needs it
 
     return read_batches("cifar10", folder, CIFAR10)
+
+
+def check_decoded(folder: Path, found: Mapping[Role, Arrays]) -> None:
+    """Refuse images or classes that are not those of the published batches, in their order.
+
+    Raises
+    ------
+    ResultsError
+        Names the folder and the split.
+    """
+    for role, part in found.items():
+        here = content_hash({"images": part.images, "targets": part.targets})
+        if here != DECODED[role]:
+            raise ResultsError(
+                f"{folder}: its {role} images and classes are not CIFAR-10's (their SHA-256 is {here}, not "
+                f"{DECODED[role]}): remove its files and run the fetch stage again"
+            )
 
 
 def read_cifar100(folder: Path) -> dict[Role, Raw]:

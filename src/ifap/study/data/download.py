@@ -11,7 +11,7 @@ import tempfile
 import urllib.request
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path, PurePosixPath
@@ -40,17 +40,33 @@ def download(archives: Sequence[Archive], folder: Path) -> None:
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     _check_room(archives, folder.parent)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as staging:
-        content = Path(staging) / "content"
+
+    def fill(content: Path) -> None:
         content.mkdir()
         for archive in archives:
-            file = Path(staging) / PurePosixPath(archive.url).name
+            file = content.parent / PurePosixPath(archive.url).name
             fetch(archive, file)
             if archive.unpack:
                 unpack(file, content)
                 file.unlink()
             else:
                 file.rename(content / file.name)
+
+    put_in_place(fill, folder)
+
+
+def put_in_place(fill: Callable[[Path], None], folder: Path) -> None:
+    """Make a folder of files aside by `fill` and put what it holds into `folder`, which may hold other files.
+
+    Raises
+    ------
+    ResultsError
+        If something of the same name lies in the folder already; nothing is moved then.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as staging:
+        content = Path(staging) / "content"
+        fill(content)
         _put_in_place(content, folder)
 
 

@@ -6,17 +6,22 @@ and computes no checksum: Snakemake asks it for every data set of a scale while 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import logging
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from ifap.errors import ConfigError, ResultsError, nearest
 from ifap.study.data.download import Archive
+from ifap.study.packages import CARRIERS, take
 from ifap.study.paths import raw_dir
 
 if TYPE_CHECKING:
     from ifap.study.config.data import DatasetOptions
+
+log = logging.getLogger(__name__)
 
 SYNTHETIC_FILE = "SYNTHETIC.txt"  # lies in every folder of generated data
 
@@ -64,6 +69,24 @@ class Download:
 
 
 @dataclass(frozen=True)
+class Carried:
+    """Data that a package of a registry carries, beside their makers' own offer.
+
+    Parameters
+    ----------
+    key : str
+        Its entry in `ifap.study.packages.CARRIERS`.
+    """
+
+    key: str
+
+    @property
+    def title(self) -> str:
+        """The package and its version, in words."""
+        return CARRIERS[self.key].title
+
+
+@dataclass(frozen=True)
 class Manual:
     """Data that a person has to fetch: an account, or terms to be agreed to.
 
@@ -76,7 +99,7 @@ class Manual:
     steps: str
 
 
-Source = Bundled | SystemPackage | Download | Manual
+Source = Bundled | SystemPackage | Download | Carried | Manual
 
 
 @dataclass(frozen=True)
@@ -114,9 +137,9 @@ class Place:
     sources: tuple[Source, ...]
     tasks: tuple[str, ...] = ()
 
-    def download(self) -> Download | None:
-        """Return how to download it, None if that cannot be done without a person."""
-        return next((source for source in self.sources if isinstance(source, Download)), None)
+    def offers(self) -> list[Download | Carried]:
+        """Return how to get it without a person, in the order in which that is tried."""
+        return [source for source in self.sources if isinstance(source, (Download, Carried))]
 
 
 _CARS = "https://ai.stanford.edu/~jkrause/cars/car_dataset.html"
@@ -170,7 +193,11 @@ PLACES = {
         samples=60_000,
         layout="CIFAR-10 (cifar-10-batches-py/)",
         licence="none stated; its makers ask to cite Krizhevsky (2009)",
-        parts=(*(f"data_batch_{number}" for number in range(1, 6)), "test_batch", "batches.meta"),
+        # The published batches, or the files of the package, whose lists of classes take the place of the names.
+        parts=(
+            *(f"data_batch_{number}|data_batch_{number}.png" for number in range(1, 6)),
+            "test_batch|test_batch.png", "batches.meta|train_lables.json",
+        ),
         homes=("cifar-10-batches-py", "."),
         sources=(
             Download(
@@ -182,6 +209,7 @@ PLACES = {
                     ),
                 )
             ),
+            Carried("cifar10"),
         ),
     ),
     "cifar100": Place(
@@ -527,7 +555,7 @@ def why_absent(name: str, options: DatasetOptions, root: Path = Path()) -> str |
     if options.synthetic is not None:
         return None
     place = _place(name)
-    if _found(place, name, options, root) is not None or (options.download and place.download()):
+    if _found(place, name, options, root) is not None or (options.download and place.offers()):
         return None
     return _wanted(place, name, options, root)
 
@@ -559,16 +587,45 @@ def obtain(name: str, options: DatasetOptions, root: Path = Path()) -> tuple[Pat
     place = _place(name)
     found = _found(place, name, options, root)
     if found is None:
-        offer = place.download() if options.download else None
-        if offer is None:
+        offers = place.offers() if options.download else []
+        if not offers:
             raise ResultsError(f"{name}: {_wanted(place, name, options, root)}")
-        from ifap.study.data.download import download  # only where it is needed
-
-        download(offer.archives, _own(name, options, root))
+        _get_one(offers, _own(name, options, root))
         found = _found(place, name, options, root)
         if found is None:
             raise ResultsError(f"{name}: downloaded, but {_wanted(place, name, options, root)}")
     return found
+
+
+def planned(name: str, options: DatasetOptions, root: Path = Path()) -> str | None:
+    """Say which source `obtain` would use, in words; None if there is none. Asks no server."""
+    place = _place(name)
+    found = _found(place, name, options, root)
+    if found is not None:
+        return found[1]
+    offers = [
+        source.title if isinstance(source, Carried) else PurePosixPath(source.archives[0].url).parts[1]
+        for source in (place.offers() if options.download else [])
+    ]
+    return f"download from {', or else the '.join(offers)}" if offers else None
+
+
+def _get_one(offers: Sequence[Download | Carried], folder: Path) -> None:
+    """Fill a folder from the first source that can be reached."""
+    from ifap.study.data.download import download, put_in_place  # only where it is needed
+
+    for source in offers:
+        try:
+            if isinstance(source, Download):
+                download(source.archives, folder)
+            else:
+                put_in_place(partial(take, CARRIERS[source.key]), folder)
+        except ResultsError as error:
+            if source is offers[-1]:
+                raise
+            log.warning("%s; trying the next source", error)
+        else:
+            return
 
 
 def home(name: str, folder: Path) -> Path:

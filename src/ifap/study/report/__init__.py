@@ -13,6 +13,10 @@ FULL_SIZE_VERSIONS = {"classifier": 1, "language": 1, "dense": 1}
 """By kind of network; raise it when the way of counting them at full size changes: they are then counted again."""
 
 
-def figure_names(tasks: Collection[str]) -> tuple[str, ...]:
+LOSSES = "losses"
+"""The figure of losses against reductions, printed and measured; a scale has it if its data are the paper's."""
+
+
+def figure_names(tasks: Collection[str], *, paper_data: bool = False) -> tuple[str, ...]:
     """Return the figures of a scale whose grid has these tasks."""
-    return (*FIGURES, SAMPLES) if "generation" in tasks else FIGURES
+    return (*([LOSSES] if paper_data else []), *FIGURES, *([SAMPLES] if "generation" in tasks else []))

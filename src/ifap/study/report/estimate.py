@@ -25,6 +25,7 @@ from ifap.study.report.records import recorded_rows
 GB = 1e9
 
 
+_VALIDATIONS = 3  # of an iteration: before and after recovery, and of all metrics
 TOKEN_BYTES = 6  # its number, whether it counts, and which text it is of
 
 
@@ -45,6 +46,8 @@ class Assumptions:
         Cost of a recovery pass with its teacher, in training passes.
     iteration_seconds : float
         Ranking, removing units and counting, for each pruning iteration.
+    cut_seconds : float
+        The same, where the speed of steps is timed and not assumed.
     job_seconds : float
         Start of one job: imports, reading data and network.
     parameters : float
@@ -60,10 +63,29 @@ class Assumptions:
     forward: float = 1 / 3
     distillation: float = 4 / 3
     iteration_seconds: float = 20.0
+    cut_seconds: float = 2.0
     job_seconds: float = 30.0
     parameters: float = 30e6
     split_share: float = 0.15
     other_samples: int = 60_000
+
+
+Network = tuple[str, str, str]
+"""Task, data set and model."""
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Seconds that this machine needs for one image of a training step, and of a forward pass."""
+
+    training: float
+    forward: float
+    on_gpu: bool
+
+
+def network_of(cell: Cell) -> Network:
+    """Return what cells of the same speed have in common before they are pruned."""
+    return cell.task, cell.dataset, cell.model
 
 
 @dataclass(frozen=True)
@@ -167,21 +189,34 @@ def status_lines(grid: Grid, *, root: Path = Path()) -> list[str]:
     return lines
 
 
-def estimate(grid: Grid, *, root: Path = Path(), assume: Assumptions | None = None) -> dict[str, Cost]:
+def estimate(
+    grid: Grid, *, root: Path = Path(), assume: Assumptions | None = None, timed: Mapping[Network, Pace] | None = None
+) -> dict[str, Cost]:
     """Estimate what each table takes from an empty start; nothing is started.
 
     Name of the table to its cost, and ``all`` for every cell once.
+
+    Parameters
+    ----------
+    grid : Grid
+        The scale.
+    root : Path, optional
+        The project's folder.
+    assume : Assumptions, optional
+        What is assumed of cells that no record stands for.
+    timed : mapping, optional
+        The speed of networks on this machine, which is used instead; see `ifap.study.report.speed.paces`.
     """
     assume = assume or Assumptions()
     measured = _measured(grid, root)
     groups = {**table_cells(grid), "all": grid.cells()}
-    return {name: _total(grid, cells, measured, assume) for name, cells in groups.items()}
+    return {name: _total(grid, cells, measured, assume, timed or {}) for name, cells in groups.items()}
 
 
-def estimate_lines(grid: Grid, *, root: Path = Path()) -> list[str]:
-    """Lay out the estimate as text, with what it rests on."""
+def estimate_lines(grid: Grid, *, root: Path = Path(), timed: Mapping[Network, Pace] | None = None) -> list[str]:
+    """Lay out the estimate as text, with what it rests on; see `estimate`."""
     assume = Assumptions()
-    costs = estimate(grid, root=root, assume=assume)
+    costs = estimate(grid, root=root, assume=assume, timed=timed)
     width = max(len(name) for name in costs)
     lines = [f"{'':<{width}}  cells  measured   jobs  GPU hours  CPU hours  disk (GB)"]
     for name, cost in costs.items():
@@ -189,7 +224,9 @@ def estimate_lines(grid: Grid, *, root: Path = Path()) -> list[str]:
         hours = f"{cost.gpu_hours:>9,.2f}  {cost.cpu_hours:>9,.2f}"
         lines.append(f"{name:<{width}}  {counts}  {hours}  {cost.disk / GB:>9,.2f}")
     lines.append("Tables share cells; 'all' counts each once. Measured: medians of the recorded cells of this scale.")
-    if costs["all"].measured < costs["all"].cells:
+    if timed and costs["all"].measured < costs["all"].cells:
+        lines.append("Classifiers without a record: by steps that were timed here just now, each job on its own core.")
+    elif costs["all"].measured < costs["all"].cells:
         lines.append(
             f"The rest is stated, not measured: one GPU trains {assume.images_per_second:,.0f} images of 224 x 224 a "
             f"second (by area up to {assume.most_per_second:,.0f}), a recovery pass costs {assume.distillation:.2f} "
@@ -295,14 +332,22 @@ def _parameters(file: Path, row: Mapping[Any, Any]) -> float | None:
         return row.get("params")  # `ifap status` names damaged records; here they only count as not measured
 
 
-def _total(grid: Grid, cells: Sequence[Cell], measured: Mapping[Cell, _Measured], assume: Assumptions) -> Cost:
+def _total(
+    grid: Grid,
+    cells: Sequence[Cell],
+    measured: Mapping[Cell, _Measured],
+    assume: Assumptions,
+    timed: Mapping[Network, Pace],
+) -> Cost:
     gpu = cpu = disk = 0.0
     known = 0
     for cell in cells:
         alike = _alike(cell, measured)
         known += bool(alike)
-        seconds = statistics.median(item.seconds for item in alike) if alike else _stated(grid, cell, assume)
-        on_gpu = not alike or alike[0].on_gpu
+        pace = timed.get(network_of(cell))
+        stated = 0.0 if alike else sum(stated_seconds(grid, cell, assume, pace).values())
+        seconds = statistics.median(item.seconds for item in alike) if alike else stated
+        on_gpu = alike[0].on_gpu if alike else pace is None or pace.on_gpu
         gpu += seconds * on_gpu
         cpu += seconds * (not on_gpu)
         size = statistics.median(item.parameters for item in alike) if alike else assume.parameters
@@ -321,13 +366,8 @@ def _alike(cell: Cell, measured: Mapping[Cell, _Measured]) -> list[_Measured]:
     return [item for other, item in measured.items() if not other.is_baseline and other[:3] == cell[:3]]
 
 
-def _stated(grid: Grid, cell: Cell, assume: Assumptions) -> float:
-    """Return the seconds that the jobs of one cell take by the assumptions."""
-    return sum(stated_seconds(grid, cell, assume).values())
-
-
-def stated_seconds(grid: Grid, cell: Cell, assume: Assumptions) -> dict[str, float]:
-    """Return the seconds that each job of one cell takes by the assumptions.
+def stated_seconds(grid: Grid, cell: Cell, assume: Assumptions, pace: Pace | None = None) -> dict[str, float]:
+    """Return the seconds that each job of one cell takes by the assumptions, or by the speed of its steps here.
 
     Stage to seconds, in the order in which the stages run.
     """
@@ -337,18 +377,43 @@ def stated_seconds(grid: Grid, cell: Cell, assume: Assumptions) -> dict[str, flo
     data, samples = grid.options.datasets[cell.dataset], _samples(grid, cell.dataset, assume)
     validation, test = (assume.split_share if share is None else share for share in (data.validation, data.test))
     train, test = samples * (1 - validation - test), samples * test
+    if pace is not None:
+        return _timed_seconds(grid, cell, assume, pace, train, samples * validation, test)
     speed = min(assume.most_per_second, assume.images_per_second * (224 / size) ** 2)
     training = grid.training(cell).epochs * train / speed + assume.job_seconds
     evaluation = assume.forward * test / speed + assume.job_seconds
     if cell.is_baseline:
         return {"baseline": training, "evaluate": evaluation}
     options, recovery = grid.pruning(cell), grid.recovery(cell)
+    seen = min(train, recovery.samples or train)
     per_iteration = (
-        recovery.epochs * train * assume.distillation
+        recovery.epochs * seen * assume.distillation
         + (options.calibration_samples + samples * validation) * assume.forward
     )
     pruning = options.steps * (per_iteration / speed + assume.iteration_seconds) + assume.job_seconds
     return {"prune": pruning, "finetune": training, "evaluate": evaluation}
+
+
+def _timed_seconds(
+    grid: Grid, cell: Cell, assume: Assumptions, pace: Pace, train: float, validation: float, test: float
+) -> dict[str, float]:
+    """Return the seconds of each job from those of an image; a network in pruning has half-way the MACs of its ends."""
+    epochs, start = grid.training(cell).epochs, assume.job_seconds
+    if cell.is_baseline:
+        fitting = epochs * (train * pace.training + validation * pace.forward) + start
+        return {"baseline": fitting, "evaluate": (test + validation) * pace.forward + start}
+    options, recovery = grid.pruning(cell), grid.recovery(cell)
+    left = 1 - (options.target.macs or 0.0)
+    mean = (1 + left) / 2
+    seen = recovery.epochs * min(train, recovery.samples or train)
+    per_iteration = (
+        seen * (pace.training * mean + pace.forward)  # the teacher is the unpruned network
+        + (options.calibration_samples + _VALIDATIONS * validation) * mean * pace.forward
+        + assume.cut_seconds
+    )
+    fitting = epochs * left * (train * pace.training + validation * pace.forward) + start
+    evaluation = (test + validation) * left * pace.forward + start
+    return {"prune": options.steps * per_iteration + start, "finetune": fitting, "evaluate": evaluation}
 
 
 def _data_bytes(grid: Grid, dataset: str, assume: Assumptions) -> float:

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ifap.errors import ResultsError
 from ifap.study import paths
+from ifap.study.config.data import ModelOptions
 from ifap.study.config.params import VerdictParams
 from ifap.study.grid import Grid
 from ifap.study.paper.audit import PRINTED, Finding, delta_conventions, run_audit
@@ -238,7 +239,9 @@ def _verdict(
     also = f"{SPLIT}{INCONSISTENT}: {found}" if found else ""
     if scale != "paper" and not measured.about:
         apart = f", {measured.apart}" if measured.apart else ""
-        return "not comparable (scale)", f"measured at scale {scale}, which is not the paper's{apart}{also}"
+        where = measured_where(source.grid, [_names(claim)[0]])
+        where = where or f"measured at scale {scale}, which is not the paper's"
+        return "not comparable (scale)", f"{where}{apart}{also}"
     if measured.apart:
         return "not comparable (scale)", f"measured {measured.apart}{also}"
     off = abs(float(measured.values.mean()) - claim["number"])
@@ -246,6 +249,16 @@ def _verdict(
     about = f"{measured.about}{SPLIT}" if measured.about else ""
     agrees: Verdict = "reachable" if measured.asked else "reproduced"
     return (agrees if off <= width else "not reproduced"), f"{about}{shown}{also}"
+
+
+def measured_where(grid: Grid, datasets: Sequence[str]) -> str:
+    """Say that networks see the paper's own data, and in which size; empty where they do not."""
+    if not grid.options.paper_data:
+        return ""
+    options = [grid.model(cell) for cell in grid.baselines() if cell.dataset in datasets]
+    sizes = sorted({own.image_size for own in options if isinstance(own, ModelOptions)})
+    pixels = f" at {' or '.join(map(str, sizes))} pixels" if sizes else ""
+    return f"measured on the paper's data{pixels}"
 
 
 def is_counted(claim: Judged) -> bool:

@@ -24,8 +24,10 @@ from ifap.study.paper.audit import KINDS, SEVERITIES
 from ifap.study.paper.published import COUNTS, NUMERALS
 from ifap.study.paper.vocabulary import METRICS
 from ifap.study.paths import Cell
+from ifap.study.report import LOSSES
 from ifap.study.report.csv_files import MOST_BYTES
 from ifap.study.report.estimate import table_cells
+from ifap.study.report.evidence import evidence
 from ifap.study.report.figures import Picture
 from ifap.study.report.judge import Judged, Verdict
 from ifap.study.report.provenance import Provenance
@@ -201,14 +203,16 @@ def render_page(
     """
     grid, runs, provenance = report.grid, report.runs, provenance or {}
     jinja = environment("html", templates)
-    jinja.filters["inline"] = _inline
+    jinja.filters |= {"inline": _inline, "label": label}
     return jinja.get_template("index.html.j2").render(
+        evidence=evidence(report, provenance),
+        opening=[picture for picture in pictures if picture.name == LOSSES],
         summary=summarize(grid, runs),
         verdicts=summarize_claims(report.claims, grid.scale) if report.claims else None,
         tables=[replace(table, detail=None) for table in tables],
         comparisons=[table.detail for table in tables if table.detail is not None],
         comparison_file=paths.comparison_csv(grid.scale).name,
-        pictures=pictures,
+        pictures=[picture for picture in pictures if picture.name != LOSSES],
         formats=TABLE_FORMATS,
         records=_to(paths.records_csv(grid.scale), grid.scale),
         records_page=paths.records_page(grid.scale).name,

@@ -45,9 +45,9 @@ def training_macs(
 ) -> int | None:
     """Return what all training of a pruned cell costs, its baseline's included.
 
-    The recovery of iteration k costs ``epochs * samples * (3 * macs_k + teacher)``, where the teacher's
-    forward pass is that of the unpruned network or of the iteration before, and nothing if no loss
-    looks at a teacher. An iteration that was rolled back was trained as well. Distillation may stop
+    The recovery of iteration k costs ``epochs * seen * (3 * macs_k + teacher)``: `seen` are the samples of an
+    epoch, and the teacher's forward pass is that of the unpruned network or of the iteration before, and
+    nothing if no loss looks at a teacher. An iteration that was rolled back was trained as well. Distillation may stop
     before its last epoch, so that this is an upper bound; with one epoch it is exact.
 
     None for a method from the initialisation whose own training is not known.
@@ -74,8 +74,8 @@ def training_macs(
         return baseline_macs(config, samples, base) + own + finetuning
     recovery = config["prune"]["recovery"]
     taught = bool(recovery["feature_weight"] or recovery["logit_weight"])
-    distilled = 0
+    seen, distilled = min(samples, recovery.get("samples") or samples), 0
     for before, after in pairwise(receipts):
         teacher = base if recovery["teacher"] == "original" else before.macs
-        distilled += int(recovery["epochs"]) * samples * (TRAINING * after.macs + taught * teacher)
+        distilled += int(recovery["epochs"]) * seen * (TRAINING * after.macs + taught * teacher)
     return baseline_macs(config, samples, base) + distilled + finetuning

@@ -16,12 +16,13 @@ import pandas as pd
 
 from ifap.errors import ConfigError, nearest
 from ifap.study.grid import Grid
-from ifap.study.report import FIGURES, SAMPLES
+from ifap.study.report import FIGURES, LOSSES, SAMPLES
 from ifap.study.report.figures.drawing import STYLE, Picture
 from ifap.study.report.figures.dynamics import QUANTITIES, draw_accuracy_over_macs, draw_dynamics
 from ifap.study.report.figures.experiments import draw_experiments
 from ifap.study.report.figures.flow_scheme import draw_flow_scheme
 from ifap.study.report.figures.layer_widths import draw_layer_widths
+from ifap.study.report.figures.losses import draw_losses
 from ifap.study.report.figures.samples import draw_samples
 from ifap.study.report.figures.trade_off import draw_trade_off, has_curves
 
@@ -44,9 +45,11 @@ def draw(name: str, grid: Grid, runs: pd.DataFrame, trace: pd.DataFrame, *, root
     root : Path
         The project's root: the published numbers, the widths and the images of generators are read below it.
     """
-    if name not in (*FIGURES, SAMPLES):
-        raise ConfigError(f"unknown figure '{name}': {nearest(name, (*FIGURES, SAMPLES))}")
+    if name not in (*FIGURES, SAMPLES, LOSSES):
+        raise ConfigError(f"unknown figure '{name}': {nearest(name, (*FIGURES, SAMPLES, LOSSES))}")
     with mpl.rc_context(STYLE):
+        if name == LOSSES:
+            return draw_losses(name, grid, runs, root)
         if name in QUANTITIES:
             return draw_dynamics(name, grid, trace, root)
         if name == "flow_scheme":

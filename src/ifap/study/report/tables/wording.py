@@ -9,6 +9,7 @@ import pandas as pd
 from ifap.study.config.data import ModelOptions, TextOptions
 from ifap.study.grid import Grid
 from ifap.study.paper.vocabulary import METRICS
+from ifap.study.report.judge import measured_where
 from ifap.study.report.tables.model import Note
 
 METHOD_LABELS = {
@@ -81,7 +82,8 @@ def scale_notes(grid: Grid, datasets: Sequence[str], published: str) -> tuple[No
     if not taken:
         return (Note(f"Scale {grid.scale} has no network for this table."),)
     reason = "; ".join([*known, f"the networks take inputs of {' and '.join(taken)}"])
-    return (Note(f"Scale {grid.scale}: {reason}. Verdict against the paper's {published}: {VERDICT}."),)
+    verdict = measured_where(grid, datasets) or VERDICT
+    return (Note(f"Scale {grid.scale}: {reason}. Verdict against the paper's {published}: {verdict}."),)
 
 
 def samples(runs: pd.DataFrame, column: str) -> str:

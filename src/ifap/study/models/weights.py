@@ -1,0 +1,73 @@
+"""Pre-trained weights that packages carry, in the form that `load_pretrained` reads."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from ifap.errors import ResultsError
+from ifap.files import atomic_write_bytes
+from ifap.study.models.base import MODELS
+from ifap.study.packages import CARRIERS, take
+
+IMAGENET_CLASSES, RGB, SIDE = 1000, 3, 224
+CARRIED = {"efficientnet_lite0": ("efficientnet_lite0", "weights.pth")}
+"""Model to the carrier of its weights and their file."""
+
+
+def source_of(model: str) -> str | None:
+    """Return which package carries the weights of a model, in words; None if none does."""
+    return CARRIERS[CARRIED[model][0]].title if model in CARRIED else None
+
+
+def obtain_weights(model: str, path: Path) -> None:
+    """Fetch the weights of a model from the package that carries them, unless the file is there.
+
+    Parameters
+    ----------
+    model : str
+        Name in the registry.
+    path : Path
+        The safetensors file to write, with the names of the model's own tensors.
+
+    Raises
+    ------
+    ResultsError
+        If no package carries them, the package cannot be fetched, or it holds other tensors.
+    ConfigError
+        If package or file have another checksum.
+    """
+    if path.exists():
+        return
+    if model not in CARRIED:
+        raise ResultsError(f"{path}: file not found, and no package carries the weights of '{model}'")
+    key, name = CARRIED[model]
+    with tempfile.TemporaryDirectory() as folder:
+        files = Path(folder) / key
+        take(CARRIERS[key], files)
+        stored = torch.load(files / name, weights_only=True)
+    atomic_write_bytes(path, save(renamed(stored, lambda: MODELS.get(model)(IMAGENET_CLASSES, RGB, SIDE), name)))
+
+
+def renamed(stored: dict[str, Tensor], build: Callable[[], nn.Module], name: str) -> dict[str, Tensor]:
+    """Return stored tensors under the names of a network that has the same ones in the same order.
+
+    Raises
+    ------
+    ResultsError
+        If their number or a shape differs; names the file and the tensor.
+    """
+    wanted = build().state_dict()
+    if len(stored) != len(wanted):
+        raise ResultsError(f"{name}: {len(stored)} tensors stored, the network has {len(wanted)}")
+    for (theirs, tensor), (own, value) in zip(stored.items(), wanted.items(), strict=True):
+        if tensor.shape != value.shape:
+            raise ResultsError(
+                f"{name}: tensor '{theirs}' has shape {list(tensor.shape)}, the network's '{own}' {list(value.shape)}"
+            )
+    return {own: tensor.contiguous() for own, tensor in zip(wanted, stored.values(), strict=True)}
