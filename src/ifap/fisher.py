@@ -12,21 +12,22 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ifap.axes.tensors import named_tensors
 from ifap.axes.units import Graph, Indices
 from ifap.data import refuse_test
 from ifap.directions import class_axis, direction
 from ifap.errors import ScoreError
 from ifap.flow import NO_DATA
 from ifap.forward import Inputs, call, dense_outputs, device_of, evaluation_mode, task_tensors, to_device
-from ifap.layers import modules_by_name
+from ifap.layers import contracted_axis, modules_by_name
 from ifap.moments import Halves, input_means
 from ifap.ranking import Floats
 from ifap.reading import looking, readers, readers_alone, rows_of, with_weights_of_their_own
@@ -95,14 +96,114 @@ def unit_fisher(
             moments.update(residuals.moments)
     else:
         means = input_means(model, itertools.islice(batches, 0, None, _MEAN_STRIDE), refitted) if refitted else {}
+    scores, stopped = np.full(graph.num_units, np.nan), None
     for keeps_copies in (False, True):
         signals = _Signals(model, graph.num_units, units, means, residuals, keeps_copies=keeps_copies)
         try:
             _send_back(model, batches, signals, seed, outputs, loss)
+            scores = signals.scores()
             break
         except _OverwrittenError:  # copies of all that is read take memory: only where views are not enough
             continue
-    return signals.scores()
+        except NoGradientError as error:
+            stopped = error
+            break
+    weights = _weights_that_read(model, graph, np.flatnonzero(np.isnan(scores)))
+    try:
+        scores = _by_weights(model, scores, weights, batches, seed, outputs, loss) if weights else scores
+    except NoGradientError as error:
+        stopped = stopped or error
+    if stopped is not None and np.isnan(scores).all():
+        raise stopped
+    return scores
+
+
+class _Reading(NamedTuple):
+    """A weight, its dimension that contracts units, and the unit of each position there; -1 if it is not wanted."""
+
+    weight: nn.Parameter
+    dim: int
+    units: Indices
+
+
+def _weights_that_read(model: nn.Module, graph: Graph, wanted: Indices) -> list[_Reading]:
+    """Return the weights that read units of which no layer was seen to read, as in a product that no rule looks at."""
+    tensors, modules = named_tensors(model), modules_by_name(model)
+    makes = {index for index, _, _ in graph.structure.producers}
+    found = []
+    for index, slot in enumerate(graph.slots):
+        side, tensor = slot.side, tensors.get(slot.name)
+        if side == "in" and slot.name in modules:
+            side, tensor = contracted_axis(modules[slot.name]) or "", tensors.get(f"{slot.name}.weight")
+        if index in makes or not side.startswith("dim") or not isinstance(tensor, nn.Parameter):
+            continue
+        units = np.where(np.isin(graph.unit_of[index], wanted), graph.unit_of[index], -1)
+        if (units >= 0).any() and tensor.is_floating_point():
+            found.append(_Reading(tensor, int(side.removeprefix("dim")), units))
+    return found
+
+
+def _by_weights(
+    model: nn.Module,
+    scores: Floats,
+    weights: list[_Reading],
+    batches: Iterable[Inputs],
+    seed: int,
+    names: Iterable[str] | None,
+    loss: Callable[[Any, Inputs], Tensor] | None,
+) -> Floats:
+    """Fill in the scores of units from the gradients of the weights that read them.
+
+    What a unit sends is the sum of weight times gradient over the weights that read it. Directions of different samples
+    are independent, so the square of the sum over a batch estimates the sum of the squares of its samples.
+    """
+    squares, samples, known = np.zeros_like(scores), 0, np.zeros(len(scores), dtype=bool)
+    for size in _gradients(model, [each.weight for each in weights], batches, seed, names, loss):
+        samples += size
+        for weight, dim, units in weights:
+            if weight.grad is None:
+                continue
+            others = [axis for axis in range(weight.dim()) if axis != dim]
+            sent = (weight.detach() * weight.grad).sum(dim=others).double().cpu().numpy()
+            by_unit = np.zeros_like(scores)
+            np.add.at(by_unit, units[units >= 0], sent[units >= 0])
+            squares += by_unit**2
+            known[units[units >= 0]] = True
+    return np.where(known, squares / (2 * max(1, samples)), scores)
+
+
+def _gradients(
+    model: nn.Module,
+    weights: list[nn.Parameter],
+    batches: Iterable[Inputs],
+    seed: int,
+    names: Iterable[str] | None,
+    loss: Callable[[Any, Inputs], Tensor] | None,
+) -> Iterator[int]:
+    """Yield the size of each batch, while the weights hold the gradients of a direction of its outputs."""
+    held = [weight.grad for weight in weights]
+    with _frozen(model):
+        try:
+            for weight in weights:
+                weight.requires_grad_(True)
+            for outputs, starts, directions in _outputs_of(model, batches, seed, names, loss):
+                for weight in weights:
+                    weight.grad = None
+                _go_back(starts, directions)
+                yield outputs[0].shape[0] if outputs[0].dim() else 1
+        finally:
+            for weight, grad in zip(weights, held, strict=True):
+                weight.requires_grad_(False)
+                weight.grad = grad
+
+
+def _go_back(starts: list[Tensor], directions: list[Tensor] | None) -> None:
+    try:
+        torch.autograd.backward(starts, directions)
+    except RuntimeError as error:  # in training it would fail just so, as where a network overwrites what it needs
+        if trouble(error) is not None:
+            raise
+        raise NoGradientError(f"the network cannot go backward ({str(error).splitlines()[0][:200]})") from error
 
 
 def _send_back(
@@ -114,22 +215,32 @@ def _send_back(
     loss: Callable[[Any, Inputs], Tensor] | None,
 ) -> None:
     """Run the batches and send one direction of each back from the outputs."""
+    with _frozen(model), looking(model, signals.layers, signals.look):
+        for outputs, starts, directions in _outputs_of(model, batches, seed, names, loss):
+            signals.backward(outputs, starts, directions)
+
+
+def _outputs_of(
+    model: nn.Module,
+    batches: Iterable[Inputs],
+    seed: int,
+    names: Iterable[str] | None,
+    loss: Callable[[Any, Inputs], Tensor] | None,
+) -> Iterator[tuple[list[Tensor], list[Tensor], list[Tensor] | None]]:
+    """Yield the outputs of each batch, the tensors that a gradient starts from, and its directions there."""
     axes: list[int | None] = []
     where, generator = device_of(model), torch.Generator(device_of(model)).manual_seed(seed)
-    with ExitStack() as stack:
-        for context in (dense_outputs(model), evaluation_mode(model), _frozen(model), torch.enable_grad()):
-            stack.enter_context(context)
-        stack.enter_context(looking(model, signals.layers, signals.look))
+    with dense_outputs(model), evaluation_mode(model), torch.enable_grad():
         for batch in batches:
             inputs = to_device(batch, where)
             found = call(model, inputs)
             outputs = _learning(found, names)
             if loss is not None:
-                signals.backward(outputs, [loss(found, inputs)], None)
+                yield outputs, [loss(found, inputs)], None
                 continue
             axes = axes or [class_axis(output) for output in outputs]
             drawn = [direction(output, axis, generator) for output, axis in zip(outputs, axes, strict=True)]
-            signals.backward(outputs, outputs, drawn)
+            yield outputs, outputs, drawn
 
 
 def _learning(found: Any, names: Iterable[str] | None) -> list[Tensor]:
@@ -197,11 +308,11 @@ class _Signals:
         shapes = [output.shape for output in outputs if output.dim() > 1]
         self._rows = {shape.numel() // max(1, width) for shape in shapes for width in (shape[1], shape[-1])}
         try:
-            torch.autograd.backward(starts, directions)
-        except RuntimeError as error:  # in training it would fail just so, as where a network overwrites what it needs
-            if self._is_receiving or trouble(error) is not None:
-                raise
-            raise NoGradientError(f"the network cannot go backward ({str(error).splitlines()[0][:200]})") from error
+            _go_back(starts, directions)
+        except NoGradientError as error:
+            if self._is_receiving and error.__cause__ is not None:  # not the network's fault
+                raise error.__cause__ from None
+            raise
         self._samples += self._batch
 
     def _receive(self, name: str, x: Tensor, version: int, gradient: Tensor | None) -> None:

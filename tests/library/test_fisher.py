@@ -390,3 +390,28 @@ def test_layers_that_make_their_weight_read_units_too(normed):
     np.testing.assert_allclose(sorted(scores[1]), sorted(scores[0]), rtol=1e-4)
     pruned = ifap.prune(made, x[:1], x.split(4), target=ifap.Target(macs=0.3))
     assert pruned.after.macs <= 0.7 * pruned.before.macs
+
+
+class Reads(nn.Module):
+    """Reads hidden units by a parameter, in a product that is looked into or in one that is not."""
+
+    def __init__(self, product):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.product = nn.Linear(5, 6), product
+        self.second = nn.Parameter(torch.randn(6, 4))
+
+    def forward(self, x):
+        return self.product(self.first(x), self.second)
+
+
+def test_a_product_that_is_not_looked_into_is_judged_by_its_weights():
+    seen, unseen = Reads(torch.matmul), Reads(lambda x, w: torch.einsum("bi,ij->bj", x, w))
+    x = torch.randn(64, 5)
+    for size, tolerance in ((1, 1e-4), (4, 0.7)):  # samples of a batch are told apart by chance only
+        scores = [
+            unit_fisher(network, trace(network, x[:1]), x.split(size), centred=False) for network in (seen, unseen)
+        ]
+        np.testing.assert_allclose(scores[1], scores[0], rtol=tolerance)
+    assert unseen.second.grad is None
+    assert unseen.second.requires_grad
