@@ -62,9 +62,11 @@ def prune_cell(job: Job, network: nn.Module, timing: Timing) -> tuple[Pruned, di
     train, validation = job.split("train"), job.split("validation")
     calibration = train.calibration(options.calibration_samples, options.batch_size, job.cell.seed)
     state = PruneState(job, timing)
+    newest: dict[str, float] = {}
 
     def watch(model: nn.Module, receipt: Receipt) -> None:
-        state.note(receipt.iteration, job.task.evaluate(model, validation, options.batch_size))
+        # The network that an iteration keeps is the one that was validated last.
+        state.note(receipt.iteration, dict(newest))
 
     chosen = options.model_dump(exclude={"target", "calibration_samples", "batch_size"})
     example_inputs = to_device(job.example_inputs(), device())
@@ -76,7 +78,7 @@ def prune_cell(job: Job, network: nn.Module, timing: Timing) -> tuple[Pruned, di
         calibration,
         **wanted(job),
         recover=distillation(train, validation, recovery, task=job.task, augment=True, seed=job.cell.seed),
-        validate=validator(validation, job.task, options.batch_size),
+        validate=validator(validation, job.task, options.batch_size, newest=newest),
         method=job.grid.variant(job.cell).method,
         labelled=calibration.labelled,
         loss=job.task.loss,

@@ -58,17 +58,25 @@ def render(rows: list[Row]) -> str:
 def _head() -> str:
     return """# Trained networks, pruned without training
 
-What a trained network still does after one call of `ifap.prune`, without any training afterwards, by this project's
-methods, controls and rivals. All have the same calibration data and end at the same MACs, unless the table says
-otherwise. The table is [`pretrained.csv`](../results/bench/pretrained.csv).
+This page measures how good trained networks still are after one call of `ifap.prune`, without any training
+afterwards. It compares the methods of this project, controls (simple methods) and rivals (published methods). All use
+the same calibration data and end at the same MACs, unless the table says otherwise. The table is
+[`pretrained.csv`](../results/bench/pretrained.csv).
 
-*KL* is the divergence of the pruned network's probabilities from the original's, in nats; *agreement* the share of
-samples with the same first choice. Both need no labels. *Against ours* divides the loss of a row (KL; of encoders one
-minus the mean cosine, of maps the relative error) by that of ours with compensation at the same target, and stands only
-where both rows come from the same commit, packages and machine. Calibration, development and held-out data share no
-image and no article, with one exception: the 20 images of ImageNet are without labels part of the 512 for calibration,
-so that top-1 on them is of images that calibration saw; the folds are there for those that it did not see. Every number
-here is of held-out data. Rows that were not run are absent."""
+- *KL*: the divergence of the pruned network's probabilities from the original's, in nats. It needs no labels.
+- *agreement*: the share of samples with the same first choice as the original. It needs no labels.
+- *against ours*: the loss of the row, divided by the loss of `flow` with compensation. Above 1 is worse than ours.
+  The loss is the KL; for encoders it is one minus the mean cosine, for maps the relative error. Only rows of the same
+  commit, packages and machine are compared.
+- *seconds*, *MB*: processor time and peak memory of the call.
+
+Three kinds of data share no image and no article. *Calibration* data are given to `ifap.prune`. *Development* data
+served to choose between variants of the method. *Held-out* data give the numbers of this page. There is one
+exception: the 20 images of ImageNet are also among the 512 calibration images, without their labels. The section on
+folds measures such images when calibration has not seen them. Twenty images are few: one of them is five points of
+accuracy.
+
+Rows that were not run are absent."""
 
 
 def _section(rows: list[Row], network: Network) -> str:

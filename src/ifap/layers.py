@@ -143,6 +143,13 @@ def unit_axis(module: nn.Module) -> int:
     return -1
 
 
+def contracted_axis(module: nn.Module | None) -> str | None:
+    """Return which dimension of its weight a layer contracts, ``"dim0"`` or ``"dim1"``; None if it is not just one."""
+    if not isinstance(module, nn.Linear | _ConvNd) or getattr(module, "groups", 1) != 1:
+        return None
+    return "dim0" if isinstance(module, _ConvTransposeNd) else "dim1"
+
+
 def has_plain_forward(module: nn.Module) -> bool:
     """Whether a layer is a linear one or a convolution that runs as torch's own does."""
     kind = next((kind for kind in _PLAIN if isinstance(module, kind)), None)

@@ -18,7 +18,7 @@ from torch.utils.hooks import RemovableHandle
 from ifap.axes.attention import adopted
 from ifap.axes.tensors import named_tensors
 from ifap.axes.units import Graph, Indices
-from ifap.layers import modules_by_name, shared_parameters, unit_axis
+from ifap.layers import contracted_axis, modules_by_name, shared_parameters, unit_axis
 from ifap.weights import used_by_attention
 
 Look = Callable[[str, Tensor], Tensor | None]
@@ -27,15 +27,36 @@ Look = Callable[[str, Tensor], Tensor | None]
 
 def readers(model: nn.Module, graph: Graph) -> dict[str, Indices]:
     """Return the unit of each input channel of every layer that reads channels; -1 where none can go."""
-    slots = {name: graph.slot(name, "in") for name in modules_by_name(model)}
-    return {name: graph.unit_of[slot] for name, slot in slots.items() if slot is not None}
+    modules = modules_by_name(model)
+    slots = {name: graph.slot(name, "in") for name in modules}
+    found = {name: graph.unit_of[slot] for name, slot in slots.items() if slot is not None}
+    made = _by_made_weights(model, graph)
+    return found | {name: units for name, units in made.items() if name not in found or (found[name] < 0).all()}
+
+
+def _by_made_weights(model: nn.Module, graph: Graph) -> dict[str, Indices]:
+    """Return the same of layers that make their weight from a tensor of its shape, as a weight norm does."""
+    modules, tensors, found = modules_by_name(model), named_tensors(model), {}
+    for index, slot in enumerate(graph.slots):
+        name = next((outer for outer in _owners(slot.name) if contracted_axis(modules.get(outer)) == slot.side), None)
+        if name is not None and slot.name in tensors and tensors[slot.name].shape == modules[name].weight.shape:
+            found[name] = graph.unit_of[index]
+    return found
+
+
+def _owners(name: str) -> Iterator[str]:
+    """Yield the names of the modules that a tensor is in, from the innermost one on."""
+    while "." in name:
+        name = name.rpartition(".")[0]
+        yield name
 
 
 def with_weights_of_their_own(model: nn.Module, names: Iterable[str]) -> list[str]:
     """Return the layers that can be refitted: a weight that two share is not for one of them to change."""
     modules = modules_by_name(model)
     shared = {id(module) for pairs in shared_parameters(model) for module, _ in pairs}
-    return [name for name in names if name in modules and id(modules[name]) not in shared]
+    own = (name for name in names if name in modules and "weight" in modules[name]._parameters)
+    return [name for name in own if id(modules[name]) not in shared]
 
 
 def readers_alone(model: nn.Module, graph: Graph) -> dict[str, Indices]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -372,3 +374,19 @@ def test_a_network_that_cannot_go_backward_is_scored_by_energy():
         Spoils()(x).sum().backward()
     pruned = ifap.prune(Spoils(), x[:1], [x], target=ifap.Target(macs=0.3))
     assert "the network cannot go backward (one of the variables" in pruned.receipts[-1].scored[0]
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+@pytest.mark.parametrize("normed", [nn.utils.parametrizations.weight_norm, nn.utils.weight_norm])
+def test_layers_that_make_their_weight_read_units_too(normed):
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Conv1d(3, 6, 1), nn.Tanh(), nn.ConvTranspose1d(6, 4, 2), nn.Tanh(), nn.Conv1d(4, 2, 1))
+    made = nn.Sequential(*(normed(copy.deepcopy(layer)) if list(layer.parameters()) else layer for layer in plain))
+    x = torch.randn(16, 3, 5)
+    scores = [
+        unit_fisher(network, trace(network, x[:1]), x.split(4), centred=False).tolist() for network in (plain, made)
+    ]
+    assert not np.isnan(scores[0]).any()
+    np.testing.assert_allclose(sorted(scores[1]), sorted(scores[0]), rtol=1e-4)
+    pruned = ifap.prune(made, x[:1], x.split(4), target=ifap.Target(macs=0.3))
+    assert pruned.after.macs <= 0.7 * pruned.before.macs

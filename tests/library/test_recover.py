@@ -259,7 +259,9 @@ def test_plain_loaders_do():
     before = weights(student)
     ifap.Distillation(train, validation, epochs=2)(student, convnet(), 1)
     assert not same(before, weights(student))
-    assert 0 <= validator(validation, TASK)(student) <= 100
+    newest = {}
+    assert 0 <= validator(validation, TASK, newest=newest)(student) <= 100
+    assert newest == TASK.evaluate(student, validation, 256)
 
 
 def test_a_generator_is_refused_because_it_ends_after_one_epoch():

@@ -155,7 +155,7 @@ def test_timed_costs_follow_from_the_speed_of_steps(tmp_path, grid, monkeypatch)
     base = 12 * (600 * 0.03 + 200 * 0.01) + 400 * 0.01
     # At 65 % fewer MACs an image costs 0.35 times as much at the end, and 0.675 times on the way.
     finetuned = 0.35 * (6 * (600 * 0.03 + 200 * 0.01) + 400 * 0.01)
-    iteration = 600 * (0.03 * 0.675 + 0.01) + (256 + 3 * 200) * 0.675 * 0.01 + 7
+    iteration = 600 * (0.03 * 0.675 + 0.01) + (256 + 2 * 200) * 0.675 * 0.01 + 7
     assert cost.cpu_hours == pytest.approx((base + finetuned + 10 * iteration) / 3600)
     assert cost.gpu_hours == 0
     lines = estimate.estimate_lines(grid, root=tmp_path, timed=timed)

@@ -13,7 +13,9 @@ from ifap.study.config.recipes import RecoveryOptions
 from ifap.study.tasks.base import Task
 
 
-def validator(data: Split | Batches, task: Task, batch_size: int = 256) -> Callable[[nn.Module], float]:
+def validator(
+    data: Split | Batches, task: Task, batch_size: int = 256, *, newest: dict[str, float] | None = None
+) -> Callable[[nn.Module], float]:
     """Return a function that measures a network's primary metric, for `ifap.prune`.
 
     Parameters
@@ -24,11 +26,16 @@ def validator(data: Split | Batches, task: Task, batch_size: int = 256) -> Calla
         Gives the metric; higher is better here, so one that should be low is negated.
     batch_size : int, optional
         Samples a batch of a `Split`.
+    newest : dict, optional
+        Holds all metrics of the network that was measured last.
     """
     refuse_test(data, "validating during pruning")
 
     def validate(model: nn.Module) -> float:
-        return task.sign * task.evaluate(model, data, batch_size)[task.primary]
+        found = task.evaluate(model, data, batch_size)
+        if newest is not None:
+            newest.update(found)
+        return task.sign * found[task.primary]
 
     return validate
 

@@ -25,7 +25,7 @@ from ifap.study.report.records import recorded_rows
 GB = 1e9
 
 
-_VALIDATIONS = 3  # of an iteration: before and after recovery, and of all metrics
+_VALIDATIONS = 2  # of an iteration: before and after recovery
 TOKEN_BYTES = 6  # its number, whether it counts, and which text it is of
 
 
