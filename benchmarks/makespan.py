@@ -21,6 +21,7 @@ from ifap.files import write_csv
 from ifap.study.config.reading import load_params
 from ifap.study.grid import Grid
 from ifap.study.report.estimate import Assumptions, stated_seconds
+from ifap.study.report.figures.drawing import use_shipped_fonts
 
 GPUS = (4, 16, 64)
 HOUR = 3600
@@ -195,6 +196,7 @@ def _row(one: Schedule) -> dict[str, object]:
 
 
 def _draw(found: list[Schedule]) -> None:
+    use_shipped_fonts()
     plt.rcParams["svg.hashsalt"] = "ifap"  # the same figure is the same file
     figure, axes = plt.subplots(1, len(found), figsize=(10, 3), layout="constrained", sharey=True)
     for axis, one in zip(axes, found, strict=True):

@@ -23,6 +23,7 @@ from ifap import flow, recover, view
 from ifap.data import batches
 from ifap.files import write_csv
 from ifap.study.models import MODELS
+from ifap.study.report.figures.drawing import use_shipped_fonts
 from ifap.train_step import Engine
 
 RUNS = 3  # after one that is not counted
@@ -173,6 +174,7 @@ def rows_of(work: str) -> list[dict[str, object]]:
 
 def draw(rows: Sequence[dict[str, Any]], place: Path) -> None:
     """Draw a bar for each kind of work, divided into its parts."""
+    use_shipped_fonts()
     plt.rcParams["svg.hashsalt"] = "ifap"  # the same figure is the same file
     works = list(dict.fromkeys(row["work"] for row in rows))
     figure, axis = plt.subplots(figsize=(10, 0.8 * len(works) + 0.6), layout="constrained")

@@ -25,7 +25,7 @@ from torch.nn.modules.conv import _ConvTransposeNd
 from ifap.axes.units import Graph, Indices
 from ifap.forward import Inputs
 from ifap.layers import add_bias, has_plain_forward, modules_by_name, weight_by_group
-from ifap.moments import Halves, Moments, halves
+from ifap.moments import Halves, Moments, halves, input_means, is_too_wide, widths_read
 from ifap.reading import readers, with_weights_of_their_own
 
 RIDGES = (1e-3, 1e-2, 0.05, 0.2, 1.0, math.inf)
@@ -96,9 +96,12 @@ def compensate(
     modules = modules_by_name(model)
     gone = {name: np.isin(units, removed) for name, units in readers(model, graph).items()}
     names = with_weights_of_their_own(model, [name for name, lost in gone.items() if lost.any() and not lost.all()])
+    wide = [name for name, width in widths_read(model, names).items() if is_too_wide(width)]
     done = Compensation()
-    for name, found in halves(model, batches, names, known=known):
+    for name, found in halves(model, batches, [name for name in names if name not in wide], known=known):
         _refit(modules[name], name, graph, torch.from_numpy(gone[name]), found, done, new_biases=new_biases)
+    for name, mean in input_means(model, batches, wide).items() if wide else ():
+        _shift(modules[name], name, graph, torch.from_numpy(gone[name]), mean, done, new_biases=new_biases)
     return done
 
 
@@ -129,6 +132,21 @@ def _refit(
         weight[number][:, ~its] += refit.weights
         shift[number] = refit.shift / _phases(module)
     done.said[name] = ", ".join(dict.fromkeys(words)) or "nothing"
+    _put(module, name, graph, weight, shift.flatten(), done)
+
+
+def _shift(
+    module: Any, name: str, graph: Graph, lost: Tensor, mean: Tensor, done: Compensation, *, new_biases: bool
+) -> None:
+    """Give a layer the means of what it loses, where it reads too many channels for more."""
+    weight = weight_by_group(module)
+    groups, _, inputs, _ = weight.shape
+    if module.bias is None and not (new_biases and has_plain_forward(module)):
+        done.said[name] = f"nothing: it reads too many channels ({inputs}) and has no bias"
+        return
+    gone = torch.where(lost.to(weight.device), mean.to(weight.device), 0).unflatten(0, (groups, inputs))
+    shift = (weight.sum(dim=-1) * gone.unsqueeze(1)).sum(dim=-1) / _phases(module)
+    done.said[name] = f"means only: it reads too many channels ({inputs}) for least squares"
     _put(module, name, graph, weight, shift.flatten(), done)
 
 

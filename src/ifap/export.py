@@ -121,7 +121,7 @@ def quantize_onnx(source: str | Path, path: str | Path, batches: Iterable[Inputs
     batches : iterable, optional
         Calibration inputs. With them the ranges of activations are fixed beforehand (static), which convolutions need.
         Without them each forward finds its own (dynamic), and linear layers alone become integers: the better choice
-        for transformers.
+        for networks of attention.
 
     Raises
     ------

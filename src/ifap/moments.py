@@ -17,6 +17,7 @@ from ifap.reading import Look, looking, rows_of
 
 POSITIONS = 400  # of a sample, drawn at random where it has more
 MOST_BYTES = 2**31  # of the second moments that are held at a time
+WIDEST = 16384  # channels
 
 
 def input_means(model: nn.Module, batches: Iterable[Inputs], names: Iterable[str]) -> dict[str, Tensor]:
@@ -189,6 +190,11 @@ def widths_read(model: nn.Module, names: Iterable[str]) -> dict[str, int]:
     """Return how many channels each layer reads, or at most how many a matrix outside of layers."""
     modules, tensors = modules_by_name(model), named_tensors(model)
     return {name: sides(modules[name])["in"] if name in modules else max(tensors[name].shape) for name in names}
+
+
+def is_too_wide(width: int) -> bool:
+    """Whether a layer reads more channels than second moments are taken of: they would take over 2 GiB."""
+    return width > WIDEST
 
 
 def bytes_of(width: int) -> int:

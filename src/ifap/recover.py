@@ -88,11 +88,11 @@ class Distillation:
         Channels last in memory.
     compile : bool, optional
         Compile both networks with `torch.compile`, anew in every call: worth it for long ones only.
+    losing : callable, optional
+        ``losing(model)`` is a context in which an evaluated network returns what `loss` needs.
     samples : int, optional
         Training samples of an epoch, rounded up to whole batches; all by default. Those of a `Split` are drawn anew
         for each epoch, an iterable's first batches are taken.
-    losing : callable, optional
-        ``losing(model)`` is a context in which an evaluated network returns what `loss` needs.
 
     Raises
     ------
@@ -133,8 +133,8 @@ class Distillation:
         accumulate: int = 1,
         channels_last: bool = False,
         compile: bool = False,  # noqa: A002 (the name of the option)
-        samples: int | None = None,
         losing: Losing = as_is,
+        samples: int | None = None,
     ) -> None:
         for data, purpose in ((train, "distilling"), (validation, "stopping the distillation")):
             refuse_test(data, purpose)

@@ -355,3 +355,15 @@ def test_inputs_that_are_constant_are_named():
     with torch.no_grad():
         network[0].bias.zero_()
     assert compensate(network, graph, np.array([1]), [x]).said["1"] == "nothing: its inputs are zero"
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_layer_that_reads_too_many_channels_gets_the_means_alone(monkeypatch, bias):
+    monkeypatch.setattr("ifap.moments.WIDEST", 5)
+    torch.manual_seed(0)
+    network, x = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3, bias=bias)), torch.randn(64, 4) + 1
+    pruned = ifap.prune(network, x[:1], x.split(16), target=ifap.Target(macs=0.3))
+    assert pruned.receipts[-1].compensated["2"] == "means only: it reads too many channels (6) for least squares"
+    kept = pruned.plan.kept["2"]["in"]
+    assert torch.equal(pruned.model[2].weight, network[2].weight[:, kept])
+    torch.testing.assert_close(pruned.model(x).mean(dim=0), network(x).mean(dim=0))

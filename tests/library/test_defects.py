@@ -234,8 +234,9 @@ def test_21_the_graph_is_built_once(monkeypatch):
 def test_22_files_hold_no_pickle(tmp_path):
     # Checkpoints were whole pickled modules, which run code when they are loaded.
     ifap.save(prune(net(), X), tmp_path)
-    assert sorted(os.listdir(tmp_path)) == ["plan.json", "weights.safetensors"]
-    json.loads((tmp_path / "plan.json").read_text())
+    assert sorted(os.listdir(tmp_path)) == ["plan.json", "report.json", "weights.safetensors"]
+    for name in ("plan.json", "report.json"):
+        json.loads((tmp_path / name).read_text())
     content = (tmp_path / "weights.safetensors").read_bytes()
     size = int.from_bytes(content[:8], "little")
     json.loads(content[8 : 8 + size])

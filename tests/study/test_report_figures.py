@@ -2,10 +2,13 @@
 
 import json
 import xml.etree.ElementTree as ET
+from pathlib import Path
 
 import claims_made_up
+import matplotlib
 import pytest
 from claims_made_up import ROOT, made_up_grid, raw_params, write_grid, write_recorded_files
+from matplotlib import font_manager
 
 from ifap.errors import ResultsError
 from ifap.study import paths
@@ -196,3 +199,9 @@ def test_a_figure_without_its_records_says_what_makes_them(tmp_path, grid, data)
     (tmp_path / paths.widths_csv("quick")).unlink()
     with pytest.raises(ResultsError, match=r"widths\.csv not found: run python -m stages\.collect --scale quick"):
         figures.draw("layer_widths", grid, *data, root=tmp_path)
+
+
+def test_fonts_of_the_machine_draw_nothing():
+    shipped = Path(matplotlib.get_data_path())
+    assert {Path(font.fname).is_relative_to(shipped) for font in font_manager.fontManager.ttflist} == {True}
+    assert Path(font_manager.findfont("DejaVu Sans", fallback_to_default=False)).is_relative_to(shipped)

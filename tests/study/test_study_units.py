@@ -1,8 +1,9 @@
 """Which slices of the study's networks go together: as before the axes were followed, where no reason is given.
 
 `golden/study_units.json` says what the units of each network were when layers were followed rather than axes
-(``before``), and what they are now where that differs (``now``). Names are those of the unpruned networks. One line a
-group: units, widths that a unit cuts, and a hash of which positions of these are one unit.
+(``before``), and what they are now where that differs (``now``); networks that came later are in ``later``. Names are
+those of the unpruned networks. One line a group: units, widths that a unit cuts, and a hash of which positions of these
+are one unit.
 """
 
 from __future__ import annotations
@@ -117,7 +118,7 @@ def units_of(network, graph):
 def test_what_goes_together_in_the_networks_of_the_study(case):
     network, inputs, outputs = made(case)
     found = units_of(network, trace(network, inputs, outputs=outputs))
-    wanted = RECORDED["now"].get(case, RECORDED["before"][case])
+    wanted = next(RECORDED[when][case] for when in ("now", "before", "later") if case in RECORDED[when])
     assert sorted(found.values()) == sorted(wanted.values()), "\n".join([
         f"the units of {case} are others:",
         *(f"- {name} {line}" for name, line in wanted.items() if line not in found.values()),
@@ -126,7 +127,7 @@ def test_what_goes_together_in_the_networks_of_the_study(case):
 
 
 def test_units_that_are_others_than_before_have_a_reason():
-    assert set(RECORDED["before"]) == set(cases())
+    assert {*RECORDED["before"], *RECORDED["later"]} == set(cases())
     assert set(RECORDED["now"]) == set(WHY)
     for case, lines in RECORDED["now"].items():
         assert sorted(lines.values()) != sorted(RECORDED["before"][case].values()), case

@@ -5,8 +5,11 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
+from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -41,6 +44,17 @@ STYLE: dict[Any, Any] = {
     "figure.facecolor": "white",
     "figure.dpi": 100,
 }
+
+
+def use_shipped_fonts() -> None:
+    """Let matplotlib use only the fonts that it ships: a font of the machine, of the same name, draws other bytes."""
+    manager = font_manager.fontManager
+    manager.ttflist = []
+    for path in sorted(Path(mpl.get_data_path(), "fonts", "ttf").glob("*.ttf")):
+        manager.addfont(path)  # it also forgets which file was found for a name before
+
+
+use_shipped_fonts()
 
 
 @dataclass(frozen=True)
