@@ -124,7 +124,7 @@ def test_reach_is_that_of_the_page(name):
 def test_the_hardest_published_reduction_at_the_published_size(name):
     size, wanted = PIXELS.get(name, 224), REDUCTIONS[name][-1]
     model, inputs = build(name, 1000, size=size), images(name, size=size)
-    pruned = ifap.prune(model, inputs, [inputs], target=ifap.Target(macs=wanted), steps=1, min_units=4)
+    pruned = ifap.prune(model, inputs, [inputs], target=ifap.Target(macs=wanted), steps=1, min_units=4, method="ifap")
     assert wanted <= pruned.after.reduction(pruned.before, "macs") < wanted + 0.01
     assert pruned.after == ifap.cost(pruned.model, inputs)
 
@@ -134,7 +134,7 @@ def test_prune_recover_train_save_load(name, tmp_path):
     channels, wanted = 1 if name == "resnet50" else 3, REDUCTIONS[name][-1]
     model, inputs = build(name, channels=channels), images(name, 4, channels)
     targets = torch.tensor([0, 1, 2, 9])
-    pruned = ifap.prune(model, inputs[:1], [inputs], target=ifap.Target(macs=wanted), steps=STEPS)
+    pruned = ifap.prune(model, inputs[:1], [inputs], target=ifap.Target(macs=wanted), steps=STEPS, method="ifap")
     assert len(pruned.receipts) == STEPS + 1
     assert wanted <= pruned.after.reduction(pruned.before, "macs") < wanted + 0.01
 
