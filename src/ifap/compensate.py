@@ -109,6 +109,7 @@ def biases_to_come(model: nn.Module, graph: Graph) -> int:
     """Return how many values the biases would have that `compensate` may make."""
     modules = modules_by_name(model)
     names = [name for name, units in readers(model, graph).items() if (units >= 0).any()]
+    names = with_weights_of_their_own(model, names)
     return sum(len(weight_by_group(modules[name]).flatten(0, 1)) for name in names if modules[name].bias is None)
 
 
@@ -120,7 +121,7 @@ def _refit(
     lost = lost.to(weight.device)
     groups, outputs, inputs, _ = weight.shape
     shift = weight.new_zeros(groups, outputs)
-    has_bias = module.bias is not None or (new_biases and has_plain_forward(module))
+    has_bias = _may_have_bias(module, new_biases=new_biases)
     words = []
     for number in range(groups):
         part = slice(number * inputs, (number + 1) * inputs)
@@ -141,13 +142,17 @@ def _shift(
     """Give a layer the means of what it loses, where it reads too many channels for more."""
     weight = weight_by_group(module)
     groups, _, inputs, _ = weight.shape
-    if module.bias is None and not (new_biases and has_plain_forward(module)):
+    if not _may_have_bias(module, new_biases=new_biases):
         done.said[name] = f"nothing: it reads too many channels ({inputs}) and has no bias"
         return
     gone = torch.where(lost.to(weight.device), mean.to(weight.device), 0).unflatten(0, (groups, inputs))
     shift = (weight.sum(dim=-1) * gone.unsqueeze(1)).sum(dim=-1) / _phases(module)
     done.said[name] = f"means only: it reads too many channels ({inputs}) for least squares"
     _put(module, name, graph, weight, shift.flatten(), done)
+
+
+def _may_have_bias(module: Any, *, new_biases: bool) -> bool:
+    return module.bias is not None or (new_biases and has_plain_forward(module))
 
 
 def _phases(module: Any) -> int:

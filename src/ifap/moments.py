@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -17,7 +18,7 @@ from ifap.reading import Look, looking, rows_of
 
 POSITIONS = 400  # of a sample, drawn at random where it has more
 MOST_BYTES = 2**31  # of the second moments that are held at a time
-WIDEST = 16384  # channels
+WIDEST = math.isqrt(MOST_BYTES // 8)  # channels: those of a layer whose moments take all of it
 
 
 def input_means(model: nn.Module, batches: Iterable[Inputs], names: Iterable[str]) -> dict[str, Tensor]:
@@ -193,7 +194,7 @@ def widths_read(model: nn.Module, names: Iterable[str]) -> dict[str, int]:
 
 
 def is_too_wide(width: int) -> bool:
-    """Whether a layer reads more channels than second moments are taken of: they would take over 2 GiB."""
+    """Whether a layer reads more channels than second moments are taken of."""
     return width > WIDEST
 
 

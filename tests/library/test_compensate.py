@@ -11,7 +11,7 @@ from torch import nn
 
 import ifap
 from ifap.axes.cut import cut_units
-from ifap.compensate import compensate
+from ifap.compensate import biases_to_come, compensate
 from ifap.data import Split
 from ifap.errors import ScoreError, SplitError
 from ifap.moments import POSITIONS, halves, input_means
@@ -367,3 +367,11 @@ def test_a_layer_that_reads_too_many_channels_gets_the_means_alone(monkeypatch, 
     kept = pruned.plan.kept["2"]["in"]
     assert torch.equal(pruned.model[2].weight, network[2].weight[:, kept])
     torch.testing.assert_close(pruned.model(x).mean(dim=0), network(x).mean(dim=0))
+
+
+@pytest.mark.parametrize("makes_its_weight", [True, False])
+def test_only_layers_that_can_be_refitted_count_for_biases_to_come(makes_its_weight):
+    network = nn.Sequential(nn.Linear(4, 6, bias=False), nn.Linear(6, 3, bias=False))
+    if makes_its_weight:
+        nn.utils.parametrizations.weight_norm(network[1])
+    assert biases_to_come(network, trace(network, torch.ones(1, 4))) == (0 if makes_its_weight else 3)
