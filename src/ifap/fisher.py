@@ -57,7 +57,7 @@ def unit_fisher(
     graph : Graph
         Its units.
     batches : iterable
-        Calibration inputs without labels; iterated twice.
+        Calibration inputs without labels; iterated twice, and once more where weights that are no layers read units.
     seed : int
         Of the directions that are drawn.
     centred : bool
@@ -73,7 +73,7 @@ def unit_fisher(
     Returns
     -------
     array, shape (units,)
-        In nats a sample; NaN where no layer that was seen reads the unit.
+        In nats a sample; NaN where nothing that was seen reads the unit.
 
     Raises
     ------
@@ -85,6 +85,32 @@ def unit_fisher(
         If the data are a test split.
     """
     refuse_test(batches, "scoring")
+    forwards = partial(_forwards, model, batches, seed, outputs, loss)
+    stopped = None
+    try:
+        scores = _by_inputs(model, graph, batches, forwards, centred=centred, moments=moments)
+    except NoGradientError as error:
+        scores, stopped = np.full(graph.num_units, np.nan), error
+    weights = _weights_that_read(model, graph, np.flatnonzero(np.isnan(scores)))
+    try:
+        scores = _by_weights(model, scores, weights, forwards) if weights else scores
+    except NoGradientError as error:
+        stopped = stopped or error
+    if stopped is not None and np.isnan(scores).all():
+        raise stopped
+    return scores
+
+
+def _by_inputs(
+    model: nn.Module,
+    graph: Graph,
+    batches: Iterable[Inputs],
+    forwards: _Forwards,
+    *,
+    centred: bool,
+    moments: dict[str, Halves] | None,
+) -> Floats:
+    """Return the scores of the units that layers, or matrices beside them, were seen to read; NaN for all others."""
     units = {**readers(model, graph), **readers_alone(model, graph)}
     units = {name: found for name, found in units.items() if (found >= 0).any()}
     own = set(with_weights_of_their_own(model, units)) if centred else set()
@@ -96,26 +122,16 @@ def unit_fisher(
             moments.update(residuals.moments)
     else:
         means = input_means(model, itertools.islice(batches, 0, None, _MEAN_STRIDE), refitted) if refitted else {}
-    scores, stopped = np.full(graph.num_units, np.nan), None
     for keeps_copies in (False, True):
         signals = _Signals(model, graph.num_units, units, means, residuals, keeps_copies=keeps_copies)
         try:
-            _send_back(model, batches, signals, seed, outputs, loss)
-            scores = signals.scores()
+            with _asking(model, []), looking(model, signals.layers, signals.look):
+                for each in forwards():
+                    signals.backward(each)
             break
         except _OverwrittenError:  # copies of all that is read take memory: only where views are not enough
             continue
-        except NoGradientError as error:
-            stopped = error
-            break
-    weights = _weights_that_read(model, graph, np.flatnonzero(np.isnan(scores)))
-    try:
-        scores = _by_weights(model, scores, weights, batches, seed, outputs, loss) if weights else scores
-    except NoGradientError as error:
-        stopped = stopped or error
-    if stopped is not None and np.isnan(scores).all():
-        raise stopped
-    return scores
+    return signals.scores()
 
 
 class _Reading(NamedTuple):
@@ -143,91 +159,55 @@ def _weights_that_read(model: nn.Module, graph: Graph, wanted: Indices) -> list[
     return found
 
 
-def _by_weights(
-    model: nn.Module,
-    scores: Floats,
-    weights: list[_Reading],
-    batches: Iterable[Inputs],
-    seed: int,
-    names: Iterable[str] | None,
-    loss: Callable[[Any, Inputs], Tensor] | None,
-) -> Floats:
+def _by_weights(model: nn.Module, scores: Floats, weights: list[_Reading], forwards: _Forwards) -> Floats:
     """Fill in the scores of units from the gradients of the weights that read them.
 
     What a unit sends is the sum of weight times gradient over the weights that read it. Directions of different samples
     are independent, so the square of the sum over a batch estimates the sum of the squares of its samples.
     """
     squares, samples, known = np.zeros_like(scores), 0, np.zeros(len(scores), dtype=bool)
-    for size in _gradients(model, [each.weight for each in weights], batches, seed, names, loss):
-        samples += size
-        for weight, dim, units in weights:
-            if weight.grad is None:
-                continue
-            others = [axis for axis in range(weight.dim()) if axis != dim]
-            sent = (weight.detach() * weight.grad).sum(dim=others).double().cpu().numpy()
-            by_unit = np.zeros_like(scores)
-            np.add.at(by_unit, units[units >= 0], sent[units >= 0])
-            squares += by_unit**2
-            known[units[units >= 0]] = True
+    with _asking(model, [each.weight for each in weights]):
+        for each in forwards():
+            samples += each.samples
+            gradients = _go_back(each, [reading.weight for reading in weights])
+            for (weight, dim, units), gradient in zip(weights, gradients, strict=True):
+                if gradient is None:
+                    continue
+                others = [axis for axis in range(weight.dim()) if axis != dim]
+                sent = (weight.detach() * gradient).sum(dim=others).double().cpu().numpy()
+                by_unit = np.zeros_like(scores)
+                np.add.at(by_unit, units[units >= 0], sent[units >= 0])
+                squares += by_unit**2
+                known[units[units >= 0]] = True
     return np.where(known, squares / (2 * max(1, samples)), scores)
 
 
-def _gradients(
-    model: nn.Module,
-    weights: list[nn.Parameter],
-    batches: Iterable[Inputs],
-    seed: int,
-    names: Iterable[str] | None,
-    loss: Callable[[Any, Inputs], Tensor] | None,
-) -> Iterator[int]:
-    """Yield the size of each batch, while the weights hold the gradients of a direction of its outputs."""
-    held = [weight.grad for weight in weights]
-    with _frozen(model):
-        try:
-            for weight in weights:
-                weight.requires_grad_(True)
-            for outputs, starts, directions in _outputs_of(model, batches, seed, names, loss):
-                for weight in weights:
-                    weight.grad = None
-                _go_back(starts, directions)
-                yield outputs[0].shape[0] if outputs[0].dim() else 1
-        finally:
-            for weight, grad in zip(weights, held, strict=True):
-                weight.requires_grad_(False)
-                weight.grad = grad
+# --- forwards and backwards -----------------------------------------------------------------------
 
 
-def _go_back(starts: list[Tensor], directions: list[Tensor] | None) -> None:
-    try:
-        torch.autograd.backward(starts, directions)
-    except RuntimeError as error:  # in training it would fail just so, as where a network overwrites what it needs
-        if trouble(error) is not None:
-            raise
-        raise NoGradientError(f"the network cannot go backward ({str(error).splitlines()[0][:200]})") from error
+class _Forward(NamedTuple):
+    """The outputs of one batch, the tensors that a gradient starts from, and its directions there."""
+
+    outputs: list[Tensor]
+    starts: list[Tensor]
+    directions: list[Tensor] | None
+
+    @property
+    def samples(self) -> int:
+        return self.outputs[0].shape[0] if self.outputs[0].dim() else 1
 
 
-def _send_back(
-    model: nn.Module,
-    batches: Iterable[Inputs],
-    signals: _Signals,
-    seed: int,
-    names: Iterable[str] | None,
-    loss: Callable[[Any, Inputs], Tensor] | None,
-) -> None:
-    """Run the batches and send one direction of each back from the outputs."""
-    with _frozen(model), looking(model, signals.layers, signals.look):
-        for outputs, starts, directions in _outputs_of(model, batches, seed, names, loss):
-            signals.backward(outputs, starts, directions)
+_Forwards = Callable[[], Iterator[_Forward]]
 
 
-def _outputs_of(
+def _forwards(
     model: nn.Module,
     batches: Iterable[Inputs],
     seed: int,
     names: Iterable[str] | None,
     loss: Callable[[Any, Inputs], Tensor] | None,
-) -> Iterator[tuple[list[Tensor], list[Tensor], list[Tensor] | None]]:
-    """Yield the outputs of each batch, the tensors that a gradient starts from, and its directions there."""
+) -> Iterator[_Forward]:
+    """Run the batches, and draw a direction of the outputs of each."""
     axes: list[int | None] = []
     where, generator = device_of(model), torch.Generator(device_of(model)).manual_seed(seed)
     with dense_outputs(model), evaluation_mode(model), torch.enable_grad():
@@ -236,11 +216,24 @@ def _outputs_of(
             found = call(model, inputs)
             outputs = _learning(found, names)
             if loss is not None:
-                yield outputs, [loss(found, inputs)], None
+                yield _Forward(outputs, [loss(found, inputs)], None)
                 continue
             axes = axes or [class_axis(output) for output in outputs]
             drawn = [direction(output, axis, generator) for output, axis in zip(outputs, axes, strict=True)]
-            yield outputs, outputs, drawn
+            yield _Forward(outputs, outputs, drawn)
+
+
+def _go_back(forward: _Forward, weights: list[nn.Parameter] | None = None) -> tuple[Tensor | None, ...]:
+    """Send a direction back from the outputs; return the gradients of weights, if any are given."""
+    try:
+        if weights is not None:
+            return torch.autograd.grad(forward.starts, weights, forward.directions, allow_unused=True)
+        torch.autograd.backward(forward.starts, forward.directions)
+    except RuntimeError as error:  # in training it would fail just so, as where a network overwrites what it needs
+        if trouble(error) is not None:
+            raise
+        raise NoGradientError(f"the network cannot go backward ({str(error).splitlines()[0][:200]})") from error
+    return ()
 
 
 def _learning(found: Any, names: Iterable[str] | None) -> list[Tensor]:
@@ -254,16 +247,17 @@ def _learning(found: Any, names: Iterable[str] | None) -> list[Tensor]:
 
 
 @contextmanager
-def _frozen(model: nn.Module) -> Iterator[None]:
-    """Let no weight ask for a gradient inside the block."""
-    asked = [weight for weight in model.parameters() if weight.requires_grad]
-    for weight in asked:
-        weight.requires_grad_(False)
+def _asking(model: nn.Module, weights: list[nn.Parameter]) -> Iterator[None]:
+    """Let these weights, and no others, ask for a gradient inside the block."""
+    before = {weight: weight.requires_grad for weight in model.parameters()}
+    asking = {id(weight) for weight in weights}
+    for weight in before:
+        weight.requires_grad_(id(weight) in asking)
     try:
         yield
     finally:
-        for weight in asked:
-            weight.requires_grad_(True)
+        for weight, asked in before.items():
+            weight.requires_grad_(asked)
 
 
 class NoGradientError(ScoreError):
@@ -302,13 +296,13 @@ class _Signals:
         own.register_hook(partial(self._receive, name, seen, seen._version))
         return own
 
-    def backward(self, outputs: list[Tensor], starts: list[Tensor], directions: list[Tensor] | None) -> None:
-        """Send directions back through the network and add up what arrives."""
-        self._batch = outputs[0].shape[0] if outputs[0].dim() else 1
-        shapes = [output.shape for output in outputs if output.dim() > 1]
+    def backward(self, forward: _Forward) -> None:
+        """Send a direction back through the network and add up what arrives."""
+        self._batch = forward.samples
+        shapes = [output.shape for output in forward.outputs if output.dim() > 1]
         self._rows = {shape.numel() // max(1, width) for shape in shapes for width in (shape[1], shape[-1])}
         try:
-            _go_back(starts, directions)
+            _go_back(forward)
         except NoGradientError as error:
             if self._is_receiving and error.__cause__ is not None:  # not the network's fault
                 raise error.__cause__ from None
