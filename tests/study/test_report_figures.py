@@ -202,6 +202,7 @@ def test_a_figure_without_its_records_says_what_makes_them(tmp_path, grid, data)
 
 
 def test_fonts_of_the_machine_draw_nothing():
+    drawing.use_shipped_fonts()
     shipped = Path(matplotlib.get_data_path())
     assert {Path(font.fname).is_relative_to(shipped) for font in font_manager.fontManager.ttflist} == {True}
     assert Path(font_manager.findfont("DejaVu Sans", fallback_to_default=False)).is_relative_to(shipped)

@@ -17,7 +17,7 @@ import pandas as pd
 from ifap.errors import ConfigError, nearest
 from ifap.study.grid import Grid
 from ifap.study.report import FIGURES, LOSSES, SAMPLES
-from ifap.study.report.figures.drawing import STYLE, Picture
+from ifap.study.report.figures.drawing import STYLE, Picture, use_shipped_fonts
 from ifap.study.report.figures.dynamics import QUANTITIES, draw_accuracy_over_macs, draw_dynamics
 from ifap.study.report.figures.experiments import draw_experiments
 from ifap.study.report.figures.flow_scheme import draw_flow_scheme
@@ -47,6 +47,7 @@ def draw(name: str, grid: Grid, runs: pd.DataFrame, trace: pd.DataFrame, *, root
     """
     if name not in (*FIGURES, SAMPLES, LOSSES):
         raise ConfigError(f"unknown figure '{name}': {nearest(name, (*FIGURES, SAMPLES, LOSSES))}")
+    use_shipped_fonts()
     with mpl.rc_context(STYLE):
         if name == LOSSES:
             return draw_losses(name, grid, runs, root)

@@ -54,9 +54,6 @@ def use_shipped_fonts() -> None:
         manager.addfont(path)  # it also forgets which file was found for a name before
 
 
-use_shipped_fonts()
-
-
 @dataclass(frozen=True)
 class Picture:
     """A drawn figure: its bytes per format and the words that stand for it."""
