@@ -14,8 +14,10 @@ from ifap.study.models.base import MODELS
 WIDTHS = (16, 32, 64)
 
 
-class Block(nn.Module):
-    """Two 3x3 convolutions with batch norm, added to the input."""
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions with batch norm, added to the input, which a `shortcut` gives the shape of their output."""
+
+    shortcut: nn.Module
 
     def __init__(self, in_channels: int, channels: int, stride: int) -> None:
         super().__init__()
@@ -25,15 +27,33 @@ class Block(nn.Module):
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
         self.norm2 = nn.BatchNorm2d(channels)
         self.act2 = nn.ReLU()
-        self.stride, self.added = stride, (channels - in_channels) // 2
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (batch, in_channels, height, width) to (batch, channels, height / stride, width / stride)."""
-        inner = self.norm2(self.conv2(self.act1(self.norm1(self.conv1(x)))))
-        if self.added:
-            x = functional.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.added, self.added))
-        out: Tensor = self.act2(inner + x)
+        inner = self.act1(self.norm1(self.conv1(x)))
+        out: Tensor = self.act2(self.norm2(self.conv2(inner)) + self.shortcut(x))
         return out
+
+
+class _Padding(nn.Module):
+    """Take every other pixel, and add channels of zeros."""
+
+    def __init__(self, added: int, stride: int) -> None:
+        super().__init__()
+        self.added, self.stride = added // 2, stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (batch, in_channels, height, width) to (batch, channels, height / stride, width / stride)."""
+        return functional.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.added, self.added))
+
+
+class Block(BasicBlock):
+    """A block whose shortcut has no parameters."""
+
+    def __init__(self, in_channels: int, channels: int, stride: int) -> None:
+        super().__init__(in_channels, channels, stride)
+        added = channels - in_channels
+        self.shortcut = _Padding(added, stride) if added else nn.Identity()
 
 
 class ResNetCifar(nn.Module):

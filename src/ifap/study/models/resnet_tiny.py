@@ -5,33 +5,21 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from ifap.study.models.base import MODELS
+from ifap.study.models.resnet import WIDTHS, BasicBlock
 
-WIDTHS = (16, 32, 64)
 BLOCKS = 2
 
 
-class Block(nn.Module):
-    """Two 3x3 convolutions with batch norm, added to the input."""
+class Block(BasicBlock):
+    """A block whose shortcut is a 1x1 convolution with batch norm where the shape changes."""
 
     def __init__(self, in_channels: int, channels: int, stride: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, channels, 3, stride, padding=1, bias=False)
-        self.norm1 = nn.BatchNorm2d(channels)
-        self.act1 = nn.ReLU()
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-        self.norm2 = nn.BatchNorm2d(channels)
-        self.act2 = nn.ReLU()
-        self.shortcut: nn.Module = nn.Identity()
+        super().__init__(in_channels, channels, stride)
+        self.shortcut = nn.Identity()
         if stride != 1 or in_channels != channels:
             self.shortcut = nn.Sequential(
                 nn.Conv2d(in_channels, channels, 1, stride, bias=False), nn.BatchNorm2d(channels)
             )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (batch, in_channels, height, width) to (batch, channels, height / stride, width / stride)."""
-        inner = self.act1(self.norm1(self.conv1(x)))
-        out: Tensor = self.act2(self.norm2(self.conv2(inner)) + self.shortcut(x))
-        return out
 
 
 class ResNetTiny(nn.Module):
