@@ -7,12 +7,12 @@ import math
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from ifap.errors import PlanError
 from ifap.example_inputs import Count, Part
 from ifap.files import read_bounded
-from ifap.plan import PLAN_FILE, Costs, Plan, one_line
+from ifap.plan import PLAN_FILE, Costs, Plan, one_line_errors
 from ifap.results import Pruned
 
 REPORT_FILE = "report.json"
@@ -153,18 +153,10 @@ def read_history(folder: Path, plan: Plan) -> History | None:
         If it is damaged, or belongs to another network.
     """
     path = folder / REPORT_FILE
-    try:
-        found = History.model_validate(json.loads(read_bounded(path, _MAX_BYTES)))
-    except FileNotFoundError:
+    if not path.exists():
         return None
-    except OSError as error:
-        raise PlanError(f"{path}: cannot be read ({error.strerror})") from None
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        location = ".".join(str(part) for part in first["loc"])
-        raise PlanError(f"{path}: {location[:200]}: {first['msg'][:200]}") from None
-    except (ValueError, RecursionError) as error:
-        raise PlanError(f"{path}: not valid JSON ({one_line(error)})") from None
+    with one_line_errors(path):
+        found = History.model_validate(json.loads(read_bounded(path, _MAX_BYTES)))
     if found.costs != plan.costs:
         raise PlanError(f"{path}: belongs to another network than {PLAN_FILE}: delete it")
     return found

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -143,7 +145,7 @@ def read_plan(folder: str | Path) -> Plan:
         If it is missing, damaged or hostile.
     """
     path = Path(folder) / PLAN_FILE
-    try:
+    with one_line_errors(path):
         content = read_bounded(path, _MAX_PLAN_BYTES)
         if sum(map(content.count, b'[{"')) > _MAX_PLAN_PARTS:
             raise PlanError(f"{path}: more than {_MAX_PLAN_PARTS} names and lists")
@@ -152,6 +154,13 @@ def read_plan(folder: str | Path) -> Plan:
         if unknown:
             raise PlanError(f"{path}: {unknown[0]}: a plan of format {plan.format} has none")
         return plan
+
+
+@contextmanager
+def one_line_errors(path: Path) -> Iterator[None]:
+    """Turn what goes wrong while a JSON file is read and validated into one line with its name."""
+    try:
+        yield
     except FileNotFoundError:
         raise PlanError(f"{path}: file not found") from None
     except OSError as error:
