@@ -82,6 +82,11 @@ OwnBuilderOption = Annotated[
 FolderArgument = Annotated[Path, typer.Argument(help="Folder with weights.safetensors and plan.json.")]
 
 
+def _check_folder(out: Path) -> None:
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"{out} is a file: give a folder for --out")
+
+
 @app.command()
 def prune(
     builder: BuilderArgument,
@@ -116,8 +121,7 @@ def prune(
     from ifap.progress import Bars
     from ifap.results import Target
 
-    if out.exists() and not out.is_dir():
-        raise ConfigError(f"{out} is a file: give a folder for --out")
+    _check_folder(out)
     target = Target(macs=macs, params=params, latency=latency)
     request = Request(
         builder, data, arguments, weights, tokenizer, processor, length, batch_size, recover, validate, epochs, lr
@@ -181,8 +185,7 @@ def sweep(
     import ifap
     from ifap.progress import Bars
 
-    if out.exists() and not out.is_dir():
-        raise ConfigError(f"{out} is a file: give a folder for --out")
+    _check_folder(out)
     if validate is None and recover is None:
         raise ConfigError("a curve needs labelled samples: give --validate or --recover")
     request = Request(
