@@ -32,8 +32,8 @@ from benchmarks.fastnas import FastNas
 from benchmarks.ratio import RESULTS, machine
 from ifap.costs import count_params
 from ifap.data import Split
-from ifap.legacy import refresh_widths
-from ifap.recover import Distillation
+from ifap.recovery.distillation import Distillation
+from ifap.saving.legacy import refresh_widths
 from ifap.seeds import seeded
 from ifap.study.config.recipes import TrainingOptions
 from ifap.study.data.fashion_mnist import read

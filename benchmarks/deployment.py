@@ -32,7 +32,7 @@ from ifap.export import export_onnx
 from ifap.files import atomic_write_text, write_csv
 from ifap.forward import call, tensors
 from ifap.plan import Builder, Plan
-from ifap.saving import unpruned_plan, write_network
+from ifap.saving.store import unpruned_plan, write_network
 from ifap.study.machine.determinism import configure
 from ifap.study.machine.provenance import provenance
 from ifap.study.models import MODELS, builder_id
@@ -68,7 +68,7 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 from ifap.study.models import builder_from_id
 from ifap.plan import read_plan
-from ifap.saving import load
+from ifap.saving.store import load
 torch.set_num_threads(1)
 for folder in map(Path, sys.argv[1:]):
     plan = read_plan(folder)

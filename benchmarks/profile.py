@@ -19,12 +19,14 @@ import typer
 import ifap
 from benchmarks import scoring, sparse_step, surgery
 from benchmarks.ratio import RESULTS, machine
-from ifap import flow, recover, view
+from ifap import view
 from ifap.data import batches
 from ifap.files import write_csv
+from ifap.recovery import distillation
+from ifap.recovery.train_step import Engine
+from ifap.scores import flow
 from ifap.study.models import MODELS
 from ifap.study.report.figures.drawing import use_shipped_fonts
-from ifap.train_step import Engine
 
 RUNS = 3  # after one that is not counted
 STEPS = 20
@@ -135,10 +137,10 @@ CUTTING: list[Part] = [
     (surgery, "check", "check"),
 ]
 RECOVERY: list[Part] = [
-    (recover, "batches", "data"),
+    (distillation, "batches", "data"),
     (Engine, "forward", "student's forward"),
     (Engine, "run", "teacher's forward"),
-    (recover.Distillation, "_batch_loss", "losses"),
+    (distillation.Distillation, "_batch_loss", "losses"),
     (Engine, "backward", "backward"),
     (Engine, "step", "optimiser"),
 ]

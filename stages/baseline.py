@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ifap import plan, saving
+from ifap import plan
+from ifap.saving import store
 from ifap.study.machine.determinism import rank
 from ifap.study.stage import run_stage
 from stages.job import Job, cell_stage
@@ -14,10 +15,10 @@ def main(job: Job) -> None:
     with job.run() as timing:
         network = job.build()
         identifier, arguments = job.builder()
-        record = saving.unpruned_plan(network, job.example_inputs(), plan.Builder(id=identifier, args=arguments))
+        record = store.unpruned_plan(network, job.example_inputs(), plan.Builder(id=identifier, args=arguments))
         trained = job.train(network, timing)
         if rank() == 0:
-            saving.write_network(trained, record, job.checkpoint("final"))
+            store.write_network(trained, record, job.checkpoint("final"))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ifap import saving
+from ifap.saving import store
 from ifap.study.machine.determinism import rank
 from ifap.study.rivals.controller import MaskController
 from ifap.study.stage import run_stage
@@ -15,10 +15,10 @@ def main(job: Job) -> None:
     with job.run() as timing:
         job.check_stage("prune")
         record, network = job.load("pruned")
-        masks = saving.read_masks(job.checkpoint("pruned"))
+        masks = store.read_masks(job.checkpoint("pruned"))
         trained = job.train(network, timing, MaskController(masks) if masks else None)
         if rank() == 0:
-            saving.write_network(trained, record, job.checkpoint("final"), masks)
+            store.write_network(trained, record, job.checkpoint("final"), masks)
 
 
 if __name__ == "__main__":

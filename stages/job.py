@@ -17,10 +17,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from ifap import plan, saving
+from ifap import plan
 from ifap.data import Inputs, Role, Split
 from ifap.errors import ConfigError, ResultsError, nearest
 from ifap.files import atomic_write_text, sha256_file, write_csv
+from ifap.recovery.train_step import processes
+from ifap.saving import store
 from ifap.study import paths
 from ifap.study.config.data import ModelOptions, TextOptions
 from ifap.study.data import DATASETS, Dataset
@@ -39,7 +41,6 @@ from ifap.study.training.controller import Controller
 from ifap.study.training.fit import fit, read_progress
 from ifap.study.training.history import HISTORY_FIELDS
 from ifap.study.training.progress import tensorboard
-from ifap.train_step import processes
 from stages.options import (
     PARAMS,
     DatasetOption,
@@ -190,7 +191,7 @@ class Job:
         """Load a saved network of this cell, ``pruned`` or ``final``, with its plan."""
         folder = self.checkpoint(name)
         record = plan.read_plan(folder)
-        return record, saving.load(folder, lambda: builder_from_id(record.builder.id, record.builder.args))
+        return record, store.load(folder, lambda: builder_from_id(record.builder.id, record.builder.args))
 
     def builder(self) -> tuple[str, dict[str, Any]]:
         """Return the identifier and arguments under which a plan finds the unpruned network."""

@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from ifap import plan, saving
+from ifap import plan
 from ifap.files import atomic_write_text, write_csv
-from ifap.flow import flow_scores
 from ifap.forward import call, evaluation_mode, to_device
 from ifap.layers import is_producer, sides
 from ifap.pruning import prune
 from ifap.results import Pruned, Receipt, Target
+from ifap.saving import store
+from ifap.scores.flow import flow_scores
 from ifap.seeds import seeded
 from ifap.study.config.recipes import LIMITS
 from ifap.study.distil import distillation, validator
@@ -196,7 +197,7 @@ def save(
     identifier, arguments = job.builder()
     record = result.plan.model_copy(update={"builder": plan.Builder(id=identifier, args=arguments)})
     folder = job.checkpoint("pruned")
-    saving.write_network(result.model.cpu(), record, folder)
+    store.write_network(result.model.cpu(), record, folder)
     scale, cell = job.grid.scale, job.cell
     atomic_write_text(kept_json(scale, cell), (folder / "plan.json").read_text())
     receipts = [as_measured(receipt, job.task.sign) for receipt in result.receipts]
@@ -233,7 +234,7 @@ def save_masked(job: Job, result: Outcome) -> None:
     record = masked_plan(model, result.split_attention, job.example_inputs())
     record = record.model_copy(update={"builder": plan.Builder(id=identifier, args=arguments)})
     folder = job.checkpoint("pruned")
-    saving.write_network(model, record, folder, result.masks)
+    store.write_network(model, record, folder, result.masks)
     scale, cell = job.grid.scale, job.cell
     atomic_write_text(kept_json(scale, cell), (folder / "plan.json").read_text())
     # No unit goes: the widths are those of the unpruned network.

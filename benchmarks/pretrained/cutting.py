@@ -13,15 +13,15 @@ import ifap
 from benchmarks.pretrained.case import Case, Way
 from ifap.axes.tensors import named_tensors
 from ifap.axes.units import Graph
-from ifap.energies import reading_norms
 from ifap.forward import Inputs
 from ifap.layers import modules_by_name
 from ifap.methods import AnyMethod
 from ifap.methods.taylor import gradients
-from ifap.moments import averages
 from ifap.ranking import Floats
-from ifap.reading import readers
 from ifap.results import Pruned
+from ifap.scores.energies import reading_norms
+from ifap.scores.moments import averages
+from ifap.scores.reading import readers
 from ifap.study.methods.flows import relative_costs
 
 

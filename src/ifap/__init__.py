@@ -10,41 +10,41 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ifap.builders import build
     from ifap.costs import Cost, cost
     from ifap.errors import IfapError
     from ifap.export import export_onnx
-    from ifap.flow import flow_scores
-    from ifap.pretrained import save_pretrained
     from ifap.pruning import prune
-    from ifap.recover import Distillation
-    from ifap.report_page import write_report
+    from ifap.recovery.distillation import Distillation
+    from ifap.report.page import write_report
     from ifap.results import Pruned, Receipt, Target
-    from ifap.saving import load, save
+    from ifap.saving.builders import build
+    from ifap.saving.pretrained import save_pretrained
+    from ifap.saving.store import load, save
+    from ifap.scores.flow import flow_scores
     from ifap.sweeping import Sweep, sweep
     from ifap.view import inspect
 
 __version__ = "0.1.0"
 
 _HOME = {
-    "build": "builders",
+    "build": "saving.builders",
     "Cost": "costs",
     "cost": "costs",
     "IfapError": "errors",
     "export_onnx": "export",
     "inspect": "view",
-    "flow_scores": "flow",
-    "load": "saving",
-    "save": "saving",
-    "save_pretrained": "pretrained",
+    "flow_scores": "scores.flow",
+    "load": "saving.store",
+    "save": "saving.store",
+    "save_pretrained": "saving.pretrained",
     "Pruned": "results",
     "Receipt": "results",
     "Target": "results",
     "prune": "pruning",
-    "write_report": "report_page",
+    "write_report": "report.page",
     "Sweep": "sweeping",
     "sweep": "sweeping",
-    "Distillation": "recover",
+    "Distillation": "recovery.distillation",
 }
 
 __all__ = [

@@ -25,8 +25,8 @@ from torch.nn.modules.conv import _ConvTransposeNd
 from ifap.axes.units import Graph, Indices
 from ifap.forward import Inputs
 from ifap.layers import add_bias, has_plain_forward, modules_by_name, weight_by_group
-from ifap.moments import Halves, Moments, halves, input_means, is_too_wide, widths_read
-from ifap.reading import readers, with_weights_of_their_own
+from ifap.scores.moments import Halves, Moments, halves, input_means, is_too_wide, widths_read
+from ifap.scores.reading import readers, with_weights_of_their_own
 
 RIDGES = (1e-3, 1e-2, 0.05, 0.2, 1.0, math.inf)
 """Shares of the mean variance of the inputs that stay; infinity puts the means of the inputs that go into the bias."""
@@ -77,7 +77,7 @@ def compensate(
     batches : iterable
         Calibration inputs without labels; iterated once where the moments of all layers fit into memory.
     known : mapping, optional
-        Moments that were measured before; see `ifap.moments.halves`.
+        Moments that were measured before; see `ifap.scores.moments.halves`.
     new_biases : bool
         Whether layers without a bias may be given one.
 

@@ -20,7 +20,6 @@ from ifap.checks import Refusal, because, check_outputs
 from ifap.compensate import Compensation, biases_to_come, compensate
 from ifap.costs import Cost, NetworkError, count_bytes, count_params, params_by_module
 from ifap.errors import GraphError, TargetError
-from ifap.former import FormerParameters
 from ifap.forward import Inputs, copy_to_prune, private_copy, unwrapped
 from ifap.latency import LatencyModel, latency_ratio, layer_widths, repeated
 from ifap.layers import is_producer, modules_by_name
@@ -28,11 +27,12 @@ from ifap.methods import AnyMethod
 from ifap.methods.base import Learnt, defaults_of, score
 from ifap.options import Clock, OnPhase, OnStep, Options, Recover, Validate, name_of_metric
 from ifap.plan import Plan
-from ifap.pretrained import STAYS, expressible
 from ifap.ranking import Budget, Floats, Ranking, by_speed, floors, unit_scores
+from ifap.recovery.former import FormerParameters
 from ifap.results import Pruned, Receipt, Target, layer_costs
 from ifap.run_state import Store, follow, replay, restore_modes
-from ifap.saving import load, pruned_plan
+from ifap.saving.pretrained import STAYS, expressible
+from ifap.saving.store import load, pruned_plan
 from ifap.schedule import rate, solve_rho_0
 from ifap.view import output_tensors, trace
 

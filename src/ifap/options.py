@@ -9,10 +9,10 @@ from typing import Any, Literal
 
 from torch import nn
 
-from ifap.flow import Normalize, Site
 from ifap.plan import Plan
 from ifap.ranking import Aggregate
 from ifap.results import Receipt, Target
+from ifap.scores.flow import Normalize, Site
 
 Recover = Callable[[nn.Module, nn.Module, int], object]
 Validate = Callable[[nn.Module], float]

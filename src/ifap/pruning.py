@@ -13,7 +13,6 @@ from ifap.axes.units import UnitsOfProducts
 from ifap.data import refuse_test
 from ifap.errors import ConfigError, TargetError, nearest
 from ifap.example_inputs import can_be_saved
-from ifap.flow import NORMALIZE, SITES, Normalize, Site
 from ifap.forward import Inputs
 from ifap.iterations import Run, log
 from ifap.methods import METHODS, AnyMethod
@@ -23,6 +22,7 @@ from ifap.plan import Plan
 from ifap.ranking import AGGREGATES, Aggregate
 from ifap.results import Pruned, Target
 from ifap.run_state import Store
+from ifap.scores.flow import NORMALIZE, SITES, Normalize, Site
 
 
 def prune(

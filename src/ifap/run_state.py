@@ -15,7 +15,7 @@ from ifap.errors import PlanError
 from ifap.files import atomic_write_text
 from ifap.plan import Plan, read_plan
 from ifap.results import Receipt
-from ifap.saving import write_network
+from ifap.saving.store import write_network
 
 
 class Store:

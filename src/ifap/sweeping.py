@@ -16,12 +16,12 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from ifap.drawing import Dot, draw_curve, short_count
 from ifap.errors import TargetError
 from ifap.files import atomic_write_text, write_csv
 from ifap.forward import Inputs
 from ifap.options import Validate, name_of_metric
 from ifap.pruning import prune
+from ifap.report.drawing import Dot, draw_curve, short_count
 from ifap.results import Pruned, Receipt, Target
 from ifap.run_state import Ended, Store
 

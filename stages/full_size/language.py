@@ -25,7 +25,7 @@ from ifap.errors import IfapError
 from ifap.example_inputs import make_inputs
 from ifap.plan import Builder, read_plan
 from ifap.ranking import Budget, Ranking, floors
-from ifap.saving import load, write_network
+from ifap.saving.store import load, write_network
 from ifap.study.machine.determinism import configure
 from ifap.study.models import builder_from_id, builder_id
 from ifap.study.report import FULL_SIZE_VERSIONS

@@ -66,7 +66,7 @@ def load_stages(names):
     for name in sorted({STAGES[stage][0] for stage in names}):
         importlib.import_module(f"stages.{name}")
     if "torch" in sys.modules:
-        importlib.import_module("ifap.recover")
+        importlib.import_module("ifap.recovery.distillation")
         sys.modules["torch"].set_num_threads(1)
 
 
@@ -82,7 +82,7 @@ def watch_work():
     """Note every epoch and every recovery that begins."""
     if "torch" not in sys.modules:
         return
-    training, recover = sys.modules["ifap.study.training.fit"], sys.modules["ifap.recover"]
+    training, recover = sys.modules["ifap.study.training.fit"], sys.modules["ifap.recovery.distillation"]
     epoch, distil = training._epoch, recover.Distillation.__call__
 
     def noted_epoch(run, reader, task, number, *rest):

@@ -10,9 +10,10 @@ import mutate
 import torch
 
 import ifap
-from ifap import plan, saving
-from ifap.cli import _tensors
+from ifap import plan
+from ifap.cli.commands import _tensors
 from ifap.errors import IfapError
+from ifap.saving import store
 from ifap.study.models import builder_from_id, builder_id
 from ifap.study.models.base import load_pretrained
 
@@ -29,11 +30,11 @@ def small_network(folder, model, masked=False, **options):
         with torch.no_grad():
             for name, mask in masks.items():
                 network.get_parameter(name).mul_(mask)
-        saving.write_network(network.eval(), saving.unpruned_plan(network, inputs, builder), folder, masks)
+        store.write_network(network.eval(), store.unpruned_plan(network, inputs, builder), folder, masks)
         return
     batches = torch.randn(2, 4, 1, 16, 16).unbind()
     pruned = ifap.prune(network, inputs, batches, target=ifap.Target(macs=0.4), steps=2, method="random", **options)
-    saving.write_network(pruned.model, pruned.plan.model_copy(update={"builder": builder}), folder)
+    store.write_network(pruned.model, pruned.plan.model_copy(update={"builder": builder}), folder)
 
 
 class Networks:
@@ -45,7 +46,7 @@ class Networks:
         self.originals = []
         for name, masked in (("resnet_tiny", False), ("vit_tiny", False), ("resnet_tiny", True)):
             small_network(folder / f"{name}{masked}", name, masked)
-            files = [(folder / f"{name}{masked}" / file).read_bytes() for file in (plan.PLAN_FILE, saving.WEIGHTS_FILE)]
+            files = [(folder / f"{name}{masked}" / file).read_bytes() for file in (plan.PLAN_FILE, store.WEIGHTS_FILE)]
             self.originals.append(tuple(files))
 
     def make(self, folder, rng):
@@ -58,7 +59,7 @@ class Networks:
                 fitting = json.loads(about) | {"weights_sha256": hashlib.sha256(weights).hexdigest()}
                 about = json.dumps(fitting).encode()
         (folder / plan.PLAN_FILE).write_bytes(about)
-        (folder / saving.WEIGHTS_FILE).write_bytes(weights)
+        (folder / store.WEIGHTS_FILE).write_bytes(weights)
 
     def read(self, folder):
         if self.part == "weights":
@@ -69,12 +70,12 @@ class Networks:
 
     def _load(self, folder):
         found = plan.read_plan(folder)
-        saving.load(folder, lambda: builder_from_id(found.builder.id, found.builder.args))
+        store.load(folder, lambda: builder_from_id(found.builder.id, found.builder.args))
 
     def _masks(self, folder):
-        saving.read_masks(folder)
-        _tensors(folder / saving.WEIGHTS_FILE)
+        store.read_masks(folder)
+        _tensors(folder / store.WEIGHTS_FILE)
 
     def _pretrained(self, folder):
         arguments = {"num_classes": 10, "in_channels": 1, "image_size": 16}
-        load_pretrained(builder_from_id("ifap:resnet_tiny", arguments), folder / saving.WEIGHTS_FILE)
+        load_pretrained(builder_from_id("ifap:resnet_tiny", arguments), folder / store.WEIGHTS_FILE)

@@ -11,7 +11,7 @@ from networks import NETWORKS, FusedAttention, Lambda, prune
 from torch import nn
 
 from ifap.axes.attention import ShapedAttention, adopt, adopted
-from ifap.legacy_attention import SplitAttention
+from ifap.saving.legacy_attention import SplitAttention
 from ifap.study.rivals.attention import fused_attention, heads, num_heads, split_attention
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import ifap
-from ifap.builders import bounded
 from ifap.errors import PlanError
+from ifap.saving.builders import bounded
 
 LLAMA = {
     "model_type": "llama",

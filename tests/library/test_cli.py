@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from workflow_project import SCALE, fresh  # noqa: F401
 
 import ifap
-from ifap import cli
+from ifap.cli import commands
 from ifap.plan import read_plan
 from ifap.study import paths
 from ifap.study.machine import gpu
@@ -65,7 +65,7 @@ def command(monkeypatch, capsys):
     def call(*arguments):
         monkeypatch.setattr(sys, "argv", ["ifap", *map(str, arguments)])
         with pytest.raises(SystemExit) as ended:
-            cli.main()
+            commands.main()
         said = capsys.readouterr()
         return ended.value.code or 0, said.out, said.err
 
@@ -259,7 +259,7 @@ def test_export_by_a_builder_of_ones_own(folder, command):
 def test_export_by_the_builder_in_the_plan(folder, command):
     pytest.importorskip("onnxruntime")
     from ifap.plan import Builder
-    from ifap.saving import unpruned_plan, write_network
+    from ifap.saving.store import unpruned_plan, write_network
     from ifap.study.models import builder_from_id
 
     args = {"num_classes": 3, "in_channels": 1, "image_size": 16}
@@ -409,7 +409,7 @@ def test_an_unknown_command_has_exit_code_2(command):
 
 
 def test_the_installed_program_has_the_same_exit_codes(tmp_path):
-    program = [sys.executable, "-c", "from ifap.cli import main; main()"]
+    program = [sys.executable, "-c", "from ifap.cli.commands import main; main()"]
     done = subprocess.run([*program, "show", "nowhere"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr == "error: nowhere/plan.json: file not found\n"

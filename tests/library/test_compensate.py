@@ -14,7 +14,7 @@ from ifap.axes.cut import cut_units
 from ifap.compensate import biases_to_come, compensate
 from ifap.data import Split
 from ifap.errors import ScoreError, SplitError
-from ifap.moments import POSITIONS, halves, input_means
+from ifap.scores.moments import POSITIONS, halves, input_means
 from ifap.view import trace
 
 MADE = {
@@ -330,7 +330,7 @@ def test_layers_are_measured_in_parts_where_memory_is_short(monkeypatch):
     torch.manual_seed(0)
     network, x = nn.Sequential(*(nn.Linear(8, 8) for _ in range(4))), torch.randn(16, 8)
     whole = dict(halves(network, [x], ["1", "2", "3"]))
-    monkeypatch.setattr("ifap.moments.MOST_BYTES", 1)
+    monkeypatch.setattr("ifap.scores.moments.MOST_BYTES", 1)
     parts = dict(halves(network, [x], ["1", "2", "3"]))
     assert list(whole) == list(parts)
     assert all(torch.equal(whole[name][0].covariance, parts[name][0].covariance) for name in whole)
@@ -359,7 +359,7 @@ def test_inputs_that_are_constant_are_named():
 
 @pytest.mark.parametrize("bias", [True, False])
 def test_a_layer_that_reads_too_many_channels_gets_the_means_alone(monkeypatch, bias):
-    monkeypatch.setattr("ifap.moments.WIDEST", 5)
+    monkeypatch.setattr("ifap.scores.moments.WIDEST", 5)
     torch.manual_seed(0)
     network, x = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3, bias=bias)), torch.randn(64, 4) + 1
     pruned = ifap.prune(network, x[:1], x.split(16), target=ifap.Target(macs=0.3))

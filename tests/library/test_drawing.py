@@ -6,7 +6,7 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from ifap.drawing import Dot, draw_curve, short_count, ticks
+from ifap.report.drawing import Dot, draw_curve, short_count, ticks
 
 
 @pytest.mark.parametrize(

@@ -12,12 +12,12 @@ from torch import nn
 import ifap
 from ifap.axes.units import Graph
 from ifap.data import Split
-from ifap.directions import class_axis, direction
-from ifap.energies import energy_shares
 from ifap.errors import ScoreError, SplitError
-from ifap.fisher import unit_fisher
-from ifap.reading import readers
-from ifap.residuals import Residuals
+from ifap.scores.directions import class_axis, direction
+from ifap.scores.energies import energy_shares
+from ifap.scores.fisher import unit_fisher
+from ifap.scores.reading import readers
+from ifap.scores.residuals import Residuals
 from ifap.view import trace
 
 KINDS = {
@@ -72,7 +72,7 @@ def test_scores_are_those_of_brute_force(kind, monkeypatch):
     with torch.no_grad():
         for weight in network.parameters():
             weight.mul_(2)
-    monkeypatch.setattr("ifap.fisher.fits_into_memory", lambda *given: False)
+    monkeypatch.setattr("ifap.scores.fisher.fits_into_memory", lambda *given: False)
     scores = unit_fisher(network, graph, [x.repeat(400, *[1] * len(shape))])
     np.testing.assert_allclose(scores, brute_force(network, graph, x), rtol=0.25, atol=1e-4)
 

@@ -13,10 +13,10 @@ from torch.nn import functional
 from torch.utils.data import DataLoader
 
 import ifap
-from ifap import flow
 from ifap.data import CalibrationBatches, Split
 from ifap.errors import ScoreError, SplitError
-from ifap.flow import activation_norms
+from ifap.scores import flow
+from ifap.scores.flow import activation_norms
 from ifap.view import trace
 
 EVERY = sorted(NETWORKS)

@@ -8,7 +8,7 @@ from torch import nn
 
 import ifap
 from ifap.errors import TrainingError
-from ifap.former import FormerParameters
+from ifap.recovery.former import FormerParameters
 
 IMAGES, LABELS = torch.randn(32, 3, 8, 8), torch.arange(32) % 4
 MESSAGE = "SGD steps on parameters that are not in the pruned network: pruning makes new ones, so make a new optimizer"

@@ -10,9 +10,9 @@ from test_samples import LLAMA, tokenizer  # noqa: F401
 from torch import nn
 
 import ifap
+from ifap.cli.labelled import Accuracy, Labelled, read_labelled
 from ifap.data import Split
 from ifap.errors import ConfigError, SplitError
-from ifap.labelled import Accuracy, Labelled, read_labelled
 
 TIMM = "timm:test_resnet"
 BERT = {**LLAMA, "model_type": "bert", "num_labels": 3, "id2label": {"0": "sad", "1": "calm", "2": "glad"}}

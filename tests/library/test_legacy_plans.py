@@ -16,10 +16,10 @@ from safetensors.torch import load_file
 from torch import nn
 
 import ifap
-from ifap import legacy, legacy_attention
 from ifap.errors import PlanError
 from ifap.plan import PLAN_FILE, read_plan
-from ifap.saving import WEIGHTS_FILE, read_masks
+from ifap.saving import legacy, legacy_attention
+from ifap.saving.store import WEIGHTS_FILE, read_masks
 
 PLANS = GOLDEN / "plans_v1"
 WORDS, LENGTH = 20, 8

@@ -10,7 +10,7 @@ from rich.console import Console
 from torch import nn
 
 import ifap
-from ifap.progress import WORDS, Bars
+from ifap.cli.progress import WORDS, Bars
 
 IMAGES = torch.randn(12, 3, 8, 8)
 

@@ -12,10 +12,10 @@ from torch import nn
 
 import ifap
 from ifap.errors import PlanError
-from ifap.history import REPORT_FILE, history_of, read_history
 from ifap.latency import SideBySide
 from ifap.plan import read_plan
-from ifap.report_page import render_report
+from ifap.report.page import render_report
+from ifap.saving.history import REPORT_FILE, history_of, read_history
 
 IMAGES = torch.randn(16, 3, 12, 12, generator=torch.Generator().manual_seed(0))
 
@@ -123,7 +123,7 @@ def test_both_networks_are_timed_in_one_run(folder, pruned, monkeypatch):
         timed.append([ifap.cost(each, inputs).macs for each in (model, other)])
         return SideBySide(0.5, 2.0, 4.0, 7)
 
-    monkeypatch.setattr("ifap.report_page.side_by_side", together)
+    monkeypatch.setattr("ifap.report.page.side_by_side", together)
     page = render_report(folder, build)
     assert timed == [[pruned.after.macs, pruned.before.macs]]
     assert "<strong>50.0 %</strong>" in page

@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import ifap
-from ifap.configuration import Configuration, shapes_of
 from ifap.errors import ExportError, TargetError
 from ifap.layers import add_bias
+from ifap.saving.configuration import Configuration, shapes_of
 
 TOKENS = torch.randint(0, 90, (2, 12), generator=torch.Generator().manual_seed(0))
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))

@@ -21,9 +21,9 @@ from torch import nn
 
 import ifap
 from ifap.errors import PlanError
-from ifap.history import REPORT_FILE
 from ifap.plan import PLAN_FILE, read_plan
-from ifap.saving import WEIGHTS_FILE, unpruned_plan, write_network
+from ifap.saving.history import REPORT_FILE
+from ifap.saving.store import WEIGHTS_FILE, unpruned_plan, write_network
 
 EVERY = sorted(NETWORKS)
 

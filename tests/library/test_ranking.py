@@ -14,10 +14,10 @@ from ifap.axes.cut import cut_units
 from ifap.costs import macs_by_module
 from ifap.errors import ScoreError
 from ifap.forward import tensors
-from ifap.heads import replace_heads
 from ifap.methods import METHODS
 from ifap.methods.base import score
 from ifap.ranking import Budget, Ranking, floors, unit_costs, unit_scores
+from ifap.scores.heads import replace_heads
 from ifap.view import trace
 
 

@@ -11,10 +11,10 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import ifap
-from ifap import recover
+import ifap.recovery.distillation as module
 from ifap.data import Split
 from ifap.errors import SplitError, TrainingError
-from ifap.recover import Distillation
+from ifap.recovery.distillation import Distillation
 from ifap.study.config.recipes import RecoveryOptions
 from ifap.study.distil import distillation, validator
 from ifap.study.tasks import TASKS
@@ -90,7 +90,7 @@ def test_token_features_get_an_adapter_on_the_last_axis():
 
 def test_a_network_without_activations_compares_its_layers():
     model = nn.Sequential(nn.Flatten(), nn.Linear(72, 8), nn.Linear(8, 3))
-    assert list(recover.feature_shapes(model, TRAIN.inputs[:2])) == [("1", 0), ("2", 0)]
+    assert list(module.feature_shapes(model, TRAIN.inputs[:2])) == [("1", 0), ("2", 0)]
     student = nn.Sequential(nn.Flatten(), nn.Linear(72, 5), nn.Linear(5, 3))
     Distillation(TRAIN, VALIDATION)(student, model, 1)
 
@@ -104,7 +104,11 @@ def test_features_are_picked_in_the_order_of_execution_and_by_call():
         def forward(self, x):
             return self.last(self.shared(self.shared(x) - 1))
 
-    assert list(recover.feature_shapes(Backwards(), torch.ones(1, 2))) == [("shared", 0), ("shared", 1), ("last", 0)]
+    assert list(module.feature_shapes(Backwards(), torch.ones(1, 2))) == [
+        ("shared", 0),
+        ("shared", 1),
+        ("last", 0),
+    ]
 
 
 @pytest.mark.parametrize(("samples", "wanted"), [(None, 64), (10, 16), (16, 16), (1000, 64)])
@@ -334,7 +338,7 @@ def test_the_library_part_knows_nothing_of_the_workflow():
     import sys
 
     code = (
-        "import sys, ifap.recover\n"
+        "import sys, ifap.recovery.distillation\n"
         "others = ('ifap.study', 'stages', 'torchvision', 'sklearn', 'torchmetrics')\n"
         "bad = [m for m in sys.modules if m.startswith(others)]\n"
         "sys.exit(' '.join(bad) or 0)"
@@ -346,7 +350,7 @@ def test_the_library_part_knows_nothing_of_the_workflow():
 def test_features_are_what_the_activation_returned_although_dropout_overwrites_it():
     model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Dropout(1.0, inplace=True), nn.Linear(6, 2)).train()
     x = torch.randn(3, 4)
-    with recover.capture(model, [("1", 0)]) as features:
+    with module.capture(model, [("1", 0)]) as features:
         model(x)
     assert torch.equal(features["1", 0], model[0](x).relu())
 

@@ -9,8 +9,8 @@ from sklearn.datasets import load_sample_images
 from torch import nn
 
 import ifap
+from ifap.cli.samples import first_sample, read_samples
 from ifap.errors import ConfigError
-from ifap.samples import first_sample, read_samples
 
 LLAMA = {
     "model_type": "llama",

@@ -10,9 +10,10 @@ import pytest
 from networks import NETWORKS, prune
 
 import ifap
-from ifap import plan, saving
+from ifap import plan
 from ifap.errors import PlanError
 from ifap.example_inputs import can_be_saved
+from ifap.saving import store
 from ifap.study.models import builder_from_id
 
 SOON = 20.0
@@ -66,8 +67,8 @@ def test_a_plan_that_is_a_pipe_is_refused(copied):
 
 
 def test_weights_that_are_a_device_are_refused(copied):
-    (copied / saving.WEIGHTS_FILE).unlink()
-    (copied / saving.WEIGHTS_FILE).symlink_to("/dev/zero")
+    (copied / store.WEIGHTS_FILE).unlink()
+    (copied / store.WEIGHTS_FILE).symlink_to("/dev/zero")
     assert "not a plain file" in refused(copied)
 
 

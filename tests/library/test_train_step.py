@@ -17,12 +17,12 @@ from torch import nn
 
 from ifap.data import batches, chunks
 from ifap.errors import TrainingError
-from ifap.recover import Distillation
+from ifap.recovery.distillation import Distillation
+from ifap.recovery.train_step import Accelerated, Engine, explain_memory, open_engine
 from ifap.study.config.recipes import TrainingOptions
 from ifap.study.tasks import TASKS
 from ifap.study.training.fit import _Average, fit, read_progress
 from ifap.study.training.schedule import build_optimizer, learning_rate
-from ifap.train_step import Accelerated, Engine, explain_memory, open_engine
 
 TASK = TASKS.get("classification")
 
@@ -327,11 +327,11 @@ def test_recovery_adds_parts_up_and_takes_mixed_precision():
 
 
 def test_recovery_runs_both_networks_in_half_precision_and_compares_features_in_single(monkeypatch):
-    from ifap import recover
+    from ifap.recovery import distillation
 
     kinds, compared = [], []
-    l1_loss = recover.F.l1_loss
-    monkeypatch.setattr(recover.F, "l1_loss", lambda a, b: (compared.append((a.dtype, b.dtype)), l1_loss(a, b))[1])
+    l1_loss = distillation.F.l1_loss
+    monkeypatch.setattr(distillation.F, "l1_loss", lambda a, b: (compared.append((a.dtype, b.dtype)), l1_loss(a, b))[1])
     student, teacher = network(), network(norm=True)
     for model in (student, teacher):
         model[2].register_forward_hook(lambda module, inputs, output: kinds.append(output.dtype))

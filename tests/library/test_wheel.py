@@ -96,7 +96,9 @@ def test_the_library_works_without_any_extra(installed, tmp_path):
 
 
 def test_the_command_shows_only_what_works(installed, tmp_path):
-    done = run(installed, "import sys; sys.argv = ['ifap', '--help']\nfrom ifap.cli import main\nmain()\n", tmp_path)
+    done = run(
+        installed, "import sys; sys.argv = ['ifap', '--help']\nfrom ifap.cli.commands import main\nmain()\n", tmp_path
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     commands = re.findall(r"^\S ([a-z]+) {2,}", done.stdout, flags=re.MULTILINE)
     assert commands == ["prune", "sweep", "report", "inspect", "show", "export"]

@@ -229,11 +229,11 @@ def test_the_walls_stand():
 @pytest.mark.parametrize(
     ("files", "chain"),
     [
-        ({"flow": "from ifap.study import grid"}, "ifap.flow -> ifap.study.grid"),
+        ({"scores/flow": "from ifap.study import grid"}, "ifap.scores.flow -> ifap.study.grid"),
         ({"ranking": "import ifap.helper", "helper": "import ifap.study.paths"}, "ifap.helper -> ifap.study.paths"),
         ({"axes/units": "from ifap import pruning"}, "ifap.axes.units -> ifap.pruning"),
         ({"study/paper/published": "from ifap.study import grid"}, "ifap.study.paper.published -> ifap.study.grid"),
-        ({"flow": "import stages.job"}, "ifap.flow -> stages.job"),
+        ({"costs": "import stages.job"}, "ifap.costs -> stages.job"),
     ],
     ids=["direct", "chain", "upwards", "study", "scripts"],
 )
@@ -295,7 +295,8 @@ def test_no_reason_speaks_of_an_iteration():
 
 
 @pytest.mark.parametrize(
-    "module", ["ifap", "ifap.cli", "ifap.study.grid", "ifap.study.config.reading", "stages.collect", "stages.tables"]
+    "module",
+    ["ifap", "ifap.cli.commands", "ifap.study.grid", "ifap.study.config.reading", "stages.collect", "stages.tables"],
 )
 def test_torch_is_loaded_only_when_needed(module):
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"

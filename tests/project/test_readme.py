@@ -14,7 +14,7 @@ import pytest
 import typer
 from workflow_project import ROOT, fresh, tracked_files  # noqa: F401
 
-from ifap import cli
+from ifap.cli.commands import app as library_app
 from ifap.study import cli as study_cli
 from ifap.study import paths
 from ifap.study import report as claims
@@ -82,7 +82,7 @@ def options_of(function_or_app, name=None):
 def all_commands_of_ifap():
     """Return the command with what the study adds to it, as an installation of both has it."""
     app = typer.Typer()
-    app.registered_commands = list(cli.app.registered_commands)
+    app.registered_commands = list(library_app.registered_commands)
     if not {"status", "audit"} & {command.callback.__name__ for command in app.registered_commands}:
         study_cli.add_commands(app)
     return app

@@ -414,7 +414,7 @@ def test_summary_counts(findings):
 
 
 def ifap_audit(folder, *arguments):
-    command = [sys.executable, "-c", "from ifap.cli import main; main()", "audit", *arguments]
+    command = [sys.executable, "-c", "from ifap.cli.commands import main; main()", "audit", *arguments]
     environment = {**os.environ, "COLUMNS": "120"}
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, env=environment)
 

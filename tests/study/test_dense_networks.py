@@ -331,7 +331,7 @@ def test_what_version_1_replaced_in_networks_of_diffusers_computes_the_same():
     from diffusers.models.activations import GEGLU
     from diffusers.models.attention_processor import Attention
 
-    from ifap.legacy_attention import Gated, SpatialAttention
+    from ifap.saving.legacy_attention import Gated, SpatialAttention
 
     torch.manual_seed(0)
     tokens, texts, images = torch.randn(2, 9, 16), torch.randn(2, 5, 12), torch.randn(2, 16, 3, 3)

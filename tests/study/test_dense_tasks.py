@@ -15,7 +15,8 @@ from torch.nn import functional
 from ifap.data import Split
 from ifap.errors import ConfigError, TrainingError
 from ifap.forward import training_outputs
-from ifap.recover import Distillation
+from ifap.recovery.distillation import Distillation
+from ifap.recovery.train_step import Engine
 from ifap.results import Receipt
 from ifap.study.config.data import DatasetOptions
 from ifap.study.config.recipes import RecoveryOptions, TrainingOptions
@@ -25,7 +26,6 @@ from ifap.study.tasks import TASKS
 from ifap.study.tasks.detection import own_loss
 from ifap.study.tasks.generation import Generation, RandomFeatures
 from ifap.study.training.fit import fit
-from ifap.train_step import Engine
 from stages.prune import as_measured
 
 DETECTION, SEGMENTATION, GENERATION = (TASKS.get(name) for name in ("detection", "segmentation", "generation"))

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 import ifap
-from ifap.energies import reading_norms
 from ifap.methods import METHODS
+from ifap.scores.energies import reading_norms
 from ifap.study.rivals import SPARSE
 from ifap.view import trace
 

@@ -20,17 +20,17 @@ import ifap
 from ifap.costs import macs_by_module
 from ifap.errors import ConfigError, GraphError, PlanError
 from ifap.example_inputs import InputValues, make_inputs
-from ifap.heads import replace_heads
 from ifap.layers import shared_parameters
 from ifap.methods.units import map_units
 from ifap.plan import Builder, Plan
-from ifap.saving import unpruned_plan
+from ifap.saving.store import unpruned_plan
+from ifap.scores.heads import replace_heads
+from ifap.scores.weights import weight_slots
 from ifap.study.models import MODELS, builder_from_id, builder_id
 from ifap.study.models.base import HEADS
 from ifap.study.models.text import load_pretrained_text
 from ifap.study.rivals.attention import projections
 from ifap.view import trace
-from ifap.weights import weight_slots
 
 CASES = [(name, head) for name in TINY_TEXT for head in HEADS]
 
@@ -148,7 +148,7 @@ import torch
 from ifap.example_inputs import make_inputs
 from ifap.study.models import builder_from_id
 from ifap.plan import read_plan
-from ifap.saving import load
+from ifap.saving.store import load
 for name in {list(TINY_TEXT)}:
     folder = {str(tmp_path)!r} + "/" + name
     plan = read_plan(folder)

@@ -12,11 +12,11 @@ from test_rfp import Tokens
 from torch import nn
 from torch.func import functional_call
 
-from ifap import saving
 from ifap.costs import nonzero_macs
 from ifap.data import Split
 from ifap.errors import ConfigError, TargetError
 from ifap.results import Target
+from ifap.saving import store
 from ifap.study.config.budget import is_finetuned, masked_run, starts_untrained
 from ifap.study.config.reading import load_params, parse_params
 from ifap.study.config.recipes import TrainingOptions
@@ -367,11 +367,11 @@ def test_masks_of_a_language_model_are_saved_and_loaded(build, tmp_path):
     record = masked_plan(outcome.model, outcome.split_attention, EXAMPLE)
     assert record.format == (1 if outcome.split_attention else 2)
     assert record.split_attention == outcome.split_attention
-    saving.write_network(outcome.model, record, tmp_path, outcome.masks)
-    masks = saving.read_masks(tmp_path)
+    store.write_network(outcome.model, record, tmp_path, outcome.masks)
+    masks = store.read_masks(tmp_path)
     assert masks.keys() == outcome.masks.keys()
     assert all(torch.equal(mask, outcome.masks[name]) for name, mask in masks.items())
-    loaded = saving.load(tmp_path, build)
+    loaded = store.load(tmp_path, build)
     assert all(map(torch.equal, loaded.state_dict().values(), outcome.model.state_dict().values()))
 
 

@@ -15,7 +15,7 @@ from workflow_project import ROOT
 
 import ifap
 from ifap.errors import ConfigError, TargetError
-from ifap.recover import Distillation
+from ifap.recovery.distillation import Distillation
 from ifap.study.models import MODELS, load_pretrained
 from ifap.study.paper.vocabulary import MODELS as NAMES
 from ifap.study.tasks import TASKS

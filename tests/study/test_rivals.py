@@ -10,11 +10,12 @@ import torch
 from torch import nn
 from torchvision.models import resnet50
 
-from ifap import plan, saving
+from ifap import plan
 from ifap.costs import cost, nonzero_macs
 from ifap.data import Split
 from ifap.errors import ConfigError, PlanError, SplitError, TargetError, TrainingError
 from ifap.results import Target
+from ifap.saving import store
 from ifap.study.config.reading import parse_params
 from ifap.study.config.recipes import TrainingOptions
 from ifap.study.config.refining import mask_options
@@ -682,19 +683,19 @@ def saved(folder):
     with torch.no_grad():
         active = outcome.masks[name].nonzero()[0]
         outcome.model.get_parameter(name)[tuple(active)] = 0.0
-    saving.write_network(outcome.model, saving.unpruned_plan(outcome.model, EXAMPLE), folder, outcome.masks)
+    store.write_network(outcome.model, store.unpruned_plan(outcome.model, EXAMPLE), folder, outcome.masks)
     return outcome
 
 
 def test_masks_are_saved_with_the_weights(tmp_path):
     outcome = saved(tmp_path)
-    masks = saving.read_masks(tmp_path)
+    masks = store.read_masks(tmp_path)
     assert all(torch.equal(masks[name], mask) for name, mask in outcome.masks.items())
     assert masks.keys() == outcome.masks.keys()
-    model = saving.load(tmp_path, network)
+    model = store.load(tmp_path, network)
     assert all(map(torch.equal, model.state_dict().values(), outcome.model.state_dict().values()))
-    saving.write_network(model, saving.unpruned_plan(model, EXAMPLE), tmp_path / "dense")
-    assert saving.read_masks(tmp_path / "dense") == {}
+    store.write_network(model, store.unpruned_plan(model, EXAMPLE), tmp_path / "dense")
+    assert store.read_masks(tmp_path / "dense") == {}
     assert "sparsity" not in json.loads((tmp_path / "dense" / "plan.json").read_text())
 
 
@@ -704,7 +705,7 @@ def test_masks_that_do_not_fit_are_refused(tmp_path):
     with torch.no_grad():
         outcome.model.get_parameter("7.weight").add_(1.0)
     with pytest.raises(PlanError, match=r"masked weights of '7\.weight' are not zero"):
-        saving.write_network(outcome.model, record, tmp_path / "other", outcome.masks)
+        store.write_network(outcome.model, record, tmp_path / "other", outcome.masks)
     for change, message in (
         ({"kept": 1, "size": record.sparsity["7.weight"].size}, r"does not keep 1 weights"),
         ({"kept": 1, "size": 5}, r"does not fit its 2048 weights"),
@@ -713,13 +714,13 @@ def test_masks_that_do_not_fit_are_refused(tmp_path):
         raw["sparsity"]["7.weight"] = change
         path.write_text(json.dumps(raw))
         with pytest.raises(PlanError, match=message):
-            saving.load(tmp_path, network)
+            store.load(tmp_path, network)
     raw = json.loads(record.model_dump_json())
     raw["sparsity"]["8.weight"] = {"kept": 1, "size": 5}
     path.write_text(json.dumps(raw))
     with pytest.raises(PlanError, match=r"'8\.weight' has no stored weight"):
-        saving.load(tmp_path, network)
+        store.load(tmp_path, network)
     raw["sparsity"] = {}
     path.write_text(json.dumps(raw))
     with pytest.raises(PlanError, match="mask:"):
-        saving.load(tmp_path, network)
+        store.load(tmp_path, network)

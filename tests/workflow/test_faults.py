@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 from workflow_project import ROOT
 
-from ifap import saving
 from ifap.files import atomic_write_text, beside
+from ifap.saving import store
 from ifap.study.report import csv_files
 
 RUN = ROOT / "tests" / "faults" / "run.py"
@@ -137,7 +137,7 @@ def test_a_bug_is_not_taken_for_trouble(error, monkeypatch):
 WRITES = {
     "text": lambda path: atomic_write_text(path, "later"),
     "files": lambda path: csv_files.write_files({path: "later"}),
-    "network": lambda path: saving._replace_files(path.parent / "final", {"plan.json": b"{}"}),
+    "network": lambda path: store._replace_files(path.parent / "final", {"plan.json": b"{}"}),
 }
 
 

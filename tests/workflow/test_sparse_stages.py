@@ -12,8 +12,9 @@ import torch
 import yaml
 from workflow_project import tiny_params
 
-from ifap import plan, saving
+from ifap import plan
 from ifap.errors import ConfigError
+from ifap.saving import store
 from ifap.study import paths
 from ifap.study.config.reading import load_params
 from ifap.study.config.recipes import LIMITS
@@ -76,7 +77,7 @@ def test_a_cell_of_masks_runs_through_all_stages(project, method):
     assert (metrics["macs"], metrics["params"]) == (base["macs"], base["params"])
     assert 0.49 * base["macs"] < metrics["macs_nonzero"] <= 0.5 * base["macs"] + 1
     folder = paths.checkpoint_dir("quick", cell(method), "final")
-    masks, record = saving.read_masks(folder), plan.read_plan(folder)
+    masks, record = store.read_masks(folder), plan.read_plan(folder)
     model = open_job(PARAMS, None, cell(method), "evaluate").load("final")[1]
     assert all(not model.get_parameter(name)[~mask].any() for name, mask in masks.items())
     assert {name: layer.kept for name, layer in record.sparsity.items()} == {n: int(m.sum()) for n, m in masks.items()}
@@ -173,9 +174,9 @@ def test_fine_tuning_keeps_the_masks(project, monkeypatch):
     prune.main(**CELL, method="rigl", params=PARAMS)
     finetune.main(**CELL, method="rigl", params=PARAMS)
     pruned, final = (paths.checkpoint_dir("quick", cell("rigl"), name) for name in ("pruned", "final"))
-    masks = saving.read_masks(final)
+    masks = store.read_masks(final)
     assert masks
-    assert all(map(torch.equal, masks.values(), saving.read_masks(pruned).values()))
+    assert all(map(torch.equal, masks.values(), store.read_masks(pruned).values()))
     assert (pruned / "weights.safetensors").read_bytes() != (final / "weights.safetensors").read_bytes()
 
 

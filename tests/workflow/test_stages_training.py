@@ -12,8 +12,9 @@ import torch
 import yaml
 from places import ROOT
 
-from ifap import plan, saving
+from ifap import plan
 from ifap.errors import ConfigError, ResultsError
+from ifap.saving import store
 from ifap.study import paths
 from ifap.study.models import builder_from_id
 from ifap.study.paths import Cell
@@ -73,7 +74,7 @@ def final(cell):
 
 def load(folder):
     builder = plan.read_plan(folder).builder
-    return saving.load(folder, lambda: builder_from_id(builder.id, builder.args))
+    return store.load(folder, lambda: builder_from_id(builder.id, builder.args))
 
 
 def pretend_pruned():

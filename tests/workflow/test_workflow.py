@@ -16,8 +16,9 @@ import pytest
 import yaml
 from workflow_project import SCALE, Project, finished, fresh  # noqa: F401
 
-from ifap import plan, saving
+from ifap import plan
 from ifap.costs import cost
+from ifap.saving import store
 from ifap.study import paths
 from ifap.study import report as claims
 from ifap.study.grid import FIGURE_FORMATS, TABLE_FORMATS
@@ -242,7 +243,7 @@ def test_saved_networks_load_from_their_plan_alone(finished, cell, name):  # noq
     folder = finished.root / paths.checkpoint_dir(SCALE, cell, name)
     assert sorted(file.name for file in folder.iterdir()) == ["plan.json", "weights.safetensors"]
     record = plan.read_plan(folder)
-    network = saving.load(folder, lambda: builder_from_id(record.builder.id, record.builder.args))
+    network = store.load(folder, lambda: builder_from_id(record.builder.id, record.builder.args))
     metrics = json.loads((finished.root / paths.metrics_file(SCALE, cell)).read_text())
     size = record.builder.args["image_size"]
     counted = cost(network, next(network.parameters()).new_zeros(1, 1, size, size))

@@ -22,8 +22,8 @@ from ifap.forward import private_copy
 from ifap.layers import add_bias, modules_by_name
 from ifap.methods.units import spread
 from ifap.ranking import Floats
-from ifap.reading import readers
 from ifap.results import Pruned
+from ifap.scores.reading import readers
 from ifap.view import trace
 
 

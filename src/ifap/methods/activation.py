@@ -13,8 +13,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from ifap.axes.units import Graph
-from ifap.flow import Normalize, Site, activation_norms
 from ifap.methods import METHODS
+from ifap.scores.flow import Normalize, Site, activation_norms
 
 
 @METHODS.register("activation")

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from ifap.flow import Normalize, Site
-    from ifap.moments import Halves
+    from ifap.scores.flow import Normalize, Site
+    from ifap.scores.moments import Halves
 
 Loss = Callable[[Any, Any], Tensor]
 
@@ -41,7 +41,7 @@ class Method(Protocol):
         Which of the named outputs of the network count.
     moments : dict
         Empty. Second moments of what layers read that the method puts here need not be measured again for compensation;
-        see `ifap.moments.halves`.
+        see `ifap.scores.moments.halves`.
     said : list of str
         Empty. What the method puts here stands in the receipt: how it scored where it could not do as it does.
     """

@@ -14,11 +14,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.weak import WeakIdKeyDictionary
 
 from ifap.axes.units import Graph
-from ifap.flow import forwards
 from ifap.forward import evaluation_mode
 from ifap.layers import is_conv
 from ifap.methods import METHODS
 from ifap.methods.units import map_units, with_heads
+from ifap.scores.flow import forwards
 
 
 @METHODS.register("bn_scale")

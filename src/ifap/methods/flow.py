@@ -8,12 +8,12 @@ from typing import Any
 from torch import nn
 
 from ifap.axes.units import Graph
-from ifap.energies import energy_shares
-from ifap.fisher import NoGradientError, unit_fisher
 from ifap.methods import METHODS
 from ifap.methods.base import defaults
-from ifap.moments import Halves
 from ifap.ranking import Floats
+from ifap.scores.energies import energy_shares
+from ifap.scores.fisher import NoGradientError, unit_fisher
+from ifap.scores.moments import Halves
 
 
 @METHODS.register("flow")
@@ -36,11 +36,11 @@ def flow_to_output(
     """Score units by the KL divergence to the whole network that removing each is expected to cost, in nats a sample.
 
     `normalize` and `site` are not used, and no labels are: a `loss` that is given without labels takes the outputs and
-    the inputs of a batch, and its gradient stands for the directions of `ifap.directions`. The ranking divides the
-    scores by what each unit saves; see `ifap.methods.base.Defaults`.
+    the inputs of a batch, and its gradient stands for the directions of `ifap.scores.directions`. The ranking divides
+    the scores by what each unit saves; see `ifap.methods.base.Defaults`.
 
     Where no gradient arrives at any unit, as in a quantised network, the score is what share of the energy that layers
-    read comes from the unit (`ifap.energies`); `said` tells.
+    read comes from the unit (`ifap.scores.energies`); `said` tells.
     """
     own = loss if labelled is None else None
     try:

@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from ifap.axes.units import Graph
-from ifap.flow import Normalize, Site, flow_scores
 from ifap.methods import METHODS
+from ifap.scores.flow import Normalize, Site, flow_scores
 
 
 @METHODS.register("ifap")

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from ifap.axes.units import Graph
-from ifap.heads import replace_heads
 from ifap.methods import METHODS
 from ifap.methods.units import map_units
+from ifap.scores.heads import replace_heads
 
 
 @METHODS.register("random")

@@ -20,12 +20,12 @@ from ifap.axes.units import Graph
 from ifap.data import refuse_test
 from ifap.errors import ScoreError
 from ifap.forward import call, device_of, evaluation_mode, to_device
-from ifap.heads import replace_heads
 from ifap.layers import unit_rows
 from ifap.methods import METHODS
 from ifap.methods.base import Loss
 from ifap.methods.units import by_layer_mean
-from ifap.weights import by_unit, is_weighted
+from ifap.scores.heads import replace_heads
+from ifap.scores.weights import by_unit, is_weighted
 
 
 @METHODS.register("taylor")

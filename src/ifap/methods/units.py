@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from ifap.axes.units import Graph
-from ifap.heads import head_weights, replace_heads
 from ifap.layers import modules_by_name, unit_weights
 from ifap.ranking import Floats
-from ifap.weights import is_weighted, weight_slots, weights_alone
+from ifap.scores.heads import head_weights, replace_heads
+from ifap.scores.weights import is_weighted, weight_slots, weights_alone
 
 Score = Callable[[str, Tensor], Tensor]
 """Name of a layer or weight, and its weights with one row an output, to one score a row."""

@@ -8,7 +8,7 @@ from torch import nn
 
 from ifap.data import Augment, Batches, Split, refuse_test
 from ifap.errors import ConfigError
-from ifap.recover import Distillation
+from ifap.recovery.distillation import Distillation
 from ifap.study.config.recipes import RecoveryOptions
 from ifap.study.tasks.base import Task
 

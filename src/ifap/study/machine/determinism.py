@@ -8,8 +8,8 @@ import os
 
 import torch
 
+from ifap.recovery.train_step import processes
 from ifap.study.machine.fast_start import plain_data_free_tensors, plain_meta_kernels, plain_optimizers
-from ifap.train_step import processes
 
 log = logging.getLogger(__name__)
 

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from ifap.axes.units import Graph
-from ifap.energies import energy_shares
-from ifap.flow import Normalize, Site, flow_scores
 from ifap.methods import METHODS
 from ifap.methods.units import spread
 from ifap.ranking import Budget, Floats, unit_costs
+from ifap.scores.energies import energy_shares
+from ifap.scores.flow import Normalize, Site, flow_scores
 
 Scores = dict[str, Tensor]
 Batches = Iterable[Any]

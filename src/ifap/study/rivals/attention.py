@@ -2,7 +2,7 @@
 
 The rivals mask and cut layers, not axes. So attention is given layers that hold whole heads before they
 start: `split_attention` replaces what keeps heads from leaving, with the same outputs, by what
-`ifap.legacy` has for it. The library's own methods need none of this.
+`ifap.saving.legacy` has for it. The library's own methods need none of this.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from ifap.layers import modules_by_name
-from ifap.legacy import refresh_heads
-from ifap.legacy_attention import (
+from ifap.saving.legacy import refresh_heads
+from ifap.saving.legacy_attention import (
     HEAD_TABLE,
     can_split,
     from_transposed,
@@ -51,7 +51,7 @@ class Projections(NamedTuple):
 _BERT = Projections("query", "key", "value", None, "attention_head_size")
 # Keyed by qualified class name, so that no model library is imported to know its classes.
 _PROJECTIONS = {
-    "ifap.legacy_attention.SplitAttention": Projections("q", "k", "v", "out", "head_dim"),
+    "ifap.saving.legacy_attention.SplitAttention": Projections("q", "k", "v", "out", "head_dim"),
     "transformers.models.bert.modeling_bert.BertSelfAttention": _BERT,
     "transformers.models.bert.modeling_bert.BertCrossAttention": _BERT,
     "transformers.models.gpt2.modeling_gpt2.GPT2Attention": Projections(
@@ -69,7 +69,7 @@ _CONV1D = "transformers.pytorch_utils.Conv1D"
 def split_attention(model: nn.Module, names: list[str] | None = None) -> list[str]:
     """Replace what keeps heads from leaving, in place; the outputs stay what they were.
 
-    ``nn.MultiheadAttention`` becomes `ifap.legacy_attention.SplitAttention`, the ``Conv1D`` layers of GPT-2
+    ``nn.MultiheadAttention`` becomes `ifap.saving.legacy_attention.SplitAttention`, the ``Conv1D`` layers of GPT-2
     become linear ones (three for queries, keys and values), and every attention module of T5 gets a
     table of relative positions of its own, a copy of the one that its stack shares.
 

@@ -27,6 +27,7 @@ from ifap.data import Augment, Split, batches, chunks, refuse_test
 from ifap.errors import TrainingError
 from ifap.files import atomic_write_bytes
 from ifap.forward import evaluation_mode
+from ifap.recovery.train_step import Engine, explain_memory, open_engine
 from ifap.seeds import derive_seed, seeded
 from ifap.study.config.recipes import TrainingOptions
 from ifap.study.tasks.base import Task
@@ -34,7 +35,6 @@ from ifap.study.training.controller import Controller
 from ifap.study.training.history import EpochRow
 from ifap.study.training.progress import OnEpoch, Speed, StepBar
 from ifap.study.training.schedule import build_optimizer, learning_rate
-from ifap.train_step import Engine, explain_memory, open_engine
 
 log = logging.getLogger(__name__)
 

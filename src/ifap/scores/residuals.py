@@ -15,13 +15,13 @@ from torch import Tensor, nn
 
 from ifap.axes.units import Indices
 from ifap.forward import Inputs
-from ifap.moments import MOST_BYTES, Moments, bytes_of, halves, widths_read
+from ifap.scores.moments import MOST_BYTES, Moments, bytes_of, halves, widths_read
 
 _SHRINKAGE = 0.1  # of the correlations towards none
 
 
 def fits_into_memory(model: nn.Module, names: Iterable[str]) -> bool:
-    """Whether the matrices of all layers fit into `ifap.moments.MOST_BYTES` together."""
+    """Whether the matrices of all layers fit into `ifap.scores.moments.MOST_BYTES` together."""
     return sum(map(bytes_of, widths_read(model, names).values())) <= MOST_BYTES
 
 
@@ -35,7 +35,7 @@ class Residuals:
     batches : iterable
         Calibration inputs without labels; the halves are those of each batch.
     units : dict of str to integer array
-        The unit of each input channel of the layers; see `ifap.reading.readers`.
+        The unit of each input channel of the layers; see `ifap.scores.reading.readers`.
 
     Attributes
     ----------

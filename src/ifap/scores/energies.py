@@ -13,9 +13,9 @@ from ifap.axes.units import Graph
 from ifap.errors import ScoreError
 from ifap.forward import Inputs
 from ifap.layers import modules_by_name, weight_by_group
-from ifap.moments import averages
 from ifap.ranking import Floats
-from ifap.reading import readers
+from ifap.scores.moments import averages
+from ifap.scores.reading import readers
 
 
 def energy_shares(model: nn.Module, graph: Graph, batches: Iterable[Inputs], *, centred: bool = False) -> Floats:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ifap.errors import PlanError
 from ifap.layers import cut, cut_tensor, modules_by_name, refresh, replace_tensor, sides
-from ifap.legacy_attention import (
+from ifap.saving.legacy_attention import (
     FUSED,
     HEAD_TABLE,
     Gated,
@@ -38,7 +38,7 @@ from ifap.legacy_attention import (
     nearest_table,
     split,
 )
-from ifap.rebuilding import check_names
+from ifap.saving.rebuilding import check_names
 
 if TYPE_CHECKING:
     from ifap.plan import Plan

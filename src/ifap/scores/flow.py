@@ -31,9 +31,9 @@ from ifap.axes.units import Graph
 from ifap.data import refuse_test
 from ifap.errors import ScoreError, nearest
 from ifap.forward import Inputs, call, device_of, evaluation_mode, to_device
-from ifap.heads import HeadCalls, head_weights, replace_heads
 from ifap.layers import is_conv, unit_axis, weight_norms
-from ifap.weights import WeightUses, all_weights, made_by_heads, used_by_attention, weights_alone
+from ifap.scores.heads import HeadCalls, head_weights, replace_heads
+from ifap.scores.weights import WeightUses, all_weights, made_by_heads, used_by_attention, weights_alone
 
 Normalize = Literal["layer", "volume", "none"]
 Site = Literal["output", "activation"]

@@ -15,16 +15,16 @@ import torch
 from torch import nn
 
 from ifap.costs import count_bytes, macs_by_module, params_by_module
-from ifap.drawing import Dot, draw_curve, environment, short_count, skyline, three_digits
 from ifap.errors import GraphError
 from ifap.example_inputs import make_inputs
 from ifap.files import atomic_write_text
 from ifap.forward import Inputs, dense_outputs, tensors
-from ifap.history import History, Layer, Step, read_history
 from ifap.latency import SideBySide, layer_widths, side_by_side
 from ifap.plan import Plan, read_plan
+from ifap.report.drawing import Dot, draw_curve, environment, short_count, skyline, three_digits
 from ifap.results import layer_costs
-from ifap.saving import WEIGHTS_FILE, build_unpruned, load
+from ifap.saving.history import History, Layer, Step, read_history
+from ifap.saving.store import WEIGHTS_FILE, build_unpruned, load
 from ifap.view import inspect
 
 PAGE_FILE = "report.html"

@@ -2,10 +2,10 @@
 
 A unit c sends the signal x_c to the layers that read it. If its mean m_c took its place, the output would change, to
 first order, by ``a_c = sum over positions of u_c (x_c - m_c)`` in a direction whose gradient with respect to what a
-reader reads is u. The score of the unit is the mean of ``a_c^2 / 2`` over samples and directions of `ifap.directions`,
+reader reads is u. The score of the unit is the mean of ``a_c^2 / 2`` over samples and `directions`,
 added up over its readers: the KL divergence to the whole network that removing the unit is expected to cost, to second
 order. Where compensation is to follow, ``x_c - m_c`` is replaced by what the other inputs of the reader cannot say of
-it (`ifap.residuals`) if that makes the score smaller: chance correlations of few samples may make it larger.
+it (`residuals`) if that makes the score smaller: chance correlations of few samples may make it larger.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from torch import Tensor, nn
 from ifap.axes.tensors import named_tensors
 from ifap.axes.units import Graph, Indices
 from ifap.data import refuse_test
-from ifap.directions import class_axis, direction
 from ifap.errors import ScoreError
-from ifap.flow import NO_DATA
 from ifap.forward import Inputs, call, dense_outputs, device_of, evaluation_mode, task_tensors, to_device
 from ifap.layers import contracted_axis, modules_by_name
-from ifap.moments import Halves, input_means
 from ifap.ranking import Floats
-from ifap.reading import looking, readers, readers_alone, rows_of, with_weights_of_their_own
-from ifap.residuals import Residuals, fits_into_memory
+from ifap.scores.directions import class_axis, direction
+from ifap.scores.flow import NO_DATA
+from ifap.scores.moments import Halves, input_means
+from ifap.scores.reading import looking, readers, readers_alone, rows_of, with_weights_of_their_own
+from ifap.scores.residuals import Residuals, fits_into_memory
 from ifap.trouble import trouble
 
 _MEAN_STRIDE = 4  # means need no more than every fourth batch
@@ -66,7 +66,7 @@ def unit_fisher(
         Which of the named outputs count; all by default.
     loss : callable, optional
         ``loss(outputs, inputs)`` returns a scalar whose gradient is the direction; by default directions are drawn, see
-        `ifap.directions`.
+        `ifap.scores.directions`.
     moments : dict, optional
         Is given the second moments that were measured, so that compensation need not measure them again.
 

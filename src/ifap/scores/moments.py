@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from ifap.axes.tensors import named_tensors
 from ifap.errors import ScoreError
-from ifap.flow import forwards
 from ifap.forward import Inputs, evaluation_mode
 from ifap.layers import modules_by_name, sides
-from ifap.reading import Look, looking, rows_of
+from ifap.scores.flow import forwards
+from ifap.scores.reading import Look, looking, rows_of
 
 POSITIONS = 400  # of a sample, drawn at random where it has more
 MOST_BYTES = 2**31  # of the second moments that are held at a time
@@ -42,9 +42,9 @@ def averages(
     batches : iterable
         Calibration inputs without labels.
     names : iterable of str
-        Layers from `ifap.reading.readers`; those that did not run are left out.
+        Layers from `ifap.scores.reading.readers`; those that did not run are left out.
     total : callable
-        Takes rows of shape (positions, inputs), see `ifap.reading.rows_of`, and returns the sum over them, float64.
+        Takes rows of shape (positions, inputs), see `reading.rows_of`, and returns the sum over them, float64.
     """
     modules = modules_by_name(model)
     sums: dict[str, Tensor] = {}
@@ -60,7 +60,7 @@ def averages(
 
 
 def observe(model: nn.Module, batches: Iterable[Inputs], names: Iterable[str], look: Look) -> None:
-    """Show `look` what layers read of calibration batches, in evaluation mode; see `ifap.reading.looking`."""
+    """Show `look` what layers read of calibration batches, in evaluation mode; see `ifap.scores.reading.looking`."""
     with evaluation_mode(model), torch.no_grad(), looking(model, names, look):
         for _ in forwards(model, batches):
             pass
@@ -131,7 +131,7 @@ def halves(
         Calibration inputs without labels; iterated once for all layers whose moments fit into `MOST_BYTES`, again for
         the next ones.
     names : iterable of str
-        Layers from `ifap.reading.readers`.
+        Layers from `ifap.scores.reading.readers`.
     seed : int
         Of the positions that are drawn.
     known : mapping of str to (Moments, Moments), optional

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ifap.axes.units import Graph, Indices
-from ifap.weights import all_weights, weight_slots
+from ifap.scores.weights import all_weights, weight_slots
 
 Read = Callable[[int, Tensor], None]
 

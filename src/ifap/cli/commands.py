@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ifap.cli_reading import (
+from ifap.cli.reading import (
     LR,
     Job,
     Request,
@@ -118,7 +118,7 @@ def prune(
 ) -> None:
     """Prune a network, train it after each cut if asked to, and save it."""
     import ifap
-    from ifap.progress import Bars
+    from ifap.cli.progress import Bars
     from ifap.results import Target
 
     _check_folder(out)
@@ -183,7 +183,7 @@ def sweep(
 ) -> None:
     """Find out how small a network can get: accuracy over MACs, from one run; the same call goes on after a kill."""
     import ifap
-    from ifap.progress import Bars
+    from ifap.cli.progress import Bars
 
     _check_folder(out)
     if validate is None and recover is None:
@@ -229,7 +229,7 @@ def report(
 ) -> None:
     """Write one page on a saved network, which opens offline: costs, widths, what stays and why, times, proof."""
     import ifap
-    from ifap.progress import Bars
+    from ifap.cli.progress import Bars
 
     if to is not None and to.is_dir():
         raise ConfigError(f"--to {to} is a folder: give a file")
@@ -250,7 +250,7 @@ def inspect(
 ) -> None:
     """List what can be cut in a network, and what stays and why."""
     import ifap
-    from ifap.samples import first_sample, read_samples
+    from ifap.cli.samples import first_sample, read_samples
 
     network = built(builder, read_arguments(arguments, builder))
     example = first_sample(read_samples(data, network, builder, 1, tokenizer, processor)[0])
@@ -292,14 +292,14 @@ def export(
     """Export a saved network, with any batch size, after comparing what was exported with it."""
     from ifap.example_inputs import make_inputs
     from ifap.plan import read_plan
-    from ifap.saving import load
+    from ifap.saving.store import load
 
     if to.suffix not in EXPORTS:
         raise ConfigError(f"--to {to}: the name must end in .onnx or .pt2, or be that of a folder, without a dot")
     if to.is_dir() and to.suffix:
         raise ConfigError(f"--to {to} is a folder: give a file")
     import ifap.export
-    import ifap.pretrained
+    import ifap.saving.pretrained
 
     if to.suffix == ".onnx":
         ifap.export.onnx_packages()
@@ -307,7 +307,7 @@ def export(
     if builder is None and plan.builder.id is None:
         raise ConfigError("the plan does not say who builds the network: give --builder package.module:function")
     network = load(folder, None if builder is None else functools.partial(built, builder))
-    write = getattr(ifap.export if to.suffix else ifap.pretrained, EXPORTS[to.suffix])
+    write = getattr(ifap.export if to.suffix else ifap.saving.pretrained, EXPORTS[to.suffix])
     difference = write(network, make_inputs(plan.example_inputs), to)
     size = sum(file.stat().st_size for file in ([to] if to.suffix else to.iterdir())) / 2**20
     free = ", any batch size" if to.suffix else ""

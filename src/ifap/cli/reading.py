@@ -15,9 +15,9 @@ from ifap.errors import ConfigError, IfapError
 if TYPE_CHECKING:
     from torch import nn
 
-    from ifap.labelled import Accuracy
-    from ifap.progress import Bars
-    from ifap.recover import Distillation
+    from ifap.cli.labelled import Accuracy
+    from ifap.cli.progress import Bars
+    from ifap.recovery.distillation import Distillation
 
 LR = 1e-4
 """Learning rate of ``--recover``: trained networks lose what they know at the rates of a first training."""
@@ -61,7 +61,7 @@ def read_job(request: Request, bars: Bars) -> Job:
     ConfigError
         If a file is missing or damaged, or does not fit the network.
     """
-    from ifap.samples import first_sample, read_samples
+    from ifap.cli.samples import first_sample, read_samples
 
     told = [f"--{name}" for name in ("epochs", "lr") if getattr(request, name) is not None]
     if request.recover is None and told:
@@ -84,8 +84,8 @@ def read_job(request: Request, bars: Bars) -> Job:
 
 def _read_labels(request: Request, network: nn.Module, bars: Bars) -> tuple[Distillation | None, Accuracy | None]:
     """Return what trains a network after a cut, and what measures it."""
-    from ifap.labelled import Accuracy, Labelled, read_labelled
-    from ifap.recover import Distillation
+    from ifap.cli.labelled import Accuracy, Labelled, read_labelled
+    from ifap.recovery.distillation import Distillation
 
     def labelled(path: Path) -> Labelled:
         bars.on_phase("check", 0)
@@ -105,14 +105,14 @@ def _read_labels(request: Request, network: nn.Module, bars: Bars) -> tuple[Dist
 
 def is_public(builder: str) -> bool:
     """Return whether `ifap.build` knows a builder."""
-    from ifap.builders import homes
+    from ifap.saving.builders import homes
 
     return builder.partition(":")[0] in homes()
 
 
 def find_builder(text: str) -> Callable[..., nn.Module]:
     """Return what builds the network: a public one by its home, or a function of the user's own."""
-    from ifap.builders import build, homes
+    from ifap.saving.builders import build, homes
 
     if is_public(text):
         return functools.partial(build, text)
@@ -146,7 +146,7 @@ def built(text: str, arguments: dict[str, Any] | None = None) -> nn.Module:
 
 def read_arguments(path: Path | None, builder: str) -> dict[str, Any]:
     """Read the arguments of a builder from a JSON file; a ``config.json`` is the configuration of ``transformers``."""
-    from ifap.builders import described
+    from ifap.saving.builders import described
 
     if path is None:
         return {}
@@ -177,7 +177,7 @@ def try_once(network: nn.Module, inputs: Any, data: Path) -> None:
 
 def load_weights(network: nn.Module, path: Path | None) -> nn.Module:
     """Give a network its weights, if there are any."""
-    from ifap.samples import read_tensors
+    from ifap.cli.samples import read_tensors
 
     if path is not None:
         try:

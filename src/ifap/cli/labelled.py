@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ifap.cli.samples import image_files, named_inputs, open_image, preparation, read_tensors, read_text, tokens
 from ifap.data import Named, Role, Samples, Split, batches, logits
 from ifap.errors import ConfigError
 from ifap.forward import call, device_of, evaluation_mode, to_device
-from ifap.samples import image_files, named_inputs, open_image, preparation, read_tensors, read_text, tokens
 from ifap.seeds import derive_seed
 
 VALIDATION = 5
@@ -195,7 +195,7 @@ def read_labelled(
     network : nn.Module
         The classifier.
     builder, tokenizer, processor, length
-        See `ifap.samples.read_samples`.
+        See `ifap.cli.samples.read_samples`.
     on_read : callable, optional
         Is told how many samples were checked or read.
 

@@ -26,8 +26,8 @@ from ifap.data import Augment, Batches, Split, batches, logits, refuse_test
 from ifap.errors import TrainingError
 from ifap.forward import call, device_of, evaluation_mode, to_device
 from ifap.layers import is_activation
+from ifap.recovery.train_step import Engine, explain_memory, open_engine, samples_in
 from ifap.seeds import derive_seed, seeded
-from ifap.train_step import Engine, explain_memory, open_engine, samples_in
 
 log = logging.getLogger(__name__)
 

@@ -22,9 +22,7 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
-from ifap import legacy, rebuilding
 from ifap.axes.attention import ShapedAttention
-from ifap.builders import bounded, build
 from ifap.costs import Cost, cost, count_params
 from ifap.errors import PlanError
 from ifap.example_inputs import input_spec, make_inputs, with_ones
@@ -40,7 +38,6 @@ from ifap.forward import (
     to_device,
     unwrapped,
 )
-from ifap.history import REPORT_FILE, History, history_of
 from ifap.plan import (
     FINGERPRINT_VALUES,
     MASK,
@@ -55,6 +52,9 @@ from ifap.plan import (
     read_plan,
     unused_parts,
 )
+from ifap.saving import legacy, rebuilding
+from ifap.saving.builders import bounded, build
+from ifap.saving.history import REPORT_FILE, History, history_of
 
 if TYPE_CHECKING:
     from ifap.axes.units import Graph

@@ -19,7 +19,7 @@ from ifap.axes.attention import adopted
 from ifap.axes.tensors import named_tensors
 from ifap.axes.units import Graph, Indices
 from ifap.layers import contracted_axis, modules_by_name, shared_parameters, unit_axis
-from ifap.weights import used_by_attention
+from ifap.scores.weights import used_by_attention
 
 Look = Callable[[str, Tensor], Tensor | None]
 """Takes the name of a layer and what it is about to read; what it returns, if anything, is read instead."""

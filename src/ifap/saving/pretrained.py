@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 from ifap.axes.tensors import named_tensors
 from ifap.axes.units import Graph, Indices
-from ifap.configuration import Configuration, Difference, configured_parts, is_configured, shapes_of
 from ifap.errors import ExportError
 from ifap.export import TOLERANCE, difference
 from ifap.files import beside
 from ifap.forward import Inputs, call, device_of, evaluation_mode, tensors, to_device, unwrapped
+from ifap.saving.configuration import Configuration, Difference, configured_parts, is_configured, shapes_of
 from ifap.trouble import trouble
 
 _SHARES = (0.25, 0.6)  # of the units of an axis that a trial removes

@@ -1,0 +1,1 @@
+"""The command `ifap`, and the user's files that its options name."""

@@ -1,0 +1,1 @@
+"""Train a network after a cut: distillation from a teacher, and one optimizer step in any precision."""
