@@ -191,7 +191,7 @@ def draw() -> str:
         out += [line for place in row if place.name for line in _box(place, top + ROW * number)]
     notes = [
         "An arrow leads from a module to one that it uses. Not drawn: what other arrows imply; the lowest row.",
-        "axes and methods are packages; the scripts and the study use any row of the library, never the other way.",
+        "Green boxes are folders; the scripts and the study use any row of the library, never the other way.",
     ]
     out += [
         f'<text x="16" y="{height - 30 + 18 * number}" fill="#44525f" font-size="12">{escape(note)}</text>'
@@ -218,7 +218,7 @@ def _band(y: float, color: str, caption: str, *texts: str) -> list[str]:
 
 
 def _box(place: Place, y: float) -> list[str]:
-    color = "#cfe3d4" if place.name in ("axes", "methods") else "#ffffff"
+    color = "#cfe3d4" if (ROOT / "src" / "ifap" / place.name).is_dir() else "#ffffff"
     return [
         f'<rect x="{place.left:.1f}" y="{y}" width="{place.width:.1f}" height="{BOX}" rx="4" fill="{color}" '
         'stroke="#2f3e4d"/>',
