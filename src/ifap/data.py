@@ -11,13 +11,16 @@ import dataclasses
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ifap.errors import ScoreError, SplitError, TrainingError
+from ifap.errors import ConfigError, ScoreError, SplitError, TrainingError
 from ifap.seeds import derive_seed
 
 Role = Literal["train", "validation", "test"]
@@ -66,7 +69,18 @@ class Pairs(Samples, Protocol):
         ...
 
 
-class Named:
+class Unaugmented:
+    """Samples that are never changed at random: texts, tables, and images of which a mirrored one would be another."""
+
+    def __getitem__(self, rows: Tensor) -> Any:
+        raise NotImplementedError
+
+    def augmented(self, rows: Tensor, seed: int) -> Any:
+        """Return the samples as they are."""
+        return self[rows]
+
+
+class Named(Unaugmented):
     """Inputs of several named tensors, such as the tokens of texts and which of them count.
 
     Parameters
@@ -99,10 +113,6 @@ class Named:
 
     def __getitem__(self, rows: Tensor) -> dict[str, Tensor]:
         return {name: _plain(tensor[rows]) for name, tensor in self._tensors.items()}
-
-    def augmented(self, rows: Tensor, seed: int) -> dict[str, Tensor]:
-        """Return the same as without augmentation: there is none for texts."""
-        return self[rows]
 
 
 def _plain(tensor: Tensor) -> Tensor:
@@ -349,3 +359,22 @@ def logits(outputs: Any) -> Tensor:
     if not isinstance(outputs, (tuple, list)) or not outputs:
         raise TrainingError(f"outputs of type {type(outputs).__name__} hold no scores: give a loss that reads them")
     return logits(outputs[0])
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read the tensors of a safetensors file by name.
+
+    Raises
+    ------
+    ConfigError
+        If it is missing, cannot be read or is damaged.
+    """
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: file not found") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ConfigError(f"{path}: not a valid safetensors file ({reason})") from None

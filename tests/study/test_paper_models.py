@@ -322,7 +322,7 @@ def test_what_is_not_a_safetensors_file_is_one_clear_error(tmp_path):
     with pytest.raises(ConfigError, match=r"w\.safetensors: file not found"):
         load_pretrained(model, tmp_path / "w.safetensors")
     torch.save(model.state_dict(), tmp_path / "w.safetensors")
-    with pytest.raises(ConfigError, match=r"w\.safetensors: not a safetensors file"):
+    with pytest.raises(ConfigError, match=r"w\.safetensors: not a valid safetensors file"):
         load_pretrained(model, tmp_path / "w.safetensors")
     with pytest.raises(ConfigError, match="cannot be read"):
         load_pretrained(model, tmp_path)

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ifap.cli.samples import image_files, named_inputs, open_image, preparation, read_tensors, read_text, tokens
-from ifap.data import Named, Role, Samples, Split, batches, logits
+from ifap.cli.samples import image_files, named_inputs, open_image, preparation, read_text, tokens
+from ifap.data import Named, Role, Samples, Split, Unaugmented, batches, logits, read_tensors
 from ifap.errors import ConfigError
 from ifap.forward import call, device_of, evaluation_mode, to_device
 from ifap.seeds import derive_seed
@@ -70,7 +70,7 @@ class Labelled:
 _ROLES: tuple[Role, Role] = ("train", "validation")
 
 
-class _Part:
+class _Part(Unaugmented):
     """Some rows of samples."""
 
     def __init__(self, inputs: Tensor | Samples, rows: Tensor) -> None:
@@ -83,12 +83,8 @@ class _Part:
     def __getitem__(self, rows: Tensor) -> Any:
         return self._inputs[self._rows[rows]]
 
-    def augmented(self, rows: Tensor, seed: int) -> Any:
-        """Return the same as without augmentation: a mirrored digit is another one."""
-        return self[rows]
 
-
-class Photos:
+class Photos(Unaugmented):
     """Photos that are decoded when they are asked for; all are once at the start, so that a broken one is found then.
 
     Parameters
@@ -119,12 +115,8 @@ class Photos:
     def __getitem__(self, rows: Tensor) -> Tensor:
         return torch.stack([open_image(self._files[row], self._prepare) for row in rows.tolist()])
 
-    def augmented(self, rows: Tensor, seed: int) -> Tensor:
-        """Return the same as without augmentation."""
-        return self[rows]
 
-
-class Watched:
+class Watched(Unaugmented):
     """Samples that say how many of them were read.
 
     Parameters
@@ -145,10 +137,6 @@ class Watched:
     def __getitem__(self, rows: Tensor) -> Any:
         self._on_read(len(rows))
         return self._inputs[rows]
-
-    def augmented(self, rows: Tensor, seed: int) -> Any:
-        """Return the same as without augmentation."""
-        return self[rows]
 
 
 class Accuracy:

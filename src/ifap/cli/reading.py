@@ -177,7 +177,7 @@ def try_once(network: nn.Module, inputs: Any, data: Path) -> None:
 
 def load_weights(network: nn.Module, path: Path | None) -> nn.Module:
     """Give a network its weights, if there are any."""
-    from ifap.cli.samples import read_tensors
+    from ifap.data import read_tensors
 
     if path is not None:
         try:

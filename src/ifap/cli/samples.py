@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from ifap.data import read_tensors
 from ifap.errors import ConfigError
 
 _LENGTH = 128
@@ -70,22 +69,6 @@ def read_samples(
     if path.suffix == ".safetensors":
         return _batches(named_inputs(path, read_tensors(path), network), batch_size)
     raise ConfigError(f"{path}: give a folder of images, a .txt file of texts or a .safetensors file")
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read a ``.safetensors`` file.
-
-    Raises
-    ------
-    ConfigError
-        If it is missing or damaged.
-    """
-    try:
-        return load_file(path)
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: file not found") from None
-    except (SafetensorError, OSError, ValueError) as error:
-        raise ConfigError(f"{path}: not a valid safetensors file ({str(error).splitlines()[0]})") from None
 
 
 def first_sample(batch: Batch) -> Batch:

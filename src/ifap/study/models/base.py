@@ -20,10 +20,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from ifap.data import read_tensors
 from ifap.errors import ConfigError, PlanError, nearest
 from ifap.registry import Registry
 
@@ -164,25 +163,6 @@ def load_pretrained(model: nn.Module, path: str | Path) -> None:
                 path, name.rpartition(".")[0], len(stored[name]), layer.out_features,
             )  # fmt: skip
     model.load_state_dict({name: tensor for name, tensor in stored.items() if name not in heads}, strict=False)
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read a safetensors file.
-
-    Raises
-    ------
-    ConfigError
-        If it cannot be read.
-    """
-    try:
-        return load_file(path)
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: file not found") from None
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror or error})") from None
-    except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ConfigError(f"{path}: not a safetensors file ({reason})") from None
 
 
 def _other_heads(model: nn.Module, stored: Mapping[str, Tensor]) -> dict[str, nn.Linear]:

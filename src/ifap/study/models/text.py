@@ -7,8 +7,8 @@ from pathlib import Path
 
 from torch import nn
 
+from ifap.data import read_tensors
 from ifap.errors import ConfigError
-from ifap.study.models.base import read_tensors
 
 log = logging.getLogger(__name__)
 
