@@ -9,6 +9,7 @@ from typing import Any
 
 from benchmarks.coverage.registry import PACKAGES, Network
 from benchmarks.ratio import RESULTS
+from ifap.files import write_csv
 from ifap.study.machine.provenance import provenance
 
 PATH = RESULTS / "coverage.csv"
@@ -63,12 +64,7 @@ def write(rows: dict[str, dict[str, Any]], path: Path = PATH) -> None:
     """Write the table at once, packages in their order and networks by name."""
     path.parent.mkdir(parents=True, exist_ok=True)
     order = sorted(rows.values(), key=lambda row: (PACKAGES.index(row["key"].partition(":")[0]), row["key"].lower()))
-    fresh = path.with_suffix(".tmp")
-    with fresh.open("w", newline="") as stream:
-        writer = csv.DictWriter(stream, list(COLUMNS), lineterminator="\n", extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows({name: row.get(name, "") for name in COLUMNS} for row in order)
-    fresh.replace(path)
+    write_csv(path, ({name: row.get(name, "") for name in COLUMNS} for row in order), COLUMNS)
 
 
 def about(network: Network) -> dict[str, Any]:
