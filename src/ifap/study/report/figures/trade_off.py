@@ -26,6 +26,7 @@ from ifap.study.report.figures.selection import networks, of_network, shown_line
 from ifap.study.report.tables.wording import label
 
 PANEL = ["task", "dataset", "model"]
+_LEAST_SPAN = 6.0  # of an axis, in percent
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,7 @@ def draw_trade_off(name: str, grid: Grid, runs: pd.DataFrame) -> Picture:
         # The unpruned network is at the left, so that pruning reads from left to right.
         axes.invert_xaxis()
         axes.margins(x=0.06)
+        _widen(axes)
     _joint_legend(figure, grid_axes.flat[: len(panels)])
     several = ", mean and standard deviation over seeds" if pruned["seed"].nunique() > 1 else ""
     hollow = "; hollow: weights are masked, so that fewer MACs are theoretical" if _any_masked(pruned, axis) else ""
@@ -91,6 +93,15 @@ def draw_trade_off(name: str, grid: Grid, runs: pd.DataFrame) -> Picture:
         f"dashed line. {' '.join(words)}"
     )
     return save_picture(name, f"{title}{several}{hollow}", alt, figure)
+
+
+def _widen(axes: Axes) -> None:
+    """Let each axis show some points of percent at least: else differences of rounding would fill the picture."""
+    for (start, end), place in ((axes.get_xlim(), axes.set_xlim), (axes.get_ylim(), axes.set_ylim)):
+        middle, missing = (start + end) / 2, _LEAST_SPAN / 2 * (1 if end >= start else -1)
+        if abs(end - start) < _LEAST_SPAN:
+            place(middle - missing, middle + missing)
+    axes.set_ylim(top=min(axes.get_ylim()[1], 100 + _LEAST_SPAN / 10))
 
 
 def _panel(axes: Axes, grid: Grid, frame: pd.DataFrame, axis: _Axis, named: str) -> list[str]:
