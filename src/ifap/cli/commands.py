@@ -16,7 +16,6 @@ from ifap.cli.reading import (
     Job,
     Request,
     built,
-    is_public,
     own_builder,
     read_arguments,
     read_job,
@@ -57,6 +56,9 @@ CompensateOption = Annotated[
     bool | None, typer.Option(help="Let what stays stand in for what goes; the method's own by default.")
 ]
 RoundOption = Annotated[int | None, typer.Option(help="Keep widths a multiple of this.")]
+UniformOption = Annotated[
+    bool, typer.Option("--uniform", help="The same widths in all blocks, so that export --to FOLDER works.")
+]
 IgnoreOption = Annotated[list[str] | None, typer.Option(help="Layer whose outputs stay; may be repeated.")]
 BatchOption = Annotated[int, typer.Option(help="Samples a batch.")]
 TokenizerOption = Annotated[Path | None, typer.Option(help="Folder of the tokenizer, for texts.")]
@@ -82,6 +84,23 @@ OwnBuilderOption = Annotated[
 FolderArgument = Annotated[Path, typer.Argument(help="Folder with weights.safetensors and plan.json.")]
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        import ifap
+
+        typer.echo(f"ifap {ifap.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Make a trained network smaller."""
+
+
 def _check_folder(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise ConfigError(f"{out} is a file: give a folder for --out")
@@ -101,9 +120,7 @@ def prune(
     method: MethodOption = "flow",
     compensate: CompensateOption = None,
     round_to: RoundOption = None,
-    uniform: Annotated[
-        bool, typer.Option("--uniform", help="The same widths in all blocks, so that export --to FOLDER works.")
-    ] = False,
+    uniform: UniformOption = False,
     ignore: IgnoreOption = None,
     batch_size: BatchOption = 32,
     tokenizer: TokenizerOption = None,
@@ -118,6 +135,7 @@ def prune(
 ) -> None:
     """Prune a network, train it after each cut if asked to, and save it."""
     import ifap
+    from ifap.saving.builders import is_public
     from ifap.cli.progress import Bars
     from ifap.results import Target
 
@@ -175,6 +193,7 @@ def sweep(
     method: MethodOption = "flow",
     compensate: CompensateOption = None,
     round_to: RoundOption = None,
+    uniform: UniformOption = False,
     ignore: IgnoreOption = None,
     batch_size: BatchOption = 32,
     tokenizer: TokenizerOption = None,
@@ -205,6 +224,7 @@ def sweep(
             method=method,
             compensate=compensate,
             round_to=round_to,
+            uniform=uniform,
             ignore=ignore or (),
             recover=job.recover,
             on_step=bars.on_step,
@@ -335,6 +355,7 @@ def main() -> None:
 
 def _save(pruned: Pruned, out: Path, builder: str, given: dict[str, Any]) -> None:
     import ifap
+    from ifap.saving.builders import is_public
 
     ifap.save(pruned, out, *((builder, given) if is_public(builder) else ()))
 
