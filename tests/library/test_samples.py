@@ -135,10 +135,9 @@ def test_misfits_of_texts_are_one_line(texts, tokenizer, tmp_path):
 def test_a_tokenizer_that_cannot_pad_is_named(texts, tokenizer):
     network = ifap.build("transformers:AutoModelForCausalLM", config=LLAMA)
     file = tokenizer / "tokenizer_config.json"
-    file.write_text(
-        json.dumps({key: value for key, value in json.loads(file.read_text()).items() if key != "pad_token"})
-    )
-    with pytest.raises(ConfigError, match="no token to pad with: name pad_token in tokenizer_config.json"):
+    told = json.loads(file.read_text())
+    file.write_text(json.dumps({key: value for key, value in told.items() if key != "pad_token"}))
+    with pytest.raises(ConfigError, match=r"no token to pad with: name pad_token in tokenizer_config\.json"):
         read_samples(texts, network, tokenizer=tokenizer)
 
 
