@@ -135,9 +135,9 @@ def prune(
 ) -> None:
     """Prune a network, train it after each cut if asked to, and save it."""
     import ifap
-    from ifap.saving.builders import is_public
     from ifap.cli.progress import Bars
     from ifap.results import Target
+    from ifap.saving.builders import is_public
 
     _check_folder(out)
     target = Target(macs=macs, params=params, latency=latency)
