@@ -312,6 +312,7 @@ def export(
     """Export a saved network, with any batch size, after comparing what was exported with it."""
     from ifap.example_inputs import make_inputs
     from ifap.plan import read_plan
+    from ifap.report.page import megabytes
     from ifap.saving.store import load
 
     if to.suffix not in EXPORTS:
@@ -329,9 +330,9 @@ def export(
     network = load(folder, None if builder is None else functools.partial(built, builder))
     write = getattr(ifap.export if to.suffix else ifap.saving.pretrained, EXPORTS[to.suffix])
     difference = write(network, make_inputs(plan.example_inputs), to)
-    size = sum(file.stat().st_size for file in ([to] if to.suffix else to.iterdir())) / 2**20
+    size = sum(file.stat().st_size for file in ([to] if to.suffix else to.iterdir()))
     free = ", any batch size" if to.suffix else ""
-    typer.echo(f"wrote {to}: {size:.1f} MiB{free}; differs by {difference:.1g} of the largest output")
+    typer.echo(f"wrote {to}: {megabytes(size)}{free}; differs by {difference:.1g} of the largest output")
 
 
 def main() -> None:
