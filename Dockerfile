@@ -1,4 +1,4 @@
-# The study in one image: `make image`, then `docker run --rm ifap:0.1.0` runs the scale `quick`. See docs/running.md.
+# The study in one image: `make image`, then `docker run --rm ifap:0.2.0` runs the scale `quick`. See docs/running.md.
 #
 # CUDA comes with the hashed wheels of requirements.lock; only the driver comes from the host (`--gpus all`, `--nv`).
 # BASE_IMAGE may be any Debian with Python 3.11 to be had: debian:bookworm-slim, or one of your own with more in it.

@@ -12,7 +12,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export DVC_NO_ANALYTICS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce smoke study-one test test-fast check format docs bench vulnerabilities record pointer sync pull push status image lock tensorboard clean
+.PHONY: help setup reproduce smoke study-one test test-fast check format docs bench vulnerabilities record pointer sync pull push status image dist lock tensorboard clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-15s %s\n", $$1, $$2}'
@@ -112,6 +112,12 @@ status: setup ## Say which cells of the scale are there, missing or stale
 
 image: ## Build the container image, named by the version (DOCKER=podman for another builder)
 	$(DOCKER) build --build-arg BASE_IMAGE=$(BASE_IMAGE) --build-arg COMMIT=$$(git rev-parse HEAD) --tag ifap:$(VERSION) .
+
+dist: setup ## Build the wheel and the source archive in dist/, the same bytes on every machine, and check them (needs the network)
+	@rm -rf dist
+	uv build --quiet --no-build-isolation --python $(VENV)/bin/python --out-dir dist .
+	uv tool run --quiet twine check --strict dist/*
+	@cd dist && sha256sum *
 
 lock: setup ## Write requirements.lock again from pyproject.toml
 	uv pip compile --quiet --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \

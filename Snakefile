@@ -9,7 +9,7 @@ configfile: "params.yaml"
 
 
 # Used only with `--software-deployment-method apptainer`, see profiles/container; `make image` makes it.
-container: "docker-daemon:ifap:0.1.0"
+container: "docker-daemon:ifap:0.2.0"
 
 
 include: "rules/common.smk"

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ifap.sweeping import Sweep, sweep
     from ifap.view import inspect
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOME = {
     "build": "saving.builders",

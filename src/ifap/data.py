@@ -377,4 +377,6 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise ConfigError(f"{path}: cannot be read ({error.strerror or error})") from None
     except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ConfigError(f"{path}: not a valid safetensors file ({reason})") from None
+        raise ConfigError(
+            f"{path}: not a valid safetensors file ({reason}); safetensors.torch.save_file writes one"
+        ) from None

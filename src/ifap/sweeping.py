@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import math
 import tempfile
@@ -12,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 from torch import nn
 
@@ -20,6 +18,7 @@ from ifap.errors import TargetError
 from ifap.files import atomic_write_text, write_csv
 from ifap.forward import Inputs
 from ifap.options import Validate, name_of_metric
+from ifap.printing import as_text
 from ifap.pruning import prune
 from ifap.report.drawing import Dot, draw_curve, short_count
 from ifap.results import Pruned, Receipt, Target
@@ -80,9 +79,7 @@ class Sweep:
             mark = "smallest within the loss" if chosen and row["iteration"] == chosen else ""
             values = (f"{row[name]:.4g}" for name in ("metric_after", "drop"))
             table.add_row(f"{row['macs']:,}", f"{row['macs_removed']:.1%}", f"{row['params']:,}", *values, mark)
-        console = Console(width=120, record=True, file=io.StringIO())
-        console.print(table)
-        return console.export_text().rstrip() + (f"\nthe curve ends here: {self.ended}" if self.ended else "")
+        return as_text(table) + (f"\nthe curve ends here: {self.ended}" if self.ended else "")
 
     def write_csv(self, path: str | Path) -> None:
         """Write the points as CSV."""

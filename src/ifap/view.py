@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
@@ -16,6 +14,7 @@ from ifap.axes.units import UNITS, Graph, find_units
 from ifap.errors import ConfigError, GraphError, nearest
 from ifap.forward import Inputs, call, dense_outputs, task_tensors, unwrapped
 from ifap.layers import modules_by_name, parameters_by_name
+from ifap.printing import as_text
 
 _MOST_LINES = 40
 
@@ -168,18 +167,16 @@ class View:
     unknown: dict[str, str]
 
     def __str__(self) -> str:
-        console = Console(width=120, record=True, file=io.StringIO())
-        console.print(f"{self.macs:,} multiply-accumulates, {self.params:,} parameters")
-        console.print(self._axes_table())
+        parts: list[str | Table] = [f"{self.macs:,} multiply-accumulates, {self.params:,} parameters"]
+        parts.append(self._axes_table())
         if self.stays:
-            console.print(self._stays_table())
+            parts.append(self._stays_table())
         if self.attributes:
-            console.print(f"attributes that follow a cut: {_listed([f'{k}={v}' for k, v in self.attributes.items()])}")
+            parts.append(f"attributes that follow a cut: {_listed([f'{k}={v}' for k, v in self.attributes.items()])}")
         if self.calls:
-            console.print(f"calls that are corrected after a cut: {_listed(self.calls)}")
-        for name, module in self.unknown.items():
-            console.print(f"not followed: the operation {name} in '{module}'")
-        return console.export_text().rstrip()
+            parts.append(f"calls that are corrected after a cut: {_listed(self.calls)}")
+        parts += [f"not followed: the operation {name} in '{module}'" for name, module in self.unknown.items()]
+        return as_text(*parts)
 
     def _axes_table(self) -> Table:
         table = Table("axis", "units", "MACs", "a unit takes along", title="can be cut", title_justify="left")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import subprocess
 import sys
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import ifap
 from ifap.errors import PlanError
@@ -54,16 +57,36 @@ def first(model, inputs):
     return found if isinstance(found, torch.Tensor) else found.logits
 
 
-@pytest.mark.parametrize("identifier", NETWORKS)
-def test_a_public_network_is_loaded_from_its_folder_alone(identifier, tmp_path):
-    torch.manual_seed(1)
-    arguments, inputs = NETWORKS[identifier], inputs_of(identifier)
-    pruned = ifap.prune(
-        ifap.build(identifier, **arguments), inputs, [inputs], target=ifap.Target(macs=0.3), steps=1, method="magnitude"
-    )
-    ifap.save(pruned, tmp_path, identifier, arguments)
-    loaded = ifap.load(tmp_path)
-    assert torch.equal(first(loaded, inputs), first(pruned.model, inputs))
+LOAD = """
+import json, sys
+import torch
+from safetensors.torch import load_file, save_file
+import ifap
+torch.set_num_threads(1)
+for name, is_named in json.load(open("networks.json")).items():
+    network, inputs = ifap.load(name).eval(), load_file(f"{name}.inputs")
+    outputs = network(**inputs) if is_named else network(inputs["inputs"])
+    outputs = outputs if isinstance(outputs, torch.Tensor) else outputs.logits
+    save_file({"outputs": outputs.detach().contiguous()}, f"{name}.outputs")
+assert "ifap.study" not in sys.modules
+"""
+
+
+def test_public_networks_are_loaded_from_their_folders_alone_in_a_new_process(tmp_path):
+    wanted, named = {}, {}
+    for identifier, arguments in NETWORKS.items():
+        name, inputs = identifier.replace(":", "-"), inputs_of(identifier)
+        torch.manual_seed(1)
+        network = ifap.build(identifier, **arguments)
+        pruned = ifap.prune(network, inputs, [inputs], target=ifap.Target(macs=0.3), steps=1, method="magnitude")
+        ifap.save(pruned, tmp_path / name, identifier, arguments)
+        wanted[name], named[name] = first(pruned.model, inputs), isinstance(inputs, dict)
+        save_file(inputs if named[name] else {"inputs": inputs}, tmp_path / f"{name}.inputs")
+    (tmp_path / "networks.json").write_text(json.dumps(named))
+    done = subprocess.run([sys.executable, "-c", LOAD], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for name, outputs in wanted.items():
+        assert torch.equal(load_file(tmp_path / f"{name}.outputs")["outputs"], outputs), name
 
 
 def test_a_builder_of_another_network_is_refused_before_anything_is_written(tmp_path):
@@ -81,27 +104,68 @@ def test_a_builder_of_another_network_is_refused_before_anything_is_written(tmp_
     assert not (tmp_path / "small").exists()
 
 
+class Watch:
+    """Notes every module that is looked for and is not part of the homes."""
+
+    def __init__(self):
+        self.looked_for = []
+
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] not in HOMES:
+            self.looked_for.append(name)
+
+
+HOMES = {"timm", "torchvision", "transformers", "ifap"}
+
+
+@pytest.fixture(scope="module")
+def _homes_are_imported():
+    for identifier, arguments in NETWORKS.items():
+        ifap.build(identifier, **arguments)
+    importlib.import_module("ifap.study.models")
+
+
+@pytest.fixture
+def _nothing_is_imported(_homes_are_imported, monkeypatch):
+    """Fail if anything outside of the homes is imported, or even looked for."""
+    watch = Watch()
+    monkeypatch.setattr(sys, "meta_path", [watch, *sys.meta_path])
+    before = set(sys.modules)
+    yield
+    assert watch.looked_for == []
+    assert {name for name in set(sys.modules) - before if name.partition(".")[0] not in HOMES} == set()
+
+
 HOSTILE = [
-    *("os:system", "subprocess:run", "builtins:eval", "torch:load", "", ":", "timm", "timm:", "timm", "ifap"),
+    *("os:system", "subprocess:run", "builtins:eval", "torch:load", "", ":", "timm", "timm:", "::", "ifap"),
+    *("antigravity:fly", "this", "turtle:Turtle", "ifap:../../antigravity", "ifap:turtle", "runpy:run_path", "pdb:run"),
     *("timm:hf-hub:evil/net", "timm:local-dir:/etc", "timm:../x", "timm:resnet 18", "timm:resnet18\n", "timm:__init__"),
-    *("torchvision:__builtins__", "torchvision:models", "torchvision:get_model", "torchvision:resnet18;import os"),
+    *("timm:turtle", "timm:antigravity.fly", "torchvision:turtle", "transformers:turtle", "transformers:AutoModelX"),
+    *("torchvision:__builtins__", "torchvision:models", "torchvision:get_model", "torchvision:resnet18;import turtle"),
     *("transformers:AutoModel.from_pretrained", "transformers:pipeline", "transformers:AutoConfig", "transformers:os"),
-    *(
-        "transformers:AutoModelForCausalLM",
-        "timm:" + "a" * 10_000,
-        "t\u0456mm:resnet18",
-        "TIMM:resnet18",
-        "torchvision.models:x",
-    ),
+    *("transformers:AutoModelForCausalLM", "timm:" + "a" * 10_000, "t\u0456mm:resnet18", "TIMM:resnet18"),
+    *("torchvision.models:x", "timm.models:resnet18", " timm:resnet18", "timm :resnet18", "file:///etc/passwd"),
+    *("https://evil/x", "timm:resnet18\x00", "..:turtle", "__main__:x", "sys:exit"),
 ]
 
 
+def test_the_hostile_names_are_fifty():
+    assert len(set(HOSTILE)) >= 50
+
+
+@pytest.mark.usefixtures("_nothing_is_imported")
 @pytest.mark.parametrize("identifier", HOSTILE)
-def test_a_hostile_name_is_one_error(identifier):
+def test_a_hostile_name_is_one_error_and_imports_nothing(identifier):
     with pytest.raises(PlanError) as caught:
         ifap.build(identifier)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 600
+
+
+def test_a_home_that_is_not_installed_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(PlanError, match=r"timm is not installed: pip install 'ifap\[images\]'$"):
+        ifap.build("timm:resnet18")
 
 
 @pytest.mark.parametrize("module", ["antigravity", "this", "turtle", "idlelib.idle"])
@@ -151,8 +215,9 @@ ARGUMENTS = [
 ]
 
 
+@pytest.mark.usefixtures("_nothing_is_imported")
 @pytest.mark.parametrize(("identifier", "arguments"), ARGUMENTS)
-def test_hostile_arguments_are_one_error(identifier, arguments):
+def test_hostile_arguments_are_one_error_and_import_nothing(identifier, arguments):
     with pytest.raises(PlanError) as caught:
         ifap.build(identifier, **arguments)
     assert "\n" not in str(caught.value)

@@ -247,7 +247,7 @@ def test_export_by_a_builder_of_ones_own(folder, command):
     assert "give --builder package.module:function" in refused(command("export", "small", "--to", "small.pt2"))
     code, out, _ = command("export", "small", "--to", "small.pt2", "--builder", "my_builders:build")
     assert code == 0
-    assert re.match(r"wrote small\.pt2: \d+\.\d MiB, any batch size; differs by \S+ of the largest output", out)
+    assert re.match(r"wrote small\.pt2: [\d.]+ [KM]iB, any batch size; differs by \S+ of the largest output", out)
     import my_builders
 
     inputs = torch.randn(7, 3, 10, 10)
@@ -548,20 +548,53 @@ def test_a_wrong_recovery_sweep_or_report_is_one_line(labelled, command, argumen
     assert not (labelled / "small").exists()
 
 
-def test_a_network_with_uniform_widths_is_exported_as_a_folder_of_its_library(folder, command):
+VIT = ["transformers:AutoModelForImageClassification", "--arguments", "config.json"]
+
+
+@pytest.fixture
+def vit(folder):
+    """The configuration of a small network of transformers, and labelled inputs for it."""
+    sizes = {"model_type": "vit", "image_size": 16, "patch_size": 8, "hidden_size": 32, "intermediate_size": 64}
+    (folder / "config.json").write_text(json.dumps({**sizes, "num_hidden_layers": 2, "num_attention_heads": 4}))
+    pixels = torch.randn(4, 3, 16, 16)
+    save_file({"pixel_values": pixels}, folder / "pixels.safetensors")
+    save_file({"pixel_values": pixels, "labels": torch.tensor([0, 1, 0, 1])}, folder / "labelled.safetensors")
+    return folder
+
+
+def test_a_network_with_uniform_widths_is_exported_as_a_folder_of_its_library(vit, command):
     from transformers import AutoModelForImageClassification
 
-    vit = {"model_type": "vit", "image_size": 16, "patch_size": 8, "hidden_size": 32, "intermediate_size": 64}
-    (folder / "config.json").write_text(json.dumps({**vit, "num_hidden_layers": 2, "num_attention_heads": 4}))
-    save_file({"pixel_values": torch.randn(4, 3, 16, 16)}, folder / "pixels.safetensors")
-    network = ["transformers:AutoModelForImageClassification", "--arguments", "config.json"]
     options = ["--data", "pixels.safetensors", "--out", "small", "--macs", "0.3", "--uniform"]
-    code, _, err = command("prune", *network, *options)
+    code, _, err = command("prune", *VIT, *options)
     assert code == 0, err
     code, out, err = command("export", "small", "--to", "plain")
     assert (code, err) == (0, "")
-    assert re.search(r"wrote plain: 0\.\d MiB; differs by 0 of the largest output", out)
+    assert re.search(r"wrote plain: [\d.]+ KiB; differs by 0 of the largest output", out)
     assert "plain exists already: give a new folder" in refused(command("export", "small", "--to", "plain"))
     pixels = torch.randn(2, 3, 16, 16)
     loaded, small = AutoModelForImageClassification.from_pretrained("plain").eval(), ifap.load("small")
     assert torch.equal(loaded(pixels).logits, small(pixels).logits)
+
+
+def test_the_smallest_network_of_a_sweep_with_uniform_widths_is_exported_too(vit, command):
+    given = [
+        "--data",
+        "pixels.safetensors",
+        "--validate",
+        "labelled.safetensors",
+        "--max-drop",
+        "100",
+        "--out",
+        "curve",
+    ]
+    code, out, err = command("sweep", *VIT, *given, "--target", "0.2", "--target", "0.4", "--uniform")
+    assert code == 0, err
+    assert "smallest within the loss" in out
+    code, out, err = command("export", "curve/small", "--to", "plain")
+    assert (code, err) == (0, "")
+    assert "differs by 0 of the largest output" in out
+
+
+def test_the_version_is_printed(command):
+    assert command("--version") == (0, f"ifap {ifap.__version__}\n", "")

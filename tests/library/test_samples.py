@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -82,6 +84,14 @@ def test_a_photo_that_does_not_decode_is_named(photos):
         read_samples(photos, ifap.build("timm:test_resnet"), "timm:test_resnet")
 
 
+def test_a_photo_of_a_size_that_is_not_decoded_is_named(photos, monkeypatch):
+    from PIL import Image
+
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(ConfigError, match=r"a\.png: not an image that can be decoded \(.*decompression bomb"):
+        read_samples(photos, ifap.build("timm:test_resnet"), "timm:test_resnet")
+
+
 def test_a_folder_without_images_is_named(tmp_path):
     (tmp_path / "notes.md").write_text("no image")
     with pytest.raises(ConfigError, match="holds no image"):
@@ -122,6 +132,15 @@ def test_misfits_of_texts_are_one_line(texts, tokenizer, tmp_path):
         assert "\n" not in str(caught.value)
 
 
+def test_a_tokenizer_that_cannot_pad_is_named(texts, tokenizer):
+    network = ifap.build("transformers:AutoModelForCausalLM", config=LLAMA)
+    file = tokenizer / "tokenizer_config.json"
+    told = json.loads(file.read_text())
+    file.write_text(json.dumps({key: value for key, value in told.items() if key != "pad_token"}))
+    with pytest.raises(ConfigError, match=r"no token to pad with: name pad_token in tokenizer_config\.json"):
+        read_samples(texts, network, tokenizer=tokenizer)
+
+
 class TwoInputs(nn.Module):
     def __init__(self):
         super().__init__()
@@ -152,5 +171,5 @@ def test_misfits_of_tensors_are_one_line(tmp_path):
         with pytest.raises(ConfigError, match=said):
             read_samples(tmp_path / f"{name}.safetensors", TwoInputs())
     (tmp_path / "torn.safetensors").write_bytes(b"\x08")
-    with pytest.raises(ConfigError, match="not a valid safetensors file"):
+    with pytest.raises(ConfigError, match=r"not a valid safetensors file .*; safetensors\.torch\.save_file writes one"):
         read_samples(tmp_path / "torn.safetensors", TwoInputs())

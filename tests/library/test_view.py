@@ -12,6 +12,7 @@ from torch import nn
 import ifap
 from ifap.axes.cut import cut_units
 from ifap.errors import ConfigError, GraphError
+from ifap.printing import as_text
 from ifap.view import trace
 
 
@@ -146,3 +147,16 @@ def test_choices_are_those_of_pruning():
     assert some.axes
     with pytest.raises(ConfigError, match="outputs: the network returns no 'logit'"):
         view_of("dict_inputs", outputs=["logit"])
+
+
+def test_print_is_as_wide_as_the_terminal(monkeypatch):
+    view = view_of("encoder_batch_first")
+    for columns, most in (("80", 80), ("20", 60), ("500", 120)):
+        monkeypatch.setenv("COLUMNS", columns)
+        widths = {len(line) for line in str(view).splitlines()}
+        assert max(widths) <= most
+    assert max(widths) == 120
+
+
+def test_brackets_and_colons_are_printed_as_they_are():
+    assert "[bold]x[/bold] :smile:" in as_text("[bold]x[/bold] :smile:")

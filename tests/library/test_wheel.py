@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -32,15 +33,28 @@ sys.meta_path.insert(0, Refuse())
 """
 
 
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
-    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+def copy_source(source):
     for name in tracked_files():
         if name.startswith("src/") or "/" not in name:
             copy_file(ROOT / name, source / name)
-    command = [UV, "build", "--wheel", "--quiet", "--offline", "--no-build-isolation", "--python", sys.executable]
+    return source
+
+
+def build(source, out):
+    """Build the wheel and the source archive, as `make dist` does."""
+    command = [UV, "build", "--quiet", "--offline", "--no-build-isolation", "--python", sys.executable]
     subprocess.run([*command, "--out-dir", str(out), str(source)], check=True)
-    return next(out.glob("*.whl"))
+    return next(out.glob("*.whl")), next(out.glob("*.tar.gz"))
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    return build(copy_source(tmp_path_factory.mktemp("source")), tmp_path_factory.mktemp("dist"))
+
+
+@pytest.fixture(scope="module")
+def wheel(built):
+    return built[0]
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +77,24 @@ def test_a_wheel_holds_the_library_and_nothing_of_the_study(wheel):
     assert "ifap/axes/trace.py" in names
     assert "ifap/py.typed" in names
     assert not [name for name in names if name.startswith(("ifap/study", "stages", "tests", "benchmarks"))]
+
+
+def test_two_builds_are_the_same_bytes(built, tmp_path):
+    source = copy_source(tmp_path / "another place")
+    for file in source.rglob("*.py"):
+        os.utime(file, (1, 1))
+    again = build(source, tmp_path / "dist")
+    assert [file.name for file in again] == [file.name for file in built]
+    assert [file.read_bytes() for file in again] == [file.read_bytes() for file in built]
+
+
+def test_the_source_archive_holds_what_the_wheel_is_built_from(built):
+    wheel, archive = built
+    with tarfile.open(archive) as tar:
+        names = {name.partition("/")[2] for name in tar.getnames()}
+    modules = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("ifap/")}
+    assert {name.removeprefix("src/") for name in names if name.startswith("src/")} == modules
+    assert {"README.md", "LICENSE", "CHANGELOG.md", "pyproject.toml"} <= names
 
 
 LIBRARY_ALONE = """

@@ -61,8 +61,8 @@ def test_one_version_everywhere():
     assert ifap.__version__ == version
     assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == version
     assert f"## [{version}]" in (ROOT / "CHANGELOG.md").read_text()
-    images = re.findall(r'^container: "[^"]+:([^":]+)"$', (ROOT / "Snakefile").read_text(), flags=re.MULTILINE)
-    assert set(images) <= {version}
+    for name in ("Snakefile", "Dockerfile", "docs/running.md", "profiles/kubernetes/job.yaml"):
+        assert set(re.findall(r"\bifap:(\d[\w.]*)", (ROOT / name).read_text())) == {version}, name
     assert (ROOT / "LICENSE").read_text().startswith("MIT License")
 
 

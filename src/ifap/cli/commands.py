@@ -16,7 +16,6 @@ from ifap.cli.reading import (
     Job,
     Request,
     built,
-    is_public,
     own_builder,
     read_arguments,
     read_job,
@@ -57,6 +56,9 @@ CompensateOption = Annotated[
     bool | None, typer.Option(help="Let what stays stand in for what goes; the method's own by default.")
 ]
 RoundOption = Annotated[int | None, typer.Option(help="Keep widths a multiple of this.")]
+UniformOption = Annotated[
+    bool, typer.Option("--uniform", help="The same widths in all blocks, so that export --to FOLDER works.")
+]
 IgnoreOption = Annotated[list[str] | None, typer.Option(help="Layer whose outputs stay; may be repeated.")]
 BatchOption = Annotated[int, typer.Option(help="Samples a batch.")]
 TokenizerOption = Annotated[Path | None, typer.Option(help="Folder of the tokenizer, for texts.")]
@@ -82,6 +84,23 @@ OwnBuilderOption = Annotated[
 FolderArgument = Annotated[Path, typer.Argument(help="Folder with weights.safetensors and plan.json.")]
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        import ifap
+
+        typer.echo(f"ifap {ifap.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Make a trained network smaller."""
+
+
 def _check_folder(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise ConfigError(f"{out} is a file: give a folder for --out")
@@ -101,9 +120,7 @@ def prune(
     method: MethodOption = "flow",
     compensate: CompensateOption = None,
     round_to: RoundOption = None,
-    uniform: Annotated[
-        bool, typer.Option("--uniform", help="The same widths in all blocks, so that export --to FOLDER works.")
-    ] = False,
+    uniform: UniformOption = False,
     ignore: IgnoreOption = None,
     batch_size: BatchOption = 32,
     tokenizer: TokenizerOption = None,
@@ -120,6 +137,7 @@ def prune(
     import ifap
     from ifap.cli.progress import Bars
     from ifap.results import Target
+    from ifap.saving.builders import is_public
 
     _check_folder(out)
     target = Target(macs=macs, params=params, latency=latency)
@@ -175,6 +193,7 @@ def sweep(
     method: MethodOption = "flow",
     compensate: CompensateOption = None,
     round_to: RoundOption = None,
+    uniform: UniformOption = False,
     ignore: IgnoreOption = None,
     batch_size: BatchOption = 32,
     tokenizer: TokenizerOption = None,
@@ -205,6 +224,7 @@ def sweep(
             method=method,
             compensate=compensate,
             round_to=round_to,
+            uniform=uniform,
             ignore=ignore or (),
             recover=job.recover,
             on_step=bars.on_step,
@@ -292,6 +312,7 @@ def export(
     """Export a saved network, with any batch size, after comparing what was exported with it."""
     from ifap.example_inputs import make_inputs
     from ifap.plan import read_plan
+    from ifap.report.page import megabytes
     from ifap.saving.store import load
 
     if to.suffix not in EXPORTS:
@@ -309,9 +330,9 @@ def export(
     network = load(folder, None if builder is None else functools.partial(built, builder))
     write = getattr(ifap.export if to.suffix else ifap.saving.pretrained, EXPORTS[to.suffix])
     difference = write(network, make_inputs(plan.example_inputs), to)
-    size = sum(file.stat().st_size for file in ([to] if to.suffix else to.iterdir())) / 2**20
+    size = sum(file.stat().st_size for file in ([to] if to.suffix else to.iterdir()))
     free = ", any batch size" if to.suffix else ""
-    typer.echo(f"wrote {to}: {size:.1f} MiB{free}; differs by {difference:.1g} of the largest output")
+    typer.echo(f"wrote {to}: {megabytes(size)}{free}; differs by {difference:.1g} of the largest output")
 
 
 def main() -> None:
@@ -335,6 +356,7 @@ def main() -> None:
 
 def _save(pruned: Pruned, out: Path, builder: str, given: dict[str, Any]) -> None:
     import ifap
+    from ifap.saving.builders import is_public
 
     ifap.save(pruned, out, *((builder, given) if is_public(builder) else ()))
 

@@ -103,16 +103,9 @@ def _read_labels(request: Request, network: nn.Module, bars: Bars) -> tuple[Dist
     return recover, Accuracy(held or validation, request.batch_size)
 
 
-def is_public(builder: str) -> bool:
-    """Return whether `ifap.build` knows a builder."""
-    from ifap.saving.builders import homes
-
-    return builder.partition(":")[0] in homes()
-
-
 def find_builder(text: str) -> Callable[..., nn.Module]:
     """Return what builds the network: a public one by its home, or a function of the user's own."""
-    from ifap.saving.builders import build, homes
+    from ifap.saving.builders import build, homes, is_public
 
     if is_public(text):
         return functools.partial(build, text)
@@ -176,19 +169,58 @@ def try_once(network: nn.Module, inputs: Any, data: Path) -> None:
 
 
 def load_weights(network: nn.Module, path: Path | None) -> nn.Module:
-    """Give a network its weights, if there are any."""
+    """Give a network its weights, if there are any.
+
+    A file need not hold what the network makes by itself: a weight that is also another one, such as the output layer
+    of a language model, which is its embedding. It may hold constants that the network would not have saved.
+
+    Raises
+    ------
+    ConfigError
+        If they are those of another network.
+    """
     from ifap.data import read_tensors
 
-    if path is not None:
-        try:
-            network.load_state_dict(read_tensors(path))
-        except RuntimeError as error:
-            raise ConfigError(f"{path}: does not fit the network: {' '.join(str(error).split())[:200]}") from None
+    if path is None:
+        return network
+    tensors = read_tensors(path)
+    own = network.state_dict()
+    try:
+        found = network.load_state_dict(tensors, strict=False)
+    except RuntimeError as error:
+        raise ConfigError(f"{path}: does not fit the network: {_other_shape(own, tensors) or error}") from None
+    loaded = {_place(tensor) for name, tensor in own.items() if name in tensors}
+    missing = [name for name in found.missing_keys if _place(own[name]) not in loaded - {None}]
+    surplus = sorted(set(found.unexpected_keys) - {name for name, _ in network.named_buffers()})
+    lacks = [f"{len(missing)} of {len(own)} tensors are missing, such as '{missing[0]}'"] if missing else []
+    holds = [f"'{surplus[0]}' is not in the network"] if surplus else []
+    if lacks or holds:
+        raise ConfigError(f"{path}: does not fit the network: {' and '.join(lacks + holds)}; is it of another one?")
     return network
+
+
+def _place(value: Any) -> int | None:
+    """Return where the numbers of a tensor are, which two names of one weight share."""
+    from torch import Tensor
+    from torch.nn.parameter import is_lazy
+
+    return value.data_ptr() if isinstance(value, Tensor) and not is_lazy(value) else None
+
+
+def _other_shape(own: dict[str, Any], tensors: dict[str, Any]) -> str:
+    """Say which tensor of a file has another shape than that of the network."""
+    from torch.nn.parameter import is_lazy
+
+    for name, tensor in own.items():
+        if name in tensors and not is_lazy(tensor) and tensors[name].shape != tensor.shape:
+            return f"'{name}' has the shape {tuple(tensors[name].shape)}, in the network {tuple(tensor.shape)}"
+    return ""
 
 
 def own_builder(builder: str, given: dict[str, Any]) -> Callable[[], nn.Module] | None:
     """Return what builds a network of the user's own; None for a public one, which its plan names."""
+    from ifap.saving.builders import is_public
+
     return None if is_public(builder) else functools.partial(built, builder, given)
 
 

@@ -146,7 +146,9 @@ def open_image(file: Path, prepare: Callable[[Any], Any]) -> Any:
     try:
         with pictures.open(file) as image:
             return prepare(image.convert("RGB"))
-    except (OSError, ValueError, SyntaxError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever the decoder of its format raises
         text = (str(error).splitlines() or [type(error).__name__])[0][:100]
         raise ConfigError(f"{file}: not an image that can be decoded ({text})") from None
 
@@ -161,7 +163,7 @@ def preparation(network: nn.Module, builder: str, processor: Path | None) -> Cal
     """
     home, _, name = builder.partition(":")
     if processor is not None:
-        found = _read_part(_package("transformers", "images").AutoImageProcessor, processor, "an image processor")
+        found = _read_part(_package("transformers", "texts").AutoImageProcessor, processor, "an image processor")
         return lambda image: found(image, return_tensors="pt")["pixel_values"][0]
     note = getattr(network, "pretrained_cfg", None)
     if isinstance(note, Mapping) and "mean" in note:
@@ -238,6 +240,10 @@ def tokens(
         raise ConfigError(f"--length {length}: the network has {positions} positions")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer.pad_token is None:
+        raise ConfigError(
+            f"{folder}: the tokenizer has no token to pad with: name a pad_token in tokenizer_config.json"
+        )
     found = tokenizer(
         texts, padding=True, truncation=True, max_length=length or min(_LENGTH, positions), return_tensors="pt"
     )
@@ -259,11 +265,11 @@ def _check_vocabulary(network: nn.Module, ids: Tensor | None, folder: Path) -> N
 # --- packages -------------------------------------------------------------------------------------
 
 
-def _package(name: str, kind: str) -> Any:
+def _package(name: str, extra: str) -> Any:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
-        raise ConfigError(f"{kind} need the package {error.name}: pip install {error.name}") from None
+        raise ConfigError(f"the package {error.name} is missing: pip install 'ifap[{extra}]'") from None
 
 
 def _read_part(kind: Any, folder: Path, what: str) -> Any:

@@ -48,7 +48,7 @@ def environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    found.filters["share"] = lambda value: f"{100 * value:.1f} %"
+    found.filters["share"] = lambda value: "< 0.1 %" if 0 < value < 0.0005 else f"{100 * value:.1f} %"
     found.filters["count"] = lambda value: f"{value:,}"
     found.filters["short"] = short_count
     found.filters["digits"] = three_digits

@@ -61,7 +61,8 @@ def build(identifier: str, /, **arguments: Any) -> nn.Module:
     prefix, separator, name = identifier.partition(":")
     known = homes()
     if prefix in _HOMES and prefix not in known:
-        raise PlanError(f"builder {identifier[:100]!r}: {prefix} is not installed")
+        extra = _EXTRAS[prefix]
+        raise PlanError(f"builder {identifier[:100]!r}: {prefix} is not installed: pip install 'ifap[{extra}]'")
     if not separator or prefix not in known:
         raise PlanError(f"builder {identifier[:100]!r}: no home '{prefix[:50]}': {nearest(prefix, known)}")
     home = known[prefix]
@@ -115,6 +116,12 @@ def _network(found: Any, identifier: str) -> nn.Module:
     if not isinstance(found, nn.Module):
         raise PlanError(f"builder {identifier!r} returned {type(found).__name__}, not a network")
     return found
+
+
+def is_public(identifier: str) -> bool:
+    """Return whether a name is that of a public network, whether its home is installed or not."""
+    prefix = identifier.partition(":")[0]
+    return prefix in _HOMES or prefix in homes()
 
 
 def homes() -> dict[str, Home | EntryPoint]:
@@ -192,7 +199,10 @@ def _transformers(name: str, arguments: Mapping[str, Any]) -> nn.Module:
         raise PlanError(f"transformers has no '{name}': {nearest(name, known)}")
     config = arguments.get("config")
     if not isinstance(config, Mapping) or set(arguments) != {"config"} or "model_type" not in config:
-        raise PlanError(f"transformers:{name} takes one argument, 'config', with its 'model_type'")
+        raise PlanError(
+            f"transformers:{name} takes one argument, 'config', with its 'model_type' (in the shell --arguments "
+            "config.json)"
+        )
     kinds = importlib.import_module("transformers.models.auto.configuration_auto")
     if config["model_type"] not in kinds.CONFIG_MAPPING:
         wrong = str(config["model_type"])
@@ -202,3 +212,4 @@ def _transformers(name: str, arguments: Mapping[str, Any]) -> nn.Module:
 
 
 _HOMES: dict[str, Home] = {"timm": _timm, "torchvision": _torchvision, "transformers": _transformers}
+_EXTRAS = {"timm": "images", "torchvision": "images", "transformers": "texts"}
