@@ -137,7 +137,7 @@ def test_a_tokenizer_that_cannot_pad_is_named(texts, tokenizer):
     file = tokenizer / "tokenizer_config.json"
     told = json.loads(file.read_text())
     file.write_text(json.dumps({key: value for key, value in told.items() if key != "pad_token"}))
-    with pytest.raises(ConfigError, match=r"no token to pad with: name pad_token in tokenizer_config\.json"):
+    with pytest.raises(ConfigError, match=r"no token to pad with: name a pad_token in tokenizer_config\.json"):
         read_samples(texts, network, tokenizer=tokenizer)
 
 
