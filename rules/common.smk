@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shlex
 import sys
 
@@ -22,6 +23,9 @@ IN_CONTAINER = (
     DeploymentMethod.APPTAINER in workflow.deployment_settings.deployment_method
 )
 PYTHON = "python" if IN_CONTAINER else shlex.quote(sys.executable)
+# What a submitted job may use is what the scheduler gave it: `gres` asks for a GPU as well as `gpu` does.
+if workflow.remote_exec:
+    os.environ["IFAP_GPU_SUBMITTED"] = "1"
 
 
 def selected_grid():

@@ -149,6 +149,11 @@ def test_several_jobs_share_a_device_if_wanted_once_all_have_one(start):
         ({gpu.WANTED: ""}, "0,1,2,3"),  # a stage that is run by hand
         ({"SLURM_JOB_ID": "7", "SLURM_JOB_GPUS": "2", gpu.VISIBLE: "2"}, "2"),
         ({"SLURM_JOB_ID": "7"}, ""),  # sees all, owns none
+        # A job that Snakemake submitted with `gres` in place of `gpu`, one that asked for none, and two that run in an
+        # allocation of somebody who wants no GPU.
+        ({"SLURM_JOB_ID": "7", "SLURM_JOB_GPUS": "2", gpu.VISIBLE: "2", gpu.WANTED: "0", gpu.SUBMITTED: "1"}, "2"),
+        ({"SLURM_JOB_ID": "7", gpu.WANTED: "0", gpu.SUBMITTED: "1"}, ""),
+        ({"SLURM_JOB_ID": "7", "SLURM_JOB_GPUS": "2", gpu.VISIBLE: "2", gpu.WANTED: "0"}, ""),
         ({"KUBERNETES_SERVICE_HOST": "10.0.0.1", gpu.VISIBLE: "GPU-1"}, "GPU-1"),
     ],
 )

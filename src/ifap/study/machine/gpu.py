@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 
 WANTED = "IFAP_GPU"
 """How many GPUs the workflow gives a job: 1 or more leases one, 0 hides all, unset changes nothing."""
+SUBMITTED = "IFAP_GPU_SUBMITTED"
+"""Set by the workflow in a job that Snakemake submitted: it uses what Slurm gave it, by whatever resource it asked."""
 SLOTS = "IFAP_GPU_SLOTS"
 """How many processes may share one device; 1 if unset."""
 FOLDER = "IFAP_GPU_LOCKS"
@@ -306,6 +308,8 @@ def take_as_asked(environ: MutableMapping[str, str] = os.environ) -> None:
     """
     wanted = _number(environ, WANTED, None)
     environ.pop(WANTED, None)
+    if wanted == 0 and environ.get(SUBMITTED) and scheduler(environ) == "Slurm":
+        wanted = 1  # `gres` may have asked in place of `gpu`; where nothing did, Slurm gave nothing
     if wanted is None or int(environ.get("WORLD_SIZE") or 1) > 1:
         return  # by hand, or a launcher of several processes has shared the devices out
     if wanted == 0:
