@@ -4,7 +4,8 @@
 #   tests/slurm/cluster.sh COMMAND [ARGUMENT ...]
 #
 # Needs slurmctld, slurmd and munged (Debian: slurm-wlm, munge). Everything is in one private folder. One node says that
-# it has sixteen cores, 128 GB and four GPUs; the GPUs are only declared.
+# it has sixteen cores, 128 GB and four GPUs; the GPUs are only declared. SLURM_TEST_MODELS names their models in order:
+# SLURM_TEST_MODELS="a100 a100 v100 v100".
 set -euo pipefail
 export PATH=$PATH:/usr/sbin:/sbin
 for program in munged slurmctld slurmd sbatch squeue; do
@@ -38,9 +39,14 @@ finish() {
 trap finish EXIT
 trap 'exit 130' INT TERM
 
+read -ra models <<< "${SLURM_TEST_MODELS:-}"
+((${#models[@]} == 0 || ${#models[@]} == 4)) \
+  || { echo "error: SLURM_TEST_MODELS: four models are needed, not ${#models[@]}" >&2; exit 2; }
 me=$(id -un)
 node=$(hostname -s)
 free_port() { python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'; }
+# As Slurm wants it: gpu:a100:1,gpu:a100:1,gpu:v100:1,gpu:v100:1 or, without models, gpu:1,gpu:1,gpu:1,gpu:1.
+gres=$(for i in 0 1 2 3; do echo "gpu:${models[i]:+${models[i]}:}1"; done | paste --serial --delimiters=,)
 mkdir "$private"/{state,spool,munge}
 head -c 128 /dev/urandom > "$private/munge/key"
 chmod 700 "$private/munge"
@@ -82,16 +88,19 @@ SlurmdParameters=config_overrides
 # A busy machine answers late.
 MessageTimeout=90
 TCPTimeout=30
-NodeName=$node NodeAddr=127.0.0.1 CPUs=16 RealMemory=128000 Gres=gpu:4 State=UNKNOWN
+NodeName=$node NodeAddr=127.0.0.1 CPUs=16 RealMemory=128000 Gres=$gres State=UNKNOWN
 PartitionName=local Nodes=$node Default=YES MaxTime=INFINITE State=UP
 END
 # A device must be a device file for Slurm to number it in CUDA_VISIBLE_DEVICES; these are other names of /dev/null.
 # Without the right to make them the GPUs are only counted.
-if for i in 0 1 2 3; do mknod "$private/gpu$i" c 1 3; done 2> "$private/mknod.err"; then
-  echo "NodeName=$node Name=gpu File=$private/gpu[0-3]" > "$private/gres.conf"
-else
-  echo "NodeName=$node Name=gpu Count=4" > "$private/gres.conf"
-fi
+for i in 0 1 2 3; do
+  type=${models[i]:+Type=${models[i]}}
+  if mknod "$private/gpu$i" c 1 3 2> "$private/mknod.err"; then
+    echo "NodeName=$node Name=gpu $type File=$private/gpu$i"
+  else
+    echo "NodeName=$node Name=gpu $type Count=1"
+  fi
+done > "$private/gres.conf"
 export SLURM_CONF=$private/slurm.conf
 # Snakemake takes SLURM_CONF from the steps of a job, as clusters have theirs in a fixed place.
 mkdir "$private/bin"
