@@ -3,27 +3,36 @@
 # CUDA comes with the hashed wheels of requirements.lock; only the driver comes from the host (`--gpus all`, `--nv`).
 # BASE_IMAGE may be any Debian with Python 3.11 to be had: debian:bookworm-slim, or one of your own with more in it.
 ARG BASE_IMAGE=debian:bookworm-slim
-FROM ${BASE_IMAGE}
+FROM ${BASE_IMAGE} AS system
 
 RUN apt-get update \
  && DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends make python3 python3-venv tini \
  && rm -rf /var/lib/apt/lists/*
 
-# Where a proxy signs for the package index: `--build-arg SSL_CERT_FILE=...`, with the file mounted into the build.
-ARG SSL_CERT_FILE
-ENV PATH=/opt/ifap/bin:$PATH UV_LINK_MODE=copy UV_CACHE_DIR=/var/cache/uv
+# A layer is made again when a file that it copies changes. So the entries of torch and CUDA get a file of their own:
+# a new version of another package does not fetch them again.
+FROM system AS locks
+COPY requirements.lock container/layer.awk /locks/
+RUN cd /locks \
+ && awk -v only='^uv$' -f layer.awk requirements.lock > uv.lock \
+ && awk -v only='^(torch|triton|nvidia-.*|cuda-.*)$' -f layer.awk requirements.lock > cuda.lock
 
-# First torch and CUDA, by far the largest layer and the one that changes least; then everything else.
-COPY requirements.lock container/layer.awk /opt/
-RUN --mount=type=cache,target=/var/cache/uv \
-    python3 -m venv /opt/ifap \
- && awk -v only='^uv$' -f /opt/layer.awk /opt/requirements.lock > /opt/uv.lock \
- && awk -v only='^(torch|triton|nvidia-.*|cuda-.*)$' -f /opt/layer.awk /opt/requirements.lock > /opt/cuda.lock \
+FROM system
+# Where a proxy signs for the package index: `--build-arg SSL_CERT_FILE=...`, a file that the base image holds.
+ARG SSL_CERT_FILE
+ENV PATH=/opt/ifap/bin:$PATH
+
+# First torch and CUDA, by far the largest layer and the one that changes least; then everything else. No cache is kept,
+# so that any builder can do it and packages are linked, not copied, into their place. Without a compiler nobody links
+# static libraries.
+COPY --from=locks /locks/uv.lock /locks/cuda.lock /opt/
+RUN python3 -m venv /opt/ifap \
  && env ${SSL_CERT_FILE:+PIP_CERT=$SSL_CERT_FILE} \
     python -m pip install --quiet --disable-pip-version-check --no-cache-dir --require-hashes -r /opt/uv.lock \
- && uv pip install --quiet --no-deps --require-hashes --compile-bytecode --python /opt/ifap -r /opt/cuda.lock
-RUN --mount=type=cache,target=/var/cache/uv \
-    uv pip sync --quiet --require-hashes --compile-bytecode --python /opt/ifap /opt/requirements.lock
+ && uv pip install --quiet --no-cache --no-deps --require-hashes --compile-bytecode --python /opt/ifap -r /opt/cuda.lock \
+ && find /opt/ifap -name '*.a' -delete
+COPY requirements.lock /opt/
+RUN uv pip sync --quiet --no-cache --require-hashes --compile-bytecode --python /opt/ifap /opt/requirements.lock
 
 # Any user may run it (`--user`), so the study's own folder is open to all; nothing else is.
 WORKDIR /study

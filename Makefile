@@ -5,6 +5,7 @@ PYTHON ?= python3
 SCALE ?= quick
 DOCKER ?= docker
 BASE_IMAGE ?= debian:bookworm-slim
+IMAGE_OPTIONS ?=
 VERSION = $$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 STUDY_ONE := classification/fashion_mnist/resnet_tiny
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
@@ -111,7 +112,7 @@ status: setup ## Say which cells of the scale are there, missing or stale
 	ifap status --scale $(SCALE)
 
 image: ## Build the container image, named by the version (DOCKER=podman for another builder)
-	$(DOCKER) build --build-arg BASE_IMAGE=$(BASE_IMAGE) --build-arg COMMIT=$$(git rev-parse HEAD) --tag ifap:$(VERSION) .
+	$(DOCKER) build --build-arg BASE_IMAGE=$(BASE_IMAGE) --build-arg COMMIT=$$(git rev-parse HEAD) $(IMAGE_OPTIONS) --tag ifap:$(VERSION) .
 
 dist: setup ## Build the wheel and the source archive in dist/, the same bytes on every machine, and check them (needs the network)
 	@rm -rf dist
