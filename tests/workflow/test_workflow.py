@@ -298,15 +298,6 @@ def test_jobs_run_by_the_interpreter_of_snakemake(fresh, tmp_path):  # noqa: F81
     assert (project.root / manifest).is_file()
 
 
-def test_jobs_in_a_container_run_by_the_interpreter_of_the_image(fresh, tmp_path, monkeypatch):  # noqa: F811
-    (tmp_path / "apptainer").write_text("#!/bin/sh\necho apptainer version 1.4.0\n")  # a dry run asks for no more
-    (tmp_path / "apptainer").chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    said = fresh.snakemake("--dry-run", "--printshellcmds", "--workflow-profile", "profiles/container")
-    assert re.search(r"(?<![\w/.-])python -m stages\.fetch", said)
-    assert f"{sys.executable} -m stages" not in said
-
-
 def test_another_interpreter_is_no_reason_to_run_again(project, tmp_path):
     command, _ = elsewhere(tmp_path)
     assert nothing_to_do(project.run(*command))
