@@ -10,7 +10,7 @@ import sys
 
 import pytest
 from places import ROOT
-from workflow_project import SCALE, finished, fresh  # noqa: F401
+from workflow_project import SCALE, fresh  # noqa: F401
 
 from ifap.study import paths
 from ifap.study.paths import Cell
@@ -65,11 +65,12 @@ def apptainer(tmp_path, monkeypatch):
     return lambda: [json.loads(line) for line in log.read_text().splitlines()]
 
 
-def test_jobs_in_a_container_make_what_they_make_without(fresh, finished, apptainer, tmp_path):  # noqa: F811
-    project = fresh.copy(tmp_path / "project")
+def test_jobs_in_a_container_make_what_they_make_without(fresh, apptainer, tmp_path):  # noqa: F811
+    plain, project = fresh.copy(tmp_path / "plain"), fresh.copy(tmp_path / "project")
+    plain.snakemake(str(WEIGHTS))
     said = project.snakemake("--workflow-profile", "profiles/container", "--printshellcmds", str(WEIGHTS))
     assert f"{sys.executable} -m stages" not in said
-    assert (project.root / WEIGHTS).read_bytes() == (finished.root / WEIGHTS).read_bytes()
+    assert (project.root / WEIGHTS).read_bytes() == (plain.root / WEIGHTS).read_bytes()
     # The working folder is the home folder of a job: nothing may be left there.
     assert project.run("git", "status", "--porcelain") == ""
 
