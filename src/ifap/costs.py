@@ -7,6 +7,7 @@ poolings are not counted. The paper prints MACs as "GFlops".
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from torch.utils.flop_counter import flop_registry
 
 from ifap.axes.dispatch import DispatchMode
 from ifap.axes.fakes import device_or_call, quick
-from ifap.axes.passes import data_free, empty_caches, is_trouble, plain_attention, unchanged
+from ifap.axes.passes import data_free, empty_caches, is_trouble, plain_kernels, unchanged
 from ifap.errors import GraphError
 from ifap.forward import Inputs, call, dense_outputs, evaluation_mode, task_tensors
 from ifap.layers import modules_by_name
@@ -174,8 +175,18 @@ def _deformed(_x: Tensor, weight: Tensor, *_: Any, out_val: Tensor, **__: Any) -
     return 2 * out_val.numel() * int(weight[0].numel())
 
 
+def _bilinear(*args: Any, out_val: Tensor, **_: Any) -> int:
+    """Count three factors, each spread over the dimensions that it lacks, as one product."""
+    shapes: list[list[int]] = []
+    for x, missing in zip(args[:3], args[3:6], strict=True):
+        sizes = iter(x.shape)
+        shapes.append([1 if place in missing else next(sizes) for place in range(x.dim() + len(missing))])
+    return 2 * math.prod(map(max, *shapes))
+
+
 # What torch has no formula for: twice the multiply-accumulates.
 _FORMULAS: dict[str, Callable[..., int]] = {
+    "aten._trilinear.default": _bilinear,
     "aten._grouped_mm.default": _experts,
     "torchvision.deform_conv2d.default": _deformed,
 }
@@ -211,7 +222,7 @@ def probe(model: nn.Module, example_inputs: Inputs, outputs: Sequence[str] | Non
     NetworkError
         If the network does not run.
     """
-    with evaluation_mode(model), torch.no_grad(), dense_outputs(model), plain_attention():
+    with evaluation_mode(model), torch.no_grad(), dense_outputs(model), plain_kernels():
         try:
             found = _count_without_data(model, example_inputs, outputs)
         except Exception as error:

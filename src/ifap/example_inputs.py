@@ -17,10 +17,14 @@ _INDEX_ELEMENTS = 2**8
 """What an integer among the inputs counts as: it is looked up, and stands for a vector."""
 _MAX_STORED_VALUES = 4096
 _DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (
-    torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.bool,
+    torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.complex64, torch.complex128,
+    torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool,
 )}  # fmt: skip
 
 Count = Annotated[int, Field(ge=0, lt=2**63)]
+
+
+Fill = Literal["normal", "one", "zero"]
 
 
 class Part(BaseModel):
@@ -30,13 +34,13 @@ class Part(BaseModel):
 
 
 class InputSpec(Part):
-    """Shape, type and, for integers, range of one example input; floats are drawn, or one where that does not run."""
+    """Shape, type and, for integers, range of one example input; floats are drawn, or all are one or zero."""
 
     kind: Literal["tensor"] = "tensor"
     shape: Annotated[list[Count], Field(fail_fast=True, max_length=16)]
     dtype: str
     high: Count = 1
-    fill: Literal["normal", "one"] = "normal"
+    fill: Fill = "normal"
 
 
 class InputValues(Part):
@@ -99,7 +103,8 @@ def input_spec(inputs: Inputs) -> Any:
         dtype = str(inputs.dtype).removeprefix("torch.")
         if dtype in ("int64", "int32", "bool") and 0 < inputs.numel() <= _MAX_STORED_VALUES:
             return InputValues(shape=list(inputs.shape), dtype=dtype, values=[int(v) for v in inputs.reshape(-1)])
-        high = 1 if inputs.is_floating_point() or inputs.numel() == 0 else int(inputs.max())
+        is_number = inputs.is_floating_point() or inputs.is_complex()
+        high = 1 if is_number or inputs.numel() == 0 else int(inputs.max())
         return InputSpec(shape=list(inputs.shape), dtype=dtype, high=max(high, 0))
     if isinstance(inputs, dict):
         return InputDict(items={str(key): input_spec(value) for key, value in inputs.items()})
@@ -113,13 +118,13 @@ def input_spec(inputs: Inputs) -> Any:
     )
 
 
-def with_ones(spec: Any) -> Any:
-    """Return the description of inputs whose floats are all one: a forward may use them as positions."""
+def filled(spec: Any, fill: Fill) -> Any:
+    """Return the description of inputs whose floats are all alike: a forward may use them as positions."""
     if isinstance(spec, InputDict):
-        return InputDict(items={key: with_ones(value) for key, value in spec.items.items()})
+        return InputDict(items={key: filled(value, fill) for key, value in spec.items.items()})
     if isinstance(spec, InputList):
-        return InputList(items=[with_ones(value) for value in spec.items])
-    return spec.model_copy(update={"fill": "one"}) if isinstance(spec, InputSpec) else spec
+        return InputList(items=[filled(value, fill) for value in spec.items])
+    return spec.model_copy(update={"fill": fill}) if isinstance(spec, InputSpec) else spec
 
 
 # --- making ---------------------------------------------------------------------------------------
@@ -151,8 +156,11 @@ def _make_inputs(spec: Any, generator: torch.Generator) -> Any:
         if len(spec.values) != math.prod(spec.shape):
             raise PlanError(f"example_inputs: {len(spec.values)} values for the shape {spec.shape}")
         return torch.tensor(spec.values, dtype=torch.int64).to(dtype).view(spec.shape)
-    if dtype.is_floating_point and spec.fill == "one":
-        return torch.ones(spec.shape, dtype=dtype)
-    if dtype.is_floating_point:
+    is_number = dtype.is_floating_point or dtype.is_complex
+    if is_number and spec.fill != "normal":
+        return torch.full(spec.shape, int(spec.fill == "one"), dtype=dtype)
+    if dtype.is_complex:
+        return torch.randn(spec.shape, generator=generator, dtype=dtype)
+    if is_number:
         return torch.randn(spec.shape, generator=generator).to(dtype)
     return torch.randint(0, spec.high + 1, spec.shape, generator=generator).to(dtype)

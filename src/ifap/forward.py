@@ -140,7 +140,10 @@ def private_copy(model: nn.Module) -> nn.Module:
         for value in module.__dict__.values()
         if isinstance(value, Tensor) and value.grad_fn is not None
     }
-    twin = copy.deepcopy(model, memo)
+    with torch.no_grad():  # torch copies the parameters of scripted modules by an operation
+        twin = copy.deepcopy(model, memo)
+    for mine, other in zip(twin.parameters(), model.parameters(), strict=True):
+        mine.requires_grad_(other.requires_grad)
     twin.zero_grad(set_to_none=True)
     return twin
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +16,7 @@ from ifap.axes.cut import cut_units
 from ifap.axes.expressions import atoms_of
 from ifap.axes.proof import Proof, prove
 from ifap.axes.units import Graph, Indices
-from ifap.checks import Refusal, because, check_outputs
+from ifap.checks import Refusal, axes_at_fault, because, check_outputs, require, tied_axes
 from ifap.compensate import Compensation, biases_to_come, compensate
 from ifap.costs import Cost, NetworkError, count_bytes, count_params, params_by_module
 from ifap.errors import GraphError, TargetError
@@ -57,6 +57,7 @@ class Run:
         on_step: OnStep | None,
         ignore: Sequence[str | nn.Module],
         on_phase: OnPhase | None = None,
+        refused: Mapping[int, str] | None = None,
     ) -> None:
         model = unwrapped(model)
         self._original, self._inputs, self._batches = model, example_inputs, batches
@@ -67,10 +68,10 @@ class Run:
         ignored = [_name_of(model, item) for item in ignore]
         self.model = copy_to_prune(model)
         self._graph: Graph = clock.measure("trace", lambda: self._trace(ignored))
-        self._refused: dict[int, str] = {}  # axes that turned out to be impossible to cut, and why
+        self._refused = dict(refused or {})  # axes that turned out to be impossible to cut, and why
         if options.uniform:
             self._graph, fixed = clock.measure("trace", lambda: expressible(self.model, self._graph))
-            self._refused = dict.fromkeys(fixed, STAYS)
+            self._refused |= dict.fromkeys(fixed, STAYS)
         self._whole = replace(self._graph, structure=self._graph.structure.apart())
         if self._graph.num_units == 0:
             raise GraphError(f"nothing in this network can be pruned{because(self._graph.pinned)}")
@@ -144,15 +145,18 @@ class Run:
         """Compare cutting with masking, from the unpruned network on."""
         Clock(self._on_phase, len(self.receipts) - 1).announce("prove")
         removed = self._lost_units()
-        proof = prove(
+        proof = self._compare(removed)
+        require(proof, self._whole, removed, self._compare)
+        return proof
+
+    def _compare(self, removed: Indices) -> Proof:
+        return prove(
             copy_to_prune(self._original),
             self._whole,
             removed,
             self._inputs,
             lambda model, inputs: output_tensors(model, inputs, self._options.outputs),
         )
-        proof.require()
-        return proof
 
     def _lost_units(self) -> Indices:
         """Return the units of the unpruned network that are gone."""
@@ -364,24 +368,16 @@ class Run:
         except CannotFollowError as error:
             atoms = {atom for axis in error.axes for atom in atoms_of(axis)}
             groups = {group for atom, group in self._graph.structure.atoms.items() if atom in atoms}
-            raise Refusal(self._cut_among(removed, groups), f"{error.text} (in '{error.module}')") from None
+            losing = set().union(*tied_axes(self._graph, removed))
+            raise Refusal(losing & groups or losing, f"{error.text} (in '{error.module}')") from None
         try:
             check_outputs(self.model, self._graph, self._inputs, self._options.outputs)
         except NetworkError as error:
             undo()
-            touched = {
-                group.index
-                for group in self._graph.groups
-                if any(slot.name == error.module or slot.name.startswith(f"{error.module}.") for slot in group.slots)
-            }
-            raise Refusal(self._cut_among(removed, touched), error.reason) from error
+            groups = axes_at_fault(self.model, self._graph, removed, error, self._inputs, self._options.outputs)
+            raise Refusal(groups, error.reason) from error
         self._graph = smaller
         self.after = self._present_cost()
-
-    def _cut_among(self, removed: Indices, groups: set[int]) -> set[int]:
-        """Return the axes that lose units and are among `groups`; all that lose any if none is."""
-        losing = {int(group) for group in self._graph.group_of[removed]}
-        return losing & groups or losing
 
     @property
     def _macs(self) -> dict[str, int]:
@@ -429,9 +425,9 @@ class Run:
 
     def _widths(self) -> dict[str, int]:
         modules = modules_by_name(self.model)
-        alone = {index for index, _, _ in self._graph.structure.producers}
+        alone = {each.slot: each.key for each in self._graph.structure.producers}
         return {
-            slot.name: len(units)
+            alone.get(index, slot.name): len(units)
             for index, (slot, units) in enumerate(zip(self._graph.slots, self._graph.unit_of, strict=True))
             if (units >= 0).any() and (index in alone or (slot.side == "out" and is_producer(modules[slot.name])))
         }
@@ -443,7 +439,8 @@ class Run:
         """Return the layers that stay and why, with those that a cut showed to be impossible."""
         found = dict(self._graph.pinned)
         for group, reason in self._refused.items():
-            found.update({slot.name: reason for slot in self._graph.groups[group].slots if slot.side == "out"})
+            its = self._graph.groups[group]
+            found.update(dict.fromkeys([slot.name for slot in its.slots if slot.side == "out"] or [its.name], reason))
         return found
 
     def _at_floor(self) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from torch import nn
 
 from ifap.axes.units import UnitsOfProducts
+from ifap.checks import UnprovenError
 from ifap.data import refuse_test
 from ifap.errors import ConfigError, TargetError, nearest
 from ifap.example_inputs import can_be_saved
@@ -168,7 +169,8 @@ def prune(
     PlanError
         If `like` is the plan of another network.
     GraphError
-        If nothing in the network can be pruned, or the proof fails: then no network is returned.
+        If nothing in the network can be pruned, or if the proof fails after training (`recover` or `resume`); without
+        training the axes that make it fail stay, and pruning begins again.
     ScoreError, SplitError
         See `ifap.flow_scores`.
 
@@ -211,22 +213,38 @@ def prune(
         uniform=uniform,
     )
     _check(options, validate)
-    run = Run(
-        model,
-        example_inputs,
-        batches,
-        options,
-        scorer,
-        {"labelled": labelled, "loss": loss},
-        recover,
-        validate,
-        on_step,
-        (ignore,) if isinstance(ignore, (str, nn.Module)) else tuple(ignore),
-        on_phase,
-    )
+    refused: dict[int, str] = {}
+
+    def run() -> Run:
+        return Run(
+            model,
+            example_inputs,
+            batches,
+            options,
+            scorer,
+            {"labelled": labelled, "loss": loss},
+            recover,
+            validate,
+            on_step,
+            (ignore,) if isinstance(ignore, (str, nn.Module)) else tuple(ignore),
+            on_phase,
+            refused,
+        )
+
+    attempt = run()
     if not can_be_saved(example_inputs):
         log.warning("the example inputs are too many values for a saved plan: give one or a few samples")
-    return run.finish(Store(Path(resume)) if isinstance(resume, (str, Path)) else resume)
+    if recover is not None or resume is not None:  # what was trained is not thrown away
+        return attempt.finish(Store(Path(resume)) if isinstance(resume, (str, Path)) else resume)
+    while True:
+        try:
+            return attempt.finish(None)
+        except UnprovenError as error:
+            if error.groups <= refused.keys():  # a plan given as `like` says what goes
+                raise
+            log.warning("%s", error)
+            refused |= dict.fromkeys(error.groups, "the network without it does not compute what the masked one does")
+            attempt = run()
 
 
 def _check(options: Options, validate: Validate | None) -> None:

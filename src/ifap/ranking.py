@@ -68,7 +68,7 @@ def unit_scores(graph: Graph, scores: Mapping[str, Tensor], aggregate: Aggregate
 
 def scored_slots(graph: Graph) -> list[tuple[int, str]]:
     """Return the slots that weights make, each with the name that its scores go by: the layer's or the weight's."""
-    alone = {index: name for index, name, _ in graph.structure.producers}
+    alone = {each.slot: each.key for each in graph.structure.producers}
     layers = [(index, slot.name) for index, slot in enumerate(graph.slots) if slot.side == "out"]
     return sorted([*layers, *alone.items()])
 

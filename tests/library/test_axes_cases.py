@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import functools
 
+import odd_networks  # noqa: F401 (its networks join KINDS)
 import pytest
 import torch
 from axes_networks import KINDS, Answer

@@ -280,7 +280,7 @@ def test_every_kind_is_scored_at_both_sites(name, site):
         for layer, module in model.named_modules()
         if isinstance(module, (nn.Linear, nn.modules.conv._ConvNd))
     }
-    alone = {weight: model.get_parameter(weight).shape[dim] for _, weight, dim in graph.structure.producers}
+    alone = {key: model.get_parameter(weight).shape[dim] for _, weight, dim, key in graph.structure.producers}
     assert {layer: values.shape for layer, values in scores.items()} == {
         layer: (width,) for layer, width in {**layers, **alone}.items()
     }

@@ -12,7 +12,7 @@ import ifap
 from ifap.axes import proof as proofs
 from ifap.axes.cut import cut_units
 from ifap.axes.double import kept_double
-from ifap.errors import GraphError
+from ifap.errors import GraphError, TargetError
 
 
 class SingleNorm(nn.Module):
@@ -62,9 +62,29 @@ def test_a_wrong_cut_ends_without_a_network(monkeypatch):
     monkeypatch.setattr(proofs, "cut_units", cut_neighbours)
     model = network()
     before = copy.deepcopy(model.state_dict())
-    with pytest.raises(GraphError, match="the proof fails: the cut network differs from the masked one by"):
+    with pytest.raises(TargetError, match="without it does not compute what the masked one does"):
         halved(model)
+    with pytest.raises(GraphError, match=r"the proof fails where '.*' is cut: the cut network differs from the masked"):
+        halved(model, recover=lambda *_: None)
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+class SoftmaxByHand(nn.Module):
+    """Divides by a sum of units, each of which is one when nothing comes in."""
+
+    def forward(self, x):
+        x = torch.exp(x)
+        return x / x.sum(-1, keepdim=True)
+
+
+def test_what_makes_a_proof_fail_stays_and_the_rest_is_cut():
+    model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 24), SoftmaxByHand(), nn.Linear(24, 4))
+    pruned = halved(model)
+    assert pruned.model[2].out_features == 24
+    assert pruned.model[0].out_features < 16
+    assert pruned.receipts[-1].pinned["2"] == "the network without it does not compute what the masked one does"
+    assert pruned.proof.units_checked > 0
+    assert pruned.proof.holds
 
 
 def test_a_wrong_cut_goes_unseen_only_without_the_proof(monkeypatch):

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional
 
 import ifap
-from ifap.axes.passes import plain_attention
+from ifap.axes.passes import plain_kernels
 from ifap.axes.tensors import holders
 
 
@@ -737,7 +737,7 @@ def assert_equivalent(model, pruned, inputs, mixes_channels=False):
     if mixes_channels:
         without_layer_norm(full)
         without_layer_norm(small)
-    with torch.no_grad(), plain_attention():
+    with torch.no_grad(), plain_kernels():
         expected, got, whole = run(full.eval(), inputs), run(small.eval(), inputs), run(model.eval(), inputs)
     for a, b in zip(expected, got, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)

@@ -88,7 +88,7 @@ def _after(axis: Expression, position: int) -> Expression:
 
 
 def _getitem(args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Iterator[Entry]:
-    x, index = args
+    x, index = args[:2]
     items = index if isinstance(index, tuple) else (index,)
     dims = carried(x).dims
     taken = sum(1 for item in items if item is not None and item is not Ellipsis)
@@ -166,6 +166,7 @@ _READERS: dict[str, Callable[..., Iterator[Entry]]] = {
     "new_full": _shape(1),
     "narrow": _narrow,
     "__getitem__": _getitem,
+    "__setitem__": _getitem,
     "layer_norm": _normalized,
     "rms_norm": _normalized,
     "group_norm": _groups(1, "num_groups"),

@@ -32,8 +32,8 @@ def choose(axes: Axes, modules: dict[str, nn.Module], *, inner: bool, spatial_on
     dict of Atom to int
         The chosen axes in the order of registration.
     """
-    free = _free(axes)
     rivals, depth = _rivals(axes)
+    free = _free(axes)
     produced = _produced(axes)
 
     def rank(atom: Atom) -> tuple[Any, ...]:
@@ -88,12 +88,14 @@ def _rivals(axes: Axes) -> tuple[defaultdict[Atom, set[Atom]], dict[Atom, int]]:
 
 
 def _note_products(expression: Expression, rivals: dict[Atom, set[Atom]], depth: dict[Atom, int]) -> None:
-    """Note which free atoms are factors of one product, and how deep inside each is."""
+    """Note which free atoms are factors of one product, and how deep inside each is; pin those that are so twice."""
     found = resolve(expression)
     if isinstance(found, Product):
         inside = [[atom for atom in atoms_of(factor) if atom.pin is None] for factor in found.factors]
         for place, atoms in enumerate(inside):
             others = {atom for other, each in enumerate(inside) if other != place for atom in each}
+            for atom in others.intersection(atoms):
+                pin(atom, Reason("it is multiplied with itself"))
             for atom in atoms:
                 rivals[atom] |= others - {atom}
                 depth[atom] = max(depth.get(atom, 0), place)

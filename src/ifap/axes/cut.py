@@ -202,18 +202,13 @@ def _follow_shapes(module: Any, back: list[Undo]) -> None:
 def shape_attributes(module: Any) -> dict[str, Any]:
     """Return the widths of a layer of torch as its tensors have them."""
     weight = module._parameters.get("weight")
+    if isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
+        return _recurrent_widths(module)
     if isinstance(module, _ConvNd):
-        if weight is None:
-            return {}
-        if isinstance(module, _ConvTransposeNd):
-            return {"in_channels": weight.shape[0], "out_channels": weight.shape[1] * module.groups}
-        return {"out_channels": weight.shape[0], "in_channels": weight.shape[1] * module.groups}
-    if isinstance(module, nn.Linear):
-        return {} if weight is None else {"out_features": weight.shape[0], "in_features": weight.shape[1]}
-    if isinstance(module, nn.Embedding):
-        return {"embedding_dim": module.weight.shape[1]}
-    if isinstance(module, nn.PReLU):
-        return {"num_parameters": module.weight.shape[0]}
+        return {} if weight is None else _convolution_widths(module, weight)
+    for kind, names in _WIDTHS.items():
+        if isinstance(module, kind):
+            return {} if weight is None else {name: weight.shape[dim] for name, dim in names.items()}
     if isinstance(module, nn.MultiheadAttention):
         rows = module.q_proj_weight if module.in_proj_weight is None else module.in_proj_weight.chunk(3)[0]
         return {"num_heads": rows.shape[0] // module.head_dim}
@@ -223,6 +218,35 @@ def shape_attributes(module: Any) -> dict[str, Any]:
         return {"num_channels" if isinstance(module, nn.GroupNorm) else "num_features": weight.shape[0]}
     mean = module._buffers.get("running_mean")
     return {"num_features": mean.shape[0]} if is_norm(module) and isinstance(mean, Tensor) else {}
+
+
+_WIDTHS: dict[type[nn.Module], dict[str, int]] = {
+    nn.Linear: {"out_features": 0, "in_features": 1},
+    nn.Bilinear: {"out_features": 0, "in1_features": 1, "in2_features": 2},
+    nn.Embedding: {"embedding_dim": 1},
+    nn.EmbeddingBag: {"embedding_dim": 1},
+    nn.PReLU: {"num_parameters": 0},
+}
+"""The widths that a layer says of itself, and the dimensions of its weight that have them."""
+
+
+def _convolution_widths(module: Any, weight: Tensor) -> dict[str, int]:
+    if isinstance(module, _ConvTransposeNd):
+        return {"in_channels": weight.shape[0], "out_channels": weight.shape[1] * module.groups}
+    return {"out_channels": weight.shape[0], "in_channels": weight.shape[1] * module.groups}
+
+
+def _recurrent_widths(module: Any) -> dict[str, int]:
+    """Return the widths of a recurrent layer, or of one of its cells, as its kernels have them."""
+    kernels = module._parameters
+    last = "_l0" if isinstance(module, nn.RNNBase) else ""
+    read, again, projected = (kernels.get(f"weight_{which}{last}") for which in ("ih", "hh", "hr"))
+    if read is None or again is None:
+        return {}
+    found = {"input_size": read.shape[1], "hidden_size": again.shape[1]}
+    if projected is not None:
+        found = {**found, "hidden_size": projected.shape[1], "proj_size": projected.shape[0]}
+    return found
 
 
 def follow_shapes(model: nn.Module, names: Iterable[str]) -> None:

@@ -12,7 +12,15 @@ from torch import Tensor
 
 from ifap.axes.dispatch import DispatchMode
 
-_SHORTER = (torch.float32, torch.bfloat16, torch.float16)
+_LONGEST = {
+    **dict.fromkeys((torch.float32, torch.bfloat16, torch.float16), torch.float64),
+    **dict.fromkeys((torch.complex64, torch.complex32), torch.complex128),
+}
+
+
+def to_double(x: Tensor) -> Tensor:
+    """Return a tensor in double precision; integers stay."""
+    return x.to(_LONGEST.get(x.dtype, x.dtype))
 
 
 @contextmanager
@@ -37,8 +45,8 @@ class _KeepDouble(DispatchMode):
         kwargs = kwargs or {}
         if func is torch.ops.aten._grouped_mm.default and args[0].dtype == torch.float64:
             return _grouped_product(*args, **kwargs)
-        if kwargs.get("dtype") in _SHORTER:
-            kwargs = {**kwargs, "dtype": torch.float64}
+        if kwargs.get("dtype") in _LONGEST:
+            kwargs = {**kwargs, "dtype": _LONGEST[kwargs["dtype"]]}
         return func(*args, **kwargs)
 
 

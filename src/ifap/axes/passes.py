@@ -36,7 +36,10 @@ Inputs = Any
 Outputs = Callable[[Any], Iterable[Tensor]]
 Call = Callable[[nn.Module, Inputs], Any]
 
-_TORCH_SIZES = ("groups", "num_groups", "normalized_shape", "num_features")
+_TORCH_SIZES = (
+    "groups", "num_groups", "normalized_shape", "num_features", "input_size", "hidden_size", "proj_size",
+    "in_channels", "out_channels", "in_features", "out_features", "embedding_dim",
+)  # fmt: skip
 _CONTAINERS = {dict, list, set, OrderedDict}
 _NOT_SEARCHED = (type, ModuleType, FunctionType, BuiltinFunctionType)
 _SKIPPED = ("training", "call_super_init", "dump_patches")
@@ -103,7 +106,8 @@ def _traced(
 
 def _not_reached(model: nn.Module, axes: Axes) -> set[str]:
     """Return the parameters that no pass has used."""
-    return {name for name, p in parameters_by_name(model).items() if name not in axes.reached and p.numel() > 1}
+    names = (name for name, p in parameters_by_name(model).items() if p.numel() > 1)
+    return {name for name in names if name in axes.dims and name not in axes.reached}
 
 
 def is_trouble(error: BaseException) -> bool:
@@ -123,13 +127,13 @@ def _pass(
     with ExitStack() as stack:
         stack.enter_context(modes(model, training=training))
         stack.enter_context(torch.no_grad())
-        stack.enter_context(plain_attention())
+        stack.enter_context(plain_kernels())
         if fake:
             inputs, tensors = stack.enter_context(data_free(model, inputs))
         else:
             tensors = named_tensors(model)
             stack.callback(_forget, list(tensors.values()))
-        start(axes, tensors, _fixed_by(model))
+        start(axes, tensors)
         stack.enter_context(following(tracer))
         stack.enter_context(recording(recorder))
         stack.enter_context(tracer)
@@ -190,23 +194,6 @@ def _training_pass(model: nn.Module, inputs: Inputs, call: Call, outputs: Output
         axes.recorders, axes.ties = kept
 
 
-def _fixed_by(model: nn.Module) -> Callable[[str], Reason | None]:
-    """Return what says why a tensor cannot be cut whatever the trace shows."""
-    kernels = {
-        f"{name}.{inner}" if name else inner
-        for name, module in modules_by_name(model).items()
-        if isinstance(module, (nn.RNNBase, nn.RNNCellBase))
-        for inner, _ in module.named_parameters()
-    }
-
-    def fixed(name: str) -> Reason | None:
-        if name in kernels:
-            return Reason("recurrent kernels are not cut", name.rpartition(".")[0])
-        return None
-
-    return fixed
-
-
 def _forget(tensors: Iterable[Tensor]) -> None:
     for tensor in tensors:
         tensor.__dict__.pop("_carried", None)
@@ -255,14 +242,17 @@ def modes(model: nn.Module, *, training: bool) -> Iterator[None]:
 
 
 @contextmanager
-def plain_attention() -> Iterator[None]:
-    """Compute attention by plain products: fused kernels are opaque."""
+def plain_kernels() -> Iterator[None]:
+    """Compute attention and recurrent layers by plain products: fused kernels are opaque."""
     fastpath = torch.backends.mha.get_fastpath_enabled()
+    recurrent = torch._C._get_mkldnn_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
+    torch._C._set_mkldnn_enabled(False)
     try:
         with sdpa_kernel(SDPBackend.MATH):
             yield
     finally:
+        torch._C._set_mkldnn_enabled(recurrent)
         torch.backends.mha.set_fastpath_enabled(fastpath)
 
 
@@ -389,8 +379,8 @@ def _follow_siblings(model: nn.Module, axes: Axes) -> None:
 
 def _follow(axes: Axes, module: nn.Module, root: str, sibling: str) -> None:
     """Let a module that no pass reached follow one of its kind."""
-    for inner, _ in module.named_parameters():
-        mine, other = (axes.dims[f"{base}.{inner}"] for base in (root, sibling))
+    for inner, _ in (*module.named_parameters(), *module.named_buffers()):
+        mine, other = (axes.dims.get(f"{base}.{inner}", ()) for base in (root, sibling))
         for a, b in zip(mine, other, strict=True):
             unify(a, b, Reason(f"the sample does not reach '{root}', which follows '{sibling}'", root))
         axes.reached.add(f"{root}.{inner}")

@@ -113,7 +113,8 @@ def slot_of(name: str, owner: str, leaf: str, dim: int, module: nn.Module | None
         if leaf == "weight" and dim == 0:
             return Slot(owner, "in" if transposed and not is_depthwise(module) else "out")
     if module is not None and is_norm(module) and leaf in ("weight", "bias", "running_mean", "running_var"):
-        return Slot(owner, "out")
+        own = getattr(module, leaf)  # a layer norm over channels and places has a width for each of these
+        return Slot(owner, "out") if own.numel() == own.shape[dim] else Slot(name, f"dim{dim}")
     return Slot(name, f"dim{dim}")
 
 

@@ -31,14 +31,28 @@ def holders(model: nn.Module) -> Iterator[Holder]:
             for key, value in home.items():
                 if value is not None:
                     yield f"{prefix}{key}", value, _into(home, key)
-        home = module.__dict__
-        for key, value in home.items():
-            if type(value) in _NO_TENSORS:
-                continue
-            if isinstance(value, Tensor):
-                yield f"{prefix}{key}", value, _into(home, key)
-            elif type(value) in (list, dict) and value and not key.startswith("_"):
-                yield from _inside(f"{prefix}{key}", value)
+        yield from _attributes(prefix, module.__dict__)
+        if isinstance(module, nn.RNNBase):
+            yield from _read_by_kernels(prefix, module)
+
+
+def _attributes(prefix: str, home: dict[str, Any]) -> Iterator[Holder]:
+    """Yield the tensors of plain attributes, and of plain lists and dicts in them."""
+    for key, value in home.items():
+        if type(value) in _NO_TENSORS:
+            continue
+        if isinstance(value, Tensor):
+            yield f"{prefix}{key}", value, _into(home, key)
+        elif type(value) in (list, dict) and value and not key.startswith("_"):
+            yield from _inside(f"{prefix}{key}", value)
+
+
+def _read_by_kernels(prefix: str, module: Any) -> Iterator[Holder]:
+    """Yield the tensors of a recurrent layer once more: its forward reads a list of them."""
+    own = {id(value) for value in (*module._parameters.values(), *module.__dict__.values())}
+    for place, value in enumerate(module._flat_weights):
+        if id(value) in own:
+            yield f"{prefix}_flat_weights.{place}", value, _into(module._flat_weights, place)
 
 
 def _inside(name: str, value: Any) -> Iterator[Holder]:
@@ -69,6 +83,16 @@ def once(held: Iterable[Holder]) -> dict[str, Tensor]:
             seen.add(id(tensor))
             found[name] = tensor
     return found
+
+
+functorch: Any = torch._C._functorch
+
+
+def unmapped(x: Tensor) -> Tensor:
+    """Return what a tensor inside `torch.vmap` stands for: what is mapped over comes first, as if a batch."""
+    while functorch.is_batchedtensor(x):
+        x = functorch.get_unwrapped(x).movedim(functorch.maybe_get_bdim(x), 0)
+    return x
 
 
 @contextmanager

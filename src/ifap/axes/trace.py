@@ -23,6 +23,7 @@ from ifap.axes.sizes import Recorder
 _PRODUCTS = {
     "aten.mm", "aten.addmm", "aten.bmm", "aten.baddbmm", "aten.convolution", "aten._convolution", "aten._grouped_mm",
     "aten.mv", "aten.addmv", "torchvision.deform_conv2d", "aten._int_mm", "aten.dot",
+    "aten._trilinear", "aten._cdist_forward",
 }  # fmt: skip
 
 
@@ -340,7 +341,8 @@ class Tracer(DispatchMode):
         if not self.axes.looks_up:
             self.axes.looks_up = any(x.dtype in _INTEGERS for x in inputs)
         is_product = name in _PRODUCTS
-        weight = bool(known) and not is_product and all(each.weight for each in known)
+        vectors = [each for each in known if any(size_of(dim) != 1 for dim in each.dims)]  # a weight may be scaled
+        weight = bool(known) and not is_product and all(each.weight for each in vectors or known)
         softmax = self._softmax or (not is_product and any(each.softmax for each in known))
         sources = {each.source for each in known if each.source} if weight else set()
         outs = out if isinstance(out, (tuple, list)) else (out,)
@@ -420,14 +422,13 @@ def pinned_outputs(axes: Axes, outputs: Iterator[Tensor], tracer: Tracer) -> Non
             pin(dim, Reason("it is an output of the network"))
 
 
-def start(axes: Axes, tensors: dict[str, Tensor], fixed: Callable[[str], Reason | None]) -> None:
+def start(axes: Axes, tensors: dict[str, Tensor]) -> None:
     """Let every dimension of every named tensor be an axis of its own."""
     for name, tensor in tensors.items():
         dims = axes.dims.get(name)
         if dims is None:
-            reason = fixed(name)
             free = tensor.is_floating_point() or tensor.is_complex()
-            dims = [Atom(size, reason) if size > 1 and free else int(size) for size in tensor.shape]
+            dims = [Atom(size) if size > 1 and free else int(size) for size in tensor.shape]
             axes.dims[name] = dims
         tensor.__dict__["_carried"] = Carried(dims, name=name, source=name, weight=True)
 

@@ -6,7 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +28,27 @@ UnitsOfProducts = Literal["auto", "heads", "groups", "inner"]
 UNITS: tuple[str, ...] = ("auto", "heads", "groups", "inner")
 
 
+class Producer(NamedTuple):
+    """A slot that a weight outside any layer makes.
+
+    Parameters
+    ----------
+    slot : int
+        The slot.
+    weight : str
+        Name of the weight.
+    dim : int
+        Its dimension that counts the units.
+    key : str
+        What the scores go by: the name, with the dimension where the weight makes units along others before.
+    """
+
+    slot: int
+    weight: str
+    dim: int
+    key: str
+
+
 @dataclass(frozen=True)
 class Structure:
     """What does not change while units go.
@@ -44,8 +65,8 @@ class Structure:
         Groups that must keep the same number of units.
     multiples : dict of int to int
         Groups whose number of units must stay a multiple of another.
-    producers : list of (int, str, int)
-        Slots that weights outside any layer make: the slot, the weight's name, its dimension.
+    producers : list of Producer
+        Slots that weights outside any layer make.
     pinned : dict of str to str
         Layer to the reason why its outputs stay.
     forms : Forms
@@ -77,7 +98,7 @@ class Structure:
     groups: list[Group]
     tied: list[tuple[int, ...]]
     multiples: dict[int, int]
-    producers: list[tuple[int, str, int]]
+    producers: list[Producer]
     pinned: dict[str, str]
     forms: Forms
     atoms: dict[Atom, int]
@@ -366,12 +387,12 @@ def _build(
     slots, places, unit_of = find_slots(axes, modules, numbers)
     heads = {call: positions(axis, numbers) for call, axis in axes.attention.items() if _is_heads(axis, chosen)}
     group_of = np.repeat(np.arange(len(chosen)), [atom.size for atom in chosen]).astype(np.int64)
-    producers = [
-        (index, slots[index].name, int(slots[index].side.removeprefix("dim")))
-        for index in range(len(slots))
-        if slots[index].side.startswith("dim")
-        and int(slots[index].side.removeprefix("dim")) in axes.producers.get(slots[index].name, ())
-    ]
+    producers: list[Producer] = []
+    for index, (name, side) in enumerate(slots):
+        dim = int(side.removeprefix("dim")) if side.startswith("dim") else -1
+        if dim in axes.producers.get(name, ()):
+            is_first = all(each.weight != name for each in producers)
+            producers.append(Producer(index, name, dim, name if is_first else f"{name}[{dim}]"))
     groups = groups_of(slots, unit_of, group_of, len(chosen))
     alike = same_roles(groups, [atom.size for atom in chosen], modules) if uniform else []
     structure = Structure(

@@ -98,11 +98,11 @@ def _weights(model: nn.Module, graph: Graph) -> tuple[dict[str, nn.Parameter], d
         if is_weighted(module) and weight is not None:
             weights[name], rows[name] = weight, partial(unit_rows, module)
     tensors = named_tensors(model)
-    for _, name, dim in graph.structure.producers:
+    for _, name, dim, key in graph.structure.producers:
         weight = tensors.get(name)
         if isinstance(weight, nn.Parameter):
-            weights[name] = weight
-            rows[name] = lambda tensor, dim=dim: tensor.movedim(dim, 0).flatten(1)  # type: ignore[misc]
+            weights[key] = weight
+            rows[key] = lambda tensor, dim=dim: tensor.movedim(dim, 0).reshape(tensor.shape[dim], -1)  # type: ignore[misc]
     return weights, rows
 
 

@@ -23,9 +23,10 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
 from ifap.axes.attention import ShapedAttention
+from ifap.axes.dispatch import DispatchMode
 from ifap.costs import Cost, cost, count_params
 from ifap.errors import PlanError
-from ifap.example_inputs import input_spec, make_inputs, with_ones
+from ifap.example_inputs import filled, input_spec, make_inputs
 from ifap.files import beside, read_bounded
 from ifap.forward import (
     Inputs,
@@ -442,13 +443,27 @@ def _check_masked(weights: Mapping[str, Tensor], masks: Mapping[str, Tensor]) ->
 
 def _runnable(model: nn.Module, spec: Any) -> Any:
     """Return a description of inputs on which the network runs: random numbers that it uses as positions may not do."""
-    try:
-        _fingerprint(model, spec)
-    except (IndexError, RuntimeError, ValueError) as error:
-        if is_trouble(error) or isinstance(error, PlanError):
-            raise
-        return with_ones(spec)
-    return spec
+    for each in (spec, filled(spec, "one"), filled(spec, "zero")):
+        try:
+            with _BoxesOfSamples():
+                _fingerprint(model, each)
+        except (IndexError, RuntimeError, ValueError) as error:
+            if is_trouble(error) or isinstance(error, PlanError):
+                raise
+        else:
+            return each
+    return filled(spec, "one")
+
+
+class _BoxesOfSamples(DispatchMode):
+    """Refuse boxes of samples that there are not: kernels that pool inside boxes read memory of others instead."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "torchvision" and "roi_" in str(func):
+            samples = args[1][:, 0]
+            if bool(((samples < 0) | (samples >= args[0].shape[0])).any()):
+                raise IndexError("a box is of a sample that there is not")
+        return func(*args, **(kwargs or {}))
 
 
 def _fingerprint(model: nn.Module, spec: Any) -> list[float]:
@@ -456,7 +471,10 @@ def _fingerprint(model: nn.Module, spec: Any) -> list[float]:
     inputs = to_device(make_inputs(spec), device_of(model))
     with evaluation_mode(model), torch.no_grad(), dense_outputs(model), torch.random.fork_rng():
         torch.manual_seed(0)  # what a forward draws at random is the same each time
-        output = next((t for t in task_tensors(call(model, inputs)) if t.is_floating_point()), None)
+        found = (
+            torch.view_as_real(t.resolve_conj()) if t.is_complex() else t for t in task_tensors(call(model, inputs))
+        )
+        output = next((t for t in found if t.is_floating_point()), None)
     if output is None or output.numel() == 0:
         raise PlanError("the network returns no floating-point tensor")
     flat = output.detach().reshape(-1).double().cpu()

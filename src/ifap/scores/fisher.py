@@ -145,7 +145,7 @@ class _Reading(NamedTuple):
 def _weights_that_read(model: nn.Module, graph: Graph, wanted: Indices) -> list[_Reading]:
     """Return the weights that read units of which no layer was seen to read, as in a product that no rule looks at."""
     tensors, modules = named_tensors(model), modules_by_name(model)
-    makes = {index for index, _, _ in graph.structure.producers}
+    makes = {each.slot for each in graph.structure.producers}
     found = []
     for index, slot in enumerate(graph.slots):
         side, tensor = slot.side, tensors.get(slot.name)
@@ -173,8 +173,8 @@ def _by_weights(model: nn.Module, scores: Floats, weights: list[_Reading], forwa
             for (weight, dim, units), gradient in zip(weights, gradients, strict=True):
                 if gradient is None:
                     continue
-                others = [axis for axis in range(weight.dim()) if axis != dim]
-                sent = (weight.detach() * gradient).sum(dim=others).double().cpu().numpy()
+                rows = (weight.detach() * gradient).movedim(dim, 0).reshape(weight.shape[dim], -1)
+                sent = rows.sum(dim=1).double().cpu().numpy()
                 by_unit = np.zeros_like(scores)
                 np.add.at(by_unit, units[units >= 0], sent[units >= 0])
                 squares += by_unit**2

@@ -27,6 +27,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
 from ifap.axes.attention import adopted
+from ifap.axes.tensors import unmapped
 from ifap.axes.units import Graph
 from ifap.data import refuse_test
 from ifap.errors import ScoreError, nearest
@@ -236,7 +237,8 @@ def _measure(
         for _ in forwards(model, batches):
             flush()
     used = {name: meter for name, meter in meters.items() if meter.samples}
-    if meters and not used and not any(meter.samples for meter in heads):
+    has_run = any(meter.total is not None for meter in meters.values())
+    if has_run and not used and not any(meter.samples for meter in heads):
         raise ScoreError(NO_DATA)
     _check_finite(used)
     return used, heads
@@ -313,7 +315,7 @@ def _layer_hook(meter: _Meter, name: str, follower: _Follower | None) -> Callabl
             axis = -1
         if follower is None:
             with torch._C.DisableTorchFunction():  # what is done here is no call of the network's
-                meter.output(output, axis)
+                meter.output(unmapped(output), axis)
         else:
             follower.start(name, output, axis)
 
@@ -343,7 +345,7 @@ def unit_norms(output: Tensor, axis: int) -> Tensor:
         return _row_norms(output.flatten(1, -2))
     if output.dim() + axis == 0:
         output = output.unsqueeze(0)
-    return torch.linalg.vector_norm(output.flatten(2), dim=2)
+    return torch.linalg.vector_norm(output.movedim(axis, 1).flatten(2), dim=2)
 
 
 def _row_norms(rows: Tensor) -> Tensor:
@@ -429,7 +431,7 @@ class _Follower(TorchFunctionMode):
     def _measure(self, key: int) -> None:
         name, value, axis = self._open.pop(key)
         with torch._C.DisableTorchFunction():
-            self._meters[name].output(value, axis)
+            self._meters[name].output(unmapped(value), axis)
 
 
 # Asked inside modules before the data are used; like attributes (``__get__``) they read no values.

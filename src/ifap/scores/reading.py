@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
 from ifap.axes.attention import adopted
-from ifap.axes.tensors import named_tensors
+from ifap.axes.tensors import functorch, named_tensors
 from ifap.axes.units import Graph, Indices
 from ifap.layers import contracted_axis, modules_by_name, shared_parameters, unit_axis
 from ifap.scores.weights import used_by_attention
@@ -52,17 +52,18 @@ def _owners(name: str) -> Iterator[str]:
 
 
 def with_weights_of_their_own(model: nn.Module, names: Iterable[str]) -> list[str]:
-    """Return the layers that can be refitted: a weight that two share is not for one of them to change."""
+    """Return the layers that can be refitted: of real numbers, and with a weight that no other layer shares."""
     modules = modules_by_name(model)
     shared = {id(module) for pairs in shared_parameters(model) for module, _ in pairs}
     own = (name for name in names if name in modules and "weight" in modules[name]._parameters)
-    return [name for name in own if id(modules[name]) not in shared]
+    real = (name for name in own if modules[name].weight.is_floating_point())
+    return [name for name in real if id(modules[name]) not in shared]
 
 
 def readers_alone(model: nn.Module, graph: Graph) -> dict[str, Indices]:
     """Return the unit of each row or column that matrices outside of layers contract, by the name of the matrix."""
     tensors = named_tensors(model)
-    makes = {index for index, _, _ in graph.structure.producers}
+    makes = {each.slot for each in graph.structure.producers}
     return {
         slot.name: graph.unit_of[index]
         for index, slot in enumerate(graph.slots)
@@ -100,12 +101,26 @@ def looking(model: nn.Module, names: Iterable[str], look: Look) -> Iterator[None
 def _hook(name: str, look: Look) -> Any:
     def before(_module: nn.Module, args: Any, kwargs: Any) -> Any:
         with torch._C.DisableTorchFunction():  # what is done here is no call of the network's
-            found = look(name, args[0] if args else kwargs["input"])
+            found = _looked_at(look, name, args[0] if args else kwargs["input"])
         if found is None:
             return None
         return ((found, *args[1:]), kwargs) if args else (args, {**kwargs, "input": found})
 
     return before
+
+
+def _looked_at(look: Look, name: str, x: Tensor) -> Tensor | None:
+    """Look at what a layer reads; inside `torch.vmap` at all samples at once, as if a batch."""
+    if not functorch.is_batchedtensor(x):
+        return look(name, x)
+    place = functorch.maybe_get_bdim(x)
+    allowed = functorch.get_inplace_requires_grad_allowed()
+    functorch.set_inplace_requires_grad_allowed(True)
+    try:
+        found = _looked_at(look, name, functorch.get_unwrapped(x).movedim(place, 0))
+    finally:
+        functorch.set_inplace_requires_grad_allowed(allowed)
+    return None if found is None else functorch._add_batch_dim(found, 0, functorch.maybe_get_level(x))
 
 
 class _Products(TorchFunctionMode):
@@ -140,7 +155,7 @@ class _Products(TorchFunctionMode):
             name = self._reader(args[place + 1])
             if name is not None:
                 with torch._C.DisableTorchFunction():
-                    found = self._look(name, args[place])
+                    found = _looked_at(self._look, name, args[place])
                 if found is not None:
                     args = (*args[:place], found, *args[place + 1 :])
         return func(*args, **(kwargs or {}))
@@ -166,8 +181,10 @@ _READ = {"linear": 0, "matmul": 0, "__matmul__": 0, "mm": 0, "addmm": 1, **dict.
 def rows_of(module: nn.Module | None, x: Tensor) -> Tensor:
     """Return the input of a layer, or of a matrix (None), with one row a position and one column a channel.
 
-    In float32 at least.
+    In float32 at least; of complex numbers the real and the imaginary part are a row each.
     """
     axis = -1 if module is None else unit_axis(module)
     rows = x.detach().movedim(axis, -1).reshape(-1, x.shape[axis])
+    if rows.is_complex():
+        rows = torch.view_as_real(rows.resolve_conj()).movedim(-1, 1).flatten(0, 1)
     return rows if rows.dtype == torch.float64 else rows.float()

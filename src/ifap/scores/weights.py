@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ifap.axes.tensors import named_tensors
+from ifap.axes.tensors import named_tensors, unmapped
 from ifap.axes.units import Graph
 from ifap.layers import is_conv, modules_by_name, unit_rows, unit_weights
 
@@ -19,7 +19,7 @@ Measure = Callable[[str, Tensor, int], None]
 
 def weight_slots(graph: Graph) -> list[tuple[int, str]]:
     """Return the widths that weights make: the slot, and the layer or weight outside a layer that makes it."""
-    alone = [(index, name) for index, name, _ in graph.structure.producers]
+    alone = [(each.slot, each.key) for each in graph.structure.producers]
     return [*((index, slot.name) for index, slot in enumerate(graph.slots) if slot.side == "out"), *alone]
 
 
@@ -41,15 +41,15 @@ def weights_alone(model: nn.Module, graph: Graph) -> dict[str, Tensor]:
     Returns
     -------
     dict of str to Tensor
-        Name of the weight to a view of shape (outputs, weights of one).
+        Key of each producer to a view of its weight, of shape (outputs, weights of one).
     """
     if not graph.structure.producers:
         return {}
     tensors = named_tensors(model)
     found = {}
-    for _, name, dim in graph.structure.producers:
+    for _, name, dim, key in graph.structure.producers:
         if name in tensors:
-            found[name] = tensors[name].detach().movedim(dim, 0).reshape(tensors[name].shape[dim], -1)
+            found[key] = tensors[name].detach().movedim(dim, 0).reshape(tensors[name].shape[dim], -1)
     return found
 
 
@@ -102,23 +102,26 @@ class WeightUses(TorchFunctionMode):
         super().__init__()
         self._measure = measure
         tensors = named_tensors(model)
-        self._known = {id(tensors[name]): (name, dim) for _, name, dim in graph.structure.producers if name in names}
+        self._known: dict[int, list[tuple[str, int]]] = {}
+        for _, name, dim, key in graph.structure.producers:
+            if key in names:
+                self._known.setdefault(id(tensors[name]), []).append((key, dim))
         for name in names.intersection(modules := modules_by_name(model)):
-            self._known[id(modules[name].weight)] = (name, 0)
+            self._known[id(modules[name].weight)] = [(name, 0)]
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         name = getattr(func, "__name__", "")
         if name in _PRODUCTS:
             for place, x in enumerate(args):
-                if id(x) in self._known and isinstance(out, Tensor):
-                    key, dim = self._known[id(x)]
-                    axis = -2 if name in _MATRICES and place == 0 and out.dim() > 1 else -1
-                    if name.startswith("conv"):
-                        axis = 1 - x.dim()
-                    if out.shape[axis] == x.shape[dim]:
+                for key, dim in self._known.get(id(x), ()) if isinstance(out, Tensor) else ():
+                    is_left = name in _MATRICES and place == 0 and out.dim() > 1
+                    makes, axis = (x.dim() - 2, -2) if is_left else (x.dim() - 1, -1)
+                    if name.startswith(("conv", "linear")):
+                        makes, axis = 0, 1 - x.dim() if name.startswith("conv") else -1
+                    if dim == makes and out.shape[axis] == x.shape[dim]:
                         with torch._C.DisableTorchFunction():
-                            self._measure(key, out, axis)
+                            self._measure(key, unmapped(out), axis)
         return out
 
 

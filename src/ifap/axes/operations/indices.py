@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 @rule("embedding", "embedding_bag", "_embedding_bag")
 def embedding(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
     """Look rows up: the rows stay, the columns are what comes out."""
-    if isinstance(out, (tuple, list)):
-        return t.pin_all(args, kwargs, f"{t.name_of(func)} is not followed")
     rows, columns = t.dims(args[0])
     t.pin(rows, "its rows are looked up by number")
     t.produced(args[0], 1, columns)
+    if isinstance(out, (tuple, list)):  # bags: one row for each, and what the backward needs
+        return [[out[0].shape[0], columns], *t.sizes(out[1:])]
     return [*t.dims(args[1]), columns]
 
 

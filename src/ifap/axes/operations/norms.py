@@ -72,4 +72,4 @@ def group_norm(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, An
 )  # fmt: skip
 def recurrent(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
     """Run a recurrent kernel, which reads its widths by itself."""
-    return t.pin_all(args, kwargs, "recurrent kernels are not cut")
+    return t.pin_all(args, kwargs, "a fused recurrent kernel is not followed")

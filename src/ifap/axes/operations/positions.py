@@ -47,6 +47,16 @@ def grid_sampler(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, 
     return [dims[0], dims[1], *out.shape[2:]]
 
 
+@rule("_fft_r2c", "_fft_c2c", "_fft_c2r")
+def fourier(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
+    """Change dimensions to frequencies or back: these stay, the others are handed on."""
+    dims = list(t.dims(args[0]))
+    for place in args[1]:
+        t.pin(dims[place], "a Fourier transform runs along it")
+        dims[place] = out.shape[place]
+    return dims
+
+
 @rule("im2col")
 def im2col(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
     """Lay windows side by side: each channel becomes as many as a window has places."""

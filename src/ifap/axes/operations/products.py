@@ -103,6 +103,33 @@ def addmv(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], o
     return broadcast(t, func, [mv(t, func, args[1:], kwargs, out), t.dims(args[0])], tuple(out.shape))
 
 
+@rule("_trilinear")
+def trilinear(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
+    """Multiply three tensors, each spread over the dimensions that it lacks, and sum over some."""
+    factors, spread, summed = args[:3], args[3:6], args[6]
+    rank = args[0].dim() + len(spread[0])
+    aligned = []
+    for each, missing in zip(factors, spread, strict=True):
+        own = iter(t.dims(each))
+        aligned.append([1 if place in missing else next(own) for place in range(rank)])
+    shape = tuple(max(size_of(dims[place]) for dims in aligned) for place in range(rank))
+    joined = broadcast(t, func, aligned, shape)
+    t.multiply(*joined)
+    for each, missing, dims in zip(factors, spread, aligned, strict=True):
+        for place, dim in enumerate(dims):
+            if t.is_weight(each) and place not in summed and size_of(dim) > 1:
+                t.produced(each, place - sum(gone < place for gone in missing), dim)
+    return [dim for place, dim in enumerate(joined) if place not in summed]
+
+
+@rule("_cdist_forward")
+def distances(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
+    """Distances between the rows of (..., n, k) and of (..., m, k)."""
+    x, y = t.dims(args[0]), t.dims(args[1])
+    contracted(t, func, args[0], args[1], x[-1], y[-1])
+    return [*broadcast(t, func, [x[:-2], y[:-2]], tuple(out.shape[:-2])), x[-2], y[-2]]
+
+
 @rule("_grouped_mm", "grouped_mm")
 def grouped_mm(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
     """Rows sorted by expert (n, k) x (experts, k, m); its kernel wants widths of 16 bytes."""
@@ -128,17 +155,29 @@ def convolution(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, A
     channels = dims[1] if x.dim() == weight.dim() else dims[0]
     for dim in w[2:]:
         t.pin(dim, "it is the size of a kernel")
-    for dim in dims[2:]:
-        t.pin(dim, "a convolution runs over it")
+    places = _places(t, dims[-len(w) + 2 :], args, out)
     inputs, outputs = grouped(t, func, channels, w, groups, transposed=transposed)
     if bias is not None:
         t.unify(outputs, t.dims(bias)[0], func)
     t.produced(weight, 1 if transposed and groups == 1 else 0, outputs)
-    kernel = math.prod(weight.shape[2:])
-    places = math.prod((x if transposed else out).shape[2:]) * out.shape[0]
-    t.multiply(places * kernel, inputs, outputs)
+    counted = dims[2:] if transposed else places
+    t.multiply(out.shape[0] * math.prod(weight.shape[2:]), *counted, inputs, outputs)
     t.read(weight, channels)
-    return [dims[0], outputs, *out.shape[2:]]
+    return [dims[0], outputs, *places]
+
+
+def _places(t: Tracer, dims: Dims, args: tuple[Any, ...], out: Any) -> Dims:
+    """Return the places of the output of a convolution; those that each window has for itself are handed on."""
+    weight, _, strides, padding = args[1:5]
+    found: Dims = []
+    for place, dim in enumerate(dims):
+        stride, more = strides[place % len(strides)], padding[place % len(padding)]
+        if weight.shape[2 + place] == stride == 1 and not more:
+            found.append(dim)
+        else:
+            t.pin(dim, "a convolution runs over it")
+            found.append(out.shape[2 + place])
+    return found
 
 
 def grouped(

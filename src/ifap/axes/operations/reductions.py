@@ -4,24 +4,30 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from ifap.axes.expressions import mark_averaged, size_of
-from ifap.axes.operations.base import argument, rule
-from ifap.axes.trace import Dims
+from ifap.axes.operations.base import argument, broadcast, rule
+from ifap.axes.trace import Dims, tensors_in
 
 if TYPE_CHECKING:
     from ifap.axes.trace import Tracer
 
 
-_AVERAGES = ("mean", "var", "std", "var_mean", "std_mean")
+_AVERAGES = ("mean", "var", "std", "var_mean", "std_mean", "max", "min", "amax", "amin", "aminmax")
+_FINDS = ("max", "min")
 _LOOKS = (
-    "max", "min", "amax", "amin", "argmax", "argmin", "prod", "median", "nanmedian", "mode", "logsumexp", "kthvalue",
-    "aminmax", "cummax", "cummin", "quantile", "nanquantile", "count_nonzero",
+    "argmax", "argmin", "prod", "median", "nanmedian", "mode", "kthvalue", "cummax", "cummin", "quantile",
+    "nanquantile", "count_nonzero", "logsumexp",
 )  # fmt: skip
 
 
 @rule("sum", "nansum", "norm", "linalg_vector_norm", "any", "all", *_AVERAGES, *_LOOKS)
 def reduce(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
-    """Reduce dimensions; where more than a sum is taken the axis is averaged over, or looked at."""
+    """Reduce dimensions; where more than a sum is taken the axis is averaged over, or looked at.
+
+    The largest of fewer positions is no mistake, as their mean is none; which position it is must not change.
+    """
     name, dims = t.name_of(func), t.dims(args[0])
     along = _reduced(func, args, kwargs, len(dims))
     for place in along:
@@ -29,6 +35,9 @@ def reduce(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], 
             mark_averaged(dims[place], name)
         elif name in _LOOKS:
             t.pin(dims[place], f"{name} compares its positions")
+    if name in _FINDS and isinstance(out, (tuple, list)):
+        for place in along:
+            t.owe(out[1], dims[place], f"{name} says which of its positions it is")
     first = out[0] if isinstance(out, (tuple, list)) else out
     keeps = first.dim() == len(dims)
     left: Dims = [1 if place in along else dim for place, dim in enumerate(dims) if keeps or place not in along]
@@ -63,6 +72,18 @@ def along_one(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any
     if "softmax" in name:
         t.mark_softmax(out)
     return [dims for _ in out] if isinstance(out, (tuple, list)) else dims
+
+
+@rule("mse_loss", "smooth_l1_loss", "huber_loss", "binary_cross_entropy", "soft_margin_loss")
+def loss(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
+    """Compare two tensors value by value, and add up or average all differences."""
+    x, y = args[:2]
+    joined = broadcast(t, func, [t.dims(each) for each in tensors_in(args)], torch.broadcast_shapes(x.shape, y.shape))
+    if out.dim() == len(joined):
+        return joined
+    for dim in joined:
+        mark_averaged(dim, t.name_of(func))
+    return []
 
 
 @rule("_weight_norm_interface")

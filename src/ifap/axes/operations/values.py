@@ -56,7 +56,7 @@ def made(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], ou
     "arange", "linspace", "eye", "randperm", "randint", "logspace", "nonzero", "item", "_local_scalar_dense", "equal",
     "is_nonzero", "allclose", "tril_indices", "triu_indices", "hann_window", "hamming_window", "unique_consecutive",
     "unique", "_unique2", "unique_dim", "torchvision.nms", "bincount", "histc", "searchsorted", "bucketize", "isin",
-    "nonzero_static",
+    "nonzero_static", "affine_grid_generator",
 )  # fmt: skip
 def fixed(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
     """Depend on positions or on values: nothing of the output is an axis of its own."""
