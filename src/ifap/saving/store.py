@@ -445,7 +445,7 @@ def _runnable(model: nn.Module, spec: Any) -> Any:
     """Return a description of inputs on which the network runs: random numbers that it uses as positions may not do."""
     for each in (spec, filled(spec, "one"), filled(spec, "zero")):
         try:
-            with _BoxesOfSamples():
+            with _BoxesOfSamples():  # type: ignore[no-untyped-call]
                 _fingerprint(model, each)
         except (IndexError, RuntimeError, ValueError) as error:
             if is_trouble(error) or isinstance(error, PlanError):

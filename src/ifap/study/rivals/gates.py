@@ -320,7 +320,7 @@ class _Gate(nn.Module):
 
 def _gated_layers(network: nn.Module, graph: Graph) -> list[_Layer]:
     modules, found = dict(network.named_modules()), []
-    homes = {name.rpartition(".")[0] for _, name, _ in graph.structure.producers}
+    homes = {each.weight.rpartition(".")[0] for each in graph.structure.producers}
     for slot, units in zip(graph.slots, graph.unit_of, strict=True):
         if not (units >= 0).any():
             continue
@@ -335,7 +335,7 @@ def _gated_layers(network: nn.Module, graph: Graph) -> list[_Layer]:
 
 def _makes(graph: Graph, name: str, side: str) -> bool:
     """Whether a dimension of a tensor counts outputs: of a weight that makes units, or of a bias beside one."""
-    dims = {weight: dim for _, weight, dim in graph.structure.producers}
+    dims = {each.weight: each.dim for each in graph.structure.producers}
     return side == f"dim{dims[name]}" if name in dims else name.endswith("bias")
 
 
