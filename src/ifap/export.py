@@ -68,7 +68,9 @@ def export_onnx(model: nn.Module, example_inputs: Inputs, path: str | Path) -> f
         if sum(tensor.nbytes for tensor in twin.state_dict().values()) > _LARGEST:
             raise ExportError("the network is larger than 2 GiB, which one ONNX file cannot hold")
         content = program.model_proto.SerializeToString()
-    largest = _largest_difference(twin, onnx_forward(content), example_inputs)
+    with _said_in_one_line("read by onnxruntime"):
+        run = onnx_forward(content)
+    largest = _largest_difference(twin, run, example_inputs)
     atomic_write_bytes(Path(path), content)
     return largest
 
@@ -209,6 +211,8 @@ def _batch_of(inputs: Inputs, batch: int, generator: torch.Generator | None = No
         if tensor.dim() == 0:
             raise ExportError("an input without dimensions has no batch")
         shape = (batch, *tensor.shape[1:])
+        if tensor.is_complex():
+            return torch.randn(shape, generator=generator, dtype=tensor.dtype)
         if tensor.is_floating_point():
             return torch.randn(shape, generator=generator).to(tensor.dtype)
         high = int(tensor.max()) if tensor.numel() else 0
@@ -284,7 +288,11 @@ def _largest_difference(model: nn.Module, exported: Callable[[Inputs], Sequence[
     for batch in BATCHES:
         inputs = _batch_of(example, batch, generator)
         with torch.no_grad():
-            wanted = list(tensors(call(model, inputs)))
+            try:
+                wanted = list(tensors(call(model, inputs)))
+            except Exception as error:  # whatever a forward raises that wants certain batches
+                reason = (str(error).splitlines() or [""])[0][:300]
+                raise ExportError(f"the network itself does not run with batch {batch}: {reason}") from error
             try:
                 found = exported(inputs)
             except ExportError:
