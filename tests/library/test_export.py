@@ -89,6 +89,15 @@ def test_what_cannot_be_exported_is_one_line(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_batch_that_the_network_itself_refuses_is_one_line():
+    def pairs(x):
+        return x.view(x.shape[0] // 2, 2, -1)
+
+    with pytest.raises(ExportError, match="the network itself does not run with batch 1: shape") as error:
+        export._largest_difference(pairs, lambda x: [pairs(x)], torch.randn(4, 3))
+    assert "\n" not in str(error.value)
+
+
 def test_outputs_that_are_not_finite_are_refused():
     with pytest.raises(ExportError, match="differs by nan"):
         export._difference([torch.tensor([1.0, float("nan")])], [torch.tensor([1.0, 1.0])], 1)
