@@ -492,7 +492,8 @@ def test_prune_stops_within_the_loss_on_samples_of_its_own(labelled, command):
     assert history["costs"]["macs_after"] == history["steps"][-2]["macs"]
 
 
-def test_sweep_writes_the_curve_and_the_smallest_network_and_can_be_called_again(labelled, command):
+def test_sweep_writes_the_curve_and_the_smallest_network_and_can_be_called_again(labelled, command, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
     given = ("sweep", "my_builders:build", "--data", "data.safetensors", *TRAINED, "--out", "curve")
     given += ("--validate", "labelled.safetensors", "--points", "3", "--max-drop", "10")
     code, out, err = command(*given)
@@ -577,7 +578,8 @@ def test_a_network_with_uniform_widths_is_exported_as_a_folder_of_its_library(vi
     assert torch.equal(loaded(pixels).logits, small(pixels).logits)
 
 
-def test_the_smallest_network_of_a_sweep_with_uniform_widths_is_exported_too(vit, command):
+def test_the_smallest_network_of_a_sweep_with_uniform_widths_is_exported_too(vit, command, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
     given = [
         "--data",
         "pixels.safetensors",
