@@ -82,7 +82,7 @@ bench: setup ## Measure speed as ratios, side by side
 	python -m benchmarks
 
 record: setup ## Version a finished scale: provenance in git, data, cells and checkpoints in DVC, then its page
-	python -m stages.record --scale $(SCALE)
+	python -m stages.record --scale $(SCALE) $(RECORD_OPTIONS)
 	python -m stages.figures --scale $(SCALE)
 	dvc repro
 	dvc status

@@ -1,11 +1,11 @@
-"""Record a finished scale: how each record came to be, and a DVC pointer to its data, cells and checkpoints."""
+"""Record a scale: how each record came to be, and a DVC pointer to its data, cells and checkpoints."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 import yaml
@@ -22,10 +22,16 @@ from stages.options import PARAMS, ParamsOption, ScaleOption, open_grid
 from stages.sync import switch_on
 
 
-def main(scale: ScaleOption = None, params: ParamsOption = PARAMS) -> None:
+def main(
+    scale: ScaleOption = None,
+    allow_missing: Annotated[
+        bool, typer.Option("--allow-missing", help="Record an unfinished scale: its other cells are not attempted.")
+    ] = False,
+    params: ParamsOption = PARAMS,
+) -> None:
     """Write provenance.csv of a finished scale and version its data, cells and checkpoints in DVC."""
     grid = open_grid(params, scale)
-    collected = records.collect(grid)
+    collected = records.collect(grid, allow_missing=allow_missing)
     check_gathered(recorded_files(collected, report_of(collected)), grid.scale)
     hashes = {cell: config_hash(record.config) for cell, record in collected.records.items()}
     found = gather(grid, hashes)
