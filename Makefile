@@ -7,13 +7,12 @@ DOCKER ?= docker
 BASE_IMAGE ?= debian:bookworm-slim
 IMAGE_OPTIONS ?=
 VERSION = $$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
-STUDY_ONE := classification/fashion_mnist/resnet_tiny
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 # DVC's and Snakemake's usage reports are not wanted in a reproduction.
 export DVC_NO_ANALYTICS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce smoke study-one test test-fast check format docs bench vulnerabilities record pointer sync pull push status image dist lock tensorboard clean
+.PHONY: help setup reproduce smoke test test-fast check format docs bench vulnerabilities record pointer sync pull push status image dist lock tensorboard clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-15s %s\n", $$1, $$2}'
@@ -40,11 +39,6 @@ reproduce: setup ## Run the main job (scale quick): data, training, pruning, tab
 
 smoke: SCALE := smoke
 smoke: reproduce ## Run every cell of the paper's grid on generated data: about an hour on two cores
-
-study-one: setup ## Train, prune and test one residual network on all of Fashion-MNIST: about an hour on one core
-	snakemake --quiet host reason rules --config scale=study_one -- \
-	  results/study_one/cells/$(STUDY_ONE)/baseline/seed0/metrics.json results/study_one/cells/$(STUDY_ONE)/ifap/seed0/metrics.json
-	@python -m stages.summary --scale study_one --cell $(STUDY_ONE)/ifap/seed0
 
 test: setup ## Run all tests
 	pytest -n 2 --dist loadscope
