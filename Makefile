@@ -3,6 +3,7 @@ SHELL := /bin/bash
 VENV := .venv
 PYTHON ?= python3
 SCALE ?= quick
+RECORD_OPTIONS ?=
 DOCKER ?= docker
 BASE_IMAGE ?= debian:bookworm-slim
 IMAGE_OPTIONS ?=
