@@ -46,8 +46,8 @@ def test_reading_counts_what_items_take_and_not_what_is_done_with_them():
 def test_every_part_is_a_function_that_is_there():
     for _, parts in profile.WORK.values():
         assert all(callable(getattr(owner, name)) for owner, name, _ in parts)
-    assert profile.RECOVERY[0][:2] == (profile.recover, "batches")
-    assert profile.recover.batches is batches
+    assert profile.RECOVERY[0][:2] == (profile.distillation, "batches")
+    assert profile.distillation.batches is batches
 
 
 def test_the_figure_is_that_of_what_is_recorded(tmp_path):
