@@ -14,6 +14,7 @@ from ifap.axes.units import Graph, Indices
 from ifap.costs import NetworkError, probe, run_once
 from ifap.errors import GraphError
 from ifap.forward import Inputs
+from ifap.layers import is_within
 
 _CHEAP_MACS = 3e8  # of a forward that takes no longer than one without data
 
@@ -83,10 +84,15 @@ def require(proof: Proof, graph: Graph, removed: Indices, compare: Callable[[Ind
         return
 
     def holds(groups: set[int]) -> bool:
-        return compare(removed[np.isin(graph.group_of[removed], [*groups])]).holds
+        return compare(_of_axes(graph, removed, groups)).holds
 
     found = at_fault(tied_axes(graph, removed), holds)
     raise UnprovenError(proof, found, [graph.groups[group].name for group in sorted(found)])
+
+
+def _of_axes(graph: Graph, removed: Indices, groups: set[int]) -> Indices:
+    """Return the removed units that are of some axes."""
+    return removed[np.isin(graph.group_of[removed], [*groups])]
 
 
 def tied_axes(graph: Graph, removed: Indices) -> list[set[int]]:
@@ -128,16 +134,13 @@ def axes_at_fault(
     """
     together = tied_axes(graph, removed)
     near = {
-        group.index
-        for group in graph.groups
-        if any(slot.name == error.module or slot.name.startswith(f"{error.module}.") for slot in group.slots)
+        group.index for group in graph.groups if any(is_within(slot.name, error.module) for slot in group.slots)
     } & set().union(*together)
     if near:
         return near
 
     def runs(groups: set[int]) -> bool:
-        alone = removed[np.isin(graph.group_of[removed], [*groups])]
-        return _runs_without(model, graph, alone, example_inputs, outputs)
+        return _runs_without(model, graph, _of_axes(graph, removed, groups), example_inputs, outputs)
 
     return at_fault(together, runs)
 

@@ -72,10 +72,7 @@ class Pairs(Samples, Protocol):
 class Unaugmented:
     """Samples that are never changed at random: texts, tables, and images of which a mirrored one would be another."""
 
-    def __getitem__(self, rows: Tensor) -> Any:
-        raise NotImplementedError
-
-    def augmented(self, rows: Tensor, seed: int) -> Any:
+    def augmented(self: Samples, rows: Tensor, seed: int) -> Any:
         """Return the samples as they are."""
         return self[rows]
 

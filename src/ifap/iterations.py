@@ -16,7 +16,7 @@ from ifap.axes.cut import cut_units
 from ifap.axes.expressions import atoms_of
 from ifap.axes.proof import Proof, prove
 from ifap.axes.units import Graph, Indices
-from ifap.checks import Refusal, axes_at_fault, because, check_outputs, require, tied_axes
+from ifap.checks import Refusal, axes_at_fault, because, check_outputs, require
 from ifap.compensate import Compensation, biases_to_come, compensate
 from ifap.costs import Cost, NetworkError, count_bytes, count_params, params_by_module
 from ifap.errors import GraphError, TargetError
@@ -368,7 +368,7 @@ class Run:
         except CannotFollowError as error:
             atoms = {atom for axis in error.axes for atom in atoms_of(axis)}
             groups = {group for atom, group in self._graph.structure.atoms.items() if atom in atoms}
-            losing = set().union(*tied_axes(self._graph, removed))
+            losing = set(self._graph.group_of[removed].tolist())
             raise Refusal(losing & groups or losing, f"{error.text} (in '{error.module}')") from None
         try:
             check_outputs(self.model, self._graph, self._inputs, self._options.outputs)

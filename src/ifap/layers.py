@@ -38,6 +38,11 @@ def modules_by_name(model: nn.Module) -> dict[str, Any]:
     return {name: module for module, name in found.items()}
 
 
+def is_within(name: str, module: str) -> bool:
+    """Whether a name is that of a module, or of something inside it."""
+    return name == module or name.startswith(f"{module}.")
+
+
 def parameters_by_name(model: nn.Module) -> dict[str, nn.Parameter]:
     """Return what ``model.named_parameters()`` yields: each parameter once, by its first name."""
     found: dict[nn.Parameter, str] = {}

@@ -18,7 +18,7 @@ from ifap.axes.corrections import Correction, Corrections
 from ifap.axes.sizes import Key
 from ifap.axes.tensors import holders
 from ifap.axes.units import Graph, Indices, stay
-from ifap.layers import is_norm, modules_by_name
+from ifap.layers import is_norm, is_within, modules_by_name
 
 Undo = Callable[[], None]
 
@@ -76,7 +76,7 @@ def _compute_again(module: nn.Module, back: list[Undo]) -> None:
 
 
 def _inside(name: str, touched: set[str]) -> bool:
-    return any(each == name or each.startswith(f"{name}.") for each in touched)
+    return any(is_within(each, name) for each in touched)
 
 
 def _kept_positions(graph: Graph, removed: Indices) -> dict[str, dict[int, Tensor]]:

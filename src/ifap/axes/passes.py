@@ -30,7 +30,7 @@ from ifap.axes.sizes import Key, Origin, Recorder, Size, recording
 from ifap.axes.tensors import holders, named_tensors, once, replaced_tensors
 from ifap.axes.trace import Axes, Tracer, following, pinned_outputs, start
 from ifap.errors import ConfigError, GraphError, IfapError
-from ifap.layers import modules_by_name, parameters_by_name
+from ifap.layers import is_within, modules_by_name, parameters_by_name
 
 Inputs = Any
 Outputs = Callable[[Any], Iterable[Tensor]]
@@ -389,7 +389,7 @@ def _follow(axes: Axes, module: nn.Module, root: str, sibling: str) -> None:
 def _pin_neighbours(modules: dict[str, nn.Module], axes: Axes, root: str, missing: set[str]) -> None:
     """Pin the axes around a module or parameter that no pass reached and that it may share, by their sizes."""
     parent = root.rpartition(".")[0]
-    names = [name for name in missing if name == root or name.startswith(f"{root}.")]
+    names = [name for name in missing if is_within(name, root)]
     dims = [dim for name in names for dim in axes.dims[name] if size_of(dim) > 1]
     if root not in modules:
         dims = _follow_beside(modules, axes, root, missing)
@@ -429,7 +429,7 @@ def _unreached_modules(modules: dict[str, nn.Module], missing: set[str]) -> list
     found: list[str] = []
     for name, module in modules.items():
         own = [f"{name}.{inner}" if name else inner for inner, p in module.named_parameters() if p.numel() > 1]
-        inside = any(name == other or name.startswith(f"{other}.") for other in found)
+        inside = any(is_within(name, other) for other in found)
         if name and own and not inside and all(each in missing for each in own):
             found.append(name)
     alone = [each for each in missing if not any(each.startswith(f"{root}.") for root in found)]

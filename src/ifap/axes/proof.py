@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ifap.axes.cut import cut_units
 from ifap.axes.double import kept_double, to_double
 from ifap.axes.passes import is_trouble, map_leaves
-from ifap.axes.tensors import holders
+from ifap.axes.tensors import as_real, holders
 from ifap.axes.units import Graph, Indices
 
 _Forward = Callable[[nn.Module, Any], Iterable[Tensor]]
@@ -146,7 +146,7 @@ def _outputs(forward: _Forward, model: nn.Module, inputs: Any, precision: _Mode)
     """Return the outputs of a network; what it draws at random is the same each time."""
     with torch.no_grad(), torch.random.fork_rng(), precision():
         torch.manual_seed(0)
-        found = [torch.view_as_real(x.resolve_conj()) if x.is_complex() else x for x in forward(model, inputs)]
+        found = map(as_real, forward(model, inputs))
         return [x.detach().double().clone() for x in found if x.is_floating_point()]
 
 

@@ -85,6 +85,11 @@ def once(held: Iterable[Holder]) -> dict[str, Tensor]:
     return found
 
 
+def as_real(x: Tensor) -> Tensor:
+    """Return a tensor of real numbers: of complex ones the two parts, along a dimension at the end."""
+    return torch.view_as_real(x.resolve_conj()) if x.is_complex() else x
+
+
 functorch: Any = torch._C._functorch
 
 

@@ -341,8 +341,7 @@ class Tracer(DispatchMode):
         if not self.axes.looks_up:
             self.axes.looks_up = any(x.dtype in _INTEGERS for x in inputs)
         is_product = name in _PRODUCTS
-        vectors = [each for each in known if any(size_of(dim) != 1 for dim in each.dims)]  # a weight may be scaled
-        weight = bool(known) and not is_product and all(each.weight for each in vectors or known)
+        weight = not is_product and _is_weight(known)
         softmax = self._softmax or (not is_product and any(each.softmax for each in known))
         sources = {each.source for each in known if each.source} if weight else set()
         outs = out if isinstance(out, (tuple, list)) else (out,)
@@ -372,6 +371,14 @@ class Tracer(DispatchMode):
         wanted = [resolve(dim) for dim in dims]
         same = (name for name, own in self.axes.dims.items() if name in names and [*map(resolve, own)] == wanted)
         return next(same, "")
+
+
+def _is_weight(known: list[Carried]) -> bool:
+    """Whether what an operation reads is weights alone; numbers may scale them."""
+    if not any(each.weight for each in known):  # nearly always
+        return False
+    vectors = [each for each in known if any(size_of(dim) != 1 for dim in each.dims)]
+    return all(each.weight for each in vectors or known)
 
 
 def _unknown(t: Tracer, func: Any, args: Any, kwargs: Any, out: Any) -> Any:

@@ -25,7 +25,7 @@ from ifap.methods import METHODS
 from ifap.methods.base import Loss
 from ifap.methods.units import by_layer_mean
 from ifap.scores.heads import replace_heads
-from ifap.scores.weights import by_unit, is_weighted
+from ifap.scores.weights import by_unit, is_weighted, rows_along
 
 
 @METHODS.register("taylor")
@@ -102,7 +102,7 @@ def _weights(model: nn.Module, graph: Graph) -> tuple[dict[str, nn.Parameter], d
         weight = tensors.get(name)
         if isinstance(weight, nn.Parameter):
             weights[key] = weight
-            rows[key] = lambda tensor, dim=dim: tensor.movedim(dim, 0).reshape(tensor.shape[dim], -1)  # type: ignore[misc]
+            rows[key] = partial(rows_along, dim=dim)
     return weights, rows
 
 

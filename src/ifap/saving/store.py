@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from ifap.axes.attention import ShapedAttention
 from ifap.axes.dispatch import DispatchMode
+from ifap.axes.tensors import as_real
 from ifap.costs import Cost, cost, count_params
 from ifap.errors import PlanError
 from ifap.example_inputs import filled, input_spec, make_inputs
@@ -471,9 +472,7 @@ def _fingerprint(model: nn.Module, spec: Any) -> list[float]:
     inputs = to_device(make_inputs(spec), device_of(model))
     with evaluation_mode(model), torch.no_grad(), dense_outputs(model), torch.random.fork_rng():
         torch.manual_seed(0)  # what a forward draws at random is the same each time
-        found = (
-            torch.view_as_real(t.resolve_conj()) if t.is_complex() else t for t in task_tensors(call(model, inputs))
-        )
+        found = map(as_real, task_tensors(call(model, inputs)))
         output = next((t for t in found if t.is_floating_point()), None)
     if output is None or output.numel() == 0:
         raise PlanError("the network returns no floating-point tensor")

@@ -32,6 +32,7 @@ from ifap.scores.flow import NO_DATA
 from ifap.scores.moments import Halves, input_means
 from ifap.scores.reading import looking, readers, readers_alone, rows_of, with_weights_of_their_own
 from ifap.scores.residuals import Residuals, fits_into_memory
+from ifap.scores.weights import rows_along
 from ifap.trouble import trouble
 
 _MEAN_STRIDE = 4  # means need no more than every fourth batch
@@ -173,7 +174,7 @@ def _by_weights(model: nn.Module, scores: Floats, weights: list[_Reading], forwa
             for (weight, dim, units), gradient in zip(weights, gradients, strict=True):
                 if gradient is None:
                     continue
-                rows = (weight.detach() * gradient).movedim(dim, 0).reshape(weight.shape[dim], -1)
+                rows = rows_along(weight.detach() * gradient, dim)
                 sent = rows.sum(dim=1).double().cpu().numpy()
                 by_unit = np.zeros_like(scores)
                 np.add.at(by_unit, units[units >= 0], sent[units >= 0])

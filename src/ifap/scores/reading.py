@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
 from ifap.axes.attention import adopted
-from ifap.axes.tensors import functorch, named_tensors
+from ifap.axes.tensors import as_real, functorch, named_tensors
 from ifap.axes.units import Graph, Indices
 from ifap.layers import contracted_axis, modules_by_name, shared_parameters, unit_axis
 from ifap.scores.weights import used_by_attention
@@ -186,5 +186,5 @@ def rows_of(module: nn.Module | None, x: Tensor) -> Tensor:
     axis = -1 if module is None else unit_axis(module)
     rows = x.detach().movedim(axis, -1).reshape(-1, x.shape[axis])
     if rows.is_complex():
-        rows = torch.view_as_real(rows.resolve_conj()).movedim(-1, 1).flatten(0, 1)
+        rows = as_real(rows).movedim(-1, 1).flatten(0, 1)
     return rows if rows.dtype == torch.float64 else rows.float()

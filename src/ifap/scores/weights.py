@@ -28,6 +28,11 @@ def is_weighted(module: Any) -> bool:
     return is_conv(module) or isinstance(module, nn.Linear)
 
 
+def rows_along(tensor: Tensor, dim: int) -> Tensor:
+    """Return a tensor as a matrix with one row for each index of a dimension."""
+    return tensor.movedim(dim, 0).reshape(tensor.shape[dim], -1)
+
+
 def weights_alone(model: nn.Module, graph: Graph) -> dict[str, Tensor]:
     """Return the weights outside layers that make units, one row an output position.
 
@@ -49,7 +54,7 @@ def weights_alone(model: nn.Module, graph: Graph) -> dict[str, Tensor]:
     found = {}
     for _, name, dim, key in graph.structure.producers:
         if name in tensors:
-            found[key] = tensors[name].detach().movedim(dim, 0).reshape(tensors[name].shape[dim], -1)
+            found[key] = rows_along(tensors[name].detach(), dim)
     return found
 
 
