@@ -27,13 +27,14 @@ from benchmarks.ratio import Ratio, compare, report, timed
 from ifap.axes.attention import adopt
 from ifap.axes.cut import cut_units
 from ifap.axes.units import Graph, Indices
-from ifap.checks import check_outputs
+from ifap.checks import Checks
 from ifap.methods import METHODS
 from ifap.methods.base import score
 from ifap.ranking import Budget, Ranking, floors, unit_scores
 from ifap.view import trace
 
 SHARE = 0.1
+RUNS = 9
 LIMIT, LIMIT_BY_LAYER = 0.5, 0.02
 PATIENCE = 60.0  # seconds of the processor that the peer has for one step
 NETWORKS = ("resnet50", "densenet121", "mobilenet_v3_large", "convnext_tiny", "vit_b_16", "swin_t")
@@ -46,12 +47,15 @@ class State:
     model: nn.Module
     inputs: torch.Tensor
     graph: Graph
+    checks: Checks
 
 
 def begin(model: nn.Module, inputs: torch.Tensor) -> State:
-    """Trace, as `ifap.prune` does once."""
+    """Trace, and look for what cannot be cut in training, as `ifap.prune` does once."""
     adopt(model)
-    return State(model, inputs, trace(model, inputs))
+    state = State(model, inputs, trace(model, inputs), Checks(model, inputs))
+    state.checks.fail_in_training(model, state.graph)
+    return state
 
 
 def cut(state: State) -> None:
@@ -71,7 +75,7 @@ def lowest(state: State) -> Indices:
 
 def check(state: State) -> None:
     """Run the cut network on its example, as `ifap.prune` does."""
-    check_outputs(state.model, state.graph, state.inputs)
+    state.checks.check(state.model, state.graph)
 
 
 def our_step(model: nn.Module, inputs: torch.Tensor) -> None:
@@ -124,7 +128,7 @@ def iterations(name: str) -> list[Ratio]:
     if not ends(theirs):
         quantity = f"{name}, first iteration, peer stopped after {PATIENCE:g} s"
         return [Ratio.of_pairs(quantity, [(ours(), PATIENCE) for _ in range(4)][1:], limit=LIMIT)]
-    return [compare(f"{name}, first iteration", ours, theirs, limit=LIMIT, runs=3), further_iteration(name)]
+    return [compare(f"{name}, first iteration", ours, theirs, limit=LIMIT, runs=RUNS), further_iteration(name)]
 
 
 def ends(function: Callable[[], object]) -> bool:
@@ -164,7 +168,7 @@ def further_iteration(name: str) -> Ratio:
         lambda: on_a_copy(original, ours),
         lambda: on_a_copy(original, theirs),
         limit=LIMIT,
-        runs=3,
+        runs=RUNS,
     )
 
 

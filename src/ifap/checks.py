@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
 from ifap.axes.corrections import CannotFollowError
 from ifap.axes.cut import cut_units
 from ifap.axes.proof import Proof
-from ifap.axes.units import Graph, Indices
-from ifap.costs import NetworkError, probe, run_once
+from ifap.axes.units import Graph, Indices, last_units, trial_counts
+from ifap.costs import NetworkError, probe, run_once, shapes_in_training, shapes_without_data
 from ifap.errors import GraphError
 from ifap.forward import Inputs
 from ifap.layers import is_within
 
-_CHEAP_MACS = 3e8  # of a forward that takes no longer than one without data
+_CHEAP_MACS = 1e8  # of a forward that takes no longer than one without data
 
 
 class Refusal(Exception):  # noqa: N818
@@ -27,25 +32,125 @@ class Refusal(Exception):  # noqa: N818
         self.groups, self.reason = groups, reason
 
 
-def check_outputs(model: nn.Module, graph: Graph, example_inputs: Inputs, outputs: Sequence[str] | None = None) -> None:
-    """Run a cut network on its example: for real where only that shows whether it works, or is as quick as data-free.
+class Checks:
+    """See that a network that lost units still runs, in evaluation and in training, with outputs of the same shapes.
 
-    Raises
-    ------
-    NetworkError
-        If it fails, or its outputs have other shapes than those of the network that was traced.
+    Parameters
+    ----------
+    model : nn.Module
+        The network before any cut.
+    example_inputs : Tensor, tuple, list or dict
+        Inputs of one forward.
+    outputs : sequence of str, optional
+        See `ifap.prune`.
     """
-    structure = graph.structure
-    is_cheap = structure.forms.total_macs(graph.units_per_group().astype(float)) < _CHEAP_MACS
-    if (structure.looks_up or is_cheap) and next(model.parameters()).device.type != "meta":
-        found = run_once(model, example_inputs, outputs)
-    else:
-        found = probe(model, example_inputs, outputs).output_shapes
-    wanted = structure.output_shapes
-    if structure.values:  # shapes depend on what the network computes: how many boxes, how long a sound
+
+    def __init__(self, model: nn.Module, example_inputs: Inputs, outputs: Sequence[str] | None = None) -> None:
+        self._inputs, self._outputs = example_inputs, outputs
+        self._in_training = shapes_in_training_of(model, example_inputs, outputs)
+        self._corrected: list[frozenset[Any]] = []  # which sizes were corrected when it ran in training
+
+    def check(self, model: nn.Module, graph: Graph) -> None:
+        """Run a cut network, for real where only that shows whether it works, or is as quick as without data.
+
+        Raises
+        ------
+        NetworkError
+            If it fails, or its outputs have other shapes than those of the network that was traced.
+        """
+        structure = graph.structure
+        is_cheap = structure.forms.total_macs(graph.units_per_group().astype(float)) < _CHEAP_MACS
+        if (structure.looks_up or is_cheap) and next(model.parameters()).device.type != "meta":
+            found = run_once(model, self._inputs, self._outputs)
+        else:
+            found = self._shapes(model)
+        _compare(structure.output_shapes, found, graph)
+        if self._in_training is not None:
+            self._check_training(model, graph, self._in_training)
+
+    def _shapes(self, model: nn.Module) -> list[tuple[int, ...]]:
+        with suppress(NetworkError):
+            return shapes_without_data(model, self._inputs, self._outputs)
+        return probe(model, self._inputs, self._outputs).output_shapes
+
+    def _check_training(self, model: nn.Module, graph: Graph, wanted: list[tuple[int, ...]]) -> None:
+        """See that corrected sizes fit in training, where a forward may make other calls than the traced one."""
+        corrections = graph.corrections()
+        places = {(each.module, each.function, each.ordinal, each.path) for each in corrections.arguments}
+        corrected = frozenset({*places, *corrections.attributes})
+        if not any(corrected <= seen for seen in self._corrected):
+            try:
+                _compare(wanted, shapes_in_training(model, self._inputs, self._outputs), graph)
+            except NetworkError as error:
+                raise NetworkError(f"in training {error.reason}", error.module) from error
+            self._corrected.append(corrected)
+
+    def fail_in_training(self, model: nn.Module, graph: Graph) -> dict[int, str]:
+        """Cut half of every axis for a trial, and run the network in training; it is left as it was.
+
+        Parameters
+        ----------
+        model : nn.Module
+            The network before any cut.
+        graph : Graph
+            Its units.
+
+        Returns
+        -------
+        dict of int to str
+            The axes that must stay because the network does not run in training without their units, and why.
+        """
+        found: dict[int, str] = {}
+        while self._in_training is not None and graph.num_units:
+            left = trial_counts(graph, 0.5)
+            left[[*found]] = graph.units_per_group()[[*found]]
+            removed = last_units(graph, left)
+            try:
+                cut_for_trial(model, graph, removed, self)
+            except CannotFollowError:  # found again when these units are cut together
+                break
+            except NetworkError as error:
+                groups = axes_at_fault(model, graph, removed, error, self)
+                if groups <= found.keys():
+                    break
+                found |= dict.fromkeys(groups, error.reason)
+            else:
+                break
+        return found
+
+
+def _compare(wanted: list[tuple[int, ...]], found: list[tuple[int, ...]], graph: Graph) -> None:
+    if graph.structure.values:  # shapes depend on what the network computes: how many boxes, how long a sound
         wanted, found = [(len(shape),) for shape in wanted], [(len(shape),) for shape in found]
     if wanted != found:
         raise NetworkError("the shape of the outputs would change", "")
+
+
+def shapes_in_training_of(
+    model: nn.Module, example_inputs: Inputs, outputs: Sequence[str] | None
+) -> list[tuple[int, ...]] | None:
+    """Return the shapes of the outputs in training; None where it makes no difference or does not run without data."""
+    if not any(asks_for_mode(kind) for kind in set(map(type, model.modules()))):
+        return None
+    with suppress(NetworkError):
+        return shapes_in_training(model, example_inputs, outputs)
+    return None
+
+
+@functools.cache
+def asks_for_mode(kind: type[nn.Module]) -> bool:
+    """Whether a kind of module, or a function that it calls, reads its mode; torch's own make no other calls by it."""
+    if issubclass(kind, torch.jit.ScriptModule):
+        return True
+    own = [base for base in kind.__mro__ if issubclass(base, nn.Module) and not base.__module__.startswith("torch.nn.")]
+    functions = [inspect.unwrap(each) for base in own for each in vars(base).values() if inspect.isfunction(each)]
+    called = [
+        each
+        for function in functions
+        for name in function.__code__.co_names
+        if inspect.isfunction(each := function.__globals__.get(name))
+    ]
+    return any("training" in each.__code__.co_names for each in (*functions, *called))
 
 
 class UnprovenError(GraphError):
@@ -125,8 +230,7 @@ def axes_at_fault(
     graph: Graph,
     removed: Indices,
     error: NetworkError,
-    example_inputs: Inputs,
-    outputs: Sequence[str] | None = None,
+    checks: Checks,
 ) -> set[int]:
     """Return the axes that must stay because a network that lost units does not run.
 
@@ -140,25 +244,26 @@ def axes_at_fault(
         return near
 
     def runs(groups: set[int]) -> bool:
-        return _runs_without(model, graph, _of_axes(graph, removed, groups), example_inputs, outputs)
+        return _runs_without(model, graph, _of_axes(graph, removed, groups), checks)
 
     return at_fault(together, runs)
 
 
-def _runs_without(
-    model: nn.Module, graph: Graph, removed: Indices, example_inputs: Inputs, outputs: Sequence[str] | None
-) -> bool:
+def _runs_without(model: nn.Module, graph: Graph, removed: Indices, checks: Checks) -> bool:
     try:
-        smaller, undo = cut_units(model, graph, removed)
-    except CannotFollowError:
+        cut_for_trial(model, graph, removed, checks)
+    except (CannotFollowError, NetworkError):
         return False
+    return True
+
+
+def cut_for_trial(model: nn.Module, graph: Graph, removed: Indices, checks: Checks) -> None:
+    """Cut units, check the network, and put the units back; raises what either raises."""
+    smaller, undo = cut_units(model, graph, removed)
     try:
-        check_outputs(model, smaller, example_inputs, outputs)
-    except NetworkError:
-        return False
+        checks.check(model, smaller)
     finally:
         undo()
-    return True
 
 
 def because(pinned: dict[str, str]) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +20,7 @@ from torch.utils.flop_counter import flop_registry
 
 from ifap.axes.dispatch import DispatchMode
 from ifap.axes.fakes import device_or_call, quick
-from ifap.axes.passes import data_free, empty_caches, is_trouble, plain_kernels, unchanged
+from ifap.axes.passes import data_free, empty_caches, is_trouble, modes, plain_kernels, unchanged
 from ifap.errors import GraphError
 from ifap.forward import Inputs, call, dense_outputs, evaluation_mode, task_tensors
 from ifap.layers import modules_by_name
@@ -222,21 +222,91 @@ def probe(model: nn.Module, example_inputs: Inputs, outputs: Sequence[str] | Non
     NetworkError
         If the network does not run.
     """
-    with evaluation_mode(model), torch.no_grad(), dense_outputs(model), plain_kernels():
-        try:
-            found = _count_without_data(model, example_inputs, outputs)
-        except Exception as error:
-            if is_trouble(error):
-                raise
-            found = None
-        empty_caches()
-        if found is not None:
-            return found
-        # The forward looks at values, which data-free tensors do not have: run it for real.
-        counter = _Counter(model)
-        with unchanged(model):
-            values = _run(model, counter, example_inputs)
-        return Probe(counter.macs, [tuple(tensor.shape) for tensor in task_tensors(values, outputs)])
+    counter = _Counter(model)
+    with suppress(NetworkError):
+        shapes = shapes_without_data(model, example_inputs, outputs, counter=counter)
+        return Probe(counter.macs, shapes)
+    # The forward looks at values, which data-free tensors do not have: run it for real.
+    counter = _Counter(model)
+    return Probe(counter.macs, _for_real(model, counter, example_inputs, outputs))
+
+
+def _for_real(
+    model: nn.Module, counter: _Counter, inputs: Inputs, outputs: Sequence[str] | None, *, training: bool = False
+) -> list[tuple[int, ...]]:
+    """Run a network on its real inputs; it learns nothing and is left as it was."""
+    with (
+        unchanged(model), _same_buffers(model), modes(model, training=training), torch.no_grad(),
+        dense_outputs(model), plain_kernels(), torch.random.fork_rng(),
+    ):  # fmt: skip
+        torch.manual_seed(0)  # what a forward draws at random may decide which shapes come out
+        found = _run(model, counter, inputs)
+        return [tuple(tensor.shape) for tensor in task_tensors(found, outputs)]
+
+
+@contextmanager
+def _same_buffers(model: nn.Module) -> Iterator[None]:
+    """Put the values of buffers back after the block: a forward in training may write into them."""
+    before = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    try:
+        yield
+    finally:
+        for buffer, values in before:
+            buffer.detach().copy_(values)
+
+
+def shapes_without_data(
+    model: nn.Module,
+    example_inputs: Inputs,
+    outputs: Sequence[str] | None = None,
+    *,
+    training: bool = False,
+    counter: _Counter | None = None,
+) -> list[tuple[int, ...]]:
+    """Run a network on inputs without data; it is left as it was.
+
+    Parameters
+    ----------
+    model, example_inputs, outputs
+        See `probe`.
+    training : bool
+        Run it in training mode; norms and dropout stay in evaluation mode.
+    counter : _Counter, optional
+        Counts, and notes which module runs.
+
+    Returns
+    -------
+    list of tuple of int
+        Shape of each output; see `Probe`.
+
+    Raises
+    ------
+    NetworkError
+        If the forward fails: it may look at values, or not run at all.
+    """
+    try:
+        found = _without_data(model, example_inputs, outputs, training, counter)
+    except Exception as error:
+        if is_trouble(error):
+            raise
+        failure: NetworkError | None = _failure(error, "" if counter is None else counter.last)
+    else:
+        failure = None
+    empty_caches()  # only now: an error in flight keeps the tensors of the forward
+    if failure is not None:
+        raise failure
+    return found
+
+
+def _without_data(
+    model: nn.Module, inputs: Inputs, outputs: Sequence[str] | None, training: bool, counter: _Counter | None
+) -> list[tuple[int, ...]]:
+    with (
+        modes(model, training=training), torch.no_grad(), dense_outputs(model), plain_kernels(), unchanged(model),
+        data_free(model, inputs) as (given, _), _Shapes() if counter is None else counter.counting(),
+    ):  # fmt: skip
+        found = call(model, given)
+        return [tuple(tensor.shape) for tensor in task_tensors(found, outputs)]
 
 
 def run_once(model: nn.Module, example_inputs: Inputs, outputs: Sequence[str] | None = None) -> list[tuple[int, ...]]:
@@ -262,13 +332,6 @@ def run_once(model: nn.Module, example_inputs: Inputs, outputs: Sequence[str] | 
         return [tuple(tensor.shape) for tensor in task_tensors(found, outputs)]
 
 
-def _count_without_data(model: nn.Module, example_inputs: Inputs, outputs: Sequence[str] | None) -> Probe:
-    counter = _Counter(model)
-    with unchanged(model), data_free(model, example_inputs) as (inputs, _), counter.counting():
-        found = call(model, inputs)
-    return Probe(counter.macs, [tuple(tensor.shape) for tensor in task_tensors(found, outputs)])
-
-
 def _run(model: nn.Module, counter: _Counter, example_inputs: Inputs) -> Any:
     try:
         with counter.counting():
@@ -276,11 +339,60 @@ def _run(model: nn.Module, counter: _Counter, example_inputs: Inputs) -> Any:
     except Exception as error:
         if is_trouble(error):
             raise
-        reason = (str(error).splitlines() or [""])[0]
-        raise NetworkError(f"{type(error).__name__}: {reason}", counter.last) from error
+        raise _failure(error, counter.last) from error
 
 
-class _Counter(DispatchMode):
+def _failure(error: Exception, module: str) -> NetworkError:
+    reason = (str(error).splitlines() or [""])[0]
+    return NetworkError(f"{type(error).__name__}: {reason}", module)
+
+
+def shapes_in_training(
+    model: nn.Module, example_inputs: Inputs, outputs: Sequence[str] | None = None
+) -> list[tuple[int, ...]]:
+    """Run a network in training mode, without data where that is possible; norms and dropout stay in evaluation.
+
+    Returns
+    -------
+    list of tuple of int
+        Shape of each output; see `Probe`.
+
+    Raises
+    ------
+    NetworkError
+        If it does not run: it may want targets in training.
+    """
+    with suppress(NetworkError):
+        return shapes_without_data(model, example_inputs, outputs, training=True)
+    return _for_real(model, _Counter(model), example_inputs, outputs, training=True)
+
+
+class _Shapes(DispatchMode):
+    """Find the shapes of data-free tensors by the short way, where an operation has one."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._whole: set[Any] = set()  # operations that are not made of others
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func.namespace == "prim":
+            return device_or_call(func, args, kwargs)
+        output = quick(func, args, kwargs)
+        return self._in_parts(func, args, kwargs) if output is None else output
+
+    def _in_parts(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Run an operation by those that it is made of, if it is made of any."""
+        if func not in self._whole:
+            with self:
+                parts = func.decompose(*args, **kwargs)
+            if parts is not NotImplemented:
+                return parts
+            self._whole.add(func)
+        return func(*args, **kwargs)
+
+
+class _Counter(_Shapes):
     """Count the MACs of each module itself while it is open, with torch's formulas for every product.
 
     Torch's ``FlopCounterMode`` counts for each module what its children do as well and follows the
@@ -293,12 +405,11 @@ class _Counter(DispatchMode):
     """
 
     def __init__(self, model: nn.Module) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.macs: dict[str, int] = {}
         self._names = {module: name for name, module in modules_by_name(model).items()}
         self._running = [""]
         self.last = ""
-        self._whole: set[Any] = set()  # operations that are not made of others
 
     @contextmanager
     def counting(self) -> Iterator[None]:
@@ -330,17 +441,12 @@ class _Counter(DispatchMode):
         if func.namespace == "prim":
             return device_or_call(func, args, kwargs)
         formula = flop_registry.get(func._overloadpacket) or _FORMULAS.get(f"{func.namespace}.{func.__name__}")
+        if formula is None:
+            return super().__torch_dispatch__(func, types, args, kwargs)
         output = quick(func, args, kwargs)
         if output is None:
-            if formula is None and func not in self._whole:
-                with self:
-                    parts = func.decompose(*args, **kwargs)
-                if parts is not NotImplemented:
-                    return parts
-                self._whole.add(func)
             output = func(*args, **kwargs)
-        if formula is not None:
-            self._add(self._running[-1], formula(*args, **kwargs, out_val=output) // 2)
+        self._add(self._running[-1], formula(*args, **kwargs, out_val=output) // 2)
         return output
 
     def _add(self, name: str, macs: int) -> None:

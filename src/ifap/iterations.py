@@ -16,7 +16,7 @@ from ifap.axes.cut import cut_units
 from ifap.axes.expressions import atoms_of
 from ifap.axes.proof import Proof, prove
 from ifap.axes.units import Graph, Indices
-from ifap.checks import Refusal, axes_at_fault, because, check_outputs, require
+from ifap.checks import Checks, Refusal, axes_at_fault, because, require
 from ifap.compensate import Compensation, biases_to_come, compensate
 from ifap.costs import Cost, NetworkError, count_bytes, count_params, params_by_module
 from ifap.errors import GraphError, TargetError
@@ -67,11 +67,8 @@ class Run:
         clock = Clock(on_phase)
         ignored = [_name_of(model, item) for item in ignore]
         self.model = copy_to_prune(model)
-        self._graph: Graph = clock.measure("trace", lambda: self._trace(ignored))
         self._refused = dict(refused or {})  # axes that turned out to be impossible to cut, and why
-        if options.uniform:
-            self._graph, fixed = clock.measure("trace", lambda: expressible(self.model, self._graph))
-            self._refused |= dict.fromkeys(fixed, STAYS)
+        clock.measure("trace", lambda: self._look(ignored))
         self._whole = replace(self._graph, structure=self._graph.structure.apart())
         if self._graph.num_units == 0:
             raise GraphError(f"nothing in this network can be pruned{because(self._graph.pinned)}")
@@ -98,9 +95,10 @@ class Run:
             self._goal = Budget(self._graph).predict(self._wanted.astype(float)).macs
             self._target = Target(macs=1.0 - self._goal / self.before.macs)
 
-    def _trace(self, ignored: Sequence[str | nn.Module]) -> Graph:
+    def _look(self, ignored: Sequence[str | nn.Module]) -> None:
+        """Trace the network, and find what of it cannot be cut."""
         options = self._options
-        return trace(
+        self._graph: Graph = trace(
             self.model,
             self._inputs,
             ignored,
@@ -110,6 +108,11 @@ class Run:
             keep_embeddings=options.keep_embeddings,
             uniform=options.uniform,
         )
+        if options.uniform:
+            self._graph, fixed = expressible(self.model, self._graph)
+            self._refused |= dict.fromkeys(fixed, STAYS)
+        self._checks = Checks(self.model, self._inputs, options.outputs)
+        self._refused |= self._checks.fail_in_training(self.model, self._graph)
 
     # the loop
 
@@ -371,10 +374,10 @@ class Run:
             losing = set(self._graph.group_of[removed].tolist())
             raise Refusal(losing & groups or losing, f"{error.text} (in '{error.module}')") from None
         try:
-            check_outputs(self.model, self._graph, self._inputs, self._options.outputs)
+            self._checks.check(self.model, smaller)
         except NetworkError as error:
             undo()
-            groups = axes_at_fault(self.model, self._graph, removed, error, self._inputs, self._options.outputs)
+            groups = axes_at_fault(self.model, self._graph, removed, error, self._checks)
             raise Refusal(groups, error.reason) from error
         self._graph = smaller
         self.after = self._present_cost()

@@ -49,14 +49,7 @@ def unit_scores(graph: Graph, scores: Mapping[str, Tensor], aggregate: Aggregate
         values, units = scores[name].detach().cpu().double().numpy(), graph.unit_of[slot]
         if len(values) != len(units):
             raise ScoreError(f"layer '{name}': {len(values)} scores for {len(units)} units")
-        free = units >= 0
-        if not free.any():
-            continue
-        first = units[free].min()  # the units of one layer lie close together
-        number = np.bincount(units[free] - first)
-        present = np.flatnonzero(number)
-        mean = np.bincount(units[free] - first, weights=values[free])[present] / number[present]
-        present += first
+        present, mean = _means(values, units)
         totals[present] += mean
         counts[present] += 1
         highest[present] = np.maximum(highest[present], mean)
@@ -64,6 +57,20 @@ def unit_scores(graph: Graph, scores: Mapping[str, Tensor], aggregate: Aggregate
         return np.where(counts > 0, highest, np.nan)
     scale = np.maximum(counts, 1) if aggregate == "mean" else 1.0
     return np.where(counts > 0, totals / scale, np.nan)
+
+
+def _means(values: Floats, units: Indices) -> tuple[Indices, Floats]:
+    """Return the units that have positions, and the mean value over the positions of each."""
+    if units[0] >= 0 and np.array_equal(units, np.arange(units[0], units[0] + len(units))):  # a position each: most are
+        return units, values
+    free = units >= 0
+    if not free.any():
+        return units[:0], values[:0]
+    first = units[free].min()  # the units of one layer lie close together
+    number = np.bincount(units[free] - first)
+    present = np.flatnonzero(number)
+    mean = np.bincount(units[free] - first, weights=values[free])[present] / number[present]
+    return present + first, mean
 
 
 def scored_slots(graph: Graph) -> list[tuple[int, str]]:
@@ -90,8 +97,8 @@ class Budget:
         self._graph, self._timer = graph, timer
         self._counts = graph.units_per_group().astype(float)
         self._timed = [] if timer is None or widths is None else _timed_slots(graph, widths, timer.names)
-        self._slot_widths = graph.widths().astype(float)
-        self._per_unit = graph.positions_per_unit()
+        if timer is not None:
+            self._slot_widths, self._per_unit = graph.widths().astype(float), graph.positions_per_unit()
 
     def predict(self, counts: Floats) -> Cost:
         """Return the cost of the network with so many units left in each group."""
@@ -191,12 +198,13 @@ class Ranking:
         for members in self._classes:
             most = min(len(self._by_group[g]) for g in members)
             most = max(0, min([most, *(int(self._sizes[g] - floors[g]) for g in members)]))
-            units = np.stack([self._by_group[g][:most] for g in members])
-            mean = self.scores[units].mean(axis=0) if most else np.empty(0)
-            scores.append(mean)
-            first_units.append(units.min(axis=0) if most else np.empty(0, dtype=np.int64))
+            lowest = [self._by_group[g][:most] for g in members]
+            units = lowest[0] if len(lowest) == 1 else np.stack(lowest).min(axis=0)
+            own = [self.scores[each] for each in lowest]
+            scores.append(own[0] if len(own) == 1 else np.mean(own, axis=0))
+            first_units.append(units)
         classes = np.repeat(np.arange(len(scores)), [len(each) for each in scores])
-        order = np.lexsort((classes, np.concatenate(first_units), np.concatenate(scores))) if scores else classes
+        order = np.lexsort((np.concatenate(first_units), np.concatenate(scores))) if scores else classes
         return scores, classes[order].astype(np.int64)
 
     def _by_cost(self) -> tuple[list[Floats], Indices]:

@@ -270,9 +270,14 @@ def _remembered_shape(x: Tensor) -> torch.Size:
 
 def _remembered_among(args: Any, kwargs: Any) -> Iterator[tuple[Path, Size | Ratio]]:
     for place, value in enumerate(args):
-        yield from _inside(("args", place), value)
+        if isinstance(value, _HOLDING):
+            yield from _inside(("args", place), value)
     for key, value in kwargs.items():
-        yield from _inside(("kwargs", key), value)
+        if isinstance(value, _HOLDING):
+            yield from _inside(("kwargs", key), value)
+
+
+_HOLDING = (Size, Ratio, tuple, list, slice)
 
 
 def _inside(path: Path, value: Any) -> Iterator[tuple[Path, Size | Ratio]]:

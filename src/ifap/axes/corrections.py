@@ -195,7 +195,7 @@ def _has_fixed(expression: Expression) -> bool:
         return any(_has_fixed(each) for each in found.factors)
     if isinstance(found, Concatenation):
         return any(_has_fixed(each) for each in found.parts)
-    return not any(True for _ in atoms_of(found))
+    return not atoms_of(found)
 
 
 def _offers(

@@ -16,6 +16,7 @@ from ifap.axes.attention import adopt, can_adopt
 from ifap.axes.calls import corrected_forward
 from ifap.axes.corrections import Correction, Corrections
 from ifap.axes.sizes import Key
+from ifap.axes.slots import of_each
 from ifap.axes.tensors import holders
 from ifap.axes.units import Graph, Indices, stay
 from ifap.layers import is_norm, is_within, modules_by_name
@@ -84,11 +85,11 @@ def _kept_positions(graph: Graph, removed: Indices) -> dict[str, dict[int, Tenso
     alive = np.ones(graph.num_units, dtype=bool)
     alive[removed] = False
     keep: dict[str, dict[int, Tensor]] = defaultdict(dict)
-    for places, units in zip(graph.structure.places, graph.unit_of, strict=True):
-        stays = stay(units, alive)
-        if not stays.all():
+    left = of_each(graph.unit_of, lambda units: torch.from_numpy(np.flatnonzero(stay(units, alive))))
+    for places, units, positions in zip(graph.structure.places, graph.unit_of, left, strict=True):
+        if len(positions) < len(units):
             for place in places:
-                keep[place.tensor][place.dim] = torch.from_numpy(np.flatnonzero(stays))
+                keep[place.tensor][place.dim] = positions
     return keep
 
 
@@ -116,7 +117,7 @@ def _putting(put: Callable[[Tensor], None], tensor: Tensor) -> Undo:
 def selected(tensor: Tensor, keep: dict[int, Tensor]) -> Tensor:
     """Return a tensor with some positions of some dimensions; a parameter stays one, and so does the memory format."""
     new = tensor.detach()
-    for dim, positions in keep.items():
+    for dim, positions in sorted(keep.items()):  # whole rows first: they are copied at once
         new = new.index_select(dim, positions.to(tensor.device))
     if new.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous():
         new = new.contiguous(memory_format=torch.channels_last)

@@ -147,17 +147,17 @@ def parts_of(expression: Expression) -> list[Expression]:
     return list(simple.parts) if isinstance(simple, Concatenation) else [simple]
 
 
-def atoms_of(expression: Expression) -> Iterator[Atom]:
-    """Yield the atoms that an expression is made of, in order, some more than once."""
+def atoms_of(expression: Expression) -> tuple[Atom, ...]:
+    """Return the atoms that an expression is made of, in order, some more than once."""
+    if isinstance(expression, int):  # most are
+        return ()
     found = resolve(expression)
     if isinstance(found, Atom):
-        yield found
-    elif isinstance(found, Product):
-        for factor in found.factors:
-            yield from atoms_of(factor)
-    elif isinstance(found, Concatenation):
-        for part in found.parts:
-            yield from atoms_of(part)
+        return (found,)
+    if isinstance(found, int):
+        return ()
+    inner = found.factors if isinstance(found, Product) else found.parts
+    return tuple(atom for each in inner for atom in atoms_of(each))
 
 
 def is_fixed(expression: Expression) -> bool:

@@ -100,7 +100,7 @@ def _traced(
         _pass(model, example_inputs, call, outputs, axes, fake=fake)
         if _not_reached(model, axes):
             _training_pass(model, example_inputs, call, outputs, axes)
-        _follow_siblings(model, axes)
+            _follow_siblings(model, axes)
     return axes, attributes
 
 
@@ -295,12 +295,11 @@ def unchanged(model: nn.Module) -> Iterator[None]:
             module.__dict__.clear()
             module.__dict__.update(attributes)
             for container, content in containers:
-                _refill(container, content)
+                if container or content:  # of a hundred containers of torch's modules, hardly any
+                    _refill(container, content)
 
 
 def _refill(container: Any, content: Any) -> None:
-    if not container and not content:  # of a hundred containers of torch's modules, nearly all
-        return
     container.clear()
     if isinstance(container, list):
         container.extend(content)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +15,7 @@ from ifap.axes.trace import Axes
 from ifap.layers import is_depthwise, is_norm, is_producer
 
 Indices = npt.NDArray[np.int64]
+T = TypeVar("T")
 
 
 class Slot(NamedTuple):
@@ -85,14 +87,15 @@ def find_slots(
 
 def _add(found: Found, slot: Slot, place: Place | None, units: Indices) -> None:
     """Add a dimension to its width; to one of its own where the width has other units."""
-    if not (units >= 0).any() and slot.side.startswith("dim"):
+    if slot.side.startswith("dim") and not (units >= 0).any():
         return
-    if slot in found and not np.array_equal(found[slot][1], units):
+    before = found.get(slot)
+    if before is not None and before[1] is not units and not np.array_equal(before[1], units):
         assert place is not None
         slot = Slot(place.tensor, f"dim{place.dim}")
-    found.setdefault(slot, ([], units))
+    places, _ = found.setdefault(slot, ([], units))
     if place is not None:
-        found[slot][0].append(place)
+        places.append(place)
 
 
 def _has_hidden_inputs(module: nn.Module) -> bool:
@@ -138,18 +141,34 @@ def groups_of(slots: list[Slot], unit_of: list[Indices], group_of: Indices, numb
     """Return the groups: what the units of each cut, and how many positions each takes."""
     cut: list[list[Slot]] = [[] for _ in range(number)]
     width = [1] * number
-    for slot, units in zip(slots, unit_of, strict=True):
-        free = units[units >= 0]
-        if not len(free):
-            continue
-        first = int(free.min())  # units of a group are numbered in a row, and those of one slot lie close together
-        counts = np.bincount(free - first)
-        for group in np.unique(group_of[first : first + len(counts)][counts > 0]).tolist():
+    taken = of_each(unit_of, lambda units: _taken(units, group_of))
+    for slot, found in zip(slots, taken, strict=True):
+        for group, places in found.items():
             cut[group].append(slot)
-            its_first = int(np.searchsorted(group_of, group)) - first
-            if slot.side != "in" and its_first >= 0:
-                width[group] = max(width[group], int(counts[its_first]))
+            if slot.side != "in":
+                width[group] = max(width[group], places)
     return [Group(index, tuple(cut[index]), width[index]) for index in range(number)]
+
+
+def _taken(units: Indices, group_of: Indices) -> dict[int, int]:
+    """Return the groups that a width has units of, each with how many positions its first unit takes there."""
+    free = units[units >= 0]
+    if not len(free):
+        return {}
+    first = int(free.min())  # units of a group are numbered in a row, and those of one slot lie close together
+    counts = np.bincount(free - first)
+    groups = np.unique(group_of[first : first + len(counts)][counts > 0])
+    starts = np.searchsorted(group_of, groups) - first
+    return {int(group): int(counts[start]) if start >= 0 else 0 for group, start in zip(groups, starts, strict=True)}
+
+
+def of_each(arrays: Sequence[Indices], function: Callable[[Indices], T]) -> list[T]:
+    """Apply a function to arrays, to one that stands there several times once: widths of one axis share theirs."""
+    made: dict[int, T] = {}
+    for array in arrays:
+        if id(array) not in made:
+            made[id(array)] = function(array)
+    return [made[id(array)] for array in arrays]
 
 
 def layer_of(name: str, modules: dict[str, nn.Module]) -> str:

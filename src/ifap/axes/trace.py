@@ -6,7 +6,7 @@ that looks at values is run on the real ones instead. The network is left as it 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -215,7 +215,7 @@ class Tracer(DispatchMode):
 
     def unify(self, a: Expression, b: Expression, func: Any) -> None:
         """Make two axes the same."""
-        if a is not b:
+        if a is not b and resolve(a) is not resolve(b):
             unify(a, b, self.reason(f"{self.name_of(func)} joins it with an axis that stays or differs"))
 
     def pin_all(self, args: Any, kwargs: Any, text: str) -> Any:
@@ -340,31 +340,31 @@ class Tracer(DispatchMode):
         known = [carried(x) for x in inputs]
         if not self.axes.looks_up:
             self.axes.looks_up = any(x.dtype in _INTEGERS for x in inputs)
-        is_product = name in _PRODUCTS
-        weight = not is_product and _is_weight(known)
-        softmax = self._softmax or (not is_product and any(each.softmax for each in known))
-        sources = {each.source for each in known if each.source} if weight else set()
+        weight, softmax = False, self._softmax
+        if name not in _PRODUCTS:
+            weight = _is_weight(known)
+            softmax = softmax or any(each.softmax for each in known)
+        sources = {each.source for each in known if each.source} if weight else ()
+        seen = self.axes.seen.setdefault(self.stack[-1], [])
         outs = out if isinstance(out, (tuple, list)) else (out,)
         many = dims if isinstance(out, (tuple, list)) and dims is not None else (dims,) * len(outs)
-        seen = self.axes.seen.setdefault(self.stack[-1], [])
         for each, its in zip(outs, many, strict=False):
             if not isinstance(each, Tensor):
                 continue
             if its is None:
                 its = self.sizes(each)
             before = each.__dict__.get("_carried")
-            name_ = before.name if before is not None and any(each is x for x in inputs) else ""
             each.__dict__["_carried"] = Carried(
                 its,
-                name=name_,
-                source=self._source(sources, its),
+                name=before.name if before is not None and any(each is x for x in inputs) else "",
+                source=self._source(sources, its) if sources else "",
                 weight=weight,
                 softmax=softmax,
                 debts=self._debts.get(id(each), ()),
             )
-            seen.extend(dim for dim in its if not isinstance(dim, int))
+            seen += [dim for dim in its if not isinstance(dim, int)]
 
-    def _source(self, names: set[str], dims: Dims) -> str:
+    def _source(self, names: Collection[str], dims: Dims) -> str:
         """Return which of the weights that a tensor is made from has its axes; parameters come before their masks."""
         if len(names) < 2:
             return next(iter(names), "")

@@ -18,7 +18,7 @@ from ifap.axes.corrections import CannotFollowError, Corrections, Sizes
 from ifap.axes.expressions import Atom, Expression, Product, Reason, atoms_of, pin, resolve
 from ifap.axes.forms import Forms, linear
 from ifap.axes.sizes import Key
-from ifap.axes.slots import Group, Indices, Place, Slot, find_slots, groups_of, layer_of, positions
+from ifap.axes.slots import Group, Indices, Place, Slot, find_slots, groups_of, layer_of, of_each, positions
 from ifap.axes.trace import Attention, Axes
 from ifap.layers import is_producer, modules_by_name, parameters_by_name
 
@@ -198,13 +198,15 @@ class Graph:
         alive = np.ones(self.num_units, dtype=bool)
         alive[removed] = False
         renumber = np.cumsum(alive) - 1
-        kept = [origin[stay(units, alive)] for units, origin in zip(self.unit_of, self.kept, strict=True)]
+        stays = of_each(self.unit_of, lambda units: stay(units, alive))
+        kept = [origin[left] for origin, left in zip(self.kept, stays, strict=True)]
 
         def left(units: Indices) -> Indices:
             units = units[stay(units, alive)]
             return np.where(units >= 0, renumber[units], -1) if len(alive) else units
 
-        return Graph(self.structure, [*map(left, self.unit_of)], self.group_of[alive], [*map(left, self.heads)], kept)
+        unit_of = of_each(self.unit_of, left)
+        return Graph(self.structure, unit_of, self.group_of[alive], [*map(left, self.heads)], kept)
 
     def know_bias(self, name: str) -> None:
         """Let the bias that a layer was given be cut with its outputs."""
@@ -458,7 +460,7 @@ def _try_sizes(graph: Graph) -> Failed | None:
     structure = graph.structure
     for share in (0.0, 0.5, 0.77):
         try:
-            structure.sizes.follow(sizes_at(structure.atoms, _trial(graph, share)))
+            structure.sizes.follow(sizes_at(structure.atoms, trial_counts(graph, share)))
         except CannotFollowError as error:
             reason = Reason(error.text, error.module)
             failed: Failed = [
@@ -469,7 +471,7 @@ def _try_sizes(graph: Graph) -> Failed | None:
     return None
 
 
-def _trial(graph: Graph, share: float) -> Indices:
+def trial_counts(graph: Graph, share: float) -> Indices:
     """Return units left for a trial: as many of each tied group, different numbers of others."""
     sizes = graph.units_per_group()
     tied = {member: members[0] for members in graph.structure.tied for member in members}
@@ -480,3 +482,10 @@ def _trial(graph: Graph, share: float) -> Indices:
         multiple = graph.structure.multiples.get(group, 1)
         left[group] = min(size, -(-max(1, size - wanted) // multiple) * multiple)
     return left
+
+
+def last_units(graph: Graph, left: Indices) -> Indices:
+    """Return the units beyond the first `left` of each group."""
+    sizes = graph.units_per_group()
+    place = np.arange(graph.num_units) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    return np.flatnonzero(place >= left[graph.group_of])

@@ -46,7 +46,7 @@ def bmm(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out
     x, y = args[0], args[1]
     (b, n, k), (b2, k2, m) = t.dims(x), t.dims(y)
     t.unify(b, b2, func)
-    heads = list(atoms_of(b))
+    heads = atoms_of(b)
     for atom in heads:
         atom.group = True
     contracted(t, func, x, y, k, k2)

@@ -1,0 +1,84 @@
+"""A cut network must run in training as well, where a forward may make other calls than the traced one."""
+
+import pytest
+import torch
+from torch import nn
+
+import ifap
+from ifap.checks import Checks, asks_for_mode
+from ifap.costs import shapes_in_training
+from ifap.view import trace
+
+
+class Repeats(nn.Module):
+    """Repeats a vector to a width that its forward takes from a tensor; in training it makes a call before."""
+
+    def __init__(self, *, by_values: bool = False) -> None:
+        super().__init__()
+        self.by_values = by_values
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.middle = nn.Conv2d(8, 32, 3, padding=1)
+        self.head = nn.Conv2d(32, 16, 3, padding=1)
+        self.last = nn.Linear(16, 5)
+
+    def forward(self, x):
+        x = torch.relu(self.middle(torch.relu(self.stem(x))))
+        if self.training:
+            turns = int(x.mean().sign().abs()) if self.by_values else 1
+            x = x + x.new_zeros(1, turns, 1, 1).repeat(2, 1, 1, 1).sum(0, keepdim=True)
+        x = x * x.mean((0, 1, 2, 3)).reshape(1, 1, 1, 1).repeat(x.shape[0], 32, 1, 1)
+        return self.last(torch.relu(self.head(x)).mean((2, 3)))
+
+
+class Counts(nn.Module):
+    """Counts its forwards in training, in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("seen", torch.zeros(1))
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x):
+        if self.training:
+            self.seen += 1
+            assert float(self.seen) > 0
+        return self.layer(x)
+
+
+@pytest.fixture
+def image():
+    return torch.randn(2, 3, 8, 8)
+
+
+@pytest.mark.parametrize("by_values", [False, True])
+def test_a_size_that_is_corrected_at_the_wrong_call_in_training_keeps_its_axis(image, by_values):
+    torch.manual_seed(0)
+    net = Repeats(by_values=by_values).eval()
+    pruned = ifap.prune(net, image, [image], target=ifap.Target(macs=0.4), method="magnitude", steps=1)
+    assert pruned.model.middle.out_channels == 32
+    assert pruned.model.head.out_channels < 16
+    assert "in training" in pruned.receipts[-1].pinned["middle"]
+    pruned.model.train()(image).sum().backward()
+
+
+def test_the_trial_leaves_the_network_as_it_was(image):
+    net = Repeats().eval()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    graph = trace(net, image)
+    assert Checks(net, image).fail_in_training(net, graph)
+    assert not net.training
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
+def test_a_forward_in_training_that_looks_at_values_learns_nothing():
+    net, x = Counts().eval(), torch.randn(2, 4)
+    state = torch.random.get_rng_state()
+    assert shapes_in_training(net, x) == [(2, 4)]
+    assert float(net.seen) == 0
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_only_kinds_that_read_their_mode_are_run_in_training():
+    assert asks_for_mode(Repeats)
+    assert not asks_for_mode(nn.Dropout)
+    assert not asks_for_mode(nn.Sequential)
