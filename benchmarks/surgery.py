@@ -51,11 +51,9 @@ class State:
 
 
 def begin(model: nn.Module, inputs: torch.Tensor) -> State:
-    """Trace, and look for what cannot be cut in training, as `ifap.prune` does once."""
+    """Trace, as `ifap.prune` does once."""
     adopt(model)
-    state = State(model, inputs, trace(model, inputs), Checks(model, inputs))
-    state.checks.fail_in_training(model, state.graph)
-    return state
+    return State(model, inputs, trace(model, inputs), Checks(model, inputs))
 
 
 def cut(state: State) -> None:

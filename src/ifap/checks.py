@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
 from ifap.axes.corrections import CannotFollowError
 from ifap.axes.cut import cut_units
 from ifap.axes.proof import Proof
+from ifap.axes.training import differs_in_training
 from ifap.axes.units import Graph, Indices, last_units, trial_counts
 from ifap.costs import NetworkError, probe, run_once, shapes_in_training, shapes_without_data
 from ifap.errors import GraphError
@@ -25,11 +22,15 @@ _CHEAP_MACS = 1e8  # of a forward that takes no longer than one without data
 
 
 class Refusal(Exception):  # noqa: N818
-    """A cut that cannot be made, found before anything was changed."""
+    """A cut that cannot be made, found before anything was changed; holds why each of some axes must stay."""
 
-    def __init__(self, groups: set[int], reason: str) -> None:
-        super().__init__(reason)
-        self.groups, self.reason = groups, reason
+    def __init__(self, reasons: dict[int, str]) -> None:
+        super().__init__(next(iter(reasons.values())))
+        self.reasons = reasons
+
+
+class TrainingModeError(NetworkError):
+    """A cut network does not run in training."""
 
 
 class Checks:
@@ -48,7 +49,7 @@ class Checks:
     def __init__(self, model: nn.Module, example_inputs: Inputs, outputs: Sequence[str] | None = None) -> None:
         self._inputs, self._outputs = example_inputs, outputs
         self._in_training = shapes_in_training_of(model, example_inputs, outputs)
-        self._corrected: list[frozenset[Any]] = []  # which sizes were corrected when it ran in training
+        self._cut: list[set[int]] = []  # axes that were cut when it ran in training
 
     def check(self, model: nn.Module, graph: Graph) -> None:
         """Run a cut network, for real where only that shows whether it works, or is as quick as without data.
@@ -74,49 +75,16 @@ class Checks:
         return probe(model, self._inputs, self._outputs).output_shapes
 
     def _check_training(self, model: nn.Module, graph: Graph, wanted: list[tuple[int, ...]]) -> None:
-        """See that corrected sizes fit in training, where a forward may make other calls than the traced one."""
-        corrections = graph.corrections()
-        places = {(each.module, each.function, each.ordinal, each.path) for each in corrections.arguments}
-        corrected = frozenset({*places, *corrections.attributes})
-        if not any(corrected <= seen for seen in self._corrected):
-            try:
-                _compare(wanted, shapes_in_training(model, self._inputs, self._outputs), graph)
-            except NetworkError as error:
-                raise NetworkError(f"in training {error.reason}", error.module) from error
-            self._corrected.append(corrected)
-
-    def fail_in_training(self, model: nn.Module, graph: Graph) -> dict[int, str]:
-        """Cut half of every axis for a trial, and run the network in training; it is left as it was.
-
-        Parameters
-        ----------
-        model : nn.Module
-            The network before any cut.
-        graph : Graph
-            Its units.
-
-        Returns
-        -------
-        dict of int to str
-            The axes that must stay because the network does not run in training without their units, and why.
-        """
-        found: dict[int, str] = {}
-        while self._in_training is not None and graph.num_units:
-            left = trial_counts(graph, 0.5)
-            left[[*found]] = graph.units_per_group()[[*found]]
-            removed = last_units(graph, left)
-            try:
-                cut_for_trial(model, graph, removed, self)
-            except CannotFollowError:  # found again when these units are cut together
-                break
-            except NetworkError as error:
-                groups = axes_at_fault(model, graph, removed, error, self)
-                if groups <= found.keys():
-                    break
-                found |= dict.fromkeys(groups, error.reason)
-            else:
-                break
-        return found
+        """Run a cut network in training, where a forward may make other calls than the traced one."""
+        counts = graph.units_per_group()
+        cut = {group for axis, group in graph.structure.atoms.items() if counts[group] < axis.size}
+        if any(cut <= seen for seen in self._cut):
+            return
+        try:
+            _compare(wanted, shapes_in_training(model, self._inputs, self._outputs), graph)
+        except NetworkError as error:
+            raise TrainingModeError(f"in training {error.reason}", error.module) from error
+        self._cut.append(cut)
 
 
 def _compare(wanted: list[tuple[int, ...]], found: list[tuple[int, ...]], graph: Graph) -> None:
@@ -130,27 +98,11 @@ def shapes_in_training_of(
     model: nn.Module, example_inputs: Inputs, outputs: Sequence[str] | None
 ) -> list[tuple[int, ...]] | None:
     """Return the shapes of the outputs in training; None where it makes no difference or does not run without data."""
-    if not any(asks_for_mode(kind) for kind in set(map(type, model.modules()))):
+    if not differs_in_training(model):
         return None
     with suppress(NetworkError):
         return shapes_in_training(model, example_inputs, outputs)
     return None
-
-
-@functools.cache
-def asks_for_mode(kind: type[nn.Module]) -> bool:
-    """Whether a kind of module, or a function that it calls, reads its mode; torch's own make no other calls by it."""
-    if issubclass(kind, torch.jit.ScriptModule):
-        return True
-    own = [base for base in kind.__mro__ if issubclass(base, nn.Module) and not base.__module__.startswith("torch.nn.")]
-    functions = [inspect.unwrap(each) for base in own for each in vars(base).values() if inspect.isfunction(each)]
-    called = [
-        each
-        for function in functions
-        for name in function.__code__.co_names
-        if inspect.isfunction(each := function.__globals__.get(name))
-    ]
-    return any("training" in each.__code__.co_names for each in (*functions, *called))
 
 
 class UnprovenError(GraphError):
@@ -223,6 +175,33 @@ def at_fault(axes: list[set[int]], holds: Callable[[set[int]], bool]) -> set[int
     halves = axes[: len(axes) // 2], axes[len(axes) // 2 :]
     broken = [half for half in halves if not holds(set().union(*half))]
     return set().union(*(at_fault(half, holds) for half in broken)) if broken else everything
+
+
+def reasons_to_stay(
+    model: nn.Module, graph: Graph, removed: Indices, error: NetworkError, checks: Checks
+) -> dict[int, str]:
+    """Return the axes that must stay because a network that lost units does not run, and why.
+
+    Where it does not run in training, half of every axis is cut for a trial, so that all such axes are found at once.
+    """
+    found = dict.fromkeys(axes_at_fault(model, graph, removed, error, checks), error.reason)
+    while isinstance(error, TrainingModeError):
+        left = trial_counts(graph, 0.5)
+        left[[*found]] = graph.units_per_group()[[*found]]
+        removed = last_units(graph, left)
+        try:
+            cut_for_trial(model, graph, removed, checks)
+        except NetworkError as other:
+            error = other
+        except CannotFollowError:  # found again when these units are to go
+            break
+        else:
+            break
+        groups = axes_at_fault(model, graph, removed, error, checks)
+        if groups <= found.keys():
+            break
+        found |= dict.fromkeys(groups, error.reason)
+    return found
 
 
 def axes_at_fault(

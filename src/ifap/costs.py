@@ -20,7 +20,7 @@ from torch.utils.flop_counter import flop_registry
 
 from ifap.axes.dispatch import DispatchMode
 from ifap.axes.fakes import device_or_call, quick
-from ifap.axes.passes import data_free, empty_caches, is_trouble, modes, plain_kernels, unchanged
+from ifap.axes.passes import as_in_training, data_free, empty_caches, is_trouble, modes, plain_kernels, unchanged
 from ifap.errors import GraphError
 from ifap.forward import Inputs, call, dense_outputs, evaluation_mode, task_tensors
 from ifap.layers import modules_by_name
@@ -228,31 +228,9 @@ def probe(model: nn.Module, example_inputs: Inputs, outputs: Sequence[str] | Non
         return Probe(counter.macs, shapes)
     # The forward looks at values, which data-free tensors do not have: run it for real.
     counter = _Counter(model)
-    return Probe(counter.macs, _for_real(model, counter, example_inputs, outputs))
-
-
-def _for_real(
-    model: nn.Module, counter: _Counter, inputs: Inputs, outputs: Sequence[str] | None, *, training: bool = False
-) -> list[tuple[int, ...]]:
-    """Run a network on its real inputs; it learns nothing and is left as it was."""
-    with (
-        unchanged(model), _same_buffers(model), modes(model, training=training), torch.no_grad(),
-        dense_outputs(model), plain_kernels(), torch.random.fork_rng(),
-    ):  # fmt: skip
-        torch.manual_seed(0)  # what a forward draws at random may decide which shapes come out
-        found = _run(model, counter, inputs)
-        return [tuple(tensor.shape) for tensor in task_tensors(found, outputs)]
-
-
-@contextmanager
-def _same_buffers(model: nn.Module) -> Iterator[None]:
-    """Put the values of buffers back after the block: a forward in training may write into them."""
-    before = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
-    try:
-        yield
-    finally:
-        for buffer, values in before:
-            buffer.detach().copy_(values)
+    with unchanged(model), evaluation_mode(model), torch.no_grad(), dense_outputs(model), plain_kernels():
+        values = _run(model, counter, example_inputs)
+    return Probe(counter.macs, [tuple(tensor.shape) for tensor in task_tensors(values, outputs)])
 
 
 def shapes_without_data(
@@ -364,7 +342,9 @@ def shapes_in_training(
     """
     with suppress(NetworkError):
         return shapes_without_data(model, example_inputs, outputs, training=True)
-    return _for_real(model, _Counter(model), example_inputs, outputs, training=True)
+    with as_in_training(model), dense_outputs(model):
+        values = _run(model, _Counter(model), example_inputs)
+        return [tuple(tensor.shape) for tensor in task_tensors(values, outputs)]
 
 
 class _Shapes(DispatchMode):

@@ -16,7 +16,7 @@ from ifap.axes.cut import cut_units
 from ifap.axes.expressions import atoms_of
 from ifap.axes.proof import Proof, prove
 from ifap.axes.units import Graph, Indices
-from ifap.checks import Checks, Refusal, axes_at_fault, because, require
+from ifap.checks import Checks, Refusal, because, reasons_to_stay, require
 from ifap.compensate import Compensation, biases_to_come, compensate
 from ifap.costs import Cost, NetworkError, count_bytes, count_params, params_by_module
 from ifap.errors import GraphError, TargetError
@@ -112,7 +112,6 @@ class Run:
             self._graph, fixed = expressible(self.model, self._graph)
             self._refused |= dict.fromkeys(fixed, STAYS)
         self._checks = Checks(self.model, self._inputs, options.outputs)
-        self._refused |= self._checks.fail_in_training(self.model, self._graph)
 
     # the loop
 
@@ -250,8 +249,8 @@ class Run:
             try:
                 return clock.measure("prune", lambda: self._cut(ranking, learnt, step))  # noqa: B023
             except Refusal as refusal:
-                log.warning("%s stays: %s", ", ".join(self._names(refusal.groups)), refusal.reason)
-                self._refused.update(dict.fromkeys(refusal.groups, refusal.reason))
+                log.warning("%s stays: %s", ", ".join(self._names(refusal.reasons)), refusal)
+                self._refused |= refusal.reasons
 
     def _score(self, step: int, learnt: Learnt) -> dict[str, Tensor] | Floats:
         options = self._options
@@ -372,13 +371,13 @@ class Run:
             atoms = {atom for axis in error.axes for atom in atoms_of(axis)}
             groups = {group for atom, group in self._graph.structure.atoms.items() if atom in atoms}
             losing = set(self._graph.group_of[removed].tolist())
-            raise Refusal(losing & groups or losing, f"{error.text} (in '{error.module}')") from None
+            text = f"{error.text} (in '{error.module}')"
+            raise Refusal(dict.fromkeys(losing & groups or losing, text)) from None
         try:
             self._checks.check(self.model, smaller)
         except NetworkError as error:
             undo()
-            groups = axes_at_fault(self.model, self._graph, removed, error, self._checks)
-            raise Refusal(groups, error.reason) from error
+            raise Refusal(reasons_to_stay(self.model, self._graph, removed, error, self._checks)) from error
         self._graph = smaller
         self.after = self._present_cost()
 

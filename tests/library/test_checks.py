@@ -5,7 +5,9 @@ import torch
 from torch import nn
 
 import ifap
-from ifap.checks import Checks, asks_for_mode
+from ifap.axes.training import asks_for_mode
+from ifap.axes.units import last_units, trial_counts
+from ifap.checks import Checks, TrainingModeError, cut_for_trial
 from ifap.costs import shapes_in_training
 from ifap.view import trace
 
@@ -45,27 +47,42 @@ class Counts(nn.Module):
         return self.layer(x)
 
 
+class WritesItsWidth(Repeats):
+    """Writes a width in training alone."""
+
+    def forward(self, x):
+        x = torch.relu(self.middle(torch.relu(self.stem(x))))
+        if self.training:
+            x = x.view(x.shape[0], 2, 16, *x.shape[2:]).flatten(1, 2)
+        return self.last(torch.relu(self.head(x)).mean((2, 3)))
+
+
 @pytest.fixture
 def image():
     return torch.randn(2, 3, 8, 8)
 
 
-@pytest.mark.parametrize("by_values", [False, True])
-def test_a_size_that_is_corrected_at_the_wrong_call_in_training_keeps_its_axis(image, by_values):
-    torch.manual_seed(0)
-    net = Repeats(by_values=by_values).eval()
-    pruned = ifap.prune(net, image, [image], target=ifap.Target(macs=0.4), method="magnitude", steps=1)
+@pytest.mark.parametrize("net", [Repeats(), Repeats(by_values=True), WritesItsWidth()])
+def test_an_axis_stays_where_training_needs_its_size(net, image):
+    pruned = ifap.prune(net.eval(), image, [image], target=ifap.Target(macs=0.2), method="magnitude", steps=1)
     assert pruned.model.middle.out_channels == 32
     assert pruned.model.head.out_channels < 16
     assert "in training" in pruned.receipts[-1].pinned["middle"]
     pruned.model.train()(image).sum().backward()
 
 
-def test_the_trial_leaves_the_network_as_it_was(image):
-    net = Repeats().eval()
+def test_calls_that_training_makes_otherwise_are_seen_before_any_cut(image):
+    assert "other sizes in training" in trace(Repeats().eval(), image).pinned["middle"]
+    assert "middle" not in trace(WritesItsWidth().eval(), image).pinned
+
+
+def test_a_check_that_fails_leaves_the_network_as_it_was(image):
+    net = WritesItsWidth().eval()
     before = {name: value.clone() for name, value in net.state_dict().items()}
-    graph = trace(net, image)
-    assert Checks(net, image).fail_in_training(net, graph)
+    graph, checks = trace(net, image), Checks(net, image)
+    units = last_units(graph, trial_counts(graph, 0.5))
+    with pytest.raises(TrainingModeError, match="in training"):
+        cut_for_trial(net, graph, units, checks)
     assert not net.training
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
 

@@ -12,7 +12,7 @@ from fractions import Fraction
 from typing import Any
 
 from ifap.axes.expressions import Concatenation, Expression, Product, atoms_of, is_fixed, resolve
-from ifap.axes.sizes import Key, Need, Origin, Recorder, SizeOf, Use, value_of
+from ifap.axes.sizes import Key, Need, Origin, Place, Recorder, SizeOf, Use, value_of
 
 
 @dataclass(frozen=True)
@@ -62,12 +62,14 @@ class Sizes:
         One for each pass of the trace.
     attributes : dict
         Key to value of every integer attribute.
+    unsteady : set of Place
+        Calls that training makes otherwise: their sizes cannot be corrected.
     """
 
-    def __init__(self, recorders: list[Recorder], attributes: dict[Key, int]) -> None:
-        self._original = attributes
+    def __init__(self, recorders: list[Recorder], attributes: dict[Key, int], unsteady: set[Place]) -> None:
+        self._original, self._unsteady = attributes, unsteady
         uses = [use for recorder in recorders for use in recorder.uses]
-        self._uses = [use for use in uses if _can_change(use.origin, use.need)]
+        self._uses = [use for use in uses if can_change(use.origin, use.need)]
         self._comparisons = [
             each
             for recorder in recorders
@@ -89,6 +91,8 @@ class Sizes:
         for use in self._uses:
             wanted = use.need.wanted(size)
             present = value_of(use.origin, size, attributes)
+            if wanted != present and use.place in self._unsteady:
+                raise self._refusal(use, "other sizes in training")
             correction = None if wanted == present else self._correction(use, wanted, present)
             key = (use.module, use.function, use.ordinal, use.path)
             if key in found and found[key] != correction:
@@ -174,7 +178,8 @@ def _depends(origin: Any) -> bool:
     return any(leaf.kind == "attribute" or not is_fixed(leaf.parts[0]) for leaf in _leaves(origin))
 
 
-def _can_change(origin: Any, need: Need) -> bool:
+def can_change(origin: Any, need: Need) -> bool:
+    """Whether a size, or what it must be, changes where some axis is cut."""
     counts = [axis for axis in (need.counts, need.over) if axis is not None]
     return any(not is_fixed(axis) for axis in counts) or _depends(origin)
 

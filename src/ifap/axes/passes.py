@@ -9,7 +9,7 @@ import logging
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
 
@@ -26,9 +26,10 @@ from ifap.axes.expressions import Expression, Reason, pin, resolve, size_of, uni
 from ifap.axes.fakes import MODES, data_free_like, forget
 from ifap.axes.operations.base import RULES
 from ifap.axes.operations.values import pointwise
-from ifap.axes.sizes import Key, Origin, Recorder, Size, recording
+from ifap.axes.sizes import Key, Origin, Place, Recorder, Size, recording
 from ifap.axes.tensors import holders, named_tensors, once, replaced_tensors
 from ifap.axes.trace import Axes, Tracer, following, pinned_outputs, start
+from ifap.axes.training import differs_in_training, recalled, same_buffers, sizes_of_calls
 from ifap.errors import ConfigError, GraphError, IfapError
 from ifap.layers import is_within, modules_by_name, parameters_by_name
 
@@ -98,10 +99,36 @@ def _traced(
     with adopted(model), unchanged(model):
         attributes = _remember_attributes(model)
         _pass(model, example_inputs, call, outputs, axes, fake=fake)
+        wanted = sizes_of_calls(axes.recorders, attributes) if differs_in_training(model) else {}
         if _not_reached(model, axes):
             _training_pass(model, example_inputs, call, outputs, axes)
             _follow_siblings(model, axes)
+    if wanted:
+        axes.unsteady = _unsteady(model, example_inputs, call, wanted)
     return axes, attributes
+
+
+def _unsteady(model: nn.Module, inputs: Inputs, call: Call, wanted: dict[Place, Any]) -> set[Place]:
+    """Return the calls with sizes that a forward makes otherwise in training; none where it does not run."""
+    for fake in (True, False):
+        try:
+            with as_in_training(model), data_free(model, inputs) if fake else nullcontext((inputs, None)) as (given, _):
+                return recalled(model, functools.partial(call, model, given), wanted)
+        except Exception as error:  # whatever a forward raises that looks at values, or wants targets in training
+            if is_trouble(error):
+                raise
+    return set()
+
+
+@contextmanager
+def as_in_training(model: nn.Module) -> Iterator[None]:
+    """Let a network run in training inside the block; it learns nothing and is left as it was."""
+    with (
+        unchanged(model), same_buffers(model), modes(model, training=True), torch.no_grad(), plain_kernels(),
+        torch.random.fork_rng(),
+    ):  # fmt: skip
+        torch.manual_seed(0)  # what a forward draws at random may decide what it does
+        yield
 
 
 def _not_reached(model: nn.Module, axes: Axes) -> set[str]:

@@ -18,6 +18,8 @@ from ifap.axes.expressions import Expression
 
 Key = tuple[Any, ...]
 """Where an attribute is: the module's name, then the path below it, such as ``("layer.0", "config", "num_heads")``."""
+Place = tuple[str, str, int]
+"""A call: the module whose forward makes it, the function, and how many of that name the forward makes before it."""
 SizeOf = Callable[[Expression], int]
 
 
@@ -140,6 +142,11 @@ class Use:
     path: tuple[Any, ...]
     origin: Any
     need: Need
+
+    @property
+    def place(self) -> Place:
+        """The call."""
+        return self.module, self.function, self.ordinal
 
 
 class Recorder:

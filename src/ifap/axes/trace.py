@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from ifap.axes.dispatch import DispatchMode
 from ifap.axes.expressions import Atom, CannotAgreeError, Expression, Reason, atoms_of, pin, resolve, size_of, unify
 from ifap.axes.fakes import device_or_call, quick
-from ifap.axes.sizes import Recorder
+from ifap.axes.sizes import Place, Recorder
 
 _PRODUCTS = {
     "aten.mm", "aten.addmm", "aten.bmm", "aten.baddbmm", "aten.convolution", "aten._convolution", "aten._grouped_mm",
@@ -132,6 +132,8 @@ class Axes:
         Whether an operation takes integers, which may say where to look: only real ones show whether they fit.
     attention : dict of Attention to Expression
         Calls that make attention probabilities, and the axis that may count their heads.
+    unsteady : set of Place
+        Calls with sizes that training makes otherwise.
     """
 
     dims: dict[str, Dims] = field(default_factory=dict)
@@ -149,6 +151,7 @@ class Axes:
     recorders: list[Recorder] = field(default_factory=list)
     unknown: dict[str, str] = field(default_factory=dict)
     attention: dict[Attention, Expression] = field(default_factory=dict)
+    unsteady: set[Place] = field(default_factory=set)
 
 
 def carried(x: Tensor) -> Carried:
@@ -178,7 +181,7 @@ class Tracer(DispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.axes = axes
         self._rules, self._pointwise = rules, pointwise
-        self._modules = modules
+        self.modules = modules
         self.stack: list[str] = [""]
         self.counters: list[dict[str, int]] = [{}]
         self.counts_products = True
@@ -400,10 +403,18 @@ _UNTAGGED = {
 }  # fmt: skip
 
 
+class Follower(Protocol):
+    """A mode that knows which modules run, and how often each function was called in each of them."""
+
+    modules: dict[nn.Module, str]
+    stack: list[str]
+    counters: list[dict[str, int]]
+
+
 @contextmanager
-def following(tracer: Tracer) -> Iterator[None]:
-    """Keep the tracer's stack of running modules inside the block."""
-    names = tracer._modules
+def following(tracer: Follower) -> Iterator[None]:
+    """Keep the stack of running modules of a mode inside the block."""
+    names = tracer.modules
 
     def begin(module: nn.Module, _args: Any) -> None:
         if module in names:

@@ -276,7 +276,7 @@ def find_units(
     modules = modules_by_name(model)
     _pin_ignored(axes, modules, set(ignored), keep_embeddings=keep_embeddings)
     _pin_unfollowed(axes)
-    sizes = Sizes(axes.recorders, attributes)
+    sizes = Sizes(axes.recorders, attributes, axes.unsteady)
     parameters = set(parameters_by_name(model))
     while True:
         chosen = choose(axes, modules, inner=units == "inner", spatial_only=spatial_only)

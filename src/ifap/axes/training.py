@@ -1,0 +1,124 @@
+"""Calls with sizes that a forward makes otherwise in training than in the traced evaluation."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from ifap.axes.calls import Path, call_key
+from ifap.axes.corrections import can_change
+from ifap.axes.expressions import size_of
+from ifap.axes.sizes import Key, Place, Recorder, value_of
+from ifap.axes.trace import following
+from ifap.layers import modules_by_name
+
+_SAME_CALLS = ("torch.nn.", "ifap.axes.")  # homes of modules that make the same calls in either mode
+
+
+@functools.cache
+def asks_for_mode(kind: type[nn.Module]) -> bool:
+    """Whether a kind of module, or a function that it calls, reads its mode."""
+    if issubclass(kind, torch.jit.ScriptModule):
+        return True
+    own = [base for base in kind.__mro__ if issubclass(base, nn.Module) and not base.__module__.startswith(_SAME_CALLS)]
+    functions = [inspect.unwrap(each) for base in own for each in vars(base).values() if inspect.isfunction(each)]
+    called = [
+        each
+        for function in functions
+        for name in function.__code__.co_names
+        if inspect.isfunction(each := function.__globals__.get(name))
+    ]
+    return any("training" in each.__code__.co_names for each in (*functions, *called))
+
+
+def differs_in_training(model: nn.Module) -> bool:
+    """Whether a network may make other calls in training than in evaluation."""
+    return any(map(asks_for_mode, set(map(type, model.modules()))))
+
+
+@contextmanager
+def same_buffers(model: nn.Module) -> Iterator[None]:
+    """Put the values of buffers back after the block: a forward in training may write into them."""
+    before = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    try:
+        yield
+    finally:
+        for buffer, values in before:
+            buffer.detach().copy_(values)
+
+
+class Recall(TorchFunctionMode):
+    """See whether each of some calls takes the sizes that it took when it was traced.
+
+    Parameters
+    ----------
+    modules : dict of nn.Module to str
+        Names of the modules of the network.
+    wanted : dict of Place to list of (path, value)
+        Calls, and the sizes among their arguments.
+    """
+
+    def __init__(self, modules: dict[nn.Module, str], wanted: dict[Place, list[tuple[Path, Any]]]) -> None:
+        super().__init__()
+        self.modules, self._wanted = modules, wanted
+        self._functions = {function for _, function, _ in wanted}
+        self.stack: list[str] = [""]
+        self.counters: list[dict[str, int]] = [{}]
+        self._ran: set[str] = set()
+        self._met: set[Place] = set()
+        self._others: set[Place] = set()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        key = call_key(func.__name__, args)
+        self._ran.add(self.stack[-1])
+        if key in self._functions:
+            place = (self.stack[-1], key, self.counters[-1].get(key, 0))
+            for counter in self.counters:
+                counter[key] = counter.get(key, 0) + 1
+            for path, value in self._wanted.get(place, ()):
+                (self._met if _at(path, args, kwargs) == value else self._others).add(place)
+        return func(*args, **kwargs)
+
+    def missed(self) -> set[Place]:
+        """Return the calls that took another size, or were not made by a module that ran."""
+        return {place for place in self._wanted if place[0] in self._ran and place not in self._met - self._others}
+
+
+def _at(path: Path, args: Any, kwargs: Any) -> Any:
+    """Return what is at a path among arguments, or None."""
+    found: Any = {"args": args, "kwargs": kwargs}
+    for step in path:
+        try:
+            found = getattr(found, step) if isinstance(found, slice) else found[step]
+        except (LookupError, TypeError):
+            return None
+    return None if isinstance(found, Tensor) else found
+
+
+def sizes_of_calls(recorders: list[Recorder], attributes: dict[Key, int]) -> dict[Place, list[tuple[Path, Any]]]:
+    """Return the calls whose sizes may have to be corrected, with the sizes as they were traced."""
+    found: dict[Place, list[tuple[Path, Any]]] = defaultdict(list)
+    for recorder in recorders:
+        for use in recorder.uses:
+            if can_change(use.origin, use.need):
+                found[use.place].append((use.path, value_of(use.origin, size_of, attributes)))
+    return dict(found)
+
+
+def recalled(model: nn.Module, run: Callable[[], object], wanted: dict[Place, list[tuple[Path, Any]]]) -> set[Place]:
+    """Return the calls that a run does not make as they were traced."""
+    recall = Recall({module: name for name, module in modules_by_name(model).items()}, wanted)
+    with ExitStack() as stack:
+        stack.enter_context(following(recall))
+        stack.enter_context(recall)
+        run()
+    return recall.missed()
