@@ -345,6 +345,8 @@ def unit_norms(output: Tensor, axis: int) -> Tensor:
         return _row_norms(output.flatten(1, -2))
     if output.dim() + axis == 0:
         output = output.unsqueeze(0)
+    if output.stride(axis) == 1 and output.dim() > 2:  # channels last in memory
+        return _row_norms(output.movedim(axis, -1).flatten(1, -2))
     return torch.linalg.vector_norm(output.movedim(axis, 1).flatten(2), dim=2)
 
 
@@ -353,12 +355,15 @@ def _row_norms(rows: Tensor) -> Tensor:
     if rows.device.type != "cpu" or rows.dtype not in (torch.float32, torch.float64):
         return torch.linalg.vector_norm(rows, dim=1)
     # On a CPU torch's own norm is vectorised along the last axis alone and takes some times as long.
-    step = max(1, _CACHED_VALUES // max(1, rows.shape[0] * rows.shape[2]))
-    squares = [(part * part).sum(dim=1) for part in rows.split(step, dim=1)]
-    return torch.stack(squares).sum(dim=0).sqrt()
+    samples, positions, units = rows.shape
+    at_once = min(positions, max(1, _CACHED_VALUES // max(1, samples * units)))
+    squares = rows.new_zeros(samples, at_once, units)
+    for part in rows.split(max(1, at_once), dim=1):
+        squares[:, : part.shape[1]].addcmul_(part, part)
+    return squares.sum(dim=1).sqrt()
 
 
-_CACHED_VALUES = 2**18  # of which the squares stay in the cache until they are added up
+_CACHED_VALUES = 2**17  # sums of squares that stay in the cache while positions are added to them
 
 
 def _volume(output: Tensor) -> int:

@@ -158,7 +158,7 @@ def _summed_norms(model: nn.Module, graph: Graph, wanted: set[int]) -> dict[int,
         rows = rows_of.get(name)
         if rows is None or not wanted.intersection(units.tolist()):
             continue
-        squares = rows.float().square().sum(dim=1).cpu().numpy()
+        squares = torch.linalg.vector_norm(rows.float(), dim=1).square().cpu().numpy()
         starts = np.flatnonzero(np.diff(units, prepend=-2))
         for start, norm in zip(starts, np.sqrt(np.add.reduceat(squares, starts)), strict=True):
             unit = int(units[start])
