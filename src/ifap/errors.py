@@ -59,6 +59,24 @@ class ResultsError(IfapError):
 _SHOWN_NAMES = 12
 
 
+def counted(number: int, one: str, many: str | None = None) -> str:
+    """Say how many of something there are, such as ``"1 class"`` and ``"2 classes"``.
+
+    Parameters
+    ----------
+    number : int
+        How many.
+    one, many : str
+        The noun for one and for more; the latter ends in another s by default.
+
+    Returns
+    -------
+    str
+        The number, with the noun in its right form.
+    """
+    return f"{number:,} {one if number == 1 else many or f'{one}s'}"
+
+
 def nearest(name: str, choices: Iterable[str]) -> str:
     """Say which choices exist and which is closest to a misspelt name.
 
