@@ -55,7 +55,9 @@ MethodOption = Annotated[str, typer.Option(help="How units are scored.")]
 CompensateOption = Annotated[
     bool | None, typer.Option(help="Let what stays stand in for what goes; the method's own by default.")
 ]
-RoundOption = Annotated[int | None, typer.Option(help="Keep widths a multiple of this: 16 for CPUs with AVX-512, 8 for others.")]
+RoundOption = Annotated[
+    int | None, typer.Option(help="Keep widths a multiple of this: 16 for CPUs with AVX-512, 8 for others.")
+]
 UniformOption = Annotated[
     bool, typer.Option("--uniform", help="The same widths in all blocks, so that export --to FOLDER works.")
 ]
