@@ -9,6 +9,11 @@ from collections.abc import Iterable
 _LONGEST = 2000
 
 
+def printable(text: str) -> str:
+    """Return a text without control characters: those of a stranger's file could change what a terminal shows."""
+    return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+", " ", text)
+
+
 class IfapError(ValueError):
     """Base of every error that this package raises for a user's mistake.
 
@@ -16,7 +21,7 @@ class IfapError(ValueError):
     """
 
     def __str__(self) -> str:
-        text = re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+", " ", super().__str__())
+        text = printable(super().__str__())
         return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
