@@ -104,7 +104,7 @@ def measure(name: str, machine: Row, data: Path = carriers.FOLDER) -> list[Row]:
             found = _ways(network, case, real, Path(folder) / str(number))
             for way, (runner, size) in found.items():
                 ways[f"{variant} {way}"] = runner
-                row = {"network": name, "variant": variant, "round_to": round_to, "way": way}
+                row: Row = {"network": name, "variant": variant, "round_to": round_to, "way": way}
                 row["megabytes"] = round(size / 2**20, 2)
                 rows.append(row | _sizes(network, case) | _fidelity(network, runner, way, name, case))
     whole = rows[0]["macs"]

@@ -117,7 +117,7 @@ def bounded(tensors: int, values: int) -> Iterator[None]:
 
     hooks = [register_module_parameter_registration_hook(count), register_module_buffer_registration_hook(count)]
     try:
-        with _NothingLarge(left[2]):  # type: ignore[no-untyped-call]
+        with _NothingLarge(left[2]):
             yield
     finally:
         for hook in hooks:
@@ -214,7 +214,7 @@ def _check(key: str, value: Any, left: list[int], depth: int) -> None:
 @contextmanager
 def _nothing_fetched() -> Iterator[None]:
     """Keep packages from asking a hub inside the block: some look up a word of a configuration there."""
-    hub = importlib.import_module("huggingface_hub.constants")
+    hub: Any = importlib.import_module("huggingface_hub.constants")
     errors = importlib.import_module("huggingface_hub.errors")
     before, hub.HF_HUB_OFFLINE = hub.HF_HUB_OFFLINE, True
     try:
