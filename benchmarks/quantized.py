@@ -26,6 +26,7 @@ from benchmarks.ratio import RESULTS
 from ifap.costs import cost
 from ifap.export import difference, export_onnx, export_program, onnx_forward, quantize_onnx
 from ifap.forward import Inputs, call, tensors
+from ifap.latency import fast_width
 from ifap.study.machine.determinism import configure
 
 TABLE = RESULTS / "quantized.csv"
@@ -38,7 +39,7 @@ MEASURED = ("torch", "onnxruntime", "onnxruntime int8")
 
 Row = dict[str, Any]
 COLUMNS = (
-    *("network", "variant", "way", "macs", "params", "megabytes", "macs_removed", "quantization"),
+    *("network", "variant", "round_to", "way", "macs", "params", "megabytes", "macs_removed", "quantization"),
     *("agreement", "kl", "metric", "metric_name", "rank", "difference"),
     *(f"{quantity}_{batch}" for batch in BATCHES for quantity in ("ms", "rounds", "speedup")),
     *("threads", "torch", "onnxruntime", "python", "cpu", "commit", "dirty"),
@@ -90,24 +91,21 @@ def measure(name: str, machine: Row, data: Path = carriers.FOLDER) -> list[Row]:
     configure(0, threads=1)
     real = REAL[name]
     (case,) = NETWORKS[name].cases(data, "heldout")
-    target = ifap.Target(macs=real.share)
-    pruned = ifap.prune(
-        case.model,
-        case.example,
-        case.calibration,
-        target=target,
-        labelled=case.labelled,
-        loss=case.loss,
-        **case.options,
-    )
+    multiple = fast_width(torch.device("cpu"))
+    networks = {
+        ("original", None): case.model,
+        ("pruned", None): _pruned(case, real.share, None),
+        (f"pruned, widths of {multiple}", multiple): _pruned(case, real.share, multiple),
+    }
     rows: list[Row] = []
     ways: dict[str, nn.Module] = {}
     with tempfile.TemporaryDirectory() as folder:
-        for variant, network in (("original", case.model), ("pruned", pruned.model.eval())):
-            found = _ways(network, case, real, Path(folder) / variant)
+        for number, ((variant, round_to), network) in enumerate(networks.items()):
+            found = _ways(network, case, real, Path(folder) / str(number))
             for way, (runner, size) in found.items():
                 ways[f"{variant} {way}"] = runner
-                row = {"network": name, "variant": variant, "way": way, "megabytes": round(size / 2**20, 2)}
+                row: Row = {"network": name, "variant": variant, "round_to": round_to, "way": way}
+                row["megabytes"] = round(size / 2**20, 2)
                 rows.append(row | _sizes(network, case) | _fidelity(network, runner, way, name, case))
     whole = rows[0]["macs"]
     for row in rows:
@@ -117,6 +115,21 @@ def measure(name: str, machine: Row, data: Path = carriers.FOLDER) -> list[Row]:
     for batch in BATCHES:
         _time(rows, ways, _first(case.example if real.length else case.calibration[0], batch), batch)
     return [row | machine for row in rows]
+
+
+def _pruned(case: Case, share: float, round_to: int | None) -> nn.Module:
+    pruned = ifap.prune(
+        case.model,
+        case.example,
+        case.calibration,
+        target=ifap.Target(macs=share),
+        round_to=round_to,
+        labelled=case.labelled,
+        loss=case.loss,
+        **case.options,
+    )
+    model: nn.Module = pruned.model
+    return model.eval()
 
 
 def _ways(network: nn.Module, case: Case, real: Real, folder: Path) -> dict[str, tuple[nn.Module, int]]:
@@ -225,10 +238,38 @@ def section(rows: list[Row]) -> list[str]:
     return [
         *lines,
         "",
+        *choice(rows),
         f"Measured on {first['cpu']}, torch {first['torch']}, onnxruntime {first['onnxruntime']}; commit "
         f"{first['commit'][:9]}{' with changes' * (str(first['dirty']).lower() == 'true')}. Weights and data: "
         "[trained networks](pretrained.md#weights-and-data).",
     ]
+
+
+def choice(rows: list[Row]) -> list[str]:
+    """Return the lines that say which widths and which number format to choose, with the times that speak for them."""
+    multiples = [int(row["round_to"]) for row in rows if row["round_to"]]
+    if not multiples:
+        return []
+    lines = [
+        "What to choose:",
+        "",
+        "- **Widths.** For networks of convolutions on a CPU give `round_to`: 16 if the processor has AVX-512, else 8. "
+        "onnxruntime computes a convolution in blocks of so many channels. If the channels do not fill the blocks, it "
+        "takes a slower way, and the pruned network can be slower than the original.",
+        "- **Numbers.** int8 files take about a quarter of the place of the convolutions and linear layers. Compare "
+        "accuracy on your own data before and after, for the original network too: the column *lost to int8* differs "
+        "much between networks.",
+        "- **Measure** the file that you deploy, in the program and on the processor that will run it. Fewer MACs do "
+        "not mean less time in proportion.",
+        "",
+        f"Time in onnxruntime at batch 1, original, pruned to any widths and pruned to multiples of {multiples[0]}:",
+        "",
+    ]
+    for network in dict.fromkeys(row["network"] for row in rows):
+        for way in ("onnxruntime", "onnxruntime int8"):
+            times = [float(row["ms_1"]) for row in rows if (row["network"], row["way"]) == (network, way)]
+            lines.append(f"- {network}, {way}: {', '.join(f'{time:.1f}' for time in times)} ms")
+    return [*lines, ""]
 
 
 def lost_to_integers(rows: list[Row], row: Row) -> float:

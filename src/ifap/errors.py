@@ -9,6 +9,11 @@ from collections.abc import Iterable
 _LONGEST = 2000
 
 
+def printable(text: str) -> str:
+    """Return a text without control characters: those of a stranger's file could change what a terminal shows."""
+    return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+", " ", text)
+
+
 class IfapError(ValueError):
     """Base of every error that this package raises for a user's mistake.
 
@@ -16,7 +21,7 @@ class IfapError(ValueError):
     """
 
     def __str__(self) -> str:
-        text = re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+", " ", super().__str__())
+        text = printable(super().__str__())
         return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
@@ -57,6 +62,24 @@ class ResultsError(IfapError):
 
 
 _SHOWN_NAMES = 12
+
+
+def counted(number: int, one: str, many: str | None = None) -> str:
+    """Say how many of something there are, such as ``"1 class"`` and ``"2 classes"``.
+
+    Parameters
+    ----------
+    number : int
+        How many.
+    one, many : str
+        The noun for one and for more; the latter ends in another s by default.
+
+    Returns
+    -------
+    str
+        The number, with the noun in its right form.
+    """
+    return f"{number:,} {one if number == 1 else many or f'{one}s'}"
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:

@@ -95,7 +95,7 @@ def prune(
     ignore : iterable of str or nn.Module
         Layers whose outputs must stay. The outputs of the network always stay.
     round_to : int, optional
-        Keep widths that change a multiple of this (8 suits most hardware).
+        Keep widths that change a multiple of this (16 suits CPUs with AVX-512, 8 most other hardware).
     method : str or callable
         A name from the registry (``flow``, the paper's ``ifap``, ``magnitude``, ``random``, ...) or a function like
         `ifap.methods.base.Method`.

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ifap.axes.units import Graph, Indices
 from ifap.costs import Cost
-from ifap.errors import ScoreError
+from ifap.errors import ScoreError, counted
 from ifap.latency import LatencyModel, Widths
 
 Aggregate = Literal["mean", "sum", "max"]
@@ -48,7 +48,7 @@ def unit_scores(graph: Graph, scores: Mapping[str, Tensor], aggregate: Aggregate
             continue
         values, units = scores[name].detach().cpu().double().numpy(), graph.unit_of[slot]
         if len(values) != len(units):
-            raise ScoreError(f"layer '{name}': {len(values)} scores for {len(units)} units")
+            raise ScoreError(f"layer '{name}': {counted(len(values), 'score')} for {counted(len(units), 'unit')}")
         present, mean = _means(values, units)
         totals[present] += mean
         counts[present] += 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import socket
 import subprocess
 import sys
 
@@ -183,6 +184,7 @@ def test_a_plan_imports_nothing_but_the_homes(module, tmp_path):
         assert module not in sys.modules
 
 
+OF_A_HUB = {"backbone": "gpt2", "use_timm_backbone": False}
 ARGUMENTS = [
     ("timm:resnet18", {"pretrained": True}),
     ("timm:resnet18", {"checkpoint_path": "weights.pth"}),
@@ -211,15 +213,44 @@ ARGUMENTS = [
     ("transformers:AutoModel", {"config": {**LLAMA, "use_pretrained_backbone": True}}),
     ("transformers:AutoModel", {"config": LLAMA, "trust_remote_code": True}),
     ("transformers:AutoModel", {"config": "llama"}),
+    ("transformers:AutoModel", {"config": {"model_type": "dpt", "backbone": "gpt2"}}),
+    ("transformers:AutoModelForObjectDetection", {"config": {"model_type": "detr", **OF_A_HUB}}),
+    ("timm:resnet18", {"act_layer": "turtle.Turtle"}),
+    ("transformers:AutoModel", {"config": {**LLAMA, "hidden_act": "turtle.Turtle"}}),
+    ("transformers:AutoModel", {"config": {**LLAMA, "dtype": "turtle"}}),
+    ("transformers:AutoModel", {"config": {"model_type": "timm_wrapper", "architecture": "local-dir"}}),
 ]
 
 
 @pytest.mark.usefixtures("_nothing_is_imported")
 @pytest.mark.parametrize(("identifier", "arguments"), ARGUMENTS)
-def test_hostile_arguments_are_one_error_and_import_nothing(identifier, arguments):
+def test_hostile_arguments_are_one_error_and_import_nothing(identifier, arguments, monkeypatch):
+    asked = []
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *address, **_: asked.append(address))
     with pytest.raises(PlanError) as caught:
         ifap.build(identifier, **arguments)
     assert "\n" not in str(caught.value)
+    assert asked == []
+
+
+SWIN = {"embed_dim": 8, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 1, 1]}
+
+
+def test_large_buffers_are_refused_before_they_are_made():
+    """Tables of positions grow with the square of a window, and are no parameters."""
+    with bounded(1000, 10**6):
+        ifap.build("timm:swin_tiny_patch4_window7_224", **SWIN)
+    with pytest.raises(PlanError, match="far larger"), bounded(1000, 10**6):
+        ifap.build("timm:swin_tiny_patch4_window7_224", **SWIN, img_size=1600, window_size=400)
+    for make in (
+        lambda: torch.ones(2**14, 2**14),
+        lambda: torch.arange(2**14)[:, None] * torch.arange(2**14),
+        lambda: torch.ones(2**10).repeat(2**18),
+        lambda: torch.eye(2**14),
+        lambda: torch.cat([torch.ones(2**14, 1).expand(2**14, 2**14)] * 2),
+    ):
+        with pytest.raises(PlanError, match="far larger"), bounded(1000, 10**6):
+            make()
 
 
 def test_a_plan_that_names_a_huge_network_stops_before_it_is_filled(tmp_path):

@@ -239,6 +239,18 @@ def test_show_refuses_a_damaged_plan(folder, command, damage, message):
     assert message in refused(command("show", "small"))
 
 
+def test_show_sends_the_terminal_no_control_characters(folder, command):
+    assert command(*PRUNE, "--macs", "0.5", "--steps", "1")[0] == 0
+    plan = json.loads((folder / "small" / "plan.json").read_text())
+    plan["builder"] = {"id": "timm:\x1b]0;title\x07", "args": {}}
+    plan["kept"]["\x1b[2Jlayer"] = {"out": [0]}
+    (folder / "small" / "plan.json").write_text(json.dumps(plan))
+    code, out, _ = command("show", "small")
+    assert code == 0
+    assert "layer: out 1" in out
+    assert all(character.isprintable() or character == "\n" for character in out)
+
+
 # --- export ---------------------------------------------------------------------------------------
 
 

@@ -109,7 +109,7 @@ def test_a_table_of_texts_and_labels(tmp_path, bert, tokenizer):  # noqa: F811
         ("text,label\nw1,w2,0\n", "line 2 must hold"),
         ("text,label\nw1,\n", "line 2 must hold"),
         ('text,label\n"w1,0\n', "line 2: unexpected end of data"),
-        ("text,label\nw1,happy\n", r"1 classes \(happy\), but the network has 3"),
+        ("text,label\nw1,happy\n", r"1 class \(happy\), but the network has 3"),
         ("text,label\nw1,7\n", "class 7 does not exist"),
     ],
 )
@@ -140,7 +140,7 @@ def test_tensors_with_labels(tmp_path):
     for name, tensors, said in (
         ("none", {"inputs": torch.randn(4, 6)}, "no tensor 'labels'"),
         ("float", {"inputs": torch.randn(4, 6), "labels": torch.zeros(4)}, "no tensor 'labels' with one whole number"),
-        ("few", {"inputs": torch.randn(4, 6), "labels": torch.tensor([1])}, "4 samples, but 1 labels"),
+        ("few", {"inputs": torch.randn(4, 6), "labels": torch.tensor([1])}, "4 samples, but 1 label$"),
         ("high", {"inputs": torch.randn(1, 6), "labels": torch.tensor([3])}, "class 3 does not exist"),
         ("other", {"inputs": torch.randn(1, 5), "labels": torch.tensor([0])}, "does not run on its samples"),
     ):

@@ -42,19 +42,21 @@ def rows(monkeypatch):
     monkeypatch.setattr(quantized, "REAL", {"net": quantized.Real(0.3, None)})
     monkeypatch.setattr(quantized, "ROUNDS", (1, 1))
     monkeypatch.setattr(quantized, "configure", lambda seed, threads: None)
+    monkeypatch.setattr(quantized, "fast_width", lambda where: 4)
     monkeypatch.setattr(torch, "compile", lambda network: network)
     return quantized.measure("net", MACHINE)
 
 
 def test_every_way_of_both_networks_is_measured(rows):
     assert [(row["variant"], row["way"]) for row in rows] == [
-        (variant, way) for variant in ("original", "pruned") for way in quantized.WAYS
+        (variant, way) for variant in ("original", "pruned", "pruned, widths of 4") for way in quantized.WAYS
     ]
     assert all(set(row) <= set(quantized.COLUMNS) for row in rows)
     by = {(row["variant"], row["way"]): row for row in rows}
     assert by["original", "torch"]["agreement"] == 1
     assert by["original", "torch"]["speedup_1"] == 1
     assert by["pruned", "torch"]["macs_removed"] >= 0.3
+    assert by["pruned, widths of 4", "torch"]["round_to"] == 4
     for (variant, way), row in by.items():
         is_integer = way.endswith("int8")
         assert (row["difference"] > 1e-4) is is_integer, (variant, way)
@@ -75,6 +77,8 @@ def test_the_page_says_what_integers_lose(rows, tmp_path, monkeypatch):
     (line,) = [each for each in lines if "| 2.5 |" in each]
     assert "onnxruntime int8" in line
     assert "87.5%" in line
+    (times,) = [each for each in lines if each.startswith("- net, onnxruntime:")]
+    assert times.count(", ") == 3
     assert quantized.section([]) == []
 
 

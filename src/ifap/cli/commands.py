@@ -22,7 +22,7 @@ from ifap.cli.reading import (
     try_once,
     usual_steps,
 )
-from ifap.errors import ConfigError, IfapError
+from ifap.errors import ConfigError, IfapError, counted, printable
 from ifap.plugins import plugins
 from ifap.trouble import MISTAKE, TROUBLE, trouble
 
@@ -55,7 +55,9 @@ MethodOption = Annotated[str, typer.Option(help="How units are scored.")]
 CompensateOption = Annotated[
     bool | None, typer.Option(help="Let what stays stand in for what goes; the method's own by default.")
 ]
-RoundOption = Annotated[int | None, typer.Option(help="Keep widths a multiple of this.")]
+RoundOption = Annotated[
+    int | None, typer.Option(help="Keep widths a multiple of this: 16 for CPUs with AVX-512, 8 for others.")
+]
 UniformOption = Annotated[
     bool, typer.Option("--uniform", help="The same widths in all blocks, so that export --to FOLDER works.")
 ]
@@ -289,13 +291,13 @@ def show(folder: FolderArgument, as_json: Annotated[bool, typer.Option("--json",
         typer.echo(json.dumps({"builder": plan.builder.model_dump(), "costs": plan.costs.model_dump(), "kept": widths}))
         return
     costs = plan.costs
-    typer.echo(f"builder  {plan.builder.id or 'not named'} {plan.builder.args or ''}".rstrip())
+    typer.echo(printable(f"builder  {plan.builder.id or 'not named'} {plan.builder.args or ''}".rstrip()))
     typer.echo(f"MACs     {costs.macs_before:,} -> {costs.macs_after:,}")
     typer.echo(f"params   {costs.params_before:,} -> {costs.params_after:,}")
     for name, heads in plan.heads.items():
-        typer.echo(f"{name}: {heads} heads")
+        typer.echo(printable(f"{name}: {counted(heads, 'head')}"))
     for name, sides in widths.items():
-        typer.echo(f"{name}: {', '.join(f'{side} {width}' for side, width in sides.items())}")
+        typer.echo(printable(f"{name}: {', '.join(f'{side} {width}' for side, width in sides.items())}"))
 
 
 @app.command()

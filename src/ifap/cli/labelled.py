@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ifap.cli.samples import image_files, named_inputs, open_image, preparation, read_text, tokens
 from ifap.data import Named, Role, Samples, Split, Unaugmented, batches, logits, read_tensors
-from ifap.errors import ConfigError
+from ifap.errors import ConfigError, counted
 from ifap.forward import call, device_of, evaluation_mode, to_device
 from ifap.seeds import derive_seed
 
@@ -152,7 +152,7 @@ class Accuracy:
 
     def __init__(self, split: Split, batch_size: int = 64) -> None:
         self.dataset, self._batch_size = split, batch_size
-        self.metric = f"accuracy on {len(split)} samples (%)"
+        self.metric = f"accuracy on {counted(len(split), 'sample')} (%)"
 
     def __call__(self, model: nn.Module) -> float:
         """Return the share of samples whose class has the highest score, times 100."""
@@ -259,7 +259,7 @@ def _stored(path: Path, network: nn.Module) -> tuple[Tensor | Samples, list[str]
     found = named_inputs(path, tensors, network)
     inputs = found if isinstance(found, Tensor) else Named(found)
     if len(inputs) != len(labels):
-        raise ConfigError(f"{path}: {len(inputs)} samples, but {len(labels)} labels")
+        raise ConfigError(f"{path}: {counted(len(inputs), 'sample')}, but {counted(len(labels), 'label')}")
     return inputs, [str(number) for number in labels.tolist()]
 
 
@@ -292,14 +292,13 @@ def _numbers(names: list[str], classes: int, network: nn.Module, path: Path) -> 
         numbers = {name: int(name) for name in names}
         wrong = [name for name, number in numbers.items() if not 0 <= number < classes]
         if wrong:
-            raise ConfigError(
-                f"{path}: class {wrong[0]} does not exist: the network has the classes 0 to {classes - 1}"
-            )
+            known = f"the classes 0 to {classes - 1}" if classes > 1 else "the class 0 only"
+            raise ConfigError(f"{path}: class {wrong[0]} does not exist: the network has {known}")
         return numbers
     if len(names) != classes:
         some = ", ".join(names[:3]) + ", ..." * (len(names) > 3)
         raise ConfigError(
-            f"{path}: {len(names)} classes ({some}), but the network "
-            f"has {classes}: name each class by its number (0 to {classes - 1}), or give samples of every class"
+            f"{path}: {counted(len(names), 'class', 'classes')} ({some}), but the network has {classes}: "
+            f"name each class by its number (0 to {classes - 1}), or give samples of every class"
         )
     return {name: number for number, name in enumerate(names)}

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ifap.data import read_tensors
-from ifap.errors import ConfigError
+from ifap.errors import ConfigError, counted
 
 _LENGTH = 128
 
@@ -237,7 +237,7 @@ def tokens(
     tokenizer = _read_part(_package("transformers", "texts").AutoTokenizer, folder, "a tokenizer")
     positions = getattr(getattr(network, "config", None), "max_position_embeddings", None) or length or _LENGTH
     if length is not None and not 1 <= length <= positions:
-        raise ConfigError(f"--length {length}: the network has {positions} positions")
+        raise ConfigError(f"--length {length}: the network has {counted(positions, 'position')}")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     if tokenizer.pad_token is None:

@@ -11,19 +11,27 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
+import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import EntryPoint
+from itertools import zip_longest
 from typing import Any
 
-from torch import nn
-from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch import Tensor, nn
+from torch.nn.modules.module import (
+    register_module_buffer_registration_hook,
+    register_module_parameter_registration_hook,
+)
 
+from ifap.axes.dispatch import DispatchMode
 from ifap.errors import PlanError, nearest
 from ifap.plugins import plugins
 
 _MOST_ARGUMENTS, _DEEPEST, _LONGEST_TEXT, _LARGEST = 2000, 6, 100, 2**24
+_MOST_BUFFERS = 2**26
+"""Numbers that a network may keep beside its parameters, such as masks and tables of positions."""
 _NAME = re.compile(r"\w{1,100}(\.\w{1,50})?", re.ASCII)
 _TEXT = re.compile(r"[^/\\:\x00-\x1f]*")  # no separator of paths or addresses
 # Arguments with one of these words in their name fetch or read files, or run code of a repository.
@@ -82,34 +90,67 @@ def build(identifier: str, /, **arguments: Any) -> nn.Module:
 
 @contextmanager
 def bounded(tensors: int, values: int) -> Iterator[None]:
-    """Stop building a network that has more parameters than expected, inside the block.
+    """Stop building a network that has more parameters or buffers than expected, inside the block.
 
     Parameters
     ----------
     tensors : int
         Most parameters that may be made.
     values : int
-        Most numbers in all of them.
+        Most numbers in all of them. Buffers may have 64 million numbers more.
 
     Raises
     ------
     PlanError
-        As soon as one is exceeded, before the parameter is filled.
+        As soon as one is exceeded, before the tensor is filled.
     """
-    left = [tensors, values]
+    left = [tensors, values, values + _MOST_BUFFERS]
 
-    def count(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
-        if parameter is not None:
-            left[0] -= 1
-            left[1] -= parameter.numel()
+    def count(module: nn.Module, name: str, tensor: Tensor | None) -> None:
+        if tensor is not None:
+            if isinstance(tensor, nn.Parameter):
+                left[0] -= 1
+                left[1] -= tensor.numel()
+            left[2] -= tensor.numel()
         if min(left) < 0:
-            raise PlanError("the network that the plan names is far larger than the saved one")
+            raise PlanError(_TOO_LARGE)
 
-    hook = register_module_parameter_registration_hook(count)
+    hooks = [register_module_parameter_registration_hook(count), register_module_buffer_registration_hook(count)]
     try:
-        yield
+        with _NothingLarge(left[2]):
+            yield
     finally:
-        hook.remove()
+        for hook in hooks:
+            hook.remove()
+
+
+_TOO_LARGE = "the network that the plan names is far larger than the saved one"
+
+
+class _NothingLarge(DispatchMode):
+    """Refuse an operation that could make a tensor of more numbers than allowed, before it runs."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._most = most
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if _most_made(func._schema.name, args) > self._most:
+            raise PlanError(_TOO_LARGE)
+        return func(*args, **(kwargs or {}))
+
+
+def _most_made(name: str, arguments: Iterable[Any]) -> int:
+    """Return how many numbers an operation can make at most, from its sizes and the shapes of its tensors."""
+    lists = [value for value in arguments if isinstance(value, (list, tuple))]
+    tensors = [each for value in (*lists, arguments) for each in value if isinstance(each, Tensor)]
+    sizes = [math.prod(value) for value in lists if all(isinstance(each, int) for each in value)]
+    together = math.prod(max(row) for row in zip_longest(*(each.shape[::-1] for each in tensors), fillvalue=1))
+    if name in ("aten::repeat", "aten::eye", "aten::tril_indices", "aten::triu_indices"):
+        numbers = [value for value in arguments if isinstance(value, int)]
+        sides = numbers * 2 if len(numbers) == 1 else numbers  # a square matrix is given by one side
+        return together * math.prod(sizes) * math.prod(sides)
+    return max([together, *sizes])
 
 
 def _network(found: Any, identifier: str) -> nn.Module:
@@ -170,11 +211,29 @@ def _check(key: str, value: Any, left: list[int], depth: int) -> None:
 # --- homes ----------------------------------------------------------------------------------------
 
 
+@contextmanager
+def _nothing_fetched() -> Iterator[None]:
+    """Keep packages from asking a hub inside the block: some look up a word of a configuration there."""
+    hub: Any = importlib.import_module("huggingface_hub.constants")
+    errors = importlib.import_module("huggingface_hub.errors")
+    before, hub.HF_HUB_OFFLINE = hub.HF_HUB_OFFLINE, True
+    try:
+        yield
+    except errors.OfflineModeIsEnabled:
+        raise PlanError(
+            "an argument names a network of a hub, such as 'backbone', and nothing is fetched: give the configuration "
+            "of that network in its place"
+        ) from None
+    finally:
+        hub.HF_HUB_OFFLINE = before
+
+
 def _timm(name: str, arguments: Mapping[str, Any]) -> nn.Module:
     timm = importlib.import_module("timm")
     if not timm.is_model(name):
         raise PlanError(f"timm has no network '{name}': {nearest(name, timm.list_models())}")
-    network: nn.Module = timm.create_model(name, pretrained=False, **arguments)
+    with _nothing_fetched():
+        network: nn.Module = timm.create_model(name, pretrained=False, **arguments)
     return network
 
 
@@ -207,7 +266,9 @@ def _transformers(name: str, arguments: Mapping[str, Any]) -> nn.Module:
     if config["model_type"] not in kinds.CONFIG_MAPPING:
         wrong = str(config["model_type"])
         raise PlanError(f"transformers has no model_type '{wrong}': {nearest(wrong, kinds.CONFIG_MAPPING)}")
-    network: nn.Module = getattr(auto, name).from_config(kinds.AutoConfig.for_model(**config), trust_remote_code=False)
+    with _nothing_fetched():
+        given = kinds.AutoConfig.for_model(**config)
+        network: nn.Module = getattr(auto, name).from_config(given, trust_remote_code=False)
     return network
 
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ifap.errors import PlanError
+from ifap.errors import PlanError, counted
 from ifap.layers import cut, cut_tensor, modules_by_name, refresh, replace_tensor, sides
 from ifap.saving.legacy_attention import (
     FUSED,
@@ -234,7 +234,7 @@ def check_widths(model: nn.Module, plan: Plan, original: Mapping[tuple[str, str]
         left = plan.kept.get(name, {}).get(side)
         expected = width if left is None else len(left)
         if (left is not None or not side.startswith("dim")) and present[name, side] != expected:
-            raise PlanError(f"'{name}' {side}: {present[name, side]} units stored, {expected} in the plan")
+            raise PlanError(f"'{name}' {side}: {counted(present[name, side], 'unit')} stored, {expected} in the plan")
 
 
 def _resize(model: nn.Module, name: str, old: Tensor, stored: Tensor) -> None:

@@ -16,7 +16,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ifap.data import Role, Samples, Split
-from ifap.errors import ConfigError, ResultsError, SplitError
+from ifap.errors import ConfigError, ResultsError, SplitError, counted
 from ifap.files import atomic_write_bytes, atomic_write_text, sha256_file
 from ifap.study.config.data import DatasetOptions, ModelOptions, TextOptions
 from ifap.study.config.values import TEXT_TASKS
@@ -149,7 +149,9 @@ class Dataset(ABC):
         if (found != list(wanted)) if role == "train" else not set(found) <= set(wanted):
             shown = ", ".join(map(str, found[:10])) + (", ..." if len(found) > 10 else "")
             where = f"data set '{self.name}', {role} split"
-            raise ConfigError(f"{where} claims {classes} classes, its data have {len(found)}: {shown}")
+            raise ConfigError(
+                f"{where} claims {counted(classes, 'class', 'classes')}, its data have {len(found)}: {shown}"
+            )
 
 
 @dataclass(frozen=True)

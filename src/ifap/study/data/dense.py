@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ifap.data import Role, Split
-from ifap.errors import ConfigError, ResultsError, nearest
+from ifap.errors import ConfigError, ResultsError, counted, nearest
 from ifap.study.config.data import DatasetOptions, ModelOptions, TextOptions
 from ifap.study.data.base import IMAGENET_MOMENTS, ROLES, Dataset, Splits, by_role, check_shares, read_split, save_split
 from ifap.study.data.broken_images import refuse_many
@@ -205,7 +205,9 @@ def usable(scenes: Scenes, classes: int, options: DatasetOptions) -> Scenes:
         good = [look is not None and _has_shape(scenes, row, look.shape) for row, look in enumerate(looks)]
         parts = len(scenes) if targets is None else len(targets.labels)
         if targets is not None and parts and int(targets.labels.max()) >= classes:
-            raise ConfigError(f"{findings.where} has {classes} classes, a label is {int(targets.labels.max())}")
+            raise ConfigError(
+                f"{findings.where} has {counted(classes, 'class', 'classes')}, a label is {int(targets.labels.max())}"
+            )
     findings.refuse(options.max_bad_annotations, parts)
     return scenes.take(torch.tensor([row for row, fits in enumerate(good) if fits], dtype=torch.int64))
 
@@ -304,7 +306,7 @@ def _problems(name: str, parts: Mapping[Role, Scenes]) -> dict[str, Any]:
 
 def _check_declared(where: str, scenes: Scenes, classes: int) -> None:
     if scenes.declared is not None and scenes.declared != classes:
-        raise ConfigError(f"{where} claims {classes} classes, its own list has {scenes.declared}")
+        raise ConfigError(f"{where} claims {counted(classes, 'class', 'classes')}, its own list has {scenes.declared}")
 
 
 def _has_shape(scenes: Scenes, row: int, shape: tuple[int, int]) -> bool:
