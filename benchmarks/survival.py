@@ -1,0 +1,155 @@
+"""What a pruned network survives: a copy, its saved weights, another type, torch's compiler and its export.
+
+Public networks with random weights are pruned by half. What works with the unpruned network must work with the pruned
+one. Compiled means one graph for the whole forward (``fullgraph=True``), run without generated code.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+import warnings
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+import ifap
+from benchmarks.coverage.check import call, flat, said
+from benchmarks.coverage.registry import Network, find
+from benchmarks.ratio import RESULTS, machine
+from ifap.files import write_csv
+from ifap.forward import map_tensors
+
+TABLE = RESULTS / "survival.csv"
+NETWORKS = (
+    *("torchvision:resnet50", "torchvision:shufflenet_v2_x1_0", "torchvision:mobilenet_v3_large"),
+    *("torchvision:swin_t", "torchvision:vit_b_16", "torchvision:densenet121", "torchvision:maxvit_t"),
+    *("timm:coat_tiny", "timm:sequencer2d_s", "timm:mobilevit_xxs", "timm:ghostnet_050", "timm:levit_128s"),
+    *("transformers:bert", "transformers:gpt2", "transformers:llama", "transformers:t5", "transformers:qwen3_moe"),
+    *("transformers:mamba", "transformers:segformer", "diffusers:UNet2DModel", "smp:Unet"),
+)
+CLOSE = 1e-3  # of the largest output: compiled kernels add in another order
+Outputs = list[Tensor]
+
+
+def outputs(model: Any, inputs: Any) -> Outputs:
+    """Return the outputs of a network."""
+    with torch.no_grad():
+        return flat(call(model, inputs))
+
+
+def copied(model: nn.Module, inputs: Any) -> Outputs:
+    """Run a copy after the weights of what it was copied from are gone."""
+    first = copy.deepcopy(model)
+    twin = copy.deepcopy(first)
+    _forget(first)
+    return outputs(twin, inputs)
+
+
+def _forget(model: nn.Module) -> None:
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+
+
+def reloaded(model: nn.Module, inputs: Any) -> Outputs:
+    """Run a copy whose weights come from a file of ``torch.save``."""
+    twin, file = copy.deepcopy(model), io.BytesIO()
+    torch.save(model.state_dict(), file)
+    file.seek(0)
+    _forget(twin)
+    twin.load_state_dict(torch.load(file, weights_only=True))
+    return outputs(twin, inputs)
+
+
+def of_type(dtype: torch.dtype) -> Callable[[nn.Module, Any], Outputs]:
+    """Return what runs a copy in another type."""
+
+    def cast(value: Tensor) -> Tensor:
+        return value.to(dtype) if value.is_floating_point() else value
+
+    return lambda model, inputs: outputs(copy.deepcopy(model).to(dtype), map_tensors(inputs, cast))
+
+
+def compiled(model: nn.Module, inputs: Any) -> Outputs:
+    """Run the forward as one graph of torch's compiler."""
+    torch.compiler.reset()
+    return outputs(torch.compile(copy.deepcopy(model), fullgraph=True, backend="eager"), inputs)
+
+
+def exported(model: nn.Module, inputs: Any) -> Outputs:
+    """Run what ``torch.export`` makes."""
+    args, named = ((), inputs) if isinstance(inputs, dict) else (inputs if isinstance(inputs, tuple) else (inputs,), {})
+    return outputs(torch.export.export(model, args, named).module(), inputs)
+
+
+WAYS: dict[str, tuple[Callable[[nn.Module, Any], Outputs], float]] = {
+    "deepcopy": (copied, 0.0),
+    "state_dict": (reloaded, 0.0),
+    "to(float64)": (of_type(torch.float64), CLOSE),
+    "to(bfloat16)": (of_type(torch.bfloat16), float("inf")),
+    "compile(fullgraph)": (compiled, CLOSE),
+    "export": (exported, CLOSE),
+}
+"""Each way, and how far its outputs may be from those of the network itself, as a share of the largest."""
+
+
+def tried(way: str, model: nn.Module, inputs: Any) -> str:
+    """Return '' if a network survives, else what was raised or how far its outputs are."""
+    run, most = WAYS[way]
+    wanted = outputs(model, inputs)
+    try:
+        found = run(model, inputs)
+    except Exception as error:
+        return said(error)
+    if [x.shape for x in found] != [x.shape for x in wanted]:
+        return "outputs of other shapes"
+    far = max((_difference(a, b) for a, b in zip(found, wanted, strict=True) if a.is_floating_point()), default=0.0)
+    return "" if far <= most else f"outputs differ by {far:.2g} of the largest"
+
+
+def _difference(a: Tensor, b: Tensor) -> float:
+    scale = float(b.abs().max()) or 1.0
+    return float((a.double() - b.double()).abs().max()) / scale
+
+
+def measure(network: Network) -> dict[str, Any]:
+    """Prune a network by half, and try every way with it and with the unpruned one."""
+    model, inputs = network.build(), network.inputs()
+    target = ifap.Target(macs=0.5)
+    pruned = ifap.prune(model, inputs, [inputs], target=target, method="magnitude", steps=1, min_units=1)
+    row: dict[str, Any] = {"network": network.key, "macs_removed": round(1 - pruned.after.macs / pruned.before.macs, 4)}
+    corrected = sum("forward" in vars(module) for module in pruned.model.modules())
+    row["corrected_modules"] = corrected
+    for way in WAYS:
+        before, after = tried(way, model, inputs), tried(way, pruned.model.eval(), inputs)
+        row[way] = ("survives" if not after else f"LOST: {after}") if not before else "not unpruned either"
+    return row
+
+
+def main(only: Annotated[str, typer.Option(help="Networks whose key has this in it.")] = "") -> None:
+    """Print the matrix; record it if all networks were tried."""
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    where = machine("python -m benchmarks.survival")
+    rows = []
+    for key in NETWORKS:
+        if only in key:
+            rows.append({**measure(find(key)), **where})
+            typer.echo(f"{key}: " + ", ".join(f"{way} {rows[-1][way]}" for way in WAYS))
+    table = Table("network", "MACs removed", *WAYS)
+    for row in rows:
+        table.add_row(row["network"], f"{row['macs_removed']:.0%}", *(row[way] for way in WAYS))
+    Console(width=150).print(table)
+    if not only:
+        write_csv(TABLE, rows, rows[0])
+    raise typer.Exit(any("LOST" in row[way] for row in rows for way in WAYS))
+
+
+if __name__ == "__main__":
+    typer.run(main)
