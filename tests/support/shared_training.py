@@ -1,4 +1,4 @@
-"""One process of a training that several share; writes its network and history. See study/test_train_step."""
+"""One process of a training that several share; writes its network and history. See study/test_training_steps."""
 
 from __future__ import annotations
 
