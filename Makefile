@@ -13,7 +13,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export DVC_NO_ANALYTICS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce smoke test test-fast check format docs bench vulnerabilities record pointer sync pull push status image dist lock tensorboard clean
+.PHONY: help setup reproduce smoke test test-fast test-oldest check format docs bench vulnerabilities record pointer sync pull push status image dist lock tensorboard clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-15s %s\n", $$1, $$2}'
@@ -46,6 +46,14 @@ test: setup ## Run all tests
 
 test-fast: setup ## Run the tests of the library alone
 	pytest -n 2 --dist loadscope tests/library
+
+# The lower bounds of pyproject.toml as versions; every other package as new as these allow.
+test-oldest: setup ## Run the tests of the library with the oldest supported torch and torch-pruning (needs the network)
+	uv venv --quiet --clear --python $(VENV)/bin/python build/oldest
+	sed -n 's/^ *"\(torch\|torch-pruning\)>=\([0-9.]*\).*/\1==\2/p' pyproject.toml > build/oldest/versions.txt
+	uv pip install --quiet --python build/oldest --constraint build/oldest/versions.txt \
+	  --editable '.[images,texts,export,workflow,dev]'
+	build/oldest/bin/python -m pytest -n 2 --dist loadscope tests/library
 
 check: setup ## Check formatting, style, types, imports, the workflow and what is generated
 	ruff check .

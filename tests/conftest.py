@@ -1,6 +1,10 @@
-"""One thread for every test: the tests must behave the same beside other jobs."""
+"""What all tests share: one thread, to behave the same beside other jobs, and the command ``ifap``."""
 
 from __future__ import annotations
+
+import gc
+import logging
+import sys
 
 import pytest
 import torch
@@ -8,6 +12,28 @@ import torch
 torch.set_num_threads(1)
 
 
+def pytest_collection_finish():
+    """Leave the imported libraries out of garbage collection: some tests collect often, and would walk through them."""
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Call ``ifap`` inside this process; returns exit code, stdout and stderr."""
+    from ifap.cli import commands
+
+    monkeypatch.setattr(logging, "basicConfig", lambda **options: None)
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["ifap", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            commands.main()
+        said = capsys.readouterr()
+        return ended.value.code or 0, said.out, said.err
+
+    return call

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import json
-import logging
 import re
 import shutil
 import subprocess
 import sys
-from importlib import metadata
 
 import pytest
 import torch
+from command_line import refused
 from safetensors.torch import load_file, save_file
-from workflow_project import SCALE, fresh  # noqa: F401
 
 import ifap
-from ifap.cli import commands
 from ifap.plan import read_plan
-from ifap.study import paths
-from ifap.study.machine import gpu
 
 BUILDERS = """
 import torch
@@ -57,32 +52,23 @@ def folder(tmp_path, monkeypatch):
     sys.modules.pop("my_builders", None)
 
 
+@pytest.fixture(scope="module")
+def _pruned(tmp_path_factory):
+    namespace = {}
+    exec(BUILDERS, namespace)
+    images, home = torch.randn(12, 3, 10, 10), tmp_path_factory.mktemp("pruned")
+    pruned = ifap.prune(namespace["build"](), images, [images], target=ifap.Target(macs=0.5), steps=1)
+    ifap.save(pruned, home / "small")
+    return home / "small"
+
+
 @pytest.fixture
-def command(monkeypatch, capsys):
-    """Call ``ifap`` inside this process; returns exit code, stdout and stderr."""
-    monkeypatch.setattr(logging, "basicConfig", lambda **options: None)
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["ifap", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            commands.main()
-        said = capsys.readouterr()
-        return ended.value.code or 0, said.out, said.err
-
-    return call
+def small(folder, _pruned):
+    """A pruned network in the working directory."""
+    return shutil.copytree(_pruned, folder / "small")
 
 
 PRUNE = ["prune", "my_builders:build", "--data", "data.safetensors", "--out", "small"]
-
-
-def refused(result):
-    """Return the one line of a refusal."""
-    code, out, err = result
-    assert code == 2, out + err
-    assert err.count("\n") == 1, err
-    assert err.startswith("error: ")
-    assert out == ""
-    return err
 
 
 # --- prune and show -------------------------------------------------------------------------------
@@ -233,9 +219,8 @@ def test_an_output_folder_that_is_a_file_is_one_line(folder, command):
     ],
     ids=["missing", "cut", "deep", "binary", "empty", "key", "folder"],
 )
-def test_show_refuses_a_damaged_plan(folder, command, damage, message):
-    assert command(*PRUNE, "--macs", "0.5", "--steps", "1")[0] == 0
-    damage(folder / "small" / "plan.json")
+def test_show_refuses_a_damaged_plan(small, command, damage, message):
+    damage(small / "plan.json")
     assert message in refused(command("show", "small"))
 
 
@@ -268,22 +253,6 @@ def test_export_by_a_builder_of_ones_own(folder, command):
         torch.testing.assert_close(torch.export.load("small.pt2").module()(inputs), wanted)
 
 
-def test_export_by_the_builder_in_the_plan(folder, command):
-    pytest.importorskip("onnxruntime")
-    from ifap.plan import Builder
-    from ifap.saving.store import unpruned_plan, write_network
-    from ifap.study.models import builder_from_id
-
-    args = {"num_classes": 3, "in_channels": 1, "image_size": 16}
-    network = builder_from_id("ifap:resnet_tiny", args)
-    plan = unpruned_plan(network, torch.zeros(1, 1, 16, 16), Builder(id="ifap:resnet_tiny", args=args))
-    write_network(network, plan, folder / "whole")
-    code, out, err = command("export", "whole", "--to", "whole.onnx")
-    assert code == 0, err
-    assert "wrote whole.onnx" in out
-    assert (folder / "whole.onnx").stat().st_size > 4 * plan.costs.params_after
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -293,124 +262,29 @@ def test_export_by_the_builder_in_the_plan(folder, command):
         (["small", "--to", "small.pt2", "--builder", "my_builders:biuld"], "has no attribute 'biuld'"),
     ],
 )
-def test_a_wrong_export_is_one_line(folder, command, arguments, message):
+def test_a_wrong_export_is_one_line(small, folder, command, arguments, message):
     (folder / "folder.pt2").mkdir()
-    assert command(*PRUNE, "--macs", "0.5", "--steps", "1")[0] == 0
     assert re.search(message, refused(command("export", *arguments)))
     assert not (folder / "small.pt2").exists()
 
 
-def test_export_without_its_packages_is_one_line(folder, command, monkeypatch):
-    assert command(*PRUNE, "--macs", "0.5", "--steps", "1")[0] == 0
+def test_export_without_its_packages_is_one_line(small, command, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     said = refused(command("export", "small", "--to", "small.onnx", "--builder", "my_builders:build"))
     assert "ONNX export needs onnxruntime: pip install 'ifap[export]'" in said
 
 
-# --- status, doctor and the program itself --------------------------------------------------------
+# --- the program itself ---------------------------------------------------------------------------
 
 
-def test_status_of_a_project_where_nothing_has_run(fresh, command, monkeypatch):  # noqa: F811
-    monkeypatch.chdir(fresh.root)
-    code, out, _ = command("status")
-    assert code == 0
-    said = out.splitlines()
-    assert {f"  {cell}: missing" for cell in fresh.grid().cells()} <= set(said)
-    assert "table-2: 3 cells: 3 missing" in said
-
-
-def test_status_names_damaged_records(fresh, command, tmp_path, monkeypatch):  # noqa: F811
-    project = fresh.copy(tmp_path / "project")
-    monkeypatch.chdir(project.root)
-    first, second, third = project.grid().cells()
-    for cell, content in ((first, "{"), (second, "[]"), (third, '{"config": {}}')):
-        paths.cell_dir(SCALE, cell).mkdir(parents=True)
-        paths.metrics_file(SCALE, cell).write_text(content)
-    code, out, _ = command("status", "--scale", SCALE)
-    assert code == 0
-    assert all(f"{cell}: damaged ({paths.metrics_file(SCALE, cell)})" in out for cell in (first, second))
-    assert f"{third}: stale (" in out
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["status"], "params.yaml not found: run from the project's root"),
-        (["status", "--params", "other.yaml"], "other.yaml not found"),
-    ],
-)
-def test_status_outside_a_project_is_one_line(folder, command, arguments, message):
-    assert message in refused(command(*arguments))
-
-
-def test_status_of_an_unknown_scale_is_one_line(fresh, command, monkeypatch):  # noqa: F811
-    monkeypatch.chdir(fresh.root)
-    assert "unknown scale 'quik': did you mean 'quick'?" in refused(command("status", "--scale", "quik"))
-
-
-def test_estimate_starts_nothing(fresh, command, monkeypatch):  # noqa: F811
-    monkeypatch.chdir(fresh.root)
-    code, out, _ = command("estimate", "--scale", SCALE)
-    assert code == 0
-    assert {"table-2", "table-4", "all"} <= {line.split()[0] for line in out.splitlines()}
-    assert not paths.scale_dir(SCALE).exists()
-    assert "unknown scale 'quik': did you mean 'quick'?" in refused(command("estimate", "--scale", "quik"))
-
-
-def examined(out):
-    """Return what ``ifap doctor`` printed: name to what was found."""
-    return dict(re.findall(r"^(?:\S+(?: sets)?)? +(\S+) +(\S.*?) *$", out, re.MULTILINE))
-
-
-def test_doctor_says_what_is_installed_and_which_device(folder, command, monkeypatch):
-    monkeypatch.setenv(gpu.VISIBLE, "")
-    code, out, _ = command("doctor")
-    found = examined(out)
-    assert code == 0
-    assert found["torch-pruning"] == metadata.version("torch-pruning")
-    assert found["ifap"] == ifap.__version__
-    assert found["python"] == ".".join(map(str, sys.version_info[:3]))
-    assert re.fullmatch(r".+, \d+ cores", found["processor"])
-    assert found["devices"] == "none (CUDA_VISIBLE_DEVICES hides them): all runs on the CPU"
-    assert re.fullmatch(r"\d+\.\d GB here", found["free"])
-    assert "data sets" not in out
-
-
-def test_doctor_says_what_a_scale_needs_and_where_it_runs(fresh, command, monkeypatch):  # noqa: F811
-    monkeypatch.chdir(fresh.root)
-    monkeypatch.setenv(gpu.VISIBLE, "")
-    code, out, _ = command("doctor")
-    found = examined(out)
-    assert code == 0
-    assert found["digits"].startswith("can be had; stage fetch prepares it: comes with scikit-learn")
-    assert re.fullmatch(r"\d+\.\d\d GB more by estimate, 0\.00 GB are there", found["wanted"])
-    assert "everything: baseline, prune, finetune, evaluate on one core each" in out
-    assert "unknown scale 'quik': did you mean 'quick'?" in refused(command("doctor", "--scale", "quik"))
-
-
-def test_doctor_fails_where_a_run_would(fresh, command, tmp_path, monkeypatch):  # noqa: F811
-    project = fresh.copy(tmp_path / "project")
-    project.edit_params(lambda raw: raw["scales"][SCALE]["models"]["default"].update(pretrained="nowhere.safetensors"))
-    monkeypatch.chdir(project.root)
-    monkeypatch.setenv(gpu.VISIBLE, "0,1")  # devices that torch cannot have
-    monkeypatch.setenv(gpu.FOLDER, str(tmp_path / "locks"))
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10, 9, 1))
-    code, out, _ = command("doctor")
-    said = " ".join(out.split())
-    assert code == 1
-    assert "wrong: cannot use the 2 GPUs that are here" in said
-    assert "wrong: 0.0 GB here" in said
-    assert "wrong: nowhere.safetensors not found: see docs/architectures.md" in said
-    assert "1 model not known: free" in said
-    assert "3 things would stop a run" in said
+COMMANDS = ("inspect", "prune", "show", "export", "sweep", "report")
 
 
 def test_help_names_every_command_and_option(command):
     _, out, err = command("--help")
     text = out + err
-    assert all(name in text for name in ("prune", "show", "export", "status", "estimate", "doctor"))
-    for name in ("prune", "show", "export", "status", "estimate", "doctor"):
+    assert all(name in text for name in COMMANDS)
+    for name in COMMANDS:
         assert command(name, "--help")[0] == 0
 
 
@@ -436,12 +310,15 @@ def test_inspect_lists_what_can_be_cut(folder, command):
 
 
 def test_a_public_network_is_exported_without_naming_its_builder(folder, command):
+    pytest.importorskip("onnxruntime")
     save_file({"inputs": torch.randn(2, 3, 64, 64)}, folder / "images.safetensors")
     given = ("prune", "torchvision:squeezenet1_1", "--data", "images.safetensors", "--out", "small", "--macs", "0.3")
     code, out, _ = command(*given, "--steps", "1", "--method", "magnitude")
     assert code == 0
     assert "load it with ifap.load('small')" in out
-    assert command("export", "small", "--to", "small.pt2")[0] == 0
+    code, out, err = command("export", "small", "--to", "small.onnx")
+    assert code == 0, err
+    assert "wrote small.onnx" in out
     (folder / "arguments.json").write_text('{"num_classes": "many"}')
     assert "TypeError" in refused(command(*given, "--arguments", "arguments.json"))
     (folder / "arguments.json").write_text("[")
@@ -451,23 +328,30 @@ def test_a_public_network_is_exported_without_naming_its_builder(folder, command
 # --- recovery, the curve and the report -----------------------------------------------------------
 
 
-@pytest.fixture
-def labelled(folder):
-    """A network that tells pictures of five colours apart, and such pictures."""
-    import my_builders
-
+@pytest.fixture(scope="module")
+def trained():
+    """The weights of a network that tells pictures of five colours apart, and such pictures with their labels."""
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(40) % 5
     colours = torch.randn(5, 3, generator=generator)
     images = torch.randn(40, 3, 10, 10, generator=generator) + colours[labels][:, :, None, None]
     torch.manual_seed(5)
-    network = my_builders.build()
+    namespace = {}
+    exec(BUILDERS, namespace)
+    network = namespace["build"]()
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-2)
     for _ in range(40):
         optimizer.zero_grad()
         torch.nn.functional.cross_entropy(network(images), labels).backward()
         optimizer.step()
-    save_file(network.state_dict(), folder / "weights.safetensors")
+    return network.state_dict(), images, labels
+
+
+@pytest.fixture
+def labelled(folder, trained):
+    """The working directory with the trained network and its pictures."""
+    weights, images, labels = trained
+    save_file(weights, folder / "weights.safetensors")
     save_file({"inputs": images, "labels": labels}, folder / "labelled.safetensors")
     save_file({"inputs": images}, folder / "data.safetensors")
     return folder

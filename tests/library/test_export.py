@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import sys
+from dataclasses import dataclass
+from pathlib import Path
 
 import networks
 import pytest
@@ -24,29 +28,53 @@ def onnx_outputs(path, inputs):
     return session.run(None, given)
 
 
-def pruned(name, share=0.4):
+def pruned(name):
     case = networks.NETWORKS[name]
     model, inputs = case.build(), case.inputs()
-    return networks.prune(model, inputs, macs=share).model, inputs
+    return networks.prune(model, inputs, macs=0.4).model, inputs
+
+
+@dataclass
+class Exported:
+    """A network in training mode, its state before it was exported to ONNX, and what came of it."""
+
+    model: nn.Module
+    inputs: object
+    state: dict
+    path: Path
+    difference: float
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """Return what prunes and exports a network, each of them once."""
+
+    @functools.cache
+    def export_once(name):
+        model, inputs = pruned(name)
+        state = {key: value.clone() for key, value in model.state_dict().items()}
+        model.train()
+        path = tmp_path_factory.mktemp(name) / "new" / "model.onnx"
+        return Exported(model, inputs, state, path, ifap.export_onnx(model, inputs, path))
+
+    return export_once
 
 
 @pytest.mark.parametrize("name", ["residual", "vit", "dict_inputs"])
-def test_onnx_of_a_pruned_network_takes_any_batch(tmp_path, name):
-    model, inputs = pruned(name)
-    state = {key: value.clone() for key, value in model.state_dict().items()}
-    model.train()
-    path = tmp_path / "new" / "model.onnx"
-    assert 0 < ifap.export_onnx(model, inputs, path) <= export.TOLERANCE
+def test_onnx_of_a_pruned_network_takes_any_batch(exported, name):
+    found = exported(name)
+    model, path = found.model, found.path
+    assert 0 < found.difference <= export.TOLERANCE
     assert model.training
-    assert all(torch.equal(state[key], value) for key, value in model.state_dict().items())
+    assert all(torch.equal(found.state[key], value) for key, value in model.state_dict().items())
     assert [file.name for file in path.parent.iterdir()] == ["model.onnx"]
-    model.eval()
+    model = copy.deepcopy(model).eval()
     for batch in (1, 5):
-        given = export._batch_of(inputs, batch)
+        given = export._batch_of(found.inputs, batch)
         with torch.no_grad():
             wanted = next(iter(export.tensors(export.call(model, given))))
-        (found, *_) = onnx_outputs(path, list(export.tensors(given)))
-        torch.testing.assert_close(torch.as_tensor(found), wanted, rtol=1e-4, atol=1e-5)
+        (outputs, *_) = onnx_outputs(path, list(export.tensors(given)))
+        torch.testing.assert_close(torch.as_tensor(outputs), wanted, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["residual", "self_attention_batch_first", "two_inputs"])
@@ -118,22 +146,20 @@ def kinds(path):
     return {node.op_type for node in onnx.load(path).graph.node}
 
 
-def test_convolutions_become_integers_with_calibration_data(tmp_path):
-    model, inputs = pruned("residual")
+def test_convolutions_become_integers_with_calibration_data(tmp_path, exported):
+    inputs, whole = exported("residual").inputs, exported("residual").path
     batches = [export._batch_of(inputs, 8, torch.Generator().manual_seed(seed)) for seed in range(3)]
-    whole, small = tmp_path / "whole.onnx", tmp_path / "small.onnx"
-    ifap.export_onnx(model, inputs, whole)
+    small = tmp_path / "small.onnx"
     export.quantize_onnx(whole, small, batches)
     assert {"QuantizeLinear", "DequantizeLinear"} <= kinds(small)
     (wanted,), (found,) = (export.onnx_forward(path.read_bytes())(batches[0]) for path in (whole, small))
     assert 0 < export.difference([wanted], [found]) < 0.1
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["small.onnx", "whole.onnx"]
+    assert [path.name for path in tmp_path.iterdir()] == ["small.onnx"]
 
 
-def test_linear_layers_become_integers_without_data(tmp_path):
-    model, inputs = pruned("vit")
-    whole, small = tmp_path / "whole.onnx", tmp_path / "small.onnx"
-    ifap.export_onnx(model, inputs, whole)
+def test_linear_layers_become_integers_without_data(tmp_path, exported):
+    inputs, whole = exported("vit").inputs, exported("vit").path
+    small = tmp_path / "small.onnx"
     export.quantize_onnx(whole, small)
     assert "MatMulInteger" in kinds(small)
     assert small.stat().st_size < whole.stat().st_size
@@ -141,7 +167,7 @@ def test_linear_layers_become_integers_without_data(tmp_path):
     assert 0 < export.difference([wanted], [found]) < 0.1
 
 
-def test_what_cannot_be_quantized_is_one_line(tmp_path):
+def test_what_cannot_be_quantized_is_one_line(tmp_path, exported):
     ifap.export_onnx(nn.Sequential(nn.ReLU()), torch.randn(2, 3), tmp_path / "whole.onnx")
     with pytest.raises(ExportError, match=r"whole\.onnx: no layer of it can be quantized"):
         export.quantize_onnx(tmp_path / "whole.onnx", tmp_path / "small.onnx")
@@ -149,10 +175,9 @@ def test_what_cannot_be_quantized_is_one_line(tmp_path):
     with pytest.raises(ExportError, match="the network cannot be quantized: ") as caught:
         export.quantize_onnx(tmp_path / "broken.onnx", tmp_path / "small.onnx")
     assert "\n" not in str(caught.value)
-    model, inputs = pruned("residual")
-    ifap.export_onnx(model, inputs, tmp_path / "whole.onnx")
+    inputs, whole = exported("residual").inputs, exported("residual").path
     with pytest.raises(ExportError, match="the exported network takes 1 inputs, the network 2"):
-        export.quantize_onnx(tmp_path / "whole.onnx", tmp_path / "small.onnx", [(inputs, inputs)])
+        export.quantize_onnx(whole, tmp_path / "small.onnx", [(inputs, inputs)])
     assert not (tmp_path / "small.onnx").exists()
 
 

@@ -57,25 +57,28 @@ _PROGRAM = """
 import sys, torch, ifap
 torch.set_num_threads(1)
 from networks import NETWORKS, run
-net = NETWORKS[sys.argv[1]]
-model = ifap.load(sys.argv[2], net.build)
-with torch.no_grad():
-    torch.save(run(model, net.inputs()), sys.argv[3])
+for name in sys.argv[1:]:
+    net = NETWORKS[name]
+    with torch.no_grad():
+        torch.save(run(ifap.load(name, net.build), net.inputs()), name + ".pt")
 assert "torch_pruning" not in sys.modules
 """
 
 
-@pytest.mark.parametrize("name", ["residual", "vit"])
-def test_new_process_gives_the_same_bits(name, tmp_path):
-    net, pruned = saved(name, tmp_path / "small", seed=4)
+def test_new_process_gives_the_same_bits(tmp_path):
+    names = ("residual", "vit")
+    made = {name: saved(name, tmp_path / name, seed=4) for name in names}
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "tests" / "support")}
-    command = [sys.executable, "-c", _PROGRAM, name, str(tmp_path / "small"), str(tmp_path / "outputs.pt")]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    command = [sys.executable, "-c", _PROGRAM, *names]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
     assert done.returncode == 0, done.stderr
-    with torch.no_grad():
-        expected = run(pruned.model.eval(), net.inputs())
-    for a, b in zip(expected, torch.load(tmp_path / "outputs.pt", weights_only=True), strict=True):
-        assert torch.equal(a, b)
+    for name, (net, pruned) in made.items():
+        with torch.no_grad():
+            expected = run(pruned.model.eval(), net.inputs())
+        for a, b in zip(expected, torch.load(tmp_path / f"{name}.pt", weights_only=True), strict=True):
+            assert torch.equal(a, b)
 
 
 def test_network_that_was_trained_further_is_saved_as_it_is(tmp_path):

@@ -93,6 +93,14 @@ def test_a_wrong_cut_goes_unseen_only_without_the_proof(monkeypatch):
     assert pruned.proof is None
 
 
+def test_casts_to_single_precision_are_kept_double():
+    single = torch.ones(2, dtype=torch.float64)
+    with kept_double():
+        assert torch.softmax(single, 0, dtype=torch.float32).dtype == torch.float64
+        assert single.to(torch.float32).dtype == torch.float64
+
+
+@pytest.mark.skipif(not hasattr(torch, "_grouped_mm"), reason="this version of torch has no grouped product")
 @pytest.mark.parametrize(
     ("a", "b"), [((12, 16), (3, 16, 8)), ((8, 16), (16, 24)), ((3, 8, 16), (16, 24)), ((3, 8, 16), (3, 16, 8))]
 )

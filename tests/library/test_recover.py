@@ -333,20 +333,6 @@ def test_options_become_arguments():
     assert same(before, weights(student))  # no epochs: nothing happens
 
 
-def test_the_library_part_knows_nothing_of_the_workflow():
-    import subprocess
-    import sys
-
-    code = (
-        "import sys, ifap.recovery.distillation\n"
-        "others = ('ifap.study', 'stages', 'torchvision', 'sklearn', 'torchmetrics')\n"
-        "bad = [m for m in sys.modules if m.startswith(others)]\n"
-        "sys.exit(' '.join(bad) or 0)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-
-
 def test_features_are_what_the_activation_returned_although_dropout_overwrites_it():
     model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Dropout(1.0, inplace=True), nn.Linear(6, 2)).train()
     x = torch.randn(3, 4)

@@ -11,6 +11,7 @@ from html.parser import HTMLParser
 import pandas as pd
 import pytest
 from claims_made_up import ROOT, made_up_grid, write_report_files
+from workflow_project import tracked_files
 
 from ifap.errors import ResultsError
 from ifap.study import paths
@@ -281,6 +282,32 @@ def test_in_a_browser_nothing_overflows_fails_or_is_fetched(report, tmp_path, wi
     values = ["1.5", "2.25", "5.5", "6.25", "9.5", "10.25"]
     assert seen["up"] == ["ascending", values, 6]
     assert seen["down"] == ["descending", values[::-1]]
+
+
+PAGES = sorted(name for name in tracked_files() if name.startswith("reports/") and name.endswith(".html"))
+# Each page in a frame as narrow as a phone, with all that is folded opened.
+FRAMES = """<!doctype html><html><body><script>
+addEventListener("load", function () {{
+  var seen = {{}};
+  Array.from(document.querySelectorAll("iframe")).forEach(function (frame) {{
+    var page = frame.contentDocument;
+    page.querySelectorAll("details").forEach(function (part) {{ part.open = true; }});
+    seen[frame.title] = page.documentElement.scrollWidth;
+  }});
+  document.getElementById("out").textContent = JSON.stringify(seen);
+}});
+</script><pre id="out"></pre>{frames}</body></html>"""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium")
+def test_every_page_fits_a_phone(tmp_path):
+    frame = '<iframe width="390" height="800" title="{}" src="{}"></iframe>'
+    frames = "".join(frame.format(name, (ROOT / name).as_uri()) for name in PAGES)
+    (tmp_path / "frames.html").write_text(FRAMES.format(frames=frames))
+    dom, _ = browse(tmp_path, (tmp_path / "frames.html").as_uri())
+    widths = json.loads(html.unescape(re.search(r'<pre id="out">(.*?)</pre>', dom, re.DOTALL)[1]))
+    assert set(widths) == set(PAGES)
+    assert {name: width for name, width in widths.items() if width > 390} == {}
 
 
 # --- Other metrics than accuracy ---------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""One process of a training that several share; writes its network and history. See test_engine."""
+"""One process of a training that several share; writes its network and history. See study/test_training_steps."""
 
 from __future__ import annotations
 
@@ -8,11 +8,9 @@ import json
 import sys
 from pathlib import Path
 
-import torch
 from safetensors.torch import save_file
-from torch import nn
+from small_classifier import network, split
 
-from ifap.data import Split
 from ifap.study.config.recipes import TrainingOptions
 from ifap.study.machine.determinism import rank
 from ifap.study.tasks import TASKS
@@ -22,20 +20,6 @@ RECIPE = {
     "epochs": 3, "batch_size": 16, "optimizer": "sgd", "lr": 0.05, "weight_decay": 0.01, "warmup_epochs": 1,
     "label_smoothing": 0.1, "augment": False, "ema_decay": 0.9, "grad_clip": 1.0,
 }  # fmt: skip
-
-
-def network(norm=False):
-    torch.manual_seed(0)
-    middle = nn.BatchNorm2d(4) if norm else nn.Identity()
-    return nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), middle, nn.ReLU(), nn.Flatten(), nn.Linear(64, 3))
-
-
-def split(role, samples):
-    generator = torch.Generator().manual_seed(1)
-    targets = torch.randint(0, 3, (samples,), generator=generator)
-    inputs = torch.randn(samples, 1, 4, 4, generator=generator)
-    inputs[:, 0, 0, :3] += 3 * nn.functional.one_hot(targets, 3)
-    return Split(role, inputs, targets)
 
 
 def train(state=None, norm=False, extra_loss=None, **changes):

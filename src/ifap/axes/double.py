@@ -12,6 +12,8 @@ from torch import Tensor
 
 from ifap.axes.dispatch import DispatchMode
 
+# Older versions of torch have no such product.
+_GROUPED_MM = getattr(getattr(torch.ops.aten, "_grouped_mm", None), "default", None)
 _LONGEST = {
     **dict.fromkeys((torch.float32, torch.bfloat16, torch.float16), torch.float64),
     **dict.fromkeys((torch.complex64, torch.complex32), torch.complex128),
@@ -43,7 +45,7 @@ class _KeepDouble(DispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run one operation in double precision."""
         kwargs = kwargs or {}
-        if func is torch.ops.aten._grouped_mm.default and args[0].dtype == torch.float64:
+        if func is _GROUPED_MM and args[0].dtype == torch.float64:
             return _grouped_product(*args, **kwargs)
         if kwargs.get("dtype") in _LONGEST:
             kwargs = {**kwargs, "dtype": _LONGEST[kwargs["dtype"]]}
