@@ -102,7 +102,9 @@ def export_program(model: nn.Module, example_inputs: Inputs, path: str | Path) -
     with _traceable("torch.export"):
         shapes = _free_batch(twin, args, kwargs)
         known = inspect.signature(torch.export.export).parameters  # older versions of torch have no such option
-        deferred = {name: True for name in ("prefer_deferred_runtime_asserts_over_guards",) if name in known}
+        deferred: dict[str, Any] = {
+            name: True for name in ("prefer_deferred_runtime_asserts_over_guards",) if name in known
+        }
         program = torch.export.export(twin, args, kwargs, dynamic_shapes=shapes, **deferred)
         torch.export.save(program, stream)
     exported = program.module()

@@ -176,3 +176,27 @@ def test_wrapped_networks_are_pruned_inside(wrap):
         outputs(plain.model.eval(), kind.inputs()), outputs(wrapped.model.eval(), kind.inputs()), strict=True
     ):
         assert torch.equal(a, b)
+
+
+class Experts(nn.Module):
+    """Two experts whose products are one grouped product each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Linear(16, 16)
+        self.rise = nn.Parameter(torch.randn(2, 16, 32) * 0.2)
+        self.fall = nn.Parameter(torch.randn(2, 32, 16) * 0.2)
+
+    def forward(self, x):
+        ends = torch.tensor([3, 8], dtype=torch.int32)
+        x = self.stem(x)
+        return torch._grouped_mm(torch.relu(torch._grouped_mm(x, self.rise, offs=ends)), self.fall, offs=ends)
+
+
+@pytest.mark.skipif(not hasattr(torch, "_grouped_mm"), reason="this version of torch has no grouped product")
+def test_experts_cut_in_single_precision_still_run_in_half():
+    net, x = Experts().eval(), torch.randn(8, 16)
+    pruned = ifap.prune(net, x, [x], target=ifap.Target(macs=0.6), method="magnitude", steps=1).model
+    assert pruned.rise.shape[2] % 8 == 0
+    assert pruned.rise.shape[2] < 32
+    assert pruned.bfloat16()(x.bfloat16()).shape == (8, 16)

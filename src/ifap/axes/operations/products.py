@@ -130,6 +130,9 @@ def distances(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any
     return [*broadcast(t, func, [x[:-2], y[:-2]], tuple(out.shape[:-2])), x[-2], y[-2]]
 
 
+_LANES = 8  # values of half precision in 16 bytes
+
+
 @rule("_grouped_mm", "grouped_mm")
 def grouped_mm(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
     """Rows sorted by expert (n, k) x (experts, k, m); its kernel wants widths of 16 bytes."""
@@ -139,9 +142,9 @@ def grouped_mm(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, An
     (n, k), (experts, k2, m) = t.dims(x), t.dims(y)
     t.unify(k, k2, func)
     t.pin(experts, "it is the number of experts")
-    lanes = max(1, 16 // y.element_size())
     for dim in (k, m):
-        t.align(dim, lanes)
+        fits_half = size_of(dim) % _LANES == 0  # a network that runs in half precision still does when it is cut
+        t.align(dim, _LANES if fits_half else max(1, 16 // y.element_size()))
     t.multiply(n, k, m)
     t.produced_by(x, y, n, m)
     return [n, m]
