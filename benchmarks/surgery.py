@@ -53,7 +53,7 @@ class State:
 def begin(model: nn.Module, inputs: torch.Tensor) -> State:
     """Trace, as `ifap.prune` does once."""
     adopt(model)
-    return State(model, inputs, trace(model, inputs), Checks(model, inputs))
+    return State(model, inputs, trace(model, inputs), Checks(inputs))
 
 
 def cut(state: State) -> None:

@@ -11,7 +11,6 @@ from torch import nn
 from ifap.axes.corrections import CannotFollowError
 from ifap.axes.cut import cut_units
 from ifap.axes.proof import Proof
-from ifap.axes.training import differs_in_training
 from ifap.axes.units import Graph, Indices, last_units, trial_counts
 from ifap.costs import NetworkError, probe, run_once, shapes_in_training, shapes_without_data
 from ifap.errors import GraphError
@@ -38,17 +37,14 @@ class Checks:
 
     Parameters
     ----------
-    model : nn.Module
-        The network before any cut.
     example_inputs : Tensor, tuple, list or dict
         Inputs of one forward.
     outputs : sequence of str, optional
         See `ifap.prune`.
     """
 
-    def __init__(self, model: nn.Module, example_inputs: Inputs, outputs: Sequence[str] | None = None) -> None:
+    def __init__(self, example_inputs: Inputs, outputs: Sequence[str] | None = None) -> None:
         self._inputs, self._outputs = example_inputs, outputs
-        self._in_training = shapes_in_training_of(model, example_inputs, outputs)
         self._cut: list[set[int]] = []  # axes that were cut when it ran in training
 
     def check(self, model: nn.Module, graph: Graph) -> None:
@@ -66,8 +62,8 @@ class Checks:
         else:
             found = self._shapes(model)
         _compare(structure.output_shapes, found, graph)
-        if self._in_training is not None:
-            self._check_training(model, graph, self._in_training)
+        if structure.training_shapes is not None:
+            self._check_training(model, graph, structure.training_shapes)
 
     def _shapes(self, model: nn.Module) -> list[tuple[int, ...]]:
         with suppress(NetworkError):
@@ -92,17 +88,6 @@ def _compare(wanted: list[tuple[int, ...]], found: list[tuple[int, ...]], graph:
         wanted, found = [(len(shape),) for shape in wanted], [(len(shape),) for shape in found]
     if wanted != found:
         raise NetworkError("the shape of the outputs would change", "")
-
-
-def shapes_in_training_of(
-    model: nn.Module, example_inputs: Inputs, outputs: Sequence[str] | None
-) -> list[tuple[int, ...]] | None:
-    """Return the shapes of the outputs in training; None where it makes no difference or does not run without data."""
-    if not differs_in_training(model):
-        return None
-    with suppress(NetworkError):
-        return shapes_in_training(model, example_inputs, outputs)
-    return None
 
 
 class UnprovenError(GraphError):

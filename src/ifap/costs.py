@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils.flop_counter import flop_registry
 
-from ifap.axes.dispatch import DispatchMode
-from ifap.axes.fakes import device_or_call, quick
+from ifap.axes.fakes import Shapes, quick
 from ifap.axes.passes import as_in_training, data_free, empty_caches, is_trouble, modes, plain_kernels, unchanged
 from ifap.errors import GraphError
 from ifap.forward import Inputs, call, dense_outputs, evaluation_mode, task_tensors
@@ -281,7 +280,7 @@ def _without_data(
 ) -> list[tuple[int, ...]]:
     with (
         modes(model, training=training), torch.no_grad(), dense_outputs(model), plain_kernels(), unchanged(model),
-        data_free(model, inputs) as (given, _), _Shapes() if counter is None else counter.counting(),
+        data_free(model, inputs) as (given, _), Shapes() if counter is None else counter.counting(),
     ):  # fmt: skip
         found = call(model, given)
         return [tuple(tensor.shape) for tensor in task_tensors(found, outputs)]
@@ -347,32 +346,7 @@ def shapes_in_training(
         return [tuple(tensor.shape) for tensor in task_tensors(values, outputs)]
 
 
-class _Shapes(DispatchMode):
-    """Find the shapes of data-free tensors by the short way, where an operation has one."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._whole: set[Any] = set()  # operations that are not made of others
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func.namespace == "prim":
-            return device_or_call(func, args, kwargs)
-        output = quick(func, args, kwargs)
-        return self._in_parts(func, args, kwargs) if output is None else output
-
-    def _in_parts(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """Run an operation by those that it is made of, if it is made of any."""
-        if func not in self._whole:
-            with self:
-                parts = func.decompose(*args, **kwargs)
-            if parts is not NotImplemented:
-                return parts
-            self._whole.add(func)
-        return func(*args, **kwargs)
-
-
-class _Counter(_Shapes):
+class _Counter(Shapes):
     """Count the MACs of each module itself while it is open, with torch's formulas for every product.
 
     Torch's ``FlopCounterMode`` counts for each module what its children do as well and follows the
@@ -418,8 +392,6 @@ class _Counter(_Shapes):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func.namespace == "prim":
-            return device_or_call(func, args, kwargs)
         formula = flop_registry.get(func._overloadpacket) or _FORMULAS.get(f"{func.namespace}.{func.__name__}")
         if formula is None:
             return super().__torch_dispatch__(func, types, args, kwargs)

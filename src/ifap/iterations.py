@@ -111,7 +111,7 @@ class Run:
         if options.uniform:
             self._graph, fixed = expressible(self.model, self._graph)
             self._refused |= dict.fromkeys(fixed, STAYS)
-        self._checks = Checks(self.model, self._inputs, options.outputs)
+        self._checks = Checks(self._inputs, options.outputs)
 
     # the loop
 

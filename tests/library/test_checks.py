@@ -79,7 +79,7 @@ def test_calls_that_training_makes_otherwise_are_seen_before_any_cut(image):
 def test_a_check_that_fails_leaves_the_network_as_it_was(image):
     net = WritesItsWidth().eval()
     before = {name: value.clone() for name, value in net.state_dict().items()}
-    graph, checks = trace(net, image), Checks(net, image)
+    graph, checks = trace(net, image), Checks(image)
     units = last_units(graph, trial_counts(graph, 0.5))
     with pytest.raises(TrainingModeError, match="in training"):
         cut_for_trial(net, graph, units, checks)

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
+from ifap.axes.dispatch import DispatchMode
+
 aten = torch.ops.aten
 _DEVICE = torch.ops.prim.device.default
 MODES: list[FakeTensorMode] = []
@@ -229,3 +231,28 @@ _SHAPES: dict[Any, Quick] = {
     aten._softmax.default: _same,
     aten.native_batch_norm.default: _normed,
 }  # fmt: skip
+
+
+class Shapes(DispatchMode):
+    """Find the shapes of data-free tensors by the short way, where an operation has one."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._whole: set[Any] = set()  # operations that are not made of others
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func.namespace == "prim":
+            return device_or_call(func, args, kwargs)
+        output = quick(func, args, kwargs)
+        return self._in_parts(func, args, kwargs) if output is None else output
+
+    def _in_parts(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Run an operation by those that it is made of, if it is made of any."""
+        if func not in self._whole:
+            with self:
+                parts = func.decompose(*args, **kwargs)
+            if parts is not NotImplemented:
+                return parts
+            self._whole.add(func)
+        return func(*args, **kwargs)

@@ -23,7 +23,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from ifap.axes.attention import adopted
 from ifap.axes.calls import SizeMode
 from ifap.axes.expressions import Expression, Reason, pin, resolve, size_of, unify
-from ifap.axes.fakes import MODES, data_free_like, forget
+from ifap.axes.fakes import MODES, Shapes, data_free_like, forget
 from ifap.axes.operations.base import RULES
 from ifap.axes.operations.values import pointwise
 from ifap.axes.sizes import Key, Origin, Place, Recorder, Size, recording
@@ -99,25 +99,34 @@ def _traced(
     with adopted(model), unchanged(model):
         attributes = _remember_attributes(model)
         _pass(model, example_inputs, call, outputs, axes, fake=fake)
-        wanted = sizes_of_calls(axes.recorders, attributes) if differs_in_training(model) else {}
+        wanted = sizes_of_calls(axes.recorders, attributes)
         if _not_reached(model, axes):
             _training_pass(model, example_inputs, call, outputs, axes)
             _follow_siblings(model, axes)
-    if wanted:
-        axes.unsteady = _unsteady(model, example_inputs, call, wanted)
+    if differs_in_training(model):
+        axes.unsteady, axes.training_shapes = _in_training(model, example_inputs, call, outputs, wanted)
     return axes, attributes
 
 
-def _unsteady(model: nn.Module, inputs: Inputs, call: Call, wanted: dict[Place, Any]) -> set[Place]:
-    """Return the calls with sizes that a forward makes otherwise in training; none where it does not run."""
+def _in_training(
+    model: nn.Module, inputs: Inputs, call: Call, outputs: Outputs, wanted: dict[Place, Any]
+) -> tuple[set[Place], list[tuple[int, ...]] | None]:
+    """Return the calls that a forward makes otherwise in training, and the shapes of its outputs there, if it runs."""
+
+    def run() -> list[tuple[int, ...]]:
+        return [tuple(x.shape) for x in outputs(call(model, given))]
+
     for fake in (True, False):
         try:
-            with as_in_training(model), data_free(model, inputs) if fake else nullcontext((inputs, None)) as (given, _):
-                return recalled(model, functools.partial(call, model, given), wanted)
+            with (
+                as_in_training(model), data_free(model, inputs) if fake else nullcontext((inputs, None)) as (given, _),
+                Shapes() if fake else nullcontext(),
+            ):  # fmt: skip
+                return recalled(model, run, wanted)
         except Exception as error:  # whatever a forward raises that looks at values, or wants targets in training
             if is_trouble(error):
                 raise
-    return set()
+    return set(), None
 
 
 @contextmanager

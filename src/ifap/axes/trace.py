@@ -134,6 +134,8 @@ class Axes:
         Calls that make attention probabilities, and the axis that may count their heads.
     unsteady : set of Place
         Calls with sizes that training makes otherwise.
+    training_shapes : list of tuple of int or None
+        Shape of each output in training; None where the mode makes no difference, or the network does not run in it.
     """
 
     dims: dict[str, Dims] = field(default_factory=dict)
@@ -152,6 +154,7 @@ class Axes:
     unknown: dict[str, str] = field(default_factory=dict)
     attention: dict[Attention, Expression] = field(default_factory=dict)
     unsteady: set[Place] = field(default_factory=set)
+    training_shapes: list[tuple[int, ...]] | None = None
 
 
 def carried(x: Tensor) -> Carried:

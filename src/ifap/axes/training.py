@@ -7,7 +7,7 @@ import inspect
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from ifap.axes.sizes import Key, Place, Recorder, value_of
 from ifap.axes.trace import following
 from ifap.layers import modules_by_name
 
+T = TypeVar("T")
 _SAME_CALLS = ("torch.nn.", "ifap.axes.")  # homes of modules that make the same calls in either mode
 
 
@@ -114,11 +115,13 @@ def sizes_of_calls(recorders: list[Recorder], attributes: dict[Key, int]) -> dic
     return dict(found)
 
 
-def recalled(model: nn.Module, run: Callable[[], object], wanted: dict[Place, list[tuple[Path, Any]]]) -> set[Place]:
-    """Return the calls that a run does not make as they were traced."""
+def recalled(
+    model: nn.Module, run: Callable[[], T], wanted: dict[Place, list[tuple[Path, Any]]]
+) -> tuple[set[Place], T]:
+    """Return the calls that a run does not make as they were traced, and what it returns."""
     recall = Recall({module: name for name, module in modules_by_name(model).items()}, wanted)
     with ExitStack() as stack:
         stack.enter_context(following(recall))
         stack.enter_context(recall)
-        run()
-    return recall.missed()
+        found = run()
+    return recall.missed(), found

@@ -79,6 +79,8 @@ class Structure:
         Width of each slot in the traced network.
     output_shapes : list of tuple of int
         Shapes of the outputs.
+    training_shapes : list of tuple of int or None
+        Their shapes in training; see `ifap.axes.trace.Axes`.
     values : bool
         Whether the forward looks at values, on which the shapes of outputs may depend.
     looks_up : bool
@@ -105,6 +107,7 @@ class Structure:
     sizes: Sizes
     original_widths: list[int]
     output_shapes: list[tuple[int, ...]]
+    training_shapes: list[tuple[int, ...]] | None
     values: bool
     looks_up: bool
     unknown: dict[str, str]
@@ -410,6 +413,7 @@ def _build(
         sizes=sizes,
         original_widths=[len(units) for units in unit_of],
         output_shapes=axes.output_shapes,
+        training_shapes=axes.training_shapes,
         values=axes.values,
         looks_up=axes.looks_up,
         unknown=axes.unknown,
