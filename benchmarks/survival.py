@@ -7,9 +7,11 @@ one. Compiled means one graph for the whole forward (``fullgraph=True``), run wi
 from __future__ import annotations
 
 import copy
+import csv
 import io
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any
 
 import torch
@@ -133,22 +135,25 @@ def measure(network: Network) -> dict[str, Any]:
 
 
 def main(only: Annotated[str, typer.Option(help="Networks whose key has this in it.")] = "") -> None:
-    """Print the matrix; record it if all networks were tried."""
+    """Print the matrix, and record the networks that were tried beside those of before."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     where = machine("python -m benchmarks.survival")
-    rows = []
-    for key in NETWORKS:
-        if only in key:
-            rows.append({**measure(find(key)), **where})
-            typer.echo(f"{key}: " + ", ".join(f"{way} {rows[-1][way]}" for way in WAYS))
+    rows: dict[str, dict[str, Any]] = {row["network"]: dict(row) for row in read_csv(TABLE)} if TABLE.exists() else {}
     table = Table("network", "MACs removed", *WAYS)
-    for row in rows:
-        table.add_row(row["network"], f"{row['macs_removed']:.0%}", *(row[way] for way in WAYS))
+    for key in (key for key in NETWORKS if only in key):
+        rows[key] = {**measure(find(key)), **where}
+        table.add_row(key, f"{rows[key]['macs_removed']:.0%}", *(rows[key][way] for way in WAYS))
     Console(width=150).print(table)
-    if not only:
-        write_csv(TABLE, rows, rows[0])
-    raise typer.Exit(any("LOST" in row[way] for row in rows for way in WAYS))
+    kept = [rows[key] for key in NETWORKS if key in rows]
+    write_csv(TABLE, kept, kept[0])
+    raise typer.Exit(any("LOST" in row[way] for row in kept for way in WAYS))
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """Return the rows of a table."""
+    with path.open(newline="") as stream:
+        return list(csv.DictReader(stream))
 
 
 if __name__ == "__main__":
