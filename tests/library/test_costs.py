@@ -153,6 +153,11 @@ def test_reduction():
     assert part.reduction(ifap.Cost(0, 0), "macs") == 0.0
 
 
+def test_costs_are_equal_where_only_one_of_them_knows_time_and_memory():
+    assert ifap.Cost(200, 50, latency=1.5, bytes=200) == ifap.Cost(200, 50)
+    assert ifap.Cost(200, 50) != ifap.Cost(200, 51)
+
+
 @pytest.mark.parametrize(
     ("name", "gmacs"),
     [

@@ -17,6 +17,19 @@ from ifap.view import trace
 EVERY = sorted(NETWORKS)
 
 
+class Spare(nn.Module):
+    """Has a weight that no sample reaches, between two axes, one of which no other parameter beside it has."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(6, 12), nn.Linear(12, 7), nn.Linear(7, 3)
+        self.spare = nn.Parameter(torch.randn(12, 7))
+
+    def forward(self, x):
+        x = self.first(x)
+        return self.last(x @ self.spare if x.sum() == torch.inf else self.second(x))
+
+
 def prepared(name):
     net = NETWORKS[name]
     model = net.build()
@@ -311,3 +324,10 @@ def test_1x1_convolutions_follow_a_larger_one():
     widths = {group.name: {slot.name for slot in group.slots if slot.side == "out"} for group in graph.groups}
     assert {"stem.0", "widen"} <= widths["stem.0"]
     assert set(widths) == {"stem.0", "spatial.0"}
+
+
+def test_what_may_share_a_parameter_that_the_sample_does_not_reach_stays():
+    graph = trace(Spare(), torch.randn(4, 6))
+    assert graph.pinned["first"] == graph.pinned["second"]
+    assert "the sample does not reach 'spare', which may read or make it" in graph.pinned["second"]
+    assert not any(slot.name == "spare" for group in graph.groups for slot in group.slots)

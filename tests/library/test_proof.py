@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -13,6 +14,7 @@ from ifap.axes import proof as proofs
 from ifap.axes.cut import cut_units
 from ifap.axes.double import kept_double
 from ifap.errors import GraphError, TargetError
+from ifap.view import trace
 
 
 class SingleNorm(nn.Module):
@@ -91,6 +93,28 @@ def test_a_wrong_cut_goes_unseen_only_without_the_proof(monkeypatch):
     monkeypatch.setattr(proofs, "cut_units", lambda model, graph, units: None)
     pruned = halved(network(), prove=False)
     assert pruned.proof is None
+
+
+class Infinite(nn.Module):
+    """Divides by zero."""
+
+    def forward(self, x):
+        return x / 0.0
+
+
+@pytest.mark.parametrize(
+    ("between", "device", "reason"),
+    [
+        ((), "meta", "the network has no data"),
+        ((Infinite(),), "cpu", "the outputs are not finite with random vectors"),
+    ],
+)
+def test_units_that_cannot_be_compared_are_counted(between, device, reason):
+    model, x = network(*between), torch.randn(4, 6)
+    graph = trace(model, x)
+    found = proofs.prove(model.to(device), graph, np.arange(5), x, lambda model, inputs: [model(inputs)])
+    assert (found.difference, found.units_checked) == (None, 0)
+    assert found.does_not_apply == {reason: 5}
 
 
 def test_casts_to_single_precision_are_kept_double():

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from networks import NETWORKS
+from torch import nn
 
 import ifap
 from ifap.axes.cut import cut_units
@@ -121,6 +122,20 @@ def test_exactly_as_many_go_as_asked_for_even_when_all_scores_are_equal():
     ranking = Ranking(graph, np.zeros(graph.num_units), np.ones(len(graph.groups), dtype=int), budget)
     for count in (1, 5, 17):
         assert len(ranking.units(ranking.removed_per_group(count))) == count
+
+
+def test_units_go_by_what_they_lose_for_what_they_save_at_the_widths_then_present():
+    model = nn.Sequential(nn.Linear(8, 900), nn.ReLU(), nn.Linear(900, 600), nn.ReLU(), nn.Linear(600, 3))
+    graph = trace(model, torch.zeros(1, 8))
+    scores = np.random.default_rng(0).random(graph.num_units) * np.where(graph.group_of == 0, 1, 4)
+    ranking = Ranking(graph, scores, np.ones(2, dtype=int), Budget(graph), per_cost=True)
+    lowest = [np.sort(scores[graph.group_of == group]) for group in (0, 1)]
+    for count in range(900):
+        lost = ranking.removed_per_group(count)
+        first, second = 900 - lost[0], 600 - lost[1]
+        worth = lowest[0][lost[0]] / (8 + second), lowest[1][lost[1]] / (first + 3)
+        (chosen,) = np.flatnonzero(ranking.removed_per_group(count + 1) - lost)
+        assert worth[chosen] <= 1.02 * min(worth)
 
 
 def test_smallest_count_is_the_smallest():

@@ -72,6 +72,16 @@ def test_weights_that_are_a_device_are_refused(copied):
     assert "not a plain file" in refused(copied)
 
 
+def test_weights_of_any_size_are_not_read(copied, monkeypatch):
+    size = (copied / store.WEIGHTS_FILE).stat().st_size
+    monkeypatch.setattr(store, "_MAX_WEIGHTS_BYTES", size)
+    ifap.load(copied, NETWORKS["residual"].build)
+    monkeypatch.setattr(store, "_MAX_WEIGHTS_BYTES", size - 1)
+    message = refused(copied)
+    assert store.WEIGHTS_FILE in message
+    assert "cannot be read" in message
+
+
 def test_a_key_that_stands_twice_is_refused(copied):
     assert "'format' stands there twice" in refused(copied, lambda text: text.replace("{", '{"format": 1, ', 1))
 

@@ -14,6 +14,7 @@ from ifap.study.grid import Grid
 from ifap.study.paper.published import load_claims
 from ifap.study.report import FIGURES, LOSSES, evidence, figure_names, figures
 from ifap.study.report.evidence import BEYOND, NOT_ATTEMPTED, SHORT, WITHIN, printed_losses
+from ifap.study.report.figures import losses as drawn_losses
 from ifap.study.report.judge import measured_where
 from ifap.study.report.page import render_page
 from ifap.study.report.provenance import Provenance
@@ -124,6 +125,17 @@ def test_the_page_opens_with_the_answers_and_the_picture(tmp_path):
     assert page.count('id="figure-losses"') == 1
     for answer in evidence.evidence(report).answers:
         assert answer.short in page
+
+
+def test_losses_are_drawn_where_the_words_put_them(tmp_path, monkeypatch):
+    report, kept = made_up(tmp_path), []
+    monkeypatch.setattr(drawn_losses, "save_picture", lambda name, title, alt, figure: kept.append((alt, figure)))
+    figures.draw(LOSSES, report.grid, report.runs, report.trace, root=tmp_path)
+    ((alt, figure),) = kept
+    drawn = [(shown.get_label(), *shown.get_offsets()[0]) for shown in figure.axes[0].collections]
+    words = [f"{name}: {loss:.2f} points at {gone:.0f} %" for name, gone, loss in drawn if "printed" not in name]
+    assert len(words) == 6
+    assert alt.endswith(f"{'; '.join(words)}.")
 
 
 def test_other_scales_have_no_answers(tmp_path):

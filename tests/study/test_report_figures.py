@@ -14,7 +14,7 @@ from ifap.errors import ResultsError
 from ifap.study import paths
 from ifap.study.paths import Cell
 from ifap.study.report import FIGURES, figures
-from ifap.study.report.figures import drawing, layers
+from ifap.study.report.figures import drawing, layers, trade_off
 from ifap.study.report.figures.layers import layer_flows
 
 CELL = Cell("classification", "digits", "net_a", "ifap", 0)
@@ -166,6 +166,19 @@ def test_several_targets_make_curves_of_what_was_reached(tmp_path, monkeypatch):
     assert "net_a, IFAP: 96.85 % at 80 %, 96.85 % at 41 %." in params.alt
     assert "theoretical" not in params.alt + params.title
     assert params.files == figures.draw("accuracy_params", grid, *data, root=tmp_path).files
+
+
+def test_curves_are_drawn_where_the_words_put_them(tmp_path, monkeypatch):
+    grid, data = with_curves(tmp_path, monkeypatch)
+    kept = []
+    monkeypatch.setattr(trade_off, "save_picture", lambda name, title, alt, figure: kept.append((alt, figure)))
+    figures.draw("accuracy_macs", grid, *data, root=tmp_path)
+    ((alt, figure),) = kept
+    curves = [(axes.get_title(), shown.get_label(), shown[0]) for axes in figure.axes for shown in axes.containers]
+    assert len(curves) == 8
+    for network, name, line in curves:
+        points = ", ".join(f"{top1:.2f} % at {left:.0f} %" for left, top1 in line.get_xydata())
+        assert f"{network}, {name}: {points}." in alt
 
 
 def test_figures_of_single_networks_leave_further_targets_out(tmp_path, monkeypatch):
