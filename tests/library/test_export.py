@@ -52,6 +52,9 @@ def exported(tmp_path_factory):
     @functools.cache
     def export_once(name):
         model, inputs = pruned(name)
+        has_norms = any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+        if has_norms and torch.__version__.startswith("2.6."):
+            pytest.skip("torch 2.6 writes batch norms that present versions of onnxscript do not take")
         state = {key: value.clone() for key, value in model.state_dict().items()}
         model.train()
         path = tmp_path_factory.mktemp(name) / "new" / "model.onnx"
