@@ -7,11 +7,9 @@ one. Compiled means one graph for the whole forward (``fullgraph=True``), run wi
 from __future__ import annotations
 
 import copy
-import csv
 import io
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Annotated, Any
 
 import torch
@@ -23,7 +21,9 @@ from torch import Tensor, nn
 import ifap
 from benchmarks.coverage.check import call, flat, said
 from benchmarks.coverage.registry import Network, find
+from benchmarks.deployment import read_rows
 from benchmarks.ratio import RESULTS, machine
+from ifap.export import as_arguments, difference
 from ifap.files import write_csv
 from ifap.forward import map_tensors
 
@@ -86,7 +86,7 @@ def compiled(model: nn.Module, inputs: Any) -> Outputs:
 
 def exported(model: nn.Module, inputs: Any) -> Outputs:
     """Run what ``torch.export`` makes."""
-    args, named = ((), inputs) if isinstance(inputs, dict) else (inputs if isinstance(inputs, tuple) else (inputs,), {})
+    args, named = as_arguments(inputs)
     return outputs(torch.export.export(model, args, named).module(), inputs)
 
 
@@ -101,23 +101,23 @@ WAYS: dict[str, tuple[Callable[[nn.Module, Any], Outputs], float]] = {
 """Each way, and how far its outputs may be from those of the network itself, as a share of the largest."""
 
 
-def tried(way: str, model: nn.Module, inputs: Any) -> str:
-    """Return '' if a network survives, else what was raised or how far its outputs are."""
-    run, most = WAYS[way]
+def tried(model: nn.Module, inputs: Any) -> dict[str, str]:
+    """Return for each way '' if a network survives it, else what was raised or how far its outputs are."""
     wanted = outputs(model, inputs)
+    return {way: _raised(run, most, model, inputs, wanted) for way, (run, most) in WAYS.items()}
+
+
+def _raised(
+    run: Callable[[nn.Module, Any], Outputs], most: float, model: nn.Module, inputs: Any, wanted: Outputs
+) -> str:
     try:
         found = run(model, inputs)
     except Exception as error:
         return said(error)
     if [x.shape for x in found] != [x.shape for x in wanted]:
         return "outputs of other shapes"
-    far = max((_difference(a, b) for a, b in zip(found, wanted, strict=True) if a.is_floating_point()), default=0.0)
+    far = difference(*([x for x in each if x.is_floating_point()] for each in (wanted, found)))
     return "" if far <= most else f"outputs differ by {far:.2g} of the largest"
-
-
-def _difference(a: Tensor, b: Tensor) -> float:
-    scale = float(b.abs().max()) or 1.0
-    return float((a.double() - b.double()).abs().max()) / scale
 
 
 def measure(network: Network) -> dict[str, Any]:
@@ -128,9 +128,11 @@ def measure(network: Network) -> dict[str, Any]:
     row: dict[str, Any] = {"network": network.key, "macs_removed": round(1 - pruned.after.macs / pruned.before.macs, 4)}
     corrected = sum("forward" in vars(module) for module in pruned.model.modules())
     row["corrected_modules"] = corrected
+    before, after = tried(model, inputs), tried(pruned.model.eval(), inputs)
     for way in WAYS:
-        before, after = tried(way, model, inputs), tried(way, pruned.model.eval(), inputs)
-        row[way] = ("survives" if not after else f"LOST: {after}") if not before else "not unpruned either"
+        row[way] = (
+            ("survives" if not after[way] else f"LOST: {after[way]}") if not before[way] else "not unpruned either"
+        )
     return row
 
 
@@ -139,7 +141,7 @@ def main(only: Annotated[str, typer.Option(help="Networks whose key has this in 
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     where = machine("python -m benchmarks.survival")
-    rows: dict[str, dict[str, Any]] = {row["network"]: dict(row) for row in read_csv(TABLE)} if TABLE.exists() else {}
+    rows = {row["network"]: row for row in read_rows(TABLE)}
     table = Table("network", "MACs removed", *WAYS)
     for key in (key for key in NETWORKS if only in key):
         rows[key] = {**measure(find(key)), **where}
@@ -148,12 +150,6 @@ def main(only: Annotated[str, typer.Option(help="Networks whose key has this in 
     kept = [rows[key] for key in NETWORKS if key in rows]
     write_csv(TABLE, kept, kept[0])
     raise typer.Exit(any("LOST" in row[way] for row in kept for way in WAYS))
-
-
-def read_csv(path: Path) -> list[dict[str, str]]:
-    """Return the rows of a table."""
-    with path.open(newline="") as stream:
-        return list(csv.DictReader(stream))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.utils.flop_counter import flop_registry
 
 from ifap.axes.fakes import Shapes, quick
-from ifap.axes.passes import as_in_training, data_free, empty_caches, is_trouble, modes, plain_kernels, unchanged
+from ifap.axes.passes import data_free, empty_caches, is_trouble, plain_kernels, run_in_training, unchanged
 from ifap.errors import GraphError
 from ifap.forward import Inputs, call, dense_outputs, evaluation_mode, task_tensors
 from ifap.layers import modules_by_name
@@ -229,7 +229,7 @@ def probe(model: nn.Module, example_inputs: Inputs, outputs: Sequence[str] | Non
     counter = _Counter(model)
     with unchanged(model), evaluation_mode(model), torch.no_grad(), dense_outputs(model), plain_kernels():
         values = _run(model, counter, example_inputs)
-    return Probe(counter.macs, [tuple(tensor.shape) for tensor in task_tensors(values, outputs)])
+    return Probe(counter.macs, _task_shapes(values, outputs))
 
 
 def shapes_without_data(
@@ -237,7 +237,6 @@ def shapes_without_data(
     example_inputs: Inputs,
     outputs: Sequence[str] | None = None,
     *,
-    training: bool = False,
     counter: _Counter | None = None,
 ) -> list[tuple[int, ...]]:
     """Run a network on inputs without data; it is left as it was.
@@ -246,8 +245,6 @@ def shapes_without_data(
     ----------
     model, example_inputs, outputs
         See `probe`.
-    training : bool
-        Run it in training mode; norms and dropout stay in evaluation mode.
     counter : _Counter, optional
         Counts, and notes which module runs.
 
@@ -262,7 +259,7 @@ def shapes_without_data(
         If the forward fails: it may look at values, or not run at all.
     """
     try:
-        found = _without_data(model, example_inputs, outputs, training, counter)
+        found = _without_data(model, example_inputs, outputs, counter)
     except Exception as error:
         if is_trouble(error):
             raise
@@ -276,14 +273,17 @@ def shapes_without_data(
 
 
 def _without_data(
-    model: nn.Module, inputs: Inputs, outputs: Sequence[str] | None, training: bool, counter: _Counter | None
+    model: nn.Module, inputs: Inputs, outputs: Sequence[str] | None, counter: _Counter | None
 ) -> list[tuple[int, ...]]:
     with (
-        modes(model, training=training), torch.no_grad(), dense_outputs(model), plain_kernels(), unchanged(model),
+        evaluation_mode(model), torch.no_grad(), dense_outputs(model), plain_kernels(), unchanged(model),
         data_free(model, inputs) as (given, _), Shapes() if counter is None else counter.counting(),
     ):  # fmt: skip
-        found = call(model, given)
-        return [tuple(tensor.shape) for tensor in task_tensors(found, outputs)]
+        return _task_shapes(call(model, given), outputs)
+
+
+def _task_shapes(found: Any, outputs: Sequence[str] | None) -> list[tuple[int, ...]]:
+    return [tuple(tensor.shape) for tensor in task_tensors(found, outputs)]
 
 
 def run_once(model: nn.Module, example_inputs: Inputs, outputs: Sequence[str] | None = None) -> list[tuple[int, ...]]:
@@ -306,7 +306,7 @@ def run_once(model: nn.Module, example_inputs: Inputs, outputs: Sequence[str] | 
             if is_trouble(error):
                 raise
             found = _run(model, _Counter(model), example_inputs)  # again, to see which module fails
-        return [tuple(tensor.shape) for tensor in task_tensors(found, outputs)]
+        return _task_shapes(found, outputs)
 
 
 def _run(model: nn.Module, counter: _Counter, example_inputs: Inputs) -> Any:
@@ -339,11 +339,15 @@ def shapes_in_training(
     NetworkError
         If it does not run: it may want targets in training.
     """
-    with suppress(NetworkError):
-        return shapes_without_data(model, example_inputs, outputs, training=True)
-    with as_in_training(model), dense_outputs(model):
-        values = _run(model, _Counter(model), example_inputs)
-        return [tuple(tensor.shape) for tensor in task_tensors(values, outputs)]
+
+    def run(given: Inputs) -> list[tuple[int, ...]]:
+        return _task_shapes(_run(model, _Counter(model), given), outputs)
+
+    try:
+        with dense_outputs(model):
+            return run_in_training(model, example_inputs, run)
+    finally:
+        empty_caches()
 
 
 class _Counter(Shapes):

@@ -60,7 +60,7 @@ def export_onnx(model: nn.Module, example_inputs: Inputs, path: str | Path) -> f
     """
     onnx_packages()
     twin = _twin(model)
-    args, kwargs = _arguments(_batch_of(example_inputs, _TRACED_BATCH))
+    args, kwargs = as_arguments(_batch_of(example_inputs, _TRACED_BATCH))
     with _traceable("ONNX"):
         shapes = _free_batch(twin, args, kwargs)
         program = torch.onnx.export(twin, args, kwargs=kwargs, dynamo=True, dynamic_shapes=shapes, verbose=False)
@@ -97,14 +97,13 @@ def export_program(model: nn.Module, example_inputs: Inputs, path: str | Path) -
         If the network cannot be exported or the program computes something else.
     """
     twin = _twin(model)
-    args, kwargs = _arguments(_batch_of(example_inputs, _TRACED_BATCH))
+    args, kwargs = as_arguments(_batch_of(example_inputs, _TRACED_BATCH))
     stream = io.BytesIO()
     with _traceable("torch.export"):
         shapes = _free_batch(twin, args, kwargs)
         known = inspect.signature(torch.export.export).parameters  # older versions of torch have no such option
-        deferred: dict[str, Any] = {
-            name: True for name in ("prefer_deferred_runtime_asserts_over_guards",) if name in known
-        }
+        option = "prefer_deferred_runtime_asserts_over_guards"
+        deferred: dict[str, Any] = {option: True} if option in known else {}
         program = torch.export.export(twin, args, kwargs, dynamic_shapes=shapes, **deferred)
         torch.export.save(program, stream)
     exported = program.module()
@@ -184,7 +183,7 @@ def _twin(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model).cpu().eval()
 
 
-def _arguments(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def as_arguments(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Return positional and keyword arguments of one forward."""
     if isinstance(inputs, dict):
         return (), inputs

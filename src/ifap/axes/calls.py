@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 from ifap.axes.corrections import Correction
 from ifap.axes.expressions import CannotAgreeError, Expression, factor, is_fixed, size_of, split
 from ifap.axes.sizes import Need, Origin, Ratio, Recorder, Size, Use, origin_of, unrecorded
-from ifap.axes.trace import Attention, Tracer, carried
+from ifap.axes.trace import Attention, Tracer, carried, count_call
 
 Path = tuple[Any, ...]
 Entry = tuple[Path, Any, Need]
@@ -225,9 +225,7 @@ class SizeMode(TorchFunctionMode):
             return func(*args, **kwargs)
         tracer, key = self._tracer, call_key(name, args)
         self._recorder.module = tracer.stack[-1]
-        ordinal = tracer.counters[-1].get(key, 0)
-        for counter in tracer.counters:
-            counter[key] = counter.get(key, 0) + 1
+        ordinal = count_call(tracer, key)
         if name in _OPAQUE:
             tracer.pin_all(args, kwargs, f"{name} reads its widths by itself")
         module = tracer.stack[-1]

@@ -9,9 +9,9 @@ import logging
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from types import BuiltinFunctionType, FunctionType, ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,7 @@ from ifap.errors import ConfigError, GraphError, IfapError
 from ifap.layers import is_within, modules_by_name, parameters_by_name
 
 Inputs = Any
+T = TypeVar("T")
 Outputs = Callable[[Any], Iterable[Tensor]]
 Call = Callable[[nn.Module, Inputs], Any]
 
@@ -99,11 +100,11 @@ def _traced(
     with adopted(model), unchanged(model):
         attributes = _remember_attributes(model)
         _pass(model, example_inputs, call, outputs, axes, fake=fake)
-        wanted = sizes_of_calls(axes.recorders, attributes)
         if _not_reached(model, axes):
             _training_pass(model, example_inputs, call, outputs, axes)
             _follow_siblings(model, axes)
     if differs_in_training(model):
+        wanted = sizes_of_calls(axes.recorders[0], attributes)
         axes.unsteady, axes.training_shapes = _in_training(model, example_inputs, call, outputs, wanted)
     return axes, attributes
 
@@ -113,25 +114,51 @@ def _in_training(
 ) -> tuple[set[Place], list[tuple[int, ...]] | None]:
     """Return the calls that a forward makes otherwise in training, and the shapes of its outputs there, if it runs."""
 
-    def run() -> list[tuple[int, ...]]:
-        return [tuple(x.shape) for x in outputs(call(model, given))]
+    def run(given: Inputs) -> tuple[set[Place], list[tuple[int, ...]]]:
+        return recalled(model, lambda: [tuple(x.shape) for x in outputs(call(model, given))], wanted)
 
-    for fake in (True, False):
-        try:
-            with (
-                as_in_training(model), data_free(model, inputs) if fake else nullcontext((inputs, None)) as (given, _),
-                Shapes() if fake else nullcontext(),
-            ):  # fmt: skip
-                return recalled(model, run, wanted)
-        except Exception as error:  # whatever a forward raises that looks at values, or wants targets in training
-            if is_trouble(error):
-                raise
-    return set(), None
+    try:
+        return run_in_training(model, inputs, run)
+    except Exception as error:  # whatever a forward raises that wants targets in training
+        if is_trouble(error):
+            raise
+        return set(), None
+
+
+def run_in_training(model: nn.Module, inputs: Inputs, run: Callable[[Inputs], T]) -> T:
+    """Run a network in training, without data where that is possible; it learns nothing and is left as it was.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Any network. Its norms and dropout stay in evaluation.
+    inputs : Tensor, tuple, list or dict
+        Inputs of one forward.
+    run : callable
+        Takes the inputs, or what stands for them, and runs the network.
+
+    Returns
+    -------
+    object
+        What `run` returns.
+
+    Raises
+    ------
+    Exception
+        Whatever `run` raises with the real inputs.
+    """
+    try:
+        with _as_in_training(model), data_free(model, inputs) as (given, _), Shapes():
+            return run(given)
+    except Exception as error:  # whatever a forward raises that looks at values
+        if is_trouble(error):
+            raise
+    with _as_in_training(model):
+        return run(inputs)
 
 
 @contextmanager
-def as_in_training(model: nn.Module) -> Iterator[None]:
-    """Let a network run in training inside the block; it learns nothing and is left as it was."""
+def _as_in_training(model: nn.Module) -> Iterator[None]:
     with (
         unchanged(model), same_buffers(model), modes(model, training=True), torch.no_grad(), plain_kernels(),
         torch.random.fork_rng(),

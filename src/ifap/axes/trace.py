@@ -363,7 +363,7 @@ class Tracer(DispatchMode):
             each.__dict__["_carried"] = Carried(
                 its,
                 name=before.name if before is not None and any(each is x for x in inputs) else "",
-                source=self._source(sources, its) if sources else "",
+                source=self._source(sources, its),
                 weight=weight,
                 softmax=softmax,
                 debts=self._debts.get(id(each), ()),
@@ -412,6 +412,14 @@ class Follower(Protocol):
     modules: dict[nn.Module, str]
     stack: list[str]
     counters: list[dict[str, int]]
+
+
+def count_call(follower: Follower, key: str) -> int:
+    """Count a call in every module that runs; returns how many of its name the innermost had made before."""
+    ordinal = follower.counters[-1].get(key, 0)
+    for counter in follower.counters:
+        counter[key] = counter.get(key, 0) + 1
+    return ordinal
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from ifap.axes.calls import Path, call_key
 from ifap.axes.corrections import can_change
 from ifap.axes.expressions import size_of
 from ifap.axes.sizes import Key, Place, Recorder, value_of
-from ifap.axes.trace import following
+from ifap.axes.trace import count_call, following
 from ifap.layers import modules_by_name
 
 T = TypeVar("T")
@@ -82,9 +82,7 @@ class Recall(TorchFunctionMode):
         key = call_key(func.__name__, args)
         self._ran.add(self.stack[-1])
         if key in self._functions:
-            place = (self.stack[-1], key, self.counters[-1].get(key, 0))
-            for counter in self.counters:
-                counter[key] = counter.get(key, 0) + 1
+            place = (self.stack[-1], key, count_call(self, key))
             for path, value in self._wanted.get(place, ()):
                 (self._met if _at(path, args, kwargs) == value else self._others).add(place)
         return func(*args, **kwargs)
@@ -105,13 +103,12 @@ def _at(path: Path, args: Any, kwargs: Any) -> Any:
     return None if isinstance(found, Tensor) else found
 
 
-def sizes_of_calls(recorders: list[Recorder], attributes: dict[Key, int]) -> dict[Place, list[tuple[Path, Any]]]:
-    """Return the calls whose sizes may have to be corrected, with the sizes as they were traced."""
+def sizes_of_calls(recorder: Recorder, attributes: dict[Key, int]) -> dict[Place, list[tuple[Path, Any]]]:
+    """Return the calls of one pass whose sizes may have to be corrected, with the sizes as they were traced."""
     found: dict[Place, list[tuple[Path, Any]]] = defaultdict(list)
-    for recorder in recorders:
-        for use in recorder.uses:
-            if can_change(use.origin, use.need):
-                found[use.place].append((use.path, value_of(use.origin, size_of, attributes)))
+    for use in recorder.uses:
+        if can_change(use.origin, use.need):
+            found[use.place].append((use.path, value_of(use.origin, size_of, attributes)))
     return dict(found)
 
 

@@ -201,15 +201,16 @@ class Graph:
         alive = np.ones(self.num_units, dtype=bool)
         alive[removed] = False
         renumber = np.cumsum(alive) - 1
-        stays = of_each(self.unit_of, lambda units: stay(units, alive))
-        kept = [origin[left] for origin, left in zip(self.kept, stays, strict=True)]
 
-        def left(units: Indices) -> Indices:
-            units = units[stay(units, alive)]
-            return np.where(units >= 0, renumber[units], -1) if len(alive) else units
+        def left(units: Indices) -> tuple[npt.NDArray[np.bool_], Indices]:
+            stays = stay(units, alive)
+            units = units[stays]
+            return stays, np.where(units >= 0, renumber[units], -1) if len(alive) else units
 
-        unit_of = of_each(self.unit_of, left)
-        return Graph(self.structure, unit_of, self.group_of[alive], [*map(left, self.heads)], kept)
+        stays, unit_of = zip(*of_each(self.unit_of, left), strict=True) if self.unit_of else ((), ())
+        kept = [origin[positions] for origin, positions in zip(self.kept, stays, strict=True)]
+        heads = [left(units)[1] for units in self.heads]
+        return Graph(self.structure, [*unit_of], self.group_of[alive], heads, kept)
 
     def know_bias(self, name: str) -> None:
         """Let the bias that a layer was given be cut with its outputs."""
