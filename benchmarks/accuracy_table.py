@@ -1,9 +1,9 @@
 """Compare the accuracies that benchmarks.accuracy has recorded, seed by seed; nothing is trained here.
 
-Ours is, for each network, the variant of flow that was best on the validation split at seed 0. It is compared with what
-this project has as controls and with the field's pruners, in each setting by paired differences over seeds, as in the
-tables of the paper. The ratios are those of the wrongly classified test images, ours to those of the control, and of
-the peer, with the best mean on the test split: of them, unlike of ours, the best is taken with hindsight.
+Ours is `flow`, the default, with one setting for all networks. It is compared with what this project has as controls
+and with the field's pruners, in each setting by paired differences over seeds, as in the tables of the paper. The
+ratios are those of the wrongly classified test images, ours to those of the control, and of the peer, with the best
+mean on the test split: of them, unlike of ours, the best is taken with hindsight.
 """
 
 from __future__ import annotations
@@ -22,48 +22,48 @@ from benchmarks.ratio import RESULTS, Ratio, report
 from ifap.files import write_csv
 from ifap.study.report.statistics import moments, paired
 
-VARIANTS = ("ifap", "ifap_centered, compensated", "ifap_readers, compensated")
+OWN = "flow"
 RIVALS = {
-    "control": ("magnitude", "random", "activation", "bn_scale", "taylor"),
+    "control": (
+        "magnitude",
+        "random",
+        "activation",
+        "bn_scale",
+        "taylor",
+        "magnitude, compensated",
+        "taylor, compensated",
+    ),
     "peer": (*PEERS, FASTNAS),
 }
 SETTING = ["network", "share"]
-CHOICE_SEED = 0
 COLUMNS = (
     *SETTING, "ours", "rival", "kind", "seeds", "ours_test", "ours_sd", "rival_test", "rival_sd", "difference", "low",
     "high", "ours_before_recovery", "rival_before_recovery",
 )  # fmt: skip
 
 
-def chosen(rows: pd.DataFrame, network: str) -> str:
-    """Return our variant with the best mean over all shares on the validation split at the seed of choices."""
-    candidates = rows[(rows.network == network) & (rows.seed == CHOICE_SEED) & rows.method.isin(VARIANTS)]
-    return str(candidates.groupby("method").validation.mean().idxmax())
-
-
 def differences(rows: pd.DataFrame) -> list[dict[str, Any]]:
-    """Compare our variant with each rival in each setting, over the seeds that both have."""
+    """Compare ours with each rival in each setting, over the seeds that both have."""
     found = []
     for key, setting in rows.groupby(SETTING, sort=False):
         network, share = _pair(key)
-        ours = chosen(rows, network)
         for kind, rivals in RIVALS.items():
-            compared = (_compare(setting, ours, rival) for rival in rivals)
+            compared = (_compare(setting, rival) for rival in rivals)
             found += [{"network": network, "share": share, "kind": kind, **row} for row in compared if row]
     return found
 
 
-def _compare(setting: pd.DataFrame, ours: str, rival: str) -> dict[str, Any]:
-    own, other = (_by_seed(setting, name) for name in (ours, rival))
+def _compare(setting: pd.DataFrame, rival: str) -> dict[str, Any]:
+    own, other = (_by_seed(setting, name) for name in (OWN, rival))
     seeds = sorted(own.keys() & other.keys())
     if not seeds:
         return {}
     apart = paired(own, other)
     mine, theirs = (moments([side[seed] for seed in seeds]) for side in (own, other))
-    before = [_by_seed(setting, name, "before_recovery") for name in (ours, rival)]
+    before = [_by_seed(setting, name, "before_recovery") for name in (OWN, rival)]
     bare = [moments([side[seed] for seed in seeds]).mean for side in before]
     values = {
-        "ours": ours, "rival": rival, "seeds": len(seeds),
+        "ours": OWN, "rival": rival, "seeds": len(seeds),
         "ours_test": mine.mean, "ours_sd": mine.sd, "rival_test": theirs.mean, "rival_sd": theirs.sd,
         "difference": apart.mean, "low": apart.low, "high": apart.high,
         "ours_before_recovery": bare[0], "rival_before_recovery": bare[1],
