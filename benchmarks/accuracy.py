@@ -29,7 +29,7 @@ import ifap
 from benchmarks.accuracy_setting import BATCH, TASK, TEST, TRAIN, VALIDATION, Recover, Setting, top1
 from benchmarks.fastnas import NAME as FASTNAS
 from benchmarks.fastnas import FastNas
-from benchmarks.ratio import RESULTS, machine
+from benchmarks.ratio import RESULTS, machine, read_rows
 from ifap.costs import count_params
 from ifap.data import Split
 from ifap.recovery.distillation import Distillation
@@ -265,10 +265,7 @@ def main(
 ) -> None:
     """Run what results/bench/accuracy.csv does not hold yet: about half a minute a network, seed and method."""
     configure(0)
-    done = set()
-    if FILE.exists():
-        with FILE.open(newline="") as stream:
-            done = {(row["network"], int(row["seed"]), row["method"]) for row in csv.DictReader(stream)}
+    done = {(row["network"], int(row["seed"]), row["method"]) for row in read_rows(FILE)}
     for own_seed in seed:
         for name in network:
             missing = [each for each in method if applies(each, name) and (name, own_seed, each) not in done]

@@ -7,7 +7,6 @@ three variants run in turn, so that whatever else the machine does falls on all 
 
 from __future__ import annotations
 
-import csv
 import statistics
 import subprocess
 import sys
@@ -26,7 +25,7 @@ from torch import Tensor, nn
 
 import ifap
 from benchmarks import own_format, quantized, turns
-from benchmarks.ratio import RESULTS
+from benchmarks.ratio import RESULTS, read_rows
 from ifap.errors import ConfigError, IfapError, nearest
 from ifap.export import export_onnx
 from ifap.files import atomic_write_text, write_csv
@@ -113,7 +112,7 @@ def main(
             raise ConfigError(f"unknown network '{name}': {nearest(name, known)}")
     if trained:
         _measure_trained(only or known, again=again)
-    rows = read_rows()
+    rows = read_rows(TABLE)
     for name in () if trained else only or NETWORKS:
         if again or name not in {row["network"] for row in rows}:
             start = time.perf_counter()
@@ -124,7 +123,7 @@ def main(
             )
             write_csv(TABLE, rows, COLUMNS)
             print(f"{name}: {time.perf_counter() - start:.0f} s", file=sys.stderr)
-    rows = read_rows()
+    rows = read_rows(TABLE)
     atomic_write_text(PAGE, render(rows, read_rows(quantized.TABLE), read_rows(own_format.TABLE)))
     Console(width=160).print("\n".join(table_lines(rows)), highlight=False, markup=False)
     typer.echo(f"wrote {TABLE} and {PAGE}: {len({row['network'] for row in rows})} of {len(NETWORKS)} networks")
@@ -138,14 +137,6 @@ def _measure_trained(names: Sequence[str], *, again: bool) -> None:
             configure(0, threads=1)
             rows = [*(row for row in rows if row["network"] != name), *quantized.measure(name, machine())]
             write_csv(quantized.TABLE, rows, quantized.COLUMNS)
-
-
-def read_rows(path: Path = TABLE) -> list[Row]:
-    """Return the rows of the table, as text; none if there is no table."""
-    if not path.exists():
-        return []
-    with path.open(newline="") as stream:
-        return list(csv.DictReader(stream))
 
 
 def measure(name: str, size: int) -> list[Row]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import csv
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,7 +17,7 @@ import typer
 
 import ifap
 from benchmarks import scoring, sparse_step, surgery
-from benchmarks.ratio import RESULTS, machine
+from benchmarks.ratio import RESULTS, machine, read_rows
 from ifap import view
 from ifap.data import batches
 from ifap.files import write_csv
@@ -204,19 +203,13 @@ def draw(rows: Sequence[dict[str, Any]], place: Path) -> None:
     plt.close(figure)
 
 
-def read_rows() -> list[dict[str, Any]]:
-    """Return what is recorded."""
-    with TABLE.open(newline="") as stream:
-        return list(csv.DictReader(stream))
-
-
 def main() -> None:
     """Write results/bench/profile.csv and docs/figures/profile.svg."""
     torch.set_num_threads(1)
     rows = [row for work in WORK for row in rows_of(work)]
     where = machine("python -m benchmarks.profile")
     write_csv(TABLE, [{**row, **where} for row in rows], (*COLUMNS, *where))
-    draw(read_rows(), FIGURE)
+    draw(read_rows(TABLE), FIGURE)
     for row in rows:
         typer.echo(f"{row['work']}: {row['part']} {row['share']:.1%}")
 

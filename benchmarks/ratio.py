@@ -126,18 +126,25 @@ def show(title: str, peer: str, rows: list[Ratio]) -> None:
     Console(width=130).print(table)
 
 
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """Return the rows of a result, as text; none if there is no file."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
 def recorded(name: str) -> list[Ratio]:
     """Read the ratios that a benchmark has written."""
-    with (RESULTS / f"{name}.csv").open(newline="") as stream:
-        return [
-            Ratio(
-                quantity=row["quantity"],
-                **{key: float(row[key]) for key in ("ours", "peer", "ratio", "low", "high", "limit")},
-                runs=int(row["runs"]),
-                unit=row.get("unit") or "s",
-            )
-            for row in csv.DictReader(stream)
-        ]
+    return [
+        Ratio(
+            quantity=row["quantity"],
+            **{key: float(row[key]) for key in ("ours", "peer", "ratio", "low", "high", "limit")},
+            runs=int(row["runs"]),
+            unit=row.get("unit") or "s",
+        )
+        for row in read_rows(RESULTS / f"{name}.csv")
+    ]
 
 
 def _amount(value: float, unit: str) -> str:

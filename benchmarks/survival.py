@@ -21,8 +21,7 @@ from torch import Tensor, nn
 import ifap
 from benchmarks.coverage.check import call, flat, said
 from benchmarks.coverage.registry import Network, find
-from benchmarks.deployment import read_rows
-from benchmarks.ratio import RESULTS, machine
+from benchmarks.ratio import RESULTS, machine, read_rows
 from ifap.export import as_arguments, difference
 from ifap.files import write_csv
 from ifap.forward import map_tensors
@@ -141,7 +140,7 @@ def main(only: Annotated[str, typer.Option(help="Networks whose key has this in 
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     where = machine("python -m benchmarks.survival")
-    rows = {row["network"]: row for row in read_rows(TABLE)}
+    rows: dict[str, dict[str, Any]] = {row["network"]: {**row} for row in read_rows(TABLE)}
     table = Table("network", "MACs removed", *WAYS)
     for key in (key for key in NETWORKS if only in key):
         rows[key] = {**measure(find(key)), **where}

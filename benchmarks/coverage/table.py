@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 import importlib.metadata
 from pathlib import Path
 from typing import Any
 
 from benchmarks.coverage.registry import PACKAGES, Network
-from benchmarks.ratio import RESULTS
+from benchmarks.ratio import RESULTS, read_rows
 from ifap.files import write_csv
 from ifap.study.machine.provenance import provenance
 
@@ -54,10 +53,7 @@ OURS = tuple(name for name in COLUMNS if name not in PEER)
 
 def read(path: Path = PATH) -> dict[str, dict[str, Any]]:
     """Return the rows of the table by key; none if there is no table."""
-    if not path.exists():
-        return {}
-    with path.open(newline="") as stream:
-        return {row["key"]: dict(row) for row in csv.DictReader(stream)}
+    return {row["key"]: dict(row) for row in read_rows(path)}
 
 
 def write(rows: dict[str, dict[str, Any]], path: Path = PATH) -> None:

@@ -20,7 +20,7 @@ from torch.utils.flop_counter import flop_registry
 
 from ifap.axes.fakes import Shapes, quick
 from ifap.axes.passes import data_free, empty_caches, is_trouble, plain_kernels, run_in_training, unchanged
-from ifap.errors import GraphError
+from ifap.errors import GraphError, kind_and_line
 from ifap.forward import Inputs, call, dense_outputs, evaluation_mode, task_tensors
 from ifap.layers import modules_by_name
 
@@ -320,8 +320,7 @@ def _run(model: nn.Module, counter: _Counter, example_inputs: Inputs) -> Any:
 
 
 def _failure(error: Exception, module: str) -> NetworkError:
-    reason = (str(error).splitlines() or [""])[0]
-    return NetworkError(f"{type(error).__name__}: {reason}", module)
+    return NetworkError(kind_and_line(error), module)
 
 
 def shapes_in_training(

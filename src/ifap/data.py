@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ifap.errors import ConfigError, ScoreError, SplitError, TrainingError
+from ifap.errors import ConfigError, ScoreError, SplitError, TrainingError, first_line
 from ifap.seeds import derive_seed
 
 Role = Literal["train", "validation", "test"]
@@ -373,7 +373,6 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror or error})") from None
     except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ConfigError(
-            f"{path}: not a valid safetensors file ({reason}); safetensors.torch.save_file writes one"
+            f"{path}: not a valid safetensors file ({first_line(error)}); safetensors.torch.save_file writes one"
         ) from None

@@ -6,12 +6,24 @@ import difflib
 import re
 from collections.abc import Iterable
 
-_LONGEST = 2000
+_LONGEST, _LONGEST_LINE = 2000, 300  # characters
 
 
 def printable(text: str) -> str:
     """Return a text without control characters: those of a stranger's file could change what a terminal shows."""
     return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+", " ", text)
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line that an error says, cut to 300 characters; the name of its kind if it says nothing."""
+    lines = (line.strip() for line in str(error).splitlines())
+    return next((line[:_LONGEST_LINE] for line in lines if line), type(error).__name__)
+
+
+def kind_and_line(error: BaseException) -> str:
+    """Return the kind of an error with its first line, such as ``"RuntimeError: out of range"``."""
+    kind, line = type(error).__name__, first_line(error)
+    return kind if line == kind else f"{kind}: {line}"
 
 
 class IfapError(ValueError):

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ifap.errors import ExportError
+from ifap.errors import ExportError, first_line
 from ifap.files import atomic_write_bytes, beside
 from ifap.forward import Inputs, call, map_tensors, tensors
 
@@ -292,14 +292,14 @@ def _largest_difference(model: nn.Module, exported: Callable[[Inputs], Sequence[
             try:
                 wanted = list(tensors(call(model, inputs)))
             except Exception as error:  # whatever a forward raises that wants certain batches
-                reason = (str(error).splitlines() or [""])[0][:300]
+                reason = first_line(error)
                 raise ExportError(f"the network itself does not run with batch {batch}: {reason}") from error
             try:
                 found = exported(inputs)
             except ExportError:
                 raise
             except Exception as error:  # whatever the other runtime raises
-                reason = (str(error).splitlines() or [""])[0][:300]
+                reason = first_line(error)
                 raise ExportError(f"the exported network does not run with batch {batch}: {reason}") from error
         largest = max(largest, _difference(wanted, found, batch))
     return largest

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
-from ifap.errors import PlanError
+from ifap.errors import PlanError, first_line
 from ifap.example_inputs import AnyInput, Count, Part
 from ifap.files import read_bounded
 
@@ -172,7 +172,7 @@ def one_line_errors(path: Path) -> Iterator[None]:
     except (ValueError, RecursionError) as error:
         if isinstance(error, PlanError):
             raise
-        raise PlanError(f"{path}: not valid JSON ({one_line(error)})") from None
+        raise PlanError(f"{path}: not valid JSON ({first_line(error)})") from None
 
 
 def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -187,8 +187,3 @@ def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def unused_parts(plan: Plan) -> set[str]:
     """Return what plans of other formats have and this one does not."""
     return ONLY_LATER if plan.format == 1 else ONLY_FIRST
-
-
-def one_line(error: Exception) -> str:
-    """Return what an error says, in one short line."""
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]

@@ -61,8 +61,10 @@ def test_rows_are_kept_and_the_page_follows_from_the_table(quick, rows, monkeypa
     assert "batch 16, cl" in page
     deployment.main()
     assert measured == ["mobilenet_tiny", "resnet_tiny"]
-    assert [row["network"] for row in deployment.read_rows()] == ["resnet_tiny"] * 3 + ["mobilenet_tiny"] * 3
-    assert deployment.PAGE.read_text() == deployment.render(deployment.read_rows())
+    assert [row["network"] for row in deployment.read_rows(deployment.TABLE)] == ["resnet_tiny"] * 3 + [
+        "mobilenet_tiny"
+    ] * 3
+    assert deployment.PAGE.read_text() == deployment.render(deployment.read_rows(deployment.TABLE))
     assert "Not measured yet" not in deployment.PAGE.read_text()
     deployment.main(only=["resnet_tiny"], again=True)
     assert len(measured) == 3
@@ -92,7 +94,7 @@ def test_what_does_not_work_is_said(quick, monkeypatch):
     assert "does not reload: made up; no finite gradient of " in whole["note"]
     assert all(row["note"].startswith("not pruned: target macs=0.9999 cannot be reached") for row in (free, rounded))
     deployment.write_csv(deployment.TABLE, [whole, free, rounded], deployment.COLUMNS)
-    page = deployment.render(deployment.read_rows())
+    page = deployment.render(deployment.read_rows(deployment.TABLE))
     assert page.count("not pruned: ") == 2
     assert "| NO | NO |" in page
     assert deployment.NETWORKS[1] in page

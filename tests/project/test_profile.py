@@ -51,7 +51,7 @@ def test_every_part_is_a_function_that_is_there():
 
 
 def test_the_figure_is_that_of_what_is_recorded(tmp_path):
-    rows = profile.read_rows()
+    rows = profile.read_rows(profile.TABLE)
     assert {row["work"] for row in rows} == set(profile.WORK)
     for work in profile.WORK:
         assert sum(float(row["share"]) for row in rows if row["work"] == work) == pytest.approx(1, abs=0.001)

@@ -30,7 +30,7 @@ from ifap.axes.sizes import Key, Origin, Place, Recorder, Size, recording
 from ifap.axes.tensors import holders, named_tensors, once, replaced_tensors
 from ifap.axes.trace import Axes, Tracer, following, pinned_outputs, start
 from ifap.axes.training import differs_in_training, recalled, same_buffers, sizes_of_calls
-from ifap.errors import ConfigError, GraphError, IfapError
+from ifap.errors import ConfigError, GraphError, IfapError, kind_and_line
 from ifap.layers import is_within, modules_by_name, parameters_by_name
 
 Inputs = Any
@@ -86,8 +86,7 @@ def trace_axes(model: nn.Module, example_inputs: Inputs, call: Call, outputs: Ou
     except Exception as error:
         if is_trouble(error) or isinstance(error, IfapError):
             raise
-        reason = (str(error).splitlines() or [""])[0]
-        raise GraphError(f"the network does not run on its example inputs: {type(error).__name__}: {reason}") from error
+        raise GraphError(f"the network does not run on its example inputs: {kind_and_line(error)}") from error
     empty_caches()
     return found
 

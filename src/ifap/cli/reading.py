@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ifap.errors import ConfigError, IfapError
+from ifap.errors import ConfigError, IfapError, first_line
 
 if TYPE_CHECKING:
     from torch import nn
@@ -148,7 +148,7 @@ def read_arguments(path: Path | None, builder: str) -> dict[str, Any]:
     except FileNotFoundError:
         raise ConfigError(f"{path}: file not found") from None
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: not valid JSON ({str(error).splitlines()[0]})") from None
+        raise ConfigError(f"{path}: not valid JSON ({first_line(error)})") from None
     if not isinstance(found, dict):
         raise ConfigError(f"{path}: holds {type(found).__name__}, not an object of names and values")
     is_config = builder.startswith("transformers:") and "config" not in found

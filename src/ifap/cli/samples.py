@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ifap.data import read_tensors
-from ifap.errors import ConfigError, counted
+from ifap.errors import ConfigError, counted, first_line
 
 _LENGTH = 128
 
@@ -149,8 +149,7 @@ def open_image(file: Path, prepare: Callable[[Any], Any]) -> Any:
     except MemoryError:
         raise
     except Exception as error:  # whatever the decoder of its format raises
-        text = (str(error).splitlines() or [type(error).__name__])[0][:100]
-        raise ConfigError(f"{file}: not an image that can be decoded ({text})") from None
+        raise ConfigError(f"{file}: not an image that can be decoded ({first_line(error)})") from None
 
 
 def preparation(network: nn.Module, builder: str, processor: Path | None) -> Callable[[Any], Tensor]:
@@ -279,4 +278,4 @@ def _read_part(kind: Any, folder: Path, what: str) -> Any:
     try:
         return kind.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except Exception as error:  # whatever the package raises for files that it does not understand
-        raise ConfigError(f"{folder}: not {what} ({str(error).splitlines()[0][:150]})") from None
+        raise ConfigError(f"{folder}: not {what} ({first_line(error)})") from None

@@ -26,7 +26,7 @@ from torch.nn.modules.module import (
 )
 
 from ifap.axes.dispatch import DispatchMode
-from ifap.errors import PlanError, nearest
+from ifap.errors import PlanError, kind_and_line, nearest
 from ifap.plugins import plugins
 
 _MOST_ARGUMENTS, _DEEPEST, _LONGEST_TEXT, _LARGEST = 2000, 6, 100, 2**24
@@ -84,8 +84,7 @@ def build(identifier: str, /, **arguments: Any) -> nn.Module:
     except PlanError:
         raise
     except Exception as error:  # whatever a constructor raises for arguments that it does not understand
-        text = (str(error).splitlines() or [""])[0][:200]
-        raise PlanError(f"builder {identifier!r}: {type(error).__name__}: {text}") from error
+        raise PlanError(f"builder {identifier!r}: {kind_and_line(error)}") from error
 
 
 @contextmanager

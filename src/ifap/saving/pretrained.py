@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ifap.axes.tensors import named_tensors
 from ifap.axes.units import Graph, Indices
-from ifap.errors import ExportError
+from ifap.errors import ExportError, kind_and_line
 from ifap.export import TOLERANCE, difference
 from ifap.files import beside
 from ifap.forward import Inputs, call, device_of, evaluation_mode, tensors, to_device, unwrapped
@@ -267,8 +267,7 @@ def _compared(model: nn.Module, folder: Path, example_inputs: Inputs) -> float:
     except Exception as error:  # whatever the library raises
         if trouble(error) is not None:
             raise
-        text = (str(error).splitlines() or [""])[0][:200]
-        raise ExportError(f"from_pretrained does not load the network: {type(error).__name__}: {text}") from error
+        raise ExportError(f"from_pretrained does not load the network: {kind_and_line(error)}") from error
     theirs: dict[str, Tensor] = {**dict(loaded.named_parameters()), **dict(loaded.named_buffers())}
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         found = theirs.get(name)

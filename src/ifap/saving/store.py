@@ -26,7 +26,7 @@ from ifap.axes.attention import ShapedAttention
 from ifap.axes.dispatch import DispatchMode
 from ifap.axes.tensors import as_real
 from ifap.costs import Cost, cost, count_params
-from ifap.errors import PlanError
+from ifap.errors import PlanError, first_line
 from ifap.example_inputs import filled, input_spec, make_inputs
 from ifap.files import beside, read_bounded
 from ifap.forward import (
@@ -50,7 +50,6 @@ from ifap.plan import (
     Costs,
     LayerMask,
     Plan,
-    one_line,
     read_plan,
     unused_parts,
 )
@@ -207,7 +206,7 @@ def _loaded(
     except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, ZeroDivisionError) as error:
         if is_trouble(error):
             raise
-        raise PlanError(f"{folder}: does not fit the network that the builder makes ({one_line(error)})") from None
+        raise PlanError(f"{folder}: does not fit the network that the builder makes ({first_line(error)})") from None
 
 
 def read_masks(folder: str | Path) -> dict[str, Tensor]:
@@ -408,7 +407,7 @@ def _read_weights(path: Path, plan: Plan) -> dict[str, Tensor]:
     try:
         return load_safetensors(content)
     except (SafetensorError, ValueError, KeyError, RuntimeError, AttributeError) as error:
-        raise PlanError(f"{path}: not a valid safetensors file ({one_line(error)})") from None
+        raise PlanError(f"{path}: not a valid safetensors file ({first_line(error)})") from None
 
 
 def _packed(mask: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from ifap.axes.tensors import named_tensors
 from ifap.axes.units import Graph, Indices
 from ifap.data import refuse_test
-from ifap.errors import ScoreError
+from ifap.errors import ScoreError, first_line
 from ifap.forward import Inputs, call, dense_outputs, device_of, evaluation_mode, task_tensors, to_device
 from ifap.layers import contracted_axis, modules_by_name
 from ifap.ranking import Floats
@@ -233,7 +233,7 @@ def _go_back(forward: _Forward, weights: list[nn.Parameter] | None = None) -> tu
     except RuntimeError as error:  # in training it would fail just so, as where a network overwrites what it needs
         if trouble(error) is not None:
             raise
-        raise NoGradientError(f"the network cannot go backward ({str(error).splitlines()[0][:200]})") from error
+        raise NoGradientError(f"the network cannot go backward ({first_line(error)})") from error
     return ()
 
 

@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 import yaml
 
-from ifap.errors import ConfigError, nearest
+from ifap.errors import ConfigError, first_line, nearest
 from ifap.files import read_bounded
 from ifap.registry import entry_names
 from ifap.study.config.params import SECTIONS, Params, Refined, ScaleParams, TableParams, TaskGrid, Variant
@@ -21,7 +21,7 @@ from ifap.study.config.refining import (
     refine_method,
     refine_recovery,
 )
-from ifap.study.config.validation import VALUE_ERRORS, first_line, validated
+from ifap.study.config.validation import VALUE_ERRORS, validated
 from ifap.study.config.values import StepName, family
 
 # A parameter file may come from anyone: bounds on its bytes, on what its aliases stand for and on its grid.

@@ -55,8 +55,3 @@ def _inner_model(annotation: Any) -> Any:
         if isinstance(inner, type) and issubclass(inner, BaseModel):
             return inner
     return annotation
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of an error's text."""
-    return str(error).splitlines()[0][:200] if str(error) else type(error).__name__

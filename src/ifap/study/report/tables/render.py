@@ -10,7 +10,7 @@ from pathlib import Path
 
 from jinja2 import TemplateError, TemplateSyntaxError
 
-from ifap.errors import ConfigError
+from ifap.errors import ConfigError, first_line
 from ifap.study import paths
 from ifap.study.report.tables.model import Row, Table
 from ifap.study.templates import MINUS, environment
@@ -36,7 +36,7 @@ def render(table: Table, extension: str, templates: Path | None = None) -> str:
     except TemplateError as error:
         line = f", line {error.lineno}" if isinstance(error, TemplateSyntaxError) else _template_line(error)
         where = (templates or paths.templates_dir()) / template
-        raise ConfigError(f"{where}{line}: {str(error.message).splitlines()[0]} ({table.name})") from None
+        raise ConfigError(f"{where}{line}: {first_line(error)} ({table.name})") from None
 
 
 def _template_line(error: TemplateError) -> str:
