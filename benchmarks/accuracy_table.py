@@ -19,6 +19,7 @@ from rich.table import Table
 from benchmarks.accuracy import FILE, OURS, PEERS
 from benchmarks.fastnas import NAME as FASTNAS
 from benchmarks.ratio import RESULTS, Ratio, report
+from ifap.errors import ResultsError
 from ifap.files import write_csv
 from ifap.study.report.statistics import moments, paired
 
@@ -132,6 +133,8 @@ def print_overview(rows: pd.DataFrame) -> None:
 def main(file: Annotated[Path, typer.Option(help="What benchmarks.accuracy has written.")] = FILE) -> None:
     """Print and record the comparison."""
     rows = pd.read_csv(file)
+    if OWN not in set(rows.method):
+        raise ResultsError(f"{file}: no rows of '{OWN}': python -m benchmarks.accuracy --method {OWN} makes them")
     print_overview(rows)
     write_csv(RESULTS / "accuracy_differences.csv", differences(rows), COLUMNS)
     report("accuracy_table", "Wrongly classified test images, against the strongest rival", "rival", ratios(rows))

@@ -11,6 +11,7 @@ import torch
 import ifap
 from benchmarks import accuracy, accuracy_setting, accuracy_table
 from ifap.data import Split
+from ifap.errors import ResultsError
 from ifap.study.models import MODELS
 
 RIVALS = [name for names in accuracy_table.RIVALS.values() for name in names]
@@ -114,6 +115,13 @@ def planted(advantages, noise=(0.0, 0.1, -0.1)):
 def test_one_method_stands_for_ours_on_all_networks():
     compared = accuracy_table.differences(planted({("a", 0.5): 1.0, ("b", 0.7): -3.0}))
     assert {row["ours"] for row in compared} == {"flow"}
+
+
+def test_a_table_without_ours_says_which_command_makes_it(tmp_path):
+    rows = planted({("a", 0.5): 1.0})
+    rows[rows.method != "flow"].to_csv(tmp_path / "rows.csv")
+    with pytest.raises(ResultsError, match="no rows of 'flow': python -m"):
+        accuracy_table.main(tmp_path / "rows.csv")
 
 
 def test_differences_and_ratios_are_those_of_the_seeds():
