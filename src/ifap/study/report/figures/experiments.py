@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import Any
 
 import matplotlib as mpl
@@ -16,6 +17,8 @@ from ifap.study.report.figures.drawing import Picture, save_picture
 from ifap.study.report.figures.selection import networks, of_network, shown_methods
 from ifap.study.report.tables.numbers import fixed
 from ifap.study.report.tables.wording import label
+
+_LONGEST_LINE = 18  # characters above a column
 
 
 def draw_experiments(name: str, grid: Grid, runs: pd.DataFrame) -> Picture:
@@ -35,7 +38,7 @@ def draw_experiments(name: str, grid: Grid, runs: pd.DataFrame) -> Picture:
             frame = frame[frame["method"] == method].dropna(subset=["metric_delta", "macs_reduction"])
             if (*network, method) in wanted:
                 words.append(_experiment(axes, column, row, frame, reach, method, network[2]))
-    axes.set_xticks(range(len(methods)), [label(method) for method in methods])
+    axes.set_xticks(range(len(methods)), [_in_lines(label(method)) for method in methods])
     axes.set_yticks(range(len(rows)), [f"{model}\n{dataset}" for _, dataset, model in rows])
     axes.set_xlim(-0.5, len(methods) - 0.5)
     axes.set_ylim(len(rows) - 0.5, -0.5)
@@ -76,3 +79,9 @@ def _experiment(axes: Axes, x: int, y: int, frame: pd.DataFrame, reach: float, m
 
 def _less_is_better(metric: object) -> bool:
     return isinstance(metric, str) and METRICS[metric].less_is_better
+
+
+def _in_lines(text: str) -> str:
+    """Break a long name at its underscores, so that the names of two columns do not touch."""
+    lines = textwrap.wrap(text.replace("_", "_ "), _LONGEST_LINE)
+    return "\n".join(line.replace("_ ", "_") for line in lines)
