@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from benchmarks.ratio import RESULTS, recorded, show
+from benchmarks.ratio import recorded, show
 
 BENCHMARKS = ("scoring", "surgery", "latency_target", "sparse_step", "workflow", "accuracy_table")
 
@@ -28,7 +28,6 @@ def main(
     rows = [
         replace(row, quantity=f"{TITLES.get(name, name)}: {row.quantity}")
         for name in BENCHMARKS
-        if (RESULTS / f"{name}.csv").exists()
         for row in recorded(name)
     ]
     show("Ratios, ours to the peer's or to what is allowed", "peer", rows)

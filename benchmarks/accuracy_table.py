@@ -22,6 +22,7 @@ from benchmarks.ratio import RESULTS, Ratio, report
 from ifap.errors import ResultsError
 from ifap.files import write_csv
 from ifap.study.report.statistics import moments, paired
+from ifap.study.stage import run_stage
 
 OWN = "flow"
 RIVALS = {
@@ -141,4 +142,4 @@ def main(file: Annotated[Path, typer.Option(help="What benchmarks.accuracy has w
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_stage(main)

@@ -135,7 +135,7 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 
 
 def recorded(name: str) -> list[Ratio]:
-    """Read the ratios that a benchmark has written."""
+    """Read the ratios that a benchmark has written; none if it has not run."""
     return [
         Ratio(
             quantity=row["quantity"],

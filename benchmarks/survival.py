@@ -129,10 +129,15 @@ def measure(network: Network) -> dict[str, Any]:
     row["corrected_modules"] = corrected
     before, after = tried(model, inputs), tried(pruned.model.eval(), inputs)
     for way in WAYS:
-        row[way] = (
-            ("survives" if not after[way] else f"LOST: {after[way]}") if not before[way] else "not unpruned either"
-        )
+        row[way] = _verdict(before[way], after[way])
     return row
+
+
+def _verdict(before: str, after: str) -> str:
+    """Return the verdict on a way from why it failed before and after pruning; '' if it worked."""
+    if before:
+        return "not unpruned either"
+    return f"LOST: {after}" if after else "survives"
 
 
 def main(only: Annotated[str, typer.Option(help="Networks whose key has this in it.")] = "") -> None:

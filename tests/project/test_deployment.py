@@ -61,10 +61,9 @@ def test_rows_are_kept_and_the_page_follows_from_the_table(quick, rows, monkeypa
     assert "batch 16, cl" in page
     deployment.main()
     assert measured == ["mobilenet_tiny", "resnet_tiny"]
-    assert [row["network"] for row in deployment.read_rows(deployment.TABLE)] == ["resnet_tiny"] * 3 + [
-        "mobilenet_tiny"
-    ] * 3
-    assert deployment.PAGE.read_text() == deployment.render(deployment.read_rows(deployment.TABLE))
+    recorded = deployment.read_rows(deployment.TABLE)
+    assert [row["network"] for row in recorded] == ["resnet_tiny"] * 3 + ["mobilenet_tiny"] * 3
+    assert deployment.PAGE.read_text() == deployment.render(recorded)
     assert "Not measured yet" not in deployment.PAGE.read_text()
     deployment.main(only=["resnet_tiny"], again=True)
     assert len(measured) == 3
