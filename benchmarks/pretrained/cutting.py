@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,6 @@ from benchmarks.pretrained.case import Case, Way
 from ifap.axes.tensors import named_tensors
 from ifap.axes.units import Graph
 from ifap.forward import Inputs
-from ifap.layers import modules_by_name
 from ifap.methods import AnyMethod
 from ifap.methods.taylor import gradients
 from ifap.ranking import Floats
@@ -104,16 +103,16 @@ def read_channels(
         Its name; the unit of each input channel, -1 where none can go; mean and variance of the channel over samples
         and positions; the squared norm of the weights that read it. Double precision.
     """
-    modules, units = modules_by_name(model), readers(model, graph)
-    wanted = [name for name, found in units.items() if (found >= 0).any()]
-    for name, (mean, variance) in moments(model, batches, wanted).items():
-        yield name, units[name], mean, variance, reading_norms(modules[name]).cpu()
+    read_by = {name: each for name, each in readers(model, graph).items() if (each.units >= 0).any()}
+    layers = {name: each.layer for name, each in read_by.items()}
+    for name, (mean, variance) in moments(model, batches, layers).items():
+        yield name, read_by[name].units, mean, variance, reading_norms(layers[name]).cpu()
 
 
-def moments(model: nn.Module, batches: Iterable[Inputs], names: Iterable[str]) -> dict[str, tuple[Tensor, Tensor]]:
+def moments(model: nn.Module, batches: Iterable[Inputs], layers: Mapping[str, Any]) -> dict[str, tuple[Tensor, Tensor]]:
     """Return mean and variance over samples and positions of each input channel of layers."""
     found = averages(
-        model, batches, names, lambda rows: torch.stack([rows.double().sum(dim=0), rows.double().square().sum(dim=0)])
+        model, batches, layers, lambda rows: torch.stack([rows.double().sum(dim=0), rows.double().square().sum(dim=0)])
     )
     return {name: (mean, (square - mean.square()).clamp_min(0)) for name, (mean, square) in found.items()}
 

@@ -24,9 +24,10 @@ from torch.nn.modules.conv import _ConvTransposeNd
 
 from ifap.axes.units import Graph, Indices
 from ifap.forward import Inputs
-from ifap.layers import add_bias, has_plain_forward, modules_by_name, weight_by_group
+from ifap.layers import add_bias, has_plain_forward, weight_by_group
+from ifap.scores.matrices import matrices
 from ifap.scores.moments import Halves, Moments, halves, input_means, is_too_wide, widths_read
-from ifap.scores.reading import readers, with_weights_of_their_own
+from ifap.scores.reading import readers
 
 RIDGES = (1e-3, 1e-2, 0.05, 0.2, 1.0, math.inf)
 """Shares of the mean variance of the inputs that stay; infinity puts the means of the inputs that go into the bias."""
@@ -93,24 +94,22 @@ def compensate(
     SplitError
         If `batches` is a test split.
     """
-    modules = modules_by_name(model)
-    gone = {name: np.isin(units, removed) for name, units in readers(model, graph).items()}
-    names = with_weights_of_their_own(model, [name for name, lost in gone.items() if lost.any() and not lost.all()])
-    wide = [name for name, width in widths_read(model, names).items() if is_too_wide(width)]
+    read_by = readers(model, graph, matrices(model, graph, batches).by_name)
+    gone = {name: np.isin(each.units, removed) for name, each in read_by.items() if each.can_change}
+    layers = {name: read_by[name].layer for name, lost in gone.items() if lost.any() and not lost.all()}
+    wide = {name: layers.pop(name) for name, width in widths_read(layers).items() if is_too_wide(width)}
     done = Compensation()
-    for name, found in halves(model, batches, [name for name in names if name not in wide], known=known):
-        _refit(modules[name], name, graph, torch.from_numpy(gone[name]), found, done, new_biases=new_biases)
+    for name, found in halves(model, batches, layers, known=known):
+        _refit(layers[name], name, graph, torch.from_numpy(gone[name]), found, done, new_biases=new_biases)
     for name, mean in input_means(model, batches, wide).items() if wide else ():
-        _shift(modules[name], name, graph, torch.from_numpy(gone[name]), mean, done, new_biases=new_biases)
+        _shift(wide[name], name, graph, torch.from_numpy(gone[name]), mean, done, new_biases=new_biases)
     return done
 
 
 def biases_to_come(model: nn.Module, graph: Graph) -> int:
     """Return how many values the biases would have that `compensate` may make."""
-    modules = modules_by_name(model)
-    names = [name for name, units in readers(model, graph).items() if (units >= 0).any()]
-    names = with_weights_of_their_own(model, names)
-    return sum(len(weight_by_group(modules[name]).flatten(0, 1)) for name in names if modules[name].bias is None)
+    layers = [each.layer for each in readers(model, graph).values() if each.can_change and (each.units >= 0).any()]
+    return sum(len(weight_by_group(layer).flatten(0, 1)) for layer in layers if layer.bias is None)
 
 
 def _refit(

@@ -262,7 +262,7 @@ def test_types_stay_and_moments_are_single():
     )
     assert {value.dtype for value in pruned.model.state_dict().values()} == {torch.bfloat16}
     assert (pruned.model(x) - wanted).abs().max() < 0.1 * wanted.abs().max()
-    ((_, found),) = halves(network, [x], ["second"])
+    ((_, found),) = halves(network, [x], {"second": network.second})
     assert found[0].covariance.dtype == torch.float32
 
 
@@ -310,28 +310,29 @@ def test_moments_do_not_depend_on_the_batches_and_join():
     network, x = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 1)), torch.randn(8, 3, 6, 6) + 3
     found = []
     for data in ([x], [x[:4], x[4:]]):
-        ((_, (first, second)),) = halves(network, data, ["2"])
+        ((_, (first, second)),) = halves(network, data, {"2": network[2]})
         found.append(first.joined(second))
     rows = network[1](network[0](x)).detach().movedim(1, -1).reshape(-1, 4).double()
     for moments in found:
         assert moments.number == len(rows)
         assert torch.allclose(moments.mean.double(), rows.mean(0), atol=1e-5)
         assert torch.allclose(moments.covariance.double(), rows.t().cov(correction=0), atol=1e-4)
-    assert torch.allclose(input_means(network, [x], ["2"])["2"], found[0].mean, atol=1e-5)
+    assert torch.allclose(input_means(network, [x], {"2": network[2]})["2"], found[0].mean, atol=1e-5)
 
 
 def test_so_many_positions_do(monkeypatch):
     network, x = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 1)), torch.randn(2, 3, 40, 40)
-    ((_, found),) = halves(network, [x, x], ["1"])
+    ((_, found),) = halves(network, [x, x], {"1": network[1]})
     assert sum(half.number for half in found) == 4 * POSITIONS
 
 
 def test_layers_are_measured_in_parts_where_memory_is_short(monkeypatch):
     torch.manual_seed(0)
     network, x = nn.Sequential(*(nn.Linear(8, 8) for _ in range(4))), torch.randn(16, 8)
-    whole = dict(halves(network, [x], ["1", "2", "3"]))
+    layers = {name: network[int(name)] for name in ("1", "2", "3")}
+    whole = dict(halves(network, [x], layers))
     monkeypatch.setattr("ifap.scores.moments.MOST_BYTES", 1)
-    parts = dict(halves(network, [x], ["1", "2", "3"]))
+    parts = dict(halves(network, [x], layers))
     assert list(whole) == list(parts)
     assert all(torch.equal(whole[name][0].covariance, parts[name][0].covariance) for name in whole)
 
@@ -339,11 +340,11 @@ def test_layers_are_measured_in_parts_where_memory_is_short(monkeypatch):
 def test_errors_name_what_is_wrong():
     network, x = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)), torch.randn(4, 3)
     with pytest.raises(ScoreError, match="empty"):
-        list(halves(network, [], ["1"]))
+        list(halves(network, [], {"1": network[1]}))
     with pytest.raises(ScoreError, match=r"'1'.*not finite"):
-        list(halves(network, [x * float("nan")], ["1"]))
+        list(halves(network, [x * float("nan")], {"1": network[1]}))
     with pytest.raises(SplitError):
-        list(halves(network, Split("test", x, torch.zeros(4)), ["1"]))
+        list(halves(network, Split("test", x, torch.zeros(4)), {"1": network[1]}))
 
 
 def test_inputs_that_are_constant_are_named():

@@ -16,7 +16,7 @@ from ifap.errors import ScoreError, SplitError
 from ifap.scores.directions import class_axis, direction
 from ifap.scores.energies import energy_shares
 from ifap.scores.fisher import unit_fisher
-from ifap.scores.reading import readers
+from ifap.scores.reading import Reader, readers
 from ifap.scores.residuals import Residuals
 from ifap.view import trace
 
@@ -36,7 +36,7 @@ def brute_force(network: nn.Module, graph: Graph, x: torch.Tensor) -> np.ndarray
     """Return what `unit_fisher` estimates, with every class in place of drawn ones and one gradient a sample."""
     found = {}
     modules = dict(network.named_modules())
-    for name, units in readers(network, graph).items():
+    for name, (_, units, _) in readers(network, graph).items():
         if not (units >= 0).any():
             continue
         squares = np.zeros(graph.num_units)
@@ -106,7 +106,7 @@ def test_residuals_are_those_of_regression_on_the_other_half(size):
     torch.manual_seed(0)
     network, x = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 2)), torch.randn(400, 6) @ torch.randn(6, 6) + 2
     units = np.arange(6) // size
-    residuals = Residuals(network, [x], {"0": units})
+    residuals = Residuals(network, [x], {"0": Reader(network[0], units, can_change=True)})
     found = residuals.of("0", x.unsqueeze(1)).squeeze(1)
     for own in [np.flatnonzero(units == unit) for unit in np.unique(units)]:
         others = np.setdiff1d(np.arange(6), own)
@@ -117,6 +117,30 @@ def test_residuals_are_those_of_regression_on_the_other_half(size):
         said = torch.linalg.solve(moments[others][:, others], moments[others][:, own])
         wanted = (held - fitted.mean(0))[:, own] - (held - fitted.mean(0))[:, others] @ said
         torch.testing.assert_close(found[:200][:, own].double(), wanted, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_residuals_grow_as_what_could_stand_in_goes(size):
+    torch.manual_seed(0)
+    network, x = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 2)), torch.randn(400, 6) @ torch.randn(6, 6)
+    units = np.array([3, 3, 0, 0, 2, 2]) if size == 2 else np.array([3, 1, 0, 4, -1, 2])
+    residuals = Residuals(network, [x], {"0": Reader(network[0], units, can_change=True)})
+    scores = torch.tensor([0.3, 0.1, 0.2, 0.5, 0.4])
+    found = residuals.growth("0", scores)
+    rows = x[:200].double()  # those of the first half
+    correlations = torch.corrcoef(rows.t()) * 0.9 + torch.eye(6) * 0.1
+
+    def left(own, others):
+        """Return the variance that others leave, added up over the inputs of a unit."""
+        said = torch.linalg.solve(correlations[others][:, others], correlations[others][:, own])
+        return float((correlations[own][:, own] - correlations[own][:, others] @ said).trace())
+
+    for unit in set(units.tolist()) - {-1}:
+        own = np.flatnonzero(units == unit)
+        stays = [each for each in range(6) if units[each] < 0 or scores[units[each]] > scores[unit]]
+        wanted = left(own, stays) / left(own, np.setdiff1d(np.arange(6), own))
+        torch.testing.assert_close(found[own], torch.full((len(own),), wanted, dtype=found.dtype), rtol=1e-3, atol=1e-3)
+    assert found.max() > 1.5
 
 
 @pytest.mark.parametrize("samples", [1, 2, 3])

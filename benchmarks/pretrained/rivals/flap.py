@@ -59,10 +59,9 @@ def with_biases(case: Case) -> nn.Module:
     """Return a copy of the network in which linear layers that read units have a bias, of zeros where they had none."""
     model = private_copy(case.model)
     graph = trace(model, case.example, keep_embeddings=case.options.get("keep_embeddings", False))
-    modules = modules_by_name(model)
-    for name, units in readers(model, graph).items():
-        if isinstance(modules[name], nn.Linear) and modules[name].bias is None and (units >= 0).any():
-            add_bias(modules[name])
+    for layer, units, _ in readers(model, graph).values():
+        if isinstance(layer, nn.Linear) and layer.bias is None and (units >= 0).any():
+            add_bias(layer)
     return model
 
 
@@ -74,7 +73,7 @@ def put_means(model: nn.Module, pruned: Pruned, batches: Iterable[Any]) -> None:
         for name, sides in pruned.plan.kept.items()
         if "in" in sides and isinstance(before.get(name), nn.Linear)
     }
-    for name, (mean, _) in moments(model, batches, lost).items():
+    for name, (mean, _) in moments(model, batches, {name: before[name] for name in lost}).items():
         gone = torch.from_numpy(lost[name])
         source, bias = before[name], after[name].bias
         added = source.weight.detach()[:, gone].double() @ mean[gone]

@@ -102,7 +102,22 @@ def _wider(args: tuple[Any, ...]) -> Shape | None:
         return None
     if x.shape == y.shape:
         return tuple(x.shape)
-    return tuple(torch.broadcast_shapes(tuple(x.shape), tuple(y.shape)))
+    size = max(x.dim(), y.dim())
+    pairs = zip(*((1,) * (size - z.dim()) + tuple(z.shape) for z in (x, y)), strict=True)
+    return tuple(b if a == 1 else a for a, b in pairs) if _fit(x.shape, y.shape) else None
+
+
+def _fit(first: Any, second: Any) -> bool:
+    """Whether two shapes can be broadcast."""
+    return all(1 in (a, b) or a == b for a, b in zip(reversed(first), reversed(second), strict=False))
+
+
+def _averaged(args: tuple[Any, ...]) -> Shape | None:
+    x, dims = args[0], args[1]
+    if not dims or not x.is_floating_point():
+        return None
+    gone, keeps = {dim % x.dim() for dim in dims}, len(args) > 2 and args[2]
+    return tuple(1 if dim in gone else size for dim, size in enumerate(x.shape) if keeps or dim not in gone)
 
 
 def _convolved(args: tuple[Any, ...]) -> Shape | None:
@@ -230,6 +245,7 @@ _SHAPES: dict[Any, Quick] = {
     aten.native_layer_norm.default: _layer_normed,
     aten._softmax.default: _same,
     aten.native_batch_norm.default: _normed,
+    aten.mean.dim: _averaged,
 }  # fmt: skip
 
 

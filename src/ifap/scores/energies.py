@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ifap.axes.units import Graph
 from ifap.errors import ScoreError
 from ifap.forward import Inputs
-from ifap.layers import modules_by_name, weight_by_group
+from ifap.layers import weight_by_group
 from ifap.ranking import Floats
 from ifap.scores.moments import averages
 from ifap.scores.reading import readers
@@ -44,17 +44,19 @@ def energy_shares(model: nn.Module, graph: Graph, batches: Iterable[Inputs], *, 
     ScoreError
         If there is no batch, or if what a layer reads is not finite (it is named).
     """
-    modules, units = modules_by_name(model), readers(model, graph)
+    read_by = readers(model, graph)
+    layers = {name: each.layer for name, each in read_by.items()}
     totals, seen = np.zeros(graph.num_units), np.zeros(graph.num_units, dtype=bool)
-    for name, found in averages(model, batches, units, _sums if centred else _squares).items():
+    for name, found in averages(model, batches, layers, _sums if centred else _squares).items():
         squares = found[1] - found[0].square() if centred else found
-        energy = squares.cpu() * reading_norms(modules[name]).cpu()
+        energy = squares.cpu() * reading_norms(layers[name]).cpu()
         if not torch.isfinite(energy).all():
             raise ScoreError(f"layer '{name}': its inputs are not finite on the calibration data")
         share = (energy / energy.sum().clamp_min(torch.finfo(torch.float64).tiny)).numpy()
-        can_go = units[name] >= 0
-        np.add.at(totals, units[name][can_go], share[can_go])
-        seen[units[name][can_go]] = True
+        units = read_by[name].units
+        can_go = units >= 0
+        np.add.at(totals, units[can_go], share[can_go])
+        seen[units[can_go]] = True
     return np.where(seen, totals, np.nan)
 
 

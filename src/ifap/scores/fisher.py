@@ -5,7 +5,8 @@ first order, by ``a_c = sum over positions of u_c (x_c - m_c)`` in a direction w
 reader reads is u. The score of the unit is the mean of ``a_c^2 / 2`` over samples and `directions`,
 added up over its readers: the KL divergence to the whole network that removing the unit is expected to cost, to second
 order. Where compensation is to follow, ``x_c - m_c`` is replaced by what the other inputs of the reader cannot say of
-it (`residuals`) if that makes the score smaller: chance correlations of few samples may make it larger.
+it (`residuals`) if that makes the score smaller: chance correlations of few samples may make it larger. The others are
+those that go later.
 """
 
 from __future__ import annotations
@@ -29,8 +30,9 @@ from ifap.layers import contracted_axis, modules_by_name
 from ifap.ranking import Floats
 from ifap.scores.directions import class_axis, direction
 from ifap.scores.flow import NO_DATA
+from ifap.scores.matrices import matrices
 from ifap.scores.moments import Halves, input_means
-from ifap.scores.reading import looking, readers, readers_alone, rows_of, with_weights_of_their_own
+from ifap.scores.reading import Reader, looking, readers, rows_of
 from ifap.scores.residuals import Residuals, fits_into_memory
 from ifap.scores.weights import rows_along
 from ifap.trouble import trouble
@@ -58,7 +60,8 @@ def unit_fisher(
     graph : Graph
         Its units.
     batches : iterable
-        Calibration inputs without labels; iterated twice, and once more where weights that are no layers read units.
+        Calibration inputs without labels; iterated twice, and once more where weights read units in products that no
+        rule looks at.
     seed : int
         Of the directions that are drawn.
     centred : bool
@@ -86,13 +89,16 @@ def unit_fisher(
         If the data are a test split.
     """
     refuse_test(batches, "scoring")
-    forwards = partial(_forwards, model, batches, seed, outputs, loss)
+    found = matrices(model, graph, batches)
+    read_by = readers(model, graph, found.by_name)
+    read_by = {name: each for name, each in read_by.items() if (each.units >= 0).any()}
+    forwards = partial(_forwards, model, batches, seed, outputs, loss, [])
     stopped = None
     try:
-        scores = _by_inputs(model, graph, batches, forwards, centred=centred, moments=moments)
+        scores = _by_inputs(model, batches, forwards, read_by, graph.num_units, centred=centred, moments=moments)
     except NoGradientError as error:
         scores, stopped = np.full(graph.num_units, np.nan), error
-    weights = _weights_that_read(model, graph, np.flatnonzero(np.isnan(scores)))
+    weights = _weights_that_read(model, graph, np.flatnonzero(np.isnan(scores)), found.others)
     try:
         scores = _by_weights(model, scores, weights, forwards) if weights else scores
     except NoGradientError as error:
@@ -104,27 +110,26 @@ def unit_fisher(
 
 def _by_inputs(
     model: nn.Module,
-    graph: Graph,
     batches: Iterable[Inputs],
     forwards: _Forwards,
+    read_by: dict[str, Reader],
+    number: int,
     *,
     centred: bool,
     moments: dict[str, Halves] | None,
 ) -> Floats:
     """Return the scores of the units that layers, or matrices beside them, were seen to read; NaN for all others."""
-    units = {**readers(model, graph), **readers_alone(model, graph)}
-    units = {name: found for name, found in units.items() if (found >= 0).any()}
-    own = set(with_weights_of_their_own(model, units)) if centred else set()
-    refitted = {name: found for name, found in units.items() if name in own}
-    residuals = Residuals(model, batches, refitted) if refitted and fits_into_memory(model, refitted) else None
+    refitted = {name: each for name, each in read_by.items() if each.can_change} if centred else {}
+    layers = {name: each.layer for name, each in refitted.items()}
+    residuals = Residuals(model, batches, refitted) if refitted and fits_into_memory(layers) else None
     if residuals is not None:
         means = residuals.means
         if moments is not None:
             moments.update(residuals.moments)
     else:
-        means = input_means(model, itertools.islice(batches, 0, None, _MEAN_STRIDE), refitted) if refitted else {}
+        means = input_means(model, itertools.islice(batches, 0, None, _MEAN_STRIDE), layers) if refitted else {}
     for keeps_copies in (False, True):
-        signals = _Signals(model, graph.num_units, units, means, residuals, keeps_copies=keeps_copies)
+        signals = _Signals(number, read_by, means, residuals, keeps_copies=keeps_copies)
         try:
             with _asking(model, []), looking(model, signals.layers, signals.look):
                 for each in forwards():
@@ -143,8 +148,8 @@ class _Reading(NamedTuple):
     units: Indices
 
 
-def _weights_that_read(model: nn.Module, graph: Graph, wanted: Indices) -> list[_Reading]:
-    """Return the weights that read units of which no layer was seen to read, as in a product that no rule looks at."""
+def _weights_that_read(model: nn.Module, graph: Graph, unknown: Indices, others: set[str]) -> list[_Reading]:
+    """Return the weights to judge by: those of `others` for all units, and any for units that nothing is known of."""
     tensors, modules = named_tensors(model), modules_by_name(model)
     makes = {each.slot for each in graph.structure.producers}
     found = []
@@ -154,14 +159,15 @@ def _weights_that_read(model: nn.Module, graph: Graph, wanted: Indices) -> list[
             side, tensor = contracted_axis(modules[slot.name]) or "", tensors.get(f"{slot.name}.weight")
         if index in makes or not side.startswith("dim") or not isinstance(tensor, nn.Parameter):
             continue
-        units = np.where(np.isin(graph.unit_of[index], wanted), graph.unit_of[index], -1)
+        is_wanted = slot.name in others or np.isin(graph.unit_of[index], unknown)
+        units = np.where(is_wanted, graph.unit_of[index], -1)
         if (units >= 0).any() and tensor.is_floating_point():
             found.append(_Reading(tensor, int(side.removeprefix("dim")), units))
     return found
 
 
 def _by_weights(model: nn.Module, scores: Floats, weights: list[_Reading], forwards: _Forwards) -> Floats:
-    """Fill in the scores of units from the gradients of the weights that read them.
+    """Add to the scores of units, or fill in those that are not known, by the gradients of weights that read them.
 
     What a unit sends is the sum of weight times gradient over the weights that read it. Directions of different samples
     are independent, so the square of the sum over a batch estimates the sum of the squares of its samples.
@@ -180,7 +186,7 @@ def _by_weights(model: nn.Module, scores: Floats, weights: list[_Reading], forwa
                 np.add.at(by_unit, units[units >= 0], sent[units >= 0])
                 squares += by_unit**2
                 known[units[units >= 0]] = True
-    return np.where(known, squares / (2 * max(1, samples)), scores)
+    return np.where(known, np.nan_to_num(scores) + squares / (2 * max(1, samples)), scores)
 
 
 # --- forwards and backwards -----------------------------------------------------------------------
@@ -207,9 +213,9 @@ def _forwards(
     seed: int,
     names: Iterable[str] | None,
     loss: Callable[[Any, Inputs], Tensor] | None,
+    axes: list[int | None],
 ) -> Iterator[_Forward]:
-    """Run the batches, and draw a direction of the outputs of each."""
-    axes: list[int | None] = []
+    """Run the batches, and draw a direction of the outputs of each; `axes` remembers which of these are logits."""
     where, generator = device_of(model), torch.Generator(device_of(model)).manual_seed(seed)
     with dense_outputs(model), evaluation_mode(model), torch.enable_grad():
         for batch in batches:
@@ -219,7 +225,8 @@ def _forwards(
             if loss is not None:
                 yield _Forward(outputs, [loss(found, inputs)], None)
                 continue
-            axes = axes or [class_axis(output) for output in outputs]
+            if len(axes) != len(outputs):  # what asks for a gradient decides what can be seen of the last product
+                axes[:] = map(class_axis, outputs)
             drawn = [direction(output, axis, generator) for output, axis in zip(outputs, axes, strict=True)]
             yield _Forward(outputs, outputs, drawn)
 
@@ -274,21 +281,20 @@ class _Signals:
 
     def __init__(
         self,
-        model: nn.Module,
         number: int,
-        units: dict[str, Indices],
+        read_by: dict[str, Reader],
         means: dict[str, Tensor],
         residuals: Residuals | None,
         *,
         keeps_copies: bool,
     ) -> None:
-        self._modules, self._means, self._residuals = modules_by_name(model), means, residuals
-        self._columns = {name: _Columns(torch.from_numpy(found)) for name, found in units.items()}
+        self.layers = {name: each.layer for name, each in read_by.items()}
+        self._means, self._residuals = means, residuals
+        self._columns = {name: _Columns(torch.from_numpy(each.units)) for name, each in read_by.items()}
         self._squares = torch.zeros(number, dtype=torch.float64)
-        self._left = torch.zeros(number, dtype=torch.float64)
+        self._left = {name: torch.zeros(len(each.units), dtype=torch.float64) for name, each in self._columns.items()}
         self._seen = torch.zeros(number, dtype=torch.bool)
         self._samples, self._keeps_copies, self._is_receiving = 0, keeps_copies, False
-        self.layers = list(units)
 
     def look(self, name: str, x: Tensor) -> Tensor:
         """Let the layer read a view of its own, so that the gradient which arrives there is of this layer alone."""
@@ -316,15 +322,15 @@ class _Signals:
         if x._version != version and not self._keeps_copies:
             raise _OverwrittenError(name)
         self._is_receiving = True
-        columns, module = self._columns[name], self._modules.get(name)
-        read, back = (self._by_sample(rows_of(module, tensor)) for tensor in (x, gradient))
+        columns, layer = self._columns[name], self.layers[name]
+        read, back = (self._by_sample(rows_of(layer, tensor)) for tensor in (x, gradient))
         signals = (read * back).sum(dim=1)
         if name in self._means:
             signals -= self._means[name] * back.sum(dim=1)
         self._squares[columns.units] += columns.by_unit(signals).square().sum(dim=0).double().cpu()
         if self._residuals is not None:
             left = (self._residuals.of(name, read) * back).sum(dim=1) if name in self._means else signals
-            self._left[columns.units] += columns.by_unit(left).square().sum(dim=0).double().cpu()
+            self._left[name] += columns.by_unit(left).square().sum(dim=0).double().cpu()
         self._seen[columns.units] = True
         self._is_receiving = False
 
@@ -342,7 +348,7 @@ class _Signals:
         """Return half the mean square of the signal of each unit; NaN where none was seen."""
         if not self._samples:
             raise ScoreError(NO_DATA)
-        squares = self._squares if self._residuals is None else torch.minimum(self._squares, self._left)
+        squares = self._squares if self._residuals is None else self._with_residuals(self._residuals)
         if not self._seen.any():
             raise NoGradientError(
                 "no gradient of the outputs arrives at a layer that could be pruned (quantised layers and no_grad stop "
@@ -353,6 +359,18 @@ class _Signals:
             if np.isinf(scores[columns.units]).any() or (torch.isnan(self._squares[columns.units])).any():
                 raise ScoreError(f"layer '{name}': its gradients are not finite on the calibration data")
         return scores
+
+    def _with_residuals(self, residuals: Residuals) -> Tensor:
+        """Return the smaller sum of squares of each unit: of its whole signal, or of what residuals leave of it."""
+
+        def smaller(grown: dict[str, Tensor]) -> Tensor:
+            left = torch.zeros_like(self._squares)
+            for name, each in self._left.items():
+                left[self._columns[name].units] += each * grown.get(name, 1)
+            return torch.minimum(self._squares, left)
+
+        alone = smaller({})
+        return smaller({name: self._columns[name].mean(residuals.growth(name, alone)) for name in residuals.moments})
 
 
 class _Columns:
@@ -369,3 +387,7 @@ class _Columns:
             return rows
         free, index = self._free.to(rows.device), self._index.to(rows.device)
         return rows.new_zeros(len(rows), len(self.units)).index_add_(1, index, rows[:, free])
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Return the mean of what the columns of each unit have: shape (units,)."""
+        return self.by_unit(values[None])[0] / torch.bincount(self._index, minlength=len(self.units))

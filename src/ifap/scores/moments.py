@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ifap.axes.tensors import named_tensors
 from ifap.errors import ScoreError
 from ifap.forward import Inputs, evaluation_mode
-from ifap.layers import modules_by_name, sides
+from ifap.layers import sides
 from ifap.scores.flow import forwards
 from ifap.scores.reading import Look, looking, rows_of
 
@@ -21,9 +21,9 @@ MOST_BYTES = 2**31  # of the second moments that are held at a time
 WIDEST = math.isqrt(MOST_BYTES // 8)  # channels: those of a layer whose moments take all of it
 
 
-def input_means(model: nn.Module, batches: Iterable[Inputs], names: Iterable[str]) -> dict[str, Tensor]:
+def input_means(model: nn.Module, batches: Iterable[Inputs], layers: Mapping[str, Any]) -> dict[str, Tensor]:
     """Return the mean over samples and positions of each input channel of layers: shape (inputs,), float32."""
-    found = averages(model, batches, names, lambda rows: rows.sum(dim=0, dtype=torch.float64))
+    found = averages(model, batches, layers, lambda rows: rows.sum(dim=0, dtype=torch.float64))
     for name, mean in found.items():
         if not torch.isfinite(mean).all():
             raise ScoreError(f"layer '{name}': its inputs are not finite on the calibration data")
@@ -31,7 +31,7 @@ def input_means(model: nn.Module, batches: Iterable[Inputs], names: Iterable[str
 
 
 def averages(
-    model: nn.Module, batches: Iterable[Inputs], names: Iterable[str], total: Callable[[Tensor], Tensor]
+    model: nn.Module, batches: Iterable[Inputs], layers: Mapping[str, Any], total: Callable[[Tensor], Tensor]
 ) -> dict[str, Tensor]:
     """Return for each layer the mean over samples and positions of something of what it reads.
 
@@ -41,27 +41,26 @@ def averages(
         The network; it is run in evaluation mode without gradients.
     batches : iterable
         Calibration inputs without labels.
-    names : iterable of str
-        Layers from `ifap.scores.reading.readers`; those that did not run are left out.
+    layers : mapping
+        Name to layer, or to what stands for one; see `ifap.scores.reading.Reader`. Those that did not run are left out.
     total : callable
         Takes rows of shape (positions, inputs), see `reading.rows_of`, and returns the sum over them, float64.
     """
-    modules = modules_by_name(model)
     sums: dict[str, Tensor] = {}
     numbers: dict[str, int] = {}
 
     def add(name: str, x: Tensor) -> None:
-        rows = rows_of(modules.get(name), x)
+        rows = rows_of(layers[name], x)
         sums[name] = sums[name] + total(rows) if name in sums else total(rows)
         numbers[name] = numbers.get(name, 0) + len(rows)
 
-    observe(model, batches, names, add)
+    observe(model, batches, layers, add)
     return {name: found / numbers[name] for name, found in sums.items()}
 
 
-def observe(model: nn.Module, batches: Iterable[Inputs], names: Iterable[str], look: Look) -> None:
+def observe(model: nn.Module, batches: Iterable[Inputs], layers: Mapping[str, Any], look: Look) -> None:
     """Show `look` what layers read of calibration batches, in evaluation mode; see `ifap.scores.reading.looking`."""
-    with evaluation_mode(model), torch.no_grad(), looking(model, names, look):
+    with evaluation_mode(model), torch.no_grad(), looking(model, layers, look):
         for _ in forwards(model, batches):
             pass
 
@@ -117,7 +116,7 @@ Halves = tuple[Moments, Moments]
 def halves(
     model: nn.Module,
     batches: Iterable[Inputs],
-    names: Iterable[str],
+    layers: Mapping[str, Any],
     seed: int = 0,
     known: Mapping[str, Halves] | None = None,
 ) -> Iterator[tuple[str, Halves]]:
@@ -130,8 +129,8 @@ def halves(
     batches : iterable
         Calibration inputs without labels; iterated once for all layers whose moments fit into `MOST_BYTES`, again for
         the next ones.
-    names : iterable of str
-        Layers from `ifap.scores.reading.readers`.
+    layers : mapping
+        Name to layer, or to what stands for one; see `ifap.scores.reading.Reader`.
     seed : int
         Of the positions that are drawn.
     known : mapping of str to (Moments, Moments), optional
@@ -149,24 +148,24 @@ def halves(
     SplitError
         If `batches` is a test split.
     """
-    modules, known, names = modules_by_name(model), known or {}, list(names)
-    yield from ((name, known[name]) for name in names if name in known)
-    for part in _parts(widths_read(model, [name for name in names if name not in known])):
-        adder = _Adder(modules, seed)
-        observe(model, batches, part, adder.add)
+    known = known or {}
+    yield from ((name, known[name]) for name in layers if name in known)
+    for part in _parts(widths_read({name: layer for name, layer in layers.items() if name not in known})):
+        adder = _Adder({name: layers[name] for name in part}, seed)
+        observe(model, batches, adder.layers, adder.add)
         yield from adder.halves()
 
 
 class _Adder:
     """Adds up what some layers read."""
 
-    def __init__(self, modules: dict[str, nn.Module], seed: int) -> None:
-        self._modules, self._sums = modules, dict[str, tuple[_Sums, _Sums]]()
+    def __init__(self, layers: dict[str, Any], seed: int) -> None:
+        self.layers, self._sums = layers, dict[str, tuple[_Sums, _Sums]]()
         self._generator = torch.Generator().manual_seed(seed)
 
     def add(self, name: str, x: Tensor) -> None:
         """Add what a layer reads, or positions of it drawn at random; the first half of the samples apart."""
-        rows = rows_of(self._modules.get(name), x)
+        rows = rows_of(self.layers[name], x)
         most = POSITIONS * x.shape[0]
         if len(rows) > 2 * most:
             drawn = torch.randint(len(rows), (most,), generator=self._generator).sort().values
@@ -187,10 +186,9 @@ class _Adder:
             yield name, (first, second)
 
 
-def widths_read(model: nn.Module, names: Iterable[str]) -> dict[str, int]:
-    """Return how many channels each layer reads, or at most how many a matrix outside of layers."""
-    modules, tensors = modules_by_name(model), named_tensors(model)
-    return {name: sides(modules[name])["in"] if name in modules else max(tensors[name].shape) for name in names}
+def widths_read(layers: Mapping[str, Any]) -> dict[str, int]:
+    """Return how many channels each layer, or what stands for one, reads."""
+    return {name: sides(layer).get("in") or layer.weight.shape[1] for name, layer in layers.items()}
 
 
 def is_too_wide(width: int) -> bool:

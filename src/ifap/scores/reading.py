@@ -6,9 +6,9 @@ network is what its readers make of it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,19 +19,46 @@ from ifap.axes.attention import adopted
 from ifap.axes.tensors import as_real, functorch, named_tensors
 from ifap.axes.units import Graph, Indices
 from ifap.layers import contracted_axis, modules_by_name, shared_parameters, unit_axis
+from ifap.scores.matrices import READ, Matrix, Place, place_of
 from ifap.scores.weights import used_by_attention
 
 Look = Callable[[str, Tensor], Tensor | None]
 """Takes the name of a layer and what it is about to read; what it returns, if anything, is read instead."""
 
 
-def readers(model: nn.Module, graph: Graph) -> dict[str, Indices]:
-    """Return the unit of each input channel of every layer that reads channels; -1 where none can go."""
+class Reader(NamedTuple):
+    """What reads units.
+
+    Parameters
+    ----------
+    layer : nn.Module or Matrix
+        A convolution or linear layer, or what stands for one.
+    units : integer array, shape (inputs,)
+        The unit of each input channel; -1 where none can go.
+    can_change : bool
+        Whether it can be refitted: of real numbers, and with a weight that nothing else uses.
+    """
+
+    layer: Any
+    units: Indices
+    can_change: bool
+
+
+def readers(model: nn.Module, graph: Graph, found: Mapping[str, Matrix] | None = None) -> dict[str, Reader]:
+    """Return every layer that reads units, by its name, and the matrices that were `found` outside of layers."""
     modules = modules_by_name(model)
     slots = {name: graph.slot(name, "in") for name in modules}
-    found = {name: graph.unit_of[slot] for name, slot in slots.items() if slot is not None}
+    units = {name: graph.unit_of[slot] for name, slot in slots.items() if slot is not None}
     made = _by_made_weights(model, graph)
-    return found | {name: units for name, units in made.items() if name not in found or (found[name] < 0).all()}
+    units |= {name: those for name, those in made.items() if name not in units or (units[name] < 0).all()}
+    shared = {id(module) for pairs in shared_parameters(model) for module, _ in pairs}
+    layers = {name: Reader(modules[name], those, _can_change(modules[name], shared)) for name, those in units.items()}
+    return layers | {name: Reader(matrix, matrix.units, matrix.can_change) for name, matrix in (found or {}).items()}
+
+
+def _can_change(module: nn.Module, shared: set[int]) -> bool:
+    weight = module._parameters.get("weight")
+    return weight is not None and weight.is_floating_point() and id(module) not in shared
 
 
 def _by_made_weights(model: nn.Module, graph: Graph) -> dict[str, Indices]:
@@ -51,51 +78,29 @@ def _owners(name: str) -> Iterator[str]:
         yield name
 
 
-def with_weights_of_their_own(model: nn.Module, names: Iterable[str]) -> list[str]:
-    """Return the layers that can be refitted: of real numbers, and with a weight that no other layer shares."""
-    modules = modules_by_name(model)
-    shared = {id(module) for pairs in shared_parameters(model) for module, _ in pairs}
-    own = (name for name in names if name in modules and "weight" in modules[name]._parameters)
-    real = (name for name in own if modules[name].weight.is_floating_point())
-    return [name for name in real if id(modules[name]) not in shared]
-
-
-def readers_alone(model: nn.Module, graph: Graph) -> dict[str, Indices]:
-    """Return the unit of each row or column that matrices outside of layers contract, by the name of the matrix."""
-    tensors = named_tensors(model)
-    makes = {each.slot for each in graph.structure.producers}
-    return {
-        slot.name: graph.unit_of[index]
-        for index, slot in enumerate(graph.slots)
-        if slot.side in ("dim0", "dim1")
-        and index not in makes
-        and slot.name in tensors
-        and tensors[slot.name].dim() == 2
-    }
-
-
 @contextmanager
-def looking(model: nn.Module, names: Iterable[str], look: Look) -> Iterator[None]:
-    """Show `look` what the named layers read, each time that they do, inside the block."""
-    names, modules = set(names), modules_by_name(model)
-    silent = used_by_attention(model) & names
-    alone = names - set(modules)
-    own = {name for name in names - silent - alone if not _reads_as_given(modules[name])}
+def looking(model: nn.Module, layers: Mapping[str, Any], look: Look) -> Iterator[None]:
+    """Show `look` what layers, and matrices outside of them, read each time that they do inside the block."""
+    silent = used_by_attention(model)
+    alone = {name: layer for name, layer in layers.items() if isinstance(layer, Matrix) or name in silent}
+    own = {name for name, layer in layers.items() if name not in alone and not _reads_as_given(layer)}
     with ExitStack() as stack:
-        for name in names - silent - alone - own:
-            hook = modules[name].register_forward_pre_hook(_hook(name, look), with_kwargs=True)
+        for name in layers.keys() - alone.keys() - own:
+            hook = layers[name].register_forward_pre_hook(_hook(name, look), with_kwargs=True)
             stack.callback(hook.remove)
-        if silent:
+        if alone:
             stack.enter_context(adopted(model))
-        if silent or alone or own:
-            tensors = named_tensors(model)
-            weights = {id(modules[name].weight): name for name in silent}
-            weights |= {id(tensors[name]): name for name in alone}
-            products = stack.enter_context(_Products(weights, look))
+        if alone or own:
+            places = {_place(layer): name for name, layer in alone.items()}
+            products = stack.enter_context(_Products(places, look))
             for name in own:
-                for hook in products.watch(name, modules[name]):
+                for hook in products.watch(name, layers[name]):
                     stack.callback(hook.remove)
         yield
+
+
+def _place(layer: Any) -> Place:
+    return layer.place if isinstance(layer, Matrix) else place_of(layer.weight)
 
 
 def _hook(name: str, look: Look) -> Any:
@@ -128,13 +133,13 @@ class _Products(TorchFunctionMode):
 
     Parameters
     ----------
-    names : dict of int to str
-        ``id`` of a weight to the name of its layer, or its own.
+    names : dict of tuple to str
+        The place of a weight, see `matrices.place_of`, to the name of its reader.
     look : callable
         See `looking`.
     """
 
-    def __init__(self, names: dict[int, str], look: Look) -> None:
+    def __init__(self, names: dict[Place, str], look: Look) -> None:
         super().__init__()
         self._names, self._look = names, look
         self._running: list[tuple[str, torch.Size]] = []
@@ -150,7 +155,7 @@ class _Products(TorchFunctionMode):
         self._running.pop()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        place = _READ.get(getattr(func, "__name__", ""))
+        place = READ.get(getattr(func, "__name__", ""))
         if place is not None and len(args) > place + 1:
             name = self._reader(args[place + 1])
             if name is not None:
@@ -162,8 +167,9 @@ class _Products(TorchFunctionMode):
 
     def _reader(self, weight: Any) -> str | None:
         """Return the layer, or the matrix, that a product with a weight belongs to; None if it was not asked for."""
-        if id(weight) in self._names or not self._running:
-            return self._names.get(id(weight))
+        found = self._names.get(place_of(weight)) if self._names and isinstance(weight, Tensor) else None
+        if found is not None or not self._running:
+            return found
         name, shape = self._running[-1]
         return name if getattr(weight, "shape", None) == shape else None
 
@@ -173,17 +179,12 @@ def _reads_as_given(module: nn.Module) -> bool:
     return type(module).forward.__module__.startswith("torch.")
 
 
-_CONVOLUTIONS = [f"conv{also}{n}d" for n in (1, 2, 3) for also in ("", "_transpose")]
-_READ = {"linear": 0, "matmul": 0, "__matmul__": 0, "mm": 0, "addmm": 1, **dict.fromkeys(_CONVOLUTIONS, 0)}
-"""Products whose last operand is a weight, and convolutions: the place of what they read."""
-
-
-def rows_of(module: nn.Module | None, x: Tensor) -> Tensor:
-    """Return the input of a layer, or of a matrix (None), with one row a position and one column a channel.
+def rows_of(layer: Any, x: Tensor) -> Tensor:
+    """Return the input of a layer, or of a matrix, with one row a position and one column a channel.
 
     In float32 at least; of complex numbers the real and the imaginary part are a row each.
     """
-    axis = -1 if module is None else unit_axis(module)
+    axis = unit_axis(layer)
     rows = x.detach().movedim(axis, -1).reshape(-1, x.shape[axis])
     if rows.is_complex():
         rows = as_real(rows).movedim(-1, 1).flatten(0, 1)

@@ -4,25 +4,31 @@ Ridge regression lets the inputs that stay stand in for a unit that goes (see `i
 the unit's whole deviation from its mean but the residual. With the inverse P of the second moments of all inputs, that
 of the channels G of a unit is ``(P_GG)^-1 (P (x - m))_G``. It is *cross-fitted*: P comes from the half of the samples
 that x is not in. A residual on samples that P was fitted on would be too small, and the smaller, the fewer they are.
+
+A unit seldom goes alone. If those that matter less go first, only the others are left to stand in for it, and its
+residual *grows* (`Residuals.growth`). With the lower triangular Cholesky factor L of the moments, in the order in which
+units stay longest, the variance of that residual is the squared norm of the rows of L in the columns of the unit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ifap.axes.units import Indices
 from ifap.forward import Inputs
 from ifap.scores.moments import MOST_BYTES, Moments, bytes_of, halves, widths_read
+from ifap.scores.reading import Reader
 
 _SHRINKAGE = 0.1  # of the correlations towards none
 
 
-def fits_into_memory(model: nn.Module, names: Iterable[str]) -> bool:
+def fits_into_memory(layers: Mapping[str, Any]) -> bool:
     """Whether the matrices of all layers fit into `ifap.scores.moments.MOST_BYTES` together."""
-    return sum(map(bytes_of, widths_read(model, names).values())) <= MOST_BYTES
+    return sum(map(bytes_of, widths_read(layers).values())) <= MOST_BYTES
 
 
 class Residuals:
@@ -34,8 +40,8 @@ class Residuals:
         The network.
     batches : iterable
         Calibration inputs without labels; the halves are those of each batch.
-    units : dict of str to integer array
-        The unit of each input channel of the layers; see `ifap.scores.reading.readers`.
+    read_by : dict of str to Reader
+        What reads the units.
 
     Attributes
     ----------
@@ -43,13 +49,17 @@ class Residuals:
         What was measured, for compensation to use.
     """
 
-    def __init__(self, model: nn.Module, batches: Iterable[Inputs], units: dict[str, Indices]) -> None:
+    def __init__(self, model: nn.Module, batches: Iterable[Inputs], read_by: dict[str, Reader]) -> None:
         self.means: dict[str, Tensor] = {}
-        self.moments = dict(halves(model, batches, units))
+        self.moments = dict(halves(model, batches, {name: each.layer for name, each in read_by.items()}))
+        self._units = {name: torch.from_numpy(read_by[name].units) for name in self.moments}
         self._fitted: dict[str, list[tuple[Tensor, Tensor]]] = {}
+        self._left: dict[str, Tensor] = {}
         for name, found in self.moments.items():
             self.means[name] = found[0].joined(found[1]).mean
-            self._fitted[name] = [(each.mean, _matrix(each, torch.from_numpy(units[name]))) for each in reversed(found)]
+            second, first = (_fit(each, self._units[name]) for each in reversed(found))
+            self._fitted[name] = [(found[1].mean, second.matrix), (found[0].mean, first.matrix)]
+            self._left[name] = first.left
 
     def of(self, name: str, rows: Tensor) -> Tensor:
         """Return the residuals of what a layer reads; both of shape (samples, positions, channels)."""
@@ -57,22 +67,69 @@ class Residuals:
         parts = zip((rows[:middle], rows[middle:]), self._fitted[name], strict=True)
         return torch.cat([(part - mean) @ matrix for part, (mean, matrix) in parts])
 
+    def growth(self, name: str, scores: Tensor) -> Tensor:
+        """Return by how much the residual variance of each unit grows if all units of a lower score have gone.
 
-def _matrix(moments: Moments, units: Tensor) -> Tensor:
-    """Return what deviations are multiplied by to become residuals: shape (inputs, inputs)."""
+        Parameters
+        ----------
+        name : str
+            The layer.
+        scores : Tensor
+            Of all units.
+
+        Returns
+        -------
+        Tensor, shape (inputs,)
+            At least one; the same for all inputs of a unit.
+        """
+        units = self._units[name]
+        keys = torch.where(units >= 0, scores[units], torch.inf)
+        order = torch.from_numpy(np.lexsort((units.numpy(), -keys.numpy())))  # what stays longest comes first
+        correlations, _ = _correlations(self.moments[name][0])
+        factor, failed = torch.linalg.cholesky_ex(correlations[order][:, order])
+        if failed or not bool(torch.isfinite(factor).all()):
+            return torch.ones(len(units), dtype=torch.float64)
+        own = units[order] == units[order][:, None]  # what inputs of the unit itself say does not count
+        left = torch.empty(len(units), dtype=torch.float64)
+        left[order] = (factor.square() * own.to(factor.device)).sum(dim=1).double().cpu()
+        return (_sums(left, units) / _sums(self._left[name], units)).clamp_min(1)
+
+
+class _Fit(NamedTuple):
+    """What deviations are multiplied by to become residuals (inputs, inputs), and the variance of these (inputs,)."""
+
+    matrix: Tensor
+    left: Tensor  # as a share of the variance of the input
+
+
+def _fit(moments: Moments, units: Tensor) -> _Fit:
+    correlations, scale = _correlations(moments)
+    factor, failed = torch.linalg.cholesky_ex(correlations)
+    if failed or not bool(torch.isfinite(factor).all()):  # so few samples that all of it is rounding: nothing is said
+        return _Fit(torch.eye(len(units), dtype=factor.dtype, device=factor.device), torch.ones(len(units)))
+    inverse = torch.cholesky_inverse(factor)
+    left = 1 / inverse.diagonal()
+    rows = inverse * left[:, None]
+    free = units[units >= 0]
+    several = free.unique()[free.unique(return_counts=True)[1] > 1]
+    for unit in several.tolist():  # a head, or the positions of a channel that a linear layer reads
+        own = (units == unit).nonzero().flatten().to(inverse.device)
+        block = torch.linalg.inv(inverse[own][:, own])
+        rows[own], left[own] = block @ inverse[own], block.diagonal()
+    return _Fit((rows * scale[:, None] / scale).t().contiguous(), left.double().cpu())
+
+
+def _correlations(moments: Moments) -> tuple[Tensor, Tensor]:
+    """Return the shrunk correlations of inputs (inputs, inputs), and their standard deviations; one for zero."""
     scale = moments.covariance.diagonal().clamp_min(0).sqrt()
     scale = torch.where(scale > 0, scale, torch.ones_like(scale))
     correlations = moments.covariance / scale / scale[:, None] * (1 - _SHRINKAGE)
     correlations.diagonal().add_(_SHRINKAGE)
     correlations.diagonal().clamp_min_(_SHRINKAGE)
-    factor, failed = torch.linalg.cholesky_ex(correlations)
-    if failed or not bool(torch.isfinite(factor).all()):  # so few samples that all of it is rounding: nothing is said
-        return torch.eye(len(units), dtype=factor.dtype, device=factor.device)
-    inverse = torch.cholesky_inverse(factor)
-    rows = inverse / inverse.diagonal()[:, None]
-    free = units[units >= 0]
-    several = free.unique()[free.unique(return_counts=True)[1] > 1]
-    for unit in several.tolist():  # a head, or the positions of a channel that a linear layer reads
-        own = (units == unit).nonzero().flatten().to(inverse.device)
-        rows[own] = torch.linalg.solve(inverse[own][:, own], inverse[own])
-    return (rows * scale[:, None] / scale).t().contiguous()
+    return correlations, scale
+
+
+def _sums(values: Tensor, units: Tensor) -> Tensor:
+    """Return for each input the sum over the inputs of its unit."""
+    _, index = units.unique(return_inverse=True)
+    return torch.zeros(len(values), dtype=values.dtype).index_add_(0, index, values)[index]
