@@ -347,12 +347,14 @@ def unchanged(model: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        for module, (attributes, containers) in before:
+        for module, (attributes, empty, filled) in before:
             module.__dict__.clear()
             module.__dict__.update(attributes)
-            for container, content in containers:
-                if container or content:  # of a hundred containers of torch's modules, hardly any
-                    _refill(container, content)
+            for container in empty:
+                if container:
+                    container.clear()
+            for container, content in filled:
+                _refill(container, content)
 
 
 def _refill(container: Any, content: Any) -> None:
@@ -363,9 +365,10 @@ def _refill(container: Any, content: Any) -> None:
         container.update(content)
 
 
-def _snapshot(attributes: dict[str, Any]) -> tuple[dict[str, Any], list[tuple[Any, Any]]]:
-    containers = [(value, value.copy() if value else ()) for value in attributes.values() if type(value) in _CONTAINERS]
-    return dict(attributes), containers
+def _snapshot(attributes: dict[str, Any]) -> tuple[dict[str, Any], list[Any], list[tuple[Any, Any]]]:
+    containers = [value for value in attributes.values() if type(value) in _CONTAINERS]
+    empty = [value for value in containers if not value]  # of a hundred containers of torch's modules, nearly all
+    return dict(attributes), empty, [(value, value.copy()) for value in containers if value]
 
 
 def _remember_attributes(model: nn.Module) -> dict[Key, int]:

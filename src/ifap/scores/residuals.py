@@ -7,13 +7,13 @@ that x is not in. A residual on samples that P was fitted on would be too small,
 
 A unit seldom goes alone. If those that matter less go first, only the others are left to stand in for it, and its
 residual *grows* (`Residuals.growth`). With the lower triangular Cholesky factor L of the moments, in the order in which
-units stay longest, the variance of that residual is the squared norm of the rows of L in the columns of the unit.
+units stay longest, that residual is ``L_GG (L^-1 (x - m))_G``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -54,12 +54,9 @@ class Residuals:
         self.moments = dict(halves(model, batches, {name: each.layer for name, each in read_by.items()}))
         self._units = {name: torch.from_numpy(read_by[name].units) for name in self.moments}
         self._fitted: dict[str, list[tuple[Tensor, Tensor]]] = {}
-        self._left: dict[str, Tensor] = {}
         for name, found in self.moments.items():
             self.means[name] = found[0].joined(found[1]).mean
-            second, first = (_fit(each, self._units[name]) for each in reversed(found))
-            self._fitted[name] = [(found[1].mean, second.matrix), (found[0].mean, first.matrix)]
-            self._left[name] = first.left
+            self._fitted[name] = [(each.mean, _matrix(each, self._units[name])) for each in reversed(found)]
 
     def of(self, name: str, rows: Tensor) -> Tensor:
         """Return the residuals of what a layer reads; both of shape (samples, positions, channels)."""
@@ -69,6 +66,8 @@ class Residuals:
 
     def growth(self, name: str, scores: Tensor) -> Tensor:
         """Return by how much the residual variance of each unit grows if all units of a lower score have gone.
+
+        Both variances are those on the second half of the samples of what was fitted on the first.
 
         Parameters
         ----------
@@ -82,41 +81,38 @@ class Residuals:
         Tensor, shape (inputs,)
             At least one; the same for all inputs of a unit.
         """
-        units = self._units[name]
+        units, (fitted, held) = self._units[name], self.moments[name]
         keys = torch.where(units >= 0, scores[units], torch.inf)
         order = torch.from_numpy(np.lexsort((units.numpy(), -keys.numpy())))  # what stays longest comes first
-        correlations, _ = _correlations(self.moments[name][0])
+        correlations, scale = _correlations(fitted)
         factor, failed = torch.linalg.cholesky_ex(correlations[order][:, order])
         if failed or not bool(torch.isfinite(factor).all()):
             return torch.ones(len(units), dtype=torch.float64)
         own = units[order] == units[order][:, None]  # what inputs of the unit itself say does not count
-        left = torch.empty(len(units), dtype=torch.float64)
-        left[order] = (factor.square() * own.to(factor.device)).sum(dim=1).double().cpu()
-        return (_sums(left, units) / _sums(self._left[name], units)).clamp_min(1)
+        identity = torch.eye(len(factor), dtype=factor.dtype, device=factor.device)
+        among_last = (factor * own.to(factor.device)) @ torch.linalg.solve_triangular(factor, identity, upper=False)
+        _, among_all = self._fitted[name][1]  # it takes deviations, not shares of their scale
+        variances = held.covariance / scale / scale[:, None]
+        later = torch.empty(len(units), dtype=torch.float64)
+        later[order] = _variances(among_last, variances[order][:, order])
+        alone = _variances(among_all.t() * scale / scale[:, None], variances)
+        return (_sums(later, units) / _sums(alone, units).clamp_min(1e-30)).clamp_min(1)
 
 
-class _Fit(NamedTuple):
-    """What deviations are multiplied by to become residuals (inputs, inputs), and the variance of these (inputs,)."""
-
-    matrix: Tensor
-    left: Tensor  # as a share of the variance of the input
-
-
-def _fit(moments: Moments, units: Tensor) -> _Fit:
+def _matrix(moments: Moments, units: Tensor) -> Tensor:
+    """Return what deviations are multiplied by to become residuals: shape (inputs, inputs)."""
     correlations, scale = _correlations(moments)
     factor, failed = torch.linalg.cholesky_ex(correlations)
     if failed or not bool(torch.isfinite(factor).all()):  # so few samples that all of it is rounding: nothing is said
-        return _Fit(torch.eye(len(units), dtype=factor.dtype, device=factor.device), torch.ones(len(units)))
+        return torch.eye(len(units), dtype=factor.dtype, device=factor.device)
     inverse = torch.cholesky_inverse(factor)
-    left = 1 / inverse.diagonal()
-    rows = inverse * left[:, None]
+    rows = inverse / inverse.diagonal()[:, None]
     free = units[units >= 0]
     several = free.unique()[free.unique(return_counts=True)[1] > 1]
     for unit in several.tolist():  # a head, or the positions of a channel that a linear layer reads
         own = (units == unit).nonzero().flatten().to(inverse.device)
-        block = torch.linalg.inv(inverse[own][:, own])
-        rows[own], left[own] = block @ inverse[own], block.diagonal()
-    return _Fit((rows * scale[:, None] / scale).t().contiguous(), left.double().cpu())
+        rows[own] = torch.linalg.solve(inverse[own][:, own], inverse[own])
+    return (rows * scale[:, None] / scale).t().contiguous()
 
 
 def _correlations(moments: Moments) -> tuple[Tensor, Tensor]:
@@ -127,6 +123,11 @@ def _correlations(moments: Moments) -> tuple[Tensor, Tensor]:
     correlations.diagonal().add_(_SHRINKAGE)
     correlations.diagonal().clamp_min_(_SHRINKAGE)
     return correlations, scale
+
+
+def _variances(rows: Tensor, covariance: Tensor) -> Tensor:
+    """Return the variance of each row of a linear map."""
+    return ((rows @ covariance) * rows).sum(dim=1).double().cpu()
 
 
 def _sums(values: Tensor, units: Tensor) -> Tensor:
