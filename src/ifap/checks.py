@@ -10,6 +10,7 @@ from torch import nn
 
 from ifap.axes.corrections import CannotFollowError
 from ifap.axes.cut import cut_units
+from ifap.axes.expressions import atoms_of
 from ifap.axes.proof import Proof
 from ifap.axes.units import Graph, Indices, last_units, trial_counts
 from ifap.costs import NetworkError, probe, run_once, shapes_in_training, shapes_without_data
@@ -211,6 +212,28 @@ def axes_at_fault(
         return _runs_without(model, graph, _of_axes(graph, removed, groups), checks)
 
     return at_fault(together, runs)
+
+
+def axes_that_cannot_follow(graph: Graph, removed: Indices, error: CannotFollowError) -> set[int]:
+    """Return the axes that must stay because a size that the forward writes down cannot follow.
+
+    These are the axes that the error holds. Where it holds none, as of a number that is computed from an attribute,
+    some axes are tried without the others.
+    """
+    together = tied_axes(graph, removed)
+    atoms = {atom for axis in error.axes for atom in atoms_of(axis)}
+    named = {group for atom, group in graph.structure.atoms.items() if atom in atoms} & set().union(*together)
+    if named:
+        return named
+
+    def follow(groups: set[int]) -> bool:
+        try:
+            graph.without(_of_axes(graph, removed, groups)).corrections()
+        except CannotFollowError:
+            return False
+        return True
+
+    return at_fault(together, follow)
 
 
 def _runs_without(model: nn.Module, graph: Graph, removed: Indices, checks: Checks) -> bool:

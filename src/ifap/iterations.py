@@ -13,10 +13,9 @@ from torch import Tensor, nn
 from ifap.axes.attention import adopt, is_whole, release
 from ifap.axes.corrections import CannotFollowError
 from ifap.axes.cut import cut_units
-from ifap.axes.expressions import atoms_of
 from ifap.axes.proof import Proof, prove
 from ifap.axes.units import Graph, Indices
-from ifap.checks import Checks, Refusal, because, reasons_to_stay, require
+from ifap.checks import Checks, Refusal, axes_that_cannot_follow, because, reasons_to_stay, require
 from ifap.compensate import Compensation, biases_to_come, compensate
 from ifap.costs import Cost, NetworkError, count_bytes, count_params, params_by_module
 from ifap.errors import GraphError, TargetError
@@ -368,11 +367,8 @@ class Run:
         try:
             smaller, undo = cut_units(self.model, self._graph, removed)
         except CannotFollowError as error:
-            atoms = {atom for axis in error.axes for atom in atoms_of(axis)}
-            groups = {group for atom, group in self._graph.structure.atoms.items() if atom in atoms}
-            losing = set(self._graph.group_of[removed].tolist())
-            text = f"{error.text} (in '{error.module}')"
-            raise Refusal(dict.fromkeys(losing & groups or losing, text)) from None
+            groups = axes_that_cannot_follow(self._graph, removed, error)
+            raise Refusal(dict.fromkeys(groups, f"{error.text} (in '{error.module}')")) from None
         try:
             self._checks.check(self.model, smaller)
         except NetworkError as error:

@@ -99,3 +99,33 @@ def test_only_kinds_that_read_their_mode_are_run_in_training():
     assert asks_for_mode(Repeats)
     assert not asks_for_mode(nn.Dropout)
     assert not asks_for_mode(nn.Sequential)
+
+
+class TakesAShortcut(nn.Module):
+    """Takes another way if one head is left, which it asks an attribute."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads = 4
+        self.query, self.key = nn.Linear(8, 16), nn.Linear(8, 4)
+        self.out, self.hidden, self.last = nn.Linear(16, 8), nn.Linear(8, 32), nn.Linear(32, 5)
+
+    def forward(self, x):
+        key = self.key(x).unsqueeze(1)
+        key = key if self.heads == 1 else key.expand(-1, self.heads, -1)
+        x = self.out((self.query(x).view(-1, self.heads, 4) * key).flatten(1))
+        return self.last(torch.relu(self.hidden(x)))
+
+
+def test_only_the_axis_that_an_attribute_counts_stays_where_its_size_cannot_follow():
+    def heads_first(model, _batches, **_):
+        scores = {name: torch.ones(layer.weight.shape[0]) for name, layer in model.named_children()}
+        return {**scores, "query": torch.arange(len(scores["query"])) * 1e-3}
+
+    torch.manual_seed(0)
+    network, x = TakesAShortcut(), torch.randn(4, 8)
+    pruned = ifap.prune(network, x, [x], target=ifap.Target(macs=0.7), method=heads_first, steps=1, min_units=1)
+    assert pruned.model.query.weight.shape[0] == 16
+    assert pruned.model.hidden.weight.shape[0] < 16
+    assert pruned.receipts[-1].pinned["query"] == "its size is compared with another number (in '')"
+    assert pruned.model(x).shape == (4, 5)
