@@ -103,7 +103,7 @@ def read_channels(
         Its name; the unit of each input channel, -1 where none can go; mean and variance of the channel over samples
         and positions; the squared norm of the weights that read it. Double precision.
     """
-    read_by = {name: each for name, each in readers(model, graph).items() if (each.units >= 0).any()}
+    read_by = {name: each for name, each in readers(model, graph).items() if each.reads_any}
     layers = {name: each.layer for name, each in read_by.items()}
     for name, (mean, variance) in moments(model, batches, layers).items():
         yield name, read_by[name].units, mean, variance, reading_norms(layers[name]).cpu()

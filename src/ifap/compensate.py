@@ -108,7 +108,7 @@ def compensate(
 
 def biases_to_come(model: nn.Module, graph: Graph) -> int:
     """Return how many values the biases would have that `compensate` may make."""
-    layers = [each.layer for each in readers(model, graph).values() if each.can_change and (each.units >= 0).any()]
+    layers = [each.layer for each in readers(model, graph).values() if each.can_change and each.reads_any]
     return sum(len(weight_by_group(layer).flatten(0, 1)) for layer in layers if layer.bias is None)
 
 

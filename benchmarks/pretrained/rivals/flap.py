@@ -59,9 +59,9 @@ def with_biases(case: Case) -> nn.Module:
     """Return a copy of the network in which linear layers that read units have a bias, of zeros where they had none."""
     model = private_copy(case.model)
     graph = trace(model, case.example, keep_embeddings=case.options.get("keep_embeddings", False))
-    for layer, units, _ in readers(model, graph).values():
-        if isinstance(layer, nn.Linear) and layer.bias is None and (units >= 0).any():
-            add_bias(layer)
+    for each in readers(model, graph).values():
+        if isinstance(each.layer, nn.Linear) and each.layer.bias is None and each.reads_any:
+            add_bias(each.layer)
     return model
 
 

@@ -103,13 +103,9 @@ def _wider(args: tuple[Any, ...]) -> Shape | None:
     if x.shape == y.shape:
         return tuple(x.shape)
     size = max(x.dim(), y.dim())
-    pairs = zip(*((1,) * (size - z.dim()) + tuple(z.shape) for z in (x, y)), strict=True)
-    return tuple(b if a == 1 else a for a, b in pairs) if _fit(x.shape, y.shape) else None
-
-
-def _fit(first: Any, second: Any) -> bool:
-    """Whether two shapes can be broadcast."""
-    return all(1 in (a, b) or a == b for a, b in zip(reversed(first), reversed(second), strict=False))
+    pairs = list(zip(*((1,) * (size - z.dim()) + tuple(z.shape) for z in (x, y)), strict=True))
+    fit = all(a == b or 1 in (a, b) for a, b in pairs)
+    return tuple(b if a == 1 else a for a, b in pairs) if fit else None
 
 
 def _averaged(args: tuple[Any, ...]) -> Shape | None:

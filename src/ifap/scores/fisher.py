@@ -21,16 +21,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ifap.axes.tensors import named_tensors
 from ifap.axes.units import Graph, Indices
 from ifap.data import refuse_test
 from ifap.errors import ScoreError, first_line
 from ifap.forward import Inputs, call, dense_outputs, device_of, evaluation_mode, task_tensors, to_device
-from ifap.layers import contracted_axis, modules_by_name
 from ifap.ranking import Floats
 from ifap.scores.directions import class_axis, direction
 from ifap.scores.flow import NO_DATA
-from ifap.scores.matrices import matrices
+from ifap.scores.matrices import Contraction, contractions, matrices
 from ifap.scores.moments import Halves, input_means
 from ifap.scores.reading import Reader, looking, readers, rows_of
 from ifap.scores.residuals import Residuals, fits_into_memory
@@ -91,7 +89,7 @@ def unit_fisher(
     refuse_test(batches, "scoring")
     found = matrices(model, graph, batches)
     read_by = readers(model, graph, found.by_name)
-    read_by = {name: each for name, each in read_by.items() if (each.units >= 0).any()}
+    read_by = {name: each for name, each in read_by.items() if each.reads_any}
     forwards = partial(_forwards, model, batches, seed, outputs, loss, [])
     stopped = None
     try:
@@ -140,44 +138,29 @@ def _by_inputs(
     return signals.scores()
 
 
-class _Reading(NamedTuple):
-    """A weight, its dimension that contracts units, and the unit of each position there; -1 if it is not wanted."""
-
-    weight: nn.Parameter
-    dim: int
-    units: Indices
-
-
-def _weights_that_read(model: nn.Module, graph: Graph, unknown: Indices, others: set[str]) -> list[_Reading]:
+def _weights_that_read(model: nn.Module, graph: Graph, unknown: Indices, others: set[str]) -> list[Contraction]:
     """Return the weights to judge by: those of `others` for all units, and any for units that nothing is known of."""
-    tensors, modules = named_tensors(model), modules_by_name(model)
-    makes = {each.slot for each in graph.structure.producers}
     found = []
-    for index, slot in enumerate(graph.slots):
-        side, tensor = slot.side, tensors.get(slot.name)
-        if side == "in" and slot.name in modules:
-            side, tensor = contracted_axis(modules[slot.name]) or "", tensors.get(f"{slot.name}.weight")
-        if index in makes or not side.startswith("dim") or not isinstance(tensor, nn.Parameter):
-            continue
-        is_wanted = slot.name in others or np.isin(graph.unit_of[index], unknown)
-        units = np.where(is_wanted, graph.unit_of[index], -1)
-        if (units >= 0).any() and tensor.is_floating_point():
-            found.append(_Reading(tensor, int(side.removeprefix("dim")), units))
+    for each in contractions(model, graph):
+        is_wanted = each.name in others or np.isin(each.units, unknown)
+        units = np.where(is_wanted, each.units, -1)
+        if (units >= 0).any():
+            found.append(each._replace(units=units))
     return found
 
 
-def _by_weights(model: nn.Module, scores: Floats, weights: list[_Reading], forwards: _Forwards) -> Floats:
+def _by_weights(model: nn.Module, scores: Floats, weights: list[Contraction], forwards: _Forwards) -> Floats:
     """Add to the scores of units, or fill in those that are not known, by the gradients of weights that read them.
 
     What a unit sends is the sum of weight times gradient over the weights that read it. Directions of different samples
     are independent, so the square of the sum over a batch estimates the sum of the squares of its samples.
     """
     squares, samples, known = np.zeros_like(scores), 0, np.zeros(len(scores), dtype=bool)
-    with _asking(model, [each.weight for each in weights]):
+    with _asking(model, [each.tensor for each in weights]):
         for each in forwards():
             samples += each.samples
-            gradients = _go_back(each, [reading.weight for reading in weights])
-            for (weight, dim, units), gradient in zip(weights, gradients, strict=True):
+            gradients = _go_back(each, [each.tensor for each in weights])
+            for (_, weight, dim, units), gradient in zip(weights, gradients, strict=True):
                 if gradient is None:
                     continue
                 rows = rows_along(weight.detach() * gradient, dim)

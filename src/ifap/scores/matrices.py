@@ -72,13 +72,27 @@ class Found(NamedTuple):
     others: set[str]
 
 
-class _Candidate(NamedTuple):
-    """A parameter that reads units, and its dimension that it contracts."""
+class Contraction(NamedTuple):
+    """A parameter, its dimension that contracts units, and the unit of each position there; -1 where none can go."""
 
     name: str
     tensor: nn.Parameter
     dim: int
     units: Indices
+
+
+def contractions(model: nn.Module, graph: Graph) -> Iterator[Contraction]:
+    """Yield the parameters that may contract units; the weight of a layer has the name of the layer."""
+    tensors, modules = named_tensors(model), modules_by_name(model)
+    makes = {each.slot for each in graph.structure.producers}
+    for index, slot in enumerate(graph.slots):
+        side, tensor = slot.side, tensors.get(slot.name)
+        if side == "in" and slot.name in modules:
+            side, tensor = contracted_axis(modules[slot.name]) or "", tensors.get(f"{slot.name}.weight")
+        if index in makes or not side.startswith("dim") or not isinstance(tensor, nn.Parameter):
+            continue
+        if tensor.is_floating_point():
+            yield Contraction(slot.name, tensor, int(side.removeprefix("dim")), graph.unit_of[index])
 
 
 def matrices(model: nn.Module, graph: Graph, batches: Iterable[Inputs]) -> Found:
@@ -104,25 +118,22 @@ def matrices(model: nn.Module, graph: Graph, batches: Iterable[Inputs]) -> Found
     return finding.found()
 
 
-def _candidates(model: nn.Module, graph: Graph) -> list[_Candidate]:
+def _candidates(model: nn.Module, graph: Graph) -> list[Contraction]:
     """Return the parameters that may contract units and are no layer's weight."""
-    tensors, modules = named_tensors(model), modules_by_name(model)
-    makes = {each.slot for each in graph.structure.producers}
-    found = []
-    for index, slot in enumerate(graph.slots):
-        tensor = tensors.get(slot.name)
-        is_layer = contracted_axis(modules.get(slot.name.rpartition(".")[0])) == slot.side
-        if index in makes or not slot.side.startswith("dim") or is_layer or not isinstance(tensor, nn.Parameter):
-            continue
-        if tensor.dim() > 1 and tensor.is_floating_point() and (graph.unit_of[index] >= 0).any():
-            found.append(_Candidate(slot.name, tensor, int(slot.side.removeprefix("dim")), graph.unit_of[index]))
-    return found
+    modules = modules_by_name(model)
+
+    def is_alone(each: Contraction) -> bool:
+        owner = modules.get(each.name.rpartition(".")[0])
+        return each.name not in modules and contracted_axis(owner) != f"dim{each.dim}"
+
+    found = contractions(model, graph)
+    return [each for each in found if each.tensor.dim() > 1 and (each.units >= 0).any() and is_alone(each)]
 
 
 class _Finding(TorchFunctionMode):
     """See which function uses which part of the wanted parameters while it is open."""
 
-    def __init__(self, model: nn.Module, wanted: list[_Candidate]) -> None:
+    def __init__(self, model: nn.Module, wanted: list[Contraction]) -> None:
         super().__init__()
         self._wanted = {id(each.tensor): each for each in wanted}
         self._parameters = {id(parameter) for parameter in model.parameters()}
@@ -154,7 +165,7 @@ class _Finding(TorchFunctionMode):
                 self._used_elsewhere.add(id(candidate.tensor))
         return out
 
-    def _is_matrix(self, candidate: _Candidate, product: str, args: Any) -> bool:
+    def _is_matrix(self, candidate: Contraction, product: str, args: Any) -> bool:
         """Note the part of a parameter that a product is given, if it is a matrix with all the units."""
         given: Tensor = args[READ[product] + 1]
         base, dim, own = candidate.tensor, candidate.dim, 1 if product == "linear" else 0

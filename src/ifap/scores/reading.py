@@ -43,6 +43,11 @@ class Reader(NamedTuple):
     units: Indices
     can_change: bool
 
+    @property
+    def reads_any(self) -> bool:
+        """Whether any unit that can go is among its inputs."""
+        return bool((self.units >= 0).any())
+
 
 def readers(model: nn.Module, graph: Graph, found: Mapping[str, Matrix] | None = None) -> dict[str, Reader]:
     """Return every layer that reads units, by its name, and the matrices that were `found` outside of layers."""
