@@ -41,7 +41,7 @@ def folds(folder: Path, split: Split) -> list[Case]:
 
 def _case(folder: Path, which: Images, split: Split, real: range | list[int]) -> Case:
     network = lite0(folder)
-    calibration = images.batches(images.calibration(folder, which))
+    calibration = images.calibration(folder, which)
     tested = images.batches(images.tested(folder, which, split))
     known = images.labels()
     labelled = torch.stack([images.real(folder, number) for number in real]) if len(real) else None

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from benchmarks.pretrained.carriers import path_of
-from benchmarks.pretrained.splits import Images, Split
+from benchmarks.pretrained.splits import Images, Split, taking_turns
 from ifap.study.data.cifar_rows import ROWS, rows_of
 from ifap.study.packages import CIFAR, IMAGENET, PHOTOGRAPHS
 
@@ -27,16 +27,14 @@ def labels() -> list[int]:
     return [int(Path(name).stem.rpartition("_")[2]) for name in IMAGENET]
 
 
-def calibration(folder: Path, which: Images) -> Tensor:
-    """Return the images that a method is given, in mixed order: shape (images, 3, side, side)."""
-    found = [_enlarged(folder, False, number) for number in which.made]
+def calibration(folder: Path, which: Images) -> list[Tensor]:
+    """Return the batches that a method is given; crops of one image are in the same half of them."""
+    sources = [[_enlarged(folder, False, number)] for number in which.made]
     for number in which.real:
         image = _opened(path_of("imagenet_samples", IMAGENET[number], folder))
         draw = random.Random(number)
-        found += [_crop(image, draw) for _ in range(which.crops)] or [middle(image)]
-    order = list(range(len(found)))
-    random.Random(0).shuffle(order)
-    return torch.stack([found[number] for number in order])
+        sources.append([_crop(image, draw) for _ in range(which.crops)] or [middle(image)])
+    return [laid_out(torch.stack(batch)) for batch in taking_turns(sources, BATCH)]
 
 
 def tested(folder: Path, which: Images, split: Split) -> Tensor:
@@ -112,5 +110,10 @@ def _pixels(file: Path) -> Any:
 
 
 def batches(images: Tensor, size: int = BATCH) -> list[Tensor]:
-    """Return images in batches, laid out so that they run fastest."""
-    return [batch.contiguous(memory_format=torch.channels_last) for batch in images.split(size)]
+    """Return images in batches."""
+    return [laid_out(batch) for batch in images.split(size)]
+
+
+def laid_out(batch: Tensor) -> Tensor:
+    """Return images laid out so that they run fastest."""
+    return batch.contiguous(memory_format=torch.channels_last)

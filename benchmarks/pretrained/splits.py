@@ -8,8 +8,9 @@ them share any; of articles, all passages and sentences go the same way.
 from __future__ import annotations
 
 import random
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, zip_longest
 from typing import Literal, TypeVar
 
 from ifap.errors import ConfigError, nearest
@@ -61,6 +62,36 @@ def partition(items: Sequence[Item], sizes: Mapping[str, int], seed: int = 0) ->
         parts[name] = order[start : start + size]
         start += size
     return parts
+
+
+def taking_turns(
+    sources: Iterable[Sequence[Item]], size: int, seed: int = 0, key: Callable[[Item], int] | None = None
+) -> list[list[Item]]:
+    """Return batches that take turns between two halves of the sources, so that no source is in both.
+
+    Batches of calibration go to two halves in turn (`ifap.scores.moments.Halving`): what is fitted on the one is
+    checked on the other, and samples of one source would tell of each other there.
+
+    Parameters
+    ----------
+    sources : iterable of sequence
+        The samples of each source: crops of one image, sentences of one article.
+    size : int
+        Samples of a batch.
+    seed : int
+        Of the order of the samples.
+    key : callable, optional
+        What the samples of each half are sorted by, in place of an order at random.
+    """
+    order = list(sources)
+    random.Random(seed).shuffle(order)
+    halves: tuple[list[Item], list[Item]] = ([], [])
+    for source in sorted(order, key=len, reverse=True):
+        min(halves, key=len).extend(source)
+    for half in halves:
+        half.sort(key=key) if key is not None else random.Random(seed).shuffle(half)
+    batches = [[half[start : start + size] for start in range(0, len(half), size)] for half in halves]
+    return [batch for batch in chain.from_iterable(zip_longest(*batches, fillvalue=[])) if batch]
 
 
 def articles(titles: Sequence[str]) -> dict[str, list[str]]:

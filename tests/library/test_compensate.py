@@ -320,6 +320,16 @@ def test_moments_do_not_depend_on_the_batches_and_join():
     assert torch.allclose(input_means(network, [x], {"2": network[2]})["2"], found[0].mean, atol=1e-5)
 
 
+def test_batches_go_to_the_halves_in_turn_and_few_are_divided():
+    network, x = nn.Sequential(nn.Identity(), nn.Linear(1, 2)), torch.arange(10.0).unsqueeze(1)
+    batches = x[:3], x[3:4], x[4:8], x[8:]
+    wanted_of = (batches, ([0, 1, 2, 4, 5, 6, 7], [3, 8, 9])), ([x[:4], x[4:]], ([0, 1, 4, 5, 6], [2, 3, 7, 8, 9]))
+    for data, wanted in wanted_of:
+        ((_, found),) = halves(network, data, {"1": network[1]})
+        assert [half.number for half in found] == [len(rows) for rows in wanted]
+        assert [float(half.mean) for half in found] == pytest.approx([np.mean(rows) for rows in wanted])
+
+
 def test_so_many_positions_do(monkeypatch):
     network, x = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 1)), torch.randn(2, 3, 40, 40)
     ((_, found),) = halves(network, [x, x], {"1": network[1]})

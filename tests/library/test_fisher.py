@@ -108,7 +108,12 @@ def test_residuals_are_those_of_regression_on_the_other_half(size):
     network, x = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 2)), torch.randn(400, 6) @ torch.randn(6, 6) + 2
     units = np.arange(6) // size
     residuals = Residuals(network, [x], {"0": Reader(network[0], units, can_change=True)})
-    found = residuals.of("0", x.unsqueeze(1)).squeeze(1)
+    found = residuals.of("0", x.unsqueeze(1), 0).squeeze(1)
+    turns = [x[:50], x[200:300], x[50:200], x[300:]]
+    by_batch = Residuals(network, turns, {"0": Reader(network[0], units, can_change=True)})
+    for number, start in enumerate((0, 200, 50, 300)):
+        of_batch = by_batch.of("0", turns[number], number)
+        torch.testing.assert_close(of_batch, found[start : start + len(of_batch)], rtol=1e-3, atol=1e-3)
     for own in [np.flatnonzero(units == unit) for unit in np.unique(units)]:
         others = np.setdiff1d(np.arange(6), own)
         fitted, held = x[200:].double(), x[:200].double()

@@ -98,6 +98,17 @@ def test_each_fold_is_measured_on_the_images_that_it_was_not_calibrated_with():
     assert development.photographs
 
 
+def test_no_source_of_calibration_is_in_both_halves_of_its_batches():
+    sources = [[f"{number}-{each}" for each in range(10 if number < 10 else 1)] for number in range(110)]
+    batches = splits.taking_turns(sources, 16)
+    halves = [{sample.split("-")[0] for batch in batches[half::2] for sample in batch} for half in (0, 1)]
+    assert not halves[0] & halves[1]
+    assert sorted(chain(*batches)) == sorted(chain(*sources))
+    assert [len(batch) for batch in batches] == [16] * 12 + [4, 4]
+    by_length = splits.taking_turns([["a", "aaa"], ["aa"], ["aaaa"]], 2, key=len)
+    assert by_length == [["a", "aaa"], ["aa", "aaaa"]]
+
+
 def test_articles_are_in_one_part():
     parts = splits.articles([f"article {number}" for number in range(48)])
     assert {name: len(found) for name, found in parts.items()} == splits.ARTICLES

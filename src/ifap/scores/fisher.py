@@ -277,7 +277,7 @@ class _Signals:
         self._squares = torch.zeros(number, dtype=torch.float64)
         self._left = {name: torch.zeros(len(each.units), dtype=torch.float64) for name, each in self._columns.items()}
         self._seen = torch.zeros(number, dtype=torch.bool)
-        self._samples, self._keeps_copies, self._is_receiving = 0, keeps_copies, False
+        self._batches, self._samples, self._keeps_copies, self._is_receiving = 0, 0, keeps_copies, False
 
     def look(self, name: str, x: Tensor) -> Tensor:
         """Let the layer read a view of its own, so that the gradient which arrives there is of this layer alone."""
@@ -298,6 +298,7 @@ class _Signals:
                 raise error.__cause__ from None
             raise
         self._samples += self._batch
+        self._batches += 1
 
     def _receive(self, name: str, x: Tensor, version: int, gradient: Tensor | None) -> None:
         if gradient is None:  # a layer behind it lets no gradient through, such as one that rounds
@@ -312,7 +313,7 @@ class _Signals:
             signals -= self._means[name] * back.sum(dim=1)
         self._squares[columns.units] += columns.by_unit(signals).square().sum(dim=0).double().cpu()
         if self._residuals is not None:
-            left = (self._residuals.of(name, read) * back).sum(dim=1) if name in self._means else signals
+            left = (self._residuals.of(name, read, self._batches) * back).sum(dim=1) if name in self._means else signals
             self._left[name] += columns.by_unit(left).square().sum(dim=0).double().cpu()
         self._seen[columns.units] = True
         self._is_receiving = False

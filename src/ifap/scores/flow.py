@@ -20,6 +20,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -355,15 +356,8 @@ def _row_norms(rows: Tensor) -> Tensor:
     if rows.device.type != "cpu" or rows.dtype not in (torch.float32, torch.float64):
         return torch.linalg.vector_norm(rows, dim=1)
     # On a CPU torch's own norm is vectorised along the last axis alone and takes some times as long.
-    samples, positions, units = rows.shape
-    at_once = min(positions, max(1, _CACHED_VALUES // max(1, samples * units)))
-    squares = rows.new_zeros(samples, at_once, units)
-    for part in rows.split(max(1, at_once), dim=1):
-        squares[:, : part.shape[1]].addcmul_(part, part)
-    return squares.sum(dim=1).sqrt()
-
-
-_CACHED_VALUES = 2**17  # sums of squares that stay in the cache while positions are added to them
+    values = rows.detach().numpy()
+    return torch.from_numpy(np.einsum("spu,spu->su", values, values)).sqrt_()
 
 
 def _volume(output: Tensor) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -10,12 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ifap.data import refuse_test
 from ifap.errors import ScoreError
 from ifap.forward import Inputs, evaluation_mode
 from ifap.layers import sides
 from ifap.scores.flow import forwards
 from ifap.scores.reading import Look, looking, rows_of
 
+TURNS = 4  # batches from which on each goes to one half as a whole: of two, the last may be a small rest
 POSITIONS = 400  # of a sample, drawn at random where it has more
 MOST_BYTES = 2**31  # of the second moments that are held at a time
 WIDEST = math.isqrt(MOST_BYTES // 8)  # channels: those of a layer whose moments take all of it
@@ -58,11 +61,20 @@ def averages(
     return {name: found / numbers[name] for name, found in sums.items()}
 
 
-def observe(model: nn.Module, batches: Iterable[Inputs], layers: Mapping[str, Any], look: Look) -> None:
-    """Show `look` what layers read of calibration batches, in evaluation mode; see `ifap.scores.reading.looking`."""
+def observe(
+    model: nn.Module,
+    batches: Iterable[Inputs],
+    layers: Mapping[str, Any],
+    look: Look,
+    after: Callable[[], None] = lambda: None,
+) -> None:
+    """Show `look` what layers read of calibration batches, in evaluation mode, and call `after` after each batch.
+
+    See `ifap.scores.reading.looking`.
+    """
     with evaluation_mode(model), torch.no_grad(), looking(model, layers, look):
         for _ in forwards(model, batches):
-            pass
+            after()
 
 
 @dataclass
@@ -113,6 +125,30 @@ class _Sums:
 Halves = tuple[Moments, Moments]
 
 
+class Halving:
+    """Divides calibration samples into two halves: batches go to them in turn.
+
+    Samples of one source, such as crops of one photograph or passages of one text, belong into one batch: in different
+    halves they would tell of each other. Of fewer than `TURNS` batches, each is divided in its middle.
+
+    Parameters
+    ----------
+    batches : iterable
+        The calibration data; the first batches are read.
+    """
+
+    def __init__(self, batches: Iterable[Inputs]) -> None:
+        refuse_test(batches, "scoring")
+        self._take_turns = len(list(itertools.islice(batches, TURNS))) == TURNS
+
+    def parts(self, number: int, rows: Tensor) -> list[tuple[int, Tensor]]:
+        """Return which half, 0 or 1, gets which rows of a batch."""
+        if self._take_turns:
+            return [(number % 2, rows)]
+        middle = len(rows) // 2
+        return [(0, rows[:middle]), (1, rows[middle:])]
+
+
 def halves(
     model: nn.Module,
     batches: Iterable[Inputs],
@@ -120,7 +156,7 @@ def halves(
     seed: int = 0,
     known: Mapping[str, Halves] | None = None,
 ) -> Iterator[tuple[str, Halves]]:
-    """Yield for each layer the moments of what it reads in the first and in the second half of each batch.
+    """Yield for each layer the moments of what it reads in each half of the samples; see `Halving`.
 
     Parameters
     ----------
@@ -150,21 +186,27 @@ def halves(
     """
     known = known or {}
     yield from ((name, known[name]) for name in layers if name in known)
+    halving = Halving(batches)
     for part in _parts(widths_read({name: layer for name, layer in layers.items() if name not in known})):
-        adder = _Adder({name: layers[name] for name in part}, seed)
-        observe(model, batches, adder.layers, adder.add)
+        adder = _Adder({name: layers[name] for name in part}, halving, seed)
+        observe(model, batches, adder.layers, adder.add, adder.next_batch)
         yield from adder.halves()
 
 
 class _Adder:
     """Adds up what some layers read."""
 
-    def __init__(self, layers: dict[str, Any], seed: int) -> None:
+    def __init__(self, layers: dict[str, Any], halving: Halving, seed: int) -> None:
         self.layers, self._sums = layers, dict[str, tuple[_Sums, _Sums]]()
+        self._halving, self._batch = halving, 0
         self._generator = torch.Generator().manual_seed(seed)
 
+    def next_batch(self) -> None:
+        """Take what comes as the next batch."""
+        self._batch += 1
+
     def add(self, name: str, x: Tensor) -> None:
-        """Add what a layer reads, or positions of it drawn at random; the first half of the samples apart."""
+        """Add what a layer reads, or positions of it drawn at random."""
         rows = rows_of(self.layers[name], x)
         most = POSITIONS * x.shape[0]
         if len(rows) > 2 * most:
@@ -173,9 +215,8 @@ class _Adder:
         if name not in self._sums:
             centre = rows.mean(dim=0)
             self._sums[name] = _Sums(centre), _Sums(centre)
-        middle = len(rows) // 2
-        for half, part in zip(self._sums[name], (rows[:middle], rows[middle:]), strict=True):
-            half.add(part)
+        for half, part in self._halving.parts(self._batch, rows):
+            self._sums[name][half].add(part)
 
     def halves(self) -> Iterator[tuple[str, Halves]]:
         """Yield the moments of each layer, and let go of its sums."""

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ifap.forward import Inputs
-from ifap.scores.moments import MOST_BYTES, Moments, bytes_of, halves, widths_read
+from ifap.scores.moments import MOST_BYTES, Halving, Moments, bytes_of, halves, widths_read
 from ifap.scores.reading import Reader
 
 _SHRINKAGE = 0.1  # of the correlations towards none
@@ -39,7 +39,7 @@ class Residuals:
     model : nn.Module
         The network.
     batches : iterable
-        Calibration inputs without labels; the halves are those of each batch.
+        Calibration inputs without labels.
     read_by : dict of str to Reader
         What reads the units.
 
@@ -51,6 +51,7 @@ class Residuals:
 
     def __init__(self, model: nn.Module, batches: Iterable[Inputs], read_by: dict[str, Reader]) -> None:
         self.means: dict[str, Tensor] = {}
+        self._halving = Halving(batches)
         self.moments = dict(halves(model, batches, {name: each.layer for name, each in read_by.items()}))
         self._units = {name: torch.from_numpy(read_by[name].units) for name in self.moments}
         self._fitted: dict[str, list[tuple[Tensor, Tensor]]] = {}
@@ -58,11 +59,13 @@ class Residuals:
             self.means[name] = found[0].joined(found[1]).mean
             self._fitted[name] = [(each.mean, _matrix(each, self._units[name])) for each in reversed(found)]
 
-    def of(self, name: str, rows: Tensor) -> Tensor:
-        """Return the residuals of what a layer reads; both of shape (samples, positions, channels)."""
-        middle = len(rows) // 2
-        parts = zip((rows[:middle], rows[middle:]), self._fitted[name], strict=True)
-        return torch.cat([(part - mean) @ matrix for part, (mean, matrix) in parts])
+    def of(self, name: str, rows: Tensor, batch: int) -> Tensor:
+        """Return the residuals of what a layer reads of a batch; both of shape (samples, positions, channels)."""
+        residuals = []
+        for half, part in self._halving.parts(batch, rows):
+            mean, matrix = self._fitted[name][half]
+            residuals.append((part - mean) @ matrix)
+        return torch.cat(residuals)
 
     def growth(self, name: str, scores: Tensor) -> Tensor:
         """Return by how much the residual variance of each unit grows if all units of a lower score have gone.
