@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from benchmarks.pretrained import texts
 from benchmarks.pretrained.carriers import path_of
 from benchmarks.pretrained.case import Case, Measures
 from benchmarks.pretrained.measures import embeddings
-from benchmarks.pretrained.splits import Split, taking_turns
+from benchmarks.pretrained.splits import Split
 from benchmarks.sentences import encoded, load_weights, mean_states
 
 BATCH = 32
@@ -58,12 +59,8 @@ def _case(key: str, folder: Path, split: Split, build: Callable[[Path], nn.Modul
     load_weights(encoder, path_of(key, "model.safetensors", folder))
     model = SentenceEncoder(encoder.float()).eval()
     tokenize = Tokenizer.from_file(str(path_of(key, "tokenizer.json", folder)))
-    tokenize.enable_truncation(texts.LONGEST)
-    tokenize.enable_padding()
-    chosen = taking_turns(texts.sentences(folder, "calibration"), BATCH, key=len)
-    calibration = [batch for same_half in chosen for batch in encoded(tokenize, same_half, BATCH)]
-    measured = [sentence for article in texts.sentences(folder, split) for sentence in article]
-    tested = encoded(tokenize, sorted(measured, key=len), BATCH)  # those of like length together
+    calibration = batches(tokenize, texts.sentences(folder, "calibration"))
+    tested = batches(tokenize, texts.sentences(folder, split))
     wanted = _embed(model, tested)
 
     def measure(pruned: nn.Module) -> Measures:
@@ -83,6 +80,13 @@ def _case(key: str, folder: Path, split: Split, build: Callable[[Path], nn.Modul
             blocks="encoder.encoder.layer",
         )
     ]
+
+
+def batches(tokenize: Any, sentences: list[str]) -> list[dict[str, Tensor]]:
+    """Return texts as batches of ids and masks, those of like length together."""
+    tokenize.enable_truncation(texts.LONGEST)
+    tokenize.enable_padding()
+    return encoded(tokenize, sorted(sentences, key=len), BATCH)
 
 
 def _embed(model: nn.Module, texts_: list[dict[str, Tensor]]) -> Tensor:

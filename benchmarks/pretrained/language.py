@@ -13,7 +13,7 @@ from benchmarks.pretrained import texts
 from benchmarks.pretrained.carriers import path_of
 from benchmarks.pretrained.case import Case, Measures
 from benchmarks.pretrained.measures import logits_of, next_tokens
-from benchmarks.pretrained.splits import Split, taking_turns
+from benchmarks.pretrained.splits import Split
 from ifap.errors import ConfigError
 from ifap.files import beside
 
@@ -60,8 +60,7 @@ def _converted(folder: Path) -> Path:
 def passages(folder: Path, split: Split) -> list[Case]:
     """Return the case: 16,384 tokens for calibration, and passages of other articles to measure on."""
     network, tokenize = smollm2(folder)
-    by_article = texts.blocks_by_article(folder, "calibration", tokenize)
-    calibration = [torch.stack(batch) for batch in taking_turns(by_article, BATCH)]
+    calibration = list(texts.blocks(folder, "calibration", tokenize).split(BATCH))
     tested = list(texts.blocks(folder, split, tokenize).split(BATCH))
 
     wanted = [logits_of(network, tokens) for tokens in tested]

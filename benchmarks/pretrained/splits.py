@@ -8,7 +8,7 @@ them share any; of articles, all passages and sentences go the same way.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, zip_longest
 from typing import Literal, TypeVar
@@ -64,9 +64,7 @@ def partition(items: Sequence[Item], sizes: Mapping[str, int], seed: int = 0) ->
     return parts
 
 
-def taking_turns(
-    sources: Iterable[Sequence[Item]], size: int, seed: int = 0, key: Callable[[Item], int] | None = None
-) -> list[list[Item]]:
+def taking_turns(sources: Iterable[Sequence[Item]], size: int, seed: int = 0) -> list[list[Item]]:
     """Return batches that take turns between two halves of the sources, so that no source is in both.
 
     Batches of calibration go to two halves in turn (`ifap.scores.moments.Halving`): what is fitted on the one is
@@ -75,13 +73,11 @@ def taking_turns(
     Parameters
     ----------
     sources : iterable of sequence
-        The samples of each source: crops of one image, sentences of one article.
+        The samples of each source, such as crops of one image.
     size : int
         Samples of a batch.
     seed : int
         Of the order of the samples.
-    key : callable, optional
-        What the samples of each half are sorted by, in place of an order at random.
     """
     order = list(sources)
     random.Random(seed).shuffle(order)
@@ -89,7 +85,7 @@ def taking_turns(
     for source in sorted(order, key=len, reverse=True):
         min(halves, key=len).extend(source)
     for half in halves:
-        half.sort(key=key) if key is not None else random.Random(seed).shuffle(half)
+        random.Random(seed).shuffle(half)
     batches = [[half[start : start + size] for start in range(0, len(half), size)] for half in halves]
     return [batch for batch in chain.from_iterable(zip_longest(*batches, fillvalue=[])) if batch]
 

@@ -30,31 +30,20 @@ def passages(folder: Path, part: str) -> dict[str, list[str]]:
 
 def blocks(folder: Path, part: str, tokenize: Any) -> Tensor:
     """Return blocks of tokens, each within one article, as many of each: shape (blocks, tokens)."""
-    return torch.stack([block for rows in blocks_by_article(folder, part, tokenize) for block in rows])
-
-
-def blocks_by_article(folder: Path, part: str, tokenize: Any) -> list[list[Tensor]]:
-    """Return the blocks of each article."""
     by_article = [
         torch.tensor([number for text in texts for number in tokenize.encode(text).ids])
         for texts in passages(folder, part).values()
     ]
     cut = [tokens[: len(tokens) // BLOCK * BLOCK].reshape(-1, BLOCK) for tokens in by_article]
-    turns = [number for turn in range(max(map(len, cut))) for number, rows in enumerate(cut) if turn < len(rows)]
-    return [list(rows[: turns[: BLOCKS[part]].count(number)]) for number, rows in enumerate(cut)]
+    wanted, turns = BLOCKS[part], max(map(len, cut))
+    found = [rows[turn] for turn in range(turns) for rows in cut if turn < len(rows)]
+    return torch.stack(found[:wanted])
 
 
-def sentences(folder: Path, part: str) -> list[list[str]]:
-    """Return different sentences of 40 to 250 characters, drawn at random, by article."""
-    title_of = {
-        sentence.strip(): title
-        for title, texts in passages(folder, part).items()
-        for text in texts
-        for sentence in _SENTENCE.split(text)
-    }
-    chosen = sorted(sentence for sentence in title_of if 40 <= len(sentence) <= 250)
+def sentences(folder: Path, part: str) -> list[str]:
+    """Return different sentences of 40 to 250 characters, in mixed order."""
+    texts = [text for found in passages(folder, part).values() for text in found]
+    split = [sentence.strip() for text in texts for sentence in _SENTENCE.split(text)]
+    chosen = sorted({sentence for sentence in split if 40 <= len(sentence) <= 250})
     random.Random(0).shuffle(chosen)
-    found: dict[str, list[str]] = {}
-    for sentence in chosen[: SENTENCES[part]]:
-        found.setdefault(title_of[sentence], []).append(sentence)
-    return list(found.values())
+    return chosen[: SENTENCES[part]]

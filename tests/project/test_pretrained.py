@@ -105,8 +105,6 @@ def test_no_source_of_calibration_is_in_both_halves_of_its_batches():
     assert not halves[0] & halves[1]
     assert sorted(chain(*batches)) == sorted(chain(*sources))
     assert [len(batch) for batch in batches] == [16] * 12 + [4, 4]
-    by_length = splits.taking_turns([["a", "aaa"], ["aa"], ["aaaa"]], 2, key=len)
-    assert by_length == [["a", "aaa"], ["aa", "aaaa"]]
 
 
 def test_articles_are_in_one_part():

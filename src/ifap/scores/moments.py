@@ -128,8 +128,8 @@ Halves = tuple[Moments, Moments]
 class Halving:
     """Divides calibration samples into two halves: batches go to them in turn.
 
-    Samples of one source, such as crops of one photograph or passages of one text, belong into one batch: in different
-    halves they would tell of each other. Of fewer than `TURNS` batches, each is divided in its middle.
+    Samples that are nearly the same, such as crops of one photograph, belong into one batch: in different halves they
+    would tell of each other. Of fewer than `TURNS` batches, each is divided in its middle.
 
     Parameters
     ----------
