@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 import ifap
 from ifap.data import CalibrationBatches, Split
 from ifap.errors import ScoreError, SplitError
-from ifap.scores import flow
+from ifap.scores import flow, heads
 from ifap.scores.flow import activation_norms
 from ifap.view import trace
 
@@ -485,3 +485,15 @@ def test_norms_over_rows_are_those_of_double_precision(positions, memory):
     if memory == "units first":
         rows = rows.transpose(1, 2).contiguous().transpose(1, 2)
     torch.testing.assert_close(flow.unit_norms(rows, -1).double(), exact, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("kind", ["bool", "float"])
+def test_attention_of_a_query_that_sees_no_key_is_that_of_torch(kind):
+    query, key, value = torch.randn(3, 2, 4, 5, 8, generator=torch.Generator().manual_seed(0))
+    mask = torch.ones(2, 1, 5, 5, dtype=torch.bool).tril()
+    mask[1, :, 2] = False
+    if kind == "float":
+        mask = torch.zeros(mask.shape).masked_fill(~mask, float("-inf"))
+    found = heads.probabilities(query, key, value, mask)
+    assert not found[1, :, 2].any()
+    torch.testing.assert_close(found @ value, functional.scaled_dot_product_attention(query, key, value, mask))

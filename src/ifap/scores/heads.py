@@ -126,12 +126,12 @@ def probabilities(
     logits = (query * (query.shape[-1] ** -0.5 if scale is None else scale)) @ key.transpose(-2, -1)
     if is_causal:
         logits = logits.masked_fill(torch.ones_like(logits, dtype=torch.bool).triu(1), float("-inf"))
-    if attn_mask is not None:
-        hides = attn_mask.dtype == torch.bool
-        logits = logits.masked_fill(~attn_mask, float("-inf")) if hides else logits + attn_mask
-    found = logits.softmax(dim=-1)
+    if attn_mask is None:
+        return logits.softmax(dim=-1)
+    hidden = ~attn_mask if attn_mask.dtype == torch.bool else attn_mask == float("-inf")
+    logits = logits.masked_fill(hidden, float("-inf")) if attn_mask.dtype == torch.bool else logits + attn_mask
     # A query that sees no key attends to nothing.
-    return found if attn_mask is None else found.masked_fill((logits == float("-inf")).all(dim=-1, keepdim=True), 0.0)
+    return logits.softmax(dim=-1).masked_fill(hidden.all(dim=-1, keepdim=True), 0.0)
 
 
 def head_weights(model: nn.Module, graph: Graph) -> list[Tensor]:
