@@ -229,7 +229,7 @@ def probe(model: nn.Module, example_inputs: Inputs, outputs: Sequence[str] | Non
     counter = _Counter(model)
     with unchanged(model), evaluation_mode(model), torch.no_grad(), dense_outputs(model), plain_kernels():
         values = _run(model, counter, example_inputs)
-    return Probe(counter.macs, _task_shapes(values, outputs))
+    return Probe(counter.macs, _task_shapes(model, values, outputs))
 
 
 def shapes_without_data(
@@ -279,11 +279,11 @@ def _without_data(
         evaluation_mode(model), torch.no_grad(), dense_outputs(model), plain_kernels(), unchanged(model),
         data_free(model, inputs) as (given, _), Shapes() if counter is None else counter.counting(),
     ):  # fmt: skip
-        return _task_shapes(call(model, given), outputs)
+        return _task_shapes(model, call(model, given), outputs)
 
 
-def _task_shapes(found: Any, outputs: Sequence[str] | None) -> list[tuple[int, ...]]:
-    return [tuple(tensor.shape) for tensor in task_tensors(found, outputs)]
+def _task_shapes(model: nn.Module, found: Any, outputs: Sequence[str] | None) -> list[tuple[int, ...]]:
+    return [tuple(tensor.shape) for tensor in task_tensors(model, found, outputs)]
 
 
 def run_once(model: nn.Module, example_inputs: Inputs, outputs: Sequence[str] | None = None) -> list[tuple[int, ...]]:
@@ -306,7 +306,7 @@ def run_once(model: nn.Module, example_inputs: Inputs, outputs: Sequence[str] | 
             if is_trouble(error):
                 raise
             found = _run(model, _Counter(model), example_inputs)  # again, to see which module fails
-        return _task_shapes(found, outputs)
+        return _task_shapes(model, found, outputs)
 
 
 def _run(model: nn.Module, counter: _Counter, example_inputs: Inputs) -> Any:
@@ -340,7 +340,7 @@ def shapes_in_training(
     """
 
     def run(given: Inputs) -> list[tuple[int, ...]]:
-        return _task_shapes(_run(model, _Counter(model), given), outputs)
+        return _task_shapes(model, _run(model, _Counter(model), given), outputs)
 
     try:
         with dense_outputs(model):

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import inspect
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from ifap.axes.attention import adopt
 from ifap.axes.passes import is_trouble, modes
-from ifap.errors import ConfigError, nearest
+from ifap.axes.tensors import is_channels_last
+from ifap.errors import ConfigError, GraphError, nearest
 from ifap.layers import is_norm, modules_by_name
 
 __all__ = ["is_trouble"]
 
+_DEPTH = 3  # of objects within objects, such as a distribution around another
 Inputs = Any  # a tensor, a tuple or list of arguments, or a dict of keyword arguments
 
 
@@ -58,9 +64,11 @@ def map_tensors(tree: Any, function: Callable[[Tensor], Any]) -> Any:
 
 
 def children(tree: Any) -> dict[Any, Any]:
-    """Return what a container holds by key: of a dict, tuple, list, named tuple or dataclass; empty for a leaf."""
+    """Return what a container holds by key: of a dict, tuple, list, namespace or dataclass; empty for a leaf."""
     if isinstance(tree, dict):
         return dict(tree)
+    if isinstance(tree, SimpleNamespace):
+        return dict(vars(tree))
     if isinstance(tree, tuple) and hasattr(tree, "_fields"):
         return dict(zip(tree._fields, tree, strict=True))
     if isinstance(tree, (tuple, list)):
@@ -71,27 +79,30 @@ def children(tree: Any) -> dict[Any, Any]:
 
 
 def tensors(tree: Any) -> Iterator[Tensor]:
-    """Yield every tensor in nested tuples, lists, dicts, named tuples and dataclasses, in order."""
+    """Yield every tensor in nested tuples, lists, dicts, named tuples, namespaces and dataclasses, in order."""
     if isinstance(tree, Tensor):
         yield tree
     for value in children(tree).values():
         yield from tensors(value)
 
 
-def task_tensors(outputs: Any, names: Sequence[str] | None = None) -> Iterator[Tensor]:
+def task_tensors(model: nn.Module, outputs: Any, names: Sequence[str] | None = None) -> Iterator[Tensor]:
     """Yield the tensors of a network's outputs whose shape must stay.
 
     Parameters
     ----------
+    model : nn.Module
+        The network.
     outputs : object
-        What the network returned. Objects that are no containers, such as caches, are none.
+        What it returned. Objects of any class count, such as the boxes of a detector or a distribution, but for those
+        that the network takes back as an argument of the same name, such as caches.
     names : sequence of str, optional
         Which named outputs count; all tensors by default.
 
     Yields
     ------
     Tensor
-        In the order of the outputs.
+        In the order of the outputs; those inside of objects come last.
 
     Raises
     ------
@@ -100,12 +111,33 @@ def task_tensors(outputs: Any, names: Sequence[str] | None = None) -> Iterator[T
     """
     if names is None:
         yield from tensors(outputs)
+        yield from _inside_objects(outputs, set(inspect.signature(type(model).forward).parameters))
         return
     named = {key: value for key, value in children(outputs).items() if isinstance(key, str) and value is not None}
     for name in names:
         if name not in named:
             raise ConfigError(f"outputs: the network returns no '{name}': {nearest(name, named)}")
     yield from tensors([named[name] for name in names])
+
+
+def _inside_objects(tree: Any, taken_back: set[str]) -> Iterator[Tensor]:
+    """Yield the tensors that objects hold which are no containers, wherever containers hold these."""
+    found = children(tree)
+    if not found:
+        yield from _attributes(tree, _DEPTH)
+    for key, value in found.items():
+        if key not in taken_back:
+            yield from _inside_objects(value, taken_back)
+
+
+def _attributes(value: Any, depth: int) -> Iterator[Tensor]:
+    """Yield the tensors among the attributes of an object, and of objects in its attributes down to some depth."""
+    if not depth or isinstance(value, (Tensor, nn.Module, type)):
+        return
+    for held in getattr(value, "__dict__", {}).values():
+        yield from tensors(held)
+        if not children(held):
+            yield from _attributes(held, depth - 1)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -148,11 +180,33 @@ def private_copy(model: nn.Module) -> nn.Module:
     return twin
 
 
+def refuse_unmade(model: nn.Module) -> None:
+    """Raise a `GraphError` if a lazy layer has not made its weights yet."""
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if is_lazy(tensor):
+            layer = name.rpartition(".")[0]
+            raise GraphError(f"layer '{layer}' has not made its weights yet: run the network once on a sample before")
+
+
 def copy_to_prune(model: nn.Module) -> nn.Module:
     """Return a copy whose attention modules of torch read their widths from their weights."""
+    refuse_unmade(model)
     twin = private_copy(model)
     adopt(twin)
+    _lay_out(twin)
     return twin
+
+
+def _lay_out(model: nn.Module) -> None:
+    """Let weights lie in memory as those of a loaded network do: how sums are rounded depends on it."""
+    users = Counter(
+        weight.untyped_storage().data_ptr() for weight in model.parameters() if weight.layout is torch.strided
+    )
+    for weight in model.parameters():
+        if weight.layout is not torch.strided or users[weight.untyped_storage().data_ptr()] > 1:
+            continue
+        if not weight.is_contiguous() and not is_channels_last(weight):
+            weight.data = weight.data.contiguous()
 
 
 @contextmanager

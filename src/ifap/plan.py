@@ -59,7 +59,7 @@ class AttributeSize(Part):
 
 
 class CallSize(Part):
-    """A size argument of one call that is corrected: set to a value, or scaled by a fraction."""
+    """A size argument of one call, and of every so many after it, that is set to a value or scaled by a fraction."""
 
     module: str
     function: str
@@ -69,6 +69,9 @@ class CallSize(Part):
     fraction: (
         Annotated[list[Annotated[int, Field(ge=0, lt=_LARGEST_SIZE)]], Field(min_length=2, max_length=2)] | None
     ) = None
+    every: Annotated[int, Field(gt=0, lt=_LARGEST_SIZE)] | None = Field(
+        default=None, exclude_if=lambda each: each is None
+    )
 
 
 class LayerMask(Part):

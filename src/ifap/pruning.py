@@ -140,7 +140,8 @@ def prune(
         inner factor: the same channels of every group, the same queries of every head of keys.
     outputs : sequence of str, optional
         Which of the named outputs keep their shape, such as ``("logits",)``; by default every tensor that the network
-        returns in dicts, tuples, lists, named tuples and dataclasses. Caches are none.
+        returns, also inside of containers and other objects. An object that `forward` takes as an argument of the same
+        name, such as a cache, is none.
     prove : bool
         Compare the cut network with the masked one at the end, in double precision; see `Pruned`. It takes two
         forwards and a copy of the network in double precision.

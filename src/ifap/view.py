@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ifap.axes.passes import trace_axes
 from ifap.axes.units import UNITS, Graph, find_units
 from ifap.errors import ConfigError, GraphError, nearest
-from ifap.forward import Inputs, call, dense_outputs, task_tensors, unwrapped
+from ifap.forward import Inputs, call, dense_outputs, refuse_unmade, task_tensors, unwrapped
 from ifap.layers import modules_by_name, parameters_by_name
 from ifap.printing import as_text
 
@@ -55,9 +55,10 @@ def trace(
     """
     if units not in UNITS:
         raise ConfigError(f"unknown units '{units}': {nearest(str(units), UNITS)}")
+    refuse_unmade(model)
     ignored = _ignored(model, ignore)
     with dense_outputs(model):
-        axes, attributes = trace_axes(model, example_inputs, call, lambda found: task_tensors(found, outputs))
+        axes, attributes = trace_axes(model, example_inputs, call, lambda found: task_tensors(model, found, outputs))
     return find_units(
         model,
         axes,
@@ -295,4 +296,4 @@ def _taken_along(graph: Graph, group: int) -> dict[str, int]:
 def output_tensors(model: nn.Module, inputs: Inputs, outputs: Sequence[str] | None = None) -> list[Tensor]:
     """Run a network and return the outputs whose shape must stay."""
     with dense_outputs(model):
-        return list(task_tensors(call(model, inputs), outputs))
+        return list(task_tensors(model, call(model, inputs), outputs))

@@ -181,3 +181,13 @@ def bytes_as_images():
             return self.head(self.b(self.a(x / 255)))
 
     return Bytes(a=unit(3, 12), b=unit(12, 16), head=head(16))
+
+
+@kind(image())
+def divided_by_the_number_of_values():
+    class Divided(Net):
+        def forward(self, x):
+            x = self.a(x)
+            return self.head(self.b(x * (x.shape[0] / x.numel()) ** 0.5 * 10))
+
+    return Divided(a=unit(3, 24), b=unit(24, 16), head=head(16))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from types import MethodType
 from typing import Any
@@ -220,18 +221,20 @@ class SizeMode(TorchFunctionMode):
             sizes = _remembered_shape(args[0])
             place = args[1] if len(args) > 1 else kwargs.get("dim")
             return sizes if place is None else sizes[place]
+        if func is _NUMEL:
+            return math.prod(_remembered_shape(args[0]))
         name = getattr(func, "__name__", "")
         if name in ("__get__", "dim", "__set__"):
             return func(*args, **kwargs)
         tracer, key = self._tracer, call_key(name, args)
         self._recorder.module = tracer.stack[-1]
         ordinal = count_call(tracer, key)
+        if name in _READERS:
+            self._recorder.count(tracer.stack, tracer.counters, key)
         if name in _OPAQUE:
             tracer.pin_all(args, kwargs, f"{name} reads its widths by itself")
         module = tracer.stack[-1]
         out = func(*args, **kwargs)
-        if name == "numel" and args and isinstance(out, int):
-            return out
         with unrecorded():
             self._note((module, key, ordinal), name, args, kwargs, out)
         if name in ATTENTION and isinstance(out, Tensor) and out.dim() > 2:
@@ -299,11 +302,13 @@ class CorrectedSizes(TorchFunctionMode):
     ----------
     corrections : mapping of (str, int) to list of (path, value, fraction)
         Function and number of the call to what is changed among its arguments.
+    every : mapping of str to int
+        Function to the number of calls after which its corrections repeat.
     """
 
-    def __init__(self, corrections: Mapping[tuple[str, int], list[tuple[Path, Any, Any]]]) -> None:
+    def __init__(self, corrections: Mapping[tuple[str, int], list[tuple[Any, ...]]], every: Mapping[str, int]) -> None:
         super().__init__()
-        self._corrections = corrections
+        self._corrections, self._every = corrections, every
         self._counts = {name: 0 for name, _ in corrections}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -312,6 +317,7 @@ class CorrectedSizes(TorchFunctionMode):
         if key in self._counts:
             number = self._counts[key]
             self._counts[key] = number + 1
+            number %= self._every.get(key, number + 1)
             for path, value, fraction in self._corrections.get((key, number), ()):
                 if path[0] == "args":
                     args = _corrected(args, path[1:], value, fraction)
@@ -347,12 +353,13 @@ def corrected_forward(module: Any, corrections: list[Correction]) -> Callable[..
     corrections : list of Correction
         Those of this module.
     """
-    table: dict[tuple[str, int], list[tuple[Path, Any, Any]]] = {}
+    table: dict[tuple[str, int], list[tuple[Any, ...]]] = {}
     for each in corrections:
-        table.setdefault((each.function, each.ordinal), []).append((each.path, each.value, each.fraction))
+        table.setdefault((each.function, each.ordinal), []).append(each.change)
+    every = {each.function: each.every for each in corrections if each.every}
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        with CorrectedSizes(table):
+        with CorrectedSizes(table, every):
             return type(self).forward(self, *args, **kwargs)
 
     return MethodType(forward, module)

@@ -7,7 +7,7 @@ keeps its axes whole.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any
 
@@ -27,6 +27,8 @@ class Correction:
         What the argument is set to.
     fraction : (int, int) or None
         What it is scaled by instead, where it also counts samples or places.
+    every : int or None
+        Where corrections repeat, as in a loop over steps: this one also holds for every so many calls after it.
     """
 
     module: str
@@ -35,6 +37,12 @@ class Correction:
     path: tuple[Any, ...]
     value: int | float | None = None
     fraction: tuple[int, int] | None = None
+    every: int | None = None
+
+    @property
+    def change(self) -> tuple[Any, ...]:
+        """What is changed, whichever call it is."""
+        return self.path, self.value, self.fraction
 
 
 @dataclass
@@ -68,6 +76,10 @@ class Sizes:
 
     def __init__(self, recorders: list[Recorder], attributes: dict[Key, int], unsteady: set[Place]) -> None:
         self._original, self._unsteady = attributes, unsteady
+        self._calls: dict[tuple[str, str], int] = {}
+        for recorder in recorders:
+            for name, number in recorder.calls.items():
+                self._calls[name] = max(number, self._calls.get(name, 0))
         uses = [use for recorder in recorders for use in recorder.uses]
         self._uses = [use for use in uses if can_change(use.origin, use.need)]
         self._comparisons = [
@@ -101,7 +113,7 @@ class Sizes:
                 found[key] = correction
         self._check(size, attributes)
         changed = {key: value for key, value in attributes.items() if value != self._original[key]}
-        return Corrections(changed, [each for each in found.values() if each is not None])
+        return Corrections(changed, list(_repeating([each for each in found.values() if each], self._calls)))
 
     def may_change(self) -> tuple[dict[Key, int], list[str]]:
         """Return the attributes, and the calls without one, whose sizes count an axis that can be cut."""
@@ -167,6 +179,26 @@ class Sizes:
         axes = [leaf.parts[0] for leaf in _leaves(use.origin) if leaf.kind == "axis"]
         axes += [axis for axis in (use.need.counts, use.need.over) if axis is not None]
         return CannotFollowError(axes, f"{use.function} takes {text}", use.module)
+
+
+def _repeating(corrections: list[Correction], calls: dict[tuple[str, str], int]) -> Iterator[Correction]:
+    """Yield corrections; those that repeat over all calls of a function in a module once, with the period.
+
+    A forward that loops over steps, samples or blocks of its input makes more such calls for a longer one.
+    """
+    by_call: dict[tuple[str, str], dict[int, list[Correction]]] = {}
+    for each in corrections:
+        by_call.setdefault((each.module, each.function), {}).setdefault(each.ordinal, []).append(each)
+    for name, found in by_call.items():
+        number = calls.get(name, 0)
+        changes = [{each.change for each in found.get(ordinal, ())} for ordinal in range(number)]
+        periods = (every for every in range(1, number // 2 + 1) if number % every == 0)
+        every = next((each for each in periods if changes == changes[:each] * (number // each)), None)
+        for ordinal, of_call in found.items():
+            if every is None:
+                yield from of_call
+            elif ordinal < every:
+                yield from (replace(each, every=every) for each in of_call)
 
 
 def _leaves(origin: Any) -> Iterator[Origin]:

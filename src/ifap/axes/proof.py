@@ -103,6 +103,9 @@ def prove(
         excluded["the forward does not run in double precision"] += len(checked)
         return Proof(None, 0, dict(excluded), time.perf_counter() - began)
     wanted, precision = reference
+    if not wanted:
+        excluded["the network returns no tensor"] += len(checked)
+        return Proof(None, 0, dict(excluded), time.perf_counter() - began)
     _restore(masked)
     try:
         cut_units(copy, graph, checked)

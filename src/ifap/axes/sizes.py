@@ -156,7 +156,14 @@ class Recorder:
         self.uses: list[Use] = []
         self.comparisons: list[Comparison] = []
         self.kept: list[tuple[Origin, str]] = []  # numbers taken out of sight: their value must stay
+        self.calls: dict[tuple[str, str], int] = {}  # module and function to the most calls in one run of the module
         self.module = ""
+
+    def count(self, modules: list[str], counters: list[dict[str, int]], function: str) -> None:
+        """Note how many calls of a function the modules that run have made so far."""
+        for name, counter in zip(modules, counters, strict=True):
+            key = name, function
+            self.calls[key] = max(self.calls.get(key, 0), counter[function])
 
 
 _ACTIVE: list[Recorder] = []

@@ -113,3 +113,8 @@ def replaced_tensors(held: Sequence[Holder], others: Mapping[int, Tensor]) -> It
     finally:
         for _, tensor, put in reversed(held):
             put(tensor)
+
+
+def is_channels_last(tensor: Tensor) -> bool:
+    """Whether the channels of images lie side by side in memory."""
+    return tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous()

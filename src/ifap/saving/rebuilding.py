@@ -13,7 +13,7 @@ from ifap.axes.attention import adopt
 from ifap.axes.corrections import Correction, Corrections
 from ifap.axes.cut import apply_corrections, follow_shapes, selected
 from ifap.axes.slots import slot_of
-from ifap.axes.tensors import holders, named_tensors
+from ifap.axes.tensors import holders, is_channels_last, named_tensors
 from ifap.errors import PlanError, nearest
 from ifap.layers import add_bias, has_plain_forward, modules_by_name
 
@@ -149,9 +149,8 @@ def _put(
 
 def _like(tensor: Tensor, stored: Tensor) -> Tensor:
     """Return a stored tensor as a parameter or buffer like the one that it replaces."""
-    last = tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous()
     new = stored.to(tensor.device)
-    new = new.contiguous(memory_format=torch.channels_last) if last else new.contiguous()
+    new = new.contiguous(memory_format=torch.channels_last) if is_channels_last(tensor) else new.contiguous()
     return nn.Parameter(new, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else new
 
 
@@ -175,6 +174,7 @@ def _corrections(model: nn.Module, plan: Plan) -> Corrections:
                 tuple(each.path),
                 each.value,
                 None if each.fraction is None else (each.fraction[0], each.fraction[1]),
+                each.every,
             )
             for each in plan.calls
         ],

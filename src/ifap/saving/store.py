@@ -273,6 +273,7 @@ def pruned_plan(model: nn.Module, graph: Graph, example_inputs: Inputs, before: 
                 path=list(each.path),
                 value=each.value,
                 fraction=None if each.fraction is None else list(each.fraction),
+                every=each.every,
             )
             for each in corrections.arguments
         ],
@@ -471,7 +472,7 @@ def _fingerprint(model: nn.Module, spec: Any) -> list[float]:
     inputs = to_device(make_inputs(spec), device_of(model))
     with evaluation_mode(model), torch.no_grad(), dense_outputs(model), torch.random.fork_rng():
         torch.manual_seed(0)  # what a forward draws at random is the same each time
-        found = map(as_real, task_tensors(call(model, inputs)))
+        found = map(as_real, task_tensors(model, call(model, inputs)))
         output = next((t for t in found if t.is_floating_point()), None)
     if output is None or output.numel() == 0:
         raise PlanError("the network returns no floating-point tensor")

@@ -204,7 +204,7 @@ def _forwards(
         for batch in batches:
             inputs = to_device(batch, where)
             found = call(model, inputs)
-            outputs = _learning(found, names)
+            outputs = _learning(model, found, names)
             if loss is not None:
                 yield _Forward(outputs, [loss(found, inputs)], None)
                 continue
@@ -227,10 +227,10 @@ def _go_back(forward: _Forward, weights: list[nn.Parameter] | None = None) -> tu
     return ()
 
 
-def _learning(found: Any, names: Iterable[str] | None) -> list[Tensor]:
+def _learning(model: nn.Module, found: Any, names: Iterable[str] | None) -> list[Tensor]:
     """Return the outputs that a gradient can start from."""
     outputs = [
-        tensor for tensor in task_tensors(found, None if names is None else tuple(names)) if tensor.requires_grad
+        tensor for tensor in task_tensors(model, found, None if names is None else tuple(names)) if tensor.requires_grad
     ]
     if not outputs:
         raise NoGradientError("no output of the network depends by a gradient on a layer that could be pruned")

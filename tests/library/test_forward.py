@@ -1,0 +1,134 @@
+"""What counts as an output of a network, and copies whose weights lie in memory as those of a loaded network do."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from networks import conv, head, unit
+from torch import nn
+from torch.distributions import Categorical, Independent, Normal
+
+import ifap
+from ifap.errors import GraphError
+
+X = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+class Held:
+    """What holds outputs and is no container; `_fields` is as in detectors."""
+
+    def __init__(self, logits, maps):
+        self.logits, self._fields = logits, {"maps": [maps]}
+
+
+class Returning(nn.Module):
+    """Two outputs, in whatever `wrap` makes of them."""
+
+    def __init__(self, wrap):
+        super().__init__()
+        self.body, self.maps, self.head, self.wrap = unit(3, 24), conv(24, 8), head(24, 8), wrap
+
+    def forward(self, x, state=None):
+        x = self.body(x)
+        return self.wrap(self.head(x), self.maps(x))
+
+
+def in_dict(logits, maps):
+    return {"loss": logits.logsumexp(1).mean(), "found": [Held(logits, maps)]}
+
+
+def pruned(network, x=X):
+    return ifap.prune(network, x[:1], [x], target=ifap.Target(macs=0.3), method="magnitude", steps=1, min_units=1)
+
+
+@pytest.mark.parametrize("wrap", [lambda a, b: SimpleNamespace(a=a, b=[b]), Held, lambda a, b: (Held(a, b),), in_dict])
+def test_outputs_inside_of_objects_keep_their_shape(wrap):
+    torch.manual_seed(0)
+    found = pruned(Returning(wrap))
+    assert found.model.maps.out_channels == 8
+    assert found.model.head[-1].out_features == 8
+    assert found.proof.holds
+    assert found.after.macs < found.before.macs
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda a, b: Categorical(logits=a, validate_args=False),
+        lambda a, b: Independent(Normal(a, a.exp(), validate_args=False), 1, validate_args=False),
+    ],
+)
+def test_a_distribution_is_an_output(wrap, tmp_path):
+    torch.manual_seed(0)
+    found = pruned(Returning(wrap))
+    assert found.model.head[-1].out_features == 8
+    ifap.save(found, tmp_path)
+    ifap.load(tmp_path, lambda: Returning(wrap))
+
+
+def test_what_a_network_takes_back_is_no_output():
+    torch.manual_seed(0)
+    found = pruned(Returning(lambda a, b: {"logits": a, "state": Held(a, b)}))
+    assert found.model.head[-1].out_features == 8
+    assert found.model.maps.out_channels < 8
+
+
+def test_a_proof_without_outputs_says_so():
+    torch.manual_seed(0)
+    found = pruned(Returning(lambda a, b: "done"))
+    assert found.proof.difference is None
+    assert "the network returns no tensor" in found.proof.does_not_apply
+
+
+@pytest.mark.parametrize("call", [lambda m: pruned(m), lambda m: ifap.inspect(m, X)])
+def test_a_lazy_layer_without_weights_is_named(call):
+    with pytest.raises(GraphError, match=r"'1'.*has not made its weights yet"):
+        call(nn.Sequential(conv(3, 8), nn.LazyConv2d(8, 3)))
+
+
+class Turned(nn.Module):
+    """A weight that lies column by column, which torch multiplies in another order."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = unit(3, 24), nn.Linear(24, 5)
+        self.weight = nn.Parameter(torch.randn(5, 5).t())
+
+    def forward(self, x):
+        return torch.linalg.inv(self.weight) @ self.head(self.body(x).mean((2, 3))).unsqueeze(2)
+
+
+def test_weights_lie_in_memory_as_those_of_a_loaded_network(tmp_path):
+    torch.manual_seed(0)
+    found = pruned(Turned())
+    assert found.model.weight.is_contiguous()
+    ifap.save(found, tmp_path)
+    assert torch.equal(ifap.load(tmp_path, Turned).eval()(X), found.model.eval()(X))
+
+
+class Steps(nn.Module):
+    """A cell written by hand, with its width as a number in a loop over the steps of the input."""
+
+    def __init__(self):
+        super().__init__()
+        self.gates, self.read, self.head = nn.Linear(6, 48), nn.Linear(16, 48), nn.Linear(16, 3)
+
+    def forward(self, x):
+        hidden = x.new_zeros(x.shape[0], 16)
+        for step in x.unbind(1):
+            new, old, gate = torch.split(self.gates(step) + self.read(hidden), 16, dim=1)
+            hidden = torch.lerp(new.tanh(), hidden + old.sigmoid(), gate.sigmoid())
+        return self.head(hidden)
+
+
+def test_sizes_in_a_loop_follow_for_more_steps_than_the_sample_has(tmp_path):
+    torch.manual_seed(0)
+    network, x = Steps(), torch.randn(4, 5, 6)
+    found = pruned(network, x)
+    assert found.after.macs < found.before.macs
+    ifap.save(found, tmp_path)
+    longer = torch.randn(2, 9, 6)
+    assert torch.equal(ifap.load(tmp_path, Steps).eval()(longer), found.model.eval()(longer))
+    assert all(call.every == 1 and call.ordinal == 0 for call in found.plan.calls if call.function == "split")
