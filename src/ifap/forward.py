@@ -18,7 +18,7 @@ from torch.nn.parameter import is_lazy
 from ifap.axes.attention import adopt
 from ifap.axes.passes import is_trouble, modes
 from ifap.axes.tensors import is_channels_last
-from ifap.errors import ConfigError, GraphError, nearest
+from ifap.errors import ConfigError, GraphError, first_line, nearest
 from ifap.layers import is_norm, modules_by_name
 
 __all__ = ["is_trouble"]
@@ -111,13 +111,21 @@ def task_tensors(model: nn.Module, outputs: Any, names: Sequence[str] | None = N
     """
     if names is None:
         yield from tensors(outputs)
-        yield from _inside_objects(outputs, set(inspect.signature(type(model).forward).parameters))
+        yield from _inside_objects(outputs, _arguments(model))
         return
     named = {key: value for key, value in children(outputs).items() if isinstance(key, str) and value is not None}
     for name in names:
         if name not in named:
             raise ConfigError(f"outputs: the network returns no '{name}': {nearest(name, named)}")
     yield from tensors([named[name] for name in names])
+
+
+def _arguments(model: nn.Module) -> set[str]:
+    """Return the names of what a network takes; none where its forward does not say, such as a scripted one."""
+    try:
+        return set(inspect.signature(type(model).forward).parameters)
+    except (AttributeError, TypeError, ValueError):
+        return set()
 
 
 def _inside_objects(tree: Any, taken_back: set[str]) -> Iterator[Tensor]:
@@ -164,7 +172,13 @@ def to_device(inputs: Inputs, device: torch.device) -> Inputs:
 
 
 def private_copy(model: nn.Module) -> nn.Module:
-    """Return a copy to prune; it keeps its own hooks and gradient flags but no gradients."""
+    """Return a copy to prune; it keeps its own hooks and gradient flags but no gradients.
+
+    Raises
+    ------
+    GraphError
+        If the network holds something that cannot be copied.
+    """
     # Weights that hooks compute (old weight norms, masks) are results of autograd, which torch does not copy.
     memo: dict[int, Any] = {
         id(value): value.detach().clone()
@@ -172,8 +186,13 @@ def private_copy(model: nn.Module) -> nn.Module:
         for value in module.__dict__.values()
         if isinstance(value, Tensor) and value.grad_fn is not None
     }
-    with torch.no_grad():  # torch copies the parameters of scripted modules by an operation
-        twin = copy.deepcopy(model, memo)
+    try:
+        with torch.no_grad():  # torch copies the parameters of scripted modules by an operation
+            twin = copy.deepcopy(model, memo)
+    except Exception as error:  # whatever an attribute raises that Python cannot copy, such as a lock
+        if is_trouble(error):
+            raise
+        raise GraphError(f"the network cannot be copied by copy.deepcopy ({first_line(error)})") from error
     for mine, other in zip(twin.parameters(), model.parameters(), strict=True):
         mine.requires_grad_(other.requires_grad)
     twin.zero_grad(set_to_none=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -86,6 +87,18 @@ def test_a_proof_without_outputs_says_so():
 def test_a_lazy_layer_without_weights_is_named(call):
     with pytest.raises(GraphError, match=r"'1'.*has not made its weights yet"):
         call(nn.Sequential(conv(3, 8), nn.LazyConv2d(8, 3)))
+
+
+def test_a_network_that_cannot_be_copied_is_refused_in_one_line():
+    network = nn.Sequential(conv(3, 8), head(8))
+    network.lock = threading.Lock()
+    with pytest.raises(GraphError, match=r"cannot be copied by copy\.deepcopy \(.*lock"):
+        pruned(network)
+
+
+def test_what_a_scripted_network_takes_is_not_asked():
+    with pytest.raises(GraphError, match="nothing in this network can be pruned"):
+        pruned(torch.jit.script(nn.Sequential(conv(3, 8), head(8))))
 
 
 class Turned(nn.Module):
