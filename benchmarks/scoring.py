@@ -31,10 +31,10 @@ from ifap.view import trace
 BATCH, BATCHES, TOKENS = 8, 2, 128
 LIMIT = 1.1
 NETWORKS = {
-    "resnet50": "2 batches of 8, 224 px",
-    "vit_b_16": "2 batches of 8, 224 px",
-    "convnext_small": "2 batches of 8, 224 px",
-    "bert_base": "2 batches of 8, 128 tokens",
+    "resnet50": f"{BATCHES} batches of {BATCH}, 224 px",
+    "vit_b_16": f"{BATCHES} batches of {BATCH}, 224 px",
+    "convnext_small": f"{BATCHES} batches of {BATCH}, 224 px",
+    "bert_base": f"{BATCHES} batches of {BATCH}, {TOKENS} tokens",
 }
 
 

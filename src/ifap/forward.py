@@ -17,7 +17,7 @@ from torch.nn.parameter import is_lazy
 
 from ifap.axes.attention import adopt
 from ifap.axes.passes import is_trouble, modes
-from ifap.axes.tensors import is_channels_last
+from ifap.axes.tensors import laid_out_as
 from ifap.errors import ConfigError, GraphError, first_line, nearest
 from ifap.layers import is_norm, modules_by_name
 
@@ -224,8 +224,7 @@ def _lay_out(model: nn.Module) -> None:
     for weight in model.parameters():
         if weight.layout is not torch.strided or users[weight.untyped_storage().data_ptr()] > 1:
             continue
-        if not weight.is_contiguous() and not is_channels_last(weight):
-            weight.data = weight.data.contiguous()
+        weight.data = laid_out_as(weight.data, weight)
 
 
 @contextmanager

@@ -306,7 +306,9 @@ class CorrectedSizes(TorchFunctionMode):
         Function to the number of calls after which its corrections repeat.
     """
 
-    def __init__(self, corrections: Mapping[tuple[str, int], list[tuple[Any, ...]]], every: Mapping[str, int]) -> None:
+    def __init__(
+        self, corrections: Mapping[tuple[str, int], list[tuple[Path, Any, Any]]], every: Mapping[str, int]
+    ) -> None:
         super().__init__()
         self._corrections, self._every = corrections, every
         self._counts = {name: 0 for name, _ in corrections}
@@ -353,7 +355,7 @@ def corrected_forward(module: Any, corrections: list[Correction]) -> Callable[..
     corrections : list of Correction
         Those of this module.
     """
-    table: dict[tuple[str, int], list[tuple[Any, ...]]] = {}
+    table: dict[tuple[str, int], list[tuple[Path, Any, Any]]] = {}
     for each in corrections:
         table.setdefault((each.function, each.ordinal), []).append(each.change)
     every = {each.function: each.every for each in corrections if each.every}

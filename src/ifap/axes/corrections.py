@@ -40,7 +40,7 @@ class Correction:
     every: int | None = None
 
     @property
-    def change(self) -> tuple[Any, ...]:
+    def change(self) -> tuple[tuple[Any, ...], Any, Any]:
         """What is changed, whichever call it is."""
         return self.path, self.value, self.fraction
 

@@ -17,7 +17,7 @@ from ifap.axes.calls import corrected_forward
 from ifap.axes.corrections import Correction, Corrections
 from ifap.axes.sizes import Key
 from ifap.axes.slots import of_each
-from ifap.axes.tensors import holders, is_channels_last
+from ifap.axes.tensors import holders, in_place_of
 from ifap.axes.units import Graph, Indices, stay
 from ifap.layers import is_norm, is_within, modules_by_name
 
@@ -119,11 +119,7 @@ def selected(tensor: Tensor, keep: dict[int, Tensor]) -> Tensor:
     new = tensor.detach()
     for dim, positions in sorted(keep.items()):  # whole rows first: they are copied at once
         new = new.index_select(dim, positions.to(tensor.device))
-    if new.dim() == 4 and is_channels_last(tensor):
-        new = new.contiguous(memory_format=torch.channels_last)
-    else:
-        new = new.contiguous()
-    return nn.Parameter(new, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else new
+    return in_place_of(tensor, new)
 
 
 # --- sizes ----------------------------------------------------------------------------------------

@@ -115,6 +115,14 @@ def replaced_tensors(held: Sequence[Holder], others: Mapping[int, Tensor]) -> It
             put(tensor)
 
 
-def is_channels_last(tensor: Tensor) -> bool:
-    """Whether the channels of images lie side by side in memory."""
-    return tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous()
+def laid_out_as(new: Tensor, tensor: Tensor) -> Tensor:
+    """Let a tensor lie in memory with its channels last where another of its rank does, else row by row."""
+    is_last = tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
+    last = is_last and not tensor.is_contiguous()
+    return new.contiguous(memory_format=torch.channels_last) if last else new.contiguous()
+
+
+def in_place_of(tensor: Tensor, new: Tensor) -> Tensor:
+    """Return what another tensor holds, as a parameter or buffer like the one that it replaces."""
+    new = laid_out_as(new.to(tensor.device), tensor)
+    return nn.Parameter(new, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else new

@@ -13,7 +13,7 @@ from ifap.axes.attention import adopt
 from ifap.axes.corrections import Correction, Corrections
 from ifap.axes.cut import apply_corrections, follow_shapes, selected
 from ifap.axes.slots import slot_of
-from ifap.axes.tensors import holders, is_channels_last, named_tensors
+from ifap.axes.tensors import holders, in_place_of, named_tensors
 from ifap.errors import PlanError, nearest
 from ifap.layers import add_bias, has_plain_forward, modules_by_name
 
@@ -135,7 +135,7 @@ def _put(
         stored = wanted.get(names.get(id(tensor), ""))
         if id(tensor) not in made:
             if stored is not None:
-                made[id(tensor)] = _like(tensor, stored)
+                made[id(tensor)] = in_place_of(tensor, stored)
             elif name in kept:
                 made[id(tensor)] = selected(tensor, kept[name])
             else:
@@ -145,13 +145,6 @@ def _put(
         put(made[id(tensor)])
     modules = modules_by_name(model)
     return {name for name in touched if name in modules}
-
-
-def _like(tensor: Tensor, stored: Tensor) -> Tensor:
-    """Return a stored tensor as a parameter or buffer like the one that it replaces."""
-    new = stored.to(tensor.device)
-    new = new.contiguous(memory_format=torch.channels_last) if is_channels_last(tensor) else new.contiguous()
-    return nn.Parameter(new, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else new
 
 
 def _corrections(model: nn.Module, plan: Plan) -> Corrections:

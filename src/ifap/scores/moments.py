@@ -155,6 +155,7 @@ def halves(
     layers: Mapping[str, Any],
     seed: int = 0,
     known: Mapping[str, Halves] | None = None,
+    halving: Halving | None = None,
 ) -> Iterator[tuple[str, Halves]]:
     """Yield for each layer the moments of what it reads in each half of the samples; see `Halving`.
 
@@ -171,6 +172,8 @@ def halves(
         Of the positions that are drawn.
     known : mapping of str to (Moments, Moments), optional
         What was measured of the same network before. If it is of all layers, nothing is run.
+    halving : Halving, optional
+        Of these batches, if there is one already.
 
     Yields
     ------
@@ -186,8 +189,8 @@ def halves(
     """
     known = known or {}
     yield from ((name, known[name]) for name in layers if name in known)
-    halving = Halving(batches)
     for part in _parts(widths_read({name: layer for name, layer in layers.items() if name not in known})):
+        halving = halving or Halving(batches)
         adder = _Adder({name: layers[name] for name in part}, halving, seed)
         observe(model, batches, adder.layers, adder.add, adder.next_batch)
         yield from adder.halves()

@@ -52,7 +52,8 @@ class Residuals:
     def __init__(self, model: nn.Module, batches: Iterable[Inputs], read_by: dict[str, Reader]) -> None:
         self.means: dict[str, Tensor] = {}
         self._halving = Halving(batches)
-        self.moments = dict(halves(model, batches, {name: each.layer for name, each in read_by.items()}))
+        layers = {name: each.layer for name, each in read_by.items()}
+        self.moments = dict(halves(model, batches, layers, halving=self._halving))
         self._units = {name: torch.from_numpy(read_by[name].units) for name in self.moments}
         self._fitted: dict[str, list[tuple[Tensor, Tensor]]] = {}
         for name, found in self.moments.items():
