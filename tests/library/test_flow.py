@@ -497,3 +497,35 @@ def test_attention_of_a_query_that_sees_no_key_is_that_of_torch(kind):
     found = heads.probabilities(query, key, value, mask)
     assert not found[1, :, 2].any()
     torch.testing.assert_close(found @ value, functional.scaled_dot_product_attention(query, key, value, mask))
+
+
+MASKS = {
+    "none": None,
+    "of each sample": torch.randn(7, 1, 5, 5),
+    "of all samples": torch.randn(1, 4, 5, 5),
+    "of queries and keys": torch.ones(5, 5, dtype=torch.bool).tril(),
+}
+
+
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("at_once", [1, 250, 10**6])
+def test_attention_in_pieces_of_a_batch_is_that_of_torch(mask, groups, at_once, monkeypatch):
+    monkeypatch.setattr(heads, "AT_ONCE", at_once)
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(7, count, 5, 8, generator=generator) for count in (4, 4 // groups, 4 // groups))
+    options = {"attn_mask": MASKS[mask], "enable_gqa": groups > 1}
+    found, outputs = (torch.cat(parts) for parts in zip(*heads.attended(query, key, value, **options), strict=True))
+    torch.testing.assert_close(outputs, functional.scaled_dot_product_attention(query, key, value, **options))
+    assert torch.equal(found, heads.probabilities(query, key, value, **options))
+
+
+@pytest.mark.parametrize("statistic", ["norm", "centered"])
+def test_scores_of_heads_do_not_depend_on_how_much_is_attended_at_once(statistic, monkeypatch):
+    net = NETWORKS["vit"]
+    model, batch = net.build(), net.inputs()
+    graph = trace(model, batch)
+    whole = ifap.flow_scores(model, [batch, batch], statistic=statistic, graph=graph)
+    monkeypatch.setattr(heads, "AT_ONCE", 1)
+    pieces = ifap.flow_scores(model, [batch, batch], statistic=statistic, graph=graph)
+    assert all(torch.equal(pieces[name], scores) for name, scores in whole.items())

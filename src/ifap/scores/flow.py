@@ -148,9 +148,14 @@ class _Meter:
         """Add one output of a layer, with units along `axis`."""
         self.add(unit_norms(output, axis), _volume(output))
 
-    def heads(self, probabilities: Tensor) -> None:
-        """Add attention probabilities, shape (samples, heads, n, m)."""
-        self.add(_head_norms(probabilities), probabilities.shape[1])
+    @staticmethod
+    def of_heads(probabilities: Tensor) -> Tensor:
+        """Return what is kept of attention probabilities, shape (samples, heads, n, m)."""
+        return _head_norms(probabilities)
+
+    def heads(self, kept: Tensor) -> None:
+        """Add what is kept of the probabilities of one batch, shape (samples, heads, ...)."""
+        self.add(kept, kept.shape[1])
 
     def mean(self) -> Tensor:
         """Return the mean norm over samples, shape (units,)."""
@@ -191,8 +196,12 @@ class _SpreadMeter(_Meter):
             output = output.unsqueeze(0)
         self._join(output.movedim(axis, 1).unsqueeze(-1).flatten(2), _volume(output))
 
-    def heads(self, probabilities: Tensor) -> None:
-        self._join(probabilities.flatten(2) / probabilities.shape[-2], probabilities.shape[1])
+    @staticmethod
+    def of_heads(probabilities: Tensor) -> Tensor:
+        return probabilities.flatten(2) / probabilities.shape[-2]
+
+    def heads(self, kept: Tensor) -> None:
+        self._join(kept, kept.shape[1])
 
     def _join(self, values: Tensor, volume: int) -> None:
         """Add values of shape (samples, units, positions)."""
@@ -299,7 +308,9 @@ def _observe(
                     WeightUses(model, graph, {*alone, *silent}, lambda name, *found: meters[name].output(*found))
                 )
             if heads:
-                stack.enter_context(HeadCalls(model, graph, lambda number, found: heads[number].heads(found)))
+                stack.enter_context(
+                    HeadCalls(model, graph, make.of_heads, lambda number, kept: heads[number].heads(kept))
+                )
         if follower is not None:
             stack.enter_context(follower)
         yield (lambda: None) if follower is None else follower.flush

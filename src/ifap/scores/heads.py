@@ -7,7 +7,8 @@ of a head is given to all positions that its weights make.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,10 @@ from torch.overrides import TorchFunctionMode
 from ifap.axes.units import Graph, Indices
 from ifap.scores.weights import all_weights, weight_slots
 
+Reduce = Callable[[Tensor], Tensor]
 Read = Callable[[int, Tensor], None]
+AT_ONCE = 2**19
+"""Attention probabilities that are made at once: so many stay in the cache of a processor."""
 
 
 class HeadCalls(TorchFunctionMode):
@@ -30,14 +34,17 @@ class HeadCalls(TorchFunctionMode):
         The network that runs.
     graph : Graph
         Its units.
+    reduce : callable
+        ``reduce(probabilities)`` takes the probabilities of some samples, shape (samples, units, queries, keys), and
+        returns what is kept of them, shape (samples, ...). Heads of one unit stand below each other.
     read : callable
-        ``read(number, probabilities)`` takes the number of the call in ``graph.structure.attention`` and its
-        probabilities, shape (samples, units, queries, keys). Heads of one unit stand below each other.
+        ``read(number, kept)`` takes the number of the call in ``graph.structure.attention`` and what is kept of all its
+        samples.
     """
 
-    def __init__(self, model: nn.Module, graph: Graph, read: Read) -> None:
+    def __init__(self, model: nn.Module, graph: Graph, reduce: Reduce, read: Read) -> None:
         super().__init__()
-        self._read = read
+        self._reduce, self._read = reduce, read
         self._order = [_order(units) for units in graph.heads]
         self._numbers = {call: number for number, call in enumerate(graph.structure.attention)}
         self._running: list[tuple[str, dict[str, int]]] = []
@@ -77,27 +84,53 @@ class HeadCalls(TorchFunctionMode):
         if number is None:
             return func(*args, **kwargs)
         if name == "softmax":
-            out = found = func(*args, **kwargs)
-        else:  # torch's fused attention would compute them once more
-            found = probabilities(*args, **kwargs)
-            out = attended(found, *args, **kwargs)
-        with torch._C.DisableTorchFunction():  # what is done here is no call of the network's
-            order = self._order[number]
-            if order is not None and found.shape[-3] == order.numel():
-                found = found.reshape(-1, *found.shape[-3:])
-                if order.shape[1] > 1:
-                    found = found[:, order.reshape(-1)].unflatten(1, order.shape).flatten(2, 3)
-                self._read(number, found)
-        return out
+            found = func(*args, **kwargs)
+            self._keep(number, [(found, found)])
+            return found
+        # torch's fused attention does not return them, and would compute them once more
+        return self._keep(number, attended(*args, **kwargs))
+
+    def _keep(self, number: int, pieces: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+        """Read the probabilities of each piece of a batch, and return the outputs of all."""
+        kept, outputs = [], []
+        for found, output in pieces:
+            outputs.append(output)
+            with torch._C.DisableTorchFunction():  # what is done here is no call of the network's
+                units = self._by_unit(number, found)
+                if units is not None:
+                    kept.append(self._reduce(units))
+        if kept:
+            self._read(number, torch.cat(kept))
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+    def _by_unit(self, number: int, found: Tensor) -> Tensor | None:
+        """Return probabilities as (samples, units, queries, keys), or None where their heads are no units."""
+        order = self._order[number]
+        if order is None or found.shape[-3] != order.numel():
+            return None
+        found = found.reshape(-1, *found.shape[-3:])
+        if order.shape[1] == 1:
+            return found
+        return found[:, order.reshape(-1)].unflatten(1, order.shape).flatten(2, 3)
 
 
 def attended(
-    found: Tensor, query: Tensor, key: Tensor, value: Tensor, *_: Any, enable_gqa: bool = False, **__: Any
-) -> Tensor:
-    """Return what torch's fused attention makes of the values with these probabilities."""
-    if enable_gqa:
-        value = value.repeat_interleave(query.shape[-3] // value.shape[-3], dim=-3)
-    return found @ value
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *args: Any, **kwargs: Any
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Do what torch's fused attention does, some samples at a time; give their probabilities and their outputs."""
+    samples, count = len(query), len(query)
+    if query.dim() > 3 and len(key) == len(value) == samples:
+        count = max(1, AT_ONCE // max(1, math.prod(query.shape[1:-1]) * key.shape[-2]))
+    for first in range(0, max(samples, 1), max(count, 1)):
+        part = slice(first, first + count)
+        of_samples = attn_mask is not None and attn_mask.dim() == query.dim() and len(attn_mask) == samples
+        mask = attn_mask[part] if attn_mask is not None and of_samples else attn_mask
+        found = probabilities(query[part], key[part], value[part], mask, *args, **kwargs)
+        if kwargs.get("enable_gqa", False):
+            groups = query.shape[-3] // value.shape[-3]
+            yield found, found @ value[part].repeat_interleave(groups, dim=-3)
+        else:
+            yield found, found @ value[part]
 
 
 def _order(units: Indices) -> Any:
