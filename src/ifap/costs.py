@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils.flop_counter import flop_registry
 
+from ifap.arguments import MODULE, checked
 from ifap.axes.fakes import Shapes, quick
 from ifap.axes.passes import data_free, empty_caches, is_trouble, plain_kernels, run_in_training, unchanged
 from ifap.errors import GraphError, kind_and_line
@@ -52,6 +53,7 @@ class Cost:
         return 1.0 - getattr(self, kind) / whole if whole else 0.0
 
 
+@checked(model=MODULE)
 def cost(model: nn.Module, example_inputs: Inputs) -> Cost:
     """Count the MACs of one forward and the parameters of `model`.
 

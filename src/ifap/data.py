@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from ifap.arguments import shown
 from ifap.errors import ConfigError, ScoreError, SplitError, TrainingError, first_line
 from ifap.seeds import derive_seed
 
@@ -283,8 +284,16 @@ def batches(
     own = augment is True
     read = data if not isinstance(data, Split) else _batches_of(data, batch_size, generator, own=own, share=share)
     change = augment if callable(augment) else None
-    for inputs, targets in read:
+    for inputs, targets in pairs(read, "training and validation data"):
         yield (inputs if change is None or generator is None else change(inputs, generator)), targets
+
+
+def pairs(data: Iterable[Any], what: str) -> Iterator[tuple[Any, Any]]:
+    """Yield the batches of `data`, and raise a `SplitError` if one is no pair of inputs and targets."""
+    for batch in data:
+        if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+            raise SplitError(f"{what} must give pairs of inputs and targets, not {shown(batch)}")
+        yield batch[0], batch[1]
 
 
 def chunks(

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from ifap.arguments import shown
 from ifap.axes.attention import adopt
 from ifap.axes.passes import is_trouble, modes
 from ifap.axes.tensors import laid_out_as
-from ifap.errors import ConfigError, GraphError, first_line, nearest
+from ifap.errors import ConfigError, GraphError, IfapError, ScoreError, first_line, kind_and_line, nearest
 from ifap.layers import is_norm, modules_by_name
 
 __all__ = ["is_trouble"]
@@ -35,6 +36,45 @@ def call(model: Callable[..., Any], inputs: Inputs) -> Any:
     if isinstance(inputs, (tuple, list)):
         return model(*inputs)
     return model(inputs)
+
+
+def run_batch(model: nn.Module, batch: Inputs, number: int, data: str = "calibration") -> Any:
+    """Run a network on a batch of a user's data, which must be on its device; see `on_batch` for errors."""
+    with on_batch(number, data):
+        return call(model, batch)
+
+
+@contextmanager
+def on_batch(number: int, data: str, kind: type[IfapError] = ScoreError) -> Iterator[None]:
+    """Name the batch of a user's data on which a network or its loss fails inside the block.
+
+    Parameters
+    ----------
+    number : int
+        Of the batch, from 1.
+    data : str
+        Which data, such as ``"calibration"``.
+    kind : type
+        The error to raise, such as where a batch holds labels or has another size.
+    """
+    try:
+        yield
+    except IfapError:
+        raise
+    except Exception as error:
+        if is_trouble(error):
+            raise
+        hint = "; give inputs without labels" if data == "calibration" and isinstance(error, TypeError) else ""
+        who = "network" if data == "calibration" else "network or the loss"
+        raise kind(f"the {who} fails on batch {number} of the {data} data: {kind_and_line(error)}{hint}") from error
+
+
+def scalar(loss: Any) -> Tensor:
+    """Return what a user's loss returned, or raise a `ConfigError` if it is not one number."""
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        found = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else shown(loss)
+        raise ConfigError(f"loss must return a tensor with one number, not {found}")
+    return loss.reshape(())
 
 
 def _check_length(model: Any, inputs: dict[str, Any]) -> None:

@@ -24,7 +24,7 @@ from ifap.latency import LatencyModel, latency_ratio, layer_widths, repeated
 from ifap.layers import is_producer, modules_by_name
 from ifap.methods import AnyMethod
 from ifap.methods.base import Learnt, defaults_of, score
-from ifap.options import Clock, OnPhase, OnStep, Options, Recover, Validate, name_of_metric
+from ifap.options import Clock, OnPhase, OnStep, Options, Recover, Validate, metric_of, name_of_metric
 from ifap.plan import Plan
 from ifap.ranking import Budget, Floats, Ranking, by_speed, floors, unit_scores
 from ifap.recovery.former import FormerParameters
@@ -228,7 +228,7 @@ class Run:
     def _judge(self, clock: Clock) -> float | None:
         if self._validate is None:
             return None
-        return float(clock.measure("validate", lambda: self._validate(self.model)))  # type: ignore[misc]
+        return metric_of(clock.measure("validate", lambda: self._validate(self.model)))  # type: ignore[misc]
 
     def _fell_too_far(self, metric: float | None) -> bool:
         start = self.receipts[0].metric_after

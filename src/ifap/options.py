@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 from torch import nn
 
+from ifap.arguments import shown
+from ifap.errors import ConfigError
 from ifap.plan import Plan
 from ifap.ranking import Aggregate
 from ifap.results import Receipt, Target
@@ -55,6 +57,14 @@ def name_of_metric(validate: Validate) -> str:
     """Return what a function says that it measures: its attribute ``metric``, or its own name."""
     name = str(getattr(validate, "metric", None) or getattr(validate, "__name__", "metric"))
     return name if name.isprintable() and "<" not in name else "metric"
+
+
+def metric_of(found: Any) -> float:
+    """Return what a user's `validate` returned as a number."""
+    try:
+        return float(found)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"validate must return a number, not {shown(found)}") from error
 
 
 class Clock:

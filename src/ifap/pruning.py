@@ -9,6 +9,24 @@ from typing import Any, Literal
 
 from torch import nn
 
+from ifap.arguments import (
+    BATCHES,
+    FOLDER,
+    FUNCTION,
+    LAYERS,
+    MODULE,
+    NAMES,
+    NUMBER,
+    SWITCH,
+    TEXT,
+    WHOLE,
+    Kind,
+    checked,
+    either,
+    every,
+    instance,
+    optional,
+)
 from ifap.axes.units import UnitsOfProducts
 from ifap.checks import UnprovenError
 from ifap.data import refuse_test
@@ -25,7 +43,25 @@ from ifap.results import Pruned, Target
 from ifap.run_state import Store
 from ifap.scores.flow import NORMALIZE, SITES, Normalize, Site
 
+TARGET = instance(
+    "an ifap.Target",
+    Target,
+    advice=lambda value: f"write ifap.Target(macs={value})" if isinstance(value, float) and 0 < value < 1 else None,
+)
+PLAN = instance("a plan", Plan, advice=lambda value: "give its attribute plan" if isinstance(value, Pruned) else None)
+PACE = either(TEXT, every("shares of the target", float, int))
+ARGUMENTS: dict[str, Kind] = {
+    "model": MODULE, "batches": BATCHES, "target": optional(TARGET), "like": optional(PLAN), "steps": optional(WHOLE),
+    "recover": optional(FUNCTION), "validate": optional(FUNCTION), "max_drop": optional(NUMBER), "ignore": LAYERS,
+    "round_to": optional(WHOLE), "method": either(TEXT, FUNCTION), "labelled": optional(BATCHES),
+    "loss": optional(FUNCTION), "seed": WHOLE, "alpha": NUMBER, "min_units": WHOLE, "max_layer_ratio": NUMBER,
+    "spatial_only": SWITCH, "pace": PACE, "keep_embeddings": SWITCH, "compensate": optional(SWITCH),
+    "outputs": optional(NAMES), "prove": SWITCH, "on_step": optional(FUNCTION),
+    "resume": optional(either(FOLDER, instance("a store", Store))), "on_phase": optional(FUNCTION), "uniform": SWITCH,
+}  # fmt: skip
 
+
+@checked(**ARGUMENTS)
 def prune(
     model: nn.Module,
     example_inputs: Inputs,

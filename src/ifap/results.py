@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Literal
 
 from torch import nn
 
+from ifap.arguments import COUNT, optional, shown
 from ifap.axes.proof import Proof
 from ifap.costs import Cost
 from ifap.errors import TargetError
@@ -49,10 +51,16 @@ class Target:
     batch: int | None = None
 
     def __post_init__(self) -> None:
+        for name in ("macs", "params", "latency"):
+            share = getattr(self, name)
+            if share is not None and (isinstance(share, bool) or not isinstance(share, Real)):
+                raise TargetError(f"target: {name} must be a share between 0 and 1, not {shown(share)}")
+        if not optional(COUNT).accepts(self.batch):
+            raise TargetError(f"target: batch must be {COUNT.words}, not {shown(self.batch)}")
         if sum(share is not None for share in (self.macs, self.params, self.latency)) != 1:
             raise TargetError("target: give exactly one of macs, params and latency")
-        if self.batch is not None and (self.latency is None or self.batch < 1):
-            raise TargetError(f"target: batch={self.batch} must be at least 1, and is for a latency alone")
+        if self.batch is not None and self.latency is None:
+            raise TargetError(f"target: batch={self.batch} is for a latency alone")
         if self.device is not None and self.latency is None:
             raise TargetError(f"target: device='{self.device}' is for a latency alone")
         if self.device is not None and not can_compute_on(self.device):

@@ -14,6 +14,7 @@ from typing import Any
 from rich.table import Table
 from torch import nn
 
+from ifap.arguments import BATCHES, FOLDER, FUNCTION, MODULE, NUMBER, WHOLE, checked, either, every, optional
 from ifap.errors import TargetError
 from ifap.files import atomic_write_text, write_csv
 from ifap.forward import Inputs
@@ -106,6 +107,14 @@ class Sweep:
         atomic_write_text(Path(path), self.to_svg())
 
 
+@checked(
+    model=MODULE,
+    batches=BATCHES,
+    validate=FUNCTION,
+    targets=either(WHOLE, every("shares of the MACs", float, int)),
+    max_drop=optional(NUMBER),
+    folder=optional(FOLDER),
+)
 def sweep(
     model: nn.Module,
     example_inputs: Inputs,

@@ -9,6 +9,7 @@ from typing import Any
 from rich.table import Table
 from torch import Tensor, nn
 
+from ifap.arguments import LAYERS, MODULE, NAMES, checked, optional
 from ifap.axes.passes import trace_axes
 from ifap.axes.units import UNITS, Graph, find_units
 from ifap.errors import ConfigError, GraphError, nearest
@@ -207,6 +208,7 @@ def _listed(items: Sequence[str], most: int = 8) -> str:
     return ", ".join(items[:most]) + more
 
 
+@checked(model=MODULE, ignore=LAYERS, outputs=optional(NAMES))
 def inspect(
     model: nn.Module,
     example_inputs: Inputs,

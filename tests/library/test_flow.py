@@ -409,7 +409,7 @@ def test_modes_hooks_and_statistics_stay(site):
 def test_hooks_are_removed_after_an_exception(site):
     model, _ = hooked()
     before = state_of(model)
-    with pytest.raises(RuntimeError):
+    with pytest.raises(ScoreError, match="batch 2 of the calibration data"):
         ifap.flow_scores(model, [IMAGES, torch.randn(2, 7, 8, 8)], site=site)
     assert_same_state(model, before)
 

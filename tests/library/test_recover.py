@@ -229,7 +229,7 @@ def test_hooks_are_removed_and_the_users_are_kept(fails):
 
     distil = Distillation(TRAIN, VALIDATION, loss=loss)
     if fails:
-        with pytest.raises(RuntimeError, match="user's loss"):
+        with pytest.raises(TrainingError, match="batch 1 of the training data: RuntimeError: user's loss"):
             distil(student, teacher, 1)
     else:
         distil(student, teacher, 1)

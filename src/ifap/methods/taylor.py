@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from ifap.axes.tensors import named_tensors
 from ifap.axes.units import Graph
-from ifap.data import refuse_test
+from ifap.data import pairs, refuse_test
 from ifap.errors import ScoreError
-from ifap.forward import call, device_of, evaluation_mode, to_device
+from ifap.forward import device_of, evaluation_mode, run_batch, scalar, to_device
 from ifap.layers import unit_rows
 from ifap.methods import METHODS
 from ifap.methods.base import Loss
@@ -80,9 +80,10 @@ def gradients(
     try:
         for weight in frozen:
             weight.requires_grad_(True)
-        for inputs, targets in labelled:
+        for number, (inputs, targets) in enumerate(pairs(labelled, "labelled"), start=1):
             with evaluation_mode(model), torch.enable_grad():
-                value = loss(call(model, to_device(inputs, where)), to_device(targets, where))
+                found = run_batch(model, to_device(inputs, where), number, "labelled")
+                value = scalar(loss(found, to_device(targets, where)))
                 yield torch.autograd.grad(value, weights, allow_unused=True)
     finally:
         for weight in frozen:

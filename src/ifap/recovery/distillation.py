@@ -15,16 +15,31 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from ifap.arguments import (
+    AMOUNT,
+    BATCHES_ONCE,
+    COUNT,
+    FUNCTION,
+    NOT_NEGATIVE,
+    POSITIVE,
+    SWITCH,
+    WHOLE,
+    checked,
+    either,
+    instance,
+    one_of,
+    optional,
+)
 from ifap.choices import Precision
 from ifap.data import Augment, Batches, Split, batches, logits, refuse_test
 from ifap.errors import TrainingError
-from ifap.forward import call, device_of, evaluation_mode, to_device
+from ifap.forward import call, device_of, evaluation_mode, on_batch, scalar, to_device
 from ifap.layers import is_activation
 from ifap.recovery.train_step import Engine, explain_memory, open_engine, samples_in
 from ifap.seeds import derive_seed, seeded
@@ -47,6 +62,9 @@ def cross_entropy(outputs: Any, targets: Tensor) -> Tensor:
 def as_is(model: nn.Module) -> AbstractContextManager[None]:
     """Return a context that changes nothing: an evaluated network returns what the loss needs."""
     return contextlib.nullcontext()
+
+
+_DATA = either(instance("a Split", Split), BATCHES_ONCE)
 
 
 class Distillation:
@@ -113,6 +131,12 @@ class Distillation:
     >>> pruned = ifap.prune(net, images[:1], batches, target=ifap.Target(macs=0.65), recover=recover)
     """
 
+    @checked(
+        train=_DATA, validation=_DATA, epochs=NOT_NEGATIVE, batch_size=COUNT, lr=POSITIVE, weight_decay=AMOUNT,
+        feature_weight=AMOUNT, logit_weight=AMOUNT, temperature=POSITIVE, patience=COUNT, loss=FUNCTION,
+        augment=optional(either(SWITCH, FUNCTION)), seed=WHOLE, precision=one_of(*get_args(Precision)),
+        accumulate=COUNT, channels_last=SWITCH, compile=SWITCH, losing=FUNCTION, samples=optional(COUNT),
+    )  # fmt: skip
     def __init__(
         self,
         train: Split | Batches,
@@ -225,7 +249,8 @@ class Distillation:
         for number, (inputs, targets) in enumerate(itertools.islice(reading, self.batches), 1):
             optimizer.zero_grad(set_to_none=True)
             for some, expected, share, _ in engine.parts(inputs, targets):
-                loss = self._batch_loss(lesson, engine.place(some), engine.place(expected))
+                with on_batch(number, "training", TrainingError):
+                    loss = scalar(self._batch_loss(lesson, engine.place(some), engine.place(expected)))
                 if not math.isfinite(loss.item()):
                     raise TrainingError(
                         f"distillation loss is {loss.item()} in pruning step {step}, epoch {epoch}, batch {number}: "
@@ -262,7 +287,8 @@ class Distillation:
         if first is None:
             raise TrainingError("distilling needs at least one batch of training data")
         inputs = to_device(first[0], device_of(model))
-        shapes, wanted = (feature_shapes(network, inputs) for network in (model, teacher))
+        with on_batch(1, "training", TrainingError):
+            shapes, wanted = (feature_shapes(network, inputs) for network in (model, teacher))
         shared = [event for event in shapes if event in wanted]
         mine, theirs = (shared, shared) if shared else (list(shapes), list(wanted))
         chosen = zip(_three(mine), _three(theirs), strict=False)
@@ -274,8 +300,10 @@ class Distillation:
     def _validation_loss(self, model: nn.Module) -> float:
         total, count, where = 0.0, 0, device_of(model)
         with torch.no_grad(), self.losing(model):
-            for inputs, targets in batches(self.validation, self.batch_size):
-                value = self.loss(call(model, to_device(inputs, where)), to_device(targets, where))
+            for number, (inputs, targets) in enumerate(batches(self.validation, self.batch_size), start=1):
+                with on_batch(number, "validation", TrainingError):
+                    found = call(model, to_device(inputs, where))
+                    value = scalar(self.loss(found, to_device(targets, where)))
                 samples = samples_in(targets)
                 total += value.item() * samples
                 count += samples

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from ifap.arguments import BUILDER, FILE, FOLDER, SWITCH, checked, optional
 from ifap.costs import count_bytes, macs_by_module, params_by_module
 from ifap.errors import GraphError
 from ifap.example_inputs import make_inputs
@@ -66,6 +67,7 @@ class Timing:
     torch: str
 
 
+@checked(folder=FOLDER, to=optional(FILE), builder=optional(BUILDER), time=SWITCH)
 def write_report(
     folder: str | Path,
     to: str | Path | None = None,

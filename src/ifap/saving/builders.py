@@ -25,6 +25,7 @@ from torch.nn.modules.module import (
     register_module_parameter_registration_hook,
 )
 
+from ifap.arguments import TEXT, checked
 from ifap.axes.dispatch import DispatchMode
 from ifap.errors import PlanError, kind_and_line, nearest
 from ifap.plugins import plugins
@@ -44,6 +45,7 @@ _ORIGIN = {"_name_or_path", "architectures", "transformers_version"}
 Home = Callable[[str, Mapping[str, Any]], nn.Module]
 
 
+@checked(identifier=TEXT)
 def build(identifier: str, /, **arguments: Any) -> nn.Module:
     """Build a public network with random weights.
 

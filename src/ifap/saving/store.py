@@ -22,6 +22,7 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
+from ifap.arguments import BUILDER, FOLDER, MAPPING, PRUNED, TEXT, checked, optional
 from ifap.axes.attention import ShapedAttention
 from ifap.axes.dispatch import DispatchMode
 from ifap.axes.tensors import as_real
@@ -61,13 +62,12 @@ if TYPE_CHECKING:
     from ifap.axes.units import Graph
     from ifap.results import Pruned
 
-
-WEIGHTS_FILE = "weights.safetensors"
-_MAX_WEIGHTS_BYTES = 2**38
+WEIGHTS_FILE, _MAX_WEIGHTS_BYTES = "weights.safetensors", 2**38
 # A constructor may make a parameter several times, and pruning leaves a thousandth of a network at the least.
 _MOST_TIMES, _MOST_SHRUNK, _MORE = 4, 1000, 2**10
 
 
+@checked(pruned=PRUNED, folder=FOLDER, builder=optional(TEXT), arguments=optional(MAPPING))
 def save(
     pruned: Pruned, folder: str | Path, builder: str | None = None, arguments: Mapping[str, Any] | None = None
 ) -> None:
@@ -105,6 +105,7 @@ def _checked_builder(identifier: str, arguments: Mapping[str, Any], plan: Plan) 
     return Builder(id=identifier, args=dict(arguments))
 
 
+@checked(folder=FOLDER, builder=optional(BUILDER))
 def load(folder: str | Path, builder: Callable[[], nn.Module] | None = None) -> nn.Module:
     """Load a network that `save` wrote.
 

@@ -24,7 +24,16 @@ from torch import Tensor, nn
 from ifap.axes.units import Graph, Indices
 from ifap.data import refuse_test
 from ifap.errors import ScoreError, first_line
-from ifap.forward import Inputs, call, dense_outputs, device_of, evaluation_mode, task_tensors, to_device
+from ifap.forward import (
+    Inputs,
+    dense_outputs,
+    device_of,
+    evaluation_mode,
+    run_batch,
+    scalar,
+    task_tensors,
+    to_device,
+)
 from ifap.ranking import Floats
 from ifap.scores.directions import class_axis, direction
 from ifap.scores.flow import NO_DATA
@@ -201,12 +210,12 @@ def _forwards(
     """Run the batches, and draw a direction of the outputs of each; `axes` remembers which of these are logits."""
     where, generator = device_of(model), torch.Generator(device_of(model)).manual_seed(seed)
     with dense_outputs(model), evaluation_mode(model), torch.enable_grad():
-        for batch in batches:
+        for number, batch in enumerate(batches, start=1):
             inputs = to_device(batch, where)
-            found = call(model, inputs)
+            found = run_batch(model, inputs, number)
             outputs = _learning(model, found, names)
             if loss is not None:
-                yield _Forward(outputs, [loss(found, inputs)], None)
+                yield _Forward(outputs, [scalar(loss(found, inputs))], None)
                 continue
             if len(axes) != len(outputs):  # what asks for a gradient decides what can be seen of the last product
                 axes[:] = map(class_axis, outputs)

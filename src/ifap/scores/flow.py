@@ -27,12 +27,13 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
+from ifap.arguments import BATCHES_ONCE, MODULE, checked, instance, optional
 from ifap.axes.attention import adopted
 from ifap.axes.tensors import unmapped
 from ifap.axes.units import Graph
 from ifap.data import refuse_test
 from ifap.errors import ScoreError, nearest
-from ifap.forward import Inputs, call, device_of, evaluation_mode, to_device
+from ifap.forward import Inputs, device_of, evaluation_mode, run_batch, to_device
 from ifap.layers import is_conv, unit_axis, weight_norms
 from ifap.scores.heads import HeadCalls, head_weights, replace_heads
 from ifap.scores.weights import WeightUses, all_weights, made_by_heads, used_by_attention, weights_alone
@@ -46,6 +47,7 @@ STATISTICS = ("norm", "rms", "centered")
 NO_DATA = "calibration data are empty: give at least one batch of inputs"
 
 
+@checked(model=MODULE, batches=BATCHES_ONCE, graph=optional(instance("what ifap.view.trace returned", Graph)))
 def flow_scores(
     model: nn.Module,
     batches: Iterable[Inputs],
@@ -265,15 +267,11 @@ def forwards(model: nn.Module, batches: Iterable[Inputs]) -> Iterator[None]:
         If `batches` is a test split.
     """
     refuse_test(batches, "scoring")
-    device, is_empty = device_of(model), True
-    for batch in batches:
-        is_empty = False
-        try:
-            call(model, to_device(batch, device))
-        except TypeError as error:
-            raise ScoreError(f"calibration batches hold the network's inputs and no labels: {error}") from error
+    device, number = device_of(model), 0
+    for number, batch in enumerate(batches, start=1):
+        run_batch(model, to_device(batch, device), number)
         yield
-    if is_empty:
+    if not number:
         raise ScoreError(NO_DATA)
 
 

@@ -1,0 +1,217 @@
+"""Check what users hand to a function before any work: one line names the argument and what it may be."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+import numbers
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from ifap.errors import ConfigError, first_line
+
+P = ParamSpec("P")
+R = TypeVar("R")
+_LONGEST = 40  # characters of a value that are shown
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What an argument may be.
+
+    Parameters
+    ----------
+    words : str
+        Completes the sentence "steps must be ...".
+    accepts : callable
+        Whether a value is one.
+    advice : callable, optional
+        What to write instead of a value that is none; nothing where there is no advice.
+    """
+
+    words: str
+    accepts: Callable[[object], bool]
+    advice: Callable[[object], str | None] = lambda _value: None
+
+    def refuse(self, name: str, value: object) -> ConfigError:
+        """Return the error for a value that is none."""
+        advice = self.advice(value)
+        return ConfigError(f"{name} must be {self.words}, not {shown(value)}{f': {advice}' if advice else ''}")
+
+
+def optional(kind: Kind) -> Kind:
+    """Return the kind that None belongs to as well."""
+    return Kind(f"{kind.words} or None", lambda value: value is None or kind.accepts(value), kind.advice)
+
+
+def either(*kinds: Kind) -> Kind:
+    """Return the kind of values that belong to one of several."""
+    return Kind(
+        " or ".join(kind.words for kind in kinds),
+        lambda value: any(kind.accepts(value) for kind in kinds),
+        lambda value: next((advice for kind in kinds if (advice := kind.advice(value))), None),
+    )
+
+
+def instance(words: str, *classes: type, advice: Callable[[object], str | None] = lambda _value: None) -> Kind:
+    """Return the kind of instances of some classes."""
+    return Kind(words, lambda value: isinstance(value, classes), advice)
+
+
+def one_of(*values: str) -> Kind:
+    """Return the kind of some strings."""
+    return Kind(
+        f"one of {', '.join(values)}",
+        lambda value: isinstance(value, str) and value in values,
+    )
+
+
+def every(words: str, *classes: type) -> Kind:
+    """Return the kind of sequences whose items are instances of some classes."""
+
+    def wrong(value: object) -> list[object]:
+        return [item for item in value if not isinstance(item, classes)]  # type: ignore[attr-defined]
+
+    def is_sequence(value: object) -> bool:
+        return isinstance(value, Iterable) and not isinstance(value, (str, bytes, Tensor, nn.Module))
+
+    return Kind(
+        f"a list of {words}",
+        lambda value: is_sequence(value) and not wrong(value),
+        lambda value: f"it holds {shown(wrong(value)[0])}" if is_sequence(value) and wrong(value) else None,
+    )
+
+
+def shown(value: object) -> str:
+    """Return a value as an error names it: short ones as they are written, others by their class."""
+    if value is None or isinstance(value, (bool, int, float, str, Path)):
+        text = repr(str(value) if isinstance(value, Path) else value)
+        return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    name = type(value).__name__
+    return f"{'an' if name[0] in 'AEIOUaeiou' else 'a'} {name}"
+
+
+def checked(**kinds: Kind) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Have the arguments of a function checked at each call.
+
+    Parameters
+    ----------
+    kinds : Kind
+        What each argument may be, by its name.
+
+    Raises
+    ------
+    ConfigError
+        From the function, if an argument is none of what it may be.
+    """
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        signature = inspect.signature(function)
+
+        @functools.wraps(function)
+        def call(*args: P.args, **kwargs: P.kwargs) -> R:
+            try:
+                given = signature.bind(*args, **kwargs).arguments
+            except TypeError as error:
+                raise TypeError(f"{function.__name__}(): {first_line(error)}") from None
+            for name, value in given.items():
+                if name in kinds and not kinds[name].accepts(value):
+                    raise kinds[name].refuse(name, value)
+            return function(*args, **kwargs)
+
+        return call
+
+    return decorate
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def _is_path(value: object) -> bool:
+    return isinstance(value, (str, os.PathLike))
+
+
+def _file_on(value: Any) -> Path | None:
+    """Return the file that stands where a folder should be, on the way to it or at its end."""
+    return next((path for path in (Path(value), *Path(value).parents) if path.is_file()), None)
+
+
+def _are_batches(value: object) -> bool:
+    if getattr(value, "role", None) == "test":  # whatever would use it refuses it, and says that it is the test split
+        return True
+    if isinstance(value, (Tensor, str, bytes, Mapping, Iterator)):
+        return False
+    return isinstance(value, Iterable) or (hasattr(value, "__getitem__") and not isinstance(value, Dataset))
+
+
+def _advice_on_batches(value: object) -> str | None:
+    if isinstance(value, (Tensor, Mapping)):
+        return "that is one batch; put it into a list"
+    if isinstance(value, Iterator):
+        return "that can be read only once; put its batches into a list"
+    return "put it into a torch.utils.data.DataLoader" if isinstance(value, Dataset) else None
+
+
+def _advice_on_model(value: object) -> str | None:
+    if isinstance(value, type) and issubclass(value, nn.Module):
+        return "make an instance of it"
+    if isinstance(value, Mapping):
+        return "build the network and load these weights into it"
+    return None
+
+
+MODULE = instance("a network (torch.nn.Module)", nn.Module, advice=_advice_on_model)
+PRUNED = Kind(
+    "what ifap.prune returned",
+    lambda value: hasattr(value, "plan") and hasattr(value, "receipts"),
+    lambda value: "the network alone has no plan" if isinstance(value, nn.Module) else None,
+)
+NUMBER = Kind("a finite number", _is_number)
+COUNT = Kind("a whole number of at least 1", lambda value: _is_whole(value) and value >= 1)  # type: ignore[operator]
+NOT_NEGATIVE = Kind("a whole number of at least 0", lambda value: _is_whole(value) and value >= 0)  # type: ignore[operator]
+AMOUNT = Kind("a finite number of at least 0", lambda value: _is_number(value) and value >= 0)  # type: ignore[operator]
+POSITIVE = Kind("a finite number above 0", lambda value: _is_number(value) and value > 0)  # type: ignore[operator]
+WHOLE = Kind("a whole number", _is_whole)
+SWITCH = instance("True or False", bool)
+FUNCTION = Kind("a function", lambda value: callable(value) and not isinstance(value, type))
+TEXT = instance("a string", str)
+NAMES = every("names of outputs", str)
+BUILDER = Kind(
+    "a function or class that makes the unpruned network",
+    lambda value: callable(value) and not isinstance(value, nn.Module),
+    lambda value: "write lambda: net" if isinstance(value, nn.Module) else None,
+)
+LAYERS = replace(
+    either(TEXT, MODULE, every("layers", str, nn.Module)), words="names or modules of layers, such as 'conv1'"
+)
+MAPPING = instance("a dict", Mapping)
+FOLDER = Kind(
+    "the path of a folder",
+    lambda value: _is_path(value) and _file_on(value) is None,
+    lambda value: f"'{_file_on(value)}' is a file" if _is_path(value) else None,
+)
+FILE = Kind(
+    "the path of a file",
+    lambda value: _is_path(value) and not Path(value).is_dir(),  # type: ignore[arg-type]
+    lambda value: "that is a folder" if _is_path(value) else None,
+)
+BATCHES_ONCE = Kind(
+    "an iterable of batches, such as a list or a DataLoader",
+    lambda value: isinstance(value, Iterator) or _are_batches(value),
+    _advice_on_batches,
+)
+BATCHES = Kind("an iterable of batches, such as a list or a DataLoader", _are_batches, _advice_on_batches)
