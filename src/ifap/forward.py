@@ -19,6 +19,7 @@ from ifap.arguments import shown
 from ifap.axes.attention import adopt
 from ifap.axes.passes import is_trouble, modes
 from ifap.axes.tensors import laid_out_as
+from ifap.closures import rebind
 from ifap.errors import ConfigError, GraphError, IfapError, ScoreError, first_line, kind_and_line, nearest
 from ifap.layers import is_norm, modules_by_name
 
@@ -219,12 +220,13 @@ def private_copy(model: nn.Module) -> nn.Module:
     GraphError
         If the network holds something that cannot be copied.
     """
-    # Weights that hooks compute (old weight norms, masks) are results of autograd, which torch does not copy.
+    # Weights that hooks compute, and features that are kept, are results of autograd, which torch does not copy.
     memo: dict[int, Any] = {
-        id(value): value.detach().clone()
+        id(tensor): tensor.detach().clone()
         for module in modules_by_name(model).values()
         for value in module.__dict__.values()
-        if isinstance(value, Tensor) and value.grad_fn is not None
+        for tensor in tensors(value)
+        if tensor.grad_fn is not None
     }
     try:
         with torch.no_grad():  # torch copies the parameters of scripted modules by an operation
@@ -233,6 +235,7 @@ def private_copy(model: nn.Module) -> nn.Module:
         if is_trouble(error):
             raise
         raise GraphError(f"the network cannot be copied by copy.deepcopy ({first_line(error)})") from error
+    rebind(twin, memo)
     for mine, other in zip(twin.parameters(), model.parameters(), strict=True):
         mine.requires_grad_(other.requires_grad)
     twin.zero_grad(set_to_none=True)

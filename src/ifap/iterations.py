@@ -19,7 +19,7 @@ from ifap.checks import Checks, Refusal, axes_that_cannot_follow, because, reaso
 from ifap.compensate import Compensation, biases_to_come, compensate
 from ifap.costs import Cost, NetworkError, count_bytes, count_params, params_by_module
 from ifap.errors import GraphError, TargetError
-from ifap.forward import Inputs, copy_to_prune, private_copy, unwrapped
+from ifap.forward import Inputs, copy_to_prune, device_of, private_copy, to_device, unwrapped
 from ifap.latency import LatencyModel, latency_ratio, layer_widths, repeated
 from ifap.layers import is_producer, modules_by_name
 from ifap.methods import AnyMethod
@@ -29,7 +29,7 @@ from ifap.plan import Plan
 from ifap.ranking import Budget, Floats, Ranking, by_speed, floors, unit_scores
 from ifap.recovery.former import FormerParameters
 from ifap.results import Pruned, Receipt, Target, layer_costs
-from ifap.run_state import Store, follow, replay, restore_modes
+from ifap.run_state import Store, described, follow, replay, restore_modes
 from ifap.saving.pretrained import STAYS, expressible
 from ifap.saving.store import load, pruned_plan
 from ifap.schedule import rate, solve_rho_0
@@ -106,6 +106,7 @@ class Run:
             outputs=options.outputs,
             keep_embeddings=options.keep_embeddings,
             uniform=options.uniform,
+            samples=(to_device(batch, device_of(self.model)) for batch in self._batches),
         )
         if options.uniform:
             self._graph, fixed = expressible(self.model, self._graph)
@@ -116,6 +117,8 @@ class Run:
 
     def finish(self, store: Store | None) -> Pruned:
         """Run all iterations that are left and return the result."""
+        if store is not None:
+            store.claim(described(self._options, self._original))
         if store is not None and store.exists():
             self._resume(store)
         else:
@@ -155,8 +158,8 @@ class Run:
             copy_to_prune(self._original),
             self._whole,
             removed,
-            self._inputs,
-            lambda model, inputs: output_tensors(model, inputs, self._options.outputs),
+            [self._inputs, *self._whole.structure.samples],
+            lambda model, given: (x for each in given for x in output_tensors(model, each, self._options.outputs)),
         )
 
     def _lost_units(self) -> Indices:

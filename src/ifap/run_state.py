@@ -2,20 +2,38 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import numpy as np
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from ifap.axes.units import Graph
-from ifap.errors import PlanError
+from ifap.errors import ConfigError, PlanError
 from ifap.files import atomic_write_text
+from ifap.options import Options
 from ifap.plan import Plan, read_plan
 from ifap.results import Receipt
 from ifap.saving.store import write_network
+
+_NETWORK = "network"
+
+
+def described(options: Options, model: nn.Module) -> dict[str, str]:
+    """Return what tells one run from another: its options, and the SHA-256 of the weights that it begins with."""
+    weights = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        weights.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        if isinstance(tensor, Tensor) and tensor.layout is torch.strided and not tensor.is_meta:
+            weights.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    said = {field.name: getattr(options, field.name) for field in fields(options) if field.name != "prove"}
+    if options.like is not None:
+        said["like"] = hashlib.sha256(options.like.model_dump_json().encode()).hexdigest()
+    return {_NETWORK: weights.hexdigest(), **{key: str(value) for key, value in said.items()}}
 
 
 class Store:
@@ -32,6 +50,24 @@ class Store:
     def __init__(self, folder: Path, keeps: Callable[[list[Receipt]], int | None] | None = None) -> None:
         self._root, self._keeps = folder, keeps
         self._receipts = folder / "receipts.json"
+        self._run: dict[str, str] = {}
+
+    def claim(self, run: dict[str, str]) -> None:
+        """Say which run the state is of; see `described`.
+
+        Raises
+        ------
+        ConfigError
+            If there is the state of another run: it would be returned as if it were this one's.
+        """
+        found = json.loads(self._receipts.read_text()).get("run", run) if self.exists() else run
+        other = next((key for key, value in run.items() if found.get(key) != value), None)
+        if other is not None:
+            what = "of other weights" if other == _NETWORK else f"with {other}={found.get(other)}, not {run[other]}"
+            raise ConfigError(
+                f"resume: '{self._root}' holds a run {what}: give another folder, or remove this one to begin again"
+            )
+        self._run = run
 
     @property
     def folder(self) -> Path:
@@ -46,7 +82,7 @@ class Store:
         """Save the network, then point to it: a kill in between leaves the state before."""
         name = f"iteration-{len(receipts) - 1}"
         write_network(model, plan, self._root / name)
-        content = {"network": name, "receipts": [asdict(receipt) for receipt in receipts]}
+        content = {"network": name, "run": self._run, "receipts": [asdict(receipt) for receipt in receipts]}
         atomic_write_text(self._receipts, json.dumps(content))
         kept = None if self._keeps is None else self._keeps(receipts)
         for old in self._root.glob("iteration-*"):
@@ -76,6 +112,9 @@ class Ended(Store):
     def __init__(self, folder: Path, iteration: int) -> None:
         super().__init__(folder)
         self._iteration = iteration
+
+    def claim(self, run: dict[str, str]) -> None:
+        """Take any run: the one that kept the state goes beyond this iteration."""
 
     @property
     def folder(self) -> Path:

@@ -9,11 +9,11 @@ from typing import Any
 from rich.table import Table
 from torch import Tensor, nn
 
-from ifap.arguments import LAYERS, MODULE, NAMES, checked, optional
+from ifap.arguments import BATCHES_ONCE, LAYERS, MODULE, NAMES, checked, optional
 from ifap.axes.passes import trace_axes
 from ifap.axes.units import UNITS, Graph, find_units
 from ifap.errors import ConfigError, GraphError, nearest
-from ifap.forward import Inputs, call, dense_outputs, refuse_unmade, task_tensors, unwrapped
+from ifap.forward import Inputs, call, dense_outputs, device_of, refuse_unmade, task_tensors, to_device, unwrapped
 from ifap.layers import modules_by_name, parameters_by_name
 from ifap.printing import as_text
 
@@ -30,6 +30,7 @@ def trace(
     outputs: Sequence[str] | None = None,
     keep_embeddings: bool = False,
     uniform: bool = False,
+    samples: Iterable[Inputs] = (),
 ) -> Graph:
     """Trace a network and find its units.
 
@@ -43,6 +44,8 @@ def trace(
         Layers, or parts of the network with all their layers, whose outputs must stay.
     spatial_only, units, outputs, keep_embeddings, uniform
         See `ifap.prune`.
+    samples : iterable
+        Further inputs on the device of the network, for layers that the example inputs do not reach.
 
     Returns
     -------
@@ -59,7 +62,9 @@ def trace(
     refuse_unmade(model)
     ignored = _ignored(model, ignore)
     with dense_outputs(model):
-        axes, attributes = trace_axes(model, example_inputs, call, lambda found: task_tensors(model, found, outputs))
+        axes, attributes = trace_axes(
+            model, example_inputs, call, lambda found: task_tensors(model, found, outputs), samples
+        )
     return find_units(
         model,
         axes,
@@ -208,7 +213,7 @@ def _listed(items: Sequence[str], most: int = 8) -> str:
     return ", ".join(items[:most]) + more
 
 
-@checked(model=MODULE, ignore=LAYERS, outputs=optional(NAMES))
+@checked(model=MODULE, ignore=LAYERS, batches=BATCHES_ONCE, outputs=optional(NAMES))
 def inspect(
     model: nn.Module,
     example_inputs: Inputs,
@@ -216,6 +221,7 @@ def inspect(
     *,
     units: str = "auto",
     outputs: Sequence[str] | None = None,
+    batches: Iterable[Inputs] = (),
 ) -> View:
     """Say what of a network can be cut, what goes together, and what stays and why; no weight is touched.
 
@@ -227,6 +233,8 @@ def inspect(
         Inputs of one forward. Only shapes and types matter, unless the forward looks at values.
     ignore, units, outputs
         See `ifap.prune`.
+    batches : iterable, optional
+        Calibration inputs, as `ifap.prune` takes them: some may reach layers that the example inputs do not.
 
     Returns
     -------
@@ -242,7 +250,9 @@ def inspect(
     --------
     >>> print(ifap.inspect(net, images[:1]))
     """
-    graph = trace(unwrapped(model), example_inputs, ignore, units=units, outputs=outputs)
+    model = unwrapped(model)
+    samples = (to_device(batch, device_of(model)) for batch in batches)
+    graph = trace(model, example_inputs, ignore, units=units, outputs=outputs, samples=samples)
     return view_of(graph)
 
 

@@ -145,3 +145,62 @@ def test_sizes_in_a_loop_follow_for_more_steps_than_the_sample_has(tmp_path):
     longer = torch.randn(2, 9, 6)
     assert torch.equal(ifap.load(tmp_path, Steps).eval()(longer), found.model.eval()(longer))
     assert all(call.every == 1 and call.ordinal == 0 for call in found.plan.calls if call.function == "split")
+
+
+class Hooked(nn.Module):
+    """A network that holds functions of its own: a hook that keeps a feature, and a lambda that calls a layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c, self.head, self.features = conv(3, 24), conv(24, 24), conv(24, 24), head(24), {}
+        self.post = lambda x: self.b(x).relu()
+        self.keep("a")
+
+    def keep(self, name, times=2.0):
+        def hook(_module, _args, output):
+            self.features[name] = output * times
+
+        self.get_submodule(name).register_forward_hook(hook)
+
+    def forward(self, x):
+        return self.head(self.c(self.post(self.a(x).relu()) + self.features["a"]))
+
+
+def test_functions_that_a_network_holds_belong_to_its_copy():
+    torch.manual_seed(0)
+    model = Hooked().eval()
+    before = model(X)
+    pruned = ifap.prune(model, X, [X], target=ifap.Target(macs=0.5))
+    assert pruned.proof.holds
+    assert pruned.model.b.out_channels < 24
+    after = pruned.model(X)
+    with torch.no_grad():
+        pruned.model.b.weight.zero_()
+    assert torch.equal(model(X), before)  # and the original still calls its own
+    assert not torch.equal(pruned.model(X), after)
+
+
+@pytest.mark.parametrize("looks", [False, True])
+@pytest.mark.parametrize("written", ["parameter", "buffer", "attribute"])
+def test_what_a_forward_in_training_writes_is_put_back(looks, written):
+    class Writing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.head, self.plain = conv(3, 24), conv(24, 24), head(24), torch.ones(2)
+            self.register_buffer("count", torch.zeros(1))
+
+        def forward(self, x):
+            if self.training and (not looks or bool(x.isfinite().all())):
+                kind = {"parameter": self.b.weight.data, "buffer": self.count, "attribute": self.plain}
+                kind[written].add_(1)
+            return self.head(self.b(self.a(x).relu()).relu())
+
+    model = Writing().eval()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    ifap.inspect(model, X)
+    pruned = ifap.prune(model, X, [X], target=ifap.Target(macs=0.4), method="magnitude", steps=1)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert torch.equal(model.plain, torch.ones(2))
+    kept = pruned.plan.kept["b"]
+    assert torch.equal(pruned.model.b.weight, before["b.weight"][kept["out"]][:, kept["in"]])
+    assert not pruned.model.count.any()

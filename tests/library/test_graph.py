@@ -275,18 +275,21 @@ def test_an_auxiliary_head_that_only_training_runs_follows_what_it_reads():
     assert [output.shape for output in run(model.train(), X)] == [(2, 4), (2, 4)]
 
 
-def test_a_network_that_cannot_run_in_training_is_followed_in_evaluation():
+def test_what_a_network_may_read_in_a_training_that_it_cannot_run_stays():
     def wants_targets(m, x):
         raise AssertionError("targets should not be none when in training mode")
 
     graph = trace(with_auxiliary_head(wants_targets), X)
     assert_stays(graph, "auxiliary.0.0")
-    assert (graph.unit_of[graph.slot("body.0", "out")] >= 0).all()
+    assert (graph.unit_of[graph.slot("body.0", "out")] == -1).all()
+    assert "the sample does not reach 'auxiliary'" in graph.pinned["body.0"]
+    assert (graph.unit_of[graph.slot("stem.0", "out")] >= 0).all()
 
 
 def test_a_layer_that_nothing_runs_is_left_out():
-    model = with_auxiliary_head(lambda m, x: [])
-    assert_stays(trace(model, X), "auxiliary.0.0")
+    graph = trace(with_auxiliary_head(lambda m, x: []), X)
+    assert_stays(graph, "auxiliary.0.0")
+    assert (graph.unit_of[graph.slot("stem.0", "out")] >= 0).all()
 
 
 def assert_stays(graph, name):

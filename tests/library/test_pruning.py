@@ -19,7 +19,7 @@ import ifap
 from ifap import iterations
 from ifap.axes.cut import cut_units
 from ifap.data import Split
-from ifap.errors import GraphError, PlanError, ScoreError, SplitError, TargetError
+from ifap.errors import ConfigError, GraphError, PlanError, ScoreError, SplitError, TargetError
 from ifap.view import trace
 
 EVERY = sorted(NETWORKS)
@@ -595,6 +595,26 @@ def test_finished_run_is_returned_from_its_state(tmp_path):
     first = prune(model, IMAGE, resume=tmp_path)
     second = prune(model, IMAGE, resume=tmp_path, recover=trainer(1))
     assert_same_result(first, second)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"macs": 0.2}, r"with target=Target\(macs=0.4.*not Target\(macs=0.2"),
+        ({"steps": 3}, "with steps=2, not 3"),
+        ({"seed": 1}, "with seed=0, not 1"),
+        ({"weights": 0.5}, "of other weights"),
+    ],
+)
+def test_the_state_of_another_run_is_not_taken_for_this_one(changed, said, tmp_path):
+    model, given = wide(), {"macs": 0.4, "steps": 2, "seed": 0}
+    prune(model, IMAGE, resume=tmp_path, **given)
+    with torch.no_grad():
+        model.get_parameter(next(iter(dict(model.named_parameters())))).mul_(changed.pop("weights", 1.0))
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ConfigError, match=f"holds a run {said}"):
+        prune(model, IMAGE, resume=tmp_path, **{**given, **changed})
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_frozen_flags_survive_an_interruption(tmp_path):

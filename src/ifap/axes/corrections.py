@@ -109,8 +109,7 @@ class Sizes:
             key = (use.module, use.function, use.ordinal, use.path)
             if key in found and found[key] != correction:
                 raise self._refusal(use, "one call with several sizes")
-            if correction is not None or key in found:
-                found[key] = correction
+            found[key] = correction
         self._check(size, attributes)
         changed = {key: value for key, value in attributes.items() if value != self._original[key]}
         return Corrections(changed, list(_repeating([each for each in found.values() if each], self._calls)))

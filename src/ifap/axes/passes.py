@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import gc
+import itertools
 import logging
 import weakref
 from collections import OrderedDict
@@ -19,6 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.modules.module import register_module_forward_hook
 
 from ifap.axes.attention import adopted
 from ifap.axes.calls import SizeMode
@@ -28,7 +30,7 @@ from ifap.axes.operations.values import pointwise
 from ifap.axes.sizes import Key, Origin, Place, Recorder, Size, recording
 from ifap.axes.tensors import holders, named_tensors, once, replaced_tensors
 from ifap.axes.trace import Axes, Tracer, following, pinned_outputs, start
-from ifap.axes.training import differs_in_training, recalled, same_buffers, sizes_of_calls
+from ifap.axes.training import differs_in_training, recalled, same_values, sizes_of_calls
 from ifap.axes.unreached import follow_siblings, not_reached
 from ifap.errors import ConfigError, GraphError, IfapError, kind_and_line
 from ifap.layers import modules_by_name
@@ -42,12 +44,16 @@ _TORCH_SIZES = (
     "groups", "num_groups", "normalized_shape", "num_features", "input_size", "hidden_size", "proj_size",
     "in_channels", "out_channels", "in_features", "out_features", "embedding_dim",
 )  # fmt: skip
+MOST_SAMPLES = 8
+"""Samples that are read for what the example inputs do not reach."""
 _CONTAINERS = {dict, list, set, OrderedDict}
 _NOT_SEARCHED = (type, ModuleType, FunctionType, BuiltinFunctionType)
 _SKIPPED = ("training", "call_super_init", "dump_patches")
 
 
-def trace_axes(model: nn.Module, example_inputs: Inputs, call: Call, outputs: Outputs) -> tuple[Axes, dict[Key, int]]:
+def trace_axes(
+    model: nn.Module, example_inputs: Inputs, call: Call, outputs: Outputs, samples: Iterable[Inputs] = ()
+) -> tuple[Axes, dict[Key, int]]:
     """Trace the axes of a network; it is left as it was.
 
     Parameters
@@ -60,6 +66,8 @@ def trace_axes(model: nn.Module, example_inputs: Inputs, call: Call, outputs: Ou
         Runs a network on inputs.
     outputs : callable
         Yields the tensors among what a network returns whose shape must stay.
+    samples : iterable
+        Further inputs, for what the example inputs do not reach; at most `MOST_SAMPLES` are read.
 
     Returns
     -------
@@ -72,7 +80,7 @@ def trace_axes(model: nn.Module, example_inputs: Inputs, call: Call, outputs: Ou
         If the network does not run on its example inputs.
     """
     try:
-        found = _traced(model, example_inputs, call, outputs, fake=True)
+        found = _traced(model, example_inputs, call, outputs, samples, fake=True)
     except Exception as error:
         if is_trouble(error) or isinstance(error, ConfigError):
             raise
@@ -82,7 +90,7 @@ def trace_axes(model: nn.Module, example_inputs: Inputs, call: Call, outputs: Ou
         return found
     # The forward looks at values, which data-free tensors do not have: run it for real.
     try:
-        found = _traced(model, example_inputs, call, outputs, fake=False)
+        found = _traced(model, example_inputs, call, outputs, samples, fake=False)
     except Exception as error:
         if is_trouble(error) or isinstance(error, IfapError):
             raise
@@ -92,15 +100,16 @@ def trace_axes(model: nn.Module, example_inputs: Inputs, call: Call, outputs: Ou
 
 
 def _traced(
-    model: nn.Module, example_inputs: Inputs, call: Call, outputs: Outputs, *, fake: bool
+    model: nn.Module, example_inputs: Inputs, call: Call, outputs: Outputs, samples: Iterable[Inputs], *, fake: bool
 ) -> tuple[Axes, dict[Key, int]]:
-    """Trace a network in evaluation and, where that leaves parameters out, in training; it is left as it was."""
+    """Trace a network; where that leaves parameters out, in training and on further samples. It is left as it was."""
     axes = Axes(values=not fake)
     with adopted(model), unchanged(model):
         attributes = _remember_attributes(model)
         _pass(model, example_inputs, call, outputs, axes, fake=fake)
         if not_reached(model, axes):
-            _training_pass(model, example_inputs, call, outputs, axes)
+            _further_pass(model, example_inputs, call, outputs, axes, fake=True, training=True)
+            _read(samples, model, example_inputs, call, outputs, axes)
             follow_siblings(model, axes)
     if differs_in_training(model):
         wanted = sizes_of_calls(axes.recorders[0], attributes)
@@ -152,16 +161,13 @@ def run_in_training(model: nn.Module, inputs: Inputs, run: Callable[[Inputs], T]
     except Exception as error:  # whatever a forward raises that looks at values
         if is_trouble(error):
             raise
-    with _as_in_training(model):
+    with same_values(model), _as_in_training(model):
         return run(inputs)
 
 
 @contextmanager
 def _as_in_training(model: nn.Module) -> Iterator[None]:
-    with (
-        unchanged(model), same_buffers(model), modes(model, training=True), torch.no_grad(), plain_kernels(),
-        torch.random.fork_rng(),
-    ):  # fmt: skip
+    with unchanged(model), modes(model, training=True), torch.no_grad(), plain_kernels(), torch.random.fork_rng():
         torch.manual_seed(0)  # what a forward draws at random may decide what it does
         yield
 
@@ -173,13 +179,21 @@ def is_trouble(error: BaseException) -> bool:
 
 
 def _pass(
-    model: nn.Module, inputs: Inputs, call: Call, outputs: Outputs, axes: Axes, *, fake: bool, training: bool = False
+    model: nn.Module,
+    inputs: Inputs,
+    call: Call,
+    outputs: Outputs,
+    axes: Axes,
+    *,
+    fake: bool,
+    training: bool = False,
+    further: bool = False,
 ) -> None:
-    """Run one forward under the tracer."""
+    """Run one forward under the tracer; costs and shapes of outputs are those of the first."""
     modules = {module: name for name, module in modules_by_name(model).items()}
     recorder = Recorder()
     tracer = Tracer(axes, modules, RULES, pointwise)
-    tracer.counts_products = not training
+    tracer.counts_products = not further
     with ExitStack() as stack:
         stack.enter_context(modes(model, training=training))
         stack.enter_context(torch.no_grad())
@@ -191,13 +205,13 @@ def _pass(
             stack.callback(_forget, list(tensors.values()))
         start(axes, tensors)
         stack.enter_context(following(tracer))
+        stack.callback(register_module_forward_hook(tracer.hand_back).remove)
         stack.enter_context(recording(recorder))
         stack.enter_context(tracer)
         stack.enter_context(SizeMode(tracer, recorder))
         found = call(model, inputs)
         with torch._C.DisableTorchFunction():
-            # Shapes are those of evaluation; what training alone returns stays as well.
-            pinned_outputs(Axes() if training else axes, iter(outputs(found)), tracer)
+            pinned_outputs(Axes() if further else axes, iter(outputs(found)), tracer)
     axes.recorders.append(recorder)
 
 
@@ -239,15 +253,41 @@ _MODES: list[weakref.ref[FakeTensorMode]] = []
 """The modes of all data-free forwards since the caches were last looked at."""
 
 
-def _training_pass(model: nn.Module, inputs: Inputs, call: Call, outputs: Outputs, axes: Axes) -> None:
-    """See what only training reaches, on data-free tensors alone so that nothing is learnt."""
+def _further_pass(
+    model: nn.Module, inputs: Inputs, call: Call, outputs: Outputs, axes: Axes, *, fake: bool, training: bool = False
+) -> bool:
+    """See what training alone or other inputs reach; in training data-free, so that nothing is learnt."""
     kept = copy.copy(axes.recorders), copy.copy(axes.ties)
     try:
-        _pass(model, inputs, call, outputs, axes, fake=True, training=True)
-    except Exception as error:  # whatever a forward raises that wants targets in training
+        _pass(model, inputs, call, outputs, axes, fake=fake, training=training, further=True)
+    except Exception as error:  # whatever a forward raises that wants targets in training, or looks at values
         if is_trouble(error):
             raise
         axes.recorders, axes.ties = kept
+        return False
+    return True
+
+
+def _read(
+    samples: Iterable[Inputs], model: nn.Module, example_inputs: Inputs, call: Call, outputs: Outputs, axes: Axes
+) -> None:
+    """Look for samples that reach what the example inputs do not, and keep them."""
+    known = {_form(example_inputs)}
+    for sample in itertools.islice(samples, MOST_SAMPLES):
+        missing = not_reached(model, axes)
+        if not missing:
+            return
+        if not axes.values and _form(sample) in known:
+            continue  # a forward that does not look at values does the same
+        known.add(_form(sample))
+        is_read = not axes.values and _further_pass(model, sample, call, outputs, axes, fake=True)
+        if is_read or _further_pass(model, sample, call, outputs, axes, fake=False):
+            axes.samples += [sample] if not_reached(model, axes) != missing else []
+
+
+def _form(inputs: Inputs) -> str:
+    """Return the shapes and the other arguments of a forward."""
+    return repr(map_leaves(inputs, lambda x: (tuple(x.shape), x.dtype)))
 
 
 def _forget(tensors: Iterable[Tensor]) -> None:

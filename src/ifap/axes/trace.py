@@ -132,6 +132,8 @@ class Axes:
         Whether an operation takes integers, which may say where to look: only real ones show whether they fit.
     attention : dict of Attention to Expression
         Calls that make attention probabilities, and the axis that may count their heads.
+    samples : list
+        Further inputs that reached what the example inputs do not.
     unsteady : set of Place
         Calls with sizes that training makes otherwise.
     training_shapes : list of tuple of int or None
@@ -153,6 +155,7 @@ class Axes:
     recorders: list[Recorder] = field(default_factory=list)
     unknown: dict[str, str] = field(default_factory=dict)
     attention: dict[Attention, Expression] = field(default_factory=dict)
+    samples: list[Any] = field(default_factory=list)
     unsteady: set[Place] = field(default_factory=set)
     training_shapes: list[tuple[int, ...]] | None = None
 
@@ -369,6 +372,13 @@ class Tracer(DispatchMode):
                 debts=self._debts.get(id(each), ()),
             )
             seen += [dim for dim in its if not isinstance(dim, int)]
+
+    def hand_back(self, module: nn.Module, args: Any, output: Any) -> None:
+        """Note that the running module handles what another one took from it and gave back."""
+        seen = self.axes.seen.setdefault(self.stack[-1], [])
+        for x in tensors_in((*args, output)):
+            if "_carried" in x.__dict__:
+                seen += [dim for dim in carried(x).dims if not isinstance(dim, int)]
 
     def _source(self, names: Collection[str], dims: Dims) -> str:
         """Return which of the weights that a tensor is made from has its axes; parameters come before their masks."""

@@ -17,6 +17,7 @@ from ifap.axes.calls import Path, call_key
 from ifap.axes.corrections import can_change
 from ifap.axes.expressions import size_of
 from ifap.axes.sizes import Key, Place, Recorder, value_of
+from ifap.axes.tensors import named_tensors
 from ifap.axes.trace import count_call, following
 from ifap.layers import modules_by_name
 
@@ -46,14 +47,16 @@ def differs_in_training(model: nn.Module) -> bool:
 
 
 @contextmanager
-def same_buffers(model: nn.Module) -> Iterator[None]:
-    """Put the values of buffers back after the block: a forward in training may write into them."""
-    before = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+def same_values(model: nn.Module) -> Iterator[None]:
+    """Put the values of all tensors back after the block: a forward in training may write into them."""
+    held = [tensor for tensor in named_tensors(model).values() if tensor.layout is torch.strided]
+    before = [(tensor, tensor.detach().clone()) for tensor in held if not tensor.is_meta]
     try:
         yield
     finally:
-        for buffer, values in before:
-            buffer.detach().copy_(values)
+        for tensor, values in before:
+            if not torch.equal(tensor.detach(), values):
+                tensor.detach().copy_(values)
 
 
 class Recall(TorchFunctionMode):

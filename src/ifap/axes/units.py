@@ -79,6 +79,8 @@ class Structure:
         Width of each slot in the traced network.
     output_shapes : list of tuple of int
         Shapes of the outputs.
+    samples : list
+        Further inputs that were traced; see `ifap.axes.trace.Axes`.
     training_shapes : list of tuple of int or None
         Their shapes in training; see `ifap.axes.trace.Axes`.
     values : bool
@@ -107,6 +109,7 @@ class Structure:
     sizes: Sizes
     original_widths: list[int]
     output_shapes: list[tuple[int, ...]]
+    samples: list[object]
     training_shapes: list[tuple[int, ...]] | None
     values: bool
     looks_up: bool
@@ -414,6 +417,7 @@ def _build(
         sizes=sizes,
         original_widths=[len(units) for units in unit_of],
         output_shapes=axes.output_shapes,
+        samples=axes.samples,
         training_shapes=axes.training_shapes,
         values=axes.values,
         looks_up=axes.looks_up,

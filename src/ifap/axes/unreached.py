@@ -1,10 +1,13 @@
-"""What no pass reached: it follows one of its kind that was reached, or what its neighbours share with it stays."""
+"""What no pass reached: it follows those of its kind that were reached, or what its neighbours share with it stays."""
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable, Iterator
+
 from torch import nn
 
-from ifap.axes.expressions import Expression, Reason, pin, resolve, size_of, unify
+from ifap.axes.expressions import Expression, Reason, atoms_of, pin, resolve, size_of, unify
 from ifap.axes.trace import Axes
 from ifap.layers import is_within, parameters_by_name
 
@@ -16,20 +19,100 @@ def not_reached(model: nn.Module, axes: Axes) -> set[str]:
 
 
 def follow_siblings(model: nn.Module, axes: Axes) -> None:
-    """Let layers that no pass reached follow one of their kind that was, or pin what their neighbours share."""
+    """Let layers that no pass reached follow those of their kind that were, or pin what their neighbours share.
+
+    That a layer looks like another does not say where it stands: it could come before the other instead of beside it.
+    Members of one list or dict of layers, such as experts, follow where those that were reached show it.
+    """
     missing = not_reached(model, axes)
     if not missing:
         return
     modules = dict(model.named_modules())
-    for root in _unreached_modules(modules, missing):
-        sibling = next((name for name in modules if _is_sibling(modules, name, root, missing)), None)
-        if sibling is not None:
-            _follow(axes, modules[root], root, sibling)
+    roots = {root: _example(modules, axes, root, missing) for root in _unreached_modules(modules, missing)}
+    for root, example in roots.items():
+        if example is not None:
+            _follow(axes, modules[root], root, example)
         else:
             _pin_neighbours(modules, axes, root, missing)
     for name in missing - axes.reached:
         for dim in axes.dims.get(name, ()):
             pin(dim, Reason("the sample does not reach it", name.rpartition(".")[0]))
+
+
+def _example(modules: dict[str, nn.Module], axes: Axes, root: str, missing: set[str]) -> str | None:
+    """Return a module that shows which axes one of its kind has that no pass reached, if there is one."""
+    siblings = [name for name in modules if _is_sibling(modules, name, root, missing)]
+    if not siblings:
+        return None
+    uses = Counter(atom for dims in axes.dims.values() for atom in _atoms(dims))
+    is_listed = isinstance(modules[root.rpartition(".")[0]], (nn.ModuleList, nn.ModuleDict))
+    if is_listed and _stand_beside(modules[root], axes, siblings, uses):
+        return siblings[0]
+    return siblings[0] if _leaves_no_doubt(modules[root], axes, siblings[0], uses) else None
+
+
+def _leaves_no_doubt(module: nn.Module, axes: Axes, sibling: str, uses: Counter[int]) -> bool:
+    """Whether each axis that a sibling shares is the only one of its size that the caller of both handles."""
+    dims = _dims_of(module, axes, sibling)
+    shared = _shared(dims, sibling, uses)
+    there: dict[int, set[int]] = {}
+    for dim in _handled(axes, _caller(axes, sibling)):
+        there.setdefault(size_of(dim), set()).add(id(resolve(dim)))
+    return all(
+        there.get(size_of(dim), set()) <= {id(resolve(dim))} for dim in dims if not shared.isdisjoint(_atoms([dim]))
+    )
+
+
+def _stand_beside(module: nn.Module, axes: Axes, siblings: list[str], uses: Counter[int]) -> bool:
+    """Whether siblings that were reached show which axes one more of them has.
+
+    Two of them read and make the same axes; or all that one shares with others is a single axis, such as the stream of
+    a residual network, so that it does not matter where the other one stands.
+    """
+    first, *others = ((name, _dims_of(module, axes, name)) for name in siblings)
+    name, dims = first
+    shared = _shared(dims, name, uses)
+    if len({id(resolve(dim)) for dim in dims if not shared.isdisjoint(_atoms([dim]))}) < 2:
+        return True
+    return any(
+        all(
+            resolve(a) is resolve(b) or shared.union(_shared(its, other, uses)).isdisjoint(_atoms([a, b]))
+            for a, b in zip(dims, its, strict=True)
+        )
+        for other, its in others
+    )
+
+
+def _dims_of(module: nn.Module, axes: Axes, root: str) -> list[Expression]:
+    """Return the axes of the parameters and buffers of a module that is like `module`."""
+    names = [name for name, _ in (*module.named_parameters(), *module.named_buffers())]
+    return [dim for name in names for dim in axes.dims.get(f"{root}.{name}", ())]
+
+
+def _shared(dims: list[Expression], root: str, uses: Counter[int]) -> set[int]:
+    """Return the atoms among a module's that parameters of others have as well, and those that others let stay."""
+    own = Counter(_atoms(dims))
+    pinned = [atom for dim in dims for atom in atoms_of(dim) if atom.pin is not None]
+    staying = {id(atom) for atom in pinned if atom.pin is not None and not is_within(atom.pin.module, root)}
+    return staying | {atom for atom, count in own.items() if uses[atom] > count}
+
+
+def _handled(axes: Axes, caller: str) -> Iterator[Expression]:
+    """Yield the axes that a module and those that it runs handle."""
+    for name, seen in axes.seen.items():
+        if caller == name or (name and caller == _caller(axes, name)):
+            yield from seen
+
+
+def _atoms(dims: Iterable[Expression]) -> Iterator[int]:
+    for dim in dims:
+        yield from map(id, atoms_of(dim))
+
+
+def _caller(axes: Axes, name: str) -> str:
+    """Return the innermost module around a module or parameter that was run: lists of layers are not."""
+    parent = name.rpartition(".")[0]
+    return parent if not parent or parent in axes.seen else _caller(axes, parent)
 
 
 def _follow(axes: Axes, module: nn.Module, root: str, sibling: str) -> None:
@@ -43,18 +126,16 @@ def _follow(axes: Axes, module: nn.Module, root: str, sibling: str) -> None:
 
 def _pin_neighbours(modules: dict[str, nn.Module], axes: Axes, root: str, missing: set[str]) -> None:
     """Pin the axes around a module or parameter that no pass reached and that it may share, by their sizes."""
-    parent = root.rpartition(".")[0]
+    caller = _caller(axes, root)
     names = [name for name in missing if is_within(name, root)]
     dims = [dim for name in names for dim in axes.dims[name] if size_of(dim) > 1]
     if root not in modules:
         dims = _follow_beside(modules, axes, root, missing)
     sizes = {size_of(dim) for dim in dims}
-    reason = Reason(f"the sample does not reach '{root}', which may read or make it", root)
-    for name, seen in axes.seen.items():
-        if name == parent or name.rpartition(".")[0] == parent:
-            for dim in seen:
-                if size_of(dim) in sizes:
-                    pin(dim, reason)
+    reason = Reason(f"the sample does not reach '{root}', which may read or make it; give batches that do", root)
+    for dim in _handled(axes, caller):
+        if size_of(dim) in sizes:
+            pin(dim, reason)
 
 
 def _follow_beside(modules: dict[str, nn.Module], axes: Axes, name: str, missing: set[str]) -> list[Expression]:
