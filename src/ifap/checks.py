@@ -46,7 +46,7 @@ class Checks:
 
     def __init__(self, example_inputs: Inputs, outputs: Sequence[str] | None = None) -> None:
         self._inputs, self._outputs = example_inputs, outputs
-        self._cut: list[set[int]] = []  # axes that were cut when it ran in training
+        self._ran: list[tuple[set[int], Indices]] = []  # axes that were cut, and units left, when it ran in training
 
     def check(self, model: nn.Module, graph: Graph) -> None:
         """Run a cut network, for real where only that shows whether it works, or is as quick as without data.
@@ -75,13 +75,21 @@ class Checks:
         """Run a cut network in training, where a forward may make other calls than the traced one."""
         counts = graph.units_per_group()
         cut = {group for axis, group in graph.structure.atoms.items() if counts[group] < axis.size}
-        if any(cut <= seen for seen in self._cut):
+        sizes = {group: axis.size for axis, group in graph.structure.atoms.items()}
+        if any(cut <= seen and not _parted(sizes, before, counts) for seen, before in self._ran):
             return
         try:
             _compare(wanted, shapes_in_training(model, self._inputs, self._outputs), graph)
         except NetworkError as error:
-            raise TrainingModeError(f"in training {error.reason}", error.module) from error
-        self._cut.append(cut)
+            reason = f"without some of it a forward in training fails ({error.reason})"
+            raise TrainingModeError(reason, error.module) from error
+        self._ran.append((cut, counts))
+
+
+def _parted(sizes: dict[int, int], before: Indices, now: Indices) -> bool:
+    """Whether axes of one size that had the same number of units left before, perhaps by chance, differ now."""
+    found: dict[tuple[int, int], int] = {}
+    return any(found.setdefault((size, before[group]), now[group]) != now[group] for group, size in sizes.items())
 
 
 def _compare(wanted: list[tuple[int, ...]], found: list[tuple[int, ...]], graph: Graph) -> None:

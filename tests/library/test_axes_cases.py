@@ -200,3 +200,43 @@ def test_experts_cut_in_single_precision_still_run_in_half():
     assert pruned.rise.shape[2] % 8 == 0
     assert pruned.rise.shape[2] < 32
     assert pruned.bfloat16()(x.bfloat16()).shape == (8, 16)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("observes", [True, False])
+def test_networks_that_train_for_quantisation_lose_channels_with_their_scales(observes, tmp_path):
+    from torch.ao import quantization as quantize
+
+    def build():
+        torch.manual_seed(0)
+        layers = [nn.Conv2d(3, 24, 3), nn.ReLU(), nn.Conv2d(24, 32, 3), nn.ReLU()]
+        model = nn.Sequential(
+            quantize.QuantStub(),
+            *layers,
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(32, 5),
+            quantize.DeQuantStub(),
+        )
+        model.train().qconfig = quantize.QConfig(
+            activation=quantize.default_fake_quant, weight=quantize.default_per_channel_weight_fake_quant
+        )
+        quantize.prepare_qat(model, inplace=True)
+        model(torch.randn(8, 3, 12, 12))
+        return model.eval() if observes else model.eval().apply(quantize.disable_observer)
+
+    model, x = build(), torch.randn(2, 3, 12, 12)
+    pruned = ifap.prune(model, x, [x], target=ifap.Target(macs=0.5), method="magnitude", steps=2)
+    kept = pruned.plan.kept
+    assert len(kept["1.weight_fake_quant.scale"]["dim0"]) == pruned.model[1].out_channels < 24
+    if observes:
+        assert quantize.convert(copy.deepcopy(pruned.model))(x).shape == (2, 5)
+        return  # each forward changes the scales
+    with torch.no_grad():  # the proof does not apply: its operations have no double precision
+        for name, sides in kept.items():
+            if "in" in sides:
+                weight = model.get_submodule(name).weight
+                weight[:, [unit for unit in range(weight.shape[1]) if unit not in sides["in"]]] = 0
+    torch.testing.assert_close(pruned.model(x), model(x))
+    ifap.save(pruned, tmp_path)
+    assert torch.equal(ifap.load(tmp_path, build)(x), pruned.model(x))

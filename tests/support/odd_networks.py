@@ -191,3 +191,34 @@ def divided_by_the_number_of_values():
             return self.head(self.b(x * (x.shape[0] / x.numel()) ** 0.5 * 10))
 
     return Divided(a=unit(3, 24), b=unit(24, 16), head=head(16))
+
+
+@kind(image())
+def pooled_and_unpooled():
+    class Unpooled(Net):
+        def forward(self, x):
+            pooled, places = nn.functional.max_pool2d(self.a(x), 2, return_indices=True)
+            return self.head(nn.functional.max_unpool2d(self.b(pooled), places, 2))
+
+    return Unpooled(a=unit(3, 16), b=unit(16, 16), head=head(16))
+
+
+@kind(tokens())
+def attention_over_recurrent_states():
+    class Attended(Net):
+        def forward(self, x):
+            states = self.states(x)[0]
+            weights = self.score(torch.tanh(states)).squeeze(-1).softmax(1)
+            return self.head(torch.bmm(weights[:, None], states).squeeze(1))
+
+    return Attended(states=nn.GRU(16, 24, batch_first=True), score=nn.Linear(24, 1), head=nn.Linear(24, 3))
+
+
+@kind(fixed(lambda: torch.randn(6, 8)))
+def products_with_a_sparse_matrix():
+    class Neighbours(Net):
+        def forward(self, x):
+            near = (torch.arange(len(x))[:, None] - torch.arange(len(x))).abs().le(1).to(x.dtype).to_sparse()
+            return self.head(torch.sparse.mm(near, torch.relu(self.a(x))))
+
+    return Neighbours(a=nn.Linear(8, 24), head=nn.Linear(24, 3))

@@ -160,6 +160,7 @@ def _times(args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Iterator[
 
 _READERS: dict[str, Callable[..., Iterator[Entry]]] = {
     **dict.fromkeys(("view", "reshape", "expand", "new_zeros", "new_ones", "new_empty", "broadcast_to"), _shape(1)),
+    "resize_": _shape(1),
     **dict.fromkeys(("zeros", "ones", "empty", "rand", "randn", "full"), _shape(0)),
     **dict.fromkeys(("split", "split_with_sizes", "tensor_split_sizes"), _split),
     **dict.fromkeys(("conv1d", "conv2d", "conv3d"), _groups(6, "groups")),

@@ -202,7 +202,8 @@ def _mask(model: nn.Module, graph: Graph, removed: Indices) -> list[tuple[Tensor
     saved: list[tuple[Tensor, Tensor]] = []
     with torch.no_grad():
         for name, tensor, _ in holders(model):
-            if name in places and id(tensor) not in done:
+            # Whole numbers, such as the zero points of quantised weights, only shift what is masked.
+            if name in places and id(tensor) not in done and (tensor.is_floating_point() or tensor.is_complex()):
                 done.add(id(tensor))
                 saved.append((tensor, tensor.detach().clone()))
                 for dim, gone in places[name]:

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     "adaptive_max_pool3d", "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "upsample_bilinear2d",
     "upsample_bicubic2d", "upsample_linear1d", "upsample_trilinear3d", "_upsample_bilinear2d_aa",
     "_upsample_bicubic2d_aa", "_upsample_nearest_exact2d", "_upsample_nearest_exact1d", "adaptive_avg_pool2d",
-    "max_pool2d", "max_pool1d", "max_pool3d", "adaptive_avg_pool3d", "max_unpool2d", "fractional_max_pool2d",
-    "lp_pool2d", "mkldnn_max_pool2d", "max_pool1d_with_indices",
+    "max_pool2d", "max_pool1d", "max_pool3d", "adaptive_avg_pool3d", "max_unpool2d", "max_unpool3d",
+    "fractional_max_pool2d", "lp_pool2d", "mkldnn_max_pool2d", "max_pool1d_with_indices",
 )  # fmt: skip
 def over_positions(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
     """Pool or enlarge: batch and channels are handed on, positions are fixed."""
@@ -29,8 +29,9 @@ def over_positions(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str
     first = out[0] if isinstance(out, (tuple, list)) else out
     name = t.name_of(func)
     rank = 1 if "1d" in name else 3 if "3d" in name else 2
-    for each in tensors_in(args[1:]):
-        t.dims(each)
+    for each in tensors_in(args[1:]):  # where the largest values of a pool stood
+        for mine, other in zip(dims[:-rank], t.dims(each)[:-rank], strict=False):
+            t.unify(mine, other, func)
     for dim in dims[len(dims) - rank :]:
         t.pin(dim, f"{name.strip('_')} runs over it")
     found = [*dims[: len(dims) - rank], *first.shape[len(dims) - rank :]]

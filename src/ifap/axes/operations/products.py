@@ -40,13 +40,21 @@ def addmm(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], o
     return broadcast(t, func, [dims, t.dims(args[0])], tuple(out.shape))
 
 
+@rule("_sparse_addmm")
+def sparse(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
+    """A term and (n, k) x (k, m), whose cost depends on how many values are not zero."""
+    (n, k), (k2, m) = t.dims(args[1]), t.dims(args[2])
+    contracted(t, func, args[1], args[2], k, k2)
+    return broadcast(t, func, [[n, m], t.dims(args[0])], tuple(out.shape))
+
+
 @rule("bmm")
 def bmm(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
     """(b, n, k) x (b, k, m)."""
     x, y = args[0], args[1]
     (b, n, k), (b2, k2, m) = t.dims(x), t.dims(y)
     t.unify(b, b2, func)
-    heads = atoms_of(b)
+    heads = [atom for atom in atoms_of(b) if atom.pin is None]  # samples are pinned
     for atom in heads:
         atom.group = True
     contracted(t, func, x, y, k, k2)

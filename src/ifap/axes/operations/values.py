@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ifap.axes.expressions import Atom
-from ifap.axes.operations.base import broadcast, rule
-from ifap.axes.trace import tensors_in
+from torch import Tensor
+
+from ifap.axes.expressions import Atom, Expression, size_of
+from ifap.axes.operations.base import argument, broadcast, rule
+from ifap.axes.trace import Dims, carried, tensors_in
 
 if TYPE_CHECKING:
     from ifap.axes.trace import Tracer
@@ -37,9 +39,55 @@ def same(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], ou
     return [dims for _ in out] if isinstance(out, (tuple, list)) else dims
 
 
+@rule("resize_", "resize_as_")
+def resized(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
+    """Resize in place: nothing happens where the size is right."""
+    dims = t.dims(args[0])
+    return dims if [size_of(dim) for dim in dims] == list(out.shape) else made(t, func, args, kwargs, out)
+
+
+@rule(
+    "fake_quantize_per_channel_affine", "fake_quantize_per_channel_affine_cachemask",
+    "_fake_quantize_per_channel_affine_cachemask",
+)  # fmt: skip
+def quantised_by_channel(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
+    """Round values with a scale and a zero for each channel."""
+    for each in args[1:3]:
+        _of_channels(t, func, each, t.dims(args[0])[args[3]])
+    return same(t, func, args, kwargs, out)
+
+
+@rule("_fused_moving_avg_obs_fq_helper", "fused_moving_avg_obs_fake_quant")
+def observed_and_quantised(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
+    """Round values with scales and zeros that follow their range, of a tensor or of each channel."""
+    if argument(args, kwargs, 11, "per_row_fake_quant", False):
+        for each in args[3:7]:
+            _of_channels(t, func, each, t.dims(args[0])[args[10]])
+    return same(t, func, args, kwargs, out)
+
+
+def _of_channels(t: Tracer, func: Any, values: Tensor, channels: Expression) -> None:
+    """Let a vector hold one value for each channel."""
+    _take_axes(t, values, [channels])
+    for dim in t.dims(values):
+        t.unify(dim, channels, func)
+
+
+def _take_axes(t: Tracer, values: Tensor, dims: Dims) -> None:
+    """Let a buffer of whole numbers, which has no axes of its own before, have those of what is written into it."""
+    if values.is_floating_point() or values.dim() != len(dims):
+        return
+    for own in (t.dims(values), t.axes.dims.get(carried(values).name, [])):
+        for place, (mine, other) in enumerate(zip(own, dims, strict=False)):
+            if isinstance(mine, int) and mine == size_of(other):
+                own[place] = other
+
+
 @rule("copy_", "copy")
 def copied(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
     """Write one tensor into another, which may be a view: what is aligned is the same."""
+    if carried(args[0]).name:
+        _take_axes(t, args[0], t.dims(args[1]))
     return broadcast(t, func, [t.dims(args[0]), t.dims(args[1])], tuple(args[0].shape))
 
 
