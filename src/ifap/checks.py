@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 import numpy as np
+import torch
 from torch import nn
 
 from ifap.axes.corrections import CannotFollowError
@@ -261,8 +262,10 @@ def cut_for_trial(model: nn.Module, graph: Graph, removed: Indices, checks: Chec
         undo()
 
 
-def because(pinned: dict[str, str]) -> str:
+def because(model: nn.Module, pinned: dict[str, str]) -> str:
     """Return the end of a line that says why nothing can be cut."""
+    if isinstance(model, torch.jit.ScriptModule):
+        return ": torch.jit has scripted or traced it, so that nothing can be changed: give the network itself"
     if not pinned:
         return ": it has no convolution, linear layer or attention that the outputs depend on"
     name, reason = next(iter(pinned.items()))

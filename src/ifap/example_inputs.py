@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from ifap.axes.dispatch import DispatchMode
 from ifap.errors import PlanError, nearest
 from ifap.forward import Inputs
 
@@ -118,13 +120,32 @@ def input_spec(inputs: Inputs) -> Any:
     )
 
 
-def filled(spec: Any, fill: Fill) -> Any:
-    """Return the description of inputs whose floats are all alike: a forward may use them as positions."""
+def variants(spec: Any, dtype: torch.dtype | None = None) -> Iterator[Any]:
+    """Yield descriptions of the same inputs: as they are, then floats that are all alike, then floats of another type.
+
+    A forward may use floats as positions, and its weights may have been given another type since.
+
+    Parameters
+    ----------
+    spec : description of inputs
+    dtype : torch.dtype, optional
+        The type of the network's weights.
+    """
+    typed = [] if dtype is None else [_changed(spec, dtype=str(dtype).removeprefix("torch."))]
+    for each in (spec, *(other for other in typed if other != spec)):
+        yield each
+        for fill in ("one", "zero"):
+            yield _changed(each, fill=fill)
+
+
+def _changed(spec: Any, **values: str) -> Any:
+    """Return the description of inputs whose floats are changed."""
     if isinstance(spec, InputDict):
-        return InputDict(items={key: filled(value, fill) for key, value in spec.items.items()})
+        return InputDict(items={key: _changed(value, **values) for key, value in spec.items.items()})
     if isinstance(spec, InputList):
-        return InputList(items=[filled(value, fill) for value in spec.items])
-    return spec.model_copy(update={"fill": fill}) if isinstance(spec, InputSpec) else spec
+        return InputList(items=[_changed(value, **values) for value in spec.items])
+    is_floating = isinstance(spec, InputSpec) and _DTYPES[spec.dtype].is_floating_point
+    return spec.model_copy(update=values) if is_floating else spec
 
 
 # --- making ---------------------------------------------------------------------------------------
@@ -164,3 +185,14 @@ def _make_inputs(spec: Any, generator: torch.Generator) -> Any:
     if is_number:
         return torch.randn(spec.shape, generator=generator).to(dtype)
     return torch.randint(0, spec.high + 1, spec.shape, generator=generator).to(dtype)
+
+
+class BoxesOfSamples(DispatchMode):
+    """Refuse boxes of samples that there are not: kernels that pool inside boxes read memory of others instead."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "torchvision" and "roi_" in str(func):
+            samples = args[1][:, 0]
+            if bool(((samples < 0) | (samples >= args[0].shape[0])).any()):
+                raise IndexError("a box is of a sample that there is not")
+        return func(*args, **(kwargs or {}))

@@ -242,6 +242,13 @@ def private_copy(model: nn.Module) -> nn.Module:
     return twin
 
 
+def refuse_empty(model: nn.Module) -> None:
+    """Raise a `ScoreError` if a network has no values to run with."""
+    name = next((name for name, tensor in model.named_parameters() if tensor.is_meta), None)
+    if name is not None:
+        raise ScoreError(f"'{name}' holds no values (it is on the meta device): load the weights before scoring")
+
+
 def refuse_unmade(model: nn.Module) -> None:
     """Raise a `GraphError` if a lazy layer has not made its weights yet."""
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):

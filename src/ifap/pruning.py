@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import nn
 
 from ifap.arguments import (
@@ -30,7 +31,7 @@ from ifap.arguments import (
 from ifap.axes.units import UnitsOfProducts
 from ifap.checks import UnprovenError
 from ifap.data import refuse_test
-from ifap.errors import ConfigError, TargetError, nearest
+from ifap.errors import ConfigError, GraphError, TargetError, nearest
 from ifap.example_inputs import can_be_saved
 from ifap.forward import Inputs
 from ifap.iterations import Run, log
@@ -216,6 +217,8 @@ def prune(
     >>> pruned = ifap.prune(net, images[:1], batches, target=ifap.Target(macs=0.65), steps=10)
     >>> ifap.save(pruned, "small/")
     """
+    if torch.is_inference_mode_enabled():
+        raise GraphError("prune cannot work inside torch.inference_mode, which forbids changes: use torch.no_grad")
     refuse_test(batches, "scoring")
     refuse_test(labelled, "scoring")
     refuse_test(validate, "stopping")

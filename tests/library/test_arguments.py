@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import ifap
-from ifap.errors import ConfigError, IfapError, ScoreError, SplitError, TargetError, TrainingError
+from ifap.errors import ConfigError, GraphError, IfapError, ScoreError, SplitError, TargetError, TrainingError
 
 IMAGES, LABELS = torch.randn(4, 3, 8, 8), torch.randint(0, 10, (4,))
 LABELLED = [(IMAGES, LABELS)]
@@ -193,3 +193,24 @@ def test_a_missing_or_unknown_argument_is_named_with_its_function():
         ifap.prune(network(), IMAGES)
     with pytest.raises(TypeError, match=r"^prune\(\): got an unexpected keyword argument 'stepz'$"):
         prune(stepz=3)
+
+
+def test_networks_and_modes_that_nothing_can_be_done_with_are_named():
+    with torch.device("meta"):
+        empty = network()
+    with pytest.raises(ScoreError, match=r"'0\.weight' holds no values"):
+        prune(model=empty)
+    with torch.inference_mode(), pytest.raises(GraphError, match=r"use torch\.no_grad"):
+        prune()
+    with pytest.raises(GraphError, match=r"torch\.jit has scripted or traced it"):
+        prune(model=torch.jit.trace(network().eval(), IMAGES))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_network_that_was_given_another_type_is_saved_and_loaded_in_it(dtype, tmp_path):
+    pruned = prune()
+    pruned.model.to(dtype)
+    ifap.save(pruned, tmp_path)
+    loaded = ifap.load(tmp_path, network)
+    assert {tensor.dtype for tensor in loaded.parameters()} == {dtype}
+    assert torch.equal(loaded(IMAGES.to(dtype)), pruned.model.eval()(IMAGES.to(dtype)))

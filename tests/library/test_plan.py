@@ -431,7 +431,6 @@ def test_nothing_is_unpickled(copied, name, how, tmp_path):
         NETWORKS["vit"].build,
         lambda: nn.Linear(3, 4),
         lambda: None,
-        lambda: NETWORKS["residual"].build().double(),
     ],
 )
 def test_wrong_builder(copied, builder):

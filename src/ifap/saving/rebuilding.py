@@ -31,6 +31,14 @@ def stored_tensors(model: nn.Module) -> dict[str, Tensor]:
     return found
 
 
+def match_type(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Give the floats of a network the type that they are stored in, where they share one."""
+    types = {stored.dtype for stored in weights.values() if stored.is_floating_point()}
+    own = {tensor.dtype for tensor in stored_tensors(model).values() if tensor.is_floating_point()}
+    if len(types) == len(own) == 1 and types != own:
+        model.to(types.pop())
+
+
 def rebuild(model: nn.Module, plan: Plan, weights: Mapping[str, Tensor]) -> None:
     """Give a network the structure of a plan and the stored weights, in place.
 

@@ -24,11 +24,10 @@ from torch import Tensor, nn
 
 from ifap.arguments import BUILDER, FOLDER, MAPPING, PRUNED, TEXT, checked, optional
 from ifap.axes.attention import ShapedAttention
-from ifap.axes.dispatch import DispatchMode
 from ifap.axes.tensors import as_real
 from ifap.costs import Cost, cost, count_params
 from ifap.errors import PlanError, first_line
-from ifap.example_inputs import filled, input_spec, make_inputs
+from ifap.example_inputs import BoxesOfSamples, input_spec, make_inputs, variants
 from ifap.files import beside, read_bounded
 from ifap.forward import (
     Inputs,
@@ -197,6 +196,7 @@ def _loaded(
         raise PlanError(f"{folder}: the builder returned {type(model).__name__}, not a network")
     model = unwrapped(model)
     try:
+        rebuilding.match_type(model, weights)
         if has_run:
             _fingerprint(model, plan.example_inputs)
         (legacy if plan.format == 1 else rebuilding).rebuild(model, plan, weights)
@@ -445,27 +445,18 @@ def _check_masked(weights: Mapping[str, Tensor], masks: Mapping[str, Tensor]) ->
 
 def _runnable(model: nn.Module, spec: Any) -> Any:
     """Return a description of inputs on which the network runs: random numbers that it uses as positions may not do."""
-    for each in (spec, filled(spec, "one"), filled(spec, "zero")):
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
+    failures: list[Exception] = []
+    for each in variants(spec, dtype):
         try:
-            with _BoxesOfSamples():  # type: ignore[no-untyped-call]
+            with BoxesOfSamples():  # type: ignore[no-untyped-call]
                 _fingerprint(model, each)
+            return each
         except (IndexError, RuntimeError, ValueError) as error:
             if is_trouble(error) or isinstance(error, PlanError):
                 raise
-        else:
-            return each
-    return filled(spec, "one")
-
-
-class _BoxesOfSamples(DispatchMode):
-    """Refuse boxes of samples that there are not: kernels that pool inside boxes read memory of others instead."""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.namespace == "torchvision" and "roi_" in str(func):
-            samples = args[1][:, 0]
-            if bool(((samples < 0) | (samples >= args[0].shape[0])).any()):
-                raise IndexError("a box is of a sample that there is not")
-        return func(*args, **(kwargs or {}))
+            failures.append(error)
+    raise PlanError(f"the network does not run on its example inputs: {first_line(failures[0])}") from failures[0]
 
 
 def _fingerprint(model: nn.Module, spec: Any) -> list[float]:

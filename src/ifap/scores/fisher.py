@@ -29,6 +29,7 @@ from ifap.forward import (
     dense_outputs,
     device_of,
     evaluation_mode,
+    refuse_empty,
     run_batch,
     scalar,
     task_tensors,
@@ -208,6 +209,7 @@ def _forwards(
     axes: list[int | None],
 ) -> Iterator[_Forward]:
     """Run the batches, and draw a direction of the outputs of each; `axes` remembers which of these are logits."""
+    refuse_empty(model)
     where, generator = device_of(model), torch.Generator(device_of(model)).manual_seed(seed)
     with dense_outputs(model), evaluation_mode(model), torch.enable_grad():
         for number, batch in enumerate(batches, start=1):

@@ -33,7 +33,7 @@ from ifap.axes.tensors import unmapped
 from ifap.axes.units import Graph
 from ifap.data import refuse_test
 from ifap.errors import ScoreError, nearest
-from ifap.forward import Inputs, device_of, evaluation_mode, run_batch, to_device
+from ifap.forward import Inputs, device_of, evaluation_mode, refuse_empty, run_batch, to_device
 from ifap.layers import is_conv, unit_axis, weight_norms
 from ifap.scores.heads import HeadCalls, head_weights, replace_heads
 from ifap.scores.weights import WeightUses, all_weights, made_by_heads, used_by_attention, weights_alone
@@ -267,6 +267,7 @@ def forwards(model: nn.Module, batches: Iterable[Inputs]) -> Iterator[None]:
         If `batches` is a test split.
     """
     refuse_test(batches, "scoring")
+    refuse_empty(model)
     device, number = device_of(model), 0
     for number, batch in enumerate(batches, start=1):
         run_batch(model, to_device(batch, device), number)
