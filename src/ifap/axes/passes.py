@@ -110,7 +110,11 @@ def _traced(
         if not_reached(model, axes):
             _further_pass(model, example_inputs, call, outputs, axes, fake=True, training=True)
             _read(samples, model, example_inputs, call, outputs, axes)
-            follow_siblings(model, axes)
+            if not_reached(model, axes):
+                for given in (example_inputs, *axes.samples):
+                    if not (fake and _further_pass(model, given, call, outputs, axes, fake=True, sees=True)):
+                        _further_pass(model, given, call, outputs, axes, fake=False, sees=True)
+                follow_siblings(model, axes)
     if differs_in_training(model):
         wanted = sizes_of_calls(axes.recorders[0], attributes)
         axes.unsteady, axes.training_shapes = _in_training(model, example_inputs, call, outputs, wanted)
@@ -188,12 +192,13 @@ def _pass(
     fake: bool,
     training: bool = False,
     further: bool = False,
+    sees: bool = False,
 ) -> None:
     """Run one forward under the tracer; costs and shapes of outputs are those of the first."""
     modules = {module: name for name, module in modules_by_name(model).items()}
     recorder = Recorder()
     tracer = Tracer(axes, modules, RULES, pointwise)
-    tracer.counts_products = not further
+    tracer.counts_products, tracer.sees = not further, sees
     with ExitStack() as stack:
         stack.enter_context(modes(model, training=training))
         stack.enter_context(torch.no_grad())
@@ -205,7 +210,8 @@ def _pass(
             stack.callback(_forget, list(tensors.values()))
         start(axes, tensors)
         stack.enter_context(following(tracer))
-        stack.callback(register_module_forward_hook(tracer.hand_back).remove)
+        if sees:
+            stack.callback(register_module_forward_hook(tracer.hand_back).remove)
         stack.enter_context(recording(recorder))
         stack.enter_context(tracer)
         stack.enter_context(SizeMode(tracer, recorder))
@@ -254,17 +260,27 @@ _MODES: list[weakref.ref[FakeTensorMode]] = []
 
 
 def _further_pass(
-    model: nn.Module, inputs: Inputs, call: Call, outputs: Outputs, axes: Axes, *, fake: bool, training: bool = False
+    model: nn.Module,
+    inputs: Inputs,
+    call: Call,
+    outputs: Outputs,
+    axes: Axes,
+    *,
+    fake: bool,
+    training: bool = False,
+    sees: bool = False,
 ) -> bool:
-    """See what training alone or other inputs reach; in training data-free, so that nothing is learnt."""
+    """Read what training alone or other inputs reach, or the same again to see which module handles which axes."""
     kept = copy.copy(axes.recorders), copy.copy(axes.ties)
     try:
-        _pass(model, inputs, call, outputs, axes, fake=fake, training=training, further=True)
+        _pass(model, inputs, call, outputs, axes, fake=fake, training=training, further=True, sees=sees)
     except Exception as error:  # whatever a forward raises that wants targets in training, or looks at values
         if is_trouble(error):
             raise
         axes.recorders, axes.ties = kept
         return False
+    if sees:
+        axes.recorders, axes.ties = kept
     return True
 
 

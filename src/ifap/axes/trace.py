@@ -119,7 +119,7 @@ class Axes:
     reached : set of str
         Tensors that some pass used.
     seen : dict of str to list of Expression
-        For each module the axes that its own forward handles.
+        For each module the axes that its own forward handles, where something is not reached.
     output_shapes : list of tuple of int
         Shape of each output of the evaluation pass.
     recorders : list of Recorder
@@ -191,6 +191,7 @@ class Tracer(DispatchMode):
         self.stack: list[str] = [""]
         self.counters: list[dict[str, int]] = [{}]
         self.counts_products = True
+        self.sees = False  # which module handles which axes
         self._known: dict[Any, tuple[str, Any]] = {}
         self._operation = ""
 
@@ -354,7 +355,6 @@ class Tracer(DispatchMode):
             weight = _is_weight(known)
             softmax = softmax or any(each.softmax for each in known)
         sources = {each.source for each in known if each.source} if weight else ()
-        seen = self.axes.seen.setdefault(self.stack[-1], [])
         outs = out if isinstance(out, (tuple, list)) else (out,)
         many = dims if isinstance(out, (tuple, list)) and dims is not None else (dims,) * len(outs)
         for each, its in zip(outs, many, strict=False):
@@ -371,14 +371,19 @@ class Tracer(DispatchMode):
                 softmax=softmax,
                 debts=self._debts.get(id(each), ()),
             )
-            seen += [dim for dim in its if not isinstance(dim, int)]
+            if self.sees:
+                self._see(each)
+
+    def _see(self, x: Tensor) -> None:
+        """Note that the running module handles the axes of a tensor."""
+        seen = self.axes.seen.setdefault(self.stack[-1], [])
+        seen += [dim for dim in carried(x).dims if not isinstance(dim, int)]
 
     def hand_back(self, module: nn.Module, args: Any, output: Any) -> None:
         """Note that the running module handles what another one took from it and gave back."""
-        seen = self.axes.seen.setdefault(self.stack[-1], [])
         for x in tensors_in((*args, output)):
             if "_carried" in x.__dict__:
-                seen += [dim for dim in carried(x).dims if not isinstance(dim, int)]
+                self._see(x)
 
     def _source(self, names: Collection[str], dims: Dims) -> str:
         """Return which of the weights that a tensor is made from has its axes; parameters come before their masks."""
