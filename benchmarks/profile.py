@@ -122,7 +122,7 @@ def recovery() -> Callable[[], Callable[[], object]]:
 
 
 SCORING: list[Part] = [
-    (flow, "call", "forward"),
+    (flow, "run_batch", "forward"),
     (flow, "unit_norms", "norms of activations"),
     (flow, "_head_norms", "norms of attention"),
     (flow, "weight_norms", "norms of weights"),
