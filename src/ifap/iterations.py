@@ -461,9 +461,8 @@ class Run:
         return f"target {target.kind}={asked_for:g} cannot be reached: {most}; {self._limits(ranking)}"
 
     def _limits(self, ranking: Ranking) -> str:
-        options = self._options
-        reasons = self._pinned()
-        macs = self._macs
+        options, macs = self._options, self._macs
+        reasons = {**dict.fromkeys(ranking.without_score(), f"{options.method} gives it no score"), **self._pinned()}
         pinned = sorted(reasons, key=lambda name: (-macs.get(name, 0), name))[:3]
         names = ", ".join(f"'{name}' ({reasons[name]})" for name in pinned)
         floors_text = (

@@ -191,6 +191,11 @@ class Ranking:
         if per_cost:
             self._lot_scores, self._order = self._by_cost()
 
+    def without_score(self) -> list[str]:
+        """Return the names of the axes that stay because none of their units has a score."""
+        scored = {int(group) for group in self._graph.group_of[np.flatnonzero(~np.isnan(self.scores))]}
+        return [group.name for number, group in enumerate(self._graph.groups) if number not in scored]
+
     def _lots(self, floors: Indices) -> tuple[list[Floats], Indices]:
         """Return the scores of the lots of each class, and the class of each lot in the order in which they go."""
         scores: list[Floats] = []
