@@ -212,6 +212,15 @@ def to_device(inputs: Inputs, device: torch.device) -> Inputs:
     return map_tensors(inputs, lambda tensor: tensor.to(device))
 
 
+def _in_containers(value: Any) -> Iterator[Tensor]:
+    """Yield the tensors in nested dicts, lists and tuples; other objects may not like to be asked what they hold."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (dict, list, tuple)):
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from _in_containers(each)
+
+
 def private_copy(model: nn.Module) -> nn.Module:
     """Return a copy to prune; it keeps its own hooks and gradient flags but no gradients.
 
@@ -225,7 +234,7 @@ def private_copy(model: nn.Module) -> nn.Module:
         id(tensor): tensor.detach().clone()
         for module in modules_by_name(model).values()
         for value in module.__dict__.values()
-        for tensor in tensors(value)
+        for tensor in _in_containers(value)
         if tensor.grad_fn is not None
     }
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from types import SimpleNamespace
 
@@ -204,3 +205,21 @@ def test_what_a_forward_in_training_writes_is_put_back(looks, written):
     kept = pruned.plan.kept["b"]
     assert torch.equal(pruned.model.b.weight, before["b.weight"][kept["out"]][:, kept["in"]])
     assert not pruned.model.count.any()
+
+
+@dataclasses.dataclass
+class Guarded:
+    """A configuration that refuses to be asked for a value, as one whose value differs between layers does."""
+
+    width: int = 24
+
+    def __getattribute__(self, name):
+        if name == "width":
+            raise RuntimeError("ask each layer")
+        return super().__getattribute__(name)
+
+
+def test_objects_that_a_network_holds_are_not_asked_for_what_they_are():
+    model = nn.Sequential(conv(3, 24), nn.ReLU(), head(24))
+    model.config, model.held = Guarded(), [{"config": Guarded()}]
+    assert ifap.prune(model, X, [X], target=ifap.Target(macs=0.5)).proof.holds
