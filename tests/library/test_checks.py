@@ -1,5 +1,7 @@
 """A cut network must run in training as well, where a forward may make other calls than the traced one."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -129,3 +131,33 @@ def test_only_the_axis_that_an_attribute_counts_stays_where_its_size_cannot_foll
     assert pruned.model.hidden.weight.shape[0] < 16
     assert pruned.receipts[-1].pinned["query"] == "its size is compared with another number (in '')"
     assert pruned.model(x).shape == (4, 5)
+
+
+class Teacher(nn.Module):
+    """A teacher whose weights follow those of the other network in training, as in self-supervised methods."""
+
+    def __init__(self):
+        super().__init__()
+        self.student = nn.Sequential(nn.Conv2d(3, 24, 3), nn.ReLU(), nn.Conv2d(24, 16, 3))
+        self.teacher = copy.deepcopy(self.student).requires_grad_(False)
+
+    @torch.no_grad()
+    def follow(self):
+        for mine, its in zip(self.student.parameters(), self.teacher.parameters(), strict=True):
+            its.data.mul_(0.9).add_(mine.data, alpha=0.1)
+
+    def forward(self, x):
+        if self.training:
+            self.follow()
+        return self.student(x).mean((2, 3)), self.teacher(x).mean((2, 3))
+
+
+@pytest.mark.parametrize("method", ["flow", "magnitude"])
+def test_a_teacher_that_follows_in_training_loses_the_same_units(method):
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 12, 12)
+    pruned = ifap.prune(Teacher(), x, [x], target=ifap.Target(macs=0.5), method=method, steps=3)
+    kept = pruned.plan.kept
+    assert kept["student.0"]["out"] == kept["teacher.0"]["out"]
+    assert len(kept["student.0"]["out"]) < 24
+    pruned.model.train()(x)

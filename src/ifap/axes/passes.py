@@ -30,7 +30,7 @@ from ifap.axes.operations.values import pointwise
 from ifap.axes.sizes import Key, Origin, Place, Recorder, Size, recording
 from ifap.axes.tensors import holders, named_tensors, once, replaced_tensors
 from ifap.axes.trace import Axes, Tracer, following, pinned_outputs, start
-from ifap.axes.training import differs_in_training, recalled, same_values, sizes_of_calls
+from ifap.axes.training import differs_in_training, may_write_weights, recalled, same_values, sizes_of_calls
 from ifap.axes.unreached import follow_siblings, not_reached
 from ifap.errors import ConfigError, GraphError, IfapError, kind_and_line
 from ifap.layers import modules_by_name
@@ -107,8 +107,9 @@ def _traced(
     with adopted(model), unchanged(model):
         attributes = _remember_attributes(model)
         _pass(model, example_inputs, call, outputs, axes, fake=fake)
-        if not_reached(model, axes):
+        if not_reached(model, axes) or may_write_weights(model):
             _further_pass(model, example_inputs, call, outputs, axes, fake=True, training=True)
+        if not_reached(model, axes):
             _read(samples, model, example_inputs, call, outputs, axes)
             if not_reached(model, axes):
                 for given in (example_inputs, *axes.samples):

@@ -22,14 +22,13 @@ from ifap.axes.trace import count_call, following
 from ifap.layers import modules_by_name
 
 T = TypeVar("T")
+_WRITING = ("parameters", "named_parameters", "data", "copy_", "lerp_", "mul_", "add_", "sub_")
 _SAME_CALLS = ("torch.nn.", "ifap.axes.")  # homes of modules that make the same calls in either mode
 
 
 @functools.cache
-def asks_for_mode(kind: type[nn.Module]) -> bool:
-    """Whether a kind of module, or a function that it calls, reads its mode."""
-    if issubclass(kind, torch.jit.ScriptModule):
-        return True
+def _names(kind: Any) -> frozenset[str]:
+    """Return the names that the functions of a kind of module use, and those of functions that they call."""
     own = [base for base in kind.__mro__ if issubclass(base, nn.Module) and not base.__module__.startswith(_SAME_CALLS)]
     functions = [inspect.unwrap(each) for base in own for each in vars(base).values() if inspect.isfunction(each)]
     called = [
@@ -38,12 +37,24 @@ def asks_for_mode(kind: type[nn.Module]) -> bool:
         for name in function.__code__.co_names
         if inspect.isfunction(each := function.__globals__.get(name))
     ]
-    return any("training" in each.__code__.co_names for each in (*functions, *called))
+    return frozenset(name for each in (*functions, *called) for name in each.__code__.co_names)
+
+
+def asks_for_mode(kind: Any) -> bool:
+    """Whether a kind of module, or a function that it calls, reads its mode."""
+    return issubclass(kind, torch.jit.ScriptModule) or "training" in _names(kind)
 
 
 def differs_in_training(model: nn.Module) -> bool:
     """Whether a network may make other calls in training than in evaluation."""
     return any(map(asks_for_mode, set(map(type, model.modules()))))
+
+
+def may_write_weights(model: nn.Module) -> bool:
+    """Whether a forward in training may write into weights, such as those of a teacher that follows the others."""
+    return any(
+        asks_for_mode(kind) and not _names(kind).isdisjoint(_WRITING) for kind in set(map(type, model.modules()))
+    )
 
 
 @contextmanager
