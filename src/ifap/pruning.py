@@ -111,7 +111,8 @@ def prune(
     batches : iterable
         Calibration inputs without labels; iterated once or twice an iteration to score, and again to compensate where
         the score has not measured what that needs. A few hundred samples do, or 16,000 tokens; data like your own
-        matter more than how many.
+        matter more than how many. Of layers that the example inputs do not reach, the first eight batches that reach
+        them show what they read.
     target : Target
         Wanted reduction. It is met to within one unit from above.
     like : Plan, optional
@@ -202,6 +203,8 @@ def prune(
 
     Raises
     ------
+    ConfigError
+        If an argument is none of what it may be, or `resume` holds the state of another run.
     TargetError
         If the target cannot be reached; the message says how far it goes and what limits it.
     PlanError
