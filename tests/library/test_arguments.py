@@ -214,3 +214,9 @@ def test_a_network_that_was_given_another_type_is_saved_and_loaded_in_it(dtype, 
     loaded = ifap.load(tmp_path, network)
     assert {tensor.dtype for tensor in loaded.parameters()} == {dtype}
     assert torch.equal(loaded(IMAGES.to(dtype)), pruned.model.eval()(IMAGES.to(dtype)))
+
+
+def test_names_that_can_be_read_only_once_are_not_used_up_by_the_check():
+    pruned = prune(ignore=(name for name in ("0",)), target=ifap.Target(macs=0.2))
+    assert pruned.model[0].out_channels == 8
+    assert pruned.receipts[0].pinned["0"] == "ignored by the caller"
