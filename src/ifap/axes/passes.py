@@ -11,6 +11,7 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any, TypeVar
 
@@ -106,15 +107,15 @@ def _traced(
     axes = Axes(values=not fake)
     with adopted(model), unchanged(model):
         attributes = _remember_attributes(model)
-        _pass(model, example_inputs, call, outputs, axes, fake=fake)
+        read = partial(_pass, model, call=call, outputs=outputs, axes=axes)
+        read(example_inputs, fake=fake)
         if not_reached(model, axes) or may_write_weights(model):
-            _further_pass(model, example_inputs, call, outputs, axes, fake=True, training=True)
+            _read_further(axes, read, example_inputs, fake=True, training=True)
         if not_reached(model, axes):
-            _read(samples, model, example_inputs, call, outputs, axes)
+            _read_samples(samples, model, example_inputs, axes, read)
             if not_reached(model, axes):
                 for given in (example_inputs, *axes.samples):
-                    if not (fake and _further_pass(model, given, call, outputs, axes, fake=True, sees=True)):
-                        _further_pass(model, given, call, outputs, axes, fake=False, sees=True)
+                    _read_either_way(axes, read, given, sees=True)
                 follow_siblings(model, axes)
     if differs_in_training(model):
         wanted = sizes_of_calls(axes.recorders[0], attributes)
@@ -186,10 +187,10 @@ def is_trouble(error: BaseException) -> bool:
 def _pass(
     model: nn.Module,
     inputs: Inputs,
+    *,
     call: Call,
     outputs: Outputs,
     axes: Axes,
-    *,
     fake: bool,
     training: bool = False,
     further: bool = False,
@@ -260,21 +261,15 @@ _MODES: list[weakref.ref[FakeTensorMode]] = []
 """The modes of all data-free forwards since the caches were last looked at."""
 
 
-def _further_pass(
-    model: nn.Module,
-    inputs: Inputs,
-    call: Call,
-    outputs: Outputs,
-    axes: Axes,
-    *,
-    fake: bool,
-    training: bool = False,
-    sees: bool = False,
-) -> bool:
+Read = Callable[..., None]
+"""Runs one forward under the tracer; see `_pass`."""
+
+
+def _read_further(axes: Axes, read: Read, inputs: Inputs, *, sees: bool = False, **how: bool) -> bool:
     """Read what training alone or other inputs reach, or the same again to see which module handles which axes."""
     kept = copy.copy(axes.recorders), copy.copy(axes.ties)
     try:
-        _pass(model, inputs, call, outputs, axes, fake=fake, training=training, further=True, sees=sees)
+        read(inputs, further=True, sees=sees, **how)
     except Exception as error:  # whatever a forward raises that wants targets in training, or looks at values
         if is_trouble(error):
             raise
@@ -285,9 +280,13 @@ def _further_pass(
     return True
 
 
-def _read(
-    samples: Iterable[Inputs], model: nn.Module, example_inputs: Inputs, call: Call, outputs: Outputs, axes: Axes
-) -> None:
+def _read_either_way(axes: Axes, read: Read, inputs: Inputs, *, sees: bool = False) -> bool:
+    """Read data-free inputs where the forward does not look at values, and the real ones where that fails."""
+    is_read = not axes.values and _read_further(axes, read, inputs, fake=True, sees=sees)
+    return is_read or _read_further(axes, read, inputs, fake=False, sees=sees)
+
+
+def _read_samples(samples: Iterable[Inputs], model: nn.Module, example_inputs: Inputs, axes: Axes, read: Read) -> None:
     """Look for samples that reach what the example inputs do not, and keep them."""
     known = {_form(example_inputs)}
     for sample in itertools.islice(samples, MOST_SAMPLES):
@@ -297,8 +296,7 @@ def _read(
         if not axes.values and _form(sample) in known:
             continue  # a forward that does not look at values does the same
         known.add(_form(sample))
-        is_read = not axes.values and _further_pass(model, sample, call, outputs, axes, fake=True)
-        if is_read or _further_pass(model, sample, call, outputs, axes, fake=False):
+        if _read_either_way(axes, read, sample):
             axes.samples += [sample] if not_reached(model, axes) != missing else []
 
 
