@@ -12,6 +12,7 @@ from ifap.study.config.data import DatasetOptions
 from ifap.study.data import DATASETS, Dataset
 from ifap.study.data.origins import obtain
 from ifap.study.machine.determinism import configure
+from ifap.study.models.weights import obtain_weights
 from ifap.study.stage import run_stage
 from stages.options import PARAMS, DatasetOption, ParamsOption, ScaleOption, open_grid
 
@@ -28,11 +29,13 @@ def main(dataset: DatasetOption, scale: ScaleOption = None, params: ParamsOption
     options = grid.options.datasets[dataset]
     configure(options.split_seed)
     spec, folder = DATASETS.get(dataset), paths.dataset_dir(grid.scale, dataset)
+    readers = grid.readers(dataset)
+    for model, reader in readers.items():
+        if reader.download and reader.pretrained:
+            obtain_weights(model, Path(reader.pretrained))
     raw, source = raw_data(spec, options, paths.synthetic_dir(grid.scale, dataset))
     config = grid.fetch_config(dataset)
-    manifest = spec.write(
-        options, config, source, raw, folder, readers=grid.readers(dataset), tasks=grid.dense_tasks(dataset)
-    )
+    manifest = spec.write(options, config, source, raw, folder, readers=readers, tasks=grid.dense_tasks(dataset))
     sizes = ", ".join(f"{role} {entry['samples']}" for role, entry in manifest["splits"].items())
     log.info("%s: %s (%s)", folder, sizes, manifest["checksum"])
 

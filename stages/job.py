@@ -181,7 +181,7 @@ class Job:
         """Build the cell's unpruned network from torch's global generator, or from pretrained weights."""
         network, options = MODELS.get(self.cell.model)(**self.builder()[1]), self.model_options
         if options.pretrained:
-            if isinstance(options, ModelOptions) and options.download:
+            if options.download:
                 obtain_weights(self.cell.model, Path(options.pretrained))
             load = load_pretrained_text if isinstance(options, TextOptions) else load_pretrained
             load(network, Path(options.pretrained))

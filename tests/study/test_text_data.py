@@ -20,7 +20,7 @@ from ifap.study.data.texts import Texts, TextSpec
 from ifap.study.data.tokens import LAST, Words, family_of, open_words, train
 
 METRICS = {
-    **dict.fromkeys(("sst2", "qqp", "rte", "qnli", "mnli", "record", "agreement"), "accuracy"),
+    **dict.fromkeys(("sst2", "qqp", "rte", "qnli", "mnli", "record", "agreement", "film_reviews"), "accuracy"),
     "mrpc": "f1",
     "cola": "mcc",
     "stsb": "pearson",
@@ -89,6 +89,18 @@ def test_an_answer_is_where_the_passage_has_it(twins, name):
             assert names == (list(story.facts.values()) if name == "record" else [])
 
 
+def test_the_sign_of_a_rating_is_its_class_and_none_is_left_out(twins, tmp_path, caplog):
+    """Ratings of the published file have many digits, and its lines end as those of Windows."""
+    caplog.set_level("INFO")
+    rows = ["1\t2.26666666667\tFine .", "2\t-0.6\tEffective but too tepid biopic", "3\t0.0\tA film .", "4\t0.05\tOdd"]
+    (tmp_path / RATINGS).write_bytes("".join(f"{row}\r\n" for row in rows).encode())
+    found = DATASETS.get("film_reviews").read(tmp_path)
+    assert list(found) == ["train"]
+    assert found["train"].first == ("Fine .", "Effective but too tepid biopic", "Odd")
+    assert found["train"].targets.tolist() == [1, 0, 1]
+    assert "1 sentences with a mean rating of 0 are left out" in caplog.text
+
+
 def test_subject_and_verb_agree_where_the_label_says_so():
     found = list(agreement("train", 200, 0))
     assert [label for _, label in found] == [0, 1] * 100
@@ -141,6 +153,7 @@ def ends(row, text):
     return lambda rows: rows.__setitem__(row, rows[row].rpartition("\t")[0] + f"\t{text}")
 
 
+RATINGS = "movieReviewSnippets_GroundTruth.txt"
 BAD = [
     ("sst2", "train.tsv", put(0, "text\tlabel"), "row 1: no column 'sentence'"),
     ("sst2", "train.tsv", put(3, "fine\t2"), "row 4: unknown label '2'"),
@@ -149,6 +162,9 @@ BAD = [
     ("rte", "train.tsv", ends(1, "yes"), "row 2: unknown label 'yes'"),
     ("stsb", "train.tsv", ends(1, "5.5"), "row 2: score 5.5 is not from 0 to 5"),
     ("stsb", "train.tsv", ends(1, "x"), "row 2: 'x' is no score"),
+    ("film_reviews", RATINGS, swap(0, "2.0", "2,0"), "row 1: '-?2,0' is no rating from -4 to 4"),
+    ("film_reviews", RATINGS, swap(1, "2.0", "4.5"), "row 2: '-?4.5' is no rating from -4 to 4"),
+    ("film_reviews", RATINGS, put(2, "3\t1.0"), "row 3: 2 values for 3 columns"),
     ("squad", "dev-v1.1.json", put(0, '{"data": '), "is no SQuAD file"),
     ("squad", "dev-v1.1.json", swap(0, '"context"', '"kontext"'), "a paragraph has no 'context'"),
     ("squad", "train-v1.1.json", swap(0, '"answer_start": ', '"answer_start": 9'), "question train-0: the passage has"),

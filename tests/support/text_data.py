@@ -6,7 +6,7 @@ from ifap.study.config.data import DatasetOptions, SyntheticOptions, TextOptions
 from ifap.study.data import DATASETS
 
 TABLES = ("sst2", "cola", "mrpc", "qqp", "rte", "qnli", "mnli")
-SETS = (*TABLES, "stsb", "squad", "record", "agreement")
+SETS = (*TABLES, "stsb", "squad", "record", "agreement", "film_reviews")
 MODELS = ("bert_tiny", "gpt2_tiny", "t5_tiny")
 OPTIONS = DatasetOptions(validation=0.25, split_seed=0, synthetic=SyntheticOptions(classes=2, per_class=12, seed=0))
 

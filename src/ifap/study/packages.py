@@ -13,7 +13,7 @@ import tarfile
 import tempfile
 import zipfile
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from ifap.errors import ConfigError, ResultsError, nearest
 from ifap.files import beside, sha256_file
@@ -22,6 +22,7 @@ _IMAGES = (243, 559, 438, 990, 949, 853, 609, 609, 915, 455, 541, 630, 741, 471,
 IMAGENET = tuple(f"imagenet_{number:02d}_{label}.jpg" for number, label in enumerate(_IMAGES))
 CIFAR = (*(f"data_batch_{number}.png" for number in range(1, 6)), "test_batch.png")
 CIFAR_LABELS = ("train_lables.json", "test_lables.json")  # spelt so
+INSIDE = "::"  # before the name of a member of an archive that is itself a member
 PHOTOGRAPHS = ("astronaut.png", "camera.png", "chelsea.png", "coffee.png", "motorcycle_left.png", "rocket.jpg")
 
 
@@ -54,7 +55,7 @@ class Carrier:
     archives : tuple of Archive
         The packages; several hold parts of one zip file, in their order.
     members : dict of str to str
-        Members of the archive to the names that they get here.
+        Members of the archive to the names that they get here. ``outer.tar.gz::inner`` is a member of a member.
     licence : str
         Of what is read.
     checksums : dict of str to str
@@ -164,6 +165,24 @@ CARRIERS: dict[str, Carrier] = {
         members={"bigbench-1.0.0/bigbench/benchmark_tasks/squad_shifts/squaddev_v1.1.json": "squad.json"},
         checksums={"squad.json": "45089eff3cf52004b1dca6814cde5c57082fdb09872f18c79a5d944d45be523a"},
         licence="package Apache-2.0; SQuAD CC BY-SA 4.0. The file asks to be kept out of training corpora",
+    ),
+    "film_reviews": Carrier(
+        archives=(
+            Archive(
+                "vaderSentiment",
+                "3.3.2",
+                "vaderSentiment-3.3.2.tar.gz",
+                "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9",
+            ),
+        ),
+        members={
+            f"vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz{INSIDE}"
+            "hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt": "movieReviewSnippets_GroundTruth.txt"
+        },
+        checksums={
+            "movieReviewSnippets_GroundTruth.txt": "c8293b0d942e90e223ea2c0955d969040d1a1be514a978b9af0698940bd13350"
+        },
+        licence="MIT; sentences from Rotten Tomatoes reviews",
     ),
     "smollm2": Carrier(
         archives=(
@@ -299,7 +318,7 @@ def _unpack(each: Carrier, file: Path, folder: Path) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with beside(folder, folder=True) as staging:
         for member, name in each.members.items():
-            (staging / name).write_bytes(_read(file, member))
+            (staging / name).write_bytes(_read_inside(file, member))
         for name, wanted in each.checksums.items():
             check(staging / name, wanted)
         staging.chmod(0o755)
@@ -313,6 +332,18 @@ def _joined(each: Carrier, files: list[Path], whole: Path) -> Path:
             number = archive.name.rpartition("-")[2]
             stream.write(_read(file, each.part.format(number, number)))
     return whole
+
+
+def _read_inside(file: Path, member: str) -> bytes:
+    """Return one member of an archive, or of an archive in it."""
+    outer, _, inner = member.partition(INSIDE)
+    content = _read(file, outer)
+    if not inner:
+        return content
+    with tempfile.TemporaryDirectory() as folder:
+        nested = Path(folder) / PurePosixPath(outer).name
+        nested.write_bytes(content)
+        return _read_inside(nested, inner)
 
 
 def _read(file: Path, member: str) -> bytes:

