@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, JsonValue, ValidationError
 
 from ifap.errors import PlanError, first_line
 from ifap.example_inputs import AnyInput, Count, Part
@@ -26,7 +26,7 @@ FINGERPRINT_VALUES = 64
 _MAX_PLAN_BYTES = 32 * 2**20
 _MAX_PLAN_PARTS = 400_000
 _LARGEST_SIZE = 2**24
-ONLY_FIRST, ONLY_LATER = {"split_attention", "heads"}, {"attention", "attributes", "calls", "biases"}
+ONLY_FIRST, ONLY_LATER = {"split_attention", "heads"}, {"attention", "attributes", "calls", "sequences", "biases"}
 """What a plan of version 1 alone has, and what later ones have."""
 MASK = "mask:"
 """Before the name of a mask in the weights file; no module of torch has a colon in its name."""
@@ -59,7 +59,10 @@ class AttributeSize(Part):
 
 
 class CallSize(Part):
-    """A size argument of one call, and of every so many after it, that is set to a value or scaled by a fraction."""
+    """A size argument of one call that is set to a value or scaled by a fraction, and its value before.
+
+    Files without `sequences` say by `every` after how many calls of the function the corrections repeat.
+    """
 
     module: str
     function: str
@@ -69,9 +72,24 @@ class CallSize(Part):
     fraction: (
         Annotated[list[Annotated[int, Field(ge=0, lt=_LARGEST_SIZE)]], Field(min_length=2, max_length=2)] | None
     ) = None
+    before: Annotated[int, Field(gt=-_LARGEST_SIZE, lt=_LARGEST_SIZE)] | float | None = Field(
+        default=None, exclude_if=lambda each: each is None
+    )
     every: Annotated[int, Field(gt=0, lt=_LARGEST_SIZE)] | None = Field(
         default=None, exclude_if=lambda each: each is None
     )
+
+
+class CallSequence(Part):
+    """The calls of one function that the forward of a module makes, by the form of their arguments.
+
+    Calls go on at `again` after the last one.
+    """
+
+    module: str
+    function: str
+    forms: list[JsonValue]
+    again: Count = 0
 
 
 class LayerMask(Part):
@@ -101,6 +119,8 @@ class Plan(Part):
         Sizes that the forward reads from attributes of modules.
     calls : list of CallSize
         Sizes among the arguments of calls.
+    sequences : list of CallSequence
+        The calls among which those of `calls` are.
     biases : list of str
         Layers without a bias in the unpruned network that have one now.
     example_inputs : InputSpec, InputValues, InputConstant, InputList or InputDict
@@ -127,6 +147,7 @@ class Plan(Part):
     attention: list[str] = Field(default_factory=list)
     attributes: list[AttributeSize] = Field(default_factory=list)
     calls: list[CallSize] = Field(default_factory=list)
+    sequences: list[CallSequence] = Field(default_factory=list, exclude_if=lambda each: not each)
     biases: list[str] = Field(default_factory=list)
     example_inputs: Annotated[AnyInput, Field(discriminator="kind")]
     costs: Costs

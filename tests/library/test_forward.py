@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import threading
 from types import SimpleNamespace
@@ -145,7 +146,84 @@ def test_sizes_in_a_loop_follow_for_more_steps_than_the_sample_has(tmp_path):
     ifap.save(found, tmp_path)
     longer = torch.randn(2, 9, 6)
     assert torch.equal(ifap.load(tmp_path, Steps).eval()(longer), found.model.eval()(longer))
-    assert all(call.every == 1 and call.ordinal == 0 for call in found.plan.calls if call.function == "split")
+    assert all(call.ordinal == 0 for call in found.plan.calls if call.function == "split")  # each step as the first
+    assert {each.function: each.again for each in found.plan.sequences if each.module == ""}["split"] == 0
+
+
+class Shortened(nn.Module):
+    """Long sequences are shortened first, which is one more call, and the halves of a layer are taken by number."""
+
+    def __init__(self):
+        super().__init__()
+        self.both, self.read, self.head = nn.Linear(6, 24), nn.Linear(12, 20), nn.Linear(20, 3)
+
+    def forward(self, x, mask=None):
+        if x.shape[1] > 8:
+            x = x[:, :8]
+        if mask is not None:
+            x = x * mask.view(x.shape[0], x.shape[1], 1)
+        both = self.both(x).view(x.shape[0], x.shape[1], 24)
+        gate, value = both[..., :12], both[..., 12:]
+        return self.head(self.read(gate.sigmoid() * value).relu()).mean(1)
+
+
+class Sum(nn.Module):
+    """No size tells whether the right part was taken: the sum of some units scales all."""
+
+    def __init__(self):
+        super().__init__()
+        self.both, self.read, self.head = nn.Linear(6, 24), nn.Linear(24, 20), nn.Linear(20, 3)
+
+    def forward(self, x):
+        if x.shape[1] > 8:
+            x = x[:, :8]
+        both = self.both(x)
+        return self.head(self.read(both / (1 + both[..., :12].square().sum(-1, keepdim=True))).relu()).mean(1)
+
+
+class Prefix(nn.Module):
+    """Halves are taken once before the loop, and then in each of its steps."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.gates, self.read, self.head = (
+            nn.Linear(6, 32),
+            nn.Linear(6, 32),
+            nn.Linear(16, 32),
+            nn.Linear(16, 3),
+        )
+
+    def forward(self, x):
+        start = self.first(x[:, 0])
+        hidden, memory = start[:, :16], start[:, 16:]
+        for step in range(x.shape[1]):
+            gates = self.gates(x[:, step]) + self.read(hidden)
+            memory = memory + gates[:, :16].tanh()
+            hidden = gates[:, 16:].sigmoid() * memory
+        return self.head(hidden)
+
+
+@pytest.mark.parametrize("kind", [Shortened, Sum, Prefix])
+@pytest.mark.parametrize("length", [1, 3, 6, 11])
+def test_calls_that_only_other_inputs_make_shift_no_correction(tmp_path, kind, length):
+    """Another length gives what the network gives whose removed units are zero, loaded or not."""
+    torch.manual_seed(0)
+    network = kind().double()
+    found = pruned(network, torch.randn(4, 5, 6, dtype=torch.float64))
+    assert found.after.macs < found.before.macs
+    zeroed = copy.deepcopy(network)
+    for name, sides in found.plan.kept.items():
+        layer = zeroed.get_submodule(name)
+        gone = [unit for unit in range(len(layer.weight)) if unit not in sides.get("out", range(len(layer.weight)))]
+        with torch.no_grad():
+            layer.weight[gone], layer.bias[gone] = 0, 0
+    other = torch.randn(2, length, 6, dtype=torch.float64)
+    torch.testing.assert_close(found.model(other), zeroed(other))
+    ifap.save(found, tmp_path)
+    assert torch.equal(ifap.load(tmp_path, lambda: kind().double()).eval()(other), found.model.eval()(other))
+    if kind is Shortened:
+        mask = torch.ones(2, length, dtype=torch.float64)
+        torch.testing.assert_close(found.model(other[:, :8], mask[:, :8]), zeroed(other[:, :8], mask[:, :8]))
 
 
 class Hooked(nn.Module):

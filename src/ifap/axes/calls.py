@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from ifap.axes.corrections import Correction
+from ifap.axes.corrections import Callee, Correction
 from ifap.axes.expressions import CannotAgreeError, Expression, factor, is_fixed, size_of, split
+from ifap.axes.sequences import Change, Path, Recognised, Sequence, form_of_call
 from ifap.axes.sizes import Need, Origin, Ratio, Recorder, Size, Use, origin_of, unrecorded
 from ifap.axes.trace import Attention, Tracer, carried, count_call
 
-Path = tuple[Any, ...]
 Entry = tuple[Path, Any, Need]
 """Where a size is among the arguments, the size, and what it must be."""
 
@@ -231,7 +231,7 @@ class SizeMode(TorchFunctionMode):
         self._recorder.module = tracer.stack[-1]
         ordinal = count_call(tracer, key)
         if name in _READERS:
-            self._recorder.count(tracer.stack, tracer.counters, key)
+            self._recorder.note_call(tracer.stack, tracer.counters, key, form_of_call(args, kwargs))
         if name in _OPAQUE:
             tracer.pin_all(args, kwargs, f"{name} reads its widths by itself")
         module = tracer.stack[-1]
@@ -297,31 +297,23 @@ def _inside(path: Path, value: Any) -> Iterator[tuple[Path, Size | Ratio]]:
 
 
 class CorrectedSizes(TorchFunctionMode):
-    """Correct size arguments of calls, counted by the name of the function, while the forward of a module runs.
+    """Correct size arguments of calls while the forward of a module runs.
 
     Parameters
     ----------
-    corrections : mapping of (str, int) to list of (path, value, fraction)
-        Function and number of the call to what is changed among its arguments.
-    every : mapping of str to int
-        Function to the number of calls after which its corrections repeat.
+    calls : mapping of str to (Sequence, dict)
+        Function to its traced calls, and to what is changed among the arguments of some of them.
     """
 
-    def __init__(
-        self, corrections: Mapping[tuple[str, int], list[tuple[Path, Any, Any]]], every: Mapping[str, int]
-    ) -> None:
+    def __init__(self, calls: Mapping[str, tuple[Sequence, Mapping[int, list[Change]]]]) -> None:
         super().__init__()
-        self._corrections, self._every = corrections, every
-        self._counts = {name: 0 for name, _ in corrections}
+        self._calls = {name: Recognised(*known) for name, known in calls.items()}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        key = call_key(func.__name__, args)
-        if key in self._counts:
-            number = self._counts[key]
-            self._counts[key] = number + 1
-            number %= self._every.get(key, number + 1)
-            for path, value, fraction in self._corrections.get((key, number), ()):
+        calls = self._calls.get(call_key(func.__name__, args))
+        if calls is not None:
+            for path, value, fraction, _ in calls.changes(args, kwargs):
                 if path[0] == "args":
                     args = _corrected(args, path[1:], value, fraction)
                 else:
@@ -346,7 +338,9 @@ def _corrected(tree: Any, path: Path, value: Any, fraction: Any) -> Any:
     return items if isinstance(tree, list) else tuple(items)
 
 
-def corrected_forward(module: Any, corrections: list[Correction]) -> Callable[..., Any]:
+def corrected_forward(
+    module: Any, corrections: list[Correction], sequences: Mapping[Callee, Sequence]
+) -> Callable[..., Any]:
     """Return the forward of a module with corrected size arguments, to be put into its attribute ``forward``.
 
     Parameters
@@ -355,14 +349,16 @@ def corrected_forward(module: Any, corrections: list[Correction]) -> Callable[..
         The module.
     corrections : list of Correction
         Those of this module.
+    sequences : mapping of (str, str) to Sequence
+        The traced calls of each module and function.
     """
-    table: dict[tuple[str, int], list[tuple[Path, Any, Any]]] = {}
+    changes: dict[str, dict[int, list[Change]]] = {}
     for each in corrections:
-        table.setdefault((each.function, each.ordinal), []).append(each.change)
-    every = {each.function: each.every for each in corrections if each.every}
+        changes.setdefault(each.function, {}).setdefault(each.ordinal, []).append(each.change)
+    calls = {name: (sequences[corrections[0].module, name], its) for name, its in changes.items()}
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        with CorrectedSizes(table, every):
+        with CorrectedSizes(calls):
             return type(self).forward(self, *args, **kwargs)
 
     return MethodType(forward, module)

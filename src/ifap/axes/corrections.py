@@ -7,12 +7,16 @@ keeps its axes whole.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
 from ifap.axes.expressions import Concatenation, Expression, Product, atoms_of, is_fixed, resolve
+from ifap.axes.sequences import ANYTHING, Change, Form, Sequence, merged, repeating
 from ifap.axes.sizes import Key, Need, Origin, Place, Recorder, SizeOf, Use, value_of
+
+Callee = tuple[str, str]
+"""The module whose forward makes calls, and the called function."""
 
 
 @dataclass(frozen=True)
@@ -27,8 +31,8 @@ class Correction:
         What the argument is set to.
     fraction : (int, int) or None
         What it is scaled by instead, where it also counts samples or places.
-    every : int or None
-        Where corrections repeat, as in a loop over steps: this one also holds for every so many calls after it.
+    before : number or None
+        What the argument is without it; None if that differs from input to input.
     """
 
     module: str
@@ -37,12 +41,12 @@ class Correction:
     path: tuple[Any, ...]
     value: int | float | None = None
     fraction: tuple[int, int] | None = None
-    every: int | None = None
+    before: int | float | None = None
 
     @property
-    def change(self) -> tuple[tuple[Any, ...], Any, Any]:
+    def change(self) -> Change:
         """What is changed, whichever call it is."""
-        return self.path, self.value, self.fraction
+        return self.path, self.value, self.fraction, self.before
 
 
 @dataclass
@@ -51,6 +55,7 @@ class Corrections:
 
     attributes: dict[Key, int] = field(default_factory=dict)
     arguments: list[Correction] = field(default_factory=list)
+    sequences: dict[Callee, Sequence] = field(default_factory=dict)
 
 
 class CannotFollowError(Exception):
@@ -76,10 +81,10 @@ class Sizes:
 
     def __init__(self, recorders: list[Recorder], attributes: dict[Key, int], unsteady: set[Place]) -> None:
         self._original, self._unsteady = attributes, unsteady
-        self._calls: dict[tuple[str, str], int] = {}
+        self._calls: dict[Callee, list[Form]] = {}
         for recorder in recorders:
-            for name, number in recorder.calls.items():
-                self._calls[name] = max(number, self._calls.get(name, 0))
+            for callee, forms in recorder.calls.items():
+                self._calls[callee] = _merged(self._calls.get(callee, []), forms)
         uses = [use for recorder in recorders for use in recorder.uses]
         self._uses = [use for use in uses if can_change(use.origin, use.need)]
         self._comparisons = [
@@ -112,7 +117,8 @@ class Sizes:
             found[key] = correction
         self._check(size, attributes)
         changed = {key: value for key, value in attributes.items() if value != self._original[key]}
-        return Corrections(changed, list(_repeating([each for each in found.values() if each], self._calls)))
+        arguments, sequences = _in_sequence([each for each in found.values() if each], self._calls)
+        return Corrections(changed, arguments, sequences)
 
     def may_change(self) -> tuple[dict[Key, int], list[str]]:
         """Return the attributes, and the calls without one, whose sizes count an axis that can be cut."""
@@ -154,7 +160,7 @@ class Sizes:
         wanted = int(wanted) if isinstance(wanted, Fraction) else wanted
         place = (use.module, use.function, use.ordinal, use.path)
         if _is_pure(use):
-            return Correction(*place, value=wanted)
+            return Correction(*place, value=wanted, before=present)
         if isinstance(wanted, float) or isinstance(present, float) or not present or (wanted < 0) != (present < 0):
             raise self._refusal(use, "a number that counts samples or places as well")
         share = Fraction(wanted, present)
@@ -180,24 +186,34 @@ class Sizes:
         return CannotFollowError(axes, f"{use.function} takes {text}", use.module)
 
 
-def _repeating(corrections: list[Correction], calls: dict[tuple[str, str], int]) -> Iterator[Correction]:
-    """Yield corrections; those that repeat over all calls of a function in a module once, with the period.
+def _merged(one: list[Form], other: list[Form]) -> list[Form]:
+    """Return the calls of two runs of a module as one list."""
+    both = [merged(*forms) for forms in zip(one, other, strict=False)]
+    return both + (one if len(one) > len(other) else other)[len(both) :]
+
+
+def _in_sequence(
+    corrections: list[Correction], calls: dict[Callee, list[Form]]
+) -> tuple[list[Correction], dict[Callee, Sequence]]:
+    """Return corrections, and the calls of each function that has some; those that repeat stand there once.
 
     A forward that loops over steps, samples or blocks of its input makes more such calls for a longer one.
     """
-    by_call: dict[tuple[str, str], dict[int, list[Correction]]] = {}
+    by_callee: dict[Callee, dict[int, list[Correction]]] = {}
     for each in corrections:
-        by_call.setdefault((each.module, each.function), {}).setdefault(each.ordinal, []).append(each)
-    for name, found in by_call.items():
-        number = calls.get(name, 0)
-        changes = [{each.change for each in found.get(ordinal, ())} for ordinal in range(number)]
-        periods = (every for every in range(1, number // 2 + 1) if number % every == 0)
-        every = next((each for each in periods if changes == changes[:each] * (number // each)), None)
-        for ordinal, of_call in found.items():
-            if every is None:
-                yield from of_call
-            elif ordinal < every:
-                yield from (replace(each, every=every) for each in of_call)
+        by_callee.setdefault((each.module, each.function), {}).setdefault(each.ordinal, []).append(each)
+    kept: list[Correction] = []
+    sequences: dict[Callee, Sequence] = {}
+    for callee, found in by_callee.items():
+        forms = list(calls.get(callee, ()))
+        forms += [ANYTHING] * (1 + max(found) - len(forms))
+        changes = [sorted(each.change for each in found.get(place, ())) for place in range(len(forms))]
+        start, every = repeating(forms, changes) or (0, len(forms))
+        for place in range(start + every, len(forms)):
+            forms[start + (place - start) % every] = merged(forms[start + (place - start) % every], forms[place])
+        kept += [each for place, of_call in found.items() if place < start + every for each in of_call]
+        sequences[callee] = Sequence(tuple(forms[: start + every]), start)
+    return kept, sequences
 
 
 def _leaves(origin: Any) -> Iterator[Origin]:

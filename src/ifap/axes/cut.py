@@ -151,7 +151,7 @@ def apply_corrections(model: nn.Module, corrections: Corrections, back: list[Und
     for name, its in by_module.items():
         module = model.get_submodule(name)
         back.append(_restoring(module, "forward", module.__dict__.get("forward")))
-        module.__dict__["forward"] = corrected_forward(module, its)
+        module.__dict__["forward"] = corrected_forward(module, its, corrections.sequences)
 
 
 def is_corrected(forward: Any) -> bool:

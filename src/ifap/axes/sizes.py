@@ -15,6 +15,7 @@ from fractions import Fraction
 from typing import Any
 
 from ifap.axes.expressions import Expression
+from ifap.axes.sequences import Form, loosened, merged
 
 Key = tuple[Any, ...]
 """Where an attribute is: the module's name, then the path below it, such as ``("layer.0", "config", "num_heads")``."""
@@ -156,14 +157,19 @@ class Recorder:
         self.uses: list[Use] = []
         self.comparisons: list[Comparison] = []
         self.kept: list[tuple[Origin, str]] = []  # numbers taken out of sight: their value must stay
-        self.calls: dict[tuple[str, str], int] = {}  # module and function to the most calls in one run of the module
+        self.calls: dict[tuple[str, str], list[Form]] = {}  # module and function to the calls in a run of the module
         self.module = ""
 
-    def count(self, modules: list[str], counters: list[dict[str, int]], function: str) -> None:
-        """Note how many calls of a function the modules that run have made so far."""
+    def note_call(self, modules: list[str], counters: list[dict[str, int]], function: str, form: Form) -> None:
+        """Note a call in all modules that run; numbers that an inner module writes down may be corrected there."""
+        inner = loosened(form)
         for name, counter in zip(modules, counters, strict=True):
-            key = name, function
-            self.calls[key] = max(self.calls.get(key, 0), counter[function])
+            own = form if name == modules[-1] else inner
+            known, number = self.calls.setdefault((name, function), []), counter[function] - 1
+            if number == len(known):
+                known.append(own)
+            elif known[number] != own:
+                known[number] = merged(known[number], own)
 
 
 _ACTIVE: list[Recorder] = []

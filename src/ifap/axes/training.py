@@ -10,12 +10,13 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from ifap.axes.calls import Path, call_key
+from ifap.axes.calls import call_key
 from ifap.axes.corrections import can_change
 from ifap.axes.expressions import size_of
+from ifap.axes.sequences import Path, at
 from ifap.axes.sizes import Key, Place, Recorder, value_of
 from ifap.axes.tensors import named_tensors
 from ifap.axes.trace import count_call, following
@@ -98,23 +99,12 @@ class Recall(TorchFunctionMode):
         if key in self._functions:
             place = (self.stack[-1], key, count_call(self, key))
             for path, value in self._wanted.get(place, ()):
-                (self._met if _at(path, args, kwargs) == value else self._others).add(place)
+                (self._met if at(path, args, kwargs) == value else self._others).add(place)
         return func(*args, **kwargs)
 
     def missed(self) -> set[Place]:
         """Return the calls that took another size, or were not made by a module that ran."""
         return {place for place in self._wanted if place[0] in self._ran and place not in self._met - self._others}
-
-
-def _at(path: Path, args: Any, kwargs: Any) -> Any:
-    """Return what is at a path among arguments, or None."""
-    found: Any = {"args": args, "kwargs": kwargs}
-    for step in path:
-        try:
-            found = getattr(found, step) if isinstance(found, slice) else found[step]
-        except (LookupError, TypeError):
-            return None
-    return None if isinstance(found, Tensor) else found
 
 
 def sizes_of_calls(recorder: Recorder, attributes: dict[Key, int]) -> dict[Place, list[tuple[Path, Any]]]:

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from ifap.axes.attention import adopt
-from ifap.axes.corrections import Correction, Corrections
+from ifap.axes.corrections import Callee, Correction, Corrections
 from ifap.axes.cut import apply_corrections, follow_shapes, selected
+from ifap.axes.sequences import ANYTHING, Sequence, from_lists
 from ifap.axes.slots import slot_of
 from ifap.axes.tensors import holders, in_place_of, named_tensors
 from ifap.errors import PlanError, nearest
@@ -175,11 +176,34 @@ def _corrections(model: nn.Module, plan: Plan) -> Corrections:
                 tuple(each.path),
                 each.value,
                 None if each.fraction is None else (each.fraction[0], each.fraction[1]),
-                each.every,
+                each.before,
             )
             for each in plan.calls
         ],
+        _sequences(plan),
     )
+
+
+def _sequences(plan: Plan) -> dict[Callee, Sequence]:
+    """Return the calls of a plan; one without `sequences` only says how many there are, and whether they repeat."""
+    found: dict[Callee, Sequence] = {}
+    for listed in plan.sequences:
+        try:
+            forms = tuple(map(from_lists, listed.forms))
+        except ValueError as error:
+            raise PlanError(f"sequences: '{listed.module}' {listed.function}: {error}") from None
+        if listed.again >= len(forms):
+            raise PlanError(f"sequences: '{listed.module}' {listed.function}: again={listed.again} is no call of it")
+        found[listed.module, listed.function] = Sequence(forms, listed.again)
+    for each in plan.calls:
+        callee = (each.module, each.function)
+        known = found.get(callee)
+        if plan.sequences and (known is None or each.ordinal >= len(known.forms)):
+            raise PlanError(f"sequences: '{each.module}' {each.function} has no call {each.ordinal}")
+        if not plan.sequences:
+            number = each.every or max(each.ordinal + 1, len(known.forms) if known else 0)
+            found[callee] = Sequence((ANYTHING,) * number, 0 if each.every else None)
+    return found
 
 
 def _check_attribute(module: Any, size: AttributeSize) -> None:

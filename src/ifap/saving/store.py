@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from ifap.arguments import BUILDER, FOLDER, MAPPING, PRUNED, TEXT, checked, optional
 from ifap.axes.attention import ShapedAttention
+from ifap.axes.sequences import listed
 from ifap.axes.tensors import as_real
 from ifap.costs import Cost, cost, count_params
 from ifap.errors import PlanError, first_line
@@ -46,6 +47,7 @@ from ifap.plan import (
     PLAN_FILE,
     AttributeSize,
     Builder,
+    CallSequence,
     CallSize,
     Costs,
     LayerMask,
@@ -274,9 +276,13 @@ def pruned_plan(model: nn.Module, graph: Graph, example_inputs: Inputs, before: 
                 path=list(each.path),
                 value=each.value,
                 fraction=None if each.fraction is None else list(each.fraction),
-                every=each.every,
+                before=each.before,
             )
             for each in corrections.arguments
+        ],
+        sequences=[
+            CallSequence(module=module, function=function, forms=listed(sequence.forms), again=sequence.again)
+            for (module, function), sequence in corrections.sequences.items()
         ],
         biases=sorted(graph.structure.biases),
         example_inputs=input_spec(example_inputs),
