@@ -18,7 +18,7 @@ from torch.nn.parameter import is_lazy
 from ifap.arguments import shown
 from ifap.axes.attention import adopt
 from ifap.axes.passes import is_trouble, modes
-from ifap.axes.tensors import laid_out_as
+from ifap.axes.tensors import keep_notes, laid_out_as
 from ifap.closures import rebind
 from ifap.errors import ConfigError, GraphError, IfapError, ScoreError, first_line, kind_and_line, nearest
 from ifap.layers import is_norm, modules_by_name
@@ -247,6 +247,7 @@ def private_copy(model: nn.Module) -> nn.Module:
     rebind(twin, memo)
     for mine, other in zip(twin.parameters(), model.parameters(), strict=True):
         mine.requires_grad_(other.requires_grad)
+        keep_notes(mine, other)  # torch copies values alone
     twin.zero_grad(set_to_none=True)
     return twin
 

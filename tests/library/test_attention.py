@@ -10,6 +10,7 @@ import torch
 from networks import NETWORKS, FusedAttention, Lambda, prune
 from torch import nn
 
+import ifap
 from ifap.axes.attention import ShapedAttention, adopt, adopted
 from ifap.saving.legacy_attention import SplitAttention
 from ifap.study.rivals.attention import fused_attention, heads, num_heads, split_attention
@@ -166,3 +167,30 @@ def test_fused_blocks_lose_whole_heads():
     assert heads(pruned.model) == {"attention": block.num_heads}
     sizes = {(each.module, *each.path): each.value for each in pruned.plan.attributes}
     assert sizes == {("attention", "num_heads"): block.num_heads}
+
+
+def test_an_encoder_that_leaves_padding_out_gives_the_same_with_attention_that_can_lose_heads(tmp_path):
+    """Without gradients ``nn.TransformerEncoder`` makes samples of different lengths from a mask of padding."""
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(16, 4, 40, 0.0, batch_first=True)
+
+    class Encoder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.encoder, self.head = nn.TransformerEncoder(layer, 2), nn.Linear(16, 3)
+
+        def forward(self, x, mask):
+            return self.head(self.encoder(x, src_key_padding_mask=mask).mean(1))
+
+    network = Encoder().double().eval()
+    x, mask = torch.randn(3, 6, 16, dtype=torch.float64), torch.arange(6) >= torch.tensor([[6], [4], [2]])
+    twin = copy.deepcopy(network)
+    assert len(adopt(twin)) == 2
+    with torch.no_grad():
+        torch.testing.assert_close(twin(x, mask), network(x, mask))
+    found = ifap.prune(network, (x, mask), [(x, mask)], target=ifap.Target(macs=0.5), steps=1, min_units=1)
+    assert found.after.reduction(found.before, "macs") >= 0.5
+    with torch.no_grad():
+        assert found.model(x, mask).isfinite().all()
+    both = found.model.encoder.layers[0].self_attn
+    assert both.in_proj_weight.shape[0] < 48 or found.model.encoder.layers[0].linear1.out_features < 40

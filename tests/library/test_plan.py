@@ -284,6 +284,11 @@ def nested(depth):
         put("calls", [call_size(path=["args"], value=2)]),
         put("calls", [call_size(value=0)]),
         put("calls", [call_size(value=10**30)]),
+        put("sequences", [{"module": "", "function": "view", "forms": []}]),
+        put("sequences", [{"module": "", "function": "view", "forms": [["t", "eval"]]}]),
+        put("sequences", [{"module": "", "function": "view", "forms": [["t", 1.5]]}]),
+        put("sequences", [{"module": "", "function": "view", "forms": [["t"]], "again": 1}]),
+        put("sequences", [{"module": "", "function": "view", "forms": "t"}]),
         put("heads", {"stem": 2}),
         put("heads", {"stem": "two"}),
         put("shared", {"stem.0.weight": "nowhere"}),
@@ -320,12 +325,21 @@ def test_changed_plan(copied, change):
     assert_refused(copied)
 
 
+def test_a_corrected_call_must_be_one_of_its_sequence(copied):
+    sequence = {"module": "head.1", "function": "flatten", "forms": [["t", 1]]}
+    rewrite(copied, put("sequences", [sequence]))
+    for wrong in ({"ordinal": 1}, {"module": "head"}, {"function": "view"}):
+        rewrite(copied, put("calls", [call_size(value=1, **wrong)]))
+        assert_refused(copied, lambda message: "has no call" in message)
+
+
 @pytest.mark.parametrize(
     ("number", "change"),
     [
         (1, put("attention", ["attention"])),
         (1, put("attributes", [{"module": "stem.0", "path": ["groups"], "value": 1}])),
         (1, put("calls", [call_size(value=1)])),
+        (1, put("sequences", [{"module": "", "function": "view", "forms": [["t"]]}])),
         (2, put("split_attention", ["attention"])),
         (2, put("heads", {"attention": 2})),
     ],

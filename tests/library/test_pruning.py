@@ -617,6 +617,25 @@ def test_the_state_of_another_run_is_not_taken_for_this_one(changed, said, tmp_p
     assert sorted(tmp_path.rglob("*")) == before
 
 
+class Marked(nn.Parameter):
+    """A kind of parameter of a user's own."""
+
+
+def test_what_a_user_wrote_on_parameters_stays_on_them():
+    """Optimisers group parameters by such attributes, which ``copy.deepcopy`` leaves out."""
+    model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3))
+    model[0].bias, model[2].bias.no_decay = Marked(model[0].bias.detach()), True
+    model[0].weight.no_decay, model[0].weight.lr_scale, model[0].weight.main_grad = True, 0.1, torch.zeros(16, 6)
+    x = torch.randn(4, 6)
+    for method in ("ifap", "flow"):
+        small = ifap.prune(model, x, [x], target=ifap.Target(macs=0.5), steps=1, method=method).model
+        assert len(small[0].weight) < 16
+        assert vars(small[0].weight) == {"no_decay": True, "lr_scale": 0.1}  # a tensor of the old shape fits no more
+        assert vars(small[2].bias) == {"no_decay": True}
+        assert type(small[0].bias) is Marked
+    assert set(vars(model[0].weight)) == {"no_decay", "lr_scale", "main_grad"}
+
+
 def test_frozen_flags_survive_an_interruption(tmp_path):
     net = NETWORKS["frozen"]
     model = net.build()

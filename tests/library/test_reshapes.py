@@ -126,3 +126,25 @@ def test_attention_whose_weights_are_used_loses_heads():
     pruned = ifap.prune(model, batches[0], batches, target=ifap.Target(macs=0.4), steps=2)
     assert pruned.model(batches[0])[0].shape == (2, 5, 3)
     assert pruned.proof.difference < 1e-6
+
+
+@pytest.mark.parametrize("spread", [False, True])
+def test_columns_that_are_written_at_looked_up_places_can_be_cut(spread):
+    """Features of pillars are scattered to a map: its channels are those of the layer, its places are looked up."""
+    places = torch.tensor([[1, 5, 2], [0, 7, 3]])
+
+    def forward(m, x):
+        maps = []
+        for features, where in zip(m.features(x), places, strict=True):
+            canvas = torch.zeros(12, 9)
+            canvas[:, where] = features.mean(0).unsqueeze(-1) if spread else features.t()
+            maps.append(canvas)
+        return m.head(m.read(torch.stack(maps)).mean(-1))
+
+    torch.manual_seed(0)
+    model = Lambda(forward, features=nn.Linear(5, 12), read=nn.Conv1d(12, 10, 1), head=nn.Linear(10, 2))
+    x = torch.randn(2, 3, 5)
+    found = ifap.prune(model, x, [x], target=ifap.Target(macs=0.5), steps=1, min_units=1)
+    assert found.model.features.out_features < 12
+    assert set(found.receipts[0].pinned) == {"head"}
+    assert found.proof.difference < 1e-6

@@ -35,6 +35,8 @@ class ShapedAttention(nn.MultiheadAttention):
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """Attend; see ``nn.MultiheadAttention.forward``."""
+        if query.is_nested:
+            return self._nested(query, key, value, need_weights, attn_mask, average_attn_weights, is_causal)
         batched = query.dim() == 3
         samples = 0 if self.batch_first else 1
         if not batched:
@@ -57,6 +59,16 @@ class ShapedAttention(nn.MultiheadAttention):
             weights = weights.mean(dim=1) if average_attn_weights else weights
             weights = weights if batched else weights.squeeze(0)
         return output if batched else output.squeeze(samples), weights
+
+    def _nested(self, query: Tensor, key: Tensor, value: Tensor, *options: Any) -> tuple[Tensor, Tensor | None]:
+        """Attend where samples have lengths of their own, as ``nn.TransformerEncoder`` makes them from a mask."""
+        lengths = [len(sample) for sample in query.unbind()]
+        keys = torch.tensor([len(sample) for sample in key.unbind()], device=key.device)
+        query, key, value = (torch.nested.to_padded_tensor(x, 0.0) for x in (query, key, value))
+        is_padding = torch.arange(key.shape[1], device=key.device) >= keys[:, None]
+        output, weights = self(query, key, value, is_padding, *options)
+        samples = [sample[:length] for sample, length in zip(output, lengths, strict=True)]
+        return torch.nested.as_nested_tensor(samples), weights
 
     def _projected(self, query: Tensor, key: Tensor, value: Tensor) -> list[Tensor]:
         """Project queries, keys and values to (samples, tokens, heads x width)."""

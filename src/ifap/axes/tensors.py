@@ -16,6 +16,7 @@ from ifap.layers import modules_by_name
 Setter = Callable[[Tensor], None]
 Holder = tuple[str, Tensor, Setter]
 _USUAL = list(vars(nn.Module()))
+_OWN_NOTES = ("_carried",)  # what a trace writes on tensors
 _NO_TENSORS = {bool, int, float, str, type(None), tuple, set, OrderedDict}
 
 
@@ -125,4 +126,15 @@ def laid_out_as(new: Tensor, tensor: Tensor) -> Tensor:
 def in_place_of(tensor: Tensor, new: Tensor) -> Tensor:
     """Return what another tensor holds, as a parameter or buffer like the one that it replaces."""
     new = laid_out_as(new.to(tensor.device), tensor)
-    return nn.Parameter(new, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else new
+    if not isinstance(tensor, nn.Parameter):
+        return new
+    made = torch.Tensor._make_subclass(type(tensor), new.detach(), tensor.requires_grad)
+    keep_notes(made, tensor)
+    return made
+
+
+def keep_notes(tensor: Tensor, other: Tensor) -> None:
+    """Give a parameter the attributes that its user wrote on another, such as what an optimiser groups by."""
+    for name, value in vars(other).items():
+        if name not in _OWN_NOTES and name not in vars(tensor) and not isinstance(value, Tensor):
+            setattr(tensor, name, value)

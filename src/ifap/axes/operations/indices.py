@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from ifap.axes.trace import Tracer
 
 
+_MASKS = (torch.bool, torch.uint8)
+
+
 @rule("embedding", "embedding_bag", "_embedding_bag")
 def embedding(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
     """Look rows up: the rows stay, the columns are what comes out."""
@@ -38,9 +41,8 @@ def index(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], o
     lead = t.sizes(out)
     left = [dim for place, dim in enumerate(dims) if place not in taken]
     number = len(lead) - len(left)  # dimensions of the indices
-    apart = any(b - a > 1 for a, b in itertools.pairwise(taken))
-    start = 0 if apart or not taken else taken[0]
-    shapes = [t.dims(each) for each in indices if each is not None and each.dtype not in (torch.bool, torch.uint8)]
+    start = 0 if _are_apart(taken) or not taken else taken[0]
+    shapes = [t.dims(each) for each in indices if each is not None and each.dtype not in _MASKS]
     middle = lead[start : start + number]
     if len(shapes) == len([each for each in indices if each is not None]) and shapes:
         middle = broadcast(t, func, shapes, tuple(out.shape[start : start + number]))
@@ -52,7 +54,7 @@ def _taken(indices: Sequence[Tensor | None]) -> list[int]:
     found: list[int] = []
     place = 0
     for each in indices:
-        width = each.dim() if each is not None and each.dtype in (torch.bool, torch.uint8) else 1
+        width = each.dim() if each is not None and each.dtype in _MASKS else 1
         if each is not None:
             found += range(place, place + width)
         place += width
@@ -61,19 +63,31 @@ def _taken(indices: Sequence[Tensor | None]) -> list[int]:
 
 @rule("index_put", "index_put_", "_index_put_impl_", "_unsafe_index_put")
 def index_put(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
-    """Write at looked-up positions: those dimensions stay, the trailing ones are the same."""
+    """Write at looked-up positions: those dimensions stay, the others are the ones of the values."""
     dims, values = t.dims(args[0]), t.dims(args[2])
-    taken = _taken(args[1])
+    indices = list(args[1])
+    taken = _taken(indices)
     for place in taken:
         t.pin(dims[place], "its positions are written by number")
-    trailing = [dim for place, dim in enumerate(dims) if place > max(taken, default=-1)]
-    for mine, other in zip(reversed(trailing), reversed(values), strict=False):
-        if size_of(other) != 1:
-            t.unify(mine, other, func)
-    for place, dim in enumerate(dims):
-        if place not in taken and dim not in trailing:
+    before, after = dims[: min(taken, default=0)], dims[max(taken, default=-1) + 1 :]
+    if _are_apart(taken):  # the looked-up dimensions of the values come first
+        for dim in dims[: max(taken)]:
             t.pin(dim, "it is written by number")
+        before = []
+    looked_up: list[Any] = [None] * _rank_of(indices)
+    for mine, other in zip(reversed([*before, *looked_up, *after]), reversed(values), strict=False):
+        if mine is not None and size_of(other) != 1:
+            t.unify(mine, other, func)
     return dims
+
+
+def _rank_of(indices: Sequence[Tensor | None]) -> int:
+    """Return how many dimensions the positions have that indices look up together; a mask has one."""
+    return max((1 if each.dtype in _MASKS else each.dim() for each in indices if each is not None), default=0)
+
+
+def _are_apart(taken: Sequence[int]) -> bool:
+    return any(b - a > 1 for a, b in itertools.pairwise(taken))
 
 
 @rule("index_select", "_index_select")
