@@ -281,7 +281,7 @@ def pruned_plan(model: nn.Module, graph: Graph, example_inputs: Inputs, before: 
             for each in corrections.arguments
         ],
         sequences=[
-            CallSequence(module=module, function=function, forms=listed(sequence.forms), again=sequence.again)
+            CallSequence(module=module, function=function, forms=listed(sequence.forms), again=sequence.again or 0)
             for (module, function), sequence in corrections.sequences.items()
         ],
         biases=sorted(graph.structure.biases),
