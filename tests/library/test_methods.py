@@ -6,6 +6,7 @@ import importlib
 import inspect
 import sys
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -212,6 +213,37 @@ def test_taylor_says_which_argument_is_missing(network, missing):
         ifap.prune(network, BATCHES[0], BATCHES, target=ifap.Target(macs=0.3), method="taylor", steps=1, **given)
 
 
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        (None, r"method 'made_up' must return a dict of layer to a tensor of scores, or an array .* not None"),
+        ({"0": [1.0, 2.0]}, "method 'made_up' must give layer '0' a tensor of scores, not a list"),
+        (np.array(["a", "b"]), "or an array of 11 numbers, one for each unit, not a ndarray"),
+    ],
+)
+def test_what_is_no_scores_is_named_by_its_method(network, found, said):
+    def made_up(model, batches, **options):
+        return found
+
+    with pytest.raises(ScoreError, match=said) as caught:
+        ifap.prune(network, BATCHES[0], BATCHES, target=ifap.Target(macs=0.3), method=made_up, steps=1)
+    assert "\n" not in str(caught.value)
+
+
+def test_labels_that_the_loss_does_not_take_are_named_by_their_batch(network):
+    labelled = [(inputs, torch.full((len(inputs),), 99)) for inputs in BATCHES]
+    given = {"method": "taylor", "labelled": labelled, "loss": nn.functional.cross_entropy}
+    with pytest.raises(ScoreError, match="the network or the loss fails on batch 1 of the labelled data: IndexError"):
+        ifap.prune(network, BATCHES[0], BATCHES, target=ifap.Target(macs=0.3), steps=1, **given)
+
+
+def test_calibration_data_without_values_are_named_by_their_batch(network):
+    batches = [BATCHES[0], BATCHES[0].to("meta")]
+    for method in ("ifap", "flow"):
+        with pytest.raises(ScoreError, match="fails on batch 2 of the calibration data: NotImplementedError"):
+            ifap.prune(network, BATCHES[0], batches, target=ifap.Target(macs=0.3), method=method, steps=1)
+
+
 def test_taylor_through_the_loop_on_labels_of_a_split(network):
     split = Split("train", torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(6) % 4)
     batches = split.calibration(5, 2, seed=0)
@@ -345,3 +377,21 @@ def test_flow_per_cost_divides_by_what_goes_with_a_unit(network):
 def test_an_unknown_statistic_gives_the_nearest(network):
     with pytest.raises(ScoreError, match="unknown statistic 'rsm': did you mean 'rms'"):
         ifap.flow_scores(network, BATCHES, statistic="rsm")
+
+
+def test_units_inside_of_a_transformed_function_are_scored():
+    """`torch.func` hands hooks tensors of its own, here of a gradient that is taken for each sample."""
+
+    class Field(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.energy = nn.Sequential(nn.Linear(6, 32), nn.Tanh(), nn.Linear(32, 1))
+
+        def forward(self, x):
+            return torch.func.vmap(torch.func.grad(lambda each: self.energy(each).squeeze(-1)))(x)
+
+    torch.manual_seed(0)
+    x = torch.randn(4, 6)
+    found = ifap.prune(Field(), x, [x], target=ifap.Target(macs=0.5), steps=1, method="ifap")
+    assert found.model.energy[0].out_features <= 16
+    assert found.proof.difference < 1e-6

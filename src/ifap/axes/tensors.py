@@ -98,9 +98,10 @@ functorch: Any = torch._C._functorch
 
 
 def unmapped(x: Tensor) -> Tensor:
-    """Return what a tensor inside `torch.vmap` stands for: what is mapped over comes first, as if a batch."""
-    while functorch.is_batchedtensor(x):
-        x = functorch.get_unwrapped(x).movedim(functorch.maybe_get_bdim(x), 0)
+    """Return what a tensor inside of `torch.func` stands for: what is mapped over comes first, as if a batch."""
+    while functorch.is_functorch_wrapped_tensor(x):
+        place = functorch.maybe_get_bdim(x) if functorch.is_batchedtensor(x) else 0
+        x = functorch.get_unwrapped(x).movedim(place, 0) if place else functorch.get_unwrapped(x)
     return x
 
 

@@ -7,7 +7,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+import numpy as np
 from torch import Tensor, nn
+
+from ifap.arguments import shown
+from ifap.errors import ScoreError
 
 if TYPE_CHECKING:
     from ifap.scores.flow import Normalize, Site
@@ -103,7 +107,27 @@ def defaults_of(method: AnyMethod) -> Defaults:
 
 
 def score(method: AnyMethod, model: nn.Module, batches: Iterable[Any], **given: Any) -> Any:
-    """Call a method with those of `EXTRAS` that its signature names, and with everything else in `given`."""
+    """Call a method with those of `EXTRAS` that its signature names, and with everything else in `given`.
+
+    Raises
+    ------
+    ScoreError
+        If it returns no scores; the message names the method.
+    """
     named = inspect.signature(method).parameters
     unwanted = {name for name in EXTRAS if name not in named}
-    return method(model, batches, **{name: value for name, value in given.items() if name not in unwanted})
+    found = method(model, batches, **{name: value for name, value in given.items() if name not in unwanted})
+    if isinstance(found, dict):
+        wrong = next((layer for layer, value in found.items() if not isinstance(value, Tensor)), None)
+        if wrong is None:
+            return found
+        raise ScoreError(f"{_title(method)} must give layer '{wrong}' a tensor of scores, not {shown(found[wrong])}")
+    number = given["graph"].num_units
+    if not isinstance(found, np.ndarray) or found.shape != (number,) or found.dtype.kind not in "fiu":
+        wanted = f"a dict of layer to a tensor of scores, or an array of {number} numbers, one for each unit"
+        raise ScoreError(f"{_title(method)} must return {wanted}, not {shown(found)}")
+    return found
+
+
+def _title(method: AnyMethod) -> str:
+    return f"method '{getattr(method, '__name__', type(method).__name__)}'"

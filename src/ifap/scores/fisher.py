@@ -29,6 +29,7 @@ from ifap.forward import (
     dense_outputs,
     device_of,
     evaluation_mode,
+    on_batch,
     refuse_empty,
     run_batch,
     scalar,
@@ -213,7 +214,8 @@ def _forwards(
     where, generator = device_of(model), torch.Generator(device_of(model)).manual_seed(seed)
     with dense_outputs(model), evaluation_mode(model), torch.enable_grad():
         for number, batch in enumerate(batches, start=1):
-            inputs = to_device(batch, where)
+            with on_batch(number, "calibration"):
+                inputs = to_device(batch, where)
             found = run_batch(model, inputs, number)
             outputs = _learning(model, found, names)
             if loss is not None:
