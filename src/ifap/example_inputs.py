@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 import torch
@@ -108,7 +108,7 @@ def input_spec(inputs: Inputs) -> Any:
         is_number = inputs.is_floating_point() or inputs.is_complex()
         high = 1 if is_number or inputs.numel() == 0 else int(inputs.max())
         return InputSpec(shape=list(inputs.shape), dtype=dtype, high=max(high, 0))
-    if isinstance(inputs, dict):
+    if isinstance(inputs, Mapping):
         return InputDict(items={str(key): input_spec(value) for key, value in inputs.items()})
     if isinstance(inputs, (tuple, list)):
         return InputList(items=[input_spec(value) for value in inputs])

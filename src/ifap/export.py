@@ -9,7 +9,7 @@ import io
 import logging
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -187,8 +187,8 @@ def _twin(model: nn.Module) -> nn.Module:
 
 def as_arguments(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Return positional and keyword arguments of one forward."""
-    if isinstance(inputs, dict):
-        return (), inputs
+    if isinstance(inputs, Mapping):
+        return (), dict(inputs)
     return (tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)), {}
 
 
@@ -202,7 +202,7 @@ def _free_batch(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any])
 def _free(tree: Any) -> Any:
     if isinstance(tree, Tensor):
         return {0: torch.export.Dim.DYNAMIC}
-    if isinstance(tree, dict):
+    if isinstance(tree, Mapping):
         return {key: _free(value) for key, value in tree.items()}
     return type(tree)(map(_free, tree)) if isinstance(tree, (tuple, list)) else None
 
@@ -277,7 +277,7 @@ def onnx_forward(content: bytes) -> Callable[[Inputs], list[Tensor]]:
 def _named(names: Sequence[str], inputs: Inputs) -> dict[str, Any]:
     """Return the inputs of one forward by the names that an exported network has for them."""
     given = list(tensors(inputs))
-    if isinstance(inputs, dict) and set(names) == set(inputs):
+    if isinstance(inputs, Mapping) and set(names) == set(inputs):
         given = [inputs[name] for name in names]
     if len(given) != len(names):
         raise ExportError(f"the exported network takes {len(names)} inputs, the network {len(given)}")

@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import inspect
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
@@ -31,7 +31,7 @@ Inputs = Any  # a tensor, a tuple or list of arguments, or a dict of keyword arg
 
 def call(model: Callable[..., Any], inputs: Inputs) -> Any:
     """Run `model` on a tensor, on a tuple or list of arguments, or on a dict of keyword arguments."""
-    if isinstance(inputs, dict):
+    if isinstance(inputs, Mapping):
         _check_length(model, inputs)
         return model(**inputs)
     if isinstance(inputs, (tuple, list)):
@@ -78,7 +78,7 @@ def scalar(loss: Any) -> Tensor:
     return loss.reshape(())
 
 
-def _check_length(model: Any, inputs: dict[str, Any]) -> None:
+def _check_length(model: Any, inputs: Mapping[str, Any]) -> None:
     """Say that a text is too long, which the network itself would only say of some index."""
     positions = getattr(getattr(model, "config", None), "max_position_embeddings", None)
     ids = inputs.get("input_ids")
@@ -96,7 +96,7 @@ def map_tensors(tree: Any, function: Callable[[Tensor], Any]) -> Any:
     """Apply `function` to every tensor in nested tuples, lists and dicts; other leaves stay."""
     if isinstance(tree, Tensor):
         return function(tree)
-    if isinstance(tree, dict):
+    if isinstance(tree, Mapping):
         # Model outputs of some libraries are dict subclasses that a plain dict can stand for.
         return {key: map_tensors(value, function) for key, value in tree.items()}
     if isinstance(tree, (tuple, list)):
@@ -106,7 +106,7 @@ def map_tensors(tree: Any, function: Callable[[Tensor], Any]) -> Any:
 
 def children(tree: Any) -> dict[Any, Any]:
     """Return what a container holds by key: of a dict, tuple, list, namespace or dataclass; empty for a leaf."""
-    if isinstance(tree, dict):
+    if isinstance(tree, Mapping):
         return dict(tree)
     if isinstance(tree, SimpleNamespace):
         return dict(vars(tree))

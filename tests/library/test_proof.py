@@ -138,3 +138,29 @@ def test_groups_of_matrices_are_multiplied_in_double(a, b):
         found = torch._grouped_mm(left.double(), right.double(), offs=ends)
     assert found.dtype == torch.float64
     torch.testing.assert_close(found.float(), wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_what_a_network_remembers_from_forward_to_forward_does_not_disturb_its_proof():
+    """A running mean that evaluation updates as well, in place or not."""
+
+    class Remembering(nn.Module):
+        def __init__(self, in_place):
+            super().__init__()
+            self.read, self.head, self.in_place = nn.Linear(6, 24), nn.Linear(24, 3), in_place
+            self.register_buffer("mean", torch.zeros(24))
+
+        def forward(self, x):
+            y = self.read(x).relu()
+            if self.in_place:
+                self.mean.mul_(0.9).add_(0.1 * y.detach().mean(0))
+            else:
+                self.mean = 0.9 * self.mean + 0.1 * y.detach().mean(0)
+            return self.head(y - self.mean)
+
+    torch.manual_seed(0)
+    x = torch.randn(4, 6)
+    for in_place in (False, True):
+        found = ifap.prune(Remembering(in_place), x, [x], target=ifap.Target(macs=0.5), steps=1, method="ifap")
+        assert found.model.read.out_features <= 12
+        assert found.proof.units_checked > 0
+        assert found.proof.difference < 1e-12

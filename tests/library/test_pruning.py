@@ -6,6 +6,7 @@ import copy
 import gc
 import itertools
 import weakref
+from collections import UserDict
 from fractions import Fraction
 
 import families
@@ -615,6 +616,26 @@ def test_the_state_of_another_run_is_not_taken_for_this_one(changed, said, tmp_p
     with pytest.raises(ConfigError, match=f"holds a run {said}"):
         prune(model, IMAGE, resume=tmp_path, **{**given, **changed})
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_mapping_is_a_dict_of_arguments(tmp_path):
+    """Tokenizers return one that is no dict."""
+
+    class Reader(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table, self.read, self.head = nn.Embedding(9, 16), nn.Linear(16, 24), nn.Linear(24, 3)
+
+        def forward(self, input_ids, attention_mask=None):
+            return self.head(self.read(self.table(input_ids)).relu() * attention_mask.unsqueeze(-1))
+
+    texts = UserDict(input_ids=torch.randint(0, 9, (2, 5)), attention_mask=torch.ones(2, 5, dtype=torch.long))
+    ifap.inspect(Reader(), texts)
+    for method in ("ifap", "flow"):
+        found = ifap.prune(Reader(), texts, [texts], target=ifap.Target(macs=0.4), steps=1, method=method)
+        assert found.after.reduction(found.before, "macs") >= 0.4
+    ifap.save(found, tmp_path)
+    assert torch.equal(ifap.load(tmp_path, Reader).eval()(**texts), found.model.eval()(**texts))
 
 
 class Marked(nn.Parameter):

@@ -9,7 +9,7 @@ import itertools
 import logging
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from types import BuiltinFunctionType, FunctionType, ModuleType
@@ -326,7 +326,7 @@ def map_leaves(tree: Any, function: Callable[[Tensor], Any]) -> Any:
     """Apply a function to every tensor in nested tuples, lists and dicts; other leaves stay."""
     if isinstance(tree, Tensor):
         return function(tree)
-    if isinstance(tree, dict):
+    if isinstance(tree, Mapping):
         return {key: map_leaves(value, function) for key, value in tree.items()}
     if isinstance(tree, tuple) and hasattr(tree, "_fields"):
         return type(tree)(*(map_leaves(value, function) for value in tree))

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from ifap.axes.cut import cut_units
 from ifap.axes.double import kept_double, to_double
-from ifap.axes.passes import is_trouble, map_leaves
+from ifap.axes.passes import is_trouble, map_leaves, unchanged
 from ifap.axes.tensors import as_real, holders
+from ifap.axes.training import same_values
 from ifap.axes.units import Graph, Indices
 
 _Forward = Callable[[nn.Module, Any], Iterable[Tensor]]
@@ -146,8 +147,10 @@ def _first_that_runs(forward: _Forward, model: nn.Module, inputs: Any) -> tuple[
 
 
 def _outputs(forward: _Forward, model: nn.Module, inputs: Any, precision: _Mode) -> list[Tensor]:
-    """Return the outputs of a network; what it draws at random is the same each time."""
-    with torch.no_grad(), torch.random.fork_rng(), precision():
+    """Return the outputs of a network; what it draws at random, and what it remembers, is the same each time."""
+    with (
+        torch.no_grad(), torch.random.fork_rng(), precision(), unchanged(model), same_values(model, parameters=False)
+    ):  # fmt: skip
         torch.manual_seed(0)
         found = map(as_real, forward(model, inputs))
         return [x.detach().double().clone() for x in found if x.is_floating_point()]

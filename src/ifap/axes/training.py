@@ -59,9 +59,10 @@ def may_write_weights(model: nn.Module) -> bool:
 
 
 @contextmanager
-def same_values(model: nn.Module) -> Iterator[None]:
-    """Put the values of all tensors back after the block: a forward in training may write into them."""
+def same_values(model: nn.Module, *, parameters: bool = True) -> Iterator[None]:
+    """Put the values of all tensors, or all but parameters, back after the block: a forward may write into them."""
     held = [tensor for tensor in named_tensors(model).values() if tensor.layout is torch.strided]
+    held = [tensor for tensor in held if parameters or not isinstance(tensor, nn.Parameter)]
     before = [(tensor, tensor.detach().clone()) for tensor in held if not tensor.is_meta]
     try:
         yield

@@ -6,7 +6,7 @@ No module says which product reads with them, and with which bias. One forward o
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -195,7 +195,7 @@ def _tensors(found: Any) -> Iterator[Tensor]:
     """Yield the tensors in arguments or results."""
     if isinstance(found, Tensor):
         yield found
-    elif isinstance(found, dict):
+    elif isinstance(found, Mapping):
         yield from _tensors(tuple(found.values()))
     elif isinstance(found, tuple | list):
         for each in found:
