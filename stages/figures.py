@@ -28,7 +28,7 @@ def main(scale: ScaleOption = None, params: ParamsOption = PARAMS) -> None:
     grid = Grid(options, select_scale(options, scale))
     report = Report.load(grid)
     runs = report.runs
-    names = figure_names(grid.options.grid, paper_data=bool(grid.options.paper_data))
+    names = figure_names(grid.options.grid, paper_data=grid.options.paper_data)
     pictures = [figures.draw(name, grid, runs, report.trace) for name in names]
     models = [build_table(name, report) for name in table_names(grid)]
     contents: dict[Path, str | bytes] = {

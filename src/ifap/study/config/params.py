@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 
 from pydantic import Field, model_validator
 
-from ifap.errors import nearest
 from ifap.study.config.data import DatasetOptions, ModelOptions
 from ifap.study.config.recipes import EvaluateOptions, PruneOptions, TrainingOptions
 from ifap.study.config.rivals import MethodOptions
@@ -110,9 +109,9 @@ class ScaleParams(Section):
     resume: bool = Field(
         default=True, description="Write what a killed job needs to go on; jobs of a minute need none."
     )
-    paper_data: list[Name] = Field(
-        default=[],
-        description="Data sets that are the paper's own, whole: verdicts say so, and the page opens with what follows.",
+    paper_data: bool = Field(
+        default=False,
+        description="Its data are the paper's own, whole: verdicts say so, and the page opens with what follows.",
     )
     goals: dict[Name, float] = Field(
         default={}, description="Accuracies (%) that unpruned networks should reach; the page says where one does not."
@@ -120,11 +119,8 @@ class ScaleParams(Section):
 
     @model_validator(mode="after")
     def _whole_data(self) -> ScaleParams:
-        for name in self.paper_data:
-            if name not in self.datasets:
-                raise ValueError(f"paper_data: unknown data set '{name}': {nearest(name, self.datasets)}")
-            options = self.datasets[name]
-            if options.synthetic is not None or options.train_samples is not None:
+        for name, options in self.datasets.items():
+            if self.paper_data and (options.synthetic is not None or options.train_samples is not None):
                 raise ValueError(f"paper_data: data set '{name}' is not whole: leave out synthetic and train_samples")
         return self
 

@@ -105,10 +105,8 @@ def evidence(report: Report, provenance: Mapping[Cell, Provenance] | None = None
     printed = printed_losses(claim.model_dump() for claim in report.claims)
     losses = measured_losses(report.grid, report.runs, printed)
     apart = compare_runs(report.runs, report.grid.lines(), OURS)
-    own = report.runs[report.runs["dataset"].isin(report.grid.options.paper_data)]
-    apart_there = compare_runs(own, report.grid.lines(), OURS)
-    longer = _training(own, report.grid)
-    answers = (_is_it_small(losses, printed, longer), _for_which(losses), _is_it_the_score(report.grid, apart_there))
+    longer = _training(report.runs, report.grid)
+    answers = (_is_it_small(losses, printed, longer), _for_which(losses), _is_it_the_score(report.grid, apart))
     rows = tuple(_difference_row(key, found) for key, found in apart.items())
     return Evidence(answers, losses, rows, tuple(_missing(cell, provenance or {}) for cell in _without_record(report)))
 
@@ -133,10 +131,9 @@ def printed_losses(claims: Iterable[Mapping[Any, Any]]) -> dict[str, Printed]:
 
 
 def measured_losses(grid: Grid, runs: pd.DataFrame, printed: Mapping[str, Printed]) -> tuple[Loss, ...]:
-    """Return one row for every network and method on the paper's data, in the order of the grid."""
+    """Return one row for every network and method of the grid, in its order."""
     lines = grid.lines()
-    there = (cell for cell in grid.pruned() if cell.dataset in grid.options.paper_data)
-    keys = dict.fromkeys((cell.task, cell.dataset, cell.model, cell.method) for cell in there)
+    keys = dict.fromkeys((cell.task, cell.dataset, cell.model, cell.method) for cell in grid.pruned())
     return tuple(_loss(grid, runs, printed, Cell(*key, grid.options.seeds[0]), lines[key[3]]) for key in keys)
 
 

@@ -253,10 +253,9 @@ def _verdict(
 
 def measured_where(grid: Grid, datasets: Sequence[str]) -> str:
     """Say that networks see the paper's own data, and in which size; empty where they do not."""
-    there = {*datasets} & {*grid.options.paper_data}
-    if not there:
+    if not grid.options.paper_data:
         return ""
-    options = [grid.model(cell) for cell in grid.baselines() if cell.dataset in there]
+    options = [grid.model(cell) for cell in grid.baselines() if cell.dataset in datasets]
     sizes = sorted({own.image_size for own in options if isinstance(own, ModelOptions)})
     pixels = f" at {' or '.join(map(str, sizes))} pixels" if sizes else ""
     return f"measured on the paper's data{pixels}"
