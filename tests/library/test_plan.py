@@ -125,6 +125,16 @@ def test_saving_does_not_change_the_network(tmp_path):
     assert all(torch.equal(before[n], t) for n, t in pruned.model.state_dict().items())
 
 
+def test_a_network_with_another_layer_than_the_pruned_one_is_not_saved(tmp_path):
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 5)), torch.randn(3, 6)
+    pruned = ifap.prune(model, x, [x], target=ifap.Target(macs=0.5), steps=1)
+    pruned.model[2] = nn.Linear(pruned.model[2].in_features, 7)
+    with pytest.raises(PlanError, match=r"the network has \d+ parameters, and had \d+ when it was pruned: a layer was"):
+        ifap.save(pruned, tmp_path / "small")
+    assert not (tmp_path / "small").exists()
+
+
 def test_networks_with_infinite_outputs_are_not_saved(tmp_path):
     net = NETWORKS["plain"]
     pruned = prune(net.build(), net.inputs())

@@ -148,3 +148,23 @@ def test_columns_that_are_written_at_looked_up_places_can_be_cut(spread):
     assert found.model.features.out_features < 12
     assert set(found.receipts[0].pinned) == {"head"}
     assert found.proof.difference < 1e-6
+
+
+@pytest.mark.parametrize("kind", [nn.GRU, nn.LSTM])
+def test_recurrent_layers_on_packed_sequences_of_different_lengths_lose_units(kind):
+    """Steps with fewer samples than the first are joined and taken apart again, which leaves the units alone."""
+
+    def forward(m, x, lengths):
+        packed = nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+        found, _ = nn.utils.rnn.pad_packed_sequence(m.read(packed)[0], batch_first=True)
+        return m.head(found.sum(1))
+
+    torch.manual_seed(0)
+    model = Lambda(forward, read=kind(5, 14, batch_first=True, bidirectional=True), head=nn.Linear(28, 3)).double()
+    x, lengths = torch.randn(3, 7, 5, dtype=torch.float64), torch.tensor([4, 7, 6])
+    given = {"target": ifap.Target(macs=0.5), "steps": 1, "method": "ifap"}
+    found = ifap.prune(model, (x, lengths), [(x, lengths)], **given)
+    assert found.after.reduction(found.before, "macs") >= 0.5
+    assert found.proof.units_checked > 0
+    assert found.proof.difference < 1e-12
+    assert found.model(x[:2, :5], torch.tensor([2, 5])).shape == (2, 3)

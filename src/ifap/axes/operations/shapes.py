@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ifap.axes.expressions import Atom, CannotAgreeError, concatenation, factor, product, regroup, size_of
+from ifap.axes.expressions import Atom, CannotAgreeError, concatenation, factor, is_fixed, product, regroup, size_of
 from ifap.axes.operations.base import argument, part_of, rule
 from ifap.axes.trace import Dims
 
@@ -24,6 +24,10 @@ def view(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], ou
         return t.pin_all(args, kwargs, "its values are read as another type")
     try:
         return regroup(dims, out.shape)
+    except CannotAgreeError:
+        pass
+    try:  # an axis that stays may be put together as it likes, such as the samples of packed sequences
+        return regroup([size_of(dim) if is_fixed(dim) else dim for dim in dims], out.shape)
     except CannotAgreeError:
         for dim in dims:
             t.pin(dim, f"a reshape from {list(args[0].shape)} to {list(out.shape)} mixes it with others")
