@@ -462,10 +462,8 @@ class Run:
 
     def _limits(self, ranking: Ranking) -> str:
         options, macs = self._options, self._macs
-        reasons = {
-            **dict.fromkeys(ranking.without_score(), f"{options.method} gives it no score, which another method may"),
-            **self._pinned(),
-        }
+        unscored = f"{options.method} gives it no score; another method may"
+        reasons = {**dict.fromkeys(ranking.without_score(), unscored), **self._pinned()}
         pinned = sorted(reasons, key=lambda name: (-macs.get(name, 0), name))[:3]
         names = ", ".join(f"'{name}' ({reasons[name]})" for name in pinned)
         floors_text = (

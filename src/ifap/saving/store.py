@@ -92,12 +92,9 @@ def save(
         If a layer was added or exchanged after pruning, the outputs of the network are not finite, it returns no
         floating-point tensor, or the builder makes another network.
     """
-    plan, found = pruned.plan, count_params(pruned.model)
-    if found != plan.costs.params_after:
-        raise PlanError(
-            f"the network has {found:,} parameters, and had {plan.costs.params_after:,} when it was pruned: a layer was "
-            "added or exchanged since, which `load` could not make"
-        )
+    plan, found, left = pruned.plan, count_params(pruned.model), pruned.plan.costs.params_after
+    if found != left:
+        raise PlanError(f"the network has {found:,} parameters, pruning left {left:,}: a layer was added or exchanged")
     if builder is not None:
         plan = plan.model_copy(update={"builder": _checked_builder(builder, arguments or {}, plan)})
     write_network(pruned.model, plan, folder, history=history_of(pruned) if pruned.receipts else None)
