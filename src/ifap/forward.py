@@ -212,6 +212,12 @@ def to_device(inputs: Inputs, device: torch.device) -> Inputs:
     return map_tensors(inputs, lambda tensor: tensor.to(device))
 
 
+def placed(batch: Inputs, device: torch.device, number: int, data: str = "calibration") -> Inputs:
+    """Move a batch of a user's data to a device; see `on_batch` for errors."""
+    with on_batch(number, data):
+        return to_device(batch, device)
+
+
 def _in_containers(value: Any) -> Iterator[Tensor]:
     """Yield the tensors in nested dicts, lists and tuples; other objects may not like to be asked what they hold."""
     if isinstance(value, Tensor):

@@ -12,7 +12,7 @@ from fractions import Fraction
 from typing import Any
 
 from ifap.axes.expressions import Concatenation, Expression, Product, atoms_of, is_fixed, resolve
-from ifap.axes.sequences import ANYTHING, Change, Form, Sequence, merged, repeating
+from ifap.axes.sequences import ANYTHING, Change, Form, Path, Sequence, merged, repeating
 from ifap.axes.sizes import Key, Need, Origin, Place, Recorder, SizeOf, Use, value_of
 
 Callee = tuple[str, str]
@@ -38,7 +38,7 @@ class Correction:
     module: str
     function: str
     ordinal: int
-    path: tuple[Any, ...]
+    path: Path
     value: int | float | None = None
     fraction: tuple[int, int] | None = None
     before: int | float | None = None
@@ -207,7 +207,7 @@ def _in_sequence(
     for callee, found in by_callee.items():
         forms = list(calls.get(callee, ()))
         forms += [ANYTHING] * (1 + max(found) - len(forms))
-        changes = [sorted(each.change for each in found.get(place, ())) for place in range(len(forms))]
+        changes = [{each.change for each in found.get(place, ())} for place in range(len(forms))]
         start, every = repeating(forms, changes) or (0, len(forms))
         for place in range(start + every, len(forms)):
             forms[start + (place - start) % every] = merged(forms[start + (place - start) % every], forms[place])

@@ -19,7 +19,7 @@ from ifap.axes.tensors import named_tensors
 from ifap.axes.units import Graph
 from ifap.data import pairs, refuse_test
 from ifap.errors import ScoreError
-from ifap.forward import device_of, evaluation_mode, on_batch, run_batch, scalar, to_device
+from ifap.forward import device_of, evaluation_mode, on_batch, placed, run_batch, scalar, to_device
 from ifap.layers import unit_rows
 from ifap.methods import METHODS
 from ifap.methods.base import Loss
@@ -82,7 +82,7 @@ def gradients(
             weight.requires_grad_(True)
         for number, (inputs, targets) in enumerate(pairs(labelled, "labelled"), start=1):
             with evaluation_mode(model), torch.enable_grad():
-                found = run_batch(model, to_device(inputs, where), number, "labelled")
+                found = run_batch(model, placed(inputs, where, number, "labelled"), number, "labelled")
                 with on_batch(number, "labelled"):
                     value = scalar(loss(found, to_device(targets, where)))
                 yield torch.autograd.grad(value, weights, allow_unused=True)

@@ -29,12 +29,11 @@ from ifap.forward import (
     dense_outputs,
     device_of,
     evaluation_mode,
-    on_batch,
+    placed,
     refuse_empty,
     run_batch,
     scalar,
     task_tensors,
-    to_device,
 )
 from ifap.ranking import Floats
 from ifap.scores.directions import class_axis, direction
@@ -214,8 +213,7 @@ def _forwards(
     where, generator = device_of(model), torch.Generator(device_of(model)).manual_seed(seed)
     with dense_outputs(model), evaluation_mode(model), torch.enable_grad():
         for number, batch in enumerate(batches, start=1):
-            with on_batch(number, "calibration"):
-                inputs = to_device(batch, where)
+            inputs = placed(batch, where, number)
             found = run_batch(model, inputs, number)
             outputs = _learning(model, found, names)
             if loss is not None:

@@ -33,7 +33,7 @@ from ifap.axes.tensors import unmapped
 from ifap.axes.units import Graph
 from ifap.data import refuse_test
 from ifap.errors import ScoreError, nearest
-from ifap.forward import Inputs, device_of, evaluation_mode, on_batch, refuse_empty, run_batch, to_device
+from ifap.forward import Inputs, device_of, evaluation_mode, placed, refuse_empty, run_batch
 from ifap.layers import is_conv, unit_axis, weight_norms
 from ifap.scores.heads import HeadCalls, head_weights, replace_heads
 from ifap.scores.weights import WeightUses, all_weights, made_by_heads, used_by_attention, weights_alone
@@ -270,9 +270,7 @@ def forwards(model: nn.Module, batches: Iterable[Inputs]) -> Iterator[None]:
     refuse_empty(model)
     device, number = device_of(model), 0
     for number, batch in enumerate(batches, start=1):
-        with on_batch(number, "calibration"):
-            placed = to_device(batch, device)
-        run_batch(model, placed, number)
+        run_batch(model, placed(batch, device, number), number)
         yield
     if not number:
         raise ScoreError(NO_DATA)

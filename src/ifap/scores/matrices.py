@@ -6,7 +6,7 @@ No module says which product reads with them, and with which bias. One forward o
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ from ifap.axes.attention import adopted
 from ifap.axes.tensors import named_tensors
 from ifap.axes.units import Graph, Indices
 from ifap.data import refuse_test
-from ifap.forward import Inputs, evaluation_mode
+from ifap.forward import Inputs, evaluation_mode, tensors
 from ifap.layers import contracted_axis, modules_by_name, shared_parameters
 from ifap.scores.flow import forwards
 
@@ -83,12 +83,12 @@ class Contraction(NamedTuple):
 
 def contractions(model: nn.Module, graph: Graph) -> Iterator[Contraction]:
     """Yield the parameters that may contract units; the weight of a layer has the name of the layer."""
-    tensors, modules = named_tensors(model), modules_by_name(model)
+    held, modules = named_tensors(model), modules_by_name(model)
     makes = {each.slot for each in graph.structure.producers}
     for index, slot in enumerate(graph.slots):
-        side, tensor = slot.side, tensors.get(slot.name)
+        side, tensor = slot.side, held.get(slot.name)
         if side == "in" and slot.name in modules:
-            side, tensor = contracted_axis(modules[slot.name]) or "", tensors.get(f"{slot.name}.weight")
+            side, tensor = contracted_axis(modules[slot.name]) or "", held.get(f"{slot.name}.weight")
         if index in makes or not side.startswith("dim") or not isinstance(tensor, nn.Parameter):
             continue
         if tensor.is_floating_point():
@@ -155,13 +155,13 @@ class _Finding(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         place = READ.get(name)
         weight = args[place + 1] if place is not None and len(args) > place + 1 else None
-        for tensor in _tensors((args, kwargs)):
+        for tensor in tensors((args, kwargs)):
             candidate = self._wanted.get(place_of(tensor)[0])
             if candidate is None or (tensor is weight and self._is_matrix(candidate, name, args)):
                 continue
             if name in READ or name in _OTHER_PRODUCTS:
                 self._others.add(candidate.name)
-            if any(place_of(each)[0] != id(candidate.tensor) for each in _tensors(out)):  # more than another view
+            if any(place_of(each)[0] != id(candidate.tensor) for each in tensors(out)):  # more than another view
                 self._used_elsewhere.add(id(candidate.tensor))
         return out
 
@@ -189,14 +189,3 @@ class _Finding(TorchFunctionMode):
         if not isinstance(added, Tensor) or added.shape != (outputs,) or place_of(added)[0] not in self._parameters:
             return None
         return added.detach()
-
-
-def _tensors(found: Any) -> Iterator[Tensor]:
-    """Yield the tensors in arguments or results."""
-    if isinstance(found, Tensor):
-        yield found
-    elif isinstance(found, Mapping):
-        yield from _tensors(tuple(found.values()))
-    elif isinstance(found, tuple | list):
-        for each in found:
-            yield from _tensors(each)

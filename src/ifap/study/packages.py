@@ -22,6 +22,7 @@ _IMAGES = (243, 559, 438, 990, 949, 853, 609, 609, 915, 455, 541, 630, 741, 471,
 IMAGENET = tuple(f"imagenet_{number:02d}_{label}.jpg" for number, label in enumerate(_IMAGES))
 CIFAR = (*(f"data_batch_{number}.png" for number in range(1, 6)), "test_batch.png")
 CIFAR_LABELS = ("train_lables.json", "test_lables.json")  # spelt so
+RATINGS = "movieReviewSnippets_GroundTruth.txt"
 INSIDE = "::"  # before the name of a member of an archive that is itself a member
 PHOTOGRAPHS = ("astronaut.png", "camera.png", "chelsea.png", "coffee.png", "motorcycle_left.png", "rocket.jpg")
 
@@ -177,11 +178,9 @@ CARRIERS: dict[str, Carrier] = {
         ),
         members={
             f"vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz{INSIDE}"
-            "hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt": "movieReviewSnippets_GroundTruth.txt"
+            f"hutto_ICWSM_2014/{RATINGS}": RATINGS
         },
-        checksums={
-            "movieReviewSnippets_GroundTruth.txt": "c8293b0d942e90e223ea2c0955d969040d1a1be514a978b9af0698940bd13350"
-        },
+        checksums={RATINGS: "c8293b0d942e90e223ea2c0955d969040d1a1be514a978b9af0698940bd13350"},
         licence="MIT; sentences from Rotten Tomatoes reviews",
     ),
     "smollm2": Carrier(

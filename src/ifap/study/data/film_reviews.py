@@ -19,11 +19,11 @@ from ifap.study.data.grammar import Sentences, mark_texts
 from ifap.study.data.origins import home
 from ifap.study.data.texts import RawText, Texts, TextSpec
 from ifap.study.data.twins import check_classes
+from ifap.study.packages import RATINGS
 
 log = logging.getLogger(__name__)
 
 NAME, CLASSES = "film_reviews", 2
-FILE = "movieReviewSnippets_GroundTruth.txt"
 COLUMNS = ("id", "rating", "sentence")
 MOST = 4.0
 
@@ -36,7 +36,7 @@ def read(folder: Path) -> dict[Role, RawText]:
     ResultsError
         One line that names file and row, if a row is short or a rating is none.
     """
-    path = home(NAME, folder) / FILE
+    path = home(NAME, folder) / RATINGS
     texts, targets, neutral = [], [], 0
     for number, row in table_rows(path, COLUMNS, COLUMNS):
         rating = _rating(row["rating"], path, number)
@@ -70,7 +70,7 @@ def twin(folder: Path, classes: int, per_class: int, seed: int) -> None:
         (index + 1, 2.0 if label else -2.0, sentences.text("train", label, number))
         for index, (label, number) in enumerate(sentences.order("train"))
     ]
-    write_table(folder / FILE, COLUMNS, rows, named=False)
+    write_table(folder / RATINGS, COLUMNS, rows, named=False)
     mark_texts(NAME, folder, sentences)
 
 

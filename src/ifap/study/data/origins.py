@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from ifap.errors import ConfigError, ResultsError, nearest
 from ifap.study.data.download import Archive
-from ifap.study.packages import CARRIERS, take
+from ifap.study.packages import CARRIERS, RATINGS, take
 from ifap.study.paths import raw_dir
 
 if TYPE_CHECKING:
@@ -407,9 +407,9 @@ PLACES = {
     "film_reviews": Place(
         title="film reviews",
         samples=10_568,
-        layout="the ratings of Hutto and Gilbert (movieReviewSnippets_GroundTruth.txt)",
+        layout=f"the ratings of Hutto and Gilbert ({RATINGS})",
         licence="MIT; sentences from Rotten Tomatoes reviews",
-        parts=("movieReviewSnippets_GroundTruth.txt",),
+        parts=(RATINGS,),
         homes=(".", "hutto_ICWSM_2014"),
         sources=(Carried("film_reviews"),),
     ),
