@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import signal
@@ -83,14 +84,16 @@ def start(environ):
     def begin(body=HOLD, **more):
         job = subprocess.Popen(
             [sys.executable, "-c", JOB.format(body=body)], env={**environ, **more}, text=True,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
         )  # fmt: skip
         started.append(job)
         return job
 
     yield begin
     for job in started:
-        job.kill()
+        # Its children too: they hold its output open.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(job.pid, signal.SIGKILL)
         job.communicate()
 
 
