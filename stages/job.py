@@ -37,6 +37,7 @@ from ifap.study.models.text import load_pretrained_text
 from ifap.study.models.weights import obtain_weights
 from ifap.study.rounding import rounded
 from ifap.study.tasks import TASKS, Task
+from ifap.study.tasks.generation import by_imagenet_features
 from ifap.study.training.controller import Controller
 from ifap.study.training.fit import fit, read_progress
 from ifap.study.training.history import HISTORY_FIELDS
@@ -109,6 +110,9 @@ class Job:
         """Loss and metrics, of which the one that the data set is known by is watched."""
         if not self.spec.is_made_for(self.cell.task):
             raise ConfigError(f"data set '{self.cell.dataset}' is not made for task '{self.cell.task}'")
+        options = self.model_options
+        if isinstance(options, ModelOptions) and options.features:
+            return by_imagenet_features(Path(options.features), download=options.download)
         return TASKS.get(self.cell.task).watching(self.spec.watched(self.cell.task))
 
     @property

