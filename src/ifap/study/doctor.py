@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Literal
 
 from ifap.errors import ConfigError
 from ifap.study import paths
+from ifap.study.config.data import ModelOptions
 from ifap.study.config.reading import load_params, select_scale
 from ifap.study.data.origins import planned
 from ifap.study.grid import Grid
 from ifap.study.machine import gpu
-from ifap.study.models.weights import source_of
+from ifap.study.models.weights import FEATURES_OF, source_of
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -201,11 +202,10 @@ def _data(grid: Grid) -> Iterator[Finding]:
 
 def _weights(grid: Grid) -> Iterator[Finding]:
     missing = []
-    for model, options in {cell.model: grid.model(cell) for cell in grid.baselines()}.items():
-        file = options.pretrained
-        if not file or Path(file).exists() or file in missing:
+    for file, (model, is_fetched) in _weight_files(grid).items():
+        if Path(file).exists():
             continue
-        source = source_of(model) if getattr(options, "download", False) else None
+        source = source_of(model) if is_fetched else None
         if source is None:
             missing.append(file)
         else:
@@ -214,6 +214,18 @@ def _weights(grid: Grid) -> Iterator[Finding]:
         more = f" and {len(missing) - SHOWN} more" if len(missing) > SHOWN else ""
         say = f"{', '.join(missing[:SHOWN])}{more} not found: see docs/architectures.md"
         yield Finding("networks", "pretrained", say, "wrong")
+
+
+def _weight_files(grid: Grid) -> dict[str, tuple[str, bool]]:
+    """Return the files of weights that the cells read: whose weights they hold, and whether a stage fetches them."""
+    files = {}
+    for cell in grid.baselines():
+        options = grid.model(cell)
+        named = {options.pretrained: cell.model}
+        if isinstance(options, ModelOptions):
+            named[options.features] = FEATURES_OF
+        files |= {file: (model, options.download) for file, model in named.items() if file}
+    return files
 
 
 def _where(grid: Grid, devices: int) -> Iterator[Finding]:

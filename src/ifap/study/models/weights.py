@@ -21,6 +21,8 @@ CARRIED = {
     "efficientnet_lite0": ("efficientnet_lite0", "weights.pth"),
 }
 """Model to the carrier of its weights and their file."""
+FEATURES_OF = "efficientnet_lite0"
+"""The model whose features compare generated with real images."""
 
 
 def source_of(model: str) -> str | None:

