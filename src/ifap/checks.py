@@ -262,11 +262,15 @@ def cut_for_trial(model: nn.Module, graph: Graph, removed: Indices, checks: Chec
         undo()
 
 
-def because(model: nn.Module, pinned: dict[str, str]) -> str:
-    """Return the end of a line that says why nothing can be cut."""
+def because(model: nn.Module, graph: Graph) -> str:
+    """Return the end of a line that says why nothing of a network can be cut, from its units."""
     if isinstance(model, torch.jit.ScriptModule):
         return ": torch.jit has scripted or traced it, so that nothing can be changed: give the network itself"
-    if not pinned:
+    quantized = next((name for name in graph.structure.unknown if name.startswith("quantized.")), None)
+    if quantized is not None:
+        where = graph.structure.unknown[quantized]
+        return f": '{where}' computes in integers ({quantized}): prune the network in floating point, then quantize it"
+    if not graph.pinned:
         return ": it has no convolution, linear layer or attention that the outputs depend on"
-    name, reason = next(iter(pinned.items()))
+    name, reason = next(iter(graph.pinned.items()))
     return f": for example '{name}' stays because {reason}"

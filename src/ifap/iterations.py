@@ -70,7 +70,7 @@ class Run:
         clock.measure("trace", lambda: self._look(ignored))
         self._whole = replace(self._graph, structure=self._graph.structure.apart())
         if self._graph.num_units == 0:
-            raise GraphError(f"nothing in this network can be pruned{because(self.model, self._graph.pinned)}")
+            raise GraphError(f"nothing in this network can be pruned{because(self.model, self._graph)}")
         self._timer, self._timed_inputs = None, example_inputs
         if options.target is not None and options.target.kind == "latency":
             self._timed_inputs = repeated(example_inputs, options.target.batch)

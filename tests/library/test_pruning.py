@@ -452,6 +452,13 @@ def test_nothing_to_prune_is_an_error():
         prune(nn.Sequential(nn.Flatten(), nn.ReLU()), torch.randn(2, 4))
 
 
+def test_a_network_of_integers_is_refused_with_the_remedy():
+    quantized = torch.ao.nn.quantized
+    model = nn.Sequential(quantized.Quantize(0.1, 0, torch.quint8), quantized.Linear(4, 3), quantized.DeQuantize())
+    with pytest.raises(GraphError, match=r"'1' computes in integers \(quantized\.linear\): prune .*, then quantize it"):
+        prune(model, torch.randn(2, 4))
+
+
 def test_test_split_is_refused():
     split = Split("test", torch.randn(4, 3, 8, 8), torch.zeros(4))
     loader = torch.utils.data.DataLoader(split.inputs, batch_size=2)
