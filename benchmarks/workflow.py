@@ -21,8 +21,7 @@ import torch
 import typer
 import yaml
 
-from benchmarks.ratio import RESULTS, Ratio, compare, report
-from ifap.files import write_csv
+from benchmarks.ratio import Ratio, compare, report
 from ifap.study import paths
 from ifap.study.config.reading import load_params
 from ifap.study.grid import Grid
@@ -33,7 +32,6 @@ ROOT = Path(__file__).parent.parent
 DRY_RUN, JOB = 15.0, 4.0  # seconds that are allowed
 IMPORT = 1.1  # of the time that Torch-Pruning takes, without which nothing is pruned
 DATASET, MODEL, METHOD = "digits", "resnet_tiny", "magnitude"
-COLUMNS = ("cell", "stage", "seconds", "share")
 STAGES = ("baseline", "prune", "finetune", "evaluate")
 
 
@@ -138,7 +136,7 @@ def imports() -> Ratio:
 
 
 def main() -> None:
-    """Print and record the times, and the longest chain of scale `quick`."""
+    """Print and record the times, and print the longest chain of scale `quick`."""
     torch.set_num_threads(1)
     paper = Grid(load_params(ROOT / "params.yaml"), "paper")
     rows = [imports()]
@@ -149,9 +147,7 @@ def main() -> None:
         prepare(Path(name))
         rows.append(allowed("a job without work", lambda: empty_job(Path(name)), JOB, runs=3))
     report("workflow", "What the workflow takes beside the work", "allowed", rows)
-    chain = critical_path()
-    write_csv(RESULTS / "critical_path.csv", chain, COLUMNS)
-    for row in chain:
+    for row in critical_path():
         typer.echo(f"{row['cell']}: {row['stage']} {row['seconds']} s, {row['share']:.0%} of the longest chain")
 
 

@@ -13,8 +13,8 @@ from benchmarks.pretrained import texts
 from benchmarks.pretrained.carriers import path_of
 from benchmarks.pretrained.case import Case, Measures
 from benchmarks.pretrained.measures import embeddings
+from benchmarks.pretrained.sentences import encoded, load_weights, mean_states
 from benchmarks.pretrained.splits import Split
-from benchmarks.sentences import encoded, load_weights, mean_states
 
 BATCH = 32
 

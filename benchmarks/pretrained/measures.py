@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from benchmarks.pretrained.case import Measures
-from benchmarks.sentences import nearest_others
+from benchmarks.pretrained.sentences import nearest_others
 from ifap.forward import Inputs, call
 
 
