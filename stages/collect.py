@@ -12,7 +12,7 @@ from ifap.study.report import records
 from ifap.study.report.collecting import recorded_files, report_of, write_recorded
 from ifap.study.report.judge import count_verdicts
 from ifap.study.stage import run_stage
-from stages.options import PARAMS, ParamsOption, ScaleOption
+from stages.options import PARAMS, KeepOption, ParamsOption, ScaleOption
 
 
 def main(
@@ -26,12 +26,13 @@ def main(
     cells: Annotated[
         str | None, typer.Option(help="What the run is limited to: patterns such as 'classification/*/*/ifap'.")
     ] = None,
+    keep_recorded: KeepOption = False,
     params: ParamsOption = PARAMS,
 ) -> None:
     """Gather all records and judge every published number, or say what is missing or stale."""
     options = load_params(params)
     grid = Grid(options, select_scale(options, scale))
-    collected = records.collect(grid, allow_missing=allow_missing, cells=cells)
+    collected = records.collect(grid, allow_missing=allow_missing, cells=cells, keep_recorded=keep_recorded)
     for cell, reason in collected.missing.items():
         typer.echo(f"missing: {cell}: {reason}", err=True)
     report = report_of(collected)
@@ -40,7 +41,9 @@ def main(
         write_recorded(grid.scale, files)
     done = "checked" if check else f"wrote {', '.join(str(path) for path in files)}"
     counted = count_verdicts(report.claims)
-    typer.echo(f"{done}: {len(collected.records)} of {len(grid.cells())} cells; {counted}")
+    typer.echo(f"{done}: {len(collected.cells)} of {len(grid.cells())} cells; {counted}")
+    if keep_recorded:
+        typer.echo(f"cells: {collected.counts}")
 
 
 if __name__ == "__main__":

@@ -17,6 +17,13 @@ ModelOption = Annotated[str, typer.Option(help="Model of the cell.")]
 MethodOption = Annotated[str, typer.Option(help="Method of the cell; 'baseline' is the unpruned network.")]
 SeedOption = Annotated[int, typer.Option(help="Seed of the cell.")]
 ParamsOption = Annotated[Path, typer.Option(help="Parameter file.")]
+KeepOption = Annotated[
+    bool,
+    typer.Option(
+        "--keep-recorded",
+        help="Keep the recorded rows of cells that are not here, if params.yaml still describes them.",
+    ),
+]
 PARAMS = Path("params.yaml")
 
 

@@ -165,9 +165,9 @@ def write_report_files(root: Path, grid: Grid, missing=()):
     return write_recorded_files(root, grid)
 
 
-def write_recorded_files(root: Path, grid: Grid):
+def write_recorded_files(root: Path, grid: Grid, *, keep_recorded=False):
     """Write what `collect` makes of the cells that are there; return it with no number judged."""
-    collected = collect(grid, root=root, allow_missing=True)
+    collected = collect(grid, root=root, allow_missing=True, keep_recorded=keep_recorded)
     # Judging every published number takes seconds, and made-up networks are none of the paper's.
     report = Report(grid, *frames_of(collected), (), collected.missing)
     write_recorded(grid.scale, recorded_files(collected, report, root=root), root=root)

@@ -99,6 +99,21 @@ def test_allow_missing_names_the_gaps(stages, capsys):
     assert "not attempted: no record for seed 0" in paths.table_file("quick", "table-2", "md").read_text()
 
 
+def test_recorded_rows_of_cells_that_are_not_here_are_kept_on_request(stages, tmp_path, capsys):
+    stages["collect"]()
+    before = snapshot(tmp_path / paths.scale_dir("quick"))
+    gone = Cell("classification", "digits", MODEL, "baseline", 0)
+    shutil.rmtree(paths.cell_dir("quick", gone))
+    assert "cells: " not in capsys.readouterr().out
+    stages["collect"](keep_recorded=True)
+    assert capsys.readouterr().out.endswith("cells: 3 here, 1 kept as recorded, 0 missing\n")
+    after = snapshot(tmp_path / paths.scale_dir("quick"))
+    assert after == {path: content for path, content in before.items() if path in after}
+    assert tmp_path / paths.missing_csv("quick") not in after
+    with pytest.raises(ResultsError, match=rf"^1 missing: {gone}$"):
+        stages["collect"]()
+
+
 def test_wrong_names_are_refused_before_anything_is_read(stages):
     with pytest.raises(ConfigError, match="unknown table 'table-9'"):
         stages["tables"](table="table-9")

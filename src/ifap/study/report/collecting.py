@@ -48,8 +48,8 @@ def recorded_files(collected: Collected, report: Report, *, root: Path = Path())
         paths.records_csv(scale): records.records_table(collected),
         paths.trace_csv(scale): records.trace_table(collected),
         paths.history_csv(scale): records.history_table(collected, root=root),
-        paths.widths_csv(scale): widths_table(grid, collected.records, root=root),
-        paths.configs_json(scale): configs_text(record.config for record in collected.records.values()),
+        paths.widths_csv(scale): widths_table(grid, collected.cells, kept=collected.kept, root=root),
+        paths.configs_json(scale): configs_text(collected.configs),
         paths.measured_csv(scale): measured_table(report.claims),
     }
     missing = {paths.missing_csv(scale): records.missing_table(collected)} if collected.missing else {}

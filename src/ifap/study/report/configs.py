@@ -66,15 +66,29 @@ def check_configs(records: pd.DataFrame, configs: Mapping[str, Mapping[str, Any]
     stale = []
     for row in records[[*Cell._fields, "config_hash"]].itertuples(index=False, name=None):
         cell, found = Cell(*row[:-1]), row[-1]
-        wanted = grid.config(cell, "evaluate")
-        if found != config_hash(wanted):
-            own = {"cell": wanted["cell"], **configs.get(found, {})}
-            stale.append(
-                f"stale record of {cell}: {first_difference(own, wanted) or f'{found} is not in configs.json'}"
-            )
+        if difference := recorded_difference(found, configs, grid.config(cell, "evaluate")):
+            stale.append(f"stale record of {cell}: {difference}")
     if stale:
         rest = len(stale) - LISTED
         raise ResultsError("; ".join(stale[:LISTED]) + (f" and {rest} more" if rest > 0 else ""))
+
+
+def recorded_difference(found: str, configs: Mapping[str, Mapping[str, Any]], wanted: Mapping[str, Any]) -> str | None:
+    """Name the first key in which a recorded configuration differs from the wanted one; None if they are the same.
+
+    Parameters
+    ----------
+    found : str
+        Hash of the recorded configuration.
+    configs : mapping of str to mapping
+        Content of ``configs.json``: see `load_configs`.
+    wanted : mapping
+        What ``params.yaml`` asks of the cell.
+    """
+    if found == config_hash(wanted):
+        return None
+    own = {"cell": wanted["cell"], **configs.get(found, {})}
+    return first_difference(own, wanted) or f"{found} is not in configs.json"
 
 
 def first_difference(found: Mapping[str, Any], wanted: Mapping[str, Any], source: str = "params.yaml") -> str | None:

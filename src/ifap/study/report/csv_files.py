@@ -19,7 +19,9 @@ from ifap.files import beside, read_bounded
 from ifap.study.report.record import CELL_COLUMNS, OPTIONAL_NUMBERS
 from ifap.study.rounding import GATHERED_DIGITS
 
-TEXT_COLUMNS = frozenset({*CELL_COLUMNS[:-1], "base_method", "metric", "data_checksum", "config_hash", "layer"})
+TEXT_COLUMNS = frozenset(
+    {*CELL_COLUMNS[:-1], "base_method", "metric", "data_checksum", "config_hash", "layer", "stage"}
+)
 OPTIONAL_TEXT = frozenset({"accepted", "refused", "synthetic", "flow", "kept"})
 CHOICES = {
     "structure": ("channels", "weights", ""),
@@ -124,8 +126,8 @@ def check_header(found: Sequence[str], wanted: Sequence[str], shown: Path) -> No
         raise ResultsError(f"malformed {shown}: row 1: the columns must be in the order {','.join(wanted)}")
 
 
-def load_frame(root: Path, path: Path, columns: Sequence[str]) -> pd.DataFrame:
-    """Return one CSV file of a scale as a frame, checked line by line."""
+def load_rows(root: Path, path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
+    """Return the rows of one CSV file of a scale as they are written, checked value by value."""
     lines = read_lines(root / path, path)
     check_header(lines[0], columns, path)
     for row, line in enumerate(lines[1:], start=2):
@@ -134,6 +136,12 @@ def load_frame(root: Path, path: Path, columns: Sequence[str]) -> pd.DataFrame:
         for column, value in zip(columns, line, strict=True):
             if problem := _value_problem(column, value):
                 raise ResultsError(f"malformed {path}: row {row}, column {column}: {problem}")
+    return [dict(zip(columns, line, strict=True)) for line in lines[1:]]
+
+
+def load_frame(root: Path, path: Path, columns: Sequence[str]) -> pd.DataFrame:
+    """Return one CSV file of a scale as a frame, checked line by line."""
+    load_rows(root, path, columns)
     return as_frame((root / path).read_text(), path)
 
 

@@ -6,7 +6,7 @@ Nothing of this is the same twice, so that none of it stands in a record: a run 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -92,14 +92,26 @@ def _cost(root: Path, shown: Path) -> dict[str, Any] | None:
 
 def load_provenance(scale: str, *, root: Path = Path()) -> dict[Cell, Provenance]:
     """Read ``provenance.csv`` of one scale; a scale that was never recorded has none."""
+    header, *lines = _lines(scale, root)
+    shown = paths.provenance_csv(scale)
+    return dict(_row(shown, header, line, number) for number, line in enumerate(lines, start=2))
+
+
+def recorded_columns(scale: str, *, root: Path = Path()) -> list[str]:
+    """Return the columns of ``provenance.csv`` of one scale that say how a record came to be."""
+    return _lines(scale, root)[0][len(CELL_COLUMNS) :]
+
+
+def _lines(scale: str, root: Path) -> list[list[str]]:
+    """Return the lines of ``provenance.csv``, the header first; only a header of the first columns without a file."""
     shown = paths.provenance_csv(scale)
     try:
         lines = csv_lines(root / shown, shown)
     except FileNotFoundError:
-        return {}
+        return [[*CELL_COLUMNS]]
     if not lines or tuple(lines[0][: len(CELL_COLUMNS)]) != CELL_COLUMNS:
         raise ResultsError(f"malformed {shown}: row 1: the first columns must be {','.join(CELL_COLUMNS)}")
-    return dict(_row(shown, lines[0], line, number) for number, line in enumerate(lines[1:], start=2))
+    return lines
 
 
 def _row(shown: Path, header: list[str], line: list[str], number: int) -> tuple[Cell, Provenance]:
@@ -118,10 +130,20 @@ def _row(shown: Path, header: list[str], line: list[str], number: int) -> tuple[
         raise ResultsError(f"malformed {shown}: row {number}, column {first_problem(error)}") from None
 
 
-def provenance_table(scale: str, found: Mapping[Cell, Provenance]) -> str:
-    """Lay out one row a cell as CSV text; every part of latency, hardware and versions is a column."""
+def provenance_table(scale: str, found: Mapping[Cell, Provenance], columns: Iterable[str] = ()) -> str:
+    """Lay out one row a cell as CSV text; every part of latency, hardware and versions is a column.
+
+    Parameters
+    ----------
+    scale : str
+        Name of the scale.
+    found : mapping of Cell to Provenance
+        How each record came to be.
+    columns : iterable of str
+        Columns that stay even if no cell has a value there, as for the GPU of machines without one.
+    """
     rows = {cell: flat(provenance.model_dump(mode="json")) for cell, provenance in found.items()}
-    columns = dict.fromkeys(key for row in rows.values() for key, value in row.items() if value != {})
+    columns = {*columns, *(key for row in rows.values() for key, value in row.items() if value != {})}
     ordered = sorted(columns, key=lambda key: (_place(key), key))
     return as_csv((*CELL_COLUMNS, *ordered), ({"scale": scale, **cell._asdict(), **row} for cell, row in rows.items()))
 
@@ -131,7 +153,9 @@ def _place(column: str) -> int:
     return KEYS.index(block) if block in KEYS else len(KEYS)
 
 
-def gather(grid: Grid, hashes: Mapping[Cell, str], *, root: Path = Path()) -> dict[Cell, Provenance]:
+def gather(
+    grid: Grid, hashes: Mapping[Cell, str], *, kept: Collection[Cell] = (), root: Path = Path()
+) -> dict[Cell, Provenance]:
     """Return how every recorded cell came to be: as measured here, or else as recorded for the same configuration.
 
     Parameters
@@ -140,13 +164,15 @@ def gather(grid: Grid, hashes: Mapping[Cell, str], *, root: Path = Path()) -> di
         The cells of the scale.
     hashes : mapping of Cell to str
         The recorded cells and the hashes of their configurations.
+    kept : collection of Cell
+        Those among them whose records were not made here: what an older run of them cost here says nothing about these.
     root : Path
         The project's root.
     """
     recorded = load_provenance(grid.scale, root=root)
     found = {}
     for cell, wanted in hashes.items():
-        here = measured_here(grid.scale, cell, root=root)
+        here = None if cell in kept else measured_here(grid.scale, cell, root=root)
         if here is not None:
             found[cell] = here.model_copy(update={"config_hash": wanted})
         elif cell in recorded and recorded[cell].config_hash == wanted:

@@ -138,7 +138,46 @@ class Receipt(BaseModel):
 RECEIPT_FIELDS = tuple(Receipt.model_fields)
 EPOCH_FIELDS = ("epoch", "lr", "train_loss", "validation_loss", "validation_metric")
 """The columns of ``history.csv`` of a cell, as `ifap.study.training.history` writes them."""
+RECORD_COLUMNS = (
+    *CELL_COLUMNS,
+    "base_method",
+    "structure",
+    "start",
+    "target_kind",
+    "target",
+    "macs_base",
+    "macs",
+    "macs_nonzero",
+    "macs_reduction",
+    "macs_theoretical_reduction",
+    "params_base",
+    "params",
+    "params_nonzero",
+    "params_reduction",
+    "nonzero_params_reduction",
+    "sparsity",
+    "training_macs",
+    "training_macs_theoretical",
+    "metric",
+    "baseline_metric",
+    "test_metric",
+    "metric_delta",
+    "validation_metric",
+    *(f"{split}_{name}" for split in ("test", "validation") for name in METRICS),
+    "validation_before_recovery",
+    "validation_after_recovery",
+    "train_size",
+    "validation_size",
+    "test_size",
+    "synthetic",
+    "data_checksum",
+    "config_hash",
+)
+HISTORY_COLUMNS = (*CELL_COLUMNS, "stage", *EPOCH_FIELDS)
+MISSING_COLUMNS = (*CELL_COLUMNS, "reason")
 TRACE_COLUMNS = (*CELL_COLUMNS, *RECEIPT_FIELDS)
+WIDTHS_COLUMNS = (*CELL_COLUMNS, "layer", "before", "after", "flow", "kept")
+"""A row counts the output units of a layer, or lists their flow, the highest first, and which of them were kept."""
 
 
 OPTIONAL_NUMBERS = frozenset(

@@ -7,10 +7,11 @@ a run that ``params.yaml`` does not describe.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 from pydantic import ValidationError
@@ -19,7 +20,7 @@ from ifap.errors import ResultsError, nearest
 from ifap.files import read_bounded
 from ifap.study import paths
 from ifap.study.grid import Grid
-from ifap.study.paper.vocabulary import METRICS, kind
+from ifap.study.paper.vocabulary import kind
 from ifap.study.paths import Cell
 from ifap.study.report import training_cost as ledger
 from ifap.study.report.configs import config_hash, first_difference
@@ -34,9 +35,13 @@ from ifap.study.report.csv_files import (
     read_lines,
 )
 from ifap.study.report.json_files import read_json
+from ifap.study.report.kept import Kept, Rows, keep
 from ifap.study.report.record import (
     CELL_COLUMNS,
     EPOCH_FIELDS,
+    HISTORY_COLUMNS,
+    MISSING_COLUMNS,
+    RECORD_COLUMNS,
     TRACE_COLUMNS,
     CellName,
     Receipt,
@@ -44,43 +49,6 @@ from ifap.study.report.record import (
     first_problem,
 )
 
-RECORD_COLUMNS = (
-    *CELL_COLUMNS,
-    "base_method",
-    "structure",
-    "start",
-    "target_kind",
-    "target",
-    "macs_base",
-    "macs",
-    "macs_nonzero",
-    "macs_reduction",
-    "macs_theoretical_reduction",
-    "params_base",
-    "params",
-    "params_nonzero",
-    "params_reduction",
-    "nonzero_params_reduction",
-    "sparsity",
-    "training_macs",
-    "training_macs_theoretical",
-    "metric",
-    "baseline_metric",
-    "test_metric",
-    "metric_delta",
-    "validation_metric",
-    *(f"{split}_{name}" for split in ("test", "validation") for name in METRICS),
-    "validation_before_recovery",
-    "validation_after_recovery",
-    "train_size",
-    "validation_size",
-    "test_size",
-    "synthetic",
-    "data_checksum",
-    "config_hash",
-)
-HISTORY_COLUMNS = (*CELL_COLUMNS, "stage", *EPOCH_FIELDS)
-MISSING_COLUMNS = (*CELL_COLUMNS, "reason")
 NO_RECORD = "no record"
 NOT_CHOSEN = "not part of this run"
 
@@ -99,15 +67,51 @@ class Collected:
         The pruning iterations of the pruned cells among them.
     missing : dict of Cell to str
         The cells of the grid that have none, and why.
+    kept : Kept
+        The recorded rows of cells that are not here but are not missing either; none by default.
     """
 
     grid: Grid
     records: dict[Cell, Record]
     receipts: dict[Cell, list[Receipt]]
     missing: dict[Cell, str]
+    kept: Kept = field(default_factory=Kept)
+
+    @cached_property
+    def cells(self) -> list[Cell]:
+        """The cells that are here or kept, in the order of the grid."""
+        return [cell for cell in self.grid.cells() if cell in self.records or cell in self.kept.records]
+
+    @property
+    def configs(self) -> list[dict[str, Any]]:
+        """The configurations of `cells`; a kept cell has the one that ``params.yaml`` gives."""
+        own = {cell: record.config for cell, record in self.records.items()}
+        return [own[cell] if cell in own else self.grid.config(cell, "evaluate") for cell in self.cells]
+
+    @property
+    def hashes(self) -> dict[Cell, str]:
+        """The hashes of the configurations of `cells`."""
+        return {cell: config_hash(config) for cell, config in zip(self.cells, self.configs, strict=True)}
+
+    def rows(self, kept: Rows, own: Callable[[Cell], Iterable[Mapping[str, Any]]]) -> Iterator[Mapping[str, Any]]:
+        """Return the rows of a file cell by cell: a kept cell's from `kept`, those of one that is here by `own`."""
+        for cell in self.cells:
+            yield from kept.get(cell, ()) if cell in self.kept.records else own(cell)
+
+    @property
+    def counts(self) -> str:
+        """How many cells are here, kept and missing, in words."""
+        return f"{len(self.records)} here, {len(self.kept.records)} kept as recorded, {len(self.missing)} missing"
 
 
-def collect(grid: Grid, *, root: Path = Path(), allow_missing: bool = False, cells: str | None = None) -> Collected:
+def collect(
+    grid: Grid,
+    *,
+    root: Path = Path(),
+    allow_missing: bool = False,
+    cells: str | None = None,
+    keep_recorded: bool = False,
+) -> Collected:
     """Read and check the records of every cell of a grid; cells whose data are not here may be missing.
 
     Parameters
@@ -120,6 +124,9 @@ def collect(grid: Grid, *, root: Path = Path(), allow_missing: bool = False, cel
         Accept a grid that is not finished; the result then lists what is missing.
     cells : str, optional
         What the run was limited to, see `Grid.chosen`: other cells may be missing.
+    keep_recorded : bool
+        Keep the recorded rows of cells that are not here, if ``params.yaml`` still describes them. A cell that is
+        neither here nor kept keeps the reason that is recorded for it.
 
     Returns
     -------
@@ -132,6 +139,22 @@ def collect(grid: Grid, *, root: Path = Path(), allow_missing: bool = False, cel
         One line that names the missing cells, the stale cells with the first key that differs, or
         the malformed file.
     """
+    records, missing, stale = _look(grid, root, cells)
+    kept, reasons = keep(grid, missing, root=root) if keep_recorded else (Kept(), {})
+    missing = {cell: why for cell, why in missing.items() if cell not in kept.records}
+    gaps = [cell for cell, why in missing.items() if why == NO_RECORD]
+    named = [f"{cell} ({reasons[cell]})" if cell in reasons else str(cell) for cell in gaps]
+    _refuse_gaps([] if allow_missing else named, stale)
+    if keep_recorded:
+        # The row of a stale cell goes with the next writing: from then on, only its recorded reason says why.
+        reasons = {**load_missing(grid.scale, root=root), **reasons}
+    missing = {cell: reasons.get(cell, why) for cell, why in missing.items()}
+    receipts = {cell: _receipts(grid, cell, record, root) for cell, record in records.items() if not cell.is_baseline}
+    return Collected(grid, records, receipts, missing, kept)
+
+
+def _look(grid: Grid, root: Path, cells: str | None) -> tuple[dict[Cell, Record], dict[Cell, str], list[str]]:
+    """Return the records that are here, the other cells of the grid with a reason, and what is stale."""
     records: dict[Cell, Record] = {}
     missing: dict[Cell, str] = {}
     absent = grid.absent(root)
@@ -150,10 +173,7 @@ def collect(grid: Grid, *, root: Path = Path(), allow_missing: bool = False, cel
         if difference:
             stale.append(f"stale {path}: {difference}")
         records[cell] = record
-    unexplained = [cell for cell, reason in missing.items() if reason == NO_RECORD]
-    _refuse_gaps([] if allow_missing else unexplained, stale)
-    receipts = {cell: _receipts(grid, cell, record, root) for cell, record in records.items() if not cell.is_baseline}
-    return Collected(grid, records, receipts, missing)
+    return records, missing, stale
 
 
 def read_record(file: Path, shown: Path, scale: str, cell: Cell) -> Record:
@@ -213,30 +233,30 @@ def read_receipts(file: Path, shown: Path) -> list[Receipt]:
 
 def records_table(collected: Collected) -> str:
     """Lay out one row a cell as CSV text."""
-    rows = (_row(collected, cell, record) for cell, record in collected.records.items())
-    return as_csv(RECORD_COLUMNS, rows)
+    kept = {cell: [row] for cell, row in collected.kept.records.items()}
+    return as_csv(RECORD_COLUMNS, collected.rows(kept, lambda cell: [_row(collected, cell)]))
 
 
 def trace_table(collected: Collected) -> str:
     """Lay out one row a pruning iteration as CSV text."""
     scale = collected.grid.scale
-    rows = (
-        {"scale": scale, **cell._asdict(), **receipt.model_dump()}
-        for cell, receipts in collected.receipts.items()
-        for receipt in receipts
-    )
-    return as_csv(TRACE_COLUMNS, rows)
+
+    def iterations(cell: Cell) -> Iterator[Mapping[str, Any]]:
+        for receipt in collected.receipts.get(cell, ()):  # a baseline has none
+            yield {"scale": scale, **cell._asdict(), **receipt.model_dump()}
+
+    return as_csv(TRACE_COLUMNS, collected.rows(collected.kept.trace, iterations))
 
 
 def history_table(collected: Collected, *, root: Path = Path()) -> str:
     """Lay out one row an epoch as CSV text: each cell's own training, and that in which a method prunes."""
     scale = collected.grid.scale
-    rows = (
-        {"scale": scale, **cell._asdict(), **epoch}
-        for cell in collected.records
-        for epoch in _epochs(root, scale, cell)
-    )
-    return as_csv(HISTORY_COLUMNS, rows)
+
+    def epochs(cell: Cell) -> Iterator[Mapping[str, Any]]:
+        for epoch in _epochs(root, scale, cell):
+            yield {"scale": scale, **cell._asdict(), **epoch}
+
+    return as_csv(HISTORY_COLUMNS, collected.rows(collected.kept.history, epochs))
 
 
 def _epochs(root: Path, scale: str, cell: Cell) -> Iterator[Mapping[str, Any]]:
@@ -294,10 +314,10 @@ def load_trace(scale: str, *, root: Path = Path()) -> pd.DataFrame:
     return load_frame(root, paths.trace_csv(scale), TRACE_COLUMNS)
 
 
-def _refuse_gaps(missing: Sequence[Cell], stale: Sequence[str]) -> None:
+def _refuse_gaps(missing: Sequence[str], stale: Sequence[str]) -> None:
     problems = []
     if missing:
-        problems.append(f"{len(missing)} missing: {_listed([str(cell) for cell in missing], ', ')}")
+        problems.append(f"{len(missing)} missing: {_listed(missing, ', ')}")
     if stale:
         problems.append(_listed(stale, "; "))
     if problems:
@@ -327,8 +347,24 @@ def _receipt(row: Sequence[str], number: int, shown: Path) -> Receipt:
         raise ResultsError(f"malformed {shown}: line {number}: {first_problem(error)}") from None
 
 
-def _row(collected: Collected, cell: Cell, record: Record) -> dict[str, Any]:
-    base = collected.records.get(cell.baseline)
+class Unpruned(NamedTuple):
+    """What a pruned network is compared with: costs and score of its unpruned network."""
+
+    macs: int
+    params: int
+    score: float
+
+
+def _unpruned(collected: Collected, cell: Cell) -> Unpruned | None:
+    """Return what is known of the unpruned network of a cell, here or as recorded; None if neither has it."""
+    if record := collected.records.get(cell.baseline):
+        return Unpruned(record.macs, record.params, record.score)
+    row = collected.kept.records.get(cell.baseline)
+    return Unpruned(int(row["macs"]), int(row["params"]), float(row["test_metric"])) if row else None
+
+
+def _row(collected: Collected, cell: Cell) -> dict[str, Any]:
+    record, base = collected.records[cell], _unpruned(collected, cell)
     test, validation, sizes = record.metrics, record.validation, record.split_sizes
     row: dict[str, Any] = {"scale": collected.grid.scale, **cell._asdict()}
     row["base_method"] = collected.grid.variant(cell).method
@@ -366,7 +402,7 @@ def _target(grid: Grid, cell: Cell) -> dict[str, Any]:
     return {"target_kind": kind, "target": getattr(target, kind)}
 
 
-def _against(record: Record, base: Record) -> dict[str, Any]:
+def _against(record: Record, base: Unpruned) -> dict[str, Any]:
     """Compare a pruned network with its unpruned one: reductions in percent, the rest in points."""
     return {
         "macs_base": base.macs,

@@ -17,12 +17,10 @@ from ifap.study.report.csv_files import as_csv, load_frame
 from ifap.study.report.figures.drawing import MOST_PANELS
 from ifap.study.report.figures.selection import shown_methods
 from ifap.study.report.json_files import read_json
-from ifap.study.report.record import CELL_COLUMNS
+from ifap.study.report.kept import Kept
+from ifap.study.report.record import WIDTHS_COLUMNS
 from ifap.study.report.tables.networks import select
 from ifap.study.report.tables.options import table_cell, table_options
-
-WIDTHS_COLUMNS = (*CELL_COLUMNS, "layer", "before", "after", "flow", "kept")
-"""A row counts the output units of a layer, or lists their flow, the highest first, and which of them were kept."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +52,7 @@ def flow_cell(grid: Grid) -> Cell:
     return table_cell("table-4", table_options("table-4", grid))
 
 
-def widths_table(grid: Grid, recorded: Collection[Cell], *, root: Path = Path()) -> str:
+def widths_table(grid: Grid, recorded: Collection[Cell], *, kept: Kept, root: Path = Path()) -> str:
     """Lay out as CSV text the layers that figures show; of more networks than one figure holds, none is kept.
 
     Parameters
@@ -63,18 +61,34 @@ def widths_table(grid: Grid, recorded: Collection[Cell], *, root: Path = Path())
         The cells of the scale.
     recorded : collection of Cell
         Those that have a record.
+    kept : Kept
+        The recorded rows of those among them whose work is not here.
     root : Path
         The project's root: the work of the cells is read below it.
     """
     networks = compared_cells(grid, recorded)
     shown = [cell for cells in networks.values() for cell in cells] if len(networks) <= MOST_PANELS else []
-    rows = [row for cell in shown for row in _width_rows(grid, cell, root)]
-    return as_csv(WIDTHS_COLUMNS, [*rows, *_flow_rows(grid, root)])
+    rows = [row for cell in shown for row in _widths(grid, cell, kept, root)]
+    return as_csv(WIDTHS_COLUMNS, [*rows, *_flows(grid, flow_cell(grid), kept, root)])
 
 
 def load_widths(scale: str, *, root: Path = Path()) -> pd.DataFrame:
     """Read ``widths.csv`` of one scale."""
     return load_frame(root, paths.widths_csv(scale), WIDTHS_COLUMNS)
+
+
+def _widths(grid: Grid, cell: Cell, kept: Kept, root: Path) -> Iterator[Mapping[str, Any]]:
+    """Return the rows that count the units of a cell's layers: as recorded, or from its work."""
+    if cell in kept.records:
+        return (row for row in kept.widths.get(cell, ()) if not row["flow"])
+    return _width_rows(grid, cell, root)
+
+
+def _flows(grid: Grid, cell: Cell, kept: Kept, root: Path) -> Iterator[Mapping[str, Any]]:
+    """Return the rows that list the flow of a cell's units: as recorded, or from its work."""
+    if cell in kept.records:
+        return (row for row in kept.widths.get(cell, ()) if row["flow"])
+    return _flow_rows(grid, cell, root)
 
 
 def _width_rows(grid: Grid, cell: Cell, root: Path) -> Iterator[dict[str, Any]]:
@@ -92,8 +106,7 @@ def _width_rows(grid: Grid, cell: Cell, root: Path) -> Iterator[dict[str, Any]]:
         raise ResultsError(f"malformed {file}: no widths of the layers: {error}") from None
 
 
-def _flow_rows(grid: Grid, root: Path) -> Iterator[dict[str, Any]]:
-    cell = flow_cell(grid)
+def _flow_rows(grid: Grid, cell: Cell, root: Path) -> Iterator[dict[str, Any]]:
     files = [
         paths.flow_json(grid.scale, cell),
         paths.kept_json(grid.scale, cell),
