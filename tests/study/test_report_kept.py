@@ -111,6 +111,19 @@ def test_a_new_pruned_cell_is_compared_with_its_recorded_baseline(tmp_path, grid
     assert records.load_missing("quick", root=tmp_path) == {new._replace(model="net_b"): records.NO_RECORD}
 
 
+def test_another_unpruned_network_than_the_recorded_one_is_refused(tmp_path, grid):
+    write_recorded_files(tmp_path, grid)
+    forget_cells(tmp_path)
+    write_work(tmp_path, grid, PRUNED.baseline)
+    assert PRUNED in collect_kept(tmp_path, grid).kept.records
+    file = tmp_path / paths.metrics_file("quick", PRUNED.baseline)
+    record = json.loads(file.read_text())
+    record["metrics"][record.get("primary", "top1")]["value"] += 0.5
+    file.write_text(json.dumps(record))
+    with pytest.raises(ResultsError, match=rf"row of {PRUNED} compares with .* remove the work of {PRUNED.baseline}"):
+        collect_kept(tmp_path, grid)
+
+
 def test_rows_of_other_parameters_are_not_kept_and_say_so_for_good(tmp_path, grid):
     write_recorded_files(tmp_path, grid)
     forget_cells(tmp_path)

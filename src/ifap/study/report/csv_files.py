@@ -60,11 +60,12 @@ def as_csv(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(columns)
-    writer.writerows([_text(row.get(column)) for column in columns] for row in rows)
+    writer.writerows([as_text(row.get(column)) for column in columns] for row in rows)
     return buffer.getvalue()
 
 
-def _text(value: object) -> str:
+def as_text(value: object) -> str:
+    """Return a value as a CSV file holds it; nothing for None."""
     if value is None:
         return ""
     if isinstance(value, bool):

@@ -28,6 +28,7 @@ from ifap.study.report.csv_files import (
     LISTED,
     MOST_BYTES,
     as_csv,
+    as_text,
     check_header,
     csv_lines,
     load_frame,
@@ -141,6 +142,7 @@ def collect(
     """
     records, missing, stale = _look(grid, root, cells)
     kept, reasons = keep(grid, missing, root=root) if keep_recorded else (Kept(), {})
+    _refuse_other_baselines(records, kept)
     missing = {cell: why for cell, why in missing.items() if cell not in kept.records}
     gaps = [cell for cell, why in missing.items() if why == NO_RECORD]
     named = [f"{cell} ({reasons[cell]})" if cell in reasons else str(cell) for cell in gaps]
@@ -151,6 +153,17 @@ def collect(
     missing = {cell: reasons.get(cell, why) for cell, why in missing.items()}
     receipts = {cell: _receipts(grid, cell, record, root) for cell, record in records.items() if not cell.is_baseline}
     return Collected(grid, records, receipts, missing, kept)
+
+
+def _refuse_other_baselines(records: Mapping[Cell, Record], kept: Kept) -> None:
+    """Refuse kept rows that compare with another unpruned network than the one here, such as of another processor."""
+    for cell, row in kept.records.items():
+        if cell.is_baseline or cell.baseline not in records:
+            continue
+        here, recorded = records[cell.baseline].score, row["baseline_metric"]
+        if as_text(here) != recorded:
+            text = f"the recorded row of {cell} compares with an unpruned network of {recorded}, the one here has {here}"
+            raise ResultsError(f"{text}: run {cell} again, or remove the work of {cell.baseline}")
 
 
 def _look(grid: Grid, root: Path, cells: str | None) -> tuple[dict[Cell, Record], dict[Cell, str], list[str]]:
