@@ -13,7 +13,7 @@ from ifap.study.config.reading import load_params, parse_params
 from ifap.study.grid import Grid
 from ifap.study.paper.published import load_claims
 from ifap.study.report import FIGURES, LOSSES, evidence, figure_names, figures
-from ifap.study.report.evidence import BEYOND, NOT_ATTEMPTED, SHORT, WITHIN, printed_losses
+from ifap.study.report.evidence import BEYOND, NOT_ATTEMPTED, NOT_PRINTED, SHORT, WITHIN, printed_losses
 from ifap.study.report.figures import losses as drawn_losses
 from ifap.study.report.judge import measured_where
 from ifap.study.report.page import render_page
@@ -83,6 +83,19 @@ def test_a_small_loss_counts_only_for_a_network_that_reaches_its_goal(tmp_path, 
     assert evidence._is_it_small(losses, PRINTED, "").short == short
     missed = "The unpruned net_a has 97.50 %, less than its goal of 98 %." in evidence._for_which(losses).because
     assert missed == (goal is not None)
+
+
+def test_data_that_the_paper_does_not_use_are_no_evidence_on_its_claim(tmp_path):
+    report = made_up(tmp_path)
+    losses = evidence.measured_losses(report.grid, report.runs, {})
+    assert {own.verdict for own in losses} == {NOT_PRINTED}
+    small = evidence._is_it_small(losses, {}, "")
+    assert small.short == "Not measured yet."
+    both = (*losses, *evidence.measured_losses(report.grid, report.runs[report.runs["model"] == "net_a"], PRINTED))
+    small = evidence._is_it_small(both, PRINTED, "")
+    assert small.short == "No, for the one network measured."
+    assert "On other data: net_a at 32 pixels on CIFAR-10 has 97.50 % unpruned" in small.because
+    assert "not attempted" not in evidence._for_which(both).because
 
 
 def test_without_records_nothing_is_claimed(tmp_path):

@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from ifap.study.config.data import ModelOptions
+from ifap.study.config.values import DENSE_TASKS
 from ifap.study.data.origins import PLACES
 from ifap.study.grid import Grid
 from ifap.study.paper.vocabulary import DATASETS, MODELS
@@ -27,6 +28,7 @@ CONTROLS = ("random", "magnitude")
 SAME_WIDTHS = "_in_ifap_widths"
 WITHIN, BEYOND = "no larger than printed", "larger than printed"
 SHORT, NOT_ATTEMPTED = "not larger, but the unpruned network misses its goal", "not attempted"
+NOT_PRINTED = "not printed for these data"
 NOT_YET = "Not measured yet."
 
 
@@ -131,9 +133,10 @@ def printed_losses(claims: Iterable[Mapping[Any, Any]]) -> dict[str, Printed]:
 
 
 def measured_losses(grid: Grid, runs: pd.DataFrame, printed: Mapping[str, Printed]) -> tuple[Loss, ...]:
-    """Return one row for every network and method of the grid, in its order."""
+    """Return one row for every network and method of the grid whose task has an accuracy, in its order."""
     lines = grid.lines()
-    keys = dict.fromkeys((cell.task, cell.dataset, cell.model, cell.method) for cell in grid.pruned())
+    measured = (cell for cell in grid.pruned() if cell.task not in DENSE_TASKS)
+    keys = dict.fromkeys((cell.task, cell.dataset, cell.model, cell.method) for cell in measured)
     return tuple(_loss(grid, runs, printed, Cell(*key, grid.options.seeds[0]), lines[key[3]]) for key in keys)
 
 
@@ -148,7 +151,7 @@ def _loss(grid: Grid, runs: pd.DataFrame, printed: Mapping[str, Printed], cell: 
     if own.empty:
         return Loss(cell.dataset, cell.model, pixels, cell.method, line, NOT_ATTEMPTED, goal=goal)
     unpruned, pruned = float(own["baseline_metric"].mean()), float(own["test_metric"].mean())
-    most = max(printed[cell.dataset].losses) if cell.dataset in printed else 0.0
+    most = max(printed[cell.dataset].losses) if cell.dataset in printed else None
     return Loss(
         cell.dataset,
         cell.model,
@@ -165,7 +168,9 @@ def _loss(grid: Grid, runs: pd.DataFrame, printed: Mapping[str, Printed], cell: 
     )
 
 
-def _verdict(unpruned: float, pruned: float, most: float, goal: float | None) -> str:
+def _verdict(unpruned: float, pruned: float, most: float | None, goal: float | None) -> str:
+    if most is None:
+        return NOT_PRINTED
     if unpruned - pruned > most:
         return BEYOND
     return SHORT if goal is not None and unpruned < goal else WITHIN
@@ -185,7 +190,7 @@ def _training(runs: pd.DataFrame, grid: Grid) -> str:
 
 def _is_it_small(losses: Sequence[Loss], printed: Mapping[str, Printed], longer: str) -> Answer:
     question = "Do large reductions cost little accuracy on the paper's own data?"
-    known = [own for own in losses if own.line == OURS and own.verdict != NOT_ATTEMPTED]
+    known = [own for own in losses if own.line == OURS and own.verdict not in (NOT_ATTEMPTED, NOT_PRINTED)]
     if not known:
         return Answer(question, NOT_YET, "No network pruned by the paper's method has a record.")
     good = sum(own.verdict == WITHIN for own in known)
@@ -197,7 +202,13 @@ def _is_it_small(losses: Sequence[Loss], printed: Mapping[str, Printed], longer:
         _range(name, printed[name]) for name in dict.fromkeys(o.dataset for o in known) if name in printed
     )
     beside = f" The paper prints {ranges}." if ranges else ""
-    return Answer(question, short, f"By {label(OURS)}: {found}.{beside}{longer}")
+    return Answer(question, short, f"By {label(OURS)}: {found}.{beside}{_elsewhere(losses)}{longer}")
+
+
+def _elsewhere(losses: Sequence[Loss]) -> str:
+    """Say what the paper's method loses on data for which the paper prints no loss."""
+    found = "; ".join(_in_words(own) for own in losses if own.line == OURS and own.verdict == NOT_PRINTED)
+    return f" On other data: {found}." if found else ""
 
 
 def _no(known: Sequence[Loss]) -> str:
@@ -236,10 +247,13 @@ def _for_which(losses: Sequence[Loss]) -> Answer:
     own = [each for each in losses if each.line == OURS]
     parts = {
         verdict: list(dict.fromkeys(each.model for each in own if each.verdict == verdict))
-        for verdict in (WITHIN, SHORT, BEYOND, NOT_ATTEMPTED)
+        for verdict in (WITHIN, SHORT, BEYOND, NOT_PRINTED, NOT_ATTEMPTED)
     }
+    known = {each.model for each in own if each.verdict != NOT_ATTEMPTED}
+    # A network that is measured at one target only is measured.
+    parts[NOT_ATTEMPTED] = [model for model in parts[NOT_ATTEMPTED] if model not in known]
     words = "; ".join(f"{verdict}: {', '.join(models)}" for verdict, models in parts.items() if models)
-    measured = len({each.model for each in own if each.verdict != NOT_ATTEMPTED})
+    measured = len(known)
     short = f"{measured} of {len({each.model for each in own})} networks of this scale are measured."
     missed = [each for each in own if each.short_of_goal]
     more = "".join(

@@ -162,7 +162,9 @@ def _refuse_other_baselines(records: Mapping[Cell, Record], kept: Kept) -> None:
             continue
         here, recorded = records[cell.baseline].score, row["baseline_metric"]
         if as_text(here) != recorded:
-            text = f"the recorded row of {cell} compares with an unpruned network of {recorded}, the one here has {here}"
+            text = (
+                f"the recorded row of {cell} compares with an unpruned network of {recorded}, the one here has {here}"
+            )
             raise ResultsError(f"{text}: run {cell} again, or remove the work of {cell.baseline}")
 
 

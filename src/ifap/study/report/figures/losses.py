@@ -45,7 +45,7 @@ def draw_losses(name: str, grid: Grid, runs: pd.DataFrame, root: Path) -> Pictur
             label=_named(own),
         )
     axes.axhline(0, color="#444444", linewidth=1, linestyle=(0, (4, 3)), zorder=1)
-    label_axes(axes, "MACs removed (%)", "Top-1 accuracy lost, test (points)")
+    label_axes(axes, "MACs removed (%)", "Accuracy lost, test (points)")
     figure.legend(loc="outside lower center", ncols=2, fontsize=8.5)
     words = "; ".join(f"{_named(own)}: {loss:.2f} points at {reduction:.0f} %" for own, reduction, loss in points)
     return save_picture(name, TITLE, f"Scatter plot. {TITLE}. {words}.", figure)
