@@ -218,7 +218,7 @@ def _weights(grid: Grid) -> Iterator[Finding]:
 
 def _weight_files(grid: Grid) -> dict[str, tuple[str, bool]]:
     """Return the files of weights that the cells read: whose weights they hold, and whether a stage fetches them."""
-    files = {}
+    files: dict[str, tuple[str, bool]] = {}
     for cell in grid.baselines():
         options = grid.model(cell)
         named = {options.pretrained: cell.model}
