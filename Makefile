@@ -42,7 +42,7 @@ smoke: SCALE := smoke
 smoke: reproduce ## Run every cell of the paper's grid on generated data: about an hour on two cores
 
 test: setup ## Run all tests
-	pytest -n 2 --dist loadscope
+	pytest -n 2 --dist loadscope --no-loadscope-reorder
 
 test-fast: setup ## Run the tests of the library alone
 	pytest -n 2 --dist loadscope tests/library

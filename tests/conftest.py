@@ -12,6 +12,11 @@ import torch
 torch.set_num_threads(1)
 
 
+def pytest_collection_modifyitems(items):
+    """Begin with whole workflows: they take longest, and one at the end would keep a single worker busy."""
+    items.sort(key=lambda item: "workflow" not in item.path.parts)
+
+
 def pytest_collection_finish():
     """Leave the imported libraries out of garbage collection: some tests collect often, and would walk through them."""
     gc.freeze()
