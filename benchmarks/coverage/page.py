@@ -20,9 +20,11 @@ MOST_REASONS = 25
 Row = dict[str, Any]
 
 
-CRASH = """\
-*Ended by signal 11*: the network that was left holds `Conv2d(1, 1, (65, 1), padding=(32, 0))`. In torch 2.14 the backward of
-this layer writes outside of its memory on a CPU, in a network that nothing has pruned too. With two channels it does not."""
+CRASH = (
+    "*Ended by signal 11*: the network that was left holds `Conv2d(1, 1, (65, 1), padding=(32, 0))`. In torch 2.14 the",
+    "backward of this layer writes outside of its memory on a CPU, in a network that nothing has pruned too. With two",
+    "channels it does not.",
+)
 
 
 def write(rows: dict[str, Row], defaults: dict[str, Row], path: Path = PAGE) -> None:
@@ -111,7 +113,7 @@ def _defaults(rows: list[Row]) -> str:
     short = [row for row in rows if row["state"] != "reached"]
     lines += ["", *_reasons(short)] if short else []
     if any(row["reason"].startswith("ended by signal") for row in short):
-        lines += ["", CRASH]
+        lines += ["", _paragraph(*CRASH)]
     return "\n".join(lines)
 
 
