@@ -190,7 +190,7 @@ def test_every_option_reaches_the_config_of_its_step():
     assert set(config["fetch"]) == {"version", "dataset", *DatasetOptions.model_fields} - {
         "train_samples", "max_bad_annotations",
     }  # fmt: skip
-    assert set(config["model"]) == set(ModelOptions.model_fields) - {"download"}
+    assert set(config["model"]) == set(ModelOptions.model_fields) - {"download", "features"}
     assert set(config["baseline"]) == {"version", *required(TrainingOptions)}
     assert set(config["prune"]) == {"version", "method", "recovery", *PruneOptions.model_fields} - {
         "pace",
