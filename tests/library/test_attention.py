@@ -133,11 +133,43 @@ def test_attention_that_is_let_go_is_torchs_own_again():
     assert torch.equal(model(x), before)
 
 
-def test_attention_with_more_keys_than_it_is_given_is_left_alone():
-    for option in ("add_bias_kv", "add_zero_attn"):
-        holder = nn.ModuleDict({"a": nn.MultiheadAttention(16, 4, **{option: True})})
-        assert adopt(holder) == []
-        assert type(holder["a"]) is nn.MultiheadAttention
+OWN_KEYS = [{"add_bias_kv": True}, {"add_zero_attn": True}, {"add_bias_kv": True, "add_zero_attn": True}]
+
+
+@pytest.mark.parametrize("own", OWN_KEYS)
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_keys_of_its_own_are_seen_behind_every_mask(own, batch_first):
+    attention, shaped = twins("shaped", batch_first=batch_first, **own)
+    mask, padding = torch.zeros(5, 7, dtype=torch.bool), torch.zeros(2, 7, dtype=torch.bool)
+    mask[:, 5], padding[1, :3] = True, True
+    per_head = torch.randn(8, 5, 7, dtype=torch.float64)
+    for options in ({}, {"attn_mask": mask, "key_padding_mask": padding}, {"attn_mask": per_head}):
+        both_agree(attention, shaped, *inputs(batch_first), **options)
+    both_agree(attention, shaped, *inputs(batch_first, batched=False))
+
+
+@pytest.mark.parametrize("own", OWN_KEYS)
+def test_heads_leave_together_with_keys_of_its_own(own, tmp_path):
+    def build():
+        torch.manual_seed(0)
+        attention = nn.MultiheadAttention(16, 4, batch_first=True, **own)
+        return Lambda(
+            lambda m, x: m.head(m.attention(*[m.embed(x)] * 3)[0]),
+            embed=nn.Linear(8, 16), attention=attention, head=nn.Linear(16, 4),
+        )  # fmt: skip
+
+    model, x = build(), torch.randn(2, 5, 8)
+    shaped = copy.deepcopy(model)
+    adopt(shaped)
+    assert ifap.cost(model, x) == ifap.cost(shaped, x)
+    pruned = ifap.prune(model, x, [x], target=ifap.Target(macs=0.5), method="random", units="heads")
+    assert pruned.proof.units_checked
+    assert pruned.after == ifap.cost(pruned.model, x)
+    ifap.save(pruned, tmp_path)
+    assert torch.equal(ifap.load(tmp_path, build)(x), pruned.model.eval()(x))
+    if "add_bias_kv" in own:
+        kept = pruned.model.attention
+        assert kept.bias_k.shape[-1] == kept.bias_v.shape[-1] == kept.out_proj.in_features < 16
 
 
 def test_average_of_dropped_probabilities_is_what_the_built_in_module_returns(pair):

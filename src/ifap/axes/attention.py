@@ -43,8 +43,12 @@ class ShapedAttention(nn.MultiheadAttention):
             query, key, value = (x.unsqueeze(samples) for x in (query, key, value))
         if not self.batch_first:
             query, key, value = (x.transpose(0, 1) for x in (query, key, value))
-        q, k, v = (x.unflatten(2, (-1, self.head_dim)).transpose(1, 2) for x in self._projected(query, key, value))
+        q, k, v = self._projected(query, key, value)
         mask = _merged(attn_mask, key_padding_mask, q, k, is_causal and attn_mask is None)
+        tokens = k.shape[1]
+        k, v = self._with_own_keys(k, self.bias_k), self._with_own_keys(v, self.bias_v)
+        mask = mask if mask is None else functional.pad(mask, (0, k.shape[1] - tokens))
+        q, k, v = (x.unflatten(2, (-1, self.head_dim)).transpose(1, 2) for x in (q, k, v))
         dropout = self.dropout if self.training else 0.0
         weights = None
         if need_weights:
@@ -80,6 +84,14 @@ class ShapedAttention(nn.MultiheadAttention):
         inputs = (query, key, value)
         return [functional.linear(x, w, b) for x, w, b in zip(inputs, weights, biases, strict=True)]
 
+    def _with_own_keys(self, projected: Tensor, bias: Tensor | None) -> Tensor:
+        """Append the keys or values that the module has of its own: a learned one, and zeros."""
+        if bias is not None:
+            projected = torch.cat([projected, bias.expand(len(projected), -1, -1)], dim=1)
+        if self.add_zero_attn:
+            projected = torch.cat([projected, torch.zeros_like(projected[:, :1])], dim=1)
+        return projected
+
 
 def _merged(
     attn_mask: Tensor | None, key_padding_mask: Tensor | None, q: Tensor, k: Tensor, is_causal: bool
@@ -87,7 +99,7 @@ def _merged(
     """Return both masks as one that is added to the logits."""
     masks: list[Tensor] = []
     if is_causal:
-        ones = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device)
+        ones = torch.ones(q.shape[1], k.shape[1], dtype=torch.bool, device=q.device)
         masks.append(_added(ones.triu(diagonal=1), q))
     if attn_mask is not None:
         mask = _added(attn_mask, q)
@@ -107,10 +119,8 @@ def _added(mask: Tensor, q: Tensor) -> Tensor:
 
 
 def can_adopt(module: nn.Module) -> bool:
-    """Whether a module is torch's attention, without the extra keys that `ShapedAttention` does not make."""
-    if not isinstance(module, nn.MultiheadAttention) or type(module).forward is not nn.MultiheadAttention.forward:
-        return False
-    return module.bias_k is None and module.bias_v is None and not module.add_zero_attn
+    """Whether a module is torch's attention, with the forward that it has there."""
+    return isinstance(module, nn.MultiheadAttention) and type(module).forward is nn.MultiheadAttention.forward
 
 
 def adopt(model: nn.Module, names: list[str] | None = None) -> list[str]:
