@@ -17,6 +17,7 @@ from torch.nn.parameter import is_lazy
 
 from ifap.arguments import shown
 from ifap.axes.attention import adopt
+from ifap.axes.compiled import without_compiler
 from ifap.axes.passes import is_trouble, modes
 from ifap.axes.tensors import keep_notes, laid_out_as
 from ifap.closures import rebind
@@ -41,7 +42,7 @@ def call(model: Callable[..., Any], inputs: Inputs) -> Any:
 
 def run_batch(model: nn.Module, batch: Inputs, number: int, data: str = "calibration") -> Any:
     """Run a network on a batch of a user's data, which must be on its device; see `on_batch` for errors."""
-    with on_batch(number, data):
+    with on_batch(number, data), without_compiler():
         return call(model, batch)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ifap.axes.compiled import without_compiler
 from ifap.axes.dispatch import DispatchMode
 
 # Older versions of torch have no such product.
@@ -35,7 +36,7 @@ def kept_double() -> Iterator[None]:
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:
-        with _KeepDouble():  # type: ignore[no-untyped-call]
+        with without_compiler(), _KeepDouble():  # type: ignore[no-untyped-call]
             yield
     finally:
         torch.set_default_dtype(before)

@@ -25,6 +25,7 @@ from torch.nn.modules.module import register_module_forward_hook
 
 from ifap.axes.attention import adopted
 from ifap.axes.calls import SizeMode
+from ifap.axes.compiled import compiler_is_loaded, without_compiler
 from ifap.axes.fakes import MODES, Shapes, data_free_like, forget
 from ifap.axes.operations.base import RULES
 from ifap.axes.operations.values import pointwise
@@ -80,12 +81,11 @@ def trace_axes(
     GraphError
         If the network does not run on its example inputs.
     """
-    try:
-        found = _traced(model, example_inputs, call, outputs, samples, fake=True)
-    except Exception as error:
-        if is_trouble(error) or isinstance(error, ConfigError):
-            raise
-        found = None
+    was_loaded = compiler_is_loaded()
+    found = _without_values(model, example_inputs, call, outputs, samples)
+    if found is None and compiler_is_loaded() and not was_loaded:
+        # The forward has just loaded it, too late to be kept from compiling.
+        found = _without_values(model, example_inputs, call, outputs, samples)
     empty_caches()
     if found is not None:
         return found
@@ -98,6 +98,18 @@ def trace_axes(
         raise GraphError(f"the network does not run on its example inputs: {kind_and_line(error)}") from error
     empty_caches()
     return found
+
+
+def _without_values(
+    model: nn.Module, example_inputs: Inputs, call: Call, outputs: Outputs, samples: Iterable[Inputs]
+) -> tuple[Axes, dict[Key, int]] | None:
+    """Trace a network with tensors without data; None where its forward does not run on them."""
+    try:
+        return _traced(model, example_inputs, call, outputs, samples, fake=True)
+    except Exception as error:
+        if is_trouble(error) or isinstance(error, ConfigError):
+            raise
+        return None
 
 
 def _traced(
@@ -360,7 +372,7 @@ def plain_kernels() -> Iterator[None]:
     torch.backends.mha.set_fastpath_enabled(False)
     torch._C._set_mkldnn_enabled(False)
     try:
-        with sdpa_kernel(SDPBackend.MATH):
+        with sdpa_kernel(SDPBackend.MATH), without_compiler(both=True):
             yield
     finally:
         torch._C._set_mkldnn_enabled(recurrent)

@@ -214,7 +214,7 @@ def _forwards(
     with dense_outputs(model), evaluation_mode(model), torch.enable_grad():
         for number, batch in enumerate(batches, start=1):
             inputs = placed(batch, where, number)
-            found = run_batch(model, inputs, number)
+            found = _found(model, inputs, number)
             outputs = _learning(model, found, names)
             if loss is not None:
                 yield _Forward(outputs, [scalar(loss(found, inputs))], None)
@@ -223,6 +223,16 @@ def _forwards(
                 axes[:] = map(class_axis, outputs)
             drawn = [direction(output, axis, generator) for output, axis in zip(outputs, axes, strict=True)]
             yield _Forward(outputs, outputs, drawn)
+
+
+def _found(model: nn.Module, inputs: Inputs, number: int) -> Any:
+    """Run a batch of which gradients are wanted."""
+    try:
+        return run_batch(model, inputs, number)
+    except ScoreError as error:
+        if isinstance(error.__cause__, NotImplementedError):  # of a kernel that has no backward here
+            raise NoGradientError(first_line(error.__cause__)) from error
+        raise
 
 
 def _go_back(forward: _Forward, weights: list[nn.Parameter] | None = None) -> tuple[Tensor | None, ...]:

@@ -1,0 +1,78 @@
+"""Parts of a forward that torch compiles: they run as they are written, so that every operation is seen."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._C import DispatchKey
+from torch._ops import HigherOrderOperator
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map
+
+
+def compiler_is_loaded() -> bool:
+    """Whether torch's compiler has been imported, as functions do that compile a part of a forward."""
+    return "torch._dynamo" in sys.modules
+
+
+@contextmanager
+def without_compiler(*, both: bool = False) -> Iterator[None]:
+    """Run compiled functions, branches, loops and flexible attention operation by operation inside the block.
+
+    Nothing is done where the compiler is not loaded: it takes seconds, and most networks do without it.
+
+    Parameters
+    ----------
+    both : bool
+        Run both branches of ``torch.cond``, so that the layers of either are seen; else the one that is chosen.
+    """
+    if not compiler_is_loaded():
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"), _InParts(both=both):
+        yield
+
+
+class _InParts(TorchFunctionMode):
+    """Run operations that call functions, such as ``torch.cond``, by what these functions do.
+
+    Above autograd, so that gradients arrive at the layers inside of the functions as well.
+    """
+
+    def __init__(self, *, both: bool) -> None:
+        super().__init__()
+        self._seen_both = both
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        parts = self._parts(func) if isinstance(func, HigherOrderOperator) else None
+        if parts is None:
+            return func(*args, **kwargs)
+        with self:
+            return parts(*args, **kwargs)
+
+    def _parts(self, func: HigherOrderOperator) -> Callable[..., Any] | None:
+        """Return what does the same as an operation by others, if anything does."""
+        if func.name() == "cond":
+            return _both if self._seen_both else _one
+        return func.py_kernels.get(DispatchKey.CompositeExplicitAutograd)
+
+
+def _one(pred: Any, true_fn: Callable[..., Any], false_fn: Callable[..., Any], operands: Any = ()) -> Any:
+    """Run the branch of ``torch.cond`` that is chosen."""
+    return (true_fn if pred else false_fn)(*operands)
+
+
+def _both(pred: Any, true_fn: Callable[..., Any], false_fn: Callable[..., Any], operands: Any = ()) -> Any:
+    """Run both branches of ``torch.cond``, and choose between their results."""
+    found, other = true_fn(*operands), false_fn(*operands)
+
+    def chosen(a: Any, b: Any) -> Any:
+        return torch.where(pred, a, b) if isinstance(pred, Tensor) and isinstance(a, Tensor) else a if pred else b
+
+    return tree_map(chosen, found, other)
