@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import namedtuple
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
@@ -69,9 +70,9 @@ class InputList(Part):
 
 
 class InputDict(Part):
-    """Keyword inputs."""
+    """Keyword inputs, or a named tuple."""
 
-    kind: Literal["dict"] = "dict"
+    kind: Literal["dict", "named"] = "dict"
     items: dict[str, InputSpec | InputValues | InputConstant | InputList | InputDict]
 
 
@@ -110,13 +111,16 @@ def input_spec(inputs: Inputs) -> Any:
         return InputSpec(shape=list(inputs.shape), dtype=dtype, high=max(high, 0))
     if isinstance(inputs, Mapping):
         return InputDict(items={str(key): input_spec(value) for key, value in inputs.items()})
+    if isinstance(inputs, tuple) and hasattr(inputs, "_fields"):
+        values = zip(inputs._fields, inputs, strict=True)
+        return InputDict(kind="named", items={name: input_spec(value) for name, value in values})
     if isinstance(inputs, (tuple, list)):
         return InputList(items=[input_spec(value) for value in inputs])
     if inputs is None or isinstance(inputs, (bool, int, float, str)):
         return InputConstant(value=inputs)
     raise PlanError(
         "example inputs must be tensors, numbers, flags or words in tuples, lists or dicts, "
-        f"not {type(inputs).__name__}"
+        f"not {type(inputs).__name__}; wrap the network in a module that takes these"
     )
 
 
@@ -141,7 +145,8 @@ def variants(spec: Any, dtype: torch.dtype | None = None) -> Iterator[Any]:
 def _changed(spec: Any, **values: str) -> Any:
     """Return the description of inputs whose floats are changed."""
     if isinstance(spec, InputDict):
-        return InputDict(items={key: _changed(value, **values) for key, value in spec.items.items()})
+        items = {key: _changed(value, **values) for key, value in spec.items.items()}
+        return spec.model_copy(update={"items": items})
     if isinstance(spec, InputList):
         return InputList(items=[_changed(value, **values) for value in spec.items])
     is_floating = isinstance(spec, InputSpec) and _DTYPES[spec.dtype].is_floating_point
@@ -165,7 +170,8 @@ def _elements(spec: Any) -> int:
 
 def _make_inputs(spec: Any, generator: torch.Generator) -> Any:
     if isinstance(spec, InputDict):
-        return {key: _make_inputs(value, generator) for key, value in spec.items.items()}
+        items = {key: _make_inputs(value, generator) for key, value in spec.items.items()}
+        return _named(items) if spec.kind == "named" else items
     if isinstance(spec, InputList):
         return [_make_inputs(value, generator) for value in spec.items]
     if isinstance(spec, InputConstant):
@@ -185,6 +191,14 @@ def _make_inputs(spec: Any, generator: torch.Generator) -> Any:
     if is_number:
         return torch.randn(spec.shape, generator=generator).to(dtype)
     return torch.randint(0, spec.high + 1, spec.shape, generator=generator).to(dtype)
+
+
+def _named(items: dict[str, Any]) -> Any:
+    """Return a named tuple of the fields that a plan names."""
+    try:
+        return namedtuple("Inputs", items)(**items)
+    except (ValueError, TypeError) as error:
+        raise PlanError(f"example_inputs: {error}") from None
 
 
 class BoxesOfSamples(DispatchMode):

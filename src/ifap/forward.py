@@ -100,6 +100,8 @@ def map_tensors(tree: Any, function: Callable[[Tensor], Any]) -> Any:
     if isinstance(tree, Mapping):
         # Model outputs of some libraries are dict subclasses that a plain dict can stand for.
         return {key: map_tensors(value, function) for key, value in tree.items()}
+    if isinstance(tree, tuple) and hasattr(tree, "_make"):
+        return tree._make(map_tensors(value, function) for value in tree)
     if isinstance(tree, (tuple, list)):
         return [map_tensors(value, function) for value in tree]
     return tree

@@ -13,7 +13,17 @@ from ifap.arguments import BATCHES_ONCE, LAYERS, MODULE, NAMES, checked, optiona
 from ifap.axes.passes import trace_axes
 from ifap.axes.units import UNITS, Graph, find_units
 from ifap.errors import ConfigError, GraphError, nearest
-from ifap.forward import Inputs, call, dense_outputs, device_of, refuse_unmade, task_tensors, to_device, unwrapped
+from ifap.forward import (
+    Inputs,
+    call,
+    dense_outputs,
+    device_of,
+    refuse_unmade,
+    task_tensors,
+    tensors,
+    to_device,
+    unwrapped,
+)
 from ifap.layers import modules_by_name, parameters_by_name
 from ifap.printing import as_text
 
@@ -60,6 +70,8 @@ def trace(
     if units not in UNITS:
         raise ConfigError(f"unknown units '{units}': {nearest(str(units), UNITS)}")
     refuse_unmade(model)
+    if any(tensor.is_nested for tensor in tensors(example_inputs)):
+        raise ConfigError("example inputs hold a nested tensor: give samples of one length, with a mask of the padding")
     ignored = _ignored(model, ignore)
     with dense_outputs(model):
         axes, attributes = trace_axes(

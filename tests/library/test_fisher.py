@@ -447,3 +447,43 @@ def test_a_product_that_is_not_looked_into_is_judged_by_its_weights():
         np.testing.assert_allclose(scores[1], scores[0], rtol=tolerance)
     assert unseen.second.grad is None
     assert unseen.second.requires_grad
+
+
+def test_a_gradient_that_the_forward_asks_for_is_not_counted():
+    class Slope(nn.Module):
+        """A value and its slope, such as an energy and its forces."""
+
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.Sequential(nn.Linear(6, 12), nn.Tanh(), nn.Linear(12, 12), nn.Tanh(), nn.Linear(12, 1))
+
+        def forward(self, x):
+            with torch.enable_grad():
+                x = x.detach().requires_grad_()
+                energy = self.layers(x)
+                (slope,) = torch.autograd.grad(energy.sum(), x, create_graph=True)
+            return energy, slope
+
+    model, x = Slope(), torch.randn(8, 6)
+    scores = unit_fisher(model, trace(model, x), [x], seed=0, centred=False)
+    assert np.isfinite(scores).all()
+    assert (scores > 0).all()
+    assert ifap.prune(model, x, [x, x], target=ifap.Target(macs=0.5)).proof.units_checked
+
+
+def test_a_part_without_gradients_is_scored_by_what_comes_after_it():
+    class Frozen(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 12), nn.ReLU())
+            self.head = nn.Sequential(nn.Linear(12, 12), nn.ReLU(), nn.Linear(12, 3))
+
+        def forward(self, x):
+            with torch.inference_mode():
+                x = self.body(x)
+            return self.head(x.clone())
+
+    model, x = Frozen(), torch.randn(8, 6)
+    pruned = ifap.prune(model, x, [x, x], target=ifap.Target(macs=0.3))
+    assert pruned.proof.units_checked
+    assert pruned.model.head[0].out_features < 12

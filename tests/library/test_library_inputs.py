@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -12,7 +13,8 @@ from torch import nn
 from torch.nn import functional
 
 import ifap
-from ifap.errors import GraphError, IfapError
+from ifap.errors import ConfigError, GraphError, IfapError, PlanError
+from ifap.example_inputs import InputConstant, InputDict, make_inputs
 
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -37,6 +39,38 @@ def test_every_public_name_is_there():
 def test_inputs_as_tensor_tuple_list_or_dict(wrap):
     pruned = prune(net(), wrap(X), [wrap(X)])
     assert pruned.after == ifap.cost(pruned.model, X)
+
+
+class Sample(NamedTuple):
+    image: torch.Tensor
+    vector: torch.Tensor
+
+
+@pytest.mark.parametrize("method", ["flow", "ifap"])
+def test_a_named_tuple_is_one_argument_with_its_fields(method, tmp_path):
+    def build():
+        torch.manual_seed(0)
+        return Lambda(
+            lambda m, sample: m.head(torch.cat([m.body(sample.image), m.embed(sample.vector)], 1)),
+            body=net(), embed=nn.Sequential(nn.Linear(5, 16), nn.ReLU()), head=nn.Linear(20, 3),
+        )  # fmt: skip
+
+    inputs = (Sample(X, torch.randn(2, 5)),)
+    pruned = ifap.prune(build(), inputs, [inputs], target=ifap.Target(macs=0.5), method=method)
+    ifap.save(pruned, tmp_path)
+    assert torch.equal(ifap.load(tmp_path, build)(*inputs), pruned.model.eval()(*inputs))
+
+
+def test_a_plan_names_no_fields_that_python_does_not_take(tmp_path):
+    with pytest.raises(PlanError, match=r"example_inputs: .*'class'"):
+        make_inputs(InputDict(kind="named", items={"class": InputConstant(value=1)}))
+
+
+@pytest.mark.parametrize("call", [ifap.inspect, lambda model, x: prune(model, x)])
+def test_nested_tensors_are_refused_with_the_remedy(call):
+    nested = torch.nested.nested_tensor([torch.randn(3, 8), torch.randn(5, 8)], layout=torch.jagged)
+    with pytest.raises(ConfigError, match="nested tensor: give samples of one length, with a mask"):
+        call(nn.Sequential(nn.Linear(8, 16), nn.Linear(16, 4)), nested)
 
 
 def test_batches_may_be_a_generator_factory_or_loader():

@@ -299,9 +299,12 @@ class _Signals:
         self._left = {name: torch.zeros(len(each.units), dtype=torch.float64) for name, each in self._columns.items()}
         self._seen = torch.zeros(number, dtype=torch.bool)
         self._batches, self._samples, self._keeps_copies, self._is_receiving = 0, 0, keeps_copies, False
+        self._rows: set[int] | None = None  # numbers of rows of the outputs, while their direction goes back
 
     def look(self, name: str, x: Tensor) -> Tensor:
         """Let the layer read a view of its own, so that the gradient which arrives there is of this layer alone."""
+        if torch.is_inference_mode_enabled():  # the network lets no gradient through here
+            return x
         own = x.view_as(x) if x.requires_grad else x.detach().requires_grad_()
         seen = x.detach().clone() if self._keeps_copies else x.detach()
         own.register_hook(partial(self._receive, name, seen, seen._version))
@@ -318,11 +321,14 @@ class _Signals:
             if self._is_receiving and error.__cause__ is not None:  # not the network's fault
                 raise error.__cause__ from None
             raise
+        finally:
+            self._rows = None
         self._samples += self._batch
         self._batches += 1
 
     def _receive(self, name: str, x: Tensor, version: int, gradient: Tensor | None) -> None:
-        if gradient is None:  # a layer behind it lets no gradient through, such as one that rounds
+        # A layer behind it lets no gradient through, such as one that rounds; or the forward asks for one by itself.
+        if gradient is None or self._rows is None:
             return
         if x._version != version and not self._keeps_copies:
             raise _OverwrittenError(name)
@@ -346,7 +352,7 @@ class _Signals:
         comes back to a position comes from there: every position is a sample. Else all positions of a sample speak of
         the same rows, and their signals are added up before they are squared.
         """
-        is_alone = len(rows) in self._rows or len(rows) % self._batch
+        is_alone = len(rows) in (self._rows or ()) or len(rows) % self._batch
         return rows.unsqueeze(1) if is_alone else rows.unflatten(0, (self._batch, -1))
 
     def scores(self) -> Floats:
