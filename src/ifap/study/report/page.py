@@ -5,14 +5,15 @@ One file: styles, script and figures are in it, so that it opens offline; it lin
 
 from __future__ import annotations
 
-import base64
 import csv
 import io
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
+from urllib.parse import quote
 
 import pandas as pd
 
@@ -39,6 +40,8 @@ from ifap.study.report.tables.wording import VERDICT, label
 from ifap.study.templates import environment
 
 VERDICTS: tuple[str, ...] = get_args(Verdict)
+UNQUOTED = " /:;=,()+-.!*@$_~?"
+"""What a data URL in an attribute may hold as it is."""
 MOST_TARGETS = 5
 """Targets that a page lists one by one."""
 
@@ -324,8 +327,10 @@ def _environment(provenance: Mapping[Cell, Provenance]) -> list[tuple[str, str]]
 
 
 def _inline(picture: Picture) -> str:
-    """Return a figure as a data URL."""
-    return "data:image/svg+xml;base64," + base64.b64encode(picture.files["svg"]).decode()
+    """Return a figure as a data URL, without comments and indentation: a quarter shorter than in base64."""
+    text = re.sub(r"<!--.*?-->", "", picture.files["svg"].decode(), flags=re.DOTALL)
+    text = re.sub(r"\s*\n\s*", " ", text).replace("> <", "><")
+    return "data:image/svg+xml," + quote(text, safe=UNQUOTED)
 
 
 def _target(runs: pd.DataFrame) -> str:
