@@ -5,6 +5,7 @@ One file: styles, script and figures are in it, so that it opens offline; it lin
 
 from __future__ import annotations
 
+import base64
 import csv
 import io
 import re
@@ -40,6 +41,10 @@ from ifap.study.report.tables.wording import VERDICT, label
 from ifap.study.templates import environment
 
 VERDICTS: tuple[str, ...] = get_args(Verdict)
+MOST_DRAWN = 2**19
+"""Bytes of a figure that a page holds as a drawing."""
+MOST_WIDE = 1600
+"""Pixels of a figure that a page holds as a photograph."""
 UNQUOTED = " /:;=,()+-.!*@$_~?"
 """What a data URL in an attribute may hold as it is."""
 MOST_TARGETS = 5
@@ -327,9 +332,15 @@ def _environment(provenance: Mapping[Cell, Provenance]) -> list[tuple[str, str]]
 
 
 def _inline(picture: Picture) -> str:
-    """Return a figure as a data URL, without comments and indentation: a quarter shorter than in base64."""
+    """Return a figure as a data URL, without comments, indentation and far decimals: a third shorter than in base64.
+
+    A figure of many pixels, such as generated images, is a JPEG: a page stays small, and the whole files are beside it.
+    """
+    if len(picture.files["svg"]) > MOST_DRAWN:
+        return "data:image/jpeg;base64," + base64.b64encode(_jpeg(picture.files["png"])).decode()
     text = re.sub(r"<!--.*?-->", "", picture.files["svg"].decode(), flags=re.DOTALL)
     text = re.sub(r"\s*\n\s*", " ", text).replace("> <", "><")
+    text = re.sub(r"([1-9]\d*\.\d\d)\d+", r"\1", text)  # hundredths of a pixel
     return "data:image/svg+xml," + quote(text, safe=UNQUOTED)
 
 
@@ -381,3 +392,12 @@ def _mean(frame: pd.DataFrame, column: str, decimals: int) -> str:
 
 def _to(path: Path, scale: str) -> str:
     return link(path.as_posix(), scale)
+
+
+def _jpeg(png: bytes) -> bytes:
+    from PIL import Image  # slow to import, and few pages need it
+
+    file, image = io.BytesIO(), Image.open(io.BytesIO(png)).convert("RGB")
+    image.thumbnail((MOST_WIDE, MOST_WIDE))
+    image.save(file, "JPEG", quality=70)
+    return file.getvalue()

@@ -32,18 +32,20 @@ def draw_losses(name: str, grid: Grid, runs: pd.DataFrame, root: Path) -> Pictur
         table = printed[dataset]
         named = f"printed: {len(table.networks)} networks on {dataset}, at the paper's size"
         axes.scatter(table.reductions, table.losses, s=34, color=GREY, marker="o", alpha=0.85, label=named)
-    models, methods = (list(dict.fromkeys(getattr(own, key) for own in measured)) for key in ("model", "method"))
+    models, methods = (list(dict.fromkeys(getattr(own, key) for own in measured)) for key in ("model", "line"))
+    shown: set[str] = set()
     for own, reduction, loss in points:
         axes.scatter(
             reduction,
             loss,
             s=62,
-            color=COLOURS[methods.index(own.method) % len(COLOURS)],
+            color=COLOURS[methods.index(own.line) % len(COLOURS)],
             marker=MARKERS[(1 + models.index(own.model)) % len(MARKERS)],
             edgecolor="white",
             zorder=3,
-            label=_named(own),
+            label=None if _named(own) in shown else _named(own),
         )
+        shown.add(_named(own))  # a method at several targets is one line of the legend
     axes.axhline(0, color="#444444", linewidth=1, linestyle=(0, (4, 3)), zorder=1)
     label_axes(axes, "MACs removed (%)", "Accuracy lost, test (points)")
     figure.legend(loc="outside lower center", ncols=2, fontsize=8.5)
@@ -53,4 +55,4 @@ def draw_losses(name: str, grid: Grid, runs: pd.DataFrame, root: Path) -> Pictur
 
 def _named(own: Loss) -> str:
     pixels = f", {own.pixels} pixels" if own.pixels else ""
-    return f"{label(own.method)}: {own.model}{pixels}"
+    return f"{label(own.line)}: {own.model}{pixels}"
