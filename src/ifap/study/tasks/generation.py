@@ -141,31 +141,27 @@ class Generation(Task):
         The distance, under the name of the features (less is better), and ``loss``, which the network has in training,
         a mean over images.
         """
-        where, measured = device_of(model), self._after_real(data, batch_size)
+        where, seen = device_of(model), self._seen
+        # What real images have is kept: the last data are not read for it again.
+        is_new = seen is None or seen[0] is not data
+        measured = self._measure() if seen is None or is_new else seen[1]
+        measured.reset()  # of made images alone
         noise = torch.Generator().manual_seed(SEED)
         total, count = 0.0, 0
         with evaluation_mode(model), torch.no_grad(), seeded(SEED, where):
             for inputs, _ in batches(data, batch_size):
                 images = to_device(inputs, where)
                 made = made_images(model, images, noise)
+                if is_new:
+                    measured.update(images.cpu(), real=True)
                 measured.update(made.detach().float().cpu(), real=False)
                 with training_outputs(model):
                     total += float(own_loss(call(model, images))) * len(images)
                 count += len(images)
         if count < 2:
             raise TrainingError(f"a distance of features needs at least two images, there are {count}")
+        self._seen = (data, measured)
         return {self.primary: _distance(measured), "loss": total / count}
-
-    def _after_real(self, data: Split | Batches, batch_size: int) -> Any:
-        """Return the distance after it has read the real images; the last ones are not read again."""
-        if self._seen is None or self._seen[0] is not data:
-            measured = self._measure()
-            for inputs, _ in batches(data, batch_size):
-                measured.update(inputs.cpu(), real=True)
-            self._seen = (data, measured)
-        measured = self._seen[1]
-        measured.reset()  # of made images alone
-        return measured
 
     def _measure(self) -> Any:
         from torchmetrics.image.fid import FrechetInceptionDistance  # slow to import, and only this needs it
