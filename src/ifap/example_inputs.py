@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ifap.axes.dispatch import DispatchMode
 from ifap.errors import PlanError, nearest
-from ifap.forward import Inputs
+from ifap.forward import Inputs, children
 
 _MAX_INPUT_ELEMENTS = 2**22
 _INDEX_ELEMENTS = 2**8
@@ -112,8 +112,7 @@ def input_spec(inputs: Inputs) -> Any:
     if isinstance(inputs, Mapping):
         return InputDict(items={str(key): input_spec(value) for key, value in inputs.items()})
     if isinstance(inputs, tuple) and hasattr(inputs, "_fields"):
-        values = zip(inputs._fields, inputs, strict=True)
-        return InputDict(kind="named", items={name: input_spec(value) for name, value in values})
+        return InputDict(kind="named", items={name: input_spec(value) for name, value in children(inputs).items()})
     if isinstance(inputs, (tuple, list)):
         return InputList(items=[input_spec(value) for value in inputs])
     if inputs is None or isinstance(inputs, (bool, int, float, str)):

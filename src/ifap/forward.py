@@ -18,13 +18,13 @@ from torch.nn.parameter import is_lazy
 from ifap.arguments import shown
 from ifap.axes.attention import adopt
 from ifap.axes.compiled import without_compiler
-from ifap.axes.passes import is_trouble, modes
+from ifap.axes.passes import is_trouble, map_tensors, modes
 from ifap.axes.tensors import keep_notes, laid_out_as
 from ifap.closures import rebind
 from ifap.errors import ConfigError, GraphError, IfapError, ScoreError, first_line, kind_and_line, nearest
 from ifap.layers import is_norm, modules_by_name
 
-__all__ = ["is_trouble"]
+__all__ = ["is_trouble", "map_tensors"]
 
 _DEPTH = 3  # of objects within objects, such as a distribution around another
 Inputs = Any  # a tensor, a tuple or list of arguments, or a dict of keyword arguments
@@ -91,20 +91,6 @@ def _check_length(model: Any, inputs: Mapping[str, Any]) -> None:
             f"input_ids: {ids.shape[1]} tokens are too many: the network's table of positions has {positions}; "
             "cut the texts shorter"
         )
-
-
-def map_tensors(tree: Any, function: Callable[[Tensor], Any]) -> Any:
-    """Apply `function` to every tensor in nested tuples, lists and dicts; other leaves stay."""
-    if isinstance(tree, Tensor):
-        return function(tree)
-    if isinstance(tree, Mapping):
-        # Model outputs of some libraries are dict subclasses that a plain dict can stand for.
-        return {key: map_tensors(value, function) for key, value in tree.items()}
-    if isinstance(tree, tuple) and hasattr(tree, "_make"):
-        return tree._make(map_tensors(value, function) for value in tree)
-    if isinstance(tree, (tuple, list)):
-        return [map_tensors(value, function) for value in tree]
-    return tree
 
 
 def children(tree: Any) -> dict[Any, Any]:

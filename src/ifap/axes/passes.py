@@ -249,7 +249,7 @@ def data_free(model: nn.Module, inputs: Inputs) -> Iterator[tuple[Inputs, dict[s
     tensors = once(held)
     fakes = {id(tensor): _fake(mode, tensor) for tensor in tensors.values()}
     _MODES.append(weakref.ref(mode))
-    given = map_leaves(inputs, lambda x: _fake(mode, x))
+    given = map_tensors(inputs, lambda x: _fake(mode, x))
     with _quiet(), mode, replaced_tensors(held, fakes):
         MODES.append(mode)
         try:
@@ -314,7 +314,7 @@ def _read_samples(samples: Iterable[Inputs], model: nn.Module, example_inputs: I
 
 def _form(inputs: Inputs) -> str:
     """Return the shapes and the other arguments of a forward."""
-    return repr(map_leaves(inputs, lambda x: (tuple(x.shape), x.dtype)))
+    return repr(map_tensors(inputs, lambda x: (tuple(x.shape), x.dtype)))
 
 
 def _forget(tensors: Iterable[Tensor]) -> None:
@@ -334,16 +334,16 @@ def _fake(mode: FakeTensorMode, tensor: Tensor) -> Tensor:
     return fake
 
 
-def map_leaves(tree: Any, function: Callable[[Tensor], Any]) -> Any:
+def map_tensors(tree: Any, function: Callable[[Tensor], Any]) -> Any:
     """Apply a function to every tensor in nested tuples, lists and dicts; other leaves stay."""
     if isinstance(tree, Tensor):
         return function(tree)
     if isinstance(tree, Mapping):
-        return {key: map_leaves(value, function) for key, value in tree.items()}
+        return {key: map_tensors(value, function) for key, value in tree.items()}
     if isinstance(tree, tuple) and hasattr(tree, "_fields"):
-        return type(tree)(*(map_leaves(value, function) for value in tree))
+        return type(tree)(*(map_tensors(value, function) for value in tree))
     if isinstance(tree, (tuple, list)):
-        return type(tree)(map_leaves(value, function) for value in tree)
+        return type(tree)(map_tensors(value, function) for value in tree)
     return tree
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ifap.axes.cut import cut_units
 from ifap.axes.double import kept_double, to_double
-from ifap.axes.passes import is_trouble, map_leaves, unchanged
+from ifap.axes.passes import is_trouble, map_tensors, unchanged
 from ifap.axes.tensors import as_real, holders
 from ifap.axes.training import same_values
 from ifap.axes.units import Graph, Indices
@@ -96,7 +96,7 @@ def prove(
     if not len(checked):
         return Proof(None, 0, dict(excluded), time.perf_counter() - began)
     copy.eval()._apply(to_double)
-    inputs = map_leaves(example_inputs, to_double)
+    inputs = map_tensors(example_inputs, to_double)
     _draw_vectors(copy)
     masked = _mask(copy, graph, checked)
     reference = _first_that_runs(forward, copy, inputs)
