@@ -22,6 +22,12 @@ def pytest_collection_finish():
     gc.freeze()
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _as_torch_starts():
+    """Undo what a job of the study, called inside this process, switched on for the rest of it."""
+    torch.set_deterministic_debug_mode("default")
+
+
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
