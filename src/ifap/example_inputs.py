@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import namedtuple
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from types import SimpleNamespace
 from typing import Annotated, Any, Literal
 
 import torch
@@ -70,9 +71,9 @@ class InputList(Part):
 
 
 class InputDict(Part):
-    """Keyword inputs, or a named tuple."""
+    """Keyword inputs, a named tuple, or the fields of a namespace or dataclass."""
 
-    kind: Literal["dict", "named"] = "dict"
+    kind: Literal["dict", "named", "namespace"] = "dict"
     items: dict[str, InputSpec | InputValues | InputConstant | InputList | InputDict]
 
 
@@ -111,14 +112,15 @@ def input_spec(inputs: Inputs) -> Any:
         return InputSpec(shape=list(inputs.shape), dtype=dtype, high=max(high, 0))
     if isinstance(inputs, Mapping):
         return InputDict(items={str(key): input_spec(value) for key, value in inputs.items()})
-    if isinstance(inputs, tuple) and hasattr(inputs, "_fields"):
-        return InputDict(kind="named", items={name: input_spec(value) for name, value in children(inputs).items()})
-    if isinstance(inputs, (tuple, list)):
+    if isinstance(inputs, (tuple, list)) and not hasattr(inputs, "_fields"):
         return InputList(items=[input_spec(value) for value in inputs])
+    if fields := children(inputs):
+        kind: Literal["named", "namespace"] = "named" if isinstance(inputs, tuple) else "namespace"
+        return InputDict(kind=kind, items={name: input_spec(value) for name, value in fields.items()})
     if inputs is None or isinstance(inputs, (bool, int, float, str)):
         return InputConstant(value=inputs)
     raise PlanError(
-        "example inputs must be tensors, numbers, flags or words in tuples, lists or dicts, "
+        "example inputs must be tensors, numbers, flags or words in tuples, lists, dicts or dataclasses, "
         f"not {type(inputs).__name__}; wrap the network in a module that takes these"
     )
 
@@ -170,7 +172,7 @@ def _elements(spec: Any) -> int:
 def _make_inputs(spec: Any, generator: torch.Generator) -> Any:
     if isinstance(spec, InputDict):
         items = {key: _make_inputs(value, generator) for key, value in spec.items.items()}
-        return _named(items) if spec.kind == "named" else items
+        return _KINDS[spec.kind](items)
     if isinstance(spec, InputList):
         return [_make_inputs(value, generator) for value in spec.items]
     if isinstance(spec, InputConstant):
@@ -198,6 +200,13 @@ def _named(items: dict[str, Any]) -> Any:
         return namedtuple("Inputs", items)(**items)
     except (ValueError, TypeError) as error:
         raise PlanError(f"example_inputs: {error}") from None
+
+
+_KINDS: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "dict": dict,
+    "named": _named,
+    "namespace": lambda items: SimpleNamespace(**items),
+}
 
 
 class BoxesOfSamples(DispatchMode):

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import inspect
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -18,7 +16,7 @@ from torch.nn.parameter import is_lazy
 from ifap.arguments import shown
 from ifap.axes.attention import adopt
 from ifap.axes.compiled import without_compiler
-from ifap.axes.passes import is_trouble, map_tensors, modes
+from ifap.axes.passes import fields_of, is_trouble, map_tensors, modes
 from ifap.axes.tensors import keep_notes, laid_out_as
 from ifap.closures import rebind
 from ifap.errors import ConfigError, GraphError, IfapError, ScoreError, first_line, kind_and_line, nearest
@@ -97,15 +95,11 @@ def children(tree: Any) -> dict[Any, Any]:
     """Return what a container holds by key: of a dict, tuple, list, namespace or dataclass; empty for a leaf."""
     if isinstance(tree, Mapping):
         return dict(tree)
-    if isinstance(tree, SimpleNamespace):
-        return dict(vars(tree))
     if isinstance(tree, tuple) and hasattr(tree, "_fields"):
         return dict(zip(tree._fields, tree, strict=True))
     if isinstance(tree, (tuple, list)):
         return dict(enumerate(tree))
-    if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
-        return {field.name: getattr(tree, field.name) for field in dataclasses.fields(tree)}
-    return {}
+    return fields_of(tree)
 
 
 def tensors(tree: Any) -> Iterator[Tensor]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import pytest
@@ -46,8 +48,15 @@ class Sample(NamedTuple):
     vector: torch.Tensor
 
 
+@dataclass(frozen=True, slots=True)
+class Record:
+    image: torch.Tensor
+    vector: torch.Tensor
+
+
 @pytest.mark.parametrize("method", ["flow", "ifap"])
-def test_a_named_tuple_is_one_argument_with_its_fields(method, tmp_path):
+@pytest.mark.parametrize("kind", [Sample, Record, SimpleNamespace])
+def test_what_has_fields_is_one_argument(kind, method, tmp_path):
     def build():
         torch.manual_seed(0)
         return Lambda(
@@ -55,7 +64,7 @@ def test_a_named_tuple_is_one_argument_with_its_fields(method, tmp_path):
             body=net(), embed=nn.Sequential(nn.Linear(5, 16), nn.ReLU()), head=nn.Linear(20, 3),
         )  # fmt: skip
 
-    inputs = (Sample(X, torch.randn(2, 5)),)
+    inputs = (kind(image=X, vector=torch.randn(2, 5)),)
     pruned = ifap.prune(build(), inputs, [inputs], target=ifap.Target(macs=0.5), method=method)
     ifap.save(pruned, tmp_path)
     assert torch.equal(ifap.load(tmp_path, build)(*inputs), pruned.model.eval()(*inputs))

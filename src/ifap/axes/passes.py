@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 import gc
 import itertools
@@ -12,7 +13,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from types import BuiltinFunctionType, FunctionType, ModuleType
+from types import BuiltinFunctionType, FunctionType, ModuleType, SimpleNamespace
 from typing import Any, TypeVar
 
 import torch
@@ -335,16 +336,29 @@ def _fake(mode: FakeTensorMode, tensor: Tensor) -> Tensor:
 
 
 def map_tensors(tree: Any, function: Callable[[Tensor], Any]) -> Any:
-    """Apply a function to every tensor in nested tuples, lists and dicts; other leaves stay."""
+    """Apply a function to every tensor in tuples, lists, dicts, namespaces and dataclasses; other leaves stay."""
     if isinstance(tree, Tensor):
         return function(tree)
     if isinstance(tree, Mapping):
         return {key: map_tensors(value, function) for key, value in tree.items()}
+    if fields := fields_of(tree):
+        made = copy.copy(tree)  # no field is checked or computed again
+        for name, value in fields.items():
+            object.__setattr__(made, name, map_tensors(value, function))  # frozen ones too
+        return made
     if isinstance(tree, tuple) and hasattr(tree, "_fields"):
         return type(tree)(*(map_tensors(value, function) for value in tree))
     if isinstance(tree, (tuple, list)):
         return type(tree)(map_tensors(value, function) for value in tree)
     return tree
+
+
+def fields_of(tree: Any) -> dict[str, Any]:
+    """Return the fields of a namespace or of an instance of a dataclass; empty for anything else."""
+    if isinstance(tree, SimpleNamespace):
+        return dict(vars(tree))
+    is_instance = dataclasses.is_dataclass(tree) and not isinstance(tree, type)
+    return {field.name: getattr(tree, field.name) for field in dataclasses.fields(tree)} if is_instance else {}
 
 
 @contextmanager
