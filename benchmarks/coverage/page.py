@@ -170,8 +170,9 @@ def _proof(rows: list[Row]) -> str:
             "",
             _paragraph(
                 "Setting units to zero is not the same as removing them where something averages over them: zeros",
-                "count in the average, removed units do not. The proof leaves these units in both networks. In other",
-                "networks no comparison is possible. The units that were not compared, by reason:",
+                "count in the average, removed units do not. The proof makes these averages agree. Where a unit that",
+                "is set to zero does not stay zero until the average, the proof leaves such units in both networks.",
+                "In other networks no comparison is possible. The units that were not compared, by reason:",
             ),
             "",
         ]

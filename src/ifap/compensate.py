@@ -22,15 +22,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
+from ifap.axes.tensors import named_tensors
 from ifap.axes.units import Graph, Indices
 from ifap.forward import Inputs
-from ifap.layers import add_bias, has_plain_forward, weight_by_group
+from ifap.layers import add_bias, has_plain_forward, modules_by_name, weight_by_group
+from ifap.made_weights import give_weight, made_weight, makes_weight, restoring, takes_weight
 from ifap.scores.matrices import matrices
 from ifap.scores.moments import Halves, Moments, halves, input_means, is_too_wide, widths_read
-from ifap.scores.reading import readers
+from ifap.scores.reading import owners, readers
 
 RIDGES = (1e-3, 1e-2, 0.05, 0.2, 1.0, math.inf)
 """Shares of the mean variance of the inputs that stay; infinity puts the means of the inputs that go into the bias."""
+
+_ALMOST_ZERO = 1e-9  # not zero: a weight that is divided by its norm would be no number
 
 
 @dataclass
@@ -103,7 +107,26 @@ def compensate(
         _refit(layers[name], name, graph, torch.from_numpy(gone[name]), found, done, new_biases=new_biases)
     for name, mean in input_means(model, batches, wide).items() if wide else ():
         _shift(wide[name], name, graph, torch.from_numpy(gone[name]), mean, done, new_biases=new_biases)
+    _mute(model, graph, removed, done)
     return done
+
+
+def _mute(model: nn.Module, graph: Graph, removed: Indices, done: Compensation) -> None:
+    """Let layers that make their weight make almost zero of what goes: a norm would scale up what stays without it."""
+    modules = {name: module for name, module in modules_by_name(model).items() if makes_weight(module)}
+    if not modules:
+        return
+    tensors, muted = named_tensors(model), dict[str, Tensor]()
+    for places, units in zip(graph.structure.places, graph.unit_of, strict=True):
+        gone = torch.from_numpy(np.flatnonzero(np.isin(units, removed)))
+        for place in places if len(gone) else ():
+            name = next((each for each in owners(place.tensor) if each in modules), None)
+            if name is None or tensors[place.tensor].shape != modules[name].weight.shape:
+                continue
+            weight = muted.setdefault(name, made_weight(modules[name]).clone())
+            at = gone.to(weight.device)
+            weight.index_copy_(place.dim, at, weight.index_select(place.dim, at) * _ALMOST_ZERO)
+    done._back += [give_weight(modules[name], weight) for name, weight in muted.items() if takes_weight(modules[name])]
 
 
 def biases_to_come(model: nn.Module, graph: Graph) -> int:
@@ -163,11 +186,10 @@ def _put(module: Any, name: str, graph: Graph, by_group: Tensor, shift: Tensor, 
     """Give a layer its new weights and add to its bias; one is made where there is none and it is needed."""
     if isinstance(module, _ConvTransposeNd):
         by_group = by_group.transpose(1, 2)
-    for tensor in (module.weight, module.bias):
-        if tensor is not None:
-            done._back.append(_restoring(tensor))
+    if module.bias is not None:
+        done._back.append(restoring([module.bias]))
+    done._back.append(give_weight(module, by_group.flatten(0, 1).reshape(module.weight.shape)))
     with torch.no_grad():
-        module.weight.copy_(by_group.flatten(0, 1).reshape(module.weight.shape))
         if module.bias is None and bool(shift.any()):
             add_bias(module)
             graph.know_bias(name)
@@ -179,16 +201,6 @@ def _put(module: Any, name: str, graph: Graph, by_group: Tensor, shift: Tensor, 
 def _without_bias(module: Any, name: str, graph: Graph) -> None:
     module.bias = None
     graph.forget_bias(name)
-
-
-def _restoring(tensor: Tensor) -> Callable[[], None]:
-    old = tensor.detach().clone()
-
-    def restore() -> None:
-        with torch.no_grad():
-            tensor.copy_(old)
-
-    return restore
 
 
 # --- ridge regression -----------------------------------------------------------------------------

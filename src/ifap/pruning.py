@@ -107,7 +107,8 @@ def prune(
         Any network. It is not modified. Of a compiled, data-parallel or distributed module the network inside is
         pruned.
     example_inputs : Tensor, tuple, list or dict
-        Inputs of one forward, for tracing and counting. Arguments that are no tensors are handed on as they are.
+        Inputs of one forward, for tracing and counting. Arguments that are no tensors are handed on as they are, and
+        named tuples, namespaces and dataclasses among them are looked into.
     batches : iterable
         Calibration inputs without labels; iterated once or twice an iteration to score, and again to compensate where
         the score has not measured what that needs. A few hundred samples do, or 16,000 tokens; data like your own
@@ -182,7 +183,7 @@ def prune(
         name, such as a cache, is none.
     prove : bool
         Compare the cut network with the masked one at the end, in double precision; see `Pruned`. It takes two
-        forwards and a copy of the network in double precision.
+        forwards and a copy of the network in double precision, four where it does not apply to some units.
     on_step : callable, optional
         ``on_step(model, receipt)`` is called with the start and after each accepted iteration.
     resume : str or Path, optional

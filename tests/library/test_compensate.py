@@ -380,9 +380,34 @@ def test_a_layer_that_reads_too_many_channels_gets_the_means_alone(monkeypatch, 
     torch.testing.assert_close(pruned.model(x).mean(dim=0), network(x).mean(dim=0))
 
 
-@pytest.mark.parametrize("makes_its_weight", [True, False])
-def test_only_layers_that_can_be_refitted_count_for_biases_to_come(makes_its_weight):
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+@pytest.mark.parametrize("convolution", [nn.Conv1d, nn.ConvTranspose1d])
+@pytest.mark.parametrize("normed", [nn.utils.parametrizations.weight_norm, nn.utils.weight_norm])
+def test_a_weight_that_is_made_is_compensated_as_a_plain_one(normed, convolution):
+    torch.manual_seed(0)
+    plain = nn.Sequential(convolution(3, 12, 1), nn.Tanh(), convolution(12, 4, 3))
+    made = nn.Sequential(*(normed(copy.deepcopy(layer)) if list(layer.parameters()) else layer for layer in plain))
+    x = torch.randn(64, 3, 5) + 1
+    one, other = (ifap.prune(net, x[:1], x.split(16), target=ifap.Target(macs=0.4)) for net in (plain, made))
+    assert "ridge" in other.receipts[-1].compensated["2"]
+    assert other.receipts[-1].compensated == one.receipts[-1].compensated
+    assert other.proof.units_checked > 0
+    torch.testing.assert_close(other.model(x), one.model(x), rtol=1e-4, atol=1e-5)
+
+
+def test_a_weight_that_is_scaled_whatever_it_is_given_stays():
+    torch.manual_seed(0)
+    spectral = nn.utils.parametrizations.spectral_norm(nn.Linear(12, 4))
+    network, x = nn.Sequential(nn.Linear(3, 12), nn.Tanh(), spectral).eval(), torch.randn(64, 3)
+    before = copy.deepcopy(network.state_dict())
+    pruned = ifap.prune(network, x[:1], x.split(16), target=ifap.Target(macs=0.4))
+    assert "2" not in pruned.receipts[-1].compensated
+    assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
+
+
+@pytest.mark.parametrize("can_be_refitted", [True, False])
+def test_only_layers_that_can_be_refitted_count_for_biases_to_come(can_be_refitted):
     network = nn.Sequential(nn.Linear(4, 6, bias=False), nn.Linear(6, 3, bias=False))
-    if makes_its_weight:
-        nn.utils.parametrizations.weight_norm(network[1])
-    assert biases_to_come(network, trace(network, torch.ones(1, 4))) == (0 if makes_its_weight else 3)
+    if not can_be_refitted:
+        nn.utils.parametrizations.spectral_norm(network[1])
+    assert biases_to_come(network, trace(network, torch.ones(1, 4))) == (3 if can_be_refitted else 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import numpy as np
 import pytest
@@ -59,7 +60,7 @@ def test_casts_stay_where_the_forward_needs_them():
 
 def test_a_wrong_cut_ends_without_a_network(monkeypatch):
     def cut_neighbours(model, graph, units):
-        cut_units(model, graph, (units + 1) % graph.num_units)
+        return cut_units(model, graph, (units + 1) % graph.num_units)
 
     monkeypatch.setattr(proofs, "cut_units", cut_neighbours)
     model = network()
@@ -69,6 +70,80 @@ def test_a_wrong_cut_ends_without_a_network(monkeypatch):
     with pytest.raises(GraphError, match=r"the proof fails where '.*' is cut: the cut network differs from the masked"):
         halved(model, recover=lambda *_: None)
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+class Streams(nn.Module):
+    """Norms, means and variances over the units that the first layer makes."""
+
+    def __init__(self, over, scale=lambda norm, x: 1.0):
+        super().__init__()
+        torch.manual_seed(0)
+        self.read, self.over, self.head = nn.Linear(6, 24), over, nn.Linear(24, 3)
+        self.inner, self.back, self.scale = nn.Linear(24, 40), nn.Linear(40, 24), scale
+
+    def forward(self, x):
+        x = self.read(x)
+        x = x + self.back(torch.relu(self.inner(self.over(x))))
+        return self.head(self.over(x) * self.scale(self.over, x))
+
+
+class Over(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+class WithSigmoid(nn.Module):
+    def forward(self, x):
+        return x - torch.sigmoid(x).mean(-1, keepdim=True)
+
+
+AVERAGES = {
+    "layer norm": lambda: nn.LayerNorm(24),
+    "layer norm without a weight": lambda: nn.LayerNorm(24, elementwise_affine=False),
+    "root mean square": lambda: nn.RMSNorm(24),
+    "group norm": lambda: nn.GroupNorm(4, 24),
+    "one group": lambda: nn.GroupNorm(1, 24),
+    "mean": lambda: Over(lambda x: x - x.mean(-1, keepdim=True)),
+    "variance": lambda: Over(lambda x: x / (x.var(dim=-1, keepdim=True) + 1e-3).sqrt()),
+    "both": lambda: Over(lambda x: x / torch.var_mean(x, -1, keepdim=True)[0]),
+}
+
+
+@pytest.mark.parametrize("over", AVERAGES)
+def test_units_that_something_averages_over_are_compared(over):
+    pruned = halved(Streams(AVERAGES[over]()), method="ifap")
+    assert pruned.model.read.out_features < 24
+    assert pruned.proof.does_not_apply == {}
+    assert pruned.proof.units_checked > 24 - pruned.model.read.out_features
+    assert pruned.proof.difference < 1e-12
+
+
+def test_a_masked_unit_that_is_not_zero_in_an_average_is_left_out():
+    pruned = halved(Streams(WithSigmoid()), method="ifap")
+    assert pruned.model.read.out_features < 24
+    assert pruned.proof.does_not_apply == {"mean averages over it": 24 - pruned.model.read.out_features}
+    assert pruned.proof.units_checked > 0
+    assert pruned.proof.holds
+
+
+@pytest.mark.parametrize(
+    "scale",
+    [
+        lambda norm, x: math.log(x.shape[-1]),
+        lambda norm, x: len(norm.weight) / 24,
+        lambda norm, x: torch.arange(x.shape[-1]) / x.shape[-1],
+    ],
+)
+def test_a_number_that_changes_with_a_width_under_a_norm_is_no_wrong_cut(scale):
+    model = Streams(nn.LayerNorm(24), scale)
+    pruned = halved(model, method="ifap")
+    assert pruned.model.read.out_features == 24
+    assert pruned.model.inner.out_features < 40
+    assert pruned.proof.holds
 
 
 class SoftmaxByHand(nn.Module):

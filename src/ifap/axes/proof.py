@@ -13,7 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ifap.axes.averages import CutAverages, MaskedAverages
 from ifap.axes.cut import cut_units
+from ifap.axes.dispatch import DispatchMode
 from ifap.axes.double import kept_double, to_double
 from ifap.axes.passes import is_trouble, map_tensors, unchanged
 from ifap.axes.tensors import as_real, holders
@@ -63,13 +65,14 @@ def prove(
 ) -> Proof:
     """Compare a cut network with the unpruned one in which the same units are masked, in double precision.
 
-    Vectors and statistics are drawn at random first: zero biases would make a wrong cut look right. Units that
-    something averages over are left in both networks, as masking them is not the same as removing them.
+    Vectors and statistics are drawn at random first: zero biases would make a wrong cut look right. Averages of the two
+    networks are made to agree; see `ifap.axes.averages`. Where they do not, because a masked unit is not zero there,
+    the units that something averages over are left in both networks.
 
     Parameters
     ----------
     copy : nn.Module
-        A copy of the unpruned network; it is used up.
+        A copy of the unpruned network; its vectors are drawn anew.
     graph : Graph
         The units of the unpruned network.
     removed : integer array
@@ -85,44 +88,56 @@ def prove(
         The difference, and the units to which the comparison does not apply.
     """
     began = time.perf_counter()
+    if any(tensor.is_meta for tensor in copy.parameters()):
+        return Proof(None, 0, {"the network has no data": len(removed)}, time.perf_counter() - began)
+    copy.eval()._apply(to_double)
+    _draw_vectors(copy)
+    inputs = map_tensors(example_inputs, to_double)
+
+    def compared(units: Indices, excluded: dict[str, int]) -> Proof:
+        difference, reason = _compare(copy, graph, units, inputs, forward) if len(units) else (None, "")
+        excluded = {**excluded, reason: len(units)} if reason else excluded
+        return Proof(difference, 0 if reason else len(units), excluded, time.perf_counter() - began)
+
+    proof = compared(removed, {})
     averaged = _averaged(graph)
     groups = graph.group_of[removed]
     applies = np.array([group not in averaged for group in groups], dtype=bool)
-    excluded = Counter(f"{averaged[group]} averages over it" for group in groups[~applies].tolist())
-    checked = removed[applies]
-    if any(tensor.is_meta for tensor in copy.parameters()):
-        excluded["the network has no data"] += len(checked)
-        checked = checked[:0]
-    if not len(checked):
-        return Proof(None, 0, dict(excluded), time.perf_counter() - began)
-    copy.eval()._apply(to_double)
-    inputs = map_tensors(example_inputs, to_double)
-    _draw_vectors(copy)
-    masked = _mask(copy, graph, checked)
-    reference = _first_that_runs(forward, copy, inputs)
+    if applies.all() or (proof.difference is not None and proof.holds):
+        return proof
+    return compared(
+        removed[applies], Counter(f"{averaged[group]} averages over it" for group in groups[~applies].tolist())
+    )
+
+
+def _compare(
+    model: nn.Module, graph: Graph, units: Indices, inputs: Any, forward: _Forward
+) -> tuple[float | None, str]:
+    """Return the difference of masking and cutting some units, or why there is none; the network stays as it was."""
+    averages = MaskedAverages()
+    masked = _mask(model, graph, units)
+    reference = _first_that_runs(forward, model, inputs, averages)
+    _restore(masked)
     if reference is None:
-        excluded["the forward does not run in double precision"] += len(checked)
-        return Proof(None, 0, dict(excluded), time.perf_counter() - began)
+        return None, "the forward does not run in double precision"
     wanted, precision = reference
     if not wanted:
-        excluded["the network returns no tensor"] += len(checked)
-        return Proof(None, 0, dict(excluded), time.perf_counter() - began)
-    _restore(masked)
+        return None, "the network returns no tensor"
+    undo = None
     try:
-        cut_units(copy, graph, checked)
-        found = _outputs(forward, copy, inputs, precision)
+        _, undo = cut_units(model, graph, units)
+        found = _outputs(forward, model, inputs, precision, CutAverages(averages.shapes))
     except Exception as error:  # whatever a forward raises whose sizes do not fit
         if is_trouble(error):
             raise
-        return Proof(float("inf"), len(checked), dict(excluded), time.perf_counter() - began)
+        return float("inf"), ""
+    finally:
+        if undo is not None:
+            undo()
     if graph.structure.values and [x.shape for x in wanted] != [x.shape for x in found]:
-        excluded["how many values come out depends on what is computed"] += len(checked)
-        return Proof(None, 0, dict(excluded), time.perf_counter() - began)
+        return None, "how many values come out depends on what is computed"
     difference = _difference(wanted, found)
-    if difference is None:
-        excluded["the outputs are not finite with random vectors"] += len(checked)
-        return Proof(None, 0, dict(excluded), time.perf_counter() - began)
-    return Proof(difference, len(checked), dict(excluded), time.perf_counter() - began)
+    return difference, "the outputs are not finite with random vectors" if difference is None else ""
 
 
 def _averaged(graph: Graph) -> dict[int, str]:
@@ -135,21 +150,27 @@ def _averaged(graph: Graph) -> dict[int, str]:
     return found
 
 
-def _first_that_runs(forward: _Forward, model: nn.Module, inputs: Any) -> tuple[list[Tensor], _Mode] | None:
+def _first_that_runs(
+    forward: _Forward, model: nn.Module, inputs: Any, averages: MaskedAverages
+) -> tuple[list[Tensor], _Mode] | None:
     """Return the outputs with every cast kept double, else with the casts of the network, else None."""
     for precision in (kept_double, nullcontext):
+        averages.shapes.clear()
         try:
-            return _outputs(forward, model, inputs, precision), precision
+            return _outputs(forward, model, inputs, precision, averages), precision
         except Exception as error:  # whatever a forward raises that names its precision
             if is_trouble(error):
                 raise
     return None
 
 
-def _outputs(forward: _Forward, model: nn.Module, inputs: Any, precision: _Mode) -> list[Tensor]:
+def _outputs(
+    forward: _Forward, model: nn.Module, inputs: Any, precision: _Mode, averages: DispatchMode
+) -> list[Tensor]:
     """Return the outputs of a network; what it draws at random, and what it remembers, is the same each time."""
     with (
-        torch.no_grad(), torch.random.fork_rng(), precision(), unchanged(model), same_values(model, parameters=False)
+        torch.no_grad(), torch.random.fork_rng(), precision(), unchanged(model),
+        same_values(model, parameters=False), averages,
     ):  # fmt: skip
         torch.manual_seed(0)
         found = map(as_real, forward(model, inputs))

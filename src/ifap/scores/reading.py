@@ -19,6 +19,7 @@ from ifap.axes.attention import adopted
 from ifap.axes.tensors import as_real, functorch, named_tensors
 from ifap.axes.units import Graph, Indices
 from ifap.layers import contracted_axis, modules_by_name, shared_parameters, unit_axis
+from ifap.made_weights import takes_weight
 from ifap.scores.matrices import READ, Matrix, Place, place_of
 from ifap.scores.weights import used_by_attention
 
@@ -62,21 +63,20 @@ def readers(model: nn.Module, graph: Graph, found: Mapping[str, Matrix] | None =
 
 
 def _can_change(module: nn.Module, shared: set[int]) -> bool:
-    weight = module._parameters.get("weight")
-    return weight is not None and weight.is_floating_point() and id(module) not in shared
+    return shared.isdisjoint(map(id, module.modules())) and takes_weight(module)
 
 
 def _by_made_weights(model: nn.Module, graph: Graph) -> dict[str, Indices]:
     """Return the same of layers that make their weight from a tensor of its shape, as a weight norm does."""
     modules, tensors, found = modules_by_name(model), named_tensors(model), {}
     for index, slot in enumerate(graph.slots):
-        name = next((outer for outer in _owners(slot.name) if contracted_axis(modules.get(outer)) == slot.side), None)
+        name = next((outer for outer in owners(slot.name) if contracted_axis(modules.get(outer)) == slot.side), None)
         if name is not None and slot.name in tensors and tensors[slot.name].shape == modules[name].weight.shape:
             found[name] = graph.unit_of[index]
     return found
 
 
-def _owners(name: str) -> Iterator[str]:
+def owners(name: str) -> Iterator[str]:
     """Yield the names of the modules that a tensor is in, from the innermost one on."""
     while "." in name:
         name = name.rpartition(".")[0]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from ifap.axes.expressions import CannotAgreeError, atoms_of, factor, mark_averaged, size_of
 from ifap.axes.operations.base import rule
-from ifap.axes.trace import tensors_in
+from ifap.axes.trace import carried, tensors_in
 
 if TYPE_CHECKING:
     from ifap.axes.trace import Tracer
@@ -29,12 +29,18 @@ def batch_norm(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, An
     return [dims, *rest]
 
 
+def _shows_what_is_masked(weight: Any) -> bool:
+    """Return whether the weight of a norm is a tensor of the network, whose masked values are almost zero."""
+    return weight is not None and bool(carried(weight).name)
+
+
 @rule("native_layer_norm", "_fused_rms_norm", "rms_norm", "layer_norm")
 def layer_norm(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
     """Normalise over the last dimensions."""
     dims, number = t.dims(args[0]), len(args[1])
-    for dim in dims[len(dims) - number :]:
-        mark_averaged(dim, "layer norm")
+    if len(args) < 3 or not _shows_what_is_masked(args[2]):
+        for dim in dims[len(dims) - number :]:
+            mark_averaged(dim, "layer norm")
     for each in tensors_in(args[2:4]):
         for mine, other in zip(dims[len(dims) - number :], t.dims(each), strict=True):
             t.unify(mine, other, func)
@@ -56,9 +62,10 @@ def group_norm(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, An
         group, inner = factor(dims[1], groups)
         for atom in atoms_of(group):
             atom.group = True
-        mark_averaged(inner, "group norm")
-        if groups == 1:
-            mark_averaged(dims[1], "group norm")
+        if not _shows_what_is_masked(args[2 if composed else 1]):
+            mark_averaged(inner, "group norm")
+            if groups == 1:
+                mark_averaged(dims[1], "group norm")
         if isinstance(group, int) and groups > 1:
             t.pin(inner, "groups of a norm are fixed parts of it")
     except CannotAgreeError:

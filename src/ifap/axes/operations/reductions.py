@@ -93,7 +93,4 @@ def weight_norm(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, A
     for mine, other in zip(dims, scale, strict=False):
         if size_of(other) != 1:
             t.unify(mine, other, func)
-    for place, dim in enumerate(dims):
-        if place != argument(args, kwargs, 2, "dim", 0):
-            mark_averaged(dim, "weight norm")
     return [dims, scale]
