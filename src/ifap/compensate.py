@@ -107,26 +107,37 @@ def compensate(
         _refit(layers[name], name, graph, torch.from_numpy(gone[name]), found, done, new_biases=new_biases)
     for name, mean in input_means(model, batches, wide).items() if wide else ():
         _shift(wide[name], name, graph, torch.from_numpy(gone[name]), mean, done, new_biases=new_biases)
-    _mute(model, graph, removed, done)
+    keep_made_weights(model, graph, removed, done)
     return done
 
 
-def _mute(model: nn.Module, graph: Graph, removed: Indices, done: Compensation) -> None:
-    """Let layers that make their weight make almost zero of what goes: a norm would scale up what stays without it."""
+def keep_made_weights(model: nn.Module, graph: Graph, removed: Indices, done: Compensation) -> None:
+    """Keep the weights that stay as they are, where layers make them from tensors that are about to be cut.
+
+    A weight norm would scale them up to the norm of the uncut weight. So these layers are given almost zero for what
+    goes.
+
+    Parameters
+    ----------
+    model, graph, removed
+        See `compensate`.
+    done : Compensation
+        Takes what undoes it.
+    """
     modules = {name: module for name, module in modules_by_name(model).items() if makes_weight(module)}
     if not modules:
         return
-    tensors, muted = named_tensors(model), dict[str, Tensor]()
+    tensors, given = named_tensors(model), dict[str, Tensor]()
     for places, units in zip(graph.structure.places, graph.unit_of, strict=True):
         gone = torch.from_numpy(np.flatnonzero(np.isin(units, removed)))
         for place in places if len(gone) else ():
             name = next((each for each in owners(place.tensor) if each in modules), None)
             if name is None or tensors[place.tensor].shape != modules[name].weight.shape:
                 continue
-            weight = muted.setdefault(name, made_weight(modules[name]).clone())
+            weight = given.setdefault(name, made_weight(modules[name]).clone())
             at = gone.to(weight.device)
             weight.index_copy_(place.dim, at, weight.index_select(place.dim, at) * _ALMOST_ZERO)
-    done._back += [give_weight(modules[name], weight) for name, weight in muted.items() if takes_weight(modules[name])]
+    done._back += [give_weight(modules[name], weight) for name, weight in given.items() if takes_weight(modules[name])]
 
 
 def biases_to_come(model: nn.Module, graph: Graph) -> int:

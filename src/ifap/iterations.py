@@ -16,7 +16,7 @@ from ifap.axes.cut import cut_units
 from ifap.axes.proof import Proof, prove
 from ifap.axes.units import Graph, Indices
 from ifap.checks import Checks, Refusal, axes_that_cannot_follow, because, reasons_to_stay, require
-from ifap.compensate import Compensation, biases_to_come, compensate
+from ifap.compensate import Compensation, biases_to_come, compensate, keep_made_weights
 from ifap.costs import Cost, NetworkError, count_bytes, count_params, params_by_module
 from ifap.errors import GraphError, TargetError
 from ifap.forward import Inputs, copy_to_prune, device_of, private_copy, to_device, unwrapped
@@ -341,6 +341,8 @@ class Run:
         if self._options.compensate:
             biases = not self._options.uniform
             done = compensate(self.model, self._graph, removed, self._batches, learnt.moments, new_biases=biases)
+        else:
+            keep_made_weights(self.model, self._graph, removed, done)
         try:
             self._apply(removed)
         except Refusal:

@@ -96,6 +96,17 @@ class Over(nn.Module):
         return self.function(x)
 
 
+class NormByHand(nn.Module):
+    """Divides by the root mean square, as many language models do."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x):
+        return self.weight * x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6)
+
+
 class WithSigmoid(nn.Module):
     def forward(self, x):
         return x - torch.sigmoid(x).mean(-1, keepdim=True)
@@ -138,8 +149,9 @@ def test_a_masked_unit_that_is_not_zero_in_an_average_is_left_out():
         lambda norm, x: torch.arange(x.shape[-1]) / x.shape[-1],
     ],
 )
-def test_a_number_that_changes_with_a_width_under_a_norm_is_no_wrong_cut(scale):
-    model = Streams(nn.LayerNorm(24), scale)
+@pytest.mark.parametrize("norm", [nn.LayerNorm, nn.RMSNorm, NormByHand])
+def test_a_number_that_changes_with_a_width_under_a_norm_is_no_wrong_cut(norm, scale):
+    model = Streams(norm(24), scale)
     pruned = halved(model, method="ifap")
     assert pruned.model.read.out_features == 24
     assert pruned.model.inner.out_features < 40

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 
 import pandas as pd
 import pytest
@@ -37,8 +38,14 @@ def cases():
     return made
 
 
+def tried(method, name):
+    """Whether a pruner of the field is worth its half minute on the transformer: one shows how heads are rounded."""
+    slow = method in accuracy.PEERS and name == "vit_tiny"
+    return accuracy.applies(method, name) and (not slow or method == "tp: group magnitude")
+
+
 @pytest.mark.parametrize(
-    ("method", "name"), [(m, name) for m in METHODS for name in accuracy.SIZES if accuracy.applies(m, name)]
+    ("method", "name"), [(method, name) for method in METHODS for name in accuracy.SIZES if tried(method, name)]
 )
 def test_every_method_reaches_the_macs_and_no_more_than_a_little_below(cases, method, name):
     case = cases[name]
@@ -74,9 +81,11 @@ def test_only_the_group_norm_changes_weights_that_no_loss_pulls_at(cases, method
 
 @pytest.mark.filterwarnings("ignore:Pruning exceed")
 def test_a_method_without_anything_to_rank_says_so(cases):
-    way = accuracy.Peer(cases["vit_tiny"], "tp: bn scale", None)
+    normless = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(28 * 28, 16), torch.nn.Linear(16, 10))
+    case = dataclasses.replace(cases["resnet_tiny"], network=normless.eval())
+    way = accuracy.Peer(case, "tp: bn scale", None)
     with pytest.raises(RuntimeError, match="tp: bn scale does not reach"):
-        way.prune(0.5 * ifap.cost(way.network, cases["vit_tiny"].image).macs)
+        way.prune(0.5 * ifap.cost(way.network, case.image).macs)
 
 
 def test_training_and_validation_images_do_not_overlap(monkeypatch):

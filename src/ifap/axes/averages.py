@@ -2,13 +2,13 @@
 
 Units that are masked still count where a norm or a mean runs over them. A norm with a weight shows by that weight which
 positions are masked: it runs over the others, as in the cut network. For other averages the cut network is made to
-count zeros in place of the units that went, as the masked one does.
+count zeros in place of the units that went, as the masked one does where masked units are zero.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,15 +25,22 @@ _REDUCTIONS = {
     _aten.std_mean.correction,
 }  # fmt: skip
 _MASKED = 1e-20
-"""Weights below are those of masked positions: `ifap.axes.proof` takes these to almost zero."""
+"""Values below are those of masked positions: `ifap.axes.proof` takes these to almost zero."""
+
+
+class Averaged(NamedTuple):
+    """What an average of the masked network ran over: its shape, and how many positions of each dimension are zero."""
+
+    shape: torch.Size
+    zeros: list[int]
 
 
 class MaskedAverages(DispatchMode):
-    """Let norms with a weight run over the positions that are not masked, and note the shapes of other averages."""
+    """Let norms with a weight run over the positions that are not masked, and note what other averages run over."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.shapes: list[torch.Size] = []
+        self.seen: list[Averaged] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run one operation."""
@@ -42,7 +49,7 @@ class MaskedAverages(DispatchMode):
         if func is _GROUP_NORM and args[1] is not None:
             return _over_groups(*args)
         if func in _OVER_LAST or func in _REDUCTIONS:
-            self.shapes.append(args[0].shape)
+            self.seen.append(Averaged(args[0].shape, _zeros(args[0])))
         return func(*args, **(kwargs or {}))
 
 
@@ -51,13 +58,19 @@ class CutAverages(DispatchMode):
 
     Parameters
     ----------
-    shapes : iterable of torch.Size
-        What the same averages of the masked network ran over, in the order of the calls.
+    seen : iterable of Averaged
+        The same averages of the masked network, in the order of the calls.
+
+    Attributes
+    ----------
+    agree : bool
+        Whether the masked network counted zeros for what was cut, as these do now.
     """
 
-    def __init__(self, shapes: Iterable[torch.Size]) -> None:
+    def __init__(self, seen: Iterable[Averaged]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._shapes = iter(shapes)
+        self._seen = iter(seen)
+        self.agree = True
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run one operation."""
@@ -66,15 +79,23 @@ class CutAverages(DispatchMode):
         if not is_norm and func not in _REDUCTIONS:
             return func(*args, **kwargs)
         x = args[0]
-        shape = next(self._shapes, x.shape)
+        shape, zeros = next(self._seen, (x.shape, []))
         dims = range(-len(args[1]), 0) if is_norm else _dims(func, args, kwargs, x.dim())
         if len(shape) != x.dim() or all(shape[dim] == x.shape[dim] for dim in dims):
             return func(*args, **kwargs)
+        self.agree = self.agree and all(zeros[dim] >= shape[dim] - x.shape[dim] for dim in dims)
         padded = _padded(x, shape, dims)
         if not is_norm:
             return func(padded, *args[1:], **kwargs)
         out, *rest = func(padded, list(shape[-len(args[1]) :]), *args[2:], **kwargs)
         return (out[tuple(map(slice, x.shape))], *rest)
+
+
+def _zeros(x: Tensor) -> list[int]:
+    """Return for each dimension how many of its positions hold nothing but zeros, or almost."""
+    size = x.abs()
+    largest = [size.amax([other for other in range(x.dim()) if other != dim]) for dim in range(x.dim())]
+    return [int((each < _MASKED).sum()) for each in largest]
 
 
 def _dims(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], rank: int) -> Iterable[int]:

@@ -204,6 +204,10 @@ def unify(a: Expression, b: Expression, reason: Reason) -> None:
             pin(b, reason)
 
 
+PADDED = frozenset({"mean", "var", "std", "var_mean", "std_mean", "layer norm"})
+"""Averages that zeros change in a known way; see `ifap.axes.averages`."""
+
+
 def _first_pin(expression: Expression) -> Reason | None:
     return next((atom.pin for atom in atoms_of(expression) if atom.pin is not None), None)
 
@@ -214,7 +218,7 @@ def _bind(atom: Atom, target: Expression, reason: Reason) -> None:
         if atom.pin is not None and target.pin is None:
             target.pin = atom.pin
         target.group |= atom.group
-        target.averaged = target.averaged or atom.averaged
+        target.averaged = _stranger(target.averaged, atom.averaged)
     else:
         if any(inner is atom for inner in atoms_of(target)):
             pin(target, reason)  # an axis inside itself: whatever it means, it stays
@@ -229,7 +233,12 @@ def _bind(atom: Atom, target: Expression, reason: Reason) -> None:
 def mark_averaged(expression: Expression, operation: str) -> None:
     """Note that an operation averages over an axis, so that masking it is not the same as cutting it."""
     for atom in atoms_of(expression):
-        atom.averaged = atom.averaged or operation
+        atom.averaged = _stranger(atom.averaged, operation)
+
+
+def _stranger(one: str | None, other: str | None) -> str | None:
+    """Return the operation that counting zeros does not explain, if one of two is such, else the first."""
+    return other if one is None or (one in PADDED and other is not None) else one
 
 
 def _unify_structures(a: Expression, b: Expression, reason: Reason) -> None:

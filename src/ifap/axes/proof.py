@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from ifap.axes.averages import CutAverages, MaskedAverages
 from ifap.axes.cut import cut_units
 from ifap.axes.dispatch import DispatchMode
 from ifap.axes.double import kept_double, to_double
+from ifap.axes.expressions import PADDED
 from ifap.axes.passes import is_trouble, map_tensors, unchanged
 from ifap.axes.tensors import as_real, holders
 from ifap.axes.training import same_values
@@ -94,50 +95,57 @@ def prove(
     _draw_vectors(copy)
     inputs = map_tensors(example_inputs, to_double)
 
-    def compared(units: Indices, excluded: dict[str, int]) -> Proof:
-        difference, reason = _compare(copy, graph, units, inputs, forward) if len(units) else (None, "")
-        excluded = {**excluded, reason: len(units)} if reason else excluded
-        return Proof(difference, 0 if reason else len(units), excluded, time.perf_counter() - began)
+    def compared(units: Indices, excluded: dict[str, int]) -> tuple[Proof, bool]:
+        found = _compare(copy, graph, units, inputs, forward) if len(units) else _Comparison()
+        excluded = {**excluded, found.reason: len(units)} if found.reason else excluded
+        checked = 0 if found.reason else len(units)
+        return Proof(found.difference, checked, excluded, time.perf_counter() - began), found.averages_agree
 
-    proof = compared(removed, {})
+    proof, averages_agree = compared(removed, {})
     averaged = _averaged(graph)
-    groups = graph.group_of[removed]
-    applies = np.array([group not in averaged for group in groups], dtype=bool)
+    reasons = [averaged.get(group) for group in graph.group_of[removed].tolist()]
+    applies = np.array([reason is None for reason in reasons], dtype=bool)
     if applies.all() or (proof.difference is not None and proof.holds):
         return proof
-    return compared(
-        removed[applies], Counter(f"{averaged[group]} averages over it" for group in groups[~applies].tolist())
-    )
+    if proof.difference is not None and averages_agree and PADDED.issuperset(filter(None, reasons)):
+        return proof  # what differs is no average
+    return compared(removed[applies], Counter(f"{reason} averages over it" for reason in reasons if reason))[0]
 
 
-def _compare(
-    model: nn.Module, graph: Graph, units: Indices, inputs: Any, forward: _Forward
-) -> tuple[float | None, str]:
-    """Return the difference of masking and cutting some units, or why there is none; the network stays as it was."""
+class _Comparison(NamedTuple):
+    difference: float | None = None
+    reason: str = ""  # why there is none
+    averages_agree: bool = False
+
+
+def _compare(model: nn.Module, graph: Graph, units: Indices, inputs: Any, forward: _Forward) -> _Comparison:
+    """Compare masking some units with cutting them; the network stays as it was."""
     averages = MaskedAverages()
     masked = _mask(model, graph, units)
     reference = _first_that_runs(forward, model, inputs, averages)
     _restore(masked)
     if reference is None:
-        return None, "the forward does not run in double precision"
+        return _Comparison(None, "the forward does not run in double precision")
     wanted, precision = reference
     if not wanted:
-        return None, "the network returns no tensor"
+        return _Comparison(None, "the network returns no tensor")
     undo = None
+    of_cut = CutAverages(averages.seen)
     try:
         _, undo = cut_units(model, graph, units)
-        found = _outputs(forward, model, inputs, precision, CutAverages(averages.shapes))
+        found = _outputs(forward, model, inputs, precision, of_cut)
     except Exception as error:  # whatever a forward raises whose sizes do not fit
         if is_trouble(error):
             raise
-        return float("inf"), ""
+        return _Comparison(float("inf"))
     finally:
         if undo is not None:
             undo()
     if graph.structure.values and [x.shape for x in wanted] != [x.shape for x in found]:
-        return None, "how many values come out depends on what is computed"
+        return _Comparison(None, "how many values come out depends on what is computed")
     difference = _difference(wanted, found)
-    return difference, "the outputs are not finite with random vectors" if difference is None else ""
+    reason = "the outputs are not finite with random vectors" if difference is None else ""
+    return _Comparison(difference, reason, of_cut.agree)
 
 
 def _averaged(graph: Graph) -> dict[int, str]:
@@ -155,7 +163,7 @@ def _first_that_runs(
 ) -> tuple[list[Tensor], _Mode] | None:
     """Return the outputs with every cast kept double, else with the casts of the network, else None."""
     for precision in (kept_double, nullcontext):
-        averages.shapes.clear()
+        averages.seen.clear()
         try:
             return _outputs(forward, model, inputs, precision, averages), precision
         except Exception as error:  # whatever a forward raises that names its precision

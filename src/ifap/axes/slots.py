@@ -105,7 +105,8 @@ def _has_hidden_inputs(module: nn.Module) -> bool:
 
 def slot_of(name: str, owner: str, leaf: str, dim: int, module: nn.Module | None) -> Slot:
     """Return the width that a dimension of a tensor belongs to."""
-    if module is not None and is_producer(module):
+    # A layer that makes its weight, as under a weight norm, has no widths but those of the tensors behind it.
+    if module is not None and is_producer(module) and module._parameters.get("weight") is not None:
         if isinstance(module, nn.Embedding):
             return Slot(owner, "out") if leaf == "weight" and dim == 1 else Slot(name, f"dim{dim}")
         transposed = getattr(module, "transposed", False)

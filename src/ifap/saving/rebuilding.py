@@ -102,8 +102,10 @@ def _kept_by_tensor(model: nn.Module, plan: Plan) -> dict[str, dict[int, Tensor]
         owner, _, leaf = name.rpartition(".")
         for dim, width in enumerate(tensor.shape):
             slot = slot_of(name, owner, leaf, dim, modules.get(owner))
-            own = f"dim{dim}"
-            where = (name, own) if own in plan.kept.get(name, {}) else (slot.name, slot.side)
+            named = [(name, f"dim{dim}"), (slot.name, slot.side)]
+            if leaf == "bias":  # of a layer that makes its weight: plans before version 0.3 name the layer
+                named.append((owner, "out"))
+            where = next((each for each in named if each[1] in plan.kept.get(each[0], {})), named[0])
             left = plan.kept.get(where[0], {}).get(where[1])
             if left is None:
                 continue
