@@ -187,6 +187,7 @@ NOT_NEGATIVE = Kind("a whole number of at least 0", lambda value: _is_whole(valu
 AMOUNT = Kind("a finite number of at least 0", lambda value: _is_number(value) and value >= 0)  # type: ignore[operator]
 POSITIVE = Kind("a finite number above 0", lambda value: _is_number(value) and value > 0)  # type: ignore[operator]
 WHOLE = Kind("a whole number", _is_whole)
+SEED = Kind("a whole number of at least 0 and below 2**63", lambda value: _is_whole(value) and 0 <= value < 2**63)  # type: ignore[operator]
 SWITCH = instance("True or False", bool)
 FUNCTION = Kind("a function", lambda value: callable(value) and not isinstance(value, type))
 TEXT = instance("a string", str)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -62,9 +63,12 @@ def name_of_metric(validate: Validate) -> str:
 def metric_of(found: Any) -> float:
     """Return what a user's `validate` returned as a number."""
     try:
-        return float(found)
+        metric = float(found)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"validate must return a number, not {shown(found)}") from error
+    if math.isnan(metric):  # no network could be better or worse
+        raise ConfigError("validate must return a number, not nan")
+    return metric
 
 
 class Clock:

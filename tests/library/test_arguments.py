@@ -77,7 +77,10 @@ WRONG = {
     "prove": [("no", "prove must be True or False, not 'no'")],
     "compensate": [(1, "compensate must be True or False or None, not 1")],
     "resume": [(3, "resume must be the path of a folder or a store or None, not 3")],
-    "seed": [(None, "seed must be a whole number, not None")],
+    "seed": [
+        (None, "seed must be a whole number of at least 0 and below 2**63, not None"),
+        (2**63, "below 2**63, not 92"),
+    ],
 }
 
 
@@ -121,7 +124,7 @@ def test_labelled_data_and_losses_that_do_not_fit_are_named(changed, kind, said)
     assert said in str(caught.value)
 
 
-@pytest.mark.parametrize("found", [None, {"accuracy": 1.0}, "0.9%"])
+@pytest.mark.parametrize("found", [None, {"accuracy": 1.0}, "0.9%", float("nan")])
 def test_a_metric_that_is_no_number_is_named(found):
     with pytest.raises(ConfigError, match="validate must return a number, not "):
         prune(validate=lambda _model: found, max_drop=1.0)

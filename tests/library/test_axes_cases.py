@@ -104,6 +104,31 @@ def test_masks_of_torchs_own_pruning_stay_with_their_weights():
     assert torch.equal(small.weight, small.weight_orig * small.weight_mask)
 
 
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+@pytest.mark.parametrize("normed", [nn.utils.parametrizations.weight_norm, nn.utils.weight_norm])
+@pytest.mark.parametrize("layer", [nn.Conv1d, nn.ConvTranspose1d])
+def test_weights_that_stay_under_a_weight_norm_are_not_scaled_up(layer, normed, tmp_path):
+    def build():
+        torch.manual_seed(0)
+        return nn.Sequential(
+            normed(layer(3, 12, 3)), nn.ReLU(), normed(layer(12, 10, 3)), nn.ReLU(), nn.Conv1d(10, 2, 1)
+        )
+
+    network, x = build(), torch.randn(4, 3, 20)
+    pruned = ifap.prune(network, x[:1], [x], target=ifap.Target(macs=0.5), method="magnitude", steps=3)
+    tensor = next(name for name in pruned.plan.kept if name.startswith("2.") and name[-1] in "1v")
+    kept = pruned.plan.kept[tensor]
+    sizes = enumerate(network[2].weight.shape[:2])
+    rows, columns = (torch.tensor(kept.get(f"dim{dim}", range(size))) for dim, size in sizes)
+    network(x)
+    pruned.model(x)
+    torch.testing.assert_close(pruned.model[2].weight, network[2].weight[rows][:, columns])
+    ifap.save(pruned, tmp_path)
+    assert torch.equal(ifap.load(tmp_path, build)(x), pruned.model.eval()(x))
+    again = ifap.prune(build(), x[:1], [x], like=pruned.plan, method="magnitude", steps=1)
+    assert again.after == pruned.after
+
+
 def test_quantised_layers_stay_and_what_is_before_them_is_cut():
     plain = nn.Sequential(
         nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)

@@ -118,6 +118,16 @@ def old_weight_norm():
 
 
 @kind(image())
+def weights_with_bounded_norms():
+    class Bounded(nn.Conv2d):
+        def forward(self, x):
+            return self._conv_forward(x, torch.renorm(self.weight, 2, 0, 1.0), self.bias)
+
+    depthwise = Bounded(12, 24, 3, padding=1, groups=12, bias=False)
+    return nn.Sequential(unit(3, 12), depthwise, nn.BatchNorm2d(24), unit(24, 10), head(10))
+
+
+@kind(image())
 def masked_by_torchs_own_pruning():
     layer = conv(12, 16)
     prune.random_unstructured(layer, "weight", 0.3)

@@ -28,8 +28,8 @@ from ifap.arguments import (
     FUNCTION,
     NOT_NEGATIVE,
     POSITIVE,
+    SEED,
     SWITCH,
-    WHOLE,
     checked,
     either,
     instance,
@@ -136,7 +136,7 @@ class Distillation:
     @checked(
         train=_DATA, validation=_DATA, epochs=NOT_NEGATIVE, batch_size=COUNT, lr=POSITIVE, weight_decay=AMOUNT,
         feature_weight=AMOUNT, logit_weight=AMOUNT, temperature=POSITIVE, patience=COUNT, loss=FUNCTION,
-        augment=optional(either(SWITCH, FUNCTION)), seed=WHOLE, precision=one_of(*get_args(Precision)),
+        augment=optional(either(SWITCH, FUNCTION)), seed=SEED, precision=one_of(*get_args(Precision)),
         accumulate=COUNT, channels_last=SWITCH, compile=SWITCH, losing=FUNCTION, samples=optional(COUNT),
     )  # fmt: skip
     def __init__(

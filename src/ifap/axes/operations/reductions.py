@@ -74,6 +74,16 @@ def along_one(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any
     return [dims for _ in out] if isinstance(out, (tuple, list)) else dims
 
 
+@rule("renorm")
+def renorm(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
+    """Bound the norm of each row along one dimension; the others stay."""
+    dims = t.dims(args[0])
+    for place, dim in enumerate(dims):
+        if place != argument(args, kwargs, 2, "dim") % len(dims):
+            t.pin(dim, "renorm runs over it")
+    return dims
+
+
 @rule("mse_loss", "smooth_l1_loss", "huber_loss", "binary_cross_entropy", "soft_margin_loss")
 def loss(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
     """Compare two tensors value by value, and add up or average all differences."""
