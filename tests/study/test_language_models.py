@@ -225,7 +225,7 @@ def test_a_pruned_network_works_in_a_pipeline():
     assert found["score"] == pytest.approx(logits.softmax(-1).max().item())
 
 
-@pytest.mark.parametrize("name", TINY_TEXT)
+@pytest.mark.parametrize("name", ["gpt2_tiny", "t5_tiny"])
 def test_a_pruned_network_compiles(name):
     """Without a code generator: what can break is the tracing of pruned attention, not the kernels."""
     inputs = inputs_of(name)

@@ -9,7 +9,7 @@ import re
 import pytest
 import torch
 import torchvision
-from networks import assert_equivalent, leaves, masked, randomize, run
+from networks import leaves, masked, randomize, run
 from safetensors.torch import save_file
 from workflow_project import ROOT
 
@@ -136,6 +136,9 @@ def test_prune_recover_train_save_load(name, tmp_path):
     pruned = ifap.prune(model, inputs[:1], [inputs], target=ifap.Target(macs=wanted), steps=STEPS, method="ifap")
     assert len(pruned.receipts) == STEPS + 1
     assert wanted <= pruned.after.reduction(pruned.before, "macs") < wanted + 0.01
+    assert pruned.proof.holds
+    assert pruned.proof.units_checked > 0
+    assert pruned.proof.does_not_apply == {}
 
     outputs = pruned.model.train()(inputs[:2])
     assert all(scores.shape == (2, 10) for scores in leaves(outputs))
@@ -163,13 +166,6 @@ def lively(name):
             elif key.startswith("heads") or key == "class_token":
                 parameter.normal_()
     return model.double().eval()
-
-
-@pytest.mark.parametrize("name", REDUCTIONS)
-def test_pruned_network_computes_what_the_masked_one_does(name):
-    model, inputs = lively(name), images(name).double()
-    pruned = ifap.prune(model, inputs, [inputs], target=ifap.Target(macs=0.5), steps=2, method="random")
-    assert_equivalent(model, pruned, inputs, mixes_channels=name in {"convnext_small", "vit_b_16"})
 
 
 def test_the_auxiliary_head_of_inception_follows_the_features_it_reads():
