@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
+import zipfile
 
 import numpy as np
 import pytest
@@ -10,9 +13,11 @@ import torch
 from PIL import Image
 
 from ifap.errors import ConfigError, ResultsError
+from ifap.study import packages
 from ifap.study.config.data import DatasetOptions
 from ifap.study.data import DATASETS, aerial_trees
 from ifap.study.data.aerial_trees import GAP, HELD_OUT, SIDE, STEP, checksum, cut, photograph, read
+from ifap.study.data.origins import obtain, why_absent
 from ifap.study.data.tiles import Area, Photograph
 from ifap.study.data.voc_xml import as_xml
 from ifap.study.packages import AERIAL, CARRIERS
@@ -243,6 +248,40 @@ def test_a_damaged_list_of_tiles_is_named(tiles):
     (tiles / "test.json").write_text(json.dumps(content))
     with pytest.raises(ResultsError, match=r"test\.json cannot be read"):
         read(tiles, "detection")
+
+
+# --- its package ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("damaged", [None, "archive", "file"])
+def test_the_photographs_are_taken_from_the_package_or_nothing_is(raw, tmp_path, monkeypatch, damaged):
+    known, files = CARRIERS["aerial_trees"], sorted(path.name for path in raw.iterdir())
+    wheel = tmp_path / known.archives[0].file
+    with zipfile.ZipFile(wheel, "w") as archive:
+        for name in files:
+            archive.write(raw / name, f"deepforest/data/{name}")
+    monkeypatch.setattr(packages, "_client", lambda each, wanted, folder: shutil.copy(wheel, folder))
+    sums = {name: hashlib.sha256((raw / name).read_bytes()).hexdigest() for name in files}
+    if damaged == "file":
+        sums[files[3]] = "0" * 64
+    whole = "0" * 64 if damaged == "archive" else hashlib.sha256(wheel.read_bytes()).hexdigest()
+    first = packages.Archive("deepforest", "2.1.0", wheel.name, whole)
+    monkeypatch.setitem(CARRIERS, "aerial_trees", packages.Carrier((first,), known.members, "MIT", sums))
+    assert "or set datasets.aerial_trees.download: true" in why_absent("aerial_trees", OPTIONS, tmp_path)
+    options = OPTIONS.model_copy(update={"download": True})
+    if damaged:
+        with pytest.raises(ConfigError, match=r"its SHA-256 is [0-9a-f]{64}, not 0+") as caught:
+            obtain("aerial_trees", options, tmp_path)
+        assert "\n" not in str(caught.value)
+        folder = tmp_path / "data" / "raw"
+        assert not folder.exists() or not list(folder.iterdir())
+        return
+    folder, source = obtain("aerial_trees", options, tmp_path)
+    assert sorted(path.name for path in folder.iterdir()) == files
+    assert source == "aerial photographs of trees in data/raw/aerial_trees"
+    cut(folder, tmp_path / "tiles")
+    own = OPTIONS.model_copy(update={"root": "raw"})
+    assert obtain("aerial_trees", own, tmp_path)[0] == raw
 
 
 def test_the_package_is_known_file_by_file():

@@ -85,9 +85,7 @@ def test_sides_that_do_not_fit_are_refused(name):
 def test_prune_train_save_load(name, tmp_path):
     """Half of the MACs go; the rest trains, and loads bit by bit."""
     model, inputs = build(name, size=SIZE), images()
-    pruned = ifap.prune(
-        model, inputs, [inputs], target=ifap.Target(macs=0.5), steps=2, min_units=2, method="magnitude"
-    )
+    pruned = ifap.prune(model, inputs, [inputs], target=ifap.Target(macs=0.5), steps=2, min_units=2, method="magnitude")
     assert 0.5 <= pruned.after.reduction(pruned.before, "macs") < 0.52
     sum(pruned.model.train()(inputs, targets_of(2, SIZE)).values()).backward()
     assert all(parameter.grad is not None for parameter in pruned.model.parameters())
