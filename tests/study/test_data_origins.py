@@ -62,7 +62,7 @@ def test_absent_data_are_said_to_be_absent_and_what_to_do_is_said_in_one_line(tm
     assert not list(tmp_path.iterdir())  # looking leaves nothing behind
 
 
-@pytest.mark.parametrize("name", sorted(set(PLACES) - {"digits", "agreement"}))
+@pytest.mark.parametrize("name", sorted(set(PLACES) - {"digits", "agreement", "aerial_trees"}))
 def test_present_data_are_found_at_their_place_and_where_the_options_say(tmp_path, name):
     folder = tmp_path / "data" / "raw" / name
     DATASETS.get(name).twin(folder, 2, 2, 0)

@@ -16,7 +16,7 @@ from ifap.errors import ConfigError
 from ifap.forward import call, dense_outputs
 from ifap.study.models import MODELS
 from ifap.study.models.detr import match, matched_losses
-from ifap.study.models.faster_rcnn import TINY_PROPOSALS
+from ifap.study.models.faster_rcnn import TINY
 from ifap.study.models.yolov4 import STRIDES
 
 SHARE = 0.5
@@ -157,8 +157,8 @@ def test_dense_outputs_of_detectors_have_the_stated_shapes():
         "faster_rcnn_tiny": [
             *((2, 3, size // s, size // s) for s in (4, 8, 16, 32)),
             *((2, 12, size // s, size // s) for s in (4, 8, 16, 32)),
-            (2 * TINY_PROPOSALS, CLASSES + 1),
-            (2 * TINY_PROPOSALS, 4 * (CLASSES + 1)),
+            (2 * TINY.proposals, CLASSES + 1),
+            (2 * TINY.proposals, 4 * (CLASSES + 1)),
         ],
     }.items():
         model = build(name)

@@ -23,6 +23,9 @@ IMAGENET = tuple(f"imagenet_{number:02d}_{label}.jpg" for number, label in enume
 CIFAR = (*(f"data_batch_{number}.png" for number in range(1, 6)), "test_batch.png")
 CIFAR_LABELS = ("train_lables.json", "test_lables.json")  # spelt so
 RATINGS = "movieReviewSnippets_GroundTruth.txt"
+AERIAL = (
+    "2019_YELL_2_528000_4978000_image_crop2", "2019_YELL_2_541000_4977000_image_crop", "OSBS_029", "SOAP_061",
+)  # fmt: skip
 INSIDE = "::"  # before the name of a member of an archive that is itself a member
 PHOTOGRAPHS = ("astronaut.png", "camera.png", "chelsea.png", "coffee.png", "motorcycle_left.png", "rocket.jpg")
 
@@ -182,6 +185,28 @@ CARRIERS: dict[str, Carrier] = {
         },
         checksums={RATINGS: "c8293b0d942e90e223ea2c0955d969040d1a1be514a978b9af0698940bd13350"},
         licence="MIT; sentences from Rotten Tomatoes reviews",
+    ),
+    "aerial_trees": Carrier(
+        archives=(
+            Archive(
+                "deepforest",
+                "2.1.0",
+                "deepforest-2.1.0-py3-none-any.whl",
+                "8c2798d8e9be7f0004b194fe207b76c1d9fff6e711b3db67b9508dcd5d00ae54",
+            ),
+        ),
+        members={f"deepforest/data/{name}{kind}": f"{name}{kind}" for name in AERIAL for kind in (".png", ".xml")},
+        checksums={
+            f"{AERIAL[0]}.png": "a9bdb0f4447fdd899d22f567e0e20ba8320c5413b2ad0cd0ac8d9f3b6e0f9767",
+            f"{AERIAL[0]}.xml": "bd431af6a5086d721eb731b22f5ea28cd8a8eab06883efc1c665391acbc68e11",
+            f"{AERIAL[1]}.png": "178e58a23cc2642226a364a30f71bd9258ddc1b012c826f12250914a90c7a131",
+            f"{AERIAL[1]}.xml": "cefe4b96888bacbf8af1674f000082e549aa707aa6590d545effb23e43f26631",
+            f"{AERIAL[2]}.png": "d9477c6a00e4902c7bee487d4c5582c3b8b9a2f77f3908a29628b816b291e6ee",
+            f"{AERIAL[2]}.xml": "1f68c4011d7b351c29ca755072e77f3d16e6fd1f995bd05a9dd4eb952b55373c",
+            f"{AERIAL[3]}.png": "256508f1a62149bec4a80879077a865caf50e8cace095e6564c76befa480d424",
+            f"{AERIAL[3]}.xml": "4833280af75fd9c47965a93e38945282835e9e725cac412bdb9469d63480947c",
+        },
+        licence="MIT",
     ),
     "smollm2": Carrier(
         archives=(

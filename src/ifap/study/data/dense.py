@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -43,7 +44,9 @@ from ifap.study.paths import Cell
 
 log = logging.getLogger(__name__)
 
+TILES = "tiles"  # folder of the tiles of a prepared set, where raw images are cut
 ReadScenes = Callable[[Path, DenseTask], dict[Role, Scenes]]
+Cut = Callable[[Path, Path], None]
 
 
 @dataclass(frozen=True)
@@ -61,11 +64,15 @@ class DenseSpec(Dataset):
     boxes : str
         The metric that detectors are compared by on this data set: ``map``, the mean over overlaps from
         0.5 to 0.95, or ``map50``.
+    cut : callable, optional
+        ``cut(folder, tiles)`` writes tiles of the raw images into a new folder, which `read` is given in place of the
+        raw folder; for images that are too large, or too few, to be samples themselves.
     """
 
     read: ReadScenes
     background: bool = False
     boxes: str = "map"
+    cut: Cut | None = None
 
     def is_made_for(self, task: str) -> bool:
         """Whether the data set has what this task learns from."""
@@ -112,6 +119,11 @@ class DenseSpec(Dataset):
         self, options: DatasetOptions, raw: Path, folder: Path, readers: Mapping[str, TextOptions], tasks: Sequence[str]
     ) -> tuple[Splits, dict[str, Any]]:
         """See `Dataset.encode`."""
+        if self.cut is not None:
+            # Beside the splits, not in the raw folder: another scale may cut other tiles.
+            shutil.rmtree(folder / TILES, ignore_errors=True)
+            self.cut(raw, folder / TILES)
+            raw = folder / TILES
         parts = {task: self.prepare(options, task, raw) for task in tasks}
         splits: Splits = {}
         for role in ROLES:

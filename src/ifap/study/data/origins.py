@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from ifap.errors import ConfigError, ResultsError, nearest
 from ifap.study.data.download import Archive
-from ifap.study.packages import CARRIERS, RATINGS, take
+from ifap.study.packages import AERIAL, CARRIERS, RATINGS, take
 from ifap.study.paths import raw_dir
 
 if TYPE_CHECKING:
@@ -444,6 +444,16 @@ PLACES = {
             ),
         ),
         tasks=("detection", "segmentation"),
+    ),
+    "aerial_trees": Place(
+        title="aerial photographs of trees",
+        samples=254,  # tiles of four photographs
+        layout="the four photographs of DeepForest, each with its boxes (.png and .xml)",
+        licence="MIT",
+        parts=tuple(f"{name}{kind}" for name in AERIAL for kind in (".png", ".xml")),
+        homes=(".",),
+        sources=(Carried("aerial_trees"),),
+        tasks=("detection",),
     ),
     "coco2017": Place(
         title="COCO 2017",

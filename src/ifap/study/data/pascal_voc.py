@@ -8,33 +8,32 @@ and ``val`` of 2012, 1,464 and 1,449 images.
 
 from __future__ import annotations
 
-import xml.etree.ElementTree as ET
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from ifap.data import Role
 from ifap.errors import ResultsError
 from ifap.study.data.dense import DenseSpec
-from ifap.study.data.drawn_shapes import Scene, Shapes, mark_scenes, write_mask
+from ifap.study.data.drawn_shapes import Shapes, mark_scenes, write_mask
 from ifap.study.data.entries import DATASETS
 from ifap.study.data.origins import home
-from ifap.study.data.scenes import UNKNOWN, BoxList, DenseTask, Findings, MaskFiles, Scenes, table_of
+from ifap.study.data.scenes import BoxList, DenseTask, Findings, MaskFiles, Scenes, table_of
 from ifap.study.data.torchvision_readers import reading
 from ifap.study.data.twins import check_classes, write_jpeg
+from ifap.study.data.voc_xml import annotation, as_xml
 
 NAME = "pascal_voc"
 CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",
     "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )  # fmt: skip
+NUMBERS = {name: number for number, name in enumerate(CLASSES)}
 BOX_LISTS: dict[Role, tuple[tuple[str, str], ...]] = {
     "train": (("VOC2007", "trainval"), ("VOC2012", "trainval")),
     "test": (("VOC2007", "test"),),
 }
 MASK_LISTS: dict[Role, str] = {"train": "train", "test": "val"}
 VOID = 255  # edges of objects, and objects that are too hard to outline
-
-Row = tuple[tuple[float, float, float, float], int, bool]
 
 
 def read(folder: Path, task: DenseTask) -> dict[Role, Scenes]:
@@ -86,41 +85,9 @@ def _boxes(place: Path, lists: Sequence[tuple[str, str]]) -> Scenes:
         for name in _listed(place / year / "ImageSets" / "Main" / f"{part}.txt"):
             file = f"{year}/Annotations/{name}.xml"
             with reading(place / file):
-                shape, rows = _annotation(place / file, file, findings)
+                shape, rows = annotation(place / file, file, NUMBERS, findings)
             found.image(f"{year}/JPEGImages/{name}.jpg", shape, rows, file)
     return found.scenes(place)
-
-
-def _annotation(path: Path, file: str, findings: Findings) -> tuple[tuple[int, int], list[Row]]:
-    tree = ET.parse(path).getroot()
-    size = tree.find("size")
-    if size is None:
-        raise ValueError("nothing is said of the image's size")
-    return (_number(size, "width"), _number(size, "height")), list(_objects(tree, file, findings))
-
-
-def _objects(tree: ET.Element, file: str, findings: Findings) -> Iterator[Row]:
-    for item in tree.iter("object"):
-        name, box = (item.findtext("name") or "").strip(), item.find("bndbox")
-        if box is None:
-            raise ValueError("an object has no box")
-        if name not in CLASSES:
-            findings.note(UNKNOWN, file)
-            continue
-        left, top, right, bottom = (_edge(box, key) for key in ("xmin", "ymin", "xmax", "ymax"))
-        # The first pixel is number 1, and the last one belongs to the box.
-        yield (left - 1, top - 1, right, bottom), CLASSES.index(name), item.findtext("difficult", "0").strip() == "1"
-
-
-def _number(parent: ET.Element, key: str) -> int:
-    return int(_edge(parent, key))
-
-
-def _edge(parent: ET.Element, key: str) -> float:
-    text = parent.findtext(key)
-    if text is None:
-        raise ValueError(f"<{parent.tag}> has no <{key}>")
-    return float(text)
 
 
 def _masks(place: Path, part: str) -> Scenes:
@@ -141,27 +108,10 @@ def _write(folder: Path, year: str, shapes: Shapes, part: str, first: int) -> li
         write_jpeg(below / "JPEGImages" / f"{name}.jpg", scene.image)
         path = below / "Annotations" / f"{name}.xml"
         path.parent.mkdir(parents=True, exist_ok=True)
-        ET.ElementTree(_xml(name, scene)).write(path)
+        as_xml(f"{name}.jpg", scene.size, ((thing.box, CLASSES[thing.label]) for thing in scene.things)).write(path)
         mask = scene.mask({label: label + 1 for label in range(shapes.classes)}, 0)
         write_mask(below / "SegmentationClass" / f"{name}.png", mask)
     return names
-
-
-def _xml(name: str, scene: Scene) -> ET.Element:
-    root = ET.Element("annotation")
-    ET.SubElement(root, "filename").text = f"{name}.jpg"
-    size = ET.SubElement(root, "size")
-    for key, value in zip(("width", "height", "depth"), (*scene.size, 3), strict=True):
-        ET.SubElement(size, key).text = str(value)
-    for thing in scene.things:
-        item = ET.SubElement(root, "object")
-        ET.SubElement(item, "name").text = CLASSES[thing.label]
-        ET.SubElement(item, "difficult").text = "0"
-        left, top, right, bottom = thing.box
-        box = ET.SubElement(item, "bndbox")
-        for key, edge in {"xmin": left + 1, "ymin": top + 1, "xmax": right, "ymax": bottom}.items():
-            ET.SubElement(box, key).text = str(edge)
-    return root
 
 
 DATASETS.register("pascal_voc")(

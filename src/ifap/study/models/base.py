@@ -138,7 +138,8 @@ def load_pretrained(model: nn.Module, path: str | Path) -> None:
     ----------
     model : nn.Module
         The network. If it has another number of classes than the file, its heads keep the weights
-        they have, which the log says.
+        they have, which the log says. If it names a ``pretrained_part``, that module takes the weights of a
+        classifier, and what the classifier has behind it is not used.
     path : str or Path
         A file with one tensor for each of the network's own, under the same name (torchvision's for
         its networks). Only counters of batch norm may be missing.
@@ -148,7 +149,13 @@ def load_pretrained(model: nn.Module, path: str | Path) -> None:
     ConfigError
         If the file cannot be read or does not fit; nothing is loaded then.
     """
-    stored, wanted = read_tensors(Path(path)), model.state_dict()
+    stored = read_tensors(Path(path))
+    part = getattr(model, "pretrained_part", None)
+    if part is not None:
+        model = model.get_submodule(part)
+        stored, unused = _of_part(model, stored)
+        log.info("%s: the weights of '%s'; not used: %s", path, part, ", ".join(unused) or "nothing")
+    wanted = model.state_dict()
     heads = _other_heads(model, stored)
     for name, tensor in wanted.items():
         if name not in heads and not (name not in stored and name.endswith("num_batches_tracked")):
@@ -163,6 +170,13 @@ def load_pretrained(model: nn.Module, path: str | Path) -> None:
                 path, name.rpartition(".")[0], len(stored[name]), layer.out_features,
             )  # fmt: skip
     model.load_state_dict({name: tensor for name, tensor in stored.items() if name not in heads}, strict=False)
+
+
+def _of_part(part: nn.Module, stored: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """Return the stored tensors of the modules that a part of a network has, and the names of all other modules."""
+    own = {name for name, _ in part.named_children()}
+    unused = {name.partition(".")[0] for name in stored} - own
+    return {name: tensor for name, tensor in stored.items() if name.partition(".")[0] in own}, sorted(unused)
 
 
 def _other_heads(model: nn.Module, stored: Mapping[str, Tensor]) -> dict[str, nn.Linear]:

@@ -28,6 +28,8 @@ class Detector(nn.Module):
     """
 
     is_dense = False
+    pretrained_part: str | None = None
+    """The module that takes the weights of a classifier, which has the same tensors and a head; None: the whole."""
 
     def forward(self, images: Tensor, targets: list[Target] | None = None) -> Any:
         """Detect, or compare with targets.

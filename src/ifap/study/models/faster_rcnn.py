@@ -1,8 +1,10 @@
-"""Faster R-CNN (Ren et al. 2015) with a feature pyramid on ResNet-50; from torchvision."""
+"""Faster R-CNN (Ren et al. 2015) with a feature pyramid; from torchvision, small ones on other backbones."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -10,14 +12,41 @@ from torch import Tensor, nn
 
 from ifap.study.models.base import MODELS
 from ifap.study.models.detection import Detections, Detector, Target
+from ifap.study.models.efficientnet_lite0 import features
 from ifap.study.models.parts import check_size, fit_stem
 
 STRIDE = 32
 PROPOSALS = 1000  # boxes an image that the second stage looks at, at most: torchvision's number in evaluation
-TINY_PROPOSALS = 64
 TINY_WIDTHS = (16, 32, 48, 64)
-TINY_NECK = 32
-TINY_HIDDEN = 64
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What small networks differ in.
+
+    Parameters
+    ----------
+    neck, hidden : int
+        Width of the pyramid and of the second stage.
+    proposals : int
+        Boxes an image that the second stage looks at in evaluation; twice as many in training.
+    detections : int
+        Boxes an image that are returned at most.
+    anchors : tuple of tuple of int
+        Sides of the anchors in pixels, at each level of the pyramid.
+    """
+
+    neck: int
+    hidden: int
+    proposals: int
+    detections: int
+    anchors: tuple[tuple[int, ...], ...]
+
+
+# Strides 4, 8 and 16, and the one that the pyramid adds.
+TINY = Sizes(neck=32, hidden=64, proposals=64, detections=20, anchors=((8,), (16,), (32,), (64,)))
+# Strides 8, 16 and 32, and the one that the pyramid adds.
+LITE0 = Sizes(neck=64, hidden=256, proposals=128, detections=100, anchors=((16, 24), (32, 48), (64, 96), (128, 192)))
 
 
 class FasterRCNN(Detector):
@@ -94,36 +123,87 @@ def faster_rcnn_resnet50(num_classes: int, in_channels: int, image_size: int) ->
 
 @MODELS.register("faster_rcnn_tiny")
 def faster_rcnn_tiny(num_classes: int, in_channels: int, image_size: int) -> nn.Module:
-    """Return a small untrained network: four stages of one convolution, a pyramid of width 32; a `Detector`."""
-    from torchvision.models.detection import FasterRCNN as Network
-    from torchvision.models.detection.anchor_utils import AnchorGenerator
-    from torchvision.models.detection.backbone_utils import BackboneWithFPN
-    from torchvision.models.detection.faster_rcnn import TwoMLPHead
-    from torchvision.ops import MultiScaleRoIAlign
-
+    """Return a small untrained network: four stages of two convolutions, a pyramid of width 32; a `Detector`."""
     check_size("faster_rcnn_tiny", image_size, smallest=STRIDE, multiple=STRIDE)
-    levels = [f"stage{number}" for number in range(1, len(TINY_WIDTHS))]
     stages: OrderedDict[str, nn.Module] = OrderedDict(
         (f"stage{number}", _stage(before, width, 2))
         for number, (before, width) in enumerate(zip((in_channels, *TINY_WIDTHS), TINY_WIDTHS, strict=False))
     )
-    backbone = BackboneWithFPN(nn.Sequential(stages), {name: name for name in levels}, list(TINY_WIDTHS[1:]), TINY_NECK)
+    return _small(Stages(stages), TINY_WIDTHS[1:], TINY, num_classes, in_channels, image_size)
+
+
+@MODELS.register("faster_rcnn_lite0")
+def faster_rcnn_lite0(num_classes: int, in_channels: int, image_size: int) -> nn.Module:
+    """Return a network on EfficientNet-Lite0 with a pyramid of width 64, for pretrained weights."""
+    check_size("faster_rcnn_lite0", image_size, smallest=STRIDE, multiple=STRIDE)
+    network = _small(*features(in_channels, (8, 16, 32)), LITE0, num_classes, in_channels, image_size)
+    network.pretrained_part = "network.backbone.body"
+    return network
+
+
+def _small(
+    body: nn.Module, widths: Sequence[int], sizes: Sizes, num_classes: int, in_channels: int, image_size: int
+) -> FasterRCNN:
+    """Return a network on a backbone that gives a list of features, for images with small objects."""
+    from torchvision.models.detection import FasterRCNN as Network
+    from torchvision.models.detection.anchor_utils import AnchorGenerator
+    from torchvision.models.detection.faster_rcnn import TwoMLPHead
+    from torchvision.ops import MultiScaleRoIAlign
+
+    backbone = Pyramid(body, widths, sizes.neck)
     network = Network(
         backbone,
-        # Strides 4, 8 and 16, and the one that the pyramid adds.
-        rpn_anchor_generator=AnchorGenerator(((8,), (16,), (32,), (64,)), ((0.5, 1.0, 2.0),) * 4),
-        rpn_pre_nms_top_n_train=256,
-        rpn_pre_nms_top_n_test=128,
-        rpn_post_nms_top_n_train=128,
-        rpn_post_nms_top_n_test=TINY_PROPOSALS,
-        box_roi_pool=MultiScaleRoIAlign(levels, output_size=5, sampling_ratio=2),
-        box_head=TwoMLPHead(TINY_NECK * 5**2, TINY_HIDDEN),
-        box_predictor=_predictor(TINY_HIDDEN, num_classes + 1),
+        rpn_anchor_generator=AnchorGenerator(sizes.anchors, ((0.5, 1.0, 2.0),) * len(sizes.anchors)),
+        rpn_pre_nms_top_n_train=4 * sizes.proposals,
+        rpn_pre_nms_top_n_test=2 * sizes.proposals,
+        rpn_post_nms_top_n_train=2 * sizes.proposals,
+        rpn_post_nms_top_n_test=sizes.proposals,
+        box_roi_pool=MultiScaleRoIAlign(backbone.levels, output_size=5, sampling_ratio=2),
+        box_head=TwoMLPHead(sizes.neck * 5**2, sizes.hidden),
+        box_predictor=_predictor(sizes.hidden, num_classes + 1),
         box_batch_size_per_image=64,
-        box_detections_per_img=20,
+        box_detections_per_img=sizes.detections,
         **_as_given(in_channels, image_size),
     )
-    return FasterRCNN(network, TINY_PROPOSALS)
+    return FasterRCNN(network, sizes.proposals)
+
+
+class Stages(nn.Sequential):
+    """Modules in a row, of which the outputs of all but the first are returned."""
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Map images to features, the finest first."""
+        found = [images]
+        for stage in self:
+            found.append(stage(found[-1]))
+        return found[2:]
+
+
+class Pyramid(nn.Module):
+    """A backbone and a feature pyramid on it, which adds one level.
+
+    Parameters
+    ----------
+    body : nn.Module
+        Maps images to a list of features, the finest first.
+    widths : sequence of int
+        Their channels.
+    width : int
+        Channels of the pyramid.
+    """
+
+    def __init__(self, body: nn.Module, widths: Sequence[int], width: int) -> None:
+        super().__init__()
+        from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool
+
+        self.body, self.out_channels = body, width
+        self.levels = [f"level{number}" for number in range(1, 1 + len(widths))]
+        self.fpn = FeaturePyramidNetwork(list(widths), width, LastLevelMaxPool())
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Map images to the levels of the pyramid, by name."""
+        found: dict[str, Tensor] = self.fpn(OrderedDict(zip(self.levels, self.body(images), strict=True)))
+        return found
 
 
 def _as_given(in_channels: int, image_size: int) -> dict[str, Any]:

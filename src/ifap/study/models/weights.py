@@ -21,13 +21,16 @@ CARRIED = {
     "efficientnet_lite0": ("efficientnet_lite0", "weights.pth"),
 }
 """Model to the carrier of its weights and their file."""
+BACKBONES = dict.fromkeys(("faster_rcnn_lite0", "yolov4_lite0"), "efficientnet_lite0")
+"""Networks that start from the weights of another one, without its head."""
 FEATURES_OF = "efficientnet_lite0"
 """The model whose features compare generated with real images."""
 
 
 def source_of(model: str) -> str | None:
     """Return which package carries the weights of a model, in words; None if none does."""
-    return CARRIERS[CARRIED[model][0]].title if model in CARRIED else None
+    whole = BACKBONES.get(model, model)
+    return CARRIERS[CARRIED[whole][0]].title if whole in CARRIED else None
 
 
 def obtain_weights(model: str, path: Path) -> None:
@@ -36,7 +39,7 @@ def obtain_weights(model: str, path: Path) -> None:
     Parameters
     ----------
     model : str
-        Name in the registry.
+        Name in the registry. A network of `BACKBONES` gets the weights of the whole network that its backbone is of.
     path : Path
         The safetensors file to write. Of a network for images it has the names of the model's own tensors. Of a
         network for text its folder gets all that the package carries, the tokenizer too.
@@ -50,6 +53,7 @@ def obtain_weights(model: str, path: Path) -> None:
     """
     if path.exists():
         return
+    model = BACKBONES.get(model, model)
     if model not in CARRIED:
         raise ResultsError(f"{path}: file not found, and no package carries the weights of '{model}'")
     key, name = CARRIED[model]

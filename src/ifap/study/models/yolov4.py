@@ -1,7 +1,8 @@
-"""YOLOv4 (Bochkovskiy et al. 2020) on ShuffleNetV2: spatial pyramid pooling, path aggregation, three heads.
+"""YOLOv4 (Bochkovskiy et al. 2020): a backbone, spatial pyramid pooling, path aggregation, three heads.
 
-Neck and heads have the published widths; the backbone is torchvision's. The loss is the published one
-with complete IoU, without the tricks that augment or smooth what it is given.
+Backbones are ShuffleNetV2 of torchvision and EfficientNet-Lite0 of timm. On the largest, neck and heads have the
+published widths. The loss is the published one with complete IoU, without the tricks that augment or smooth what it is
+given.
 """
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ from torch.nn import functional
 
 from ifap.study.models.base import MODELS
 from ifap.study.models.detection import Detections, Detector, Target, clipped
+from ifap.study.models.efficientnet_lite0 import features
 from ifap.study.models.parts import check_size, fit_stem
 
 STRIDES = (8, 16, 32)
 # Widths and heights of the published anchors at 608 pixels, three a stride.
 ANCHORS = (((12, 16), (19, 36), (40, 28)), ((36, 75), (76, 55), (72, 146)), ((142, 110), (192, 243), (459, 401)))
 ANCHOR_SIZE = 608
-NECK, TINY_NECK = 128, 16  # width at the finest stride; doubled at each coarser one
+NECK, SMALL_NECK, TINY_NECK = 128, 32, 16  # width at the finest stride; doubled at each coarser one
 CELL_SCALES = (1.2, 1.1, 1.05)  # how far a centre may leave its cell, so that edges can be reached
 MATCH_IOU = 0.213  # an anchor of this shape overlap with a target is to find it
 IGNORE_IOU = 0.7  # what overlaps a target this much without being its cell is not called nothing
@@ -300,21 +302,30 @@ def _choose(boxes: Tensor, scores: Tensor) -> Detections:
 @MODELS.register("yolov4_shufflenet_v2")
 def yolov4_shufflenet_v2(num_classes: int, in_channels: int, image_size: int) -> nn.Module:
     """Return the untrained network on ShuffleNetV2 x2.0; sides are multiples of 32 pixels; a `Detector`."""
-    return _network("yolov4_shufflenet_v2", "shufflenet_v2_x2_0", NECK, num_classes, in_channels, image_size)
+    check_size("yolov4_shufflenet_v2", image_size, smallest=STRIDES[-1], multiple=STRIDES[-1])
+    return YoloV4(*_shufflenet("shufflenet_v2_x2_0", in_channels), NECK, num_classes, image_size)
 
 
 @MODELS.register("yolov4_shufflenet_tiny")
 def yolov4_shufflenet_tiny(num_classes: int, in_channels: int, image_size: int) -> nn.Module:
     """Return a small untrained network on ShuffleNetV2 x0.5 with a neck of an eighth of the width; a `Detector`."""
-    return _network("yolov4_shufflenet_tiny", "shufflenet_v2_x0_5", TINY_NECK, num_classes, in_channels, image_size)
+    check_size("yolov4_shufflenet_tiny", image_size, smallest=STRIDES[-1], multiple=STRIDES[-1])
+    return YoloV4(*_shufflenet("shufflenet_v2_x0_5", in_channels), TINY_NECK, num_classes, image_size)
 
 
-def _network(name: str, backbone: str, neck: int, num_classes: int, in_channels: int, image_size: int) -> nn.Module:
+@MODELS.register("yolov4_lite0")
+def yolov4_lite0(num_classes: int, in_channels: int, image_size: int) -> nn.Module:
+    """Return a network on EfficientNet-Lite0 with a neck of a quarter of the width, for pretrained weights."""
+    check_size("yolov4_lite0", image_size, smallest=STRIDES[-1], multiple=STRIDES[-1])
+    network = YoloV4(*features(in_channels, STRIDES), SMALL_NECK, num_classes, image_size)
+    network.pretrained_part = "backbone"
+    return network
+
+
+def _shufflenet(name: str, in_channels: int) -> tuple[nn.Module, list[int]]:
     # torchvision takes seconds to import, which listing the models should not.
     import torchvision.models
 
-    check_size(name, image_size, smallest=STRIDES[-1], multiple=STRIDES[-1])
-    network = getattr(torchvision.models, backbone)(weights=None)
+    network = getattr(torchvision.models, name)(weights=None)
     fit_stem(network, "conv1.0", in_channels)
-    widths = [network._stage_out_channels[stage] for stage in (1, 2, 4)]
-    return YoloV4(Backbone(network), widths, neck, num_classes, image_size)
+    return Backbone(network), [network._stage_out_channels[stage] for stage in (1, 2, 4)]

@@ -41,7 +41,7 @@ from ifap.study.report.tables.wording import VERDICT, label
 from ifap.study.templates import environment
 
 VERDICTS: tuple[str, ...] = get_args(Verdict)
-MOST_DRAWN = 2**19
+MOST_DRAWN = 2**18
 """Bytes of a figure that a page holds as a drawing."""
 MOST_WIDE = 1600
 """Pixels of a figure that a page holds as a photograph."""
@@ -334,10 +334,11 @@ def _environment(provenance: Mapping[Cell, Provenance]) -> list[tuple[str, str]]
 def _inline(picture: Picture) -> str:
     """Return a figure as a data URL, without comments, indentation and far decimals: a third shorter than in base64.
 
-    A figure of many pixels, such as generated images, is a JPEG: a page stays small, and the whole files are beside it.
+    A large figure, such as of generated images or of many layers, is a WebP image: a page stays small, and the whole
+    files are beside it.
     """
     if len(picture.files["svg"]) > MOST_DRAWN:
-        return "data:image/jpeg;base64," + base64.b64encode(_jpeg(picture.files["png"])).decode()
+        return "data:image/webp;base64," + base64.b64encode(_webp(picture.files["png"])).decode()
     text = re.sub(r"<!--.*?-->", "", picture.files["svg"].decode(), flags=re.DOTALL)
     text = re.sub(r"\s*\n\s*", " ", text).replace("> <", "><")
     text = re.sub(r"([1-9]\d*\.\d\d)\d+", r"\1", text)  # hundredths of a pixel
@@ -394,10 +395,10 @@ def _to(path: Path, scale: str) -> str:
     return link(path.as_posix(), scale)
 
 
-def _jpeg(png: bytes) -> bytes:
+def _webp(png: bytes) -> bytes:
     from PIL import Image  # slow to import, and few pages need it
 
     file, image = io.BytesIO(), Image.open(io.BytesIO(png)).convert("RGB")
     image.thumbnail((MOST_WIDE, MOST_WIDE))
-    image.save(file, "JPEG", quality=70)
+    image.save(file, "WEBP", quality=80, method=6)  # sharper letters than JPEG, of half the size
     return file.getvalue()

@@ -46,7 +46,8 @@ def draw_layer_widths(name: str, grid: Grid, runs: pd.DataFrame, root: Path) -> 
     for axes, (cell, widths) in zip(rows.flat, panels, strict=True):
         _width_bars(axes, grid, widths)
         axes.set_title(f"{cell.model}, {cell.dataset}")
-    add_legend(figure, rows[0, 0])
+    # The first network may lack a method that others have.
+    add_legend(figure, max(rows.flat, key=lambda axes: len(axes.containers)))
     words = " ".join(_width_words(cell, widths) for cell, widths in panels)
     alt = f"Bar charts, one a network: the output width of every layer before pruning and after it. {words}"
     methods = " and ".join(label(method) for method in shown)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ifap.study.grid import Grid
+from ifap.study.paper.vocabulary import METRICS
 from ifap.study.report.figures.drawing import (
     COLOURS,
     COLUMNS,
@@ -26,6 +28,8 @@ from ifap.study.report.figures.selection import networks, of_network, shown_line
 from ifap.study.report.tables.wording import label
 
 PANEL = ["task", "dataset", "model"]
+ACCURACIES = {"top1", "accuracy"}
+LETTERS = 38  # of a line beside an axis
 _LEAST_SPAN = 6.0  # of an axis, in percent
 
 
@@ -61,7 +65,8 @@ def _with_lines(grid: Grid, runs: pd.DataFrame) -> pd.DataFrame:
 def draw_trade_off(name: str, grid: Grid, runs: pd.DataFrame) -> Picture:
     """Draw one curve a method over its targets: mean and standard deviation over seeds of what was reached."""
     axis = AXES[name]
-    title = f"Top-1 accuracy on the test split against {_lower(axis.words)}"
+    what = "Top-1 accuracy" if set(runs["metric"]) <= ACCURACIES else "Scores"
+    title = f"{what} on the test split against {_lower(axis.words)}"
     pruned = _with_lines(grid, runs).dropna(subset=[axis.cut, axis.masked])
     panels = [network for network in networks(grid) if len(of_network(pruned, network))]
     if not panels:
@@ -77,14 +82,16 @@ def draw_trade_off(name: str, grid: Grid, runs: pd.DataFrame) -> Picture:
     words = []
     for axes, panel in zip(grid_axes.flat, panels, strict=False):
         named = panel[2] if len(grid.datasets()) == 1 else f"{panel[2]}, {panel[1]}"
-        words += _panel(axes, grid, of_network(pruned, panel), axis, named)
+        own = of_network(pruned, panel)
+        metric = str(own["metric"].iloc[0])
+        words += _panel(axes, grid, own, axis, named, unit=" %" if METRICS[metric].unit == "%" else "")
         _baseline(axes, of_network(runs, panel))
         axes.set_title(named)
-        label_axes(axes, f"{axis.words} (% of unpruned)", "Top-1, test (%)")
+        label_axes(axes, f"{axis.words} (% of unpruned)", _scores(metric))
         # The unpruned network is at the left, so that pruning reads from left to right.
         axes.invert_xaxis()
         axes.margins(x=0.06)
-        _widen(axes)
+        _widen(axes, METRICS[metric].high)
     _joint_legend(figure, grid_axes.flat[: len(panels)])
     several = ", mean and standard deviation over seeds" if pruned["seed"].nunique() > 1 else ""
     hollow = "; hollow: weights are masked, so that fewer MACs are theoretical" if _any_masked(pruned, axis) else ""
@@ -95,16 +102,24 @@ def draw_trade_off(name: str, grid: Grid, runs: pd.DataFrame) -> Picture:
     return save_picture(name, f"{title}{several}{hollow}", alt, figure)
 
 
-def _widen(axes: Axes) -> None:
-    """Let each axis show some points of percent at least: else differences of rounding would fill the picture."""
+def _scores(metric: str) -> str:
+    """Return how the axis of scores is called, on two lines where its name is long."""
+    if metric in ACCURACIES:
+        return "Top-1, test (%)"
+    less = "; less is better" * METRICS[metric].less_is_better
+    return textwrap.fill(f"Test: {METRICS[metric].title}{less}", LETTERS)
+
+
+def _widen(axes: Axes, highest: float) -> None:
+    """Let each axis show some points at least, else differences of rounding would fill the picture; nothing above."""
     for (start, end), place in ((axes.get_xlim(), axes.set_xlim), (axes.get_ylim(), axes.set_ylim)):
         middle, missing = (start + end) / 2, _LEAST_SPAN / 2 * (1 if end >= start else -1)
         if abs(end - start) < _LEAST_SPAN:
             place(middle - missing, middle + missing)
-    axes.set_ylim(top=min(axes.get_ylim()[1], 100 + _LEAST_SPAN / 10))
+    axes.set_ylim(top=min(axes.get_ylim()[1], highest + _LEAST_SPAN / 10))
 
 
-def _panel(axes: Axes, grid: Grid, frame: pd.DataFrame, axis: _Axis, named: str) -> list[str]:
+def _panel(axes: Axes, grid: Grid, frame: pd.DataFrame, axis: _Axis, named: str, unit: str) -> list[str]:
     """Draw the curves of one network and return them in words."""
     lines = list(dict.fromkeys(shown_lines(grid).values()))
     words = []
@@ -126,7 +141,7 @@ def _panel(axes: Axes, grid: Grid, frame: pd.DataFrame, axis: _Axis, named: str)
             elinewidth=0.9,
             **style,
         )
-        ends = ", ".join(f"{row.top1:.2f} % at {row.left:.0f} %" for row in points.itertuples())
+        ends = ", ".join(f"{row.top1:.2f}{unit} at {row.left:.0f} %" for row in points.itertuples())
         words.append(f"{named}, {style['label']}: {ends}.")
     return words
 
