@@ -24,7 +24,7 @@ from ifap.latency import LatencyModel, latency_ratio, layer_widths, repeated
 from ifap.layers import is_producer, modules_by_name
 from ifap.methods import AnyMethod
 from ifap.methods.base import Learnt, defaults_of, score
-from ifap.options import Clock, OnPhase, OnStep, Options, Recover, Validate, metric_of, name_of_metric
+from ifap.options import Clock, OnPhase, OnStep, Options, Recover, Validate, fell_too_far, metric_of, name_of_metric
 from ifap.plan import Plan
 from ifap.ranking import Budget, Floats, Ranking, by_speed, floors, unit_scores
 from ifap.recovery.former import FormerParameters
@@ -212,7 +212,7 @@ class Run:
         receipt = replace(
             receipt, metric_before=before if before is not None else metric, metric_after=metric, seconds=clock.seconds
         )
-        if self._fell_too_far(metric):
+        if fell_too_far(self.receipts[0].metric_after, metric, self._options.max_drop):
             assert previous is not None
             log.info("iteration %d is rolled back: %s fell to %s", step, self._target.kind, metric)
             self.model, (self._graph, self.after) = previous, before_cut
@@ -232,12 +232,6 @@ class Run:
         if self._validate is None:
             return None
         return metric_of(clock.measure("validate", lambda: self._validate(self.model)))  # type: ignore[misc]
-
-    def _fell_too_far(self, metric: float | None) -> bool:
-        start = self.receipts[0].metric_after
-        if self._options.max_drop is None or metric is None or start is None:
-            return False
-        return not metric >= start - self._options.max_drop
 
     # one cut
 

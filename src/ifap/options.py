@@ -63,12 +63,18 @@ def name_of_metric(validate: Validate) -> str:
 def metric_of(found: Any) -> float:
     """Return what a user's `validate` returned as a number."""
     try:
-        metric = float(found)
+        return float(found)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"validate must return a number, not {shown(found)}") from error
-    if math.isnan(metric):  # no network could be better or worse
-        raise ConfigError("validate must return a number, not nan")
-    return metric
+
+
+def fell_too_far(start: float | None, metric: float | None, max_drop: float | None) -> bool:
+    """Return whether a metric fell by more than is allowed; what is no number did."""
+    if max_drop is None or metric is None or start is None:
+        return False
+    if math.isnan(start):
+        raise ConfigError("max_drop: validate returns nan for the unpruned network, so that no fall can be seen")
+    return not metric >= start - max_drop
 
 
 class Clock:

@@ -124,10 +124,15 @@ def test_labelled_data_and_losses_that_do_not_fit_are_named(changed, kind, said)
     assert said in str(caught.value)
 
 
-@pytest.mark.parametrize("found", [None, {"accuracy": 1.0}, "0.9%", float("nan")])
+@pytest.mark.parametrize("found", [None, {"accuracy": 1.0}, "0.9%"])
 def test_a_metric_that_is_no_number_is_named(found):
     with pytest.raises(ConfigError, match="validate must return a number, not "):
         prune(validate=lambda _model: found, max_drop=1.0)
+
+
+def test_a_fall_from_no_number_is_named():
+    with pytest.raises(ConfigError, match="max_drop: validate returns nan for the unpruned network"):
+        prune(validate=lambda _model: float("nan"), max_drop=1.0)
 
 
 @pytest.mark.parametrize("value", ["0.5", [0.5], True])
