@@ -107,6 +107,13 @@ class NormByHand(nn.Module):
         return self.weight * x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6)
 
 
+class NormOfColumns(nn.LayerNorm):
+    """Takes what does not lie row by row in memory, and relies on a norm to return what does."""
+
+    def forward(self, x):
+        return super().forward(x.t().contiguous().t()).view(-1).view(x.shape)
+
+
 class WithSigmoid(nn.Module):
     def forward(self, x):
         return x - torch.sigmoid(x).mean(-1, keepdim=True)
@@ -115,6 +122,7 @@ class WithSigmoid(nn.Module):
 AVERAGES = {
     "layer norm": lambda: nn.LayerNorm(24),
     "layer norm without a weight": lambda: nn.LayerNorm(24, elementwise_affine=False),
+    "layer norm of columns": lambda: NormOfColumns(24),
     "root mean square": lambda: nn.RMSNorm(24),
     "group norm": lambda: nn.GroupNorm(4, 24),
     "one group": lambda: nn.GroupNorm(1, 24),

@@ -93,9 +93,10 @@ class CutAverages(DispatchMode):
 
 def _zeros(x: Tensor) -> list[int]:
     """Return for each dimension how many of its positions hold nothing but zeros, or almost."""
-    size = x.abs()
-    largest = [size.amax([other for other in range(x.dim()) if other != dim]) for dim in range(x.dim())]
-    return [int((each < _MASKED).sum()) for each in largest]
+    if not x.numel():
+        return [0] * x.dim()
+    is_zero = x.abs() < _MASKED
+    return [int(is_zero.movedim(dim, 0).reshape(x.shape[dim], -1).all(dim=1).sum()) for dim in range(x.dim())]
 
 
 def _dims(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], rank: int) -> Iterable[int]:
@@ -120,7 +121,7 @@ def _over_last(func: Any, x: Tensor, shape: list[int], *others: Any) -> Any:
     rows = x.flatten(x.dim() - len(shape))
     selected = [each.flatten()[kept] if isinstance(each, Tensor) else each for each in others]
     out, *statistics = func(rows[..., kept], [int(kept.sum())], *selected)
-    whole = torch.zeros_like(rows)
+    whole = rows.new_zeros(rows.shape)  # row by row in memory, as what a norm returns
     whole[..., kept] = out
     lead = x.shape[: x.dim() - len(shape)]
     return (whole.view_as(x), *(each.view(*lead, *[1] * len(shape)) for each in statistics))
