@@ -24,11 +24,12 @@ $(VENV)/.ready: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' \
 	  || { echo "error: Python 3.11 is needed, $(PYTHON) is $$($(PYTHON) --version 2>&1): set PYTHON=python3.11" >&2; exit 2; }
 	$(PYTHON) -m venv --clear $(VENV)
-	@# uv, itself pinned and hashed in the lock file, installs the rest: pip would take minutes. Compiled once: a job that
-	@# is not allowed to write bytecode would spend longer on compiling torch than on its work.
+	@# uv, itself pinned and hashed in the lock file, installs the rest: pip would take minutes. Torch is compiled once: a
+	@# job that is not allowed to write bytecode would spend longer on that than on its work. The rest takes a minute.
 	@awk '/^uv==/ {on = 1} on {print} on && !/\\$$/ {exit}' requirements.lock > $(VENV)/uv.lock
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $(VENV)/uv.lock
-	$(VENV)/bin/uv pip sync --quiet --require-hashes --compile-bytecode --python $(VENV)/bin/python requirements.lock
+	$(VENV)/bin/uv pip sync --quiet --require-hashes --python $(VENV)/bin/python requirements.lock
+	$(VENV)/bin/python -m compileall -q -j 0 -x /testing/ $(VENV)/lib/python3.11/site-packages/torch
 	$(VENV)/bin/uv pip install --quiet --no-deps --no-build-isolation --python $(VENV)/bin/python --editable .
 	@touch $@
 

@@ -373,12 +373,12 @@ def test_the_u_net_loses_heads_gates_with_their_values_and_whole_groups():
 
 @pytest.mark.parametrize("name", FULL)
 def test_everything_but_heads_of_the_full_networks_can_be_pruned(name):
-    """Without data: all that the trace must find is there, and three iterations come to 60 percent."""
+    """Without data: all that the trace must find is there, and one iteration comes to 60 percent."""
     channels, size = FULL[name]
     with torch.device("meta"):
         model = MODELS.get(name)(num_classes=20, in_channels=channels, image_size=size).eval()
         inputs = torch.zeros(1, channels, size, size)
-    pruned = ifap.prune(model, inputs, [], target=ifap.Target(macs=0.6), steps=3, method="random", prove=False)
+    pruned = ifap.prune(model, inputs, [], target=ifap.Target(macs=0.6), steps=1, method="random", prove=False)
     assert 0.6 <= pruned.after.reduction(pruned.before, "macs") < 0.61
     reasons = set(pruned.receipts[0].pinned.values())
     if "shufflenet" in name:  # its stages shuffle their channels through a reshape, and stay

@@ -1,4 +1,4 @@
-"""Three of the paper's architectures, each on another data set, through the whole chain at scale smoke."""
+"""Two of the paper's architectures, each on another data set, through the whole chain at scale smoke."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ GRID = Grid(load_params(ROOT / "params.yaml"), "smoke")
 AXES = GRID.options.grid["classification"]
 CELLS = [
     Cell("classification", dataset, model, "ifap", 0)
-    for dataset, model in zip(AXES.datasets, AXES.models[::4], strict=False)
+    for dataset, model in zip(AXES.datasets, AXES.models[::5], strict=False)
 ]
 
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
-    """The committed parameters, three cells of ninety."""
+    """The committed parameters, two cells of ninety."""
     made = make_project(tmp_path_factory.mktemp("smoke") / "project")
     shutil.copy(ROOT / "params.yaml", made.root / "params.yaml")
     targets = [str(paths.metrics_file("smoke", cell)) for cell in CELLS]
@@ -33,7 +33,7 @@ def project(tmp_path_factory):
 
 
 def test_the_cells_differ_in_architecture_and_data_set():
-    assert len({cell.model for cell in CELLS}) == len({cell.dataset for cell in CELLS}) == len(CELLS) == 3
+    assert len({cell.model for cell in CELLS}) == len({cell.dataset for cell in CELLS}) == len(CELLS) == 2
     assert len([cell for cell in GRID.pruned() if (cell.task, cell.method) == ("classification", "ifap")]) == 90
 
 
