@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
+from ifap.axes.cut import lost_positions, scale_positions
 from ifap.axes.tensors import named_tensors
 from ifap.axes.units import Graph, Indices
 from ifap.forward import Inputs
@@ -128,15 +129,13 @@ def keep_made_weights(model: nn.Module, graph: Graph, removed: Indices, done: Co
     if not modules:
         return
     tensors, given = named_tensors(model), dict[str, Tensor]()
-    for places, units in zip(graph.structure.places, graph.unit_of, strict=True):
-        gone = torch.from_numpy(np.flatnonzero(np.isin(units, removed)))
-        for place in places if len(gone) else ():
-            name = next((each for each in owners(place.tensor) if each in modules), None)
-            if name is None or tensors[place.tensor].shape != modules[name].weight.shape:
-                continue
-            weight = given.setdefault(name, made_weight(modules[name]).clone())
-            at = gone.to(weight.device)
-            weight.index_copy_(place.dim, at, weight.index_select(place.dim, at) * _ALMOST_ZERO)
+    for tensor, lost in lost_positions(graph, removed).items():
+        name = next((each for each in owners(tensor) if each in modules), None)
+        if name is None or tensors[tensor].shape != modules[name].weight.shape:
+            continue
+        weight = given.setdefault(name, made_weight(modules[name]).clone())
+        for dim, gone in lost:
+            scale_positions(weight, dim, gone, _ALMOST_ZERO)
     done._back += [give_weight(modules[name], weight) for name, weight in given.items() if takes_weight(modules[name])]
 
 

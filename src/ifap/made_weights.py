@@ -25,11 +25,7 @@ def takes_weight(module: nn.Module) -> bool:
     wanted = before + before.flip(0) / 2
     try:
         undo = give_weight(module, wanted)
-    except (
-        NotImplementedError,
-        RuntimeError,
-        ValueError,
-    ):  # such as of a layer whose weight is orthogonal
+    except (RuntimeError, ValueError):  # it is not made backwards, or not from every weight, such as an orthogonal one
         return False
     found = made_weight(module)
     undo()
@@ -52,21 +48,17 @@ def made_weight(module: Any) -> Tensor:
 
 def give_weight(module: Any, weight: Tensor) -> Callable[[], None]:
     """Let a layer compute with another weight, in place; returns what takes it back."""
-    if not makes_weight(module):
-        undo = restoring([module.weight])
-        with torch.no_grad():
-            module.weight.copy_(weight)
-        return undo
-    norm = _norm(module)
-    names = () if norm is None else ("weight_g", "weight_v")
-    sources = [getattr(module, name) for name in names] or [*module.parametrizations.weight.parameters()]
-    undo = restoring(sources)
     with torch.no_grad():
-        if norm is None:
-            module.weight = weight.to(module.weight.dtype, copy=True)  # its storage becomes the parameter's
+        if not makes_weight(module):
+            undo = restoring([module.weight])
+            module.weight.copy_(weight)
+        elif (norm := _norm(module)) is not None:
+            undo = restoring([module.weight_g, module.weight_v])
+            module.weight_g.copy_(torch.norm_except_dim(weight, 2, norm.dim))
+            module.weight_v.copy_(weight)
         else:
-            sources[0].copy_(torch.norm_except_dim(weight, 2, norm.dim))
-            sources[1].copy_(weight)
+            undo = restoring([*module.parametrizations.weight.parameters()])
+            module.weight = weight.to(module.weight.dtype, copy=True)  # its storage becomes the parameter's
     return undo
 
 

@@ -93,6 +93,22 @@ def _kept_positions(graph: Graph, removed: Indices) -> dict[str, dict[int, Tenso
     return keep
 
 
+def lost_positions(graph: Graph, removed: Indices) -> dict[str, list[tuple[int, Tensor]]]:
+    """Return by tensor the dimensions in which positions go, each with these positions."""
+    lost: dict[str, list[tuple[int, Tensor]]] = defaultdict(list)
+    for places, units in zip(graph.structure.places, graph.unit_of, strict=True):
+        gone = torch.from_numpy(np.flatnonzero(np.isin(units, removed)))
+        for place in places if len(gone) else ():
+            lost[place.tensor].append((place.dim, gone))
+    return lost
+
+
+def scale_positions(tensor: Tensor, dim: int, positions: Tensor, factor: float) -> None:
+    """Multiply some positions of a dimension by a factor, in place."""
+    at = positions.to(tensor.device)
+    tensor.index_copy_(dim, at, tensor.index_select(dim, at) * factor)
+
+
 def _select(model: nn.Module, keep: dict[str, dict[int, Tensor]], back: list[Undo]) -> set[str]:
     """Put selections in place of tensors, wherever each is held; returns the modules that hold any."""
     touched: set[str] = set()

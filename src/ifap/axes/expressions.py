@@ -218,7 +218,7 @@ def _bind(atom: Atom, target: Expression, reason: Reason) -> None:
         if atom.pin is not None and target.pin is None:
             target.pin = atom.pin
         target.group |= atom.group
-        target.averaged = _stranger(target.averaged, atom.averaged)
+        target.averaged = _deciding_average(target.averaged, atom.averaged)
     else:
         if any(inner is atom for inner in atoms_of(target)):
             pin(target, reason)  # an axis inside itself: whatever it means, it stays
@@ -233,11 +233,11 @@ def _bind(atom: Atom, target: Expression, reason: Reason) -> None:
 def mark_averaged(expression: Expression, operation: str) -> None:
     """Note that an operation averages over an axis, so that masking it is not the same as cutting it."""
     for atom in atoms_of(expression):
-        atom.averaged = _stranger(atom.averaged, operation)
+        atom.averaged = _deciding_average(atom.averaged, operation)
 
 
-def _stranger(one: str | None, other: str | None) -> str | None:
-    """Return the operation that counting zeros does not explain, if one of two is such, else the first."""
+def _deciding_average(one: str | None, other: str | None) -> str | None:
+    """Return which of two averages over an axis is noted: one that zeros change in no known way, else the first."""
     return other if one is None or (one in PADDED and other is not None) else one
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ifap.axes.averages import CutAverages, MaskedAverages
-from ifap.axes.cut import cut_units
+from ifap.axes.cut import cut_units, lost_positions, scale_positions
 from ifap.axes.dispatch import DispatchMode
 from ifap.axes.double import kept_double, to_double
 from ifap.axes.expressions import PADDED
@@ -224,23 +224,17 @@ def _draw_vectors(model: nn.Module) -> None:
 
 def _mask(model: nn.Module, graph: Graph, removed: Indices) -> list[tuple[Tensor, Tensor]]:
     """Take every value of the removed units to almost zero, in place; returns the tensors and what they held."""
-    places: dict[str, list[tuple[int, Tensor]]] = {}
-    for slots, units in zip(graph.structure.places, graph.unit_of, strict=True):
-        gone = torch.from_numpy(np.flatnonzero(np.isin(units, removed)))
-        if len(gone):
-            for place in slots:
-                places.setdefault(place.tensor, []).append((place.dim, gone))
+    lost = lost_positions(graph, removed)
     done: set[int] = set()
     saved: list[tuple[Tensor, Tensor]] = []
     with torch.no_grad():
         for name, tensor, _ in holders(model):
             # Whole numbers, such as the zero points of quantised weights, only shift what is masked.
-            if name in places and id(tensor) not in done and (tensor.is_floating_point() or tensor.is_complex()):
+            if name in lost and id(tensor) not in done and (tensor.is_floating_point() or tensor.is_complex()):
                 done.add(id(tensor))
                 saved.append((tensor, tensor.detach().clone()))
-                for dim, gone in places[name]:
-                    at = gone.to(tensor.device)
-                    tensor.index_copy_(dim, at, tensor.index_select(dim, at) * _ALMOST_ZERO)
+                for dim, gone in lost[name]:
+                    scale_positions(tensor, dim, gone, _ALMOST_ZERO)
     return saved
 
 

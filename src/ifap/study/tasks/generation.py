@@ -141,10 +141,10 @@ class Generation(Task):
         The distance, under the name of the features (less is better), and ``loss``, which the network has in training,
         a mean over images.
         """
-        where, seen = device_of(model), self._seen
+        where = device_of(model)
         # What real images have is kept: the last data are not read for it again.
-        is_new = seen is None or seen[0] is not data
-        measured = self._measure() if seen is None or is_new else seen[1]
+        known = None if self._seen is None or self._seen[0] is not data else self._seen[1]
+        measured = self._measure() if known is None else known
         measured.reset()  # of made images alone
         noise = torch.Generator().manual_seed(SEED)
         total, count = 0.0, 0
@@ -152,7 +152,7 @@ class Generation(Task):
             for inputs, _ in batches(data, batch_size):
                 images = to_device(inputs, where)
                 made = made_images(model, images, noise)
-                if is_new:
+                if known is None:
                     measured.update(images.cpu(), real=True)
                 measured.update(made.detach().float().cpu(), real=False)
                 with training_outputs(model):
