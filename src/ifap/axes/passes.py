@@ -223,7 +223,8 @@ def _pass(
         else:
             tensors = named_tensors(model)
             stack.callback(_forget, list(tensors.values()))
-        start(axes, tensors)
+        with torch._C.DisableTorchFunction():
+            start(axes, tensors)
         stack.enter_context(following(tracer))
         if sees:
             stack.callback(register_module_forward_hook(tracer.hand_back).remove)
@@ -248,9 +249,10 @@ def data_free(model: nn.Module, inputs: Inputs) -> Iterator[tuple[Inputs, dict[s
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     held = list(holders(model))
     tensors = once(held)
-    fakes = {id(tensor): _fake(mode, tensor) for tensor in tensors.values()}
     _MODES.append(weakref.ref(mode))
-    given = map_tensors(inputs, lambda x: _fake(mode, x))
+    with torch._C.DisableTorchFunction():  # what is done here is no call of the network's
+        fakes = {id(tensor): _fake(mode, tensor) for tensor in tensors.values()}
+        given = map_tensors(inputs, lambda x: _fake(mode, x))
     with _quiet(), mode, replaced_tensors(held, fakes):
         MODES.append(mode)
         try:
