@@ -15,7 +15,7 @@ from typing import Any, ParamSpec, TypeVar
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from ifap.errors import ConfigError, first_line
+from ifap.errors import ConfigError, closest, first_line
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -67,10 +67,12 @@ def instance(words: str, *classes: type, advice: Callable[[object], str | None] 
 
 def one_of(*values: str) -> Kind:
     """Return the kind of some strings."""
-    return Kind(
-        f"one of {', '.join(values)}",
-        lambda value: isinstance(value, str) and value in values,
-    )
+
+    def advice(value: object) -> str | None:
+        close = closest(value, values) if isinstance(value, str) else None
+        return f"did you mean '{close}'?" if close else None
+
+    return Kind(f"one of {', '.join(values)}", lambda value: isinstance(value, str) and value in values, advice)
 
 
 def every(words: str, *classes: type) -> Kind:

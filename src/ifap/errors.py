@@ -94,6 +94,11 @@ def counted(number: int, one: str, many: str | None = None) -> str:
     return f"{number:,} {one if number == 1 else many or f'{one}s'}"
 
 
+def closest(name: str, choices: Iterable[str]) -> str | None:
+    """Return which of some names a misspelt one is most like, if it is like any."""
+    return next(iter(difflib.get_close_matches(name, choices, n=1, cutoff=0.4)), None)
+
+
 def nearest(name: str, choices: Iterable[str]) -> str:
     """Say which choices exist and which is closest to a misspelt name.
 
@@ -110,7 +115,7 @@ def nearest(name: str, choices: Iterable[str]) -> str:
         A clause such as ``"did you mean 'ifap'? Valid: ifap, random"``.
     """
     names = sorted(choice for choice in choices if choice)
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
-    hint = f"did you mean '{close[0]}'? " if close else ""
+    close = closest(name, names)
+    hint = f"did you mean '{close}'? " if close else ""
     more = f", ... ({len(names)} in all)" if len(names) > _SHOWN_NAMES else ""
     return f"{hint}Valid: {', '.join(names[:_SHOWN_NAMES]) or 'none'}{more}"

@@ -27,12 +27,13 @@ from ifap.arguments import (
     either,
     every,
     instance,
+    one_of,
     optional,
 )
-from ifap.axes.units import UnitsOfProducts
+from ifap.axes.units import UNITS, UnitsOfProducts
 from ifap.checks import UnprovenError
 from ifap.data import refuse_test
-from ifap.errors import ConfigError, GraphError, TargetError, nearest
+from ifap.errors import GraphError, TargetError
 from ifap.example_inputs import can_be_saved
 from ifap.forward import Inputs
 from ifap.iterations import Run, log
@@ -51,12 +52,14 @@ TARGET = instance(
     advice=lambda value: f"write ifap.Target(macs={value})" if isinstance(value, float) and 0 < value < 1 else None,
 )
 PLAN = instance("a plan", Plan, advice=lambda value: "give its attribute plan" if isinstance(value, Pruned) else None)
-PACE = either(TEXT, every("shares of the target", float, int))
+PACE = either(one_of("units", "macs"), every("shares of the target", float, int))
 ARGUMENTS: dict[str, Kind] = {
     "model": MODULE, "batches": BATCHES, "target": optional(TARGET), "like": optional(PLAN), "steps": optional(WHOLE),
     "recover": optional(FUNCTION), "validate": optional(FUNCTION), "max_drop": optional(NUMBER), "ignore": LAYERS,
     "round_to": optional(WHOLE), "method": either(TEXT, FUNCTION), "labelled": optional(BATCHES),
     "loss": optional(FUNCTION), "seed": SEED, "alpha": NUMBER, "min_units": WHOLE, "max_layer_ratio": NUMBER,
+    "normalize": one_of(*NORMALIZE), "site": one_of(*SITES), "aggregate": one_of(*AGGREGATES),
+    "teacher": one_of("original", "previous"), "units": one_of(*UNITS),
     "spatial_only": SWITCH, "pace": PACE, "keep_embeddings": SWITCH, "compensate": optional(SWITCH),
     "outputs": optional(NAMES), "prove": SWITCH, "on_step": optional(FUNCTION),
     "resume": optional(either(FOLDER, instance("a store", Store))), "on_phase": optional(FUNCTION), "uniform": SWITCH,
@@ -307,15 +310,6 @@ def _check(options: Options, validate: Validate | None) -> None:
         raise TargetError(f"max_layer_ratio must lie in (0, 1], got {options.max_layer_ratio}")
     if options.min_units < 1 or (options.round_to is not None and options.round_to < 1):
         raise TargetError("min_units and round_to must be at least 1")
-    for key, value, valid in (
-        ("normalize", options.normalize, NORMALIZE),
-        ("site", options.site, SITES),
-        ("aggregate", options.aggregate, AGGREGATES),
-        ("teacher", options.teacher, ("original", "previous")),
-        ("pace", options.pace, ("units", "macs")),
-    ):
-        if value not in valid:
-            raise ConfigError(f"unknown {key} '{value}': {nearest(str(value), valid)}")
 
 
 def _check_shares(shares: tuple[float, ...], options: Options) -> None:

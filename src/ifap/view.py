@@ -9,7 +9,7 @@ from typing import Any
 from rich.table import Table
 from torch import Tensor, nn
 
-from ifap.arguments import BATCHES_ONCE, LAYERS, MODULE, NAMES, checked, optional
+from ifap.arguments import BATCHES_ONCE, LAYERS, MODULE, NAMES, checked, one_of, optional
 from ifap.axes.passes import trace_axes
 from ifap.axes.units import UNITS, Graph, find_units
 from ifap.errors import ConfigError, GraphError, nearest
@@ -30,6 +30,7 @@ from ifap.printing import as_text
 _MOST_LINES = 40
 
 
+@checked(model=MODULE, ignore=LAYERS, units=one_of(*UNITS), outputs=optional(NAMES))
 def trace(
     model: nn.Module,
     example_inputs: Inputs,
@@ -67,8 +68,6 @@ def trace(
     GraphError
         If the network does not run on its example inputs, or `ignore` names something that it does not have.
     """
-    if units not in UNITS:
-        raise ConfigError(f"unknown units '{units}': {nearest(str(units), UNITS)}")
     refuse_unmade(model)
     if any(tensor.is_nested for tensor in tensors(example_inputs)):
         raise ConfigError("example inputs hold a nested tensor: give samples of one length, with a mask of the padding")
@@ -225,7 +224,7 @@ def _listed(items: Sequence[str], most: int = 8) -> str:
     return ", ".join(items[:most]) + more
 
 
-@checked(model=MODULE, ignore=LAYERS, batches=BATCHES_ONCE, outputs=optional(NAMES))
+@checked(model=MODULE, ignore=LAYERS, units=one_of(*UNITS), batches=BATCHES_ONCE, outputs=optional(NAMES))
 def inspect(
     model: nn.Module,
     example_inputs: Inputs,

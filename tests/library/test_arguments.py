@@ -72,7 +72,7 @@ WRONG = {
     "max_drop": [(float("nan"), "max_drop must be a finite number or None, not nan")],
     "max_layer_ratio": [("a", "max_layer_ratio must be a finite number, not 'a'")],
     "min_units": [("2", "min_units must be a whole number")],
-    "pace": [(0.3, "pace must be a string or a list of shares"), (["a"], "it holds 'a'")],
+    "pace": [(0.3, "pace must be one of units, macs or a list of shares"), (["a"], "it holds 'a'")],
     "outputs": [("logits", "outputs must be a list of names of outputs or None, not 'logits'")],
     "prove": [("no", "prove must be True or False, not 'no'")],
     "compensate": [(1, "compensate must be True or False or None, not 1")],

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 import ifap
 from ifap.data import CalibrationBatches, Split
-from ifap.errors import ScoreError, SplitError
+from ifap.errors import ConfigError, ScoreError, SplitError
 from ifap.scores import flow, heads
 from ifap.scores.flow import activation_norms
 from ifap.view import trace
@@ -329,7 +329,7 @@ def test_no_data_is_an_error():
 
 @pytest.mark.parametrize("key", ["normalize", "site"])
 def test_unknown_choices_name_the_nearest(key):
-    with pytest.raises(ScoreError, match="did you mean"):
+    with pytest.raises(ConfigError, match="did you mean"):
         ifap.flow_scores(nn.Linear(4, 2), [torch.randn(2, 4)], **{key: {"normalize": "layers", "site": "outputs"}[key]})
 
 

@@ -27,12 +27,12 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
-from ifap.arguments import BATCHES_ONCE, MODULE, checked, instance, optional
+from ifap.arguments import BATCHES_ONCE, MODULE, checked, instance, one_of, optional
 from ifap.axes.attention import adopted
 from ifap.axes.tensors import unmapped
 from ifap.axes.units import Graph
 from ifap.data import refuse_test
-from ifap.errors import ScoreError, nearest
+from ifap.errors import ScoreError
 from ifap.forward import Inputs, device_of, evaluation_mode, placed, refuse_empty, run_batch
 from ifap.layers import is_conv, unit_axis, weight_norms
 from ifap.scores.heads import HeadCalls, head_weights, replace_heads
@@ -47,7 +47,10 @@ STATISTICS = ("norm", "rms", "centered")
 NO_DATA = "calibration data are empty: give at least one batch of inputs"
 
 
-@checked(model=MODULE, batches=BATCHES_ONCE, graph=optional(instance("what ifap.view.trace returned", Graph)))
+@checked(
+    model=MODULE, batches=BATCHES_ONCE, normalize=one_of(*NORMALIZE), site=one_of(*SITES),
+    statistic=one_of(*STATISTICS), graph=optional(instance("what ifap.view.trace returned", Graph)),
+)  # fmt: skip
 def flow_scores(
     model: nn.Module,
     batches: Iterable[Inputs],
@@ -88,9 +91,10 @@ def flow_scores(
 
     Raises
     ------
+    ConfigError
+        If an argument is none of what it may be.
     ScoreError
-        If there is no batch, if an activation is not finite (the layer is named), or if a choice
-        is unknown.
+        If there is no batch, or if an activation is not finite (the layer is named).
     SplitError
         If `batches` is a test split.
 
@@ -234,9 +238,6 @@ def _measure(
     graph: Graph | None,
 ) -> tuple[dict[str, _Meter], list[_Meter]]:
     """Return the meters of all weights, and those of the heads of each call that makes probabilities."""
-    _check_choice("normalize", normalize, NORMALIZE)
-    _check_choice("site", site, SITES)
-    _check_choice("statistic", statistic, STATISTICS)
     make = _METERS[statistic]
     meters: dict[str, _Meter] = {}
     heads = [] if graph is None else [make(weights) for weights in head_weights(model, graph)]
@@ -466,8 +467,3 @@ def _check_finite(meters: dict[str, _Meter]) -> None:
     for name, is_finite in zip(meters, finite, strict=True):
         if not is_finite:
             raise ScoreError(f"layer '{name}': activations are not finite on the calibration data")
-
-
-def _check_choice(key: str, value: str, valid: tuple[str, ...]) -> None:
-    if value not in valid:
-        raise ScoreError(f"unknown {key} '{value}': {nearest(str(value), valid)}")
