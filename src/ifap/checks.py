@@ -273,4 +273,6 @@ def because(model: nn.Module, graph: Graph) -> str:
     if not graph.pinned:
         return ": it has no convolution, linear layer or attention that the outputs depend on"
     name, reason = next(iter(graph.pinned.items()))
-    return f": for example '{name}' stays because {reason}"
+    return (
+        f": for example '{name}' stays because {reason}; ifap.inspect(model, example_inputs) gives the reason of each"
+    )

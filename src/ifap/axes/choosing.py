@@ -95,7 +95,8 @@ def _note_products(expression: Expression, rivals: dict[Atom, set[Atom]], depth:
         for place, atoms in enumerate(inside):
             others = {atom for other, each in enumerate(inside) if other != place for atom in each}
             for atom in others.intersection(atoms):
-                pin(atom, Reason("it is multiplied with itself"))
+                reason = "both factors of a product hold it, as where channels are shuffled into their own order"
+                pin(atom, Reason(reason))
             for atom in atoms:
                 rivals[atom] |= others - {atom}
                 depth[atom] = max(depth.get(atom, 0), place)
