@@ -263,6 +263,36 @@ def test_numbers_that_saturate_a_softmax_still_have_a_direction():
     assert drawn.abs().sum() > 0.01
 
 
+# --- outputs whose number depends on the data ------------------------------------------------------
+
+
+class Finder(nn.Sequential):
+    """Returns the rows that are detected: those of samples whose first number is above zero."""
+
+    def forward(self, x):
+        return super().forward(x)[x[:, 0] > 0]
+
+
+def test_a_batch_in_which_nothing_is_detected_says_nothing():
+    torch.manual_seed(0)
+    network = Finder(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 4))
+    x, nothing = torch.randn(16, 3).abs(), -torch.randn(16, 3).abs()
+    graph = trace(network, x[:1])
+    scores = unit_fisher(network, graph, [x, nothing], centred=False)
+    np.testing.assert_allclose(scores, unit_fisher(network, graph, [x], centred=False))
+    assert (scores > 0).any()
+
+
+def test_where_nothing_is_ever_detected_units_are_judged_by_their_energy():
+    torch.manual_seed(0)
+    network = Finder(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 4))
+    nothing = [-torch.randn(16, 3).abs(), -torch.randn(16, 3).abs()]
+    with pytest.raises(ScoreError, match="no values on the calibration data, as where nothing is detected"):
+        unit_fisher(network, trace(network, nothing[0]), nothing)
+    pruned = ifap.prune(network, nothing[0], nothing, target=ifap.Target(macs=0.4))
+    assert pruned.after.macs < 0.61 * pruned.before.macs
+
+
 # --- errors ---------------------------------------------------------------------------------------
 
 

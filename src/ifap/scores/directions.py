@@ -75,7 +75,7 @@ def direction(output: Tensor, axis: int | None, generator: torch.Generator) -> T
         Of the shape of the output. Outer products of such directions have the Fisher information as their mean.
     """
     noise = torch.randn(output.shape, generator=generator, device=output.device)
-    if axis is None:
+    if axis is None or not output.numel():
         return (noise / _scale(output.detach().float())).to(output.dtype)
     values = output.detach().float().movedim(axis, -1)
     probabilities = values.softmax(dim=-1).reshape(-1, values.shape[-1])

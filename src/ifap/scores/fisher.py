@@ -45,6 +45,7 @@ from ifap.scores.residuals import Residuals, fits_into_memory
 from ifap.scores.weights import rows_along
 from ifap.trouble import trouble
 
+_NO_VALUES = "the outputs hold no values on the calibration data, as where nothing is detected"
 _MEAN_STRIDE = 4  # means need no more than every fourth batch
 
 
@@ -179,7 +180,9 @@ def _by_weights(model: nn.Module, scores: Floats, weights: list[Contraction], fo
                 np.add.at(by_unit, units[units >= 0], sent[units >= 0])
                 squares += by_unit**2
                 known[units[units >= 0]] = True
-    return np.where(known, np.nan_to_num(scores) + squares / (2 * max(1, samples)), scores)
+    if not samples:
+        raise NoGradientError(_NO_VALUES)
+    return np.where(known, np.nan_to_num(scores) + squares / (2 * samples), scores)
 
 
 # --- forwards and backwards -----------------------------------------------------------------------
@@ -194,7 +197,8 @@ class _Forward(NamedTuple):
 
     @property
     def samples(self) -> int:
-        return self.outputs[0].shape[0] if self.outputs[0].dim() else 1
+        """Samples of the batch: of a detector, the boxes of the first image that has any, or none."""
+        return next((len(output) if output.dim() else 1 for output in self.outputs if output.numel()), 0)
 
 
 _Forwards = Callable[[], Iterator[_Forward]]
@@ -312,7 +316,7 @@ class _Signals:
 
     def backward(self, forward: _Forward) -> None:
         """Send a direction back through the network and add up what arrives."""
-        self._batch = forward.samples
+        self._batch = max(1, forward.samples)
         shapes = [output.shape for output in forward.outputs if output.dim() > 1]
         self._rows = {shape.numel() // max(1, width) for shape in shapes for width in (shape[1], shape[-1])}
         try:
@@ -323,7 +327,7 @@ class _Signals:
             raise
         finally:
             self._rows = None
-        self._samples += self._batch
+        self._samples += forward.samples
         self._batches += 1
 
     def _receive(self, name: str, x: Tensor, version: int, gradient: Tensor | None) -> None:
@@ -357,8 +361,10 @@ class _Signals:
 
     def scores(self) -> Floats:
         """Return half the mean square of the signal of each unit; NaN where none was seen."""
-        if not self._samples:
+        if not self._batches:
             raise ScoreError(NO_DATA)
+        if not self._samples:
+            raise NoGradientError(_NO_VALUES)
         squares = self._squares if self._residuals is None else self._with_residuals(self._residuals)
         if not self._seen.any():
             raise NoGradientError(
