@@ -20,10 +20,11 @@ from torch.utils.flop_counter import flop_registry
 
 from ifap.arguments import MODULE, checked
 from ifap.axes.fakes import Shapes, quick
-from ifap.axes.passes import data_free, empty_caches, is_trouble, plain_kernels, run_in_training, unchanged
+from ifap.axes.passes import data_free, empty_caches, plain_kernels, run_in_training, unchanged
 from ifap.errors import GraphError, kind_and_line
 from ifap.forward import Inputs, call, dense_outputs, evaluation_mode, task_tensors
 from ifap.layers import modules_by_name
+from ifap.trouble import is_trouble
 
 
 @dataclass(frozen=True)

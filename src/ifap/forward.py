@@ -16,13 +16,14 @@ from torch.nn.parameter import is_lazy
 from ifap.arguments import shown
 from ifap.axes.attention import adopt
 from ifap.axes.compiled import without_compiler
-from ifap.axes.passes import fields_of, is_trouble, map_tensors, modes
+from ifap.axes.passes import fields_of, map_tensors, modes
 from ifap.axes.tensors import keep_notes, laid_out_as
 from ifap.closures import rebind
 from ifap.errors import ConfigError, GraphError, IfapError, ScoreError, first_line, kind_and_line, nearest
 from ifap.layers import is_norm, modules_by_name
+from ifap.trouble import is_trouble
 
-__all__ = ["is_trouble", "map_tensors"]
+__all__ = ["map_tensors"]
 
 _DEPTH = 3  # of objects within objects, such as a distribution around another
 Inputs = Any  # a tensor, a tuple or list of arguments, or a dict of keyword arguments

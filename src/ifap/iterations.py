@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 from torch import Tensor, nn
 
 from ifap.axes.attention import adopt, is_whole, release
@@ -64,10 +63,10 @@ class Run:
         self._recover, self._validate, self._on_step = recover, validate, on_step
         self._on_phase = on_phase
         clock = Clock(on_phase)
-        ignored = [_name_of(model, item) for item in ignore]
+        self._ignored = [_name_of(model, item) for item in ignore]
         self.model = copy_to_prune(model)
         self._refused = dict(refused or {})  # axes that turned out to be impossible to cut, and why
-        clock.measure("trace", lambda: self._look(ignored))
+        clock.measure("trace", lambda: self._look(self._ignored))
         self._whole = replace(self._graph, structure=self._graph.structure.apart())
         if self._graph.num_units == 0:
             raise GraphError(f"nothing in this network can be pruned{because(self.model, self._graph)}")
@@ -118,7 +117,7 @@ class Run:
     def finish(self, store: Store | None) -> Pruned:
         """Run all iterations that are left and return the result."""
         if store is not None:
-            store.claim(described(self._options, self._original))
+            store.claim(described(self._options, self._original, [str(name) for name in self._ignored]))
         if store is not None and store.exists():
             self._resume(store)
         else:
@@ -148,7 +147,7 @@ class Run:
     def _prove(self) -> Proof:
         """Compare cutting with masking, from the unpruned network on."""
         Clock(self._on_phase, len(self.receipts) - 1).announce("prove")
-        removed = self._lost_units()
+        removed = self._whole.lost(self._graph.kept)
         proof = self._compare(removed)
         require(proof, self._whole, removed, self._compare)
         return proof
@@ -161,14 +160,6 @@ class Run:
             [self._inputs, *self._whole.structure.samples],
             lambda model, given: (x for each in given for x in output_tensors(model, each, self._options.outputs)),
         )
-
-    def _lost_units(self) -> Indices:
-        """Return the units of the unpruned network that are gone."""
-        alive = np.ones(self._whole.num_units, dtype=bool)
-        for units, left in zip(self._whole.unit_of, self._graph.kept, strict=True):
-            gone = np.setdiff1d(np.arange(len(units)), left)
-            alive[units[gone]] = False
-        return np.flatnonzero(~alive)
 
     def _is_done(self) -> bool:
         return self._is_reached() or not self.receipts[-1].accepted or len(self.receipts) > self._options.steps
@@ -214,7 +205,8 @@ class Run:
         )
         if fell_too_far(self.receipts[0].metric_after, metric, self._options.max_drop):
             assert previous is not None
-            log.info("iteration %d is rolled back: %s fell to %s", step, self._target.kind, metric)
+            assert self._validate is not None
+            log.info("iteration %d is rolled back: %s fell to %s", step, name_of_metric(self._validate), metric)
             self.model, (self._graph, self.after) = previous, before_cut
             return replace(receipt, accepted=False)
         return receipt
@@ -414,6 +406,9 @@ class Run:
                 units_removed=receipt.units_removed + more.units_removed,
                 rho=receipt.rho + more.rho,
                 score_low=min(receipt.score_low, more.score_low),  # type: ignore[type-var]
+                score_high=max(receipt.score_high, more.score_high),  # type: ignore[type-var]
+                compensated=receipt.compensated | more.compensated,
+                scored=[*dict.fromkeys((*receipt.scored, *more.scored))],
             )
         target = self._target
         raise TargetError(f"target {target.kind}={target.share:g} was missed after {_MAX_TOP_UPS} corrections")

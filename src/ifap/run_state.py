@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 
@@ -20,10 +20,10 @@ from ifap.plan import Plan, read_plan
 from ifap.results import Receipt
 from ifap.saving.store import write_network
 
-_NETWORK = "network"
+_NETWORK, _IGNORED = "network", "ignore"
 
 
-def described(options: Options, model: nn.Module) -> dict[str, str]:
+def described(options: Options, model: nn.Module, ignored: Sequence[str]) -> dict[str, str]:
     """Return what tells one run from another: its options, and the SHA-256 of the weights that it begins with."""
     weights = hashlib.sha256()
     for name, tensor in model.state_dict().items():
@@ -33,6 +33,7 @@ def described(options: Options, model: nn.Module) -> dict[str, str]:
     said = {field.name: getattr(options, field.name) for field in fields(options) if field.name != "prove"}
     if options.like is not None:
         said["like"] = hashlib.sha256(options.like.model_dump_json().encode()).hexdigest()
+    said[_IGNORED] = ", ".join(ignored)
     return {_NETWORK: weights.hexdigest(), **{key: str(value) for key, value in said.items()}}
 
 
@@ -61,7 +62,7 @@ class Store:
             If there is the state of another run: it would be returned as if it were this one's.
         """
         found = json.loads(self._receipts.read_text()).get("run", run) if self.exists() else run
-        other = next((key for key, value in run.items() if found.get(key) != value), None)
+        other = next((key for key, value in run.items() if found.get(key, "") != value), None)
         if other is not None:
             what = "of other weights" if other == _NETWORK else f"with {other}={found.get(other)}, not {run[other]}"
             raise ConfigError(
@@ -132,13 +133,9 @@ class Ended(Store):
 
 def replay(graph: Graph, plan: Plan) -> Graph:
     """Return the graph of the network that `plan` describes, from that of the unpruned one."""
-    alive = np.ones(graph.num_units, dtype=bool)
-    for slot, units in zip(graph.slots, graph.unit_of, strict=True):
-        left = plan.kept.get(slot.name, {}).get(slot.side)
-        if left is not None:
-            lost = np.setdiff1d(np.arange(len(units)), np.array(left))
-            alive[units[lost]] = False
-    return graph.without(np.flatnonzero(~alive))
+    whole = {slot: range(len(units)) for slot, units in zip(graph.slots, graph.unit_of, strict=True)}
+    kept = [plan.kept.get(slot.name, {}).get(slot.side, every) for slot, every in whole.items()]
+    return graph.without(graph.lost(kept))
 
 
 def follow(graph: Graph, plan: Plan) -> Graph:

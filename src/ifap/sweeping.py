@@ -121,7 +121,7 @@ def sweep(
     batches: Iterable[Inputs],
     *,
     validate: Validate,
-    targets: int | Sequence[float] = 9,
+    targets: int | Iterable[float] = 9,
     max_drop: float | None = None,
     folder: str | Path | None = None,
     **options: Any,
@@ -165,7 +165,7 @@ def sweep(
     >>> found.write_svg("curve.svg")
     >>> ifap.save(found.smallest, "small/")
     """
-    shares = tuple(targets) if isinstance(targets, Sequence) else _evenly(targets)
+    shares = tuple(targets) if isinstance(targets, Iterable) else _evenly(int(targets))
     if not shares:
         raise TargetError("targets: give at least one share to remove")
     if max_drop is not None and not max_drop >= 0:

@@ -19,6 +19,11 @@ _DISK = {
 }
 
 
+def is_trouble(error: Exception) -> bool:
+    """Whether an error is about disk, memory or device, and so says nothing about the network that was run."""
+    return trouble(error) is not None
+
+
 def trouble(error: Exception) -> str | None:
     """Say in one line what is wrong with disk, memory or device; None if it is something else."""
     text = (str(error).splitlines() or [""])[0][:300]

@@ -10,8 +10,9 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from ifap.arguments import BATCHES_ONCE, LAYERS, MODULE, NAMES, checked, one_of, optional
+from ifap.axes.grouping import find_units
 from ifap.axes.passes import trace_axes
-from ifap.axes.units import UNITS, Graph, find_units
+from ifap.axes.units import UNITS, Graph
 from ifap.errors import ConfigError, GraphError, nearest
 from ifap.forward import (
     Inputs,

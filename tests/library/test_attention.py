@@ -133,6 +133,18 @@ def test_attention_that_is_let_go_is_torchs_own_again():
     assert torch.equal(model(x), before)
 
 
+def test_attention_of_a_class_of_its_own_keeps_the_class():
+    class Own(nn.MultiheadAttention):
+        def twice(self, x):
+            return self(x, x, x)[0] * 2
+
+    model = nn.ModuleDict({"attention": Own(16, 4, batch_first=True)}).eval()
+    before = model["attention"].twice(torch.ones(1, 2, 16))
+    with adopted(model):
+        assert torch.allclose(model["attention"].twice(torch.ones(1, 2, 16)), before)
+    assert type(model["attention"]) is Own
+
+
 OWN_KEYS = [{"add_bias_kv": True}, {"add_zero_attn": True}, {"add_bias_kv": True, "add_zero_attn": True}]
 
 

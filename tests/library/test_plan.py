@@ -98,6 +98,21 @@ def test_tied_weights_survive(tmp_path):
     assert ifap.cost(loaded, net.inputs()).params == pruned.after.params
 
 
+def test_a_transposed_view_of_a_weight_is_no_second_name_of_it(tmp_path):
+    class Turned(nn.Sequential):
+        def __init__(self):
+            super().__init__(nn.Linear(8, 8), nn.Linear(8, 12), nn.ReLU(), nn.Linear(12, 3))
+            self.register_buffer("turned", self[0].weight.detach().t())
+
+        def forward(self, x):
+            return super().forward(x @ self.turned)
+
+    x = torch.randn(4, 8)
+    pruned = ifap.prune(Turned(), x, [x], target=ifap.Target(macs=0.3), ignore=["0"])
+    ifap.save(pruned, tmp_path)
+    assert torch.equal(ifap.load(tmp_path, Turned)(x), pruned.model(x))
+
+
 def test_tied_weights_survive_a_cut_of_both():
     """An embedding and the layer that shares its weight lose the same channels."""
     net = NETWORKS["tied_embedding"]

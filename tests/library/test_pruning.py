@@ -611,6 +611,7 @@ def test_finished_run_is_returned_from_its_state(tmp_path):
         ({"macs": 0.2}, r"with target=Target\(macs=0.4.*not Target\(macs=0.2"),
         ({"steps": 3}, "with steps=2, not 3"),
         ({"seed": 1}, "with seed=0, not 1"),
+        ({"ignore": ["0"]}, "with ignore=, not 0"),
         ({"weights": 0.5}, "of other weights"),
     ],
 )

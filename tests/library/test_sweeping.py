@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import xml.etree.ElementTree as ET
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -57,9 +58,10 @@ def test_each_iteration_is_a_point_at_its_target(curve):
 
 
 def test_a_number_of_targets_is_spread_evenly():
-    shares = [row["macs_removed"] for row in sweep(targets=3).rows()]
-    for share, wanted in zip(shares, (0, 0.3, 0.6, 0.9), strict=True):
-        assert wanted <= share < wanted + UNIT
+    for targets in (3, np.array([0.3, 0.6, 0.9]), iter([0.3, 0.6, 0.9])):
+        shares = [row["macs_removed"] for row in sweep(targets=targets).rows()]
+        for share, wanted in zip(shares, (0, 0.3, 0.6, 0.9), strict=True):
+            assert wanted <= share < wanted + UNIT
 
 
 def test_the_smallest_network_within_the_loss_is_the_one_of_its_point(curve):

@@ -222,3 +222,45 @@ def products_with_a_sparse_matrix():
             return self.head(torch.sparse.mm(near, torch.relu(self.a(x))))
 
     return Neighbours(a=nn.Linear(8, 24), head=nn.Linear(24, 3))
+
+
+class OwnAttention(nn.MultiheadAttention):
+    """Torch's attention with a method beside its forward."""
+
+    def attend(self, x):
+        return self(x, x, x, need_weights=False)[0]
+
+
+@kind(tokens())
+def attention_of_a_class_of_its_own():
+    class Attending(Net):
+        def forward(self, x):
+            x = self.embed(x)
+            return self.head((x + self.attention.attend(x)).mean(1))
+
+    return Attending(embed=nn.Linear(16, 24), attention=OwnAttention(24, 4, batch_first=True), head=nn.Linear(24, 3))
+
+
+class Fusable(nn.Module):
+    """A block with a second forward, which some libraries put in place of the first."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(16, 24), nn.Linear(12, 16)
+
+    def forward(self, x):
+        raise NotImplementedError
+
+    def forward_fused(self, x):
+        return self.b(self.a(x).reshape(*x.shape[:2], 2, 12).sum(2))
+
+
+@kind(tokens())
+def a_forward_set_on_the_instance():
+    class Fused(Net):
+        def forward(self, x):
+            return self.head(self.block(x).mean(1))
+
+    network = Fused(block=Fusable(), head=nn.Linear(16, 3))
+    network.block.forward = network.block.forward_fused
+    return network

@@ -6,6 +6,7 @@ head cannot leave. `ShapedAttention` computes the same from the same parameters,
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -123,12 +124,20 @@ def can_adopt(module: nn.Module) -> bool:
     return isinstance(module, nn.MultiheadAttention) and type(module).forward is nn.MultiheadAttention.forward
 
 
+@functools.cache
+def _shaped(kind: type[nn.MultiheadAttention]) -> type[ShapedAttention]:
+    """Return the class that `adopt` gives to modules of a class; other methods of that class stay."""
+    if kind is nn.MultiheadAttention:
+        return ShapedAttention
+    return type(kind.__name__, (ShapedAttention, kind), {"__module__": kind.__module__})
+
+
 def adopt(model: nn.Module, names: list[str] | None = None) -> list[str]:
     """Let torch's attention modules read their widths from their weights, in place; returns their names."""
     found = []
     for name, module in modules_by_name(model).items():
         if (names is None or name in names) and can_adopt(module):
-            module.__class__ = ShapedAttention
+            module.__class__ = _shaped(type(module))  # type: ignore[arg-type]
             # Keeps ``nn.TransformerEncoderLayer`` from its fused path, which needs whole weights.
             module._qkv_same_embed_dim = False
             found.append(name)
@@ -139,7 +148,7 @@ def release(model: nn.Module, names: list[str]) -> None:
     """Let modules that `adopt` named be torch's own again, in place."""
     for name in names:
         module: Any = model.get_submodule(name)
-        module.__class__ = nn.MultiheadAttention
+        module.__class__ = type(module).__bases__[-1]
         module._qkv_same_embed_dim = module.in_proj_weight is not None
 
 

@@ -338,6 +338,10 @@ def _corrected(tree: Any, path: Path, value: Any, fraction: Any) -> Any:
     return items if isinstance(tree, list) else tuple(items)
 
 
+OWN_FORWARD = "_forward_without_corrections"
+"""Attribute that holds a forward that was set on the instance, as some libraries do after they fuse layers."""
+
+
 def corrected_forward(
     module: Any, corrections: list[Correction], sequences: Mapping[Callee, Sequence]
 ) -> Callable[..., Any]:
@@ -358,7 +362,8 @@ def corrected_forward(
     calls = {name: (sequences[corrections[0].module, name], its) for name, its in changes.items()}
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        own = self.__dict__.get(OWN_FORWARD)
         with CorrectedSizes(calls):
-            return type(self).forward(self, *args, **kwargs)
+            return type(self).forward(self, *args, **kwargs) if own is None else own(*args, **kwargs)
 
     return MethodType(forward, module)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from ifap.axes.attention import adopt, can_adopt
-from ifap.axes.calls import corrected_forward
+from ifap.axes.calls import OWN_FORWARD, corrected_forward
 from ifap.axes.corrections import Correction, Corrections
 from ifap.axes.sizes import Key
 from ifap.axes.slots import of_each
@@ -162,11 +162,15 @@ def apply_corrections(model: nn.Module, corrections: Corrections, back: list[Und
     for name, module in modules_by_name(model).items():
         old = module.__dict__.get("forward")
         if is_corrected(old) and name not in by_module:
-            del module.__dict__["forward"]
+            _restoring(module, "forward", module.__dict__.get(OWN_FORWARD))()
             back.append(_restoring(module, "forward", old))
     for name, its in by_module.items():
         module = model.get_submodule(name)
-        back.append(_restoring(module, "forward", module.__dict__.get("forward")))
+        old = module.__dict__.get("forward")
+        back.append(_restoring(module, "forward", old))
+        if old is not None and not is_corrected(old):
+            back.append(_restoring(module, OWN_FORWARD, module.__dict__.get(OWN_FORWARD)))
+            module.__dict__[OWN_FORWARD] = old
         module.__dict__["forward"] = corrected_forward(module, its, corrections.sequences)
 
 

@@ -307,6 +307,7 @@ def factor(expression: Expression, outer: int) -> tuple[Expression, Expression]:
     if isinstance(expression, Atom):
         first, second = Atom(outer, expression.pin), Atom(inner, expression.pin)
         first.averaged = second.averaged = expression.averaged
+        first.group = second.group = expression.group
         first.group = expression.group
         expression.bound = Product((first, second))
         return first, second

@@ -78,13 +78,13 @@ class Forms:
         return found
 
     def _number(self, size: Expression) -> list[int]:
-        row = linear(size, self._chosen, -1)
+        row = linear(size, self._chosen)
         if row is None:
             inner = resolve(size)
             if isinstance(inner, Product):
                 return [number for factor in inner.factors for number in self._number(factor)]
             assert isinstance(inner, Concatenation)
-            row = {-1: inner.size}  # several axes multiplied inside a sum: counted as it is until it is measured
+            row = {STAYS: inner.size}  # several axes multiplied inside a sum: counted as it is until it is measured
         key = tuple(sorted(row.items()))
         if key not in self._numbers:
             self._numbers[key] = len(self._rows)
@@ -97,28 +97,32 @@ def _padded(factors: list[list[int]], one: int) -> npt.NDArray[np.int64]:
     return np.array([each + [one] * (longest - len(each)) for each in factors], dtype=np.int64).reshape(-1, longest)
 
 
-def linear(expression: Expression, chosen: dict[Atom, int], constant: int) -> dict[int, int] | None:
-    """Return the size of an axis as a sum over groups: group to coefficient, `constant` to what stays; None if not."""
+STAYS = -1
+"""Stands for what belongs to no group, beside the numbers of groups."""
+
+
+def linear(expression: Expression, chosen: dict[Atom, int]) -> dict[int, int] | None:
+    """Return the size of an axis as a sum over groups: group to coefficient, `STAYS` to the rest; else None."""
     found = resolve(expression)
     if isinstance(found, int):
-        return {constant: found}
+        return {STAYS: found}
     if isinstance(found, Atom):
-        return {chosen[found]: 1} if found in chosen else {constant: found.size}
+        return {chosen[found]: 1} if found in chosen else {STAYS: found.size}
     if isinstance(found, Product):
-        total: dict[int, int] = {constant: 1}
+        total: dict[int, int] = {STAYS: 1}
         for factor in found.factors:
-            its = linear(factor, chosen, constant)
+            its = linear(factor, chosen)
             if its is None:
                 return None
-            plain, own = set(its) <= {constant}, set(total) <= {constant}
+            plain, own = set(its) <= {STAYS}, set(total) <= {STAYS}
             if not plain and not own:
                 return None
-            scale, other = (its.get(constant, 0), total) if plain else (total.get(constant, 0), its)
+            scale, other = (its.get(STAYS, 0), total) if plain else (total.get(STAYS, 0), its)
             total = {key: number * scale for key, number in other.items()}
         return total
     total = {}
     for part in found.parts:
-        its = linear(part, chosen, constant)
+        its = linear(part, chosen)
         if its is None:
             return None
         for key, number in its.items():

@@ -37,6 +37,7 @@ from ifap.axes.training import differs_in_training, may_write_weights, recalled,
 from ifap.axes.unreached import follow_siblings, not_reached
 from ifap.errors import ConfigError, GraphError, IfapError, kind_and_line
 from ifap.layers import modules_by_name
+from ifap.trouble import is_trouble
 
 Inputs = Any
 T = TypeVar("T")
@@ -189,12 +190,6 @@ def _as_in_training(model: nn.Module) -> Iterator[None]:
     with unchanged(model), modes(model, training=True), torch.no_grad(), plain_kernels(), torch.random.fork_rng():
         torch.manual_seed(0)  # what a forward draws at random may decide what it does
         yield
-
-
-def is_trouble(error: BaseException) -> bool:
-    """Whether an error is about memory or device, and so says nothing about the network that was run."""
-    kinds = (torch.OutOfMemoryError, getattr(torch, "AcceleratorError", torch.OutOfMemoryError), MemoryError)
-    return isinstance(error, kinds) or "DefaultCPUAllocator" in str(error)
 
 
 def _pass(

@@ -18,10 +18,11 @@ from ifap.axes.cut import cut_units, lost_positions, scale_positions
 from ifap.axes.dispatch import DispatchMode
 from ifap.axes.double import kept_double, to_double
 from ifap.axes.expressions import PADDED
-from ifap.axes.passes import is_trouble, map_tensors, unchanged
+from ifap.axes.passes import map_tensors, unchanged
 from ifap.axes.tensors import as_real, holders
 from ifap.axes.training import same_values
 from ifap.axes.units import Graph, Indices
+from ifap.trouble import is_trouble
 
 _Forward = Callable[[nn.Module, Any], Iterable[Tensor]]
 _Mode = Callable[[], AbstractContextManager[Any]]

@@ -37,7 +37,6 @@ from ifap.forward import (
     dense_outputs,
     device_of,
     evaluation_mode,
-    is_trouble,
     task_tensors,
     to_device,
     unwrapped,
@@ -59,6 +58,7 @@ from ifap.plan import (
 from ifap.saving import legacy, rebuilding
 from ifap.saving.builders import bounded, build
 from ifap.saving.history import REPORT_FILE, History, history_of
+from ifap.trouble import is_trouble
 
 if TYPE_CHECKING:
     from ifap.axes.units import Graph
@@ -367,9 +367,9 @@ def _state(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, 
     """Return each tensor once, and the second names of those that have two."""
     state: dict[str, Tensor] = {}
     shared: dict[str, str] = {}
-    owners: dict[tuple[int, torch.Size], str] = {}
+    owners: dict[tuple[Any, ...], str] = {}
     for name, tensor in tensors.items():
-        key = (tensor.data_ptr(), tensor.shape)
+        key = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
         if tensor.numel() and key in owners:
             shared[name] = owners[key]
         else:

@@ -24,6 +24,7 @@ from ifap.scores.moments import MOST_BYTES, Halving, Moments, bytes_of, halves, 
 from ifap.scores.reading import Reader
 
 _SHRINKAGE = 0.1  # of the correlations towards none
+_WIDEST = 8192  # inputs: the time grows with their third power, and 12544 of a detector's head take two minutes
 
 
 def fits_into_memory(layers: Mapping[str, Any]) -> bool:
@@ -55,7 +56,7 @@ class Residuals:
         layers = {name: each.layer for name, each in read_by.items()}
         self.moments = dict(halves(model, batches, layers, halving=self._halving))
         self._units = {name: torch.from_numpy(read_by[name].units) for name in self.moments}
-        self._fitted: dict[str, list[tuple[Tensor, Tensor]]] = {}
+        self._fitted: dict[str, list[tuple[Tensor, Tensor | None]]] = {}
         for name, found in self.moments.items():
             self.means[name] = found[0].joined(found[1]).mean
             self._fitted[name] = [(each.mean, _matrix(each, self._units[name])) for each in reversed(found)]
@@ -65,7 +66,7 @@ class Residuals:
         residuals = []
         for half, part in self._halving.parts(batch, rows):
             mean, matrix = self._fitted[name][half]
-            residuals.append((part - mean) @ matrix)
+            residuals.append(part - mean if matrix is None else (part - mean) @ matrix)
         return torch.cat(residuals)
 
     def growth(self, name: str, scores: Tensor) -> Tensor:
@@ -88,6 +89,9 @@ class Residuals:
         units, (fitted, held) = self._units[name], self.moments[name]
         keys = torch.where(units >= 0, scores[units], torch.inf)
         order = torch.from_numpy(np.lexsort((units.numpy(), -keys.numpy())))  # what stays longest comes first
+        _, among_all = self._fitted[name][1]  # it takes deviations, not shares of their scale
+        if among_all is None:
+            return torch.ones(len(units), dtype=torch.float64)
         correlations, scale = _correlations(fitted)
         factor, failed = torch.linalg.cholesky_ex(correlations[order][:, order])
         if failed or not bool(torch.isfinite(factor).all()):
@@ -95,7 +99,6 @@ class Residuals:
         own = units[order] == units[order][:, None]  # what inputs of the unit itself say does not count
         identity = torch.eye(len(factor), dtype=factor.dtype, device=factor.device)
         among_last = (factor * own.to(factor.device)) @ torch.linalg.solve_triangular(factor, identity, upper=False)
-        _, among_all = self._fitted[name][1]  # it takes deviations, not shares of their scale
         variances = held.covariance / scale / scale[:, None]
         later = torch.empty(len(units), dtype=torch.float64)
         later[order] = _variances(among_last, variances[order][:, order])
@@ -103,12 +106,14 @@ class Residuals:
         return (_sums(later, units) / _sums(alone, units).clamp_min(1e-30)).clamp_min(1)
 
 
-def _matrix(moments: Moments, units: Tensor) -> Tensor:
-    """Return what deviations are multiplied by to become residuals: shape (inputs, inputs)."""
+def _matrix(moments: Moments, units: Tensor) -> Tensor | None:
+    """Return what deviations are multiplied by to become residuals: shape (inputs, inputs); None if they stay."""
+    if len(units) > _WIDEST:
+        return None
     correlations, scale = _correlations(moments)
     factor, failed = torch.linalg.cholesky_ex(correlations)
     if failed or not bool(torch.isfinite(factor).all()):  # so few samples that all of it is rounding: nothing is said
-        return torch.eye(len(units), dtype=factor.dtype, device=factor.device)
+        return None
     inverse = torch.cholesky_inverse(factor)
     rows = inverse / inverse.diagonal()[:, None]
     free = units[units >= 0]

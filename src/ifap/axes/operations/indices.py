@@ -102,7 +102,7 @@ def index_select(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, 
     return dims
 
 
-@rule("gather", "take_along_dim")
+@rule("gather")
 def gather(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
     """Look positions up along one dimension, which stays; the others are those of the index."""
     dims, where = list(t.dims(args[0])), t.dims(args[2])

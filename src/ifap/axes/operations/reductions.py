@@ -57,7 +57,7 @@ def _reduced(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], rank: int
 
 @rule(
     "_softmax", "_log_softmax", "_safe_softmax", "softmax", "log_softmax", "cumsum", "cumprod", "logcumsumexp",
-    "cumsum_", "sort", "topk", "argsort", "msort", "_weight_norm",
+    "cumsum_", "sort", "topk", "argsort", "_weight_norm",
 )  # fmt: skip
 def along_one(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
     """Work along one dimension, which stays."""
