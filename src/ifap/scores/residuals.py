@@ -93,15 +93,19 @@ class Residuals:
         if among_all is None:
             return torch.ones(len(units), dtype=torch.float64)
         correlations, scale = _correlations(fitted)
-        factor, failed = torch.linalg.cholesky_ex(correlations[order][:, order])
-        if failed or not bool(torch.isfinite(factor).all()):
+        factor = _factor(correlations[order[:, None], order])
+        if factor is None:
             return torch.ones(len(units), dtype=torch.float64)
-        own = units[order] == units[order][:, None]  # what inputs of the unit itself say does not count
         identity = torch.eye(len(factor), dtype=factor.dtype, device=factor.device)
-        among_last = (factor * own.to(factor.device)) @ torch.linalg.solve_triangular(factor, identity, upper=False)
-        variances = held.covariance / scale / scale[:, None]
+        among_last = torch.linalg.solve_triangular(factor, identity, upper=False)
+        if len(units.unique()) == len(units):
+            among_last *= factor.diagonal()[:, None]
+        else:  # what inputs of the unit itself say does not count
+            own = units[order] == units[order][:, None]
+            among_last = (factor * own.to(factor.device)) @ among_last
+        variances = (held.covariance / scale).div_(scale[:, None])
         later = torch.empty(len(units), dtype=torch.float64)
-        later[order] = _variances(among_last, variances[order][:, order])
+        later[order] = _variances(among_last, variances[order[:, None], order])
         alone = _variances(among_all.t() * scale / scale[:, None], variances)
         return (_sums(later, units) / _sums(alone, units).clamp_min(1e-30)).clamp_min(1)
 
@@ -111,8 +115,8 @@ def _matrix(moments: Moments, units: Tensor) -> Tensor | None:
     if len(units) > _WIDEST:
         return None
     correlations, scale = _correlations(moments)
-    factor, failed = torch.linalg.cholesky_ex(correlations)
-    if failed or not bool(torch.isfinite(factor).all()):  # so few samples that all of it is rounding: nothing is said
+    factor = _factor(correlations)
+    if factor is None:
         return None
     inverse = torch.cholesky_inverse(factor)
     rows = inverse / inverse.diagonal()[:, None]
@@ -121,14 +125,21 @@ def _matrix(moments: Moments, units: Tensor) -> Tensor | None:
     for unit in several.tolist():  # a head, or the positions of a channel that a linear layer reads
         own = (units == unit).nonzero().flatten().to(inverse.device)
         rows[own] = torch.linalg.solve(inverse[own][:, own], inverse[own])
-    return (rows * scale[:, None] / scale).t().contiguous()
+    return rows.mul_(scale[:, None]).div_(scale).t().contiguous()
+
+
+def _factor(correlations: Tensor) -> Tensor | None:
+    """Return the lower Cholesky factor; None where so few samples were seen that all of it is rounding."""
+    factor, failed = torch.linalg.cholesky_ex(correlations)
+    # What is not finite in a row is not finite on its diagonal.
+    return None if failed or not bool(torch.isfinite(factor.diagonal()).all()) else factor
 
 
 def _correlations(moments: Moments) -> tuple[Tensor, Tensor]:
     """Return the shrunk correlations of inputs (inputs, inputs), and their standard deviations; one for zero."""
     scale = moments.covariance.diagonal().clamp_min(0).sqrt()
     scale = torch.where(scale > 0, scale, torch.ones_like(scale))
-    correlations = moments.covariance / scale / scale[:, None] * (1 - _SHRINKAGE)
+    correlations = (moments.covariance / scale).div_(scale[:, None]).mul_(1 - _SHRINKAGE)
     correlations.diagonal().add_(_SHRINKAGE)
     correlations.diagonal().clamp_min_(_SHRINKAGE)
     return correlations, scale
