@@ -21,10 +21,11 @@ Row = dict[str, Any]
 
 
 CRASH = (
-    "*Ended by signal 11*: the network that was left holds `Conv2d(1, 1, (65, 1), padding=(32, 0))`. In torch 2.14 the",
-    "backward of this layer writes outside of its memory on a CPU, in a network that nothing has pruned too. With two",
-    "channels it does not.",
+    "*Ended by signal 11*: the pruned network holds `Conv2d(1, 1, (65, 1), padding=(32, 0))`. In torch 2.14 the",
+    "backward of this layer writes outside of its memory on a CPU. It also does so in a network that was not pruned.",
+    "With two channels it does not.",
 )
+LOST = "e7fcc99a7"  # the commit of many rows of the default method; the history of this repository does not hold it
 
 
 def write(rows: dict[str, Row], defaults: dict[str, Row], path: Path = PAGE) -> None:
@@ -39,7 +40,7 @@ def render(rows: list[Row], defaults: list[Row]) -> str:
         _counts(rows),
         _checks(rows),
         _proof(rows),
-        _defaults(defaults),
+        _defaults(defaults, rows),
         _peer(rows),
         _short(rows),
         _unable(rows),
@@ -53,8 +54,9 @@ def _head(rows: list[Row]) -> str:
     reached = sum(row["state"] == "reached" for row in rows)
     return f"""# Public networks, one by one
 
-In {reached} of {len(rows)} public networks one call of `ifap.prune` removes half of the MACs. The call has the same
-options for each network:
+In {reached} of {len(rows)} public networks one call of `ifap.prune` with the paper's method, `ifap`, removes half of
+the MACs. [The default method](#the-default-method), `flow`, was tried on fewer networks. The call has the same options
+for each network:
 
 <!-- not run: what the coverage calls -->
 ```python
@@ -100,14 +102,18 @@ def _states(rows: list[Row]) -> list[str]:
     return lines
 
 
-def _defaults(rows: list[Row]) -> str:
+def _defaults(rows: list[Row], every: list[Row]) -> str:
     if not rows:
         return ""
     lines = ["## The default method", "", *_states(rows), ""]
+    found = [(len(_of(rows, package)), len(_of(every, package)), package) for package in PACKAGES]
+    tried = ", ".join(f"{some} of {number} networks of {package}" for some, number, package in found if number)
     lines.append(
         _paragraph(
             "The same target and checks with the default method, `flow`: one iteration with compensation. The",
             "table is [`coverage_defaults.csv`](../results/bench/coverage_defaults.csv).",
+            f"It was tried on {tried}.",
+            *_sources(rows),
         )
     )
     short = [row for row in rows if row["state"] != "reached"]
@@ -115,6 +121,18 @@ def _defaults(rows: list[Row]) -> str:
     if any(row["reason"].startswith("ended by signal") for row in short):
         lines += ["", _paragraph(*CRASH)]
     return "\n".join(lines)
+
+
+def _sources(rows: list[Row]) -> list[str]:
+    """Say of how many rows the commit does not tell all."""
+    dirty = sum(row["dirty"] == "True" for row in rows)
+    lost = sum(row["commit"].startswith(LOST) for row in rows)
+    said = []
+    if lost:
+        said.append(f"{lost} rows name the commit {LOST}, which the history of this repository does not hold.")
+    if dirty:
+        said.append(f"{dirty} rows were measured with files that differed from their commit (`dirty`).")
+    return said
 
 
 def _checks(rows: list[Row]) -> str:
@@ -265,12 +283,19 @@ def _about(rows: list[Row]) -> str:
     torch = sorted({row["torch"] for row in rows if row["torch"]})
     named = [f"{name} {', '.join(sorted(found))}" for name, found in versions.items() if found]
     columns = "\n".join(f"- `{name}`: {text}" for name, text in COLUMNS.items())
+    peer = _paragraph(
+        "`--peer` also prunes the networks with Torch-Pruning and fills the columns `peer_...`.",
+        *([] if any(row["peer_state"] for row in rows) else ["In the recorded table these columns are empty."]),
+        *_sources(rows),
+    )
     return f"""## How to run it
 
-`python -m benchmarks.coverage --peer` prunes all networks with this library and with Torch-Pruning. Each network runs
-in a process of its own on one thread. After an interruption use `--resume` to continue. `--only 'timm:res*'` and
-`--package diffusers` select networks, `--small` selects twelve of all kinds, `--check` only builds and runs them.
+`python -m benchmarks.coverage` prunes all networks. Each network runs in a process of its own on one thread. After an
+interruption use `--resume` to continue. `--only 'timm:res*'` and `--package diffusers` select networks, `--small`
+selects twelve of all kinds, `--check` only builds and runs them. `--defaults` uses the default method.
 `python -m benchmarks.coverage --page` writes this page.
+
+{peer}
 
 Versions: torch {", ".join(torch)}; {"; ".join(named)}.
 

@@ -59,8 +59,9 @@ def _head() -> str:
     return """# Trained networks, pruned without training
 
 This page measures how good trained networks still are after one call of `ifap.prune`, without any training
-afterwards. It compares the methods of this project, controls (simple methods) and rivals (published methods). All use
-the same calibration data and end at the same MACs, unless the table says otherwise. The table is
+afterwards. It shows the default method, and those other methods of this project, controls (simple methods) and rivals
+(published methods) that have been run. Many have not been run: each section lists them. All rows of a network use the
+same calibration data and end at the same MACs, unless the table says otherwise. The table is
 [`pretrained.csv`](../results/bench/pretrained.csv).
 
 - *KL*: the divergence of the pruned network's probabilities from the original's, in nats. It needs no labels.
@@ -72,11 +73,10 @@ the same calibration data and end at the same MACs, unless the table says otherw
 
 Three kinds of data share no image and no article. *Calibration* data are given to `ifap.prune`. *Development* data
 served to choose between variants of the method. *Held-out* data give the numbers of this page. There is one
-exception: the 20 images of ImageNet are also among the 512 calibration images, without their labels. The section on
-folds measures such images when calibration has not seen them. Twenty images are few: one of them is five points of
-accuracy.
-
-Rows that were not run are absent."""
+exception: the 20 images of ImageNet are also among the 512 calibration images, without their labels. So the top-1 of
+EfficientNet-Lite0 is not of held-out data in the first section. The section on folds measures such images when
+calibration has not seen them: all its columns are of the 20 images. Twenty images are few: one of them is five points
+of accuracy."""
 
 
 def _section(rows: list[Row], network: Network) -> str:
@@ -168,11 +168,13 @@ def _methods() -> str:
     lines += [
         "",
         _paragraph(
-            "Those that score units are cut by the library, which ends within one unit of the target; Torch-Pruning's",
-            "pruners give the order in which they remove units. Whole blocks are coarse, and FastNAS counts otherwise:",
-            "both say what they reached. Our compensation can follow all but these two. Methods that need a gradient",
-            "take the original's own first choice as class, the text itself, or a random projection of the outputs; no",
-            "label is given to any. The networks that the study trains are not here: their weights are in no package.",
+            "If a rival scores units, the library removes the units with the lowest scores, and ends within one unit",
+            "of the target. Torch-Pruning's pruners give the order in which they remove units. ShortGPT removes whole",
+            "blocks, and FastNAS counts MACs in another way. So these two can miss the target; the column *removed*",
+            "says what they reached. Our compensation can follow all rivals except these two. Methods that need a",
+            "gradient take the first choice of the original as class, the text itself, or a random projection of the",
+            "outputs. No method gets labels. The networks that the study trains are not here, because no package has",
+            "their weights.",
         ),
     ]
     return "\n".join(lines)

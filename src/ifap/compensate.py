@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
@@ -22,12 +23,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
-from ifap.axes.cut import lost_positions, scale_positions
+from ifap.axes.cut import Lost, lost_positions, scale_positions, without_positions
 from ifap.axes.tensors import named_tensors
 from ifap.axes.units import Graph, Indices
+from ifap.costs import NetworkError
 from ifap.forward import Inputs
 from ifap.layers import add_bias, has_plain_forward, modules_by_name, weight_by_group
-from ifap.made_weights import give_weight, made_weight, makes_weight, restoring, takes_weight
+from ifap.made_weights import CannotSetError, Made, agree, give_weight, made_tensors, restoring
 from ifap.scores.matrices import matrices
 from ifap.scores.moments import Halves, Moments, halves, input_means, is_too_wide, widths_read
 from ifap.scores.reading import owners, readers
@@ -50,12 +52,29 @@ class Compensation:
     """
 
     said: dict[str, str] = field(default_factory=dict)
+    kept: list[tuple[str, Made, Tensor]] = field(default_factory=list)
     _back: list[Callable[[], None]] = field(default_factory=list)
 
     def undo(self) -> None:
         """Put the network back as it was."""
         for step in reversed(self._back):
             step()
+
+    def require_kept(self) -> None:
+        """See that the cut layers make the weights that they had made before.
+
+        Raises
+        ------
+        NetworkError
+            If one does not; it names the layer.
+        """
+        for name, made, weight in self.kept:
+            if not agree(made.value(), weight):
+                raise NetworkError(
+                    f"'{made.name}' is made from other tensors, and a cut would change what stays of it: remove the "
+                    "parametrization first, or ignore the layer",
+                    name,
+                )
 
 
 def compensate(
@@ -116,27 +135,33 @@ def keep_made_weights(model: nn.Module, graph: Graph, removed: Indices, done: Co
     """Keep the weights that stay as they are, where layers make them from tensors that are about to be cut.
 
     A weight norm would scale them up to the norm of the uncut weight. So these layers are given almost zero for what
-    goes.
+    is removed. Call `Compensation.require_kept` after the cut.
 
     Parameters
     ----------
     model, graph, removed
         See `compensate`.
     done : Compensation
-        Takes what undoes it.
+        Takes what undoes it, and the weights that the cut layers are to make.
     """
-    modules = {name: module for name, module in modules_by_name(model).items() if makes_weight(module)}
-    if not modules:
-        return
-    tensors, given = named_tensors(model), dict[str, Tensor]()
-    for tensor, lost in lost_positions(graph, removed).items():
-        name = next((each for each in owners(tensor) if each in modules), None)
-        if name is None or tensors[tensor].shape != modules[name].weight.shape:
-            continue
-        weight = given.setdefault(name, made_weight(modules[name]).clone())
+    makers = {name: found for name, module in modules_by_name(model).items() if (found := made_tensors(module))}
+    tensors = named_tensors(model) if makers else {}
+    lost_by_made: dict[Made, tuple[str, list[Lost]]] = {}
+    for tensor, lost in lost_positions(graph, removed).items() if makers else ():
+        name = next((each for each in owners(tensor) if each in makers), None)
+        for made in makers.get(name or "", ()):
+            inside = tensor.removeprefix(f"{name}.")
+            if inside.startswith(made.prefixes) and tensors[tensor].shape == made.value().shape:
+                lost_by_made[made] = name or "", lost
+    for made, (name, lost) in lost_by_made.items():
+        weight = made.value().clone()
         for dim, gone in lost:
             scale_positions(weight, dim, gone, _ALMOST_ZERO)
-    done._back += [give_weight(modules[name], weight) for name, weight in given.items() if takes_weight(modules[name])]
+        with suppress(CannotSetError):
+            done._back.append(made.set(weight))
+        for dim, gone in lost:
+            weight = without_positions(weight, dim, gone)
+        done.kept.append((name, made, weight))
 
 
 def biases_to_come(model: nn.Module, graph: Graph) -> int:
@@ -197,7 +222,7 @@ def _put(module: Any, name: str, graph: Graph, by_group: Tensor, shift: Tensor, 
     if isinstance(module, _ConvTransposeNd):
         by_group = by_group.transpose(1, 2)
     if module.bias is not None:
-        done._back.append(restoring([module.bias]))
+        done._back.append(restoring(module.bias))
     done._back.append(give_weight(module, by_group.flatten(0, 1).reshape(module.weight.shape)))
     with torch.no_grad():
         if module.bias is None and bool(shift.any()):

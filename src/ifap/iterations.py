@@ -18,7 +18,7 @@ from ifap.checks import Checks, Refusal, axes_that_cannot_follow, because, reaso
 from ifap.compensate import Compensation, biases_to_come, compensate, keep_made_weights
 from ifap.costs import Cost, NetworkError, count_bytes, count_params, params_by_module
 from ifap.errors import GraphError, TargetError
-from ifap.forward import Inputs, copy_to_prune, device_of, private_copy, to_device, unwrapped
+from ifap.forward import Inputs, copy_to_prune, device_of, evaluation_mode, private_copy, to_device, unwrapped
 from ifap.latency import LatencyModel, latency_ratio, layer_widths, repeated
 from ifap.layers import is_producer, modules_by_name
 from ifap.methods import AnyMethod
@@ -229,16 +229,17 @@ class Run:
 
     def _shrink(self, step: int, clock: Clock) -> Receipt:
         learnt = Learnt({}, [])
-        scores = clock.measure("score", lambda: self._score(step, learnt))
-        for words in learnt.said:
-            log.warning("units are scored %s", words)
-        while True:
-            ranking = self._rank(scores)
-            try:
-                return clock.measure("prune", lambda: self._cut(ranking, learnt, step))  # noqa: B023
-            except Refusal as refusal:
-                log.warning("%s stays: %s", ", ".join(self._names(refusal.reasons)), refusal)
-                self._refused |= refusal.reasons
+        with evaluation_mode(self.model):  # in training even reading a weight may change what it is made from
+            scores = clock.measure("score", lambda: self._score(step, learnt))
+            for words in learnt.said:
+                log.warning("units are scored %s", words)
+            while True:
+                ranking = self._rank(scores)
+                try:
+                    return clock.measure("prune", lambda: self._cut(ranking, learnt, step))  # noqa: B023
+                except Refusal as refusal:
+                    log.warning("%s stays: %s", ", ".join(self._names(refusal.reasons)), refusal)
+                    self._refused |= refusal.reasons
 
     def _score(self, step: int, learnt: Learnt) -> dict[str, Tensor] | Floats:
         options = self._options
@@ -330,7 +331,7 @@ class Run:
         else:
             keep_made_weights(self.model, self._graph, removed, done)
         try:
-            self._apply(removed)
+            self._apply(removed, done)
         except Refusal:
             done.undo()
             raise
@@ -353,7 +354,7 @@ class Run:
             scored=learnt.said,
         )
 
-    def _apply(self, removed: Indices) -> None:
+    def _apply(self, removed: Indices, done: Compensation) -> None:
         """Cut units, and see that the network still runs; if it does not, nothing is cut and `Refusal` says why."""
         try:
             smaller, undo = cut_units(self.model, self._graph, removed)
@@ -361,6 +362,7 @@ class Run:
             groups = axes_that_cannot_follow(self._graph, removed, error)
             raise Refusal(dict.fromkeys(groups, f"{error.text} (in '{error.module}')")) from None
         try:
+            done.require_kept()
             self._checks.check(self.model, smaller)
         except NetworkError as error:
             undo()

@@ -1,80 +1,193 @@
-"""Give a layer a new weight, also where it makes its weight from other tensors, as under a weight norm."""
+"""Tensors that a layer makes from others before each forward, as under a weight norm: read them, and set them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 _TOLERANCE = 1e-3  # of single precision, and of half precision too
 
 
-def takes_weight(module: nn.Module) -> bool:
-    """Return whether a layer computes with the weight that it is given.
+class CannotSetError(ValueError):
+    """A tensor is made from others in a way that does not give the value that is wanted."""
 
-    A layer whose weight is no parameter is tried: a spectral norm, for example, scales whatever it is given.
+
+class Made(NamedTuple):
+    """A tensor that a module makes, by a parametrization or by a hook of torch's former norms.
+
+    Parameters
+    ----------
+    module : nn.Module
+        What makes it.
+    name : str
+        Its attribute, such as ``weight``.
     """
-    own = module._parameters.get("weight")
-    if own is not None or not makes_weight(module):
-        return own is not None and own.is_floating_point()
-    before = made_weight(module)
-    wanted = before + before.flip(0) / 2
-    try:
-        undo = give_weight(module, wanted)
-    except (RuntimeError, ValueError):  # it is not made backwards, or not from every weight, such as an orthogonal one
+
+    module: Any
+    name: str
+
+    @property
+    def prefixes(self) -> tuple[str, str]:
+        """Beginnings of the names, inside the module, of what it is made from."""
+        return f"parametrizations.{self.name}.", f"{self.name}_"
+
+    def value(self) -> Tensor:
+        """Return it as a forward in evaluation would make it."""
+        hook = _hook(self.module, self.name)
+        if isinstance(hook, SpectralNorm):
+            return hook.compute_weight(self.module, do_power_iteration=False).detach()
+        if hook is not None:
+            return hook.compute_weight(self.module).detach()
+        makers = [*self.module.parametrizations[self.name].modules()]
+        were = [each.training for each in makers]
+        for each in makers:
+            each.training = False  # in training a spectral norm would go on with its power iteration
+        try:
+            return getattr(self.module, self.name).detach()
+        finally:
+            for each, mode in zip(makers, were, strict=True):
+                each.training = mode
+
+    def set(self, wanted: Tensor) -> Callable[[], None]:
+        """Change what it is made from, in place, so that it gets a value; returns what takes it back.
+
+        A weight that is divided by a norm is invariant to the scale of what it is made from. Where the norm is computed
+        from a buffer too, as a spectral norm is from its vectors, this buffer is scaled.
+
+        Raises
+        ------
+        CannotSetError
+            If it cannot have this value; nothing is changed then.
+        """
+        undo = self._restoring()
+        try:
+            self._set(wanted)
+            if not self._is(wanted) and not self._by_a_buffer(wanted):
+                raise CannotSetError(f"'{self.name}' is made in a way that does not take any value")
+        except (RuntimeError, ValueError, NotImplementedError) as error:  # it is not made backwards, or not from any
+            undo()
+            raise error if isinstance(error, CannotSetError) else CannotSetError(str(error)) from error
+        return undo
+
+    @torch.no_grad()
+    def _set(self, wanted: Tensor) -> None:
+        hook = _hook(self.module, self.name)
+        if isinstance(hook, WeightNorm):
+            getattr(self.module, f"{self.name}_g").copy_(torch.norm_except_dim(wanted, 2, hook.dim))
+            getattr(self.module, f"{self.name}_v").copy_(wanted)
+        elif hook is not None:
+            getattr(self.module, f"{self.name}_orig").copy_(wanted)
+        else:  # the storage of what is given becomes the parameter's
+            setattr(self.module, self.name, wanted.to(self.value().dtype, copy=True))
+
+    @torch.no_grad()
+    def _by_a_buffer(self, wanted: Tensor) -> bool:
+        found = self.value()
+        ratio = float((found * wanted).sum() / wanted.square().sum())
+        if ratio == 0 or not math.isfinite(ratio):
+            return False
+        for owner, key in self._held():
+            buffer = owner._buffers.get(key)
+            if buffer is None or not buffer.is_floating_point():
+                continue
+            for factor in (ratio, 1 / ratio):
+                buffer.mul_(factor)
+                if self._is(wanted):
+                    return True
+                buffer.div_(factor)
         return False
-    found = made_weight(module)
-    undo()
+
+    def _is(self, wanted: Tensor) -> bool:
+        return agree(self.value(), wanted)
+
+    def _restoring(self) -> Callable[[], None]:
+        """Return what puts back what it is made from; some parametrizations put another tensor in a buffer's place."""
+        held: list[tuple[dict[str, Any], str]] = [
+            (home, key) for owner, key in self._held() for home in (owner._parameters, owner._buffers)
+        ]
+        before = [(home, key, home[key], restoring(home[key])) for home, key in held if home.get(key) is not None]
+
+        def restore() -> None:
+            for home, key, tensor, fill in before:
+                home[key] = tensor
+                fill()
+
+        return restore
+
+    def _held(self) -> Iterator[tuple[nn.Module, str]]:
+        """Yield what it is made from: the owner of each tensor, and the key there."""
+        for name, owner in self.module.named_modules():
+            for key in (*owner._parameters, *owner._buffers):
+                if (f"{name}.{key}" if name else key).startswith(self.prefixes):
+                    yield owner, key
+
+
+def agree(found: Tensor, wanted: Tensor) -> bool:
+    """Whether two tensors are the same, up to rounding."""
+    if found.shape != wanted.shape or not found.numel():
+        return found.shape == wanted.shape
     return bool((found - wanted).abs().max() <= _TOLERANCE * wanted.abs().max())
 
 
-def makes_weight(module: Any) -> bool:
-    """Return whether a layer makes its weight from other tensors, in a way that torch knows."""
-    return isinstance(module, nn.Module) and (
-        parametrize.is_parametrized(module, "weight") or _norm(module) is not None
-    )
+def made_tensors(module: Any) -> list[Made]:
+    """Return the tensors that a module makes from others, in a way that torch knows."""
+    if not isinstance(module, nn.Module):  # a matrix that stands for a layer
+        return []
+    hooks = [each.name for each in module._forward_pre_hooks.values() if isinstance(each, (WeightNorm, SpectralNorm))]
+    parametrized = getattr(module, "parametrizations", {}) if parametrize.is_parametrized(module) else {}
+    return [Made(module, name) for name in (*hooks, *parametrized)]
 
 
-def made_weight(module: Any) -> Tensor:
-    """Return the weight that a layer computes with."""
-    norm = _norm(module)
-    weight: Tensor = module.weight if norm is None else norm.compute_weight(module)
-    return weight.detach()
+def takes_weight(module: Any) -> bool:
+    """Whether a layer computes with the weight that it is given; where it makes its weight, this is tried."""
+    own = module._parameters.get("weight")
+    if own is not None:
+        return own.is_floating_point()
+    made = _made_weight(module)
+    if made is None:
+        return False
+    before = made.value()
+    try:
+        undo = made.set(before + before.flip(0) / 2)
+    except CannotSetError:
+        return False
+    undo()
+    return True
 
 
 def give_weight(module: Any, weight: Tensor) -> Callable[[], None]:
     """Let a layer compute with another weight, in place; returns what takes it back."""
+    made = _made_weight(module)
+    if made is not None:
+        return made.set(weight)
+    undo = restoring(module.weight)
     with torch.no_grad():
-        if not makes_weight(module):
-            undo = restoring([module.weight])
-            module.weight.copy_(weight)
-        elif (norm := _norm(module)) is not None:
-            undo = restoring([module.weight_g, module.weight_v])
-            module.weight_g.copy_(torch.norm_except_dim(weight, 2, norm.dim))
-            module.weight_v.copy_(weight)
-        else:
-            undo = restoring([*module.parametrizations.weight.parameters()])
-            module.weight = weight.to(module.weight.dtype, copy=True)  # its storage becomes the parameter's
+        module.weight.copy_(weight)
     return undo
 
 
-def restoring(tensors: list[Tensor]) -> Callable[[], None]:
-    """Return what gives tensors the values that they have now."""
-    before = [tensor.detach().clone() for tensor in tensors]
+def restoring(tensor: Tensor) -> Callable[[], None]:
+    """Return what gives a tensor the values that it has now."""
+    before = tensor.detach().clone()
 
     def restore() -> None:
         with torch.no_grad():
-            for tensor, old in zip(tensors, before, strict=True):
-                tensor.copy_(old)
+            tensor.copy_(before)
 
     return restore
 
 
-def _norm(module: nn.Module) -> WeightNorm | None:
-    """Return the hook of torch's old weight norm that makes a layer's weight."""
-    hooks = (hook for hook in module._forward_pre_hooks.values() if isinstance(hook, WeightNorm))
-    return next((hook for hook in hooks if hook.name == "weight"), None)
+def _made_weight(module: Any) -> Made | None:
+    return next((made for made in made_tensors(module) if made.name == "weight"), None)
+
+
+def _hook(module: nn.Module, name: str) -> Any:
+    hooks = (hook for hook in module._forward_pre_hooks.values() if isinstance(hook, (WeightNorm, SpectralNorm)))
+    return next((hook for hook in hooks if hook.name == name), None)

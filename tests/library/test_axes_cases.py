@@ -105,18 +105,33 @@ def test_masks_of_torchs_own_pruning_stay_with_their_weights():
 
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
-@pytest.mark.parametrize("normed", [nn.utils.parametrizations.weight_norm, nn.utils.weight_norm])
+@pytest.mark.parametrize(
+    "normed",
+    [
+        nn.utils.parametrizations.weight_norm,
+        nn.utils.weight_norm,
+        nn.utils.parametrizations.spectral_norm,
+        nn.utils.spectral_norm,
+    ],
+)
 @pytest.mark.parametrize("layer", [nn.Conv1d, nn.ConvTranspose1d])
-def test_weights_that_stay_under_a_weight_norm_are_not_scaled_up(layer, normed, tmp_path):
+def test_weights_that_stay_under_a_norm_are_not_scaled_up(layer, normed, tmp_path):
     def build():
         torch.manual_seed(0)
         return nn.Sequential(
             normed(layer(3, 12, 3)), nn.ReLU(), normed(layer(12, 10, 3)), nn.ReLU(), nn.Conv1d(10, 2, 1)
-        )
+        ).eval()
 
     network, x = build(), torch.randn(4, 3, 20)
-    pruned = ifap.prune(network, x[:1], [x], target=ifap.Target(macs=0.5), method="magnitude", steps=3)
-    tensor = next(name for name in pruned.plan.kept if name.startswith("2.") and name[-1] in "1v")
+    training = build().train()
+    pruned = ifap.prune(training, x[:1], [x], target=ifap.Target(macs=0.5), method="magnitude", steps=3)
+    assert pruned.model[2].training
+    pruned.model.eval()
+    tensor = next(
+        name
+        for name in pruned.plan.kept
+        if name.startswith("2.") and name.endswith(("original", "original1", "weight_orig", "weight_v"))
+    )
     kept = pruned.plan.kept[tensor]
     sizes = enumerate(network[2].weight.shape[:2])
     rows, columns = (torch.tensor(kept.get(f"dim{dim}", range(size))) for dim, size in sizes)
@@ -127,6 +142,23 @@ def test_weights_that_stay_under_a_weight_norm_are_not_scaled_up(layer, normed, 
     assert torch.equal(ifap.load(tmp_path, build)(x), pruned.model.eval()(x))
     again = ifap.prune(build(), x[:1], [x], like=pruned.plan, method="magnitude", steps=1)
     assert again.after == pruned.after
+
+
+def test_a_weight_norm_of_a_recurrent_layer_keeps_its_weights():
+    class Steps(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.steps = nn.utils.parametrizations.weight_norm(nn.LSTM(8, 16, batch_first=True), "weight_hh_l0")
+            self.head = nn.Linear(16, 3)
+
+        def forward(self, x):
+            return self.head(self.steps(x)[0][:, -1])
+
+    network, x = Steps(), torch.randn(4, 6, 8)
+    pruned = ifap.prune(network, x[:1], [x], target=ifap.Target(macs=0.5), method="magnitude", steps=3)
+    kept = pruned.plan.kept["steps.parametrizations.weight_hh_l0.original1"]
+    wanted = network.steps.weight_hh_l0[kept["dim0"]][:, kept["dim1"]]
+    torch.testing.assert_close(pruned.model.steps.weight_hh_l0, wanted)
 
 
 def test_quantised_layers_stay_and_what_is_before_them_is_cut():

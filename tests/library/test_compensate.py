@@ -395,12 +395,25 @@ def test_a_weight_that_is_made_is_compensated_as_a_plain_one(normed, convolution
     torch.testing.assert_close(other.model(x), one.model(x), rtol=1e-4, atol=1e-5)
 
 
-def test_a_weight_that_is_scaled_whatever_it_is_given_stays():
+@pytest.mark.parametrize("normed", [nn.utils.parametrizations.spectral_norm, nn.utils.spectral_norm])
+def test_a_spectral_norm_is_refitted_through_its_vectors(normed):
     torch.manual_seed(0)
-    spectral = nn.utils.parametrizations.spectral_norm(nn.Linear(12, 4))
-    network, x = nn.Sequential(nn.Linear(3, 12), nn.Tanh(), spectral).eval(), torch.randn(64, 3)
+    network, x = nn.Sequential(nn.Linear(3, 12), nn.Tanh(), normed(nn.Linear(12, 4))).eval(), torch.randn(64, 3)
     before = copy.deepcopy(network.state_dict())
     pruned = ifap.prune(network, x[:1], x.split(16), target=ifap.Target(macs=0.4))
+    assert "ridge" in pruned.receipts[-1].compensated["2"]
+    assert (pruned.model(x) - network(x)).square().mean() < 0.1 * network(x).var()
+    assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
+
+
+def test_a_weight_that_cannot_be_given_any_value_stays_whole():
+    torch.manual_seed(0)
+    orthogonal = nn.utils.parametrizations.orthogonal(nn.Linear(12, 12))
+    network = nn.Sequential(nn.Linear(3, 12), nn.Tanh(), orthogonal, nn.Tanh(), nn.Linear(12, 20), nn.Linear(20, 4))
+    x, before = torch.randn(64, 3), copy.deepcopy(network.state_dict())
+    pruned = ifap.prune(network, x[:1], x.split(16), target=ifap.Target(macs=0.2))
+    kept = pruned.plan.kept["4"]["in"]  # its rows are multiplied by a square matrix on the right
+    torch.testing.assert_close(pruned.model[2].weight, network[2].weight[kept])
     assert "2" not in pruned.receipts[-1].compensated
     assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
 
@@ -409,5 +422,5 @@ def test_a_weight_that_is_scaled_whatever_it_is_given_stays():
 def test_only_layers_that_can_be_refitted_count_for_biases_to_come(can_be_refitted):
     network = nn.Sequential(nn.Linear(4, 6, bias=False), nn.Linear(6, 3, bias=False))
     if not can_be_refitted:
-        nn.utils.parametrizations.spectral_norm(network[1])
+        nn.utils.parametrizations.orthogonal(network[1])
     assert biases_to_come(network, trace(network, torch.ones(1, 4))) == (3 if can_be_refitted else 0)

@@ -71,9 +71,11 @@ def _compute_again(module: nn.Module, back: list[Undo]) -> None:
     hooks = [each for each in module._forward_pre_hooks.values() if type(each).__module__.startswith("torch.nn.utils")]
     if hooks:
         back += [_restoring(module, key, old) for key, old in module.__dict__.items() if isinstance(old, Tensor)]
+        mode, module.training = module.training, False  # in training a spectral norm goes on with its power iteration
         with torch.no_grad():
             for hook in hooks:
                 hook(module, ())
+        module.training = mode
 
 
 def _inside(name: str, touched: set[str]) -> bool:
@@ -93,9 +95,13 @@ def _kept_positions(graph: Graph, removed: Indices) -> dict[str, dict[int, Tenso
     return keep
 
 
-def lost_positions(graph: Graph, removed: Indices) -> dict[str, list[tuple[int, Tensor]]]:
+Lost = tuple[int, Tensor]
+"""A dimension of a tensor, and the positions of it that are removed."""
+
+
+def lost_positions(graph: Graph, removed: Indices) -> dict[str, list[Lost]]:
     """Return by tensor the dimensions in which positions go, each with these positions."""
-    lost: dict[str, list[tuple[int, Tensor]]] = defaultdict(list)
+    lost: dict[str, list[Lost]] = defaultdict(list)
     for places, units in zip(graph.structure.places, graph.unit_of, strict=True):
         gone = torch.from_numpy(np.flatnonzero(np.isin(units, removed)))
         for place in places if len(gone) else ():
@@ -107,6 +113,13 @@ def scale_positions(tensor: Tensor, dim: int, positions: Tensor, factor: float) 
     """Multiply some positions of a dimension by a factor, in place."""
     at = positions.to(tensor.device)
     tensor.index_copy_(dim, at, tensor.index_select(dim, at) * factor)
+
+
+def without_positions(tensor: Tensor, dim: int, positions: Tensor) -> Tensor:
+    """Return a tensor without some positions of a dimension."""
+    stays = torch.ones(tensor.shape[dim], dtype=torch.bool)
+    stays[positions] = False
+    return tensor.index_select(dim, stays.nonzero().flatten().to(tensor.device))
 
 
 def _select(model: nn.Module, keep: dict[str, dict[int, Tensor]], back: list[Undo]) -> set[str]:
