@@ -31,7 +31,8 @@ from ifap.export import export_onnx
 from ifap.files import atomic_write_text, write_csv
 from ifap.forward import call, tensors
 from ifap.plan import Builder, Plan
-from ifap.saving.store import unpruned_plan, write_network
+from ifap.saving.plans import unpruned_plan
+from ifap.saving.store import write_network
 from ifap.study.machine.determinism import configure
 from ifap.study.machine.provenance import provenance
 from ifap.study.models import MODELS, builder_id

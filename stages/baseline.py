@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ifap import plan
-from ifap.saving import store
+from ifap.saving import plans, store
 from ifap.study.machine.determinism import rank
 from ifap.study.stage import run_stage
 from stages.job import Job, cell_stage
@@ -15,7 +15,7 @@ def main(job: Job) -> None:
     with job.run() as timing:
         network = job.build()
         identifier, arguments = job.builder()
-        record = store.unpruned_plan(network, job.example_inputs(), plan.Builder(id=identifier, args=arguments))
+        record = plans.unpruned_plan(network, job.example_inputs(), plan.Builder(id=identifier, args=arguments))
         trained = job.train(network, timing)
         if rank() == 0:
             store.write_network(trained, record, job.checkpoint("final"))

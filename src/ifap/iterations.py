@@ -29,8 +29,9 @@ from ifap.ranking import Budget, Floats, Ranking, by_speed, floors, unit_scores
 from ifap.recovery.former import FormerParameters
 from ifap.results import Pruned, Receipt, Target, layer_costs
 from ifap.run_state import Store, described, follow, replay, restore_modes
+from ifap.saving.plans import pruned_plan
 from ifap.saving.pretrained import STAYS, expressible
-from ifap.saving.store import load, pruned_plan
+from ifap.saving.store import load
 from ifap.schedule import rate, solve_rho_0
 from ifap.view import output_tensors, trace
 

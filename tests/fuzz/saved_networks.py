@@ -13,7 +13,7 @@ import ifap
 from ifap import plan
 from ifap.cli.commands import _tensors
 from ifap.errors import IfapError
-from ifap.saving import store
+from ifap.saving import plans, store
 from ifap.study.models import builder_from_id, builder_id
 from ifap.study.models.base import load_pretrained
 
@@ -30,7 +30,7 @@ def small_network(folder, model, masked=False, **options):
         with torch.no_grad():
             for name, mask in masks.items():
                 network.get_parameter(name).mul_(mask)
-        store.write_network(network.eval(), store.unpruned_plan(network, inputs, builder), folder, masks)
+        store.write_network(network.eval(), plans.unpruned_plan(network, inputs, builder), folder, masks)
         return
     batches = torch.randn(2, 4, 1, 16, 16).unbind()
     pruned = ifap.prune(network, inputs, batches, target=ifap.Target(macs=0.4), steps=2, method="random", **options)

@@ -23,7 +23,8 @@ import ifap
 from ifap.errors import PlanError
 from ifap.plan import PLAN_FILE, read_plan
 from ifap.saving.history import REPORT_FILE
-from ifap.saving.store import WEIGHTS_FILE, unpruned_plan, write_network
+from ifap.saving.plans import unpruned_plan
+from ifap.saving.store import WEIGHTS_FILE, write_network
 
 EVERY = sorted(NETWORKS)
 

@@ -23,7 +23,7 @@ from ifap.example_inputs import InputValues, make_inputs
 from ifap.layers import shared_parameters
 from ifap.methods.units import map_units
 from ifap.plan import Builder, Plan
-from ifap.saving.store import unpruned_plan
+from ifap.saving.plans import unpruned_plan
 from ifap.scores.heads import replace_heads
 from ifap.scores.weights import weight_slots
 from ifap.study.models import MODELS, builder_from_id, builder_id

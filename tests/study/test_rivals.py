@@ -15,7 +15,7 @@ from ifap.costs import cost, nonzero_macs
 from ifap.data import Split
 from ifap.errors import ConfigError, PlanError, SplitError, TargetError, TrainingError
 from ifap.results import Target
-from ifap.saving import store
+from ifap.saving import plans, store
 from ifap.study.config.reading import parse_params
 from ifap.study.config.recipes import TrainingOptions
 from ifap.study.config.refining import mask_options
@@ -683,7 +683,7 @@ def saved(folder):
     with torch.no_grad():
         active = outcome.masks[name].nonzero()[0]
         outcome.model.get_parameter(name)[tuple(active)] = 0.0
-    store.write_network(outcome.model, store.unpruned_plan(outcome.model, EXAMPLE), folder, outcome.masks)
+    store.write_network(outcome.model, plans.unpruned_plan(outcome.model, EXAMPLE), folder, outcome.masks)
     return outcome
 
 
@@ -694,7 +694,7 @@ def test_masks_are_saved_with_the_weights(tmp_path):
     assert masks.keys() == outcome.masks.keys()
     model = store.load(tmp_path, network)
     assert all(map(torch.equal, model.state_dict().values(), outcome.model.state_dict().values()))
-    store.write_network(model, store.unpruned_plan(model, EXAMPLE), tmp_path / "dense")
+    store.write_network(model, plans.unpruned_plan(model, EXAMPLE), tmp_path / "dense")
     assert store.read_masks(tmp_path / "dense") == {}
     assert "sparsity" not in json.loads((tmp_path / "dense" / "plan.json").read_text())
 

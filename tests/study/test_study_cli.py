@@ -14,7 +14,8 @@ from workflow_project import SCALE, fresh  # noqa: F401
 
 import ifap
 from ifap.plan import Builder
-from ifap.saving.store import unpruned_plan, write_network
+from ifap.saving.plans import unpruned_plan
+from ifap.saving.store import write_network
 from ifap.study import paths
 from ifap.study.machine import gpu
 from ifap.study.models import builder_from_id

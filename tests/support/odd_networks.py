@@ -264,3 +264,8 @@ def a_forward_set_on_the_instance():
     network = Fused(block=Fusable(), head=nn.Linear(16, 3))
     network.block.forward = network.block.forward_fused
     return network
+
+
+@kind(image())
+def layer_norm_over_channels_of_one_place():
+    return nn.Sequential(unit(3, 16), nn.AdaptiveAvgPool2d(1), nn.LayerNorm([16, 1, 1]), unit(16, 20, 1), head(20))

@@ -103,7 +103,7 @@ def _kept_by_tensor(model: nn.Module, plan: Plan) -> dict[str, dict[int, Tensor]
         for dim, width in enumerate(tensor.shape):
             slot = slot_of(name, owner, leaf, dim, modules.get(owner))
             named = [(name, f"dim{dim}"), (slot.name, slot.side)]
-            if leaf == "bias":  # of a layer that makes its weight: plans before version 0.3 name the layer
+            if leaf == "bias" and tensor.dim() == 1:  # plans before version 0.3 name the layer that makes its weight
                 named.append((owner, "out"))
             where = next((each for each in named if each[1] in plan.kept.get(each[0], {})), named[0])
             left = plan.kept.get(where[0], {}).get(where[1])

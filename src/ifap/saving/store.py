@@ -23,16 +23,13 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
 from ifap.arguments import BUILDER, FOLDER, MAPPING, PRUNED, TEXT, checked, optional
-from ifap.axes.attention import ShapedAttention
 from ifap.axes.compiled import without_compiler
-from ifap.axes.sequences import listed
 from ifap.axes.tensors import as_real
-from ifap.costs import Cost, cost, count_params
+from ifap.costs import count_params
 from ifap.errors import PlanError, first_line
-from ifap.example_inputs import BoxesOfSamples, input_spec, make_inputs, variants
+from ifap.example_inputs import BoxesOfSamples, make_inputs, variants
 from ifap.files import beside, read_bounded
 from ifap.forward import (
-    Inputs,
     call,
     dense_outputs,
     device_of,
@@ -45,11 +42,7 @@ from ifap.plan import (
     FINGERPRINT_VALUES,
     MASK,
     PLAN_FILE,
-    AttributeSize,
     Builder,
-    CallSequence,
-    CallSize,
-    Costs,
     LayerMask,
     Plan,
     read_plan,
@@ -61,7 +54,6 @@ from ifap.saving.history import REPORT_FILE, History, history_of
 from ifap.trouble import is_trouble
 
 if TYPE_CHECKING:
-    from ifap.axes.units import Graph
     from ifap.results import Pruned
 
 WEIGHTS_FILE, _MAX_WEIGHTS_BYTES = "weights.safetensors", 2**38
@@ -236,84 +228,6 @@ def read_masks(folder: str | Path) -> dict[str, Tensor]:
     folder = Path(folder)
     plan = read_plan(folder)
     return _take_masks(_read_weights(folder / WEIGHTS_FILE, plan), plan, folder) if plan.sparsity else {}
-
-
-def unpruned_plan(model: nn.Module, example_inputs: Inputs, builder: Builder | None = None) -> Plan:
-    """Return the plan of a network that lost nothing, for saving a baseline in the same format."""
-    whole = cost(model, example_inputs)
-    return Plan(builder=builder or Builder(), example_inputs=input_spec(example_inputs), costs=_costs(whole, whole))
-
-
-def pruned_plan(model: nn.Module, graph: Graph, example_inputs: Inputs, before: Cost, after: Cost) -> Plan:
-    """Return the plan of a network that `graph` describes.
-
-    Parameters
-    ----------
-    model : nn.Module
-        The pruned network.
-    graph : Graph
-        Its units; knows which positions are left.
-    example_inputs : Tensor, tuple, list or dict
-        What one forward takes.
-    before, after : Cost
-        Costs of the unpruned and of the pruned network.
-    """
-    kept: dict[str, dict[str, list[int]]] = {}
-    widths = zip(graph.slots, graph.structure.places, graph.kept, graph.original_widths, strict=True)
-    for slot, places, left, width in widths:
-        if len(left) < width and (places or slot.side == "in"):  # what a tied layer makes is cut under its first name
-            kept.setdefault(slot.name, {})[slot.side] = left.tolist()
-    corrections = graph.corrections()
-    return Plan(
-        kept=kept,
-        attention=[name for name, module in model.named_modules() if isinstance(module, ShapedAttention)],
-        attributes=[
-            AttributeSize(module=key[0], path=list(key[1:]), value=value)
-            for key, value in corrections.attributes.items()
-        ],
-        calls=[
-            CallSize(
-                module=each.module,
-                function=each.function,
-                ordinal=each.ordinal,
-                path=list(each.path),
-                value=each.value,
-                fraction=None if each.fraction is None else list(each.fraction),
-                before=each.before,
-            )
-            for each in corrections.arguments
-        ],
-        sequences=[
-            CallSequence(module=module, function=function, forms=listed(sequence.forms), again=sequence.again or 0)
-            for (module, function), sequence in corrections.sequences.items()
-        ],
-        biases=sorted(graph.structure.biases),
-        example_inputs=input_spec(example_inputs),
-        costs=_costs(before, after),
-    )
-
-
-def sliced_plan(
-    kept: dict[str, dict[str, list[int]]],
-    split: list[str],
-    heads: dict[str, int],
-    example_inputs: Inputs,
-    before: Cost,
-    after: Cost,
-) -> Plan:
-    """Return the plan, of version 1, of a network that was cut without a graph; see `Plan` for what is given."""
-    return Plan(
-        format=1,
-        split_attention=split,
-        kept=kept,
-        heads=heads,
-        example_inputs=input_spec(example_inputs),
-        costs=_costs(before, after),
-    )
-
-
-def _costs(before: Cost, after: Cost) -> Costs:
-    return Costs(macs_before=before.macs, macs_after=after.macs, params_before=before.params, params_after=after.params)
 
 
 def write_network(

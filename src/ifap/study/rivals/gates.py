@@ -40,7 +40,7 @@ from ifap.methods.units import spread
 from ifap.pruning import prune
 from ifap.ranking import Budget, Floats, Ranking, floors
 from ifap.results import Pruned, Target
-from ifap.saving.store import pruned_plan
+from ifap.saving.plans import pruned_plan
 from ifap.view import trace
 
 

@@ -37,7 +37,7 @@ from ifap.errors import ConfigError, ScoreError, TargetError
 from ifap.forward import call, device_of, evaluation_mode, private_copy, tensors, to_device
 from ifap.layers import is_producer, sides
 from ifap.results import Pruned, Receipt, Target
-from ifap.saving.store import sliced_plan
+from ifap.saving.plans import sliced_plan
 from ifap.seeds import derive_seed
 from ifap.study.config.rivals import RfpOptions
 from ifap.study.rivals import SPARSE

@@ -13,7 +13,7 @@ from ifap.costs import cost
 from ifap.errors import ConfigError
 from ifap.forward import Inputs
 from ifap.plan import Plan
-from ifap.saving.store import sliced_plan, unpruned_plan
+from ifap.saving.plans import sliced_plan, unpruned_plan
 from ifap.study.rivals.attention import heads
 from ifap.study.rivals.base import Context, Outcome
 from ifap.study.rivals.controller import MaskController

@@ -1,0 +1,97 @@
+"""Make the plans of networks: of one that lost nothing, and of one that was cut."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from ifap.axes.attention import ShapedAttention
+from ifap.axes.sequences import listed
+from ifap.axes.units import Graph, Slot
+from ifap.costs import Cost, cost
+from ifap.example_inputs import input_spec
+from ifap.forward import Inputs
+from ifap.plan import AttributeSize, Builder, CallSequence, CallSize, Costs, Plan
+
+
+def unpruned_plan(model: nn.Module, example_inputs: Inputs, builder: Builder | None = None) -> Plan:
+    """Return the plan of a network that lost nothing, for saving a baseline in the same format."""
+    whole = cost(model, example_inputs)
+    return Plan(builder=builder or Builder(), example_inputs=input_spec(example_inputs), costs=_costs(whole, whole))
+
+
+def pruned_plan(model: nn.Module, graph: Graph, example_inputs: Inputs, before: Cost, after: Cost) -> Plan:
+    """Return the plan of a network that `graph` describes.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The pruned network.
+    graph : Graph
+        Its units; knows which positions are left.
+    example_inputs : Tensor, tuple, list or dict
+        What one forward takes.
+    before, after : Cost
+        Costs of the unpruned and of the pruned network.
+    """
+    kept: dict[str, dict[str, list[int]]] = {}
+    widths = zip(graph.slots, graph.structure.places, graph.kept, graph.original_widths, strict=True)
+    for slot, places, left, width in widths:
+        is_cut = len(left) < width or _has_a_width_of_its_own(slot, graph)
+        if is_cut and (places or slot.side == "in"):  # what a tied layer makes is cut under its first name
+            kept.setdefault(slot.name, {})[slot.side] = left.tolist()
+    corrections = graph.corrections()
+    return Plan(
+        kept=kept,
+        attention=[name for name, module in model.named_modules() if isinstance(module, ShapedAttention)],
+        attributes=[
+            AttributeSize(module=key[0], path=list(key[1:]), value=value)
+            for key, value in corrections.attributes.items()
+        ],
+        calls=[
+            CallSize(
+                module=each.module,
+                function=each.function,
+                ordinal=each.ordinal,
+                path=list(each.path),
+                value=each.value,
+                fraction=None if each.fraction is None else list(each.fraction),
+                before=each.before,
+            )
+            for each in corrections.arguments
+        ],
+        sequences=[
+            CallSequence(module=module, function=function, forms=listed(sequence.forms), again=sequence.again or 0)
+            for (module, function), sequence in corrections.sequences.items()
+        ],
+        biases=sorted(graph.structure.biases),
+        example_inputs=input_spec(example_inputs),
+        costs=_costs(before, after),
+    )
+
+
+def _has_a_width_of_its_own(slot: Slot, graph: Graph) -> bool:
+    """Whether a tensor of a layer does not follow the layer's width, such as a bias whose weight is cut by itself."""
+    return slot.side.startswith("dim") and graph.slot(slot.name.rpartition(".")[0], "out") is not None
+
+
+def sliced_plan(
+    kept: dict[str, dict[str, list[int]]],
+    split: list[str],
+    heads: dict[str, int],
+    example_inputs: Inputs,
+    before: Cost,
+    after: Cost,
+) -> Plan:
+    """Return the plan, of version 1, of a network that was cut without a graph; see `Plan` for what is given."""
+    return Plan(
+        format=1,
+        split_attention=split,
+        kept=kept,
+        heads=heads,
+        example_inputs=input_spec(example_inputs),
+        costs=_costs(before, after),
+    )
+
+
+def _costs(before: Cost, after: Cost) -> Costs:
+    return Costs(macs_before=before.macs, macs_after=after.macs, params_before=before.params, params_after=after.params)
