@@ -30,6 +30,13 @@ Inputs = Any  # a tensor, a tuple or list of arguments, or a dict of keyword arg
 
 
 def call(model: Callable[..., Any], inputs: Inputs) -> Any:
+    """Run `model` on a copy of its inputs, which a forward may change in place; see `call_directly`."""
+    with torch._C.DisableTorchFunction():  # copying is no call of the network's
+        copied = map_tensors(inputs, torch.clone)
+    return call_directly(model, copied)
+
+
+def call_directly(model: Callable[..., Any], inputs: Inputs) -> Any:
     """Run `model` on a tensor, on a tuple or list of arguments, or on a dict of keyword arguments."""
     if isinstance(inputs, Mapping):
         _check_length(model, inputs)

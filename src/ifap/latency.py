@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from ifap.forward import call, device_of, evaluation_mode, map_tensors, tensors, to_device
+from ifap.forward import call_directly, device_of, evaluation_mode, map_tensors, tensors, to_device
 from ifap.layers import has_plain_forward, is_depthwise, modules_by_name, sides, unit_axis
 
 Floats = npt.NDArray[np.float64]
@@ -78,7 +78,7 @@ def latency(model: nn.Module, example_inputs: Any, *, warmup: int = 5, runs: int
         for run in range(warmup + runs):
             _synchronize(where)
             start = time.perf_counter()
-            call(model, inputs)
+            call_directly(model, inputs)
             _synchronize(where)
             if run >= warmup:
                 times.append(1000 * (time.perf_counter() - start))
@@ -131,7 +131,7 @@ def side_by_side(model: nn.Module, other: nn.Module, example_inputs: Any, *, rou
     with evaluation_mode(model), evaluation_mode(other), torch.inference_mode():
         pairs: list[list[float]] = []
         while len(pairs) <= rounds and not (len(pairs) > _FEWEST_ROUNDS and sum(map(sum, pairs)) > _ENOUGH_SECONDS):
-            pairs.append([_timed(partial(call, network, inputs), where) for network in (model, other)])
+            pairs.append([_timed(partial(call_directly, network, inputs), where) for network in (model, other)])
     ratio = statistics.median(mine / theirs for mine, theirs in pairs[1:])
     both = [1000 * statistics.median(times) for times in zip(*pairs[1:], strict=True)]
     return SideBySide(ratio, both[0], both[1], len(pairs) - 1)
@@ -177,7 +177,7 @@ class LatencyModel:
         shapes = _input_shapes(model, inputs)
         modules = modules_by_name(model)
         with evaluation_mode(model), torch.inference_mode():
-            times = [_timed(lambda: call(model, inputs), device_of(model)) for _ in range(_RUNS + 1)]
+            times = [_timed(lambda: call_directly(model, inputs), device_of(model)) for _ in range(_RUNS + 1)]
             self._layers = {name: [_times(modules[name], shape) for shape in called] for name, called in shapes.items()}
         self.total = 1000 * statistics.median(times[1:])
         """Milliseconds of the network as it was given."""
@@ -254,7 +254,7 @@ def _input_shapes(model: nn.Module, inputs: Any) -> dict[str, list[tuple[int, ..
     handles = [module.register_forward_pre_hook(note(name)) for name, module in layers.items()]
     try:
         with evaluation_mode(model), torch.inference_mode():
-            call(model, inputs)
+            call_directly(model, inputs)
     finally:
         for handle in handles:
             handle.remove()

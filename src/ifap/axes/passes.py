@@ -10,7 +10,7 @@ import itertools
 import logging
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from types import BuiltinFunctionType, FunctionType, ModuleType, SimpleNamespace
@@ -337,7 +337,12 @@ def map_tensors(tree: Any, function: Callable[[Tensor], Any]) -> Any:
     if isinstance(tree, Tensor):
         return function(tree)
     if isinstance(tree, Mapping):
-        return {key: map_tensors(value, function) for key, value in tree.items()}
+        mapped = {key: map_tensors(value, function) for key, value in tree.items()}
+        if type(tree) is dict or not isinstance(tree, MutableMapping):
+            return mapped
+        made = copy.copy(tree)  # a class of its own may have attributes
+        made.update(mapped)
+        return made
     if fields := fields_of(tree):
         made = copy.copy(tree)  # no field is checked or computed again
         for name, value in fields.items():
