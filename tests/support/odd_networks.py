@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import random
+
+import numpy as np
 import torch
 from axes_networks import Net, kind
 from networks import fixed, head, image, tokens, unit
@@ -269,3 +272,26 @@ def a_forward_set_on_the_instance():
 @kind(image())
 def layer_norm_over_channels_of_one_place():
     return nn.Sequential(unit(3, 16), nn.AdaptiveAvgPool2d(1), nn.LayerNorm([16, 1, 1]), unit(16, 20, 1), head(20))
+
+
+@kind(image())
+def a_sample_of_a_gaussian():
+    class Sampled(Net):
+        def forward(self, x):
+            x = self.body(x).flatten(1)
+            mean, spread = self.mean(x), self.spread(x)
+            z = mean + torch.randn_like(spread) * torch.exp(0.5 * spread)
+            return self.head(functional.dropout(z, 0.2, training=True))
+
+    body = nn.Sequential(unit(3, 12), nn.AdaptiveAvgPool2d(2))
+    return Sampled(body=body, mean=nn.Linear(48, 16), spread=nn.Linear(48, 16), head=nn.Linear(16, 3))
+
+
+@kind(image())
+def noise_from_other_generators():
+    class Noisy(Net):
+        def forward(self, x):
+            x = self.a(x) * (1 + 0.1 * random.random()) + float(np.random.rand())  # noqa: NPY002
+            return self.head(self.b(x))
+
+    return Noisy(a=unit(3, 12), b=unit(12, 16), head=head(16))

@@ -17,6 +17,7 @@ from ifap.axes.averages import CutAverages, MaskedAverages
 from ifap.axes.cut import cut_units, lost_positions, scale_positions
 from ifap.axes.dispatch import DispatchMode
 from ifap.axes.double import kept_double, to_double
+from ifap.axes.draws import SteadyDraws, same_draws
 from ifap.axes.expressions import PADDED
 from ifap.axes.passes import map_tensors, unchanged
 from ifap.axes.tensors import as_real, holders
@@ -178,10 +179,9 @@ def _outputs(
 ) -> list[Tensor]:
     """Return the outputs of a network; what it draws at random, and what it remembers, is the same each time."""
     with (
-        torch.no_grad(), torch.random.fork_rng(), precision(), unchanged(model),
-        same_values(model, parameters=False), averages,
+        torch.no_grad(), same_draws(), precision(), unchanged(model), same_values(model, parameters=False),
+        SteadyDraws(), averages,  # type: ignore[no-untyped-call]
     ):  # fmt: skip
-        torch.manual_seed(0)
         found = map(as_real, forward(model, inputs))
         return [x.detach().double().clone() for x in found if x.is_floating_point()]
 

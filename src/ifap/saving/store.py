@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from ifap.arguments import BUILDER, FOLDER, MAPPING, PRUNED, TEXT, checked, optional
 from ifap.axes.compiled import without_compiler
+from ifap.axes.draws import same_draws
 from ifap.axes.tensors import as_real
 from ifap.costs import count_params
 from ifap.errors import PlanError, first_line
@@ -385,8 +386,8 @@ def _runnable(model: nn.Module, spec: Any) -> Any:
 def _fingerprint(model: nn.Module, spec: Any) -> list[float]:
     """Return some outputs of the network, in evaluation mode, on inputs that follow from `spec` alone."""
     inputs = to_device(make_inputs(spec), device_of(model))
-    with evaluation_mode(model), torch.no_grad(), dense_outputs(model), torch.random.fork_rng(), without_compiler():
-        torch.manual_seed(0)  # what a forward draws at random is the same each time
+    with evaluation_mode(model), torch.no_grad(), dense_outputs(model), same_draws(), without_compiler():
+        torch.manual_seed(0)
         found = map(as_real, task_tensors(model, call(model, inputs)))
         output = next((t for t in found if t.is_floating_point()), None)
     if output is None or output.numel() == 0:
