@@ -295,3 +295,41 @@ def noise_from_other_generators():
             return self.head(self.b(x))
 
     return Noisy(a=unit(3, 12), b=unit(12, 16), head=head(16))
+
+
+class AssertingAttention(nn.Module):
+    """Attention that asserts its width, and takes it for that of its heads."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed_dim, self.heads = 24, 4
+        self.qkv, self.out = nn.Linear(24, 72), nn.Linear(24, 24)
+
+    def forward(self, x):
+        batch, tokens, width = x.shape
+        assert width == self.embed_dim
+        q, k, v = self.qkv(x).reshape(batch, tokens, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
+        mixed = (q @ k.transpose(-1, -2)).softmax(-1) @ v
+        return self.out(mixed.transpose(1, 2).reshape(batch, tokens, self.embed_dim))
+
+
+@kind(tokens())
+def attention_that_asserts_its_width():
+    class Asserting(Net):
+        def forward(self, x):
+            x = self.embed(x)
+            return self.head((x + self.attention(x)).mean(1))
+
+    return Asserting(embed=nn.Linear(16, 24), attention=AssertingAttention(), head=nn.Linear(24, 3))
+
+
+@kind(fixed(lambda: (torch.randn(2, 5, 16), torch.randn(2, 4, 16))))
+def torchs_own_transformer():
+    class Translator(Net):
+        def forward(self, source, target):
+            return self.head(self.transformer(self.source(source), self.target(target)))
+
+    transformer = nn.Transformer(24, 4, 1, 1, 32, batch_first=True)
+    return Translator(
+        source=nn.Linear(16, 24), target=nn.Linear(16, 24), transformer=transformer, head=nn.Linear(24, 3)
+    )

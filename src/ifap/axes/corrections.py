@@ -13,7 +13,7 @@ from typing import Any
 
 from ifap.axes.expressions import Concatenation, Expression, Product, atoms_of, is_fixed, resolve
 from ifap.axes.sequences import ANYTHING, Change, Form, Path, Sequence, merged, repeating
-from ifap.axes.sizes import Key, Need, Origin, Place, Recorder, SizeOf, Use, value_of
+from ifap.axes.sizes import Comparison, Key, Need, Origin, Place, Recorder, SizeOf, Use, value_of
 
 Callee = tuple[str, str]
 """The module whose forward makes calls, and the called function."""
@@ -136,23 +136,41 @@ class Sizes:
     def _attributes(self, size: SizeOf) -> dict[Key, int]:
         """Return the value of each attribute: those that stand for one axis follow it."""
         attributes = dict(self._original)
-        pairs = self._pairs(size)
+        counted = [(use.origin, use.need.wanted(size)) for use in self._uses if use.need.counts is not None]
+        compared = [(mine, value_of(other, size, self._original)) for mine, other in self._compared()]
+        settled: set[Key] = set()
         for direct in (True, False):
-            for key, values in _offers(pairs, size, attributes, direct=direct).items():
-                value = next(iter(values))
-                if len(values) == 1 and value is not None and value == int(value):
+            offers = _offers(counted + compared, size, attributes, direct=direct)
+            # A call that takes an attribute can be corrected by itself, a comparison with it cannot.
+            offers |= _offers(compared, size, attributes, direct=direct)
+            for key in offers.keys() - settled:
+                value = next(iter(offers[key]))
+                if len(offers[key]) == 1 and value is not None and value == int(value):
                     attributes[key] = int(value)
+                    settled.add(key)
         return attributes
 
-    def _pairs(self, size: SizeOf) -> list[tuple[Any, Any]]:
-        """Return numbers that count an axis, or that the forward compares with a size, and what each must become."""
-        pairs = [(use.origin, use.need.wanted(size)) for use in self._uses if use.need.counts is not None]
-        for each in self._comparisons:
-            if each.name in ("eq", "ne") and each.outcome is (each.name == "eq"):
-                for mine, other in ((each.left, each.right), (each.right, each.left)):
-                    if isinstance(mine, Origin) and not any(leaf.kind == "attribute" for leaf in _leaves(other)):
-                        pairs.append((mine, value_of(other, size, self._original)))
-        return pairs
+    def _compared(self) -> Iterator[tuple[Origin, Any]]:
+        """Yield numbers that the forward finds equal to a size, and that size."""
+        for each in self._equalities():
+            for mine, other in ((each.left, each.right), (each.right, each.left)):
+                if isinstance(mine, Origin) and not any(leaf.kind == "attribute" for leaf in _leaves(other)):
+                    yield mine, other
+
+    def _equalities(self) -> Iterator[Comparison]:
+        return (each for each in self._comparisons if each.is_equality)
+
+    def equal_axes(self) -> Iterator[tuple[Expression, Expression]]:
+        """Yield axes that the forward finds as long as each other, or as one attribute: both must lose as much."""
+        like_attribute: dict[Key, Expression] = {}
+        for each in self._equalities():
+            sides = [side for side in (each.left, each.right) if isinstance(side, Origin)]
+            axes = [side.parts[0] for side in sides if side.kind == "axis" and not is_fixed(side.parts[0])]
+            keys = [side.parts[0] for side in sides if side.kind == "attribute"]
+            if len(axes) == 2:
+                yield axes[0], axes[1]
+            elif axes and keys:
+                yield like_attribute.setdefault(keys[0], axes[0]), axes[0]
 
     def _correction(self, use: Use, wanted: Any, present: Any) -> Correction:
         if not isinstance(present, (int, float)) or (isinstance(wanted, Fraction) and wanted.denominator != 1):

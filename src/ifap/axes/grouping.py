@@ -62,6 +62,7 @@ def find_units(
     _pin_ignored(axes, modules, set(ignored), keep_embeddings=keep_embeddings)
     _pin_unfollowed(axes)
     sizes = Sizes(axes.recorders, attributes, axes.unsteady)
+    axes.ties += [(one, other, Reason("its size is compared with another")) for one, other in sizes.equal_axes()]
     parameters = set(parameters_by_name(model))
     while True:
         chosen = choose(axes, modules, inner=units == "inner", spatial_only=spatial_only)

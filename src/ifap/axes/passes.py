@@ -45,7 +45,7 @@ Outputs = Callable[[Any], Iterable[Tensor]]
 Call = Callable[[nn.Module, Inputs], Any]
 
 _TORCH_SIZES = (
-    "groups", "num_groups", "normalized_shape", "num_features", "input_size", "hidden_size", "proj_size",
+    "d_model", "groups", "num_groups", "normalized_shape", "num_features", "input_size", "hidden_size", "proj_size",
     "in_channels", "out_channels", "in_features", "out_features", "embedding_dim",
 )  # fmt: skip
 MOST_SAMPLES = 8

@@ -81,6 +81,11 @@ class Comparison:
     outcome: bool
     module: str
 
+    @property
+    def is_equality(self) -> bool:
+        """Whether the forward found them equal."""
+        return self.name in ("eq", "ne") and self.outcome is (self.name == "eq")
+
     def holds(self, size: SizeOf, attributes: dict[Key, int]) -> bool:
         """Whether the outcome is the same with other sizes."""
         values = (value_of(self.left, size, attributes), value_of(self.right, size, attributes))
