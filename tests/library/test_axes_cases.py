@@ -73,8 +73,10 @@ def test_both_halves_of_a_chunk_lose_the_same_number():
     assert sum(place < 12 for place in kept) == sum(place >= 12 for place in kept) < 12
 
 
-@pytest.mark.parametrize("name", ["attention_that_asserts_its_width", "torchs_own_transformer"])
-def test_a_width_that_is_compared_with_an_attribute_is_cut(name):
+@pytest.mark.parametrize(
+    "name", ["attention_that_asserts_its_width", "torchs_own_transformer", "a_template_that_nothing_runs"]
+)
+def test_nothing_but_the_outputs_stays(name):
     kind = KINDS[name]
     assert [each.name for each in ifap.inspect(kind.build(), kind.inputs()).stays] == ["head"]
 

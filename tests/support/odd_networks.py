@@ -333,3 +333,14 @@ def torchs_own_transformer():
     return Translator(
         source=nn.Linear(16, 24), target=nn.Linear(16, 24), transformer=transformer, head=nn.Linear(24, 3)
     )
+
+
+@kind(tokens())
+def a_template_that_nothing_runs():
+    class Copied(Net):
+        def forward(self, x):
+            return self.head(self.encoder(self.embed(x)).mean(1))
+
+    template = nn.TransformerEncoderLayer(24, 4, 32, batch_first=True)
+    encoder = nn.TransformerEncoder(template, 2, enable_nested_tensor=False)
+    return Copied(embed=nn.Linear(16, 24), template=template, encoder=encoder, head=nn.Linear(24, 3))

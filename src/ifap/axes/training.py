@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -14,6 +12,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from ifap.axes.calls import call_key
+from ifap.axes.code import names_in
 from ifap.axes.corrections import can_change
 from ifap.axes.expressions import size_of
 from ifap.axes.sequences import Path, at
@@ -24,26 +23,11 @@ from ifap.layers import modules_by_name
 
 T = TypeVar("T")
 _WRITING = ("parameters", "named_parameters", "data", "copy_", "lerp_", "mul_", "add_", "sub_")
-_SAME_CALLS = ("torch.nn.", "ifap.axes.")  # homes of modules that make the same calls in either mode
-
-
-@functools.cache
-def _names(kind: Any) -> frozenset[str]:
-    """Return the names that the functions of a kind of module use, and those of functions that they call."""
-    own = [base for base in kind.__mro__ if issubclass(base, nn.Module) and not base.__module__.startswith(_SAME_CALLS)]
-    functions = [inspect.unwrap(each) for base in own for each in vars(base).values() if inspect.isfunction(each)]
-    called = [
-        each
-        for function in functions
-        for name in function.__code__.co_names
-        if inspect.isfunction(each := function.__globals__.get(name))
-    ]
-    return frozenset(name for each in (*functions, *called) for name in each.__code__.co_names)
 
 
 def asks_for_mode(kind: Any) -> bool:
     """Whether a kind of module, or a function that it calls, reads its mode."""
-    return issubclass(kind, torch.jit.ScriptModule) or "training" in _names(kind)
+    return issubclass(kind, torch.jit.ScriptModule) or "training" in names_in(kind)
 
 
 def differs_in_training(model: nn.Module) -> bool:
@@ -54,7 +38,7 @@ def differs_in_training(model: nn.Module) -> bool:
 def may_write_weights(model: nn.Module) -> bool:
     """Whether a forward in training may write into weights, such as those of a teacher that follows the others."""
     return any(
-        asks_for_mode(kind) and not _names(kind).isdisjoint(_WRITING) for kind in set(map(type, model.modules()))
+        asks_for_mode(kind) and not names_in(kind).isdisjoint(_WRITING) for kind in set(map(type, model.modules()))
     )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 
 from torch import nn
 
+from ifap.axes.code import is_mentioned
 from ifap.axes.expressions import Expression, Reason, atoms_of, pin, resolve, size_of, unify
 from ifap.axes.trace import Axes
 from ifap.layers import is_within, parameters_by_name
@@ -32,7 +33,7 @@ def follow_siblings(model: nn.Module, axes: Axes) -> None:
     for root, example in roots.items():
         if example is not None:
             _follow(axes, modules[root], root, example)
-        else:
+        elif root not in modules or is_mentioned(modules, root):
             _pin_neighbours(modules, axes, root, missing)
     for name in missing - axes.reached:
         for dim in axes.dims.get(name, ()):

@@ -1,0 +1,77 @@
+"""Names that the code of a network uses: what no name leads to is not run."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import sys
+from collections.abc import Iterator
+from types import CodeType
+from typing import Any
+
+from torch import nn
+
+_TORCHS = ("torch.nn.", "ifap.axes.")  # homes of modules whose code is known
+_ANY_CHILD = frozenset({"_modules", "children", "get_submodule", "getattr", "named_children"})
+"""Ways to reach a part of a module without its name."""
+
+
+@functools.cache
+def names_in(kind: Any) -> frozenset[str]:
+    """Return the names that the functions of a kind of module use, and those of functions that they call."""
+    own = [base for base in kind.__mro__ if issubclass(base, nn.Module) and not is_torchs(base)]
+    functions = [inspect.unwrap(each) for base in own for each in vars(base).values() if inspect.isfunction(each)]
+    called = [
+        each
+        for function in functions
+        for name in _names(function.__code__)
+        if inspect.isfunction(each := function.__globals__.get(name))
+    ]
+    return frozenset(name for each in (*functions, *called) for name in _names(each.__code__))
+
+
+def is_torchs(kind: type) -> bool:
+    """Whether a kind of module is torch's own, or stands for one."""
+    return kind.__module__.startswith(_TORCHS)
+
+
+def is_mentioned(modules: dict[str, nn.Module], name: str) -> bool:
+    """Whether code beside the constructors of a network may reach one of its modules.
+
+    The code is that of the files in which its modules, and the functions that they hold, are defined.
+    """
+    parent, _, attribute = name.rpartition(".")
+    if is_torchs(type(modules[parent])):  # such as a list or a sequence, whose parts are reached by iteration
+        return True
+    found: set[str] = set()
+    for module in modules.values():
+        if is_torchs(type(module)):
+            continue
+        found |= _names_in_file(type(module).__module__)
+        for value in vars(module).values():
+            if inspect.isfunction(value) or inspect.ismethod(value):
+                found |= _names_in_file(value.__module__) | set(_names(inspect.unwrap(value).__code__))
+            elif callable(value) and not isinstance(value, (nn.Module, type)):
+                return True
+    return attribute in found or not found.isdisjoint(_ANY_CHILD)
+
+
+@functools.cache
+def _names_in_file(home: str) -> frozenset[str]:
+    """Return the names that functions and methods in the file of a module use, constructors left out."""
+    found: set[str] = set()
+    for value in list(vars(sys.modules[home]).values()) if home in sys.modules else ():
+        members = vars(value).items() if inspect.isclass(value) and not is_torchs(value) else [("", value)]
+        for name, each in members:
+            function = inspect.unwrap(getattr(each, "__func__", getattr(each, "fget", each)))
+            if inspect.isfunction(function) and name != "__init__":
+                found.update(_names(function.__code__))
+    return frozenset(found)
+
+
+def _names(code: CodeType) -> Iterator[str]:
+    """Yield the names in a function and in the functions that are defined inside it."""
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _names(constant)
