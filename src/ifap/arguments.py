@@ -92,6 +92,22 @@ def every(words: str, *classes: type) -> Kind:
     )
 
 
+def function_of(*names: str) -> Kind:
+    """Return the kind of functions that take so many arguments by position."""
+
+    def takes(value: Any) -> bool:
+        try:
+            inspect.signature(value).bind(*names)
+        except TypeError:
+            return False
+        except ValueError:  # one that does not say what it takes
+            return True
+        return True
+
+    words = f"a function ({', '.join(names)})"
+    return Kind(words, lambda value: FUNCTION.accepts(value) and takes(value))
+
+
 def shown(value: object) -> str:
     """Return a value as an error names it: short ones as they are written, others by their class."""
     if value is None or isinstance(value, (bool, int, float, str, Path)):
@@ -153,10 +169,37 @@ def _file_on(value: Any) -> Path | None:
     return next((path for path in (Path(value), *Path(value).parents) if path.is_file()), None)
 
 
+def _is_folder(value: Any) -> bool:
+    return _is_path(value) and Path(value).is_dir()
+
+
+def _refusing(value: Any) -> Path | None:
+    """Return the folder, the nearest that exists on the way to a path, in which nothing may be made."""
+    nearest = next((path for path in (Path(value), *Path(value).absolute().parents) if path.is_dir()), None)
+    return nearest if nearest is not None and not os.access(nearest, os.W_OK | os.X_OK) else None
+
+
+def _advice_on_refusing(value: object) -> str | None:
+    folder = _refusing(value) if _is_path(value) else None
+    return None if folder is None else f"nothing may be written in '{folder}'"
+
+
+def _are_inputs(value: object) -> bool:
+    if isinstance(value, Tensor):
+        return value.is_nested or value.numel() > 0
+    return value is not None and not isinstance(value, (str, bytes, type)) and not hasattr(value, "__array__")
+
+
+def _advice_on_inputs(value: object) -> str | None:
+    if isinstance(value, Tensor):
+        return "it holds no sample"
+    return "torch.as_tensor makes one of an array" if hasattr(value, "__array__") else None
+
+
 def _are_batches(value: object) -> bool:
     if getattr(value, "role", None) == "test":  # whatever would use it refuses it, and says that it is the test split
         return True
-    if isinstance(value, (Tensor, str, bytes, Mapping, Iterator)):
+    if isinstance(value, (Tensor, str, bytes, Mapping, Iterator, type)):
         return False
     return isinstance(value, Iterable) or (hasattr(value, "__getitem__") and not isinstance(value, Dataset))
 
@@ -183,6 +226,7 @@ PRUNED = Kind(
     lambda value: hasattr(value, "plan") and hasattr(value, "receipts"),
     lambda value: "the network alone has no plan" if isinstance(value, nn.Module) else None,
 )
+INPUTS = Kind("a tensor, or a tuple, list or dict of arguments", _are_inputs, _advice_on_inputs)
 NUMBER = Kind("a finite number", _is_number)
 COUNT = Kind("a whole number of at least 1", lambda value: _is_whole(value) and value >= 1)  # type: ignore[operator]
 NOT_NEGATIVE = Kind("a whole number of at least 0", lambda value: _is_whole(value) and value >= 0)  # type: ignore[operator]
@@ -208,10 +252,15 @@ FOLDER = Kind(
     lambda value: _is_path(value) and _file_on(value) is None,
     lambda value: f"'{_file_on(value)}' is a file" if _is_path(value) else None,
 )
-FILE = Kind(
-    "the path of a file",
-    lambda value: _is_path(value) and not Path(value).is_dir(),  # type: ignore[arg-type]
-    lambda value: "that is a folder" if _is_path(value) else None,
+NEW_FOLDER = Kind(
+    "the path of a folder that can be written",
+    lambda value: FOLDER.accepts(value) and _refusing(value) is None,
+    lambda value: FOLDER.advice(value) or _advice_on_refusing(value),
+)
+NEW_FILE = Kind(
+    "the path of a file that can be written",
+    lambda value: _is_path(value) and not _is_folder(value) and _refusing(value) is None,
+    lambda value: "that is a folder" if _is_folder(value) else _advice_on_refusing(value),
 )
 BATCHES_ONCE = Kind(
     "an iterable of batches, such as a list or a DataLoader",

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ifap.arguments import FILE, MODULE, checked
+from ifap.arguments import MODULE, NEW_FILE, checked
 from ifap.errors import ExportError, first_line
 from ifap.files import atomic_write_bytes, beside
 from ifap.forward import Inputs, call, map_tensors, tensors
@@ -29,7 +29,7 @@ _TRACED_BATCH = 2  # a size of 1 would be taken for a constant
 _LARGEST = 2**31 - 1  # bytes of one protocol buffer message
 
 
-@checked(model=MODULE, path=FILE)
+@checked(model=MODULE, path=NEW_FILE)
 def export_onnx(model: nn.Module, example_inputs: Inputs, path: str | Path) -> float:
     """Write a network as one ONNX file whose batch size is free.
 

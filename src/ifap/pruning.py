@@ -12,11 +12,12 @@ from torch import nn
 
 from ifap.arguments import (
     BATCHES,
-    FOLDER,
     FUNCTION,
+    INPUTS,
     LAYERS,
     MODULE,
     NAMES,
+    NEW_FOLDER,
     NUMBER,
     SEED,
     SWITCH,
@@ -26,6 +27,7 @@ from ifap.arguments import (
     checked,
     either,
     every,
+    function_of,
     instance,
     one_of,
     optional,
@@ -54,15 +56,17 @@ TARGET = instance(
 PLAN = instance("a plan", Plan, advice=lambda value: "give its attribute plan" if isinstance(value, Pruned) else None)
 PACE = either(one_of("units", "macs"), every("shares of the target", float, int))
 ARGUMENTS: dict[str, Kind] = {
-    "model": MODULE, "batches": BATCHES, "target": optional(TARGET), "like": optional(PLAN), "steps": optional(WHOLE),
-    "recover": optional(FUNCTION), "validate": optional(FUNCTION), "max_drop": optional(NUMBER), "ignore": LAYERS,
+    "model": MODULE, "example_inputs": INPUTS, "batches": BATCHES, "target": optional(TARGET), "like": optional(PLAN),
+    "steps": optional(WHOLE), "recover": optional(function_of("model", "teacher", "step")),
+    "validate": optional(function_of("model")), "max_drop": optional(NUMBER), "ignore": LAYERS,
     "round_to": optional(WHOLE), "method": either(TEXT, FUNCTION), "labelled": optional(BATCHES),
-    "loss": optional(FUNCTION), "seed": SEED, "alpha": NUMBER, "min_units": WHOLE, "max_layer_ratio": NUMBER,
-    "normalize": one_of(*NORMALIZE), "site": one_of(*SITES), "aggregate": one_of(*AGGREGATES),
-    "teacher": one_of("original", "previous"), "units": one_of(*UNITS),
+    "loss": optional(function_of("outputs", "inputs")), "seed": SEED, "alpha": NUMBER, "min_units": WHOLE,
+    "max_layer_ratio": NUMBER, "normalize": one_of(*NORMALIZE), "site": one_of(*SITES),
+    "aggregate": one_of(*AGGREGATES), "teacher": one_of("original", "previous"), "units": one_of(*UNITS),
     "spatial_only": SWITCH, "pace": PACE, "keep_embeddings": SWITCH, "compensate": optional(SWITCH),
-    "outputs": optional(NAMES), "prove": SWITCH, "on_step": optional(FUNCTION),
-    "resume": optional(either(FOLDER, instance("a store", Store))), "on_phase": optional(FUNCTION), "uniform": SWITCH,
+    "outputs": optional(NAMES), "prove": SWITCH, "on_step": optional(function_of("model", "receipt")),
+    "resume": optional(either(NEW_FOLDER, instance("a store", Store))),
+    "on_phase": optional(function_of("phase", "iteration")), "uniform": SWITCH,
 }  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from rich.table import Table
 from torch import nn
 
-from ifap.arguments import BATCHES, FOLDER, FUNCTION, MODULE, NUMBER, WHOLE, checked, either, every, optional
+from ifap.arguments import BATCHES, FUNCTION, MODULE, NEW_FOLDER, NUMBER, WHOLE, checked, either, every, optional
 from ifap.errors import TargetError
 from ifap.files import atomic_write_text, write_csv
 from ifap.forward import Inputs
@@ -113,7 +113,7 @@ class Sweep:
     validate=FUNCTION,
     targets=either(WHOLE, every("shares of the MACs", float, int)),
     max_drop=optional(NUMBER),
-    folder=optional(FOLDER),
+    folder=optional(NEW_FOLDER),
 )
 def sweep(
     model: nn.Module,

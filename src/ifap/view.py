@@ -9,7 +9,7 @@ from typing import Any
 from rich.table import Table
 from torch import Tensor, nn
 
-from ifap.arguments import BATCHES_ONCE, LAYERS, MODULE, NAMES, checked, one_of, optional
+from ifap.arguments import BATCHES_ONCE, INPUTS, LAYERS, MODULE, NAMES, checked, one_of, optional
 from ifap.axes.grouping import find_units
 from ifap.axes.passes import trace_axes
 from ifap.axes.units import UNITS, Graph
@@ -31,7 +31,7 @@ from ifap.printing import as_text
 _MOST_LINES = 40
 
 
-@checked(model=MODULE, ignore=LAYERS, units=one_of(*UNITS), outputs=optional(NAMES))
+@checked(model=MODULE, example_inputs=INPUTS, ignore=LAYERS, units=one_of(*UNITS), outputs=optional(NAMES))
 def trace(
     model: nn.Module,
     example_inputs: Inputs,
@@ -225,7 +225,10 @@ def _listed(items: Sequence[str], most: int = 8) -> str:
     return ", ".join(items[:most]) + more
 
 
-@checked(model=MODULE, ignore=LAYERS, units=one_of(*UNITS), batches=BATCHES_ONCE, outputs=optional(NAMES))
+@checked(
+    model=MODULE, example_inputs=INPUTS, ignore=LAYERS, units=one_of(*UNITS), batches=BATCHES_ONCE,
+    outputs=optional(NAMES),
+)  # fmt: skip
 def inspect(
     model: nn.Module,
     example_inputs: Inputs,

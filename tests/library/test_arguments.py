@@ -63,10 +63,20 @@ WRONG = {
         ([nn.Linear], "not a list: it holds the class Linear"),
         (None, "not None"),
     ],
-    "recover": [("kd", "recover must be a function or None, not 'kd'")],
-    "validate": [(0.9, "validate must be a function or None, not 0.9")],
+    "recover": [
+        ("kd", "recover must be a function (model, teacher, step) or None, not 'kd'"),
+        (lambda: 0, "recover must be a function (model, teacher, step) or None, not a function"),
+    ],
+    "example_inputs": [
+        (None, "example_inputs must be a tensor, or a tuple, list or dict of arguments, not None"),
+        (IMAGES[:0], "not a Tensor: it holds no sample"),
+        (IMAGES.numpy(), "not a ndarray: torch.as_tensor makes one of an array"),
+    ],
+    "validate": [(0.9, "validate must be a function (model) or None, not 0.9")],
     "method": [(None, "method must be a string or a function, not None"), (int, "the class int")],
-    "loss": [(nn.CrossEntropyLoss, "loss must be a function or None, not the class CrossEntropyLoss")],
+    "loss": [
+        (nn.CrossEntropyLoss, "loss must be a function (outputs, inputs) or None, not the class CrossEntropyLoss")
+    ],
     "labelled": [(IMAGES, "labelled must be an iterable of batches")],
     "round_to": [(8.0, "round_to must be a whole number or None, not 8.0")],
     "max_drop": [(float("nan"), "max_drop must be a finite number or None, not nan")],
@@ -76,7 +86,7 @@ WRONG = {
     "outputs": [("logits", "outputs must be a list of names of outputs or None, not 'logits'")],
     "prove": [("no", "prove must be True or False, not 'no'")],
     "compensate": [(1, "compensate must be True or False or None, not 1")],
-    "resume": [(3, "resume must be the path of a folder or a store or None, not 3")],
+    "resume": [(3, "resume must be the path of a folder that can be written or a store or None, not 3")],
     "seed": [
         (None, "seed must be a whole number of at least 0 and below 2**63, not None"),
         (2**63, "below 2**63, not 92"),

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ifap.arguments import NEW_FOLDER
 from ifap.cli.reading import (
     LR,
     Job,
@@ -104,8 +105,8 @@ def common(
 
 
 def _check_folder(out: Path) -> None:
-    if out.exists() and not out.is_dir():
-        raise ConfigError(f"{out} is a file: give a folder for --out")
+    if not NEW_FOLDER.accepts(out):
+        raise NEW_FOLDER.refuse("--out", out)
 
 
 @app.command()
@@ -350,6 +351,8 @@ def main() -> None:
         raise SystemExit(MISTAKE) from None
     except Exception as error:
         reason = trouble(error)
+        if reason is None and isinstance(error, OSError):
+            reason = f"{error.filename or 'a file'}: {error.strerror}"
         if reason is None:
             raise
         sys.stderr.write(f"error: {reason}\n")

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ifap.arguments import BUILDER, FILE, FOLDER, SWITCH, checked, optional
+from ifap.arguments import BUILDER, FOLDER, NEW_FILE, SWITCH, checked, optional
 from ifap.costs import count_bytes, macs_by_module, params_by_module
 from ifap.errors import GraphError
 from ifap.example_inputs import make_inputs
@@ -67,7 +67,7 @@ class Timing:
     torch: str
 
 
-@checked(folder=FOLDER, to=optional(FILE), builder=optional(BUILDER), time=SWITCH)
+@checked(folder=FOLDER, to=optional(NEW_FILE), builder=optional(BUILDER), time=SWITCH)
 def write_report(
     folder: str | Path,
     to: str | Path | None = None,

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ifap.arguments import FOLDER, MODULE, checked
+from ifap.arguments import MODULE, NEW_FOLDER, checked
 from ifap.axes.tensors import named_tensors
 from ifap.axes.units import Graph, Indices
 from ifap.errors import ExportError, kind_and_line
@@ -174,7 +174,7 @@ def _fits(parts: list[_Part], resized: Mapping[tuple[str, int], int]) -> bool:
 # --- saving ---------------------------------------------------------------------------------------
 
 
-@checked(model=MODULE, folder=FOLDER)
+@checked(model=MODULE, folder=NEW_FOLDER)
 def save_pretrained(model: nn.Module, example_inputs: Inputs, folder: str | Path) -> float:
     """Write a pruned network as a folder that ``from_pretrained`` of its own library loads, without this package.
 

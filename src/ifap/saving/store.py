@@ -22,12 +22,12 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
-from ifap.arguments import BUILDER, FOLDER, MAPPING, PRUNED, TEXT, checked, optional
+from ifap.arguments import BUILDER, FOLDER, MAPPING, NEW_FOLDER, PRUNED, TEXT, checked, optional
 from ifap.axes.compiled import without_compiler
 from ifap.axes.draws import same_draws
 from ifap.axes.tensors import as_real
 from ifap.costs import count_params
-from ifap.errors import PlanError, first_line
+from ifap.errors import PlanError, first_line, kind_and_line
 from ifap.example_inputs import BoxesOfSamples, make_inputs, variants
 from ifap.files import beside, read_bounded
 from ifap.forward import (
@@ -62,7 +62,7 @@ WEIGHTS_FILE, _MAX_WEIGHTS_BYTES = "weights.safetensors", 2**38
 _MOST_TIMES, _MOST_SHRUNK, _MORE = 4, 1000, 2**10
 
 
-@checked(pruned=PRUNED, folder=FOLDER, builder=optional(TEXT), arguments=optional(MAPPING))
+@checked(pruned=PRUNED, folder=NEW_FOLDER, builder=optional(TEXT), arguments=optional(MAPPING))
 def save(
     pruned: Pruned, folder: str | Path, builder: str | None = None, arguments: Mapping[str, Any] | None = None
 ) -> None:
@@ -189,7 +189,10 @@ def _loaded(
     builder: Callable[[], nn.Module], plan: Plan, weights: dict[str, Tensor], folder: Path, *, has_run: bool
 ) -> tuple[nn.Module, list[float]]:
     """Build a network, give it the structure and weights of a plan, and return it with some of its outputs."""
-    model = builder()
+    try:
+        model = builder()
+    except (TypeError, AttributeError) as error:
+        raise PlanError(f"{folder}: the builder fails without arguments: {kind_and_line(error)}") from error
     if not isinstance(model, nn.Module):
         raise PlanError(f"{folder}: the builder returned {type(model).__name__}, not a network")
     model = unwrapped(model)
