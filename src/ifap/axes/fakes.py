@@ -193,42 +193,22 @@ def _layer_normed(args: tuple[Any, ...]) -> Shape | None:
 
 
 _IN_PLACE = {
-    aten.relu_.default,
-    aten.silu_.default,
-    aten.hardswish_.default,
-    aten.hardtanh_.default,
-    aten.leaky_relu_.default,
-    aten.add_.Tensor,
-    aten.mul_.Tensor,
-}
-_NORMS = {
-    aten.native_layer_norm.default,
-    aten._native_batch_norm_legit_no_training.default,
-    aten.native_batch_norm.default,
-}
+    aten.relu_.default, aten.silu_.default, aten.hardswish_.default, aten.hardtanh_.default, aten.leaky_relu_.default,
+    aten.add_.Tensor, aten.mul_.Tensor,
+}  # fmt: skip
+_NORMS = {aten.native_layer_norm.default, aten.native_batch_norm.default}
 _SHAPES: dict[Any, Quick] = {
     **dict.fromkeys(
         (
             aten.relu.default, aten.gelu.default, aten.silu.default, aten.sigmoid.default, aten.hardswish.default,
             aten.hardsigmoid.default, aten.clone.default, aten.tanh.default, aten.detach.default, aten.exp.default,
+            aten.hardtanh.default, aten.leaky_relu.default, aten._softmax.default, *_IN_PLACE,
         ),
         _same,
     ),
     **dict.fromkeys(
-        (
-            aten.relu_.default,
-            aten.silu_.default,
-            aten.hardswish_.default,
-            aten.hardtanh_.default,
-            aten.leaky_relu_.default,
-            aten.hardtanh.default,
-            aten.leaky_relu.default,
-        ),
-        _same,
+        (aten.add_.Tensor, aten.mul_.Tensor, aten.add.Tensor, aten.mul.Tensor, aten.sub.Tensor, aten.div.Tensor), _wider
     ),
-    aten.add_.Tensor: _wider,
-    aten.mul_.Tensor: _wider,
-    **dict.fromkeys((aten.add.Tensor, aten.mul.Tensor, aten.sub.Tensor, aten.div.Tensor), _wider),
     aten.convolution.default: _convolved,
     aten.mm.default: _matrices,
     aten.bmm.default: _matrices,
@@ -239,7 +219,6 @@ _SHAPES: dict[Any, Quick] = {
     aten.permute.default: _permuted,
     aten.transpose.int: _swapped,
     aten.native_layer_norm.default: _layer_normed,
-    aten._softmax.default: _same,
     aten.native_batch_norm.default: _normed,
     aten.mean.dim: _averaged,
 }  # fmt: skip

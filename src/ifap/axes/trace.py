@@ -297,7 +297,7 @@ class Tracer(DispatchMode):
         """Whether a tensor is made from probabilities."""
         return carried(x).softmax
 
-    def mark_softmax(self, out: Tensor) -> None:
+    def mark_softmax(self) -> None:
         """Note that an output holds probabilities."""
         self._softmax = True
 

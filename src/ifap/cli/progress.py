@@ -39,15 +39,14 @@ class Bars:
     ----------
     steps : int
         Iterations of the run.
-    epochs_samples : int, optional
-        Samples that training reads in one iteration.
     console : Console, optional
         Where to draw; standard error by default.
     """
 
-    def __init__(self, steps: int, epochs_samples: int | None = None, console: Console | None = None) -> None:
+    def __init__(self, steps: int, console: Console | None = None) -> None:
         console = console or Console(stderr=True)
-        self._steps, self._training = steps, epochs_samples
+        self._steps = steps
+        self._training: int | None = None
         self._whole: int | None = None
         columns = (
             SpinnerColumn(),

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from ifap.layers import sides
-
-if TYPE_CHECKING:
-    pass
-
 
 HEAD_TABLE = "relative_attention_bias"
 """Name of an embedding inside an attention module that has one column a head."""

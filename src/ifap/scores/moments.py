@@ -153,7 +153,6 @@ def halves(
     model: nn.Module,
     batches: Iterable[Inputs],
     layers: Mapping[str, Any],
-    seed: int = 0,
     known: Mapping[str, Halves] | None = None,
     halving: Halving | None = None,
 ) -> Iterator[tuple[str, Halves]]:
@@ -168,8 +167,6 @@ def halves(
         the next ones.
     layers : mapping
         Name to layer, or to what stands for one; see `ifap.scores.reading.Reader`.
-    seed : int
-        Of the positions that are drawn.
     known : mapping of str to (Moments, Moments), optional
         What was measured of the same network before. If it is of all layers, nothing is run.
     halving : Halving, optional
@@ -191,7 +188,7 @@ def halves(
     yield from ((name, known[name]) for name in layers if name in known)
     for part in _parts(widths_read({name: layer for name, layer in layers.items() if name not in known})):
         halving = halving or Halving(batches)
-        adder = _Adder({name: layers[name] for name in part}, halving, seed)
+        adder = _Adder({name: layers[name] for name in part}, halving)
         observe(model, batches, adder.layers, adder.add, adder.next_batch)
         yield from adder.halves()
 
@@ -199,10 +196,10 @@ def halves(
 class _Adder:
     """Adds up what some layers read."""
 
-    def __init__(self, layers: dict[str, Any], halving: Halving, seed: int) -> None:
+    def __init__(self, layers: dict[str, Any], halving: Halving) -> None:
         self.layers, self._sums = layers, dict[str, tuple[_Sums, _Sums]]()
         self._halving, self._batch = halving, 0
-        self._generator = torch.Generator().manual_seed(seed)
+        self._generator = torch.Generator().manual_seed(0)
 
     def next_batch(self) -> None:
         """Take what comes as the next batch."""

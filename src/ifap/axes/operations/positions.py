@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     "upsample_bicubic2d", "upsample_linear1d", "upsample_trilinear3d", "_upsample_bilinear2d_aa",
     "_upsample_bicubic2d_aa", "_upsample_nearest_exact2d", "_upsample_nearest_exact1d", "adaptive_avg_pool2d",
     "max_pool2d", "max_pool1d", "max_pool3d", "adaptive_avg_pool3d", "max_unpool2d", "max_unpool3d",
-    "fractional_max_pool2d", "lp_pool2d", "mkldnn_max_pool2d", "max_pool1d_with_indices",
+    "fractional_max_pool2d", "mkldnn_max_pool2d", "max_pool1d_with_indices",
 )  # fmt: skip
 def over_positions(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
     """Pool or enlarge: batch and channels are handed on, positions are fixed."""

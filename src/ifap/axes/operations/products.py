@@ -33,7 +33,7 @@ def mm(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out:
     return [n, m]
 
 
-@rule("addmm", "addmm_")
+@rule("addmm")
 def addmm(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
     """A bias and (n, k) x (k, m)."""
     dims = mm(t, func, args[1:], kwargs, out)
@@ -65,7 +65,7 @@ def bmm(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out
     return [b, n, m]
 
 
-@rule("baddbmm", "baddbmm_")
+@rule("baddbmm")
 def baddbmm(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
     """A term and (b, n, k) x (b, k, m)."""
     dims = bmm(t, func, args[1:], kwargs, out)
@@ -141,7 +141,7 @@ def distances(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any
 _LANES = 8  # values of half precision in 16 bytes
 
 
-@rule("_grouped_mm", "grouped_mm")
+@rule("_grouped_mm")
 def grouped_mm(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
     """Rows sorted by expert (n, k) x (experts, k, m); its kernel wants widths of 16 bytes."""
     x, y = args[0], args[1]

@@ -27,9 +27,9 @@ def pointwise(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any
 @rule(
     "clone", "contiguous", "detach", "alias", "lift_fresh_copy", "_to_copy", "tril", "triu", "native_dropout",
     "bernoulli", "dropout", "zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like",
-    "randint_like", "_conj", "feature_dropout", "alpha_dropout", "_assert_tensor_metadata", "positive", "bernoulli_",
-    "uniform_", "normal_", "random_", "exponential_", "zero_", "fill_", "fake_quantize_per_tensor_affine", "triu_",
-    "tril_", "hardswish", "hardswish_", "hardsigmoid", "hardsigmoid_", "lift_fresh", "to", "lift", "conj",
+    "randint_like", "_conj", "feature_dropout", "alpha_dropout", "_assert_tensor_metadata", "positive",
+    "uniform_", "normal_", "random_", "exponential_", "zero_", "fill_", "fake_quantize_per_tensor_affine",
+    "hardswish", "hardsigmoid", "hardsigmoid_", "lift_fresh", "to", "lift", "conj",
     "resolve_conj", "resolve_neg", "erf_", "mish", "_fake_quantize_per_tensor_affine_cachemask_tensor_qparams",
     "fake_quantize_per_tensor_affine_cachemask",
 )  # fmt: skip
@@ -46,10 +46,7 @@ def resized(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any],
     return dims if [size_of(dim) for dim in dims] == list(out.shape) else made(t, func, args, kwargs, out)
 
 
-@rule(
-    "fake_quantize_per_channel_affine", "fake_quantize_per_channel_affine_cachemask",
-    "_fake_quantize_per_channel_affine_cachemask",
-)  # fmt: skip
+@rule("fake_quantize_per_channel_affine", "fake_quantize_per_channel_affine_cachemask")
 def quantised_by_channel(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
     """Round values with a scale and a zero for each channel."""
     for each in args[1:3]:
@@ -83,7 +80,7 @@ def _take_axes(t: Tracer, values: Tensor, dims: Dims) -> None:
                 own[place] = other
 
 
-@rule("copy_", "copy")
+@rule("copy")
 def copied(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
     """Write one tensor into another, which may be a view: what is aligned is the same."""
     if carried(args[0]).name:
@@ -103,7 +100,7 @@ def made(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], ou
 @rule(
     "arange", "linspace", "eye", "randperm", "randint", "logspace", "nonzero", "item", "_local_scalar_dense", "equal",
     "is_nonzero", "allclose", "tril_indices", "triu_indices", "hann_window", "hamming_window", "unique_consecutive",
-    "unique", "_unique2", "unique_dim", "torchvision.nms", "bincount", "histc", "searchsorted", "bucketize", "isin",
+    "_unique2", "unique_dim", "torchvision.nms", "bincount", "histc", "searchsorted", "bucketize", "isin",
     "nonzero_static", "affine_grid_generator",
 )  # fmt: skip
 def fixed(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
