@@ -35,7 +35,7 @@ class TrainingModeError(NetworkError):
 
 
 class Checks:
-    """See that a network that lost units still runs, in evaluation and in training, with outputs of the same shapes.
+    """Check that a cut network runs, in evaluation and in training, with outputs of the same shapes.
 
     Parameters
     ----------
@@ -114,7 +114,7 @@ class UnprovenError(GraphError):
 
 
 def require(proof: Proof, graph: Graph, removed: Indices, compare: Callable[[Indices], Proof]) -> None:
-    """See that a proof holds.
+    """Raise if a proof does not hold.
 
     Parameters
     ----------
@@ -143,12 +143,12 @@ def require(proof: Proof, graph: Graph, removed: Indices, compare: Callable[[Ind
 
 
 def _of_axes(graph: Graph, removed: Indices, groups: set[int]) -> Indices:
-    """Return the removed units that are of some axes."""
+    """Return the removed units of some axes."""
     return removed[np.isin(graph.group_of[removed], [*groups])]
 
 
 def tied_axes(graph: Graph, removed: Indices) -> list[set[int]]:
-    """Return the axes that lose units; those that must lose as many are together."""
+    """Return the axes that lose units; tied axes are grouped."""
     losing = set(graph.group_of[removed].tolist())
     together = [members for each in graph.structure.tied if (members := set(each) & losing)]
     return together + [{group} for group in sorted(losing.difference(*together))]

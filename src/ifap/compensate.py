@@ -1,4 +1,4 @@
-"""How the layers that read a unit can do without it.
+"""Compensate the layers that read removed units.
 
 A layer that mixes channels, a convolution or a linear layer, computes ``y = W x + b``. Without the inputs G it loses
 ``W_G x_G``, of which the inputs K that stay can say a part: ``x_G`` is about ``m_G + A (x_K - m_K)`` with the means m
@@ -40,7 +40,7 @@ _ALMOST_ZERO = 1e-9  # not zero: a weight that is divided by its norm would be n
 
 @dataclass
 class Compensation:
-    """What was changed, and how to take it back.
+    """The changes of `compensate`, and how to undo them.
 
     Parameters
     ----------
@@ -171,7 +171,7 @@ def _refit(
 def _shift(
     module: Any, name: str, graph: Graph, lost: Tensor, mean: Tensor, done: Compensation, *, new_biases: bool
 ) -> None:
-    """Give a layer the means of what it loses, where it reads too many channels for more."""
+    """Add the means of lost inputs to the bias of a layer that is too wide for second moments."""
     weight = weight_by_group(module)
     groups, _, inputs, _ = weight.shape
     if not _may_have_bias(module, new_biases=new_biases):
@@ -217,7 +217,7 @@ def _without_bias(module: Any, name: str, graph: Graph) -> None:
 
 
 class _Refit(NamedTuple):
-    """What is added to the weights of the inputs that stay (outputs, kept, taps) and to the bias (outputs,)."""
+    """The change of the weights of kept inputs (outputs, kept, taps) and of the bias (outputs,)."""
 
     words: str
     weights: Tensor
@@ -225,7 +225,7 @@ class _Refit(NamedTuple):
 
 
 class _Split(NamedTuple):
-    """Moments of what stays and of what goes."""
+    """Moments of the kept and of the lost channels."""
 
     kept: Tensor  # (kept, kept), centred
     cross: Tensor  # (kept, lost)
@@ -235,7 +235,7 @@ class _Split(NamedTuple):
 
 
 def _split(moments: Moments, lost: Tensor, *, has_bias: bool) -> _Split:
-    """Split the moments; without a bias, which nothing but a mean can use, around zero instead of the mean."""
+    """Split the moments into kept and lost channels. Without a bias they are taken around zero instead of the mean."""
     means, covariance = moments.mean, moments.covariance
     if not has_bias:
         covariance, means = torch.addr(covariance, means, means), torch.zeros_like(means)
@@ -254,7 +254,7 @@ def _best(weight: Tensor, lost: Tensor, found: Halves, *, has_bias: bool) -> _Re
     gram = reads.t() @ reads
 
     def held_out(ridge: float | None) -> float:
-        """Return the error on each half of what was fitted on the other."""
+        """Return the error on each half of a fit to the other half, summed."""
         pairs = ((first, second), (second, first))
         return sum(_error(gram, held, *_shares(fitted, ridge)) for fitted, held in pairs)
 
@@ -291,7 +291,7 @@ def _smallest(error: Callable[[float], float], ridges: list[float]) -> tuple[flo
 
 
 def _shares(fitted: _Split, ridge: float | None) -> tuple[Tensor, Tensor]:
-    """Return what the inputs that stay say of each that goes, (kept, lost), and the rest of its mean, (lost,)."""
+    """Return the regression of lost on kept inputs, (kept, lost), and the rest of the means, (lost,)."""
     if ridge is None:
         return torch.zeros_like(fitted.cross), torch.zeros_like(fitted.lost_means)
     if math.isinf(ridge):

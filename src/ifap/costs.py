@@ -29,7 +29,7 @@ from ifap.trouble import is_trouble
 
 @dataclass(frozen=True)
 class Cost:
-    """What one forward costs.
+    """Cost of one forward.
 
     Parameters
     ----------
@@ -153,7 +153,7 @@ def _density(module: nn.Module) -> float:
 
 @dataclass(frozen=True)
 class Probe:
-    """What one forward without data shows.
+    """Results of one forward without data.
 
     Parameters
     ----------

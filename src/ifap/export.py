@@ -193,7 +193,7 @@ def as_arguments(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 
 def _free_batch(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Say of each argument of the forward, by name, that dimension 0 of its tensors has any size."""
+    """Mark dimension 0 of the tensors of each argument as dynamic, by argument name."""
     return {
         name: _free(value) for name, value in inspect.signature(model.forward).bind(*args, **kwargs).arguments.items()
     }

@@ -1,4 +1,4 @@
-"""One way to call a network and to read what it returns; copies to work on, so that the caller's is never touched."""
+"""Call networks, read their outputs, and make copies so that the caller's network is never changed."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def scalar(loss: Any) -> Tensor:
 
 
 def _check_length(model: Any, inputs: Mapping[str, Any]) -> None:
-    """Say that a text is too long, which the network itself would only say of some index."""
+    """Raise an error for a text that is too long; the network itself would only name an index."""
     positions = getattr(getattr(model, "config", None), "max_position_embeddings", None)
     ids = inputs.get("input_ids")
     if not isinstance(positions, int) or not isinstance(ids, Tensor) or ids.dim() != 2 or ids.shape[1] <= positions:
@@ -93,7 +93,7 @@ def _check_length(model: Any, inputs: Mapping[str, Any]) -> None:
 
 
 def children(tree: Any) -> dict[Any, Any]:
-    """Return what a container holds by key: of a dict, tuple, list, namespace or dataclass; empty for a leaf."""
+    """Return the items of a dict, tuple, list, namespace or dataclass by key; empty for a leaf."""
     if isinstance(tree, Mapping):
         return dict(tree)
     if isinstance(tree, tuple) and hasattr(tree, "_fields"):
@@ -267,7 +267,7 @@ def copy_to_prune(model: nn.Module) -> nn.Module:
 
 
 def _lay_out(model: nn.Module) -> None:
-    """Let weights lie in memory as those of a loaded network do: how sums are rounded depends on it."""
+    """Give weights the memory format of a loaded network: the rounding of sums depends on it."""
     users = Counter(
         weight.untyped_storage().data_ptr() for weight in model.parameters() if weight.layout is torch.strided
     )
@@ -308,7 +308,7 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def training_outputs(model: nn.Module) -> Iterator[None]:
-    """Let a network return what it returns in training, such as its losses, without learning from what it sees.
+    """Let a network return its training outputs, such as losses, without any change of its state.
 
     Norms keep their statistics, nothing is dropped out, and every module is put back to its mode.
     """

@@ -94,7 +94,7 @@ class Run:
             self._target = Target(macs=1.0 - self._goal / self.before.macs)
 
     def _look(self, ignored: Sequence[str | nn.Module]) -> None:
-        """Trace the network, and find what of it cannot be cut."""
+        """Trace the network, and find the axes that cannot be cut."""
         options = self._options
         self._graph: Graph = trace(
             self.model,
@@ -378,7 +378,7 @@ class Run:
         return Cost(sum(self._macs.values()), count_params(self.model), predicted, count_bytes(self.model))
 
     def _calibrate(self, *, is_correction: bool = False) -> None:
-        """Where time is the target: allow for what the prediction is off, as far as one can measure by now.
+        """Correct the predicted latency by its measured error, if latency is the target.
 
         A correction takes all that is too much off the prediction: some of it may not fall with the widths.
         """

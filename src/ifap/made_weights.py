@@ -33,7 +33,7 @@ def takes_weight(module: nn.Module) -> bool:
 
 
 def makes_weight(module: Any) -> bool:
-    """Return whether a layer makes its weight from other tensors, in a way that torch knows."""
+    """Return whether a layer makes its weight from other tensors by a parametrisation or hook of torch."""
     return isinstance(module, nn.Module) and (
         parametrize.is_parametrized(module, "weight") or _norm(module) is not None
     )
@@ -47,7 +47,7 @@ def made_weight(module: Any) -> Tensor:
 
 
 def give_weight(module: Any, weight: Tensor) -> Callable[[], None]:
-    """Let a layer compute with another weight, in place; returns what takes it back."""
+    """Give a layer another weight, in place; returns a function that undoes it."""
     with torch.no_grad():
         if not makes_weight(module):
             undo = restoring([module.weight])
@@ -63,7 +63,7 @@ def give_weight(module: Any, weight: Tensor) -> Callable[[], None]:
 
 
 def restoring(tensors: list[Tensor]) -> Callable[[], None]:
-    """Return what gives tensors the values that they have now."""
+    """Return a function that restores the present values of tensors."""
     before = [tensor.detach().clone() for tensor in tensors]
 
     def restore() -> None:

@@ -1,4 +1,4 @@
-"""Look at a network as pruning sees it: what can be cut, what goes with it, what stays and why."""
+"""Find prunable units, the positions they occupy, and pinned axes with reasons."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ class AxisView:
     units : int
         How many units it has.
     layers : dict of str to int
-        What a unit takes along: layer and side to the number of positions.
+        Positions removed with a unit: layer and side to their number.
     share : float
         Share of the network's multiply-accumulates that fall if the whole axis went.
     equal_to : list of str
@@ -159,7 +159,7 @@ class StayView:
 
 @dataclass(frozen=True)
 class View:
-    """What pruning sees of a network; print it to read it.
+    """The prunable units and pinned layers of a network; print it to read it.
 
     Parameters
     ----------
@@ -198,7 +198,7 @@ class View:
         return as_text(*parts)
 
     def _axes_table(self) -> Table:
-        table = Table("axis", "units", "MACs", "a unit takes along", title="can be cut", title_justify="left")
+        table = Table("axis", "units", "MACs", "removed with a unit", title="can be cut", title_justify="left")
         for axis in self.axes[:_MOST_LINES]:
             parts = [f"{layer} {number}" if number > 1 else layer for layer, number in axis.layers.items()]
             text = _listed(parts, 6)
@@ -235,7 +235,7 @@ def inspect(
     outputs: Sequence[str] | None = None,
     batches: Iterable[Inputs] = (),
 ) -> View:
-    """Say what of a network can be cut, what goes together, and what stays and why; no weight is touched.
+    """Find prunable units, the positions they occupy, and pinned axes with reasons; no weight is changed.
 
     Parameters
     ----------

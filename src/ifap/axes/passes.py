@@ -1,4 +1,4 @@
-"""Run a network so that its axes show: data-free first, on its real tensors where it looks at values."""
+"""Run a network under the tracer: first without data, on real tensors if the forward looks at values."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def _traced(
 def _in_training(
     model: nn.Module, inputs: Inputs, call: Call, outputs: Outputs, wanted: dict[Place, Any]
 ) -> tuple[set[Place], list[tuple[int, ...]] | None]:
-    """Return the calls that a forward makes otherwise in training, and the shapes of its outputs there, if it runs."""
+    """Return the calls whose sizes differ in training, and the output shapes there; None if the forward fails."""
 
     def run(given: Inputs) -> tuple[set[Place], list[tuple[int, ...]]]:
         return recalled(model, lambda: [tuple(x.shape) for x in outputs(call(model, given))], wanted)
@@ -276,7 +276,7 @@ Read = Callable[..., None]
 
 
 def _read_further(axes: Axes, read: Read, inputs: Inputs, *, sees: bool = False, **how: bool) -> bool:
-    """Read what training alone or other inputs reach, or the same again to see which module handles which axes."""
+    """Run a further pass, in training or on other inputs; `sees` records the axes that each module handles."""
     kept = copy.copy(axes.recorders), copy.copy(axes.ties)
     try:
         read(inputs, further=True, sees=sees, **how)

@@ -33,7 +33,7 @@ _ALMOST_ZERO = 1e-30  # not zero: a weight that is divided by its norm would be 
 
 @dataclass(frozen=True)
 class Proof:
-    """What comparing the cut network with the masked one showed.
+    """Result of the comparison of the cut network with the masked one.
 
     Parameters
     ----------
@@ -176,7 +176,7 @@ def _first_that_runs(
 def _outputs(
     forward: _Forward, model: nn.Module, inputs: Any, precision: _Mode, averages: DispatchMode
 ) -> list[Tensor]:
-    """Return the outputs of a network; what it draws at random, and what it remembers, is the same each time."""
+    """Return the outputs of a network, with the same random state and buffers each time."""
     with (
         torch.no_grad(), torch.random.fork_rng(), precision(), unchanged(model),
         same_values(model, parameters=False), averages,
@@ -224,7 +224,7 @@ def _draw_vectors(model: nn.Module) -> None:
 
 
 def _mask(model: nn.Module, graph: Graph, removed: Indices) -> list[tuple[Tensor, Tensor]]:
-    """Take every value of the removed units to almost zero, in place; returns the tensors and what they held."""
+    """Set every value of the removed units to almost zero, in place; returns the tensors and their old values."""
     lost = lost_positions(graph, removed)
     done: set[int] = set()
     saved: list[tuple[Tensor, Tensor]] = []

@@ -1,7 +1,7 @@
-"""One forward in which every dimension of every tensor carries what it is made of.
+"""Trace one forward: every dimension of every tensor carries an expression of axes.
 
-Operations are seen below autograd, after composed ones have been taken apart. Tensors are data-free first; a forward
-that looks at values is run on the real ones instead. The network is left as it was found.
+Operations are seen below autograd, after composed ones have been decomposed. Tensors hold no data at first; a forward
+that looks at values is run on the real tensors instead. The network is left unchanged.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Rule = Callable[["Tracer", Any, tuple[Any, ...], dict[str, Any], Any], Any]
 
 
 class Carried:
-    """What a tensor carries.
+    """The axes and properties that a trace attaches to a tensor.
 
     Parameters
     ----------
@@ -98,7 +98,7 @@ class Attention(NamedTuple):
 
 @dataclass
 class Axes:
-    """What a trace found.
+    """The result of a trace.
 
     Parameters
     ----------
@@ -161,7 +161,7 @@ class Axes:
 
 
 def carried(x: Tensor) -> Carried:
-    """Return what a tensor carries; one that nobody knows is fixed."""
+    """Return what a tensor carries; the dimensions of an unknown tensor are fixed."""
     found = x.__dict__.get("_carried")
     if found is None:
         found = x.__dict__["_carried"] = Carried([int(size) for size in x.shape])
@@ -191,7 +191,7 @@ class Tracer(DispatchMode):
         self.stack: list[str] = [""]
         self.counters: list[dict[str, int]] = [{}]
         self.counts_products = True
-        self.sees = False  # which module handles which axes
+        self.sees = False  # whether to record the axes that each module handles
         self._known: dict[Any, tuple[str, Any]] = {}
         self._operation = ""
 
@@ -219,12 +219,12 @@ class Tracer(DispatchMode):
         return Reason(text, self.stack[-1])
 
     def pin(self, axis: Expression, text: str) -> None:
-        """Let an axis stay."""
+        """Pin an axis."""
         if not isinstance(axis, int):
             pin(axis, self.reason(text))
 
     def unify(self, a: Expression, b: Expression, func: Any) -> None:
-        """Make two axes the same."""
+        """Unify two axes."""
         if a is not b and resolve(a) is not resolve(b):
             unify(a, b, self.reason(f"{self.name_of(func)} joins it with an axis that stays or differs"))
 
@@ -251,7 +251,7 @@ class Tracer(DispatchMode):
             self.axes.aligned.append((axis, multiple))
 
     def multiply(self, *sizes: Expression) -> None:
-        """Note a product."""
+        """Record the sizes of a product."""
         if self.counts_products:
             self.axes.multiplications.append(Multiplication(self.stack[-1], sizes))
 
@@ -264,7 +264,7 @@ class Tracer(DispatchMode):
             self._note_source(found, axis)
 
     def produced_by(self, x: Tensor, y: Tensor, rows: Expression, columns: Expression) -> None:
-        """Note which of two factors is a weight that makes units."""
+        """Record which of two factors is a weight that makes units."""
         for factor_, axis in ((y, columns), (x, rows)):
             if carried(factor_).weight:
                 self._note_source(carried(factor_), axis)
@@ -275,7 +275,7 @@ class Tracer(DispatchMode):
             places.append(dim)
 
     def _note_source(self, weight: Carried, axis: Expression) -> None:
-        """Note that the parameter behind a weight makes the units of an axis: a part or a multiple of its own."""
+        """Record the parameter behind a weight as the producer of an axis, which is a part or a multiple of its own."""
         atoms = set(atoms_of(axis))
         for place, dim in enumerate(self.axes.dims.get(weight.source, ())):
             if not atoms.isdisjoint(atoms_of(dim)):
@@ -284,7 +284,7 @@ class Tracer(DispatchMode):
             self.axes.made.setdefault(self.stack[-1], axis)
 
     def read(self, weight: Tensor, channels: Expression) -> None:
-        """Note what a convolution reads."""
+        """Record the input channels of a convolution weight."""
         found = carried(weight)
         if found.source:
             self.axes.inputs.setdefault(found.source, channels)
@@ -375,18 +375,18 @@ class Tracer(DispatchMode):
                 self._see(each)
 
     def _see(self, x: Tensor) -> None:
-        """Note that the running module handles the axes of a tensor."""
+        """Record that the running module handles the axes of a tensor."""
         seen = self.axes.seen.setdefault(self.stack[-1], [])
         seen += [dim for dim in carried(x).dims if not isinstance(dim, int)]
 
     def hand_back(self, module: nn.Module, args: Any, output: Any) -> None:
-        """Note that the running module handles what another one took from it and gave back."""
+        """Record that the running module handles the arguments and outputs of a module that it called."""
         for x in tensors_in((*args, output)):
             if "_carried" in x.__dict__:
                 self._see(x)
 
     def _source(self, names: Collection[str], dims: Dims) -> str:
-        """Return which of the weights that a tensor is made from has its axes; parameters come before their masks."""
+        """Return which source weight has the axes of a tensor; parameters come before masks."""
         if len(names) < 2:
             return next(iter(names), "")
         wanted = [resolve(dim) for dim in dims]
@@ -395,7 +395,7 @@ class Tracer(DispatchMode):
 
 
 def _is_weight(known: list[Carried]) -> bool:
-    """Whether what an operation reads is weights alone; numbers may scale them."""
+    """Whether an operation reads only weights, and numbers that scale them."""
     if not any(each.weight for each in known):  # nearly always
         return False
     vectors = [each for each in known if any(size_of(dim) != 1 for dim in each.dims)]

@@ -1,4 +1,4 @@
-"""The units of a network: the positions that each occupies, the axes that it counts, and what stays and why."""
+"""The units of a network: their positions, their groups, and the pinned layers with reasons."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Producer(NamedTuple):
 
 @dataclass(frozen=True)
 class Structure:
-    """What does not change while units go.
+    """The part of a graph that does not change when units are removed.
 
     Parameters
     ----------
@@ -113,7 +113,7 @@ class Structure:
     biases: list[str] = field(default_factory=list)
 
     def apart(self) -> Structure:
-        """Return a copy to which biases can be added by itself."""
+        """Return a copy whose biases can be changed independently."""
         return replace(self, places=[list(found) for found in self.places], biases=list(self.biases))
 
 
@@ -124,7 +124,7 @@ class Graph:
     Parameters
     ----------
     structure : Structure
-        What does not change while units go.
+        The part that does not change when units are removed.
     unit_of : list of integer arrays
         For each slot, the unit of each position, or -1 where it is pinned.
     group_of : integer array, shape (units,)
@@ -184,7 +184,7 @@ class Graph:
         return np.bincount(self.group_of, minlength=len(self.groups))
 
     def positions_per_unit(self) -> npt.NDArray[np.float64]:
-        """Return how many positions of each slot one unit of each group cuts: shape (groups, slots)."""
+        """Return the positions per unit for each group and slot: shape (groups, slots)."""
         matrix = np.zeros((len(self.groups), len(self.slots)))
         sizes = self.units_per_group()
         for column, units in enumerate(self.unit_of):
@@ -210,7 +210,7 @@ class Graph:
         return Graph(self.structure, [*unit_of], self.group_of[alive], heads, kept)
 
     def lost(self, kept: Iterable[Iterable[int]]) -> Indices:
-        """Return the units that lose a position where these positions of each slot are kept."""
+        """Return the units that lose a position if each slot keeps the given positions."""
         gone = [
             np.delete(units, np.array(left, dtype=np.int64)) for units, left in zip(self.unit_of, kept, strict=True)
         ]
@@ -218,14 +218,14 @@ class Graph:
         return lost[lost >= 0]
 
     def know_bias(self, name: str) -> None:
-        """Let the bias that a layer was given be cut with its outputs."""
+        """Register a new bias of a layer, which is cut with its outputs."""
         slot = self.slot(name, "out")
         if slot is not None:
             self.structure.places[slot].append(Place(f"{name}.bias", 0))
         self.structure.biases.append(name)
 
     def forget_bias(self, name: str) -> None:
-        """Take back what `know_bias` did."""
+        """Undo `know_bias`."""
         slot = self.slot(name, "out")
         if slot is not None:
             self.structure.places[slot].remove(Place(f"{name}.bias", 0))
@@ -242,7 +242,7 @@ def stay(units: Indices, alive: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
 
 
 def sizes_at(atoms: dict[Atom, int], counts: Indices) -> Callable[[Expression], int]:
-    """Return what gives the size of an axis when each group has so many units left."""
+    """Return a function from an axis to its size, given the number of units left in each group."""
 
     def size(axis: Expression) -> int:
         found = resolve(axis)

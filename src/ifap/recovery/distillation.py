@@ -117,7 +117,7 @@ class Distillation:
     SplitError
         If either split is, or wraps, the test split.
     ConfigError
-        If an argument is none of what it may be, or `loss` returns no single number.
+        If an argument has the wrong type or value, or `loss` returns no single number.
     TrainingError
         On a call: if the network or the loss fails on a batch, the loss is not finite, memory does not suffice, the
         teacher is the student itself, or several processes were started.

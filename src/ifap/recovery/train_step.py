@@ -122,7 +122,7 @@ class Engine:
         return contextlib.nullcontext()
 
     def backward(self, loss: Tensor) -> None:
-        """Add the gradients of a loss to those that are there."""
+        """Add the gradients of a loss to the present gradients."""
         loss.backward()
 
     def unscale(self, optimizer: torch.optim.Optimizer) -> bool:
@@ -148,7 +148,7 @@ class Engine:
         """Give every process the buffers of the main one, such as batch statistics."""
 
     def state(self) -> dict[str, float]:
-        """Return what a resumed run needs."""
+        """Return the state that a resumed run needs."""
         return {}
 
     def restore(self, state: dict[str, float]) -> None:
@@ -273,7 +273,7 @@ class Accelerated(Engine):
 
 
 def open_engine(model: nn.Module, precision: Precision, **options: Any) -> Engine:
-    """Return the plainest engine that does what is asked; see `Accelerated` for the parameters."""
+    """Return an `Engine` if that is enough, else `Accelerated`, which describes the parameters."""
     if precision == "fp32" and processes() == 1:
         return Engine(model, **options)
     return Accelerated(model, precision, **options)

@@ -88,7 +88,7 @@ class History(Part):
 
 
 def history_of(pruned: Pruned) -> History:
-    """Return what is worth keeping of a run; it has no times, so that equal runs write equal bytes."""
+    """Return the history of a run. It holds no times, so that equal runs write equal bytes."""
     first, last = pruned.receipts[0], [receipt for receipt in pruned.receipts if receipt.accepted][-1]
     names = dict.fromkeys([*pruned.layers, *first.widths, *last.pinned])
     layers = {}

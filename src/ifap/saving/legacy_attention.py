@@ -356,7 +356,7 @@ def _shared_steps(one: str, other: str) -> int:
 
 
 def known_heads(module: nn.Module) -> Heads | None:
-    """Return what a known kind of attention calls its parts."""
+    """Return the names of the parts of a known kind of attention."""
     for known in _HEADS:
         width = getattr(module, known.head_dim, None)
         if isinstance(width, int) and width > 0 and all(_is_linear(module, part) for part in known.layers):

@@ -88,7 +88,7 @@ def expressible(model: nn.Module, graph: Graph) -> tuple[Graph, list[int]]:
 
 
 def _classes(graph: Graph) -> list[_Class]:
-    """Return the groups that keep equal counts together, those that cost least first."""
+    """Return the classes of groups with equal counts, in ascending order of cost."""
     tied = {member: members for members in graph.structure.tied for member in members}
     counts = graph.units_per_group().astype(float)
 
@@ -111,7 +111,7 @@ def _joined(graph: Graph, classes: list[_Class]) -> list[_Class]:
 
 
 def _multiple(parts: list[_Part], graph: Graph, members: _Class, others: Mapping[_Class, int]) -> int | None:
-    """Return the smallest number of whose multiples a class may keep any; None if a configuration has none."""
+    """Return the smallest number whose multiples are all valid sizes of a class, or None."""
     size = int(graph.units_per_group()[members[0]])
     needed = math.lcm(*(graph.structure.multiples.get(group, 1) for group in members))
     tried = [number for number in range(needed, size) if size % number == 0 and number % needed == 0]
@@ -145,7 +145,7 @@ def _resized(graph: Graph, counts: Indices) -> dict[tuple[str, int], int]:
 
 
 def _part(model: nn.Module, part: nn.Module) -> _Part:
-    """Return a part of a network; only what its configuration makes now must be made later."""
+    """Return a part of a network with the tensors whose shapes follow from its configuration."""
     names = {id(tensor): name for name, tensor in named_tensors(model).items()}
     configuration = Configuration(part)
     return _Part(
@@ -263,7 +263,7 @@ def _misfit(first: Difference, kind: str) -> str:
 
 
 def _compared(model: nn.Module, folder: Path, example_inputs: Inputs) -> float:
-    """Load a folder as its users will, and return how far its outputs are off."""
+    """Load a folder by `from_pretrained` and return the largest difference of its outputs."""
     try:
         loaded: Any = type(model).from_pretrained(folder)  # type: ignore[attr-defined]
     except Exception as error:  # whatever the library raises

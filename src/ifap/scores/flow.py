@@ -92,7 +92,7 @@ def flow_scores(
     Raises
     ------
     ConfigError
-        If an argument is none of what it may be.
+        If an argument has the wrong type or value.
     ScoreError
         If there is no batch, or if an activation is not finite (the layer is named).
     SplitError

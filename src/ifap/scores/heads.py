@@ -26,7 +26,7 @@ AT_ONCE = 2**19
 
 
 class HeadCalls(TorchFunctionMode):
-    """Hand on the attention probabilities of every noted call while it is open.
+    """Pass the attention probabilities of every recorded call to a function while it is open.
 
     Parameters
     ----------
@@ -117,7 +117,7 @@ class HeadCalls(TorchFunctionMode):
 def attended(
     query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *args: Any, **kwargs: Any
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Do what torch's fused attention does, some samples at a time; give their probabilities and their outputs."""
+    """Compute torch's fused attention for some samples at a time; yield their probabilities and outputs."""
     samples, count = len(query), len(query)
     if query.dim() > 3 and len(key) == len(value) == samples:
         count = max(1, AT_ONCE // max(1, math.prod(query.shape[1:-1]) * key.shape[-2]))

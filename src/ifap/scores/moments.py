@@ -36,7 +36,7 @@ def input_means(model: nn.Module, batches: Iterable[Inputs], layers: Mapping[str
 def averages(
     model: nn.Module, batches: Iterable[Inputs], layers: Mapping[str, Any], total: Callable[[Tensor], Tensor]
 ) -> dict[str, Tensor]:
-    """Return for each layer the mean over samples and positions of something of what it reads.
+    """Return for each layer the mean of a function of its input over samples and positions.
 
     Parameters
     ----------
@@ -86,7 +86,7 @@ class Moments:
     covariance: Tensor
 
     def of(self, part: slice) -> Moments:
-        """Return the moments of some of the inputs."""
+        """Return the moments of a part of the inputs."""
         return Moments(self.number, self.mean[part], self.covariance[part, part])
 
     def joined(self, other: Moments) -> Moments:
@@ -202,7 +202,7 @@ class _Adder:
         self._generator = torch.Generator().manual_seed(0)
 
     def next_batch(self) -> None:
-        """Take what comes as the next batch."""
+        """Begin the next batch."""
         self._batch += 1
 
     def add(self, name: str, x: Tensor) -> None:
@@ -219,7 +219,7 @@ class _Adder:
             self._sums[name][half].add(part)
 
     def halves(self) -> Iterator[tuple[str, Halves]]:
-        """Yield the moments of each layer, and let go of its sums."""
+        """Yield the moments of each layer and free its sums."""
         for name in list(self._sums):
             first, second = (half.moments() for half in self._sums.pop(name))
             if not (torch.isfinite(first.covariance).all() and torch.isfinite(second.covariance).all()):
@@ -238,7 +238,7 @@ def is_too_wide(width: int) -> bool:
 
 
 def bytes_of(width: int) -> int:
-    """Return what the second moments of both halves take of a layer that reads so many channels."""
+    """Return the bytes of the second moments of both halves for a layer with this many input channels."""
     return 2 * 4 * width * width
 
 

@@ -89,7 +89,7 @@ def used_by_attention(model: nn.Module) -> set[str]:
 
 
 class WeightUses(TorchFunctionMode):
-    """Hand on what functions make of weights outside layers while it is open.
+    """Pass the results of functions on weights outside layers to a callable while it is open.
 
     Parameters
     ----------

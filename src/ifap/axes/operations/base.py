@@ -1,4 +1,4 @@
-"""What the rules of operations share: their registry, and how they read arguments and parts of axes."""
+"""The registry of rules, and helpers that read arguments and parts of axes."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def broadcast(t: Tracer, func: Any, inputs: list[Dims], shape: tuple[int, ...]) 
 
 
 def part_of(t: Tracer, dim: Expression, start: int, length: int) -> Expression:
-    """Return `length` positions from `start` on of an expression, which is refined if need be."""
+    """Return `length` positions of an expression from `start` on; the expression is refined if necessary."""
     if length == size_of(dim):
         return dim
     try:

@@ -21,7 +21,7 @@ _MASKS = (torch.bool, torch.uint8)
 
 @rule("embedding", "embedding_bag", "_embedding_bag")
 def embedding(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
-    """Look rows up: the rows stay, the columns are what comes out."""
+    """Look up rows: rows are pinned, columns are the last dimension of the output."""
     rows, columns = t.dims(args[0])
     t.pin(rows, "its rows are looked up by number")
     t.produced(args[0], 1, columns)
@@ -32,7 +32,7 @@ def embedding(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any
 
 @rule("index", "_unsafe_index")
 def index(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
-    """Look positions up in some dimensions, which stay; the others are handed on."""
+    """Look up positions in some dimensions, which are pinned; the others are kept."""
     dims = t.dims(args[0])
     indices = list(args[1])
     taken = _taken(indices)
@@ -82,7 +82,7 @@ def index_put(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any
 
 
 def _rank_of(indices: Sequence[Tensor | None]) -> int:
-    """Return how many dimensions the positions have that indices look up together; a mask has one."""
+    """Return the rank of the broadcast indices; a mask counts as one dimension."""
     return max((1 if each.dtype in _MASKS else each.dim() for each in indices if each is not None), default=0)
 
 

@@ -1,4 +1,4 @@
-"""Products: matrices, convolutions and what is built of them."""
+"""Matrix products, convolutions and operations built of them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def contracted(t: Tracer, func: Any, x: Tensor, y: Tensor, mine: Expression, other: Expression) -> None:
-    """Unify what a product sums over; between two activations it is the width of a head, which stays."""
+    """Unify the contracted dimensions. Between two activations they are the width of a head, which is pinned."""
     t.unify(mine, other, func)
     if not t.is_weight(x) and not t.is_weight(y):
         t.pin(mine, "a product of two activations sums over it")

@@ -24,9 +24,9 @@ _LOOKS = (
 
 @rule("sum", "nansum", "norm", "linalg_vector_norm", "any", "all", *_AVERAGES, *_LOOKS)
 def reduce(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
-    """Reduce dimensions; where more than a sum is taken the axis is averaged over, or looked at.
+    """Reduce dimensions. An average is recorded for the axis; an operation that compares positions pins it.
 
-    The largest of fewer positions is no mistake, as their mean is none; which position it is must not change.
+    A mean or maximum over fewer positions is correct, but an index of the maximum must keep its meaning.
     """
     name, dims = t.name_of(func), t.dims(args[0])
     along = _reduced(func, args, kwargs, len(dims))

@@ -71,7 +71,7 @@ def _of_channels(t: Tracer, func: Any, values: Tensor, channels: Expression) -> 
 
 
 def _take_axes(t: Tracer, values: Tensor, dims: Dims) -> None:
-    """Let a buffer of whole numbers, which has no axes of its own before, have those of what is written into it."""
+    """Give an integer buffer, which has no axes of its own, the axes of the values written into it."""
     if values.is_floating_point() or values.dim() != len(dims):
         return
     for own in (t.dims(values), t.axes.dims.get(carried(values).name, [])):
@@ -82,7 +82,7 @@ def _take_axes(t: Tracer, values: Tensor, dims: Dims) -> None:
 
 @rule("copy")
 def copied(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
-    """Write one tensor into another, which may be a view: what is aligned is the same."""
+    """Write one tensor into another, which may be a view; aligned dimensions are unified."""
     if carried(args[0]).name:
         _take_axes(t, args[0], t.dims(args[1]))
     return broadcast(t, func, [t.dims(args[0]), t.dims(args[1])], tuple(args[0].shape))
@@ -93,7 +93,7 @@ def copied(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], 
     "new_empty_strided", "rand", "randn", "scalar_tensor", "empty_permuted", "normal",
 )  # fmt: skip
 def made(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
-    """Make values that depend on no position: each dimension is whatever it meets first."""
+    """Make values that depend on no position: each dimension is a new axis."""
     return [Atom(size) if size > 1 else size for size in out.shape]
 
 
@@ -104,7 +104,7 @@ def made(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], ou
     "nonzero_static", "affine_grid_generator",
 )  # fmt: skip
 def fixed(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
-    """Depend on positions or on values: nothing of the output is an axis of its own."""
+    """Pin the inputs of an operation that depends on positions or values; its output has fixed sizes."""
     for x in tensors_in((*args, *kwargs.values())):
         for dim in t.dims(x):
             t.pin(dim, f"{t.name_of(func)} looks at its positions")
