@@ -13,7 +13,7 @@ from ifap.axes.attention import adopt, is_whole, release
 from ifap.axes.corrections import CannotFollowError
 from ifap.axes.cut import cut_units
 from ifap.axes.proof import Proof, prove
-from ifap.axes.units import Graph, Indices
+from ifap.axes.units import Floats, Graph, Indices
 from ifap.checks import Checks, Refusal, axes_that_cannot_follow, because, reasons_to_stay, require
 from ifap.compensate import Compensation, biases_to_come, compensate, keep_made_weights
 from ifap.costs import Cost, NetworkError, count_bytes, count_params, params_by_module
@@ -25,7 +25,7 @@ from ifap.methods import AnyMethod
 from ifap.methods.base import Learnt, defaults_of, score
 from ifap.options import Clock, OnPhase, OnStep, Options, Recover, Validate, fell_too_far, metric_of, name_of_metric
 from ifap.plan import Plan
-from ifap.ranking import Budget, Floats, Ranking, by_speed, floors, unit_scores
+from ifap.ranking import Budget, Ranking, by_speed, floors, unit_scores
 from ifap.recovery.former import FormerParameters
 from ifap.results import Pruned, Receipt, Target, layer_costs
 from ifap.run_state import Store, described, follow, replay, restore_modes

@@ -9,17 +9,15 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 from torch import Tensor
 
-from ifap.axes.units import Graph, Indices
+from ifap.axes.units import Floats, Graph, Indices
 from ifap.costs import Cost
 from ifap.errors import ScoreError, counted
 from ifap.latency import LatencyModel, Widths
 
 Aggregate = Literal["mean", "sum", "max"]
 AGGREGATES = ("mean", "sum", "max")
-Floats = npt.NDArray[np.float64]
 _MOST_BY_SPEED = 2.0
 
 
@@ -43,7 +41,7 @@ def unit_scores(graph: Graph, scores: Mapping[str, Tensor], aggregate: Aggregate
     """
     totals, counts = np.zeros(graph.num_units), np.zeros(graph.num_units)
     highest = np.full(graph.num_units, -np.inf)
-    for slot, name in scored_slots(graph):
+    for slot, name in sorted(graph.weight_slots()):
         if name not in scores:
             continue
         values, units = scores[name].detach().cpu().double().numpy(), graph.unit_of[slot]
@@ -71,13 +69,6 @@ def _means(values: Floats, units: Indices) -> tuple[Indices, Floats]:
     present = np.flatnonzero(number)
     mean = np.bincount(units[free] - first, weights=values[free])[present] / number[present]
     return present + first, mean
-
-
-def scored_slots(graph: Graph) -> list[tuple[int, str]]:
-    """Return the slots that weights make, each with the name that its scores go by: the layer's or the weight's."""
-    alone = {each.slot: each.key for each in graph.structure.producers}
-    layers = [(index, slot.name) for index, slot in enumerate(graph.slots) if slot.side == "out"]
-    return sorted([*layers, *alone.items()])
 
 
 class Budget:
@@ -257,12 +248,7 @@ class Ranking:
 
     def removed_per_group(self, count: int) -> Indices:
         """Return how many units each group loses when the `count` lowest lots go, rounded if asked for."""
-        lost = np.bincount(self._order[:count], minlength=len(self._classes))
-        return self._per_group(lost)
-
-    def _per_group(self, lost: Indices) -> Indices:
-        rounded = [self._rounded(number, int(count)) for number, count in enumerate(lost)]
-        return np.array(rounded, dtype=np.int64)[self._class_of]
+        return self._lost(count)[self._class_of]
 
     def cost(self, count: int) -> Cost:
         """Return what the network would cost without the `count` lowest lots."""
@@ -292,12 +278,12 @@ class Ranking:
         reached = self._value(best, kind)
         whole = self._value(np.zeros(len(self._classes), dtype=np.int64), kind)
         if whole and (goal - reached) / whole < _CLOSE:
-            return self._per_group(best)
+            return best[self._class_of]
         for number in self._coarsest(best, kind):
             other = self._without(number, best, count, kind, goal)
             if other is not None and reached < (value := self._value(other, kind)) <= goal:
                 best, reached = other, value
-        return self._per_group(best)
+        return best[self._class_of]
 
     def _lost(self, count: int) -> Indices:
         lost = np.bincount(self._order[:count], minlength=len(self._classes))
@@ -405,10 +391,9 @@ _LEAST_PRICE = 1e-3  # of the mean: a unit that saves nothing would have no pric
 
 def _classes(graph: Graph) -> tuple[Indices, list[tuple[int, ...]]]:
     """Return the class number of each group, and the members of each class."""
-    tied = {member: members for members in graph.structure.tied for member in members}
-    classes = list(dict.fromkeys(tied.get(group.index, (group.index,)) for group in graph.groups))
-    number = {group: index for index, members in enumerate(classes) for group in members}
-    return np.array([number[group.index] for group in graph.groups], dtype=np.int64), classes
+    of_group = graph.structure.classes()
+    number = {members: index for index, members in enumerate(dict.fromkeys(of_group))}
+    return np.array([number[members] for members in of_group], dtype=np.int64), [*number]
 
 
 def floors(graph: Graph, original: Indices, min_units: int, max_layer_ratio: float) -> Indices:

@@ -275,9 +275,8 @@ def view_of(graph: Graph) -> View:
     macs = forms.total_macs(counts)
     by_module = forms.macs_by_module(counts)
     names = [group.name for group in graph.groups]
-    tied = {member: members for members in structure.tied for member in members}
     axes = []
-    for group in graph.groups:
+    for group, members in zip(graph.groups, structure.classes(), strict=True):
         gone = counts.copy()
         gone[group.index] = 0
         axes.append(
@@ -286,7 +285,7 @@ def view_of(graph: Graph) -> View:
                 units=int(counts[group.index]),
                 layers=_taken_along(graph, group.index),
                 share=(macs - forms.total_macs(gone)) / max(macs, 1),
-                equal_to=[names[other] for other in tied.get(group.index, ()) if other != group.index],
+                equal_to=[names[other] for other in members if other != group.index],
                 multiple_of=structure.multiples.get(group.index, 1),
             )
         )

@@ -12,11 +12,11 @@ import numpy.typing as npt
 
 from ifap.axes.corrections import Corrections, Sizes
 from ifap.axes.expressions import Atom, Expression, Product, resolve
-from ifap.axes.forms import Forms
+from ifap.axes.forms import Floats, Forms
 from ifap.axes.slots import Group, Indices, Place, Slot, of_each
 from ifap.axes.trace import Attention
 
-__all__ = ["UNITS", "Graph", "Group", "Indices", "Place", "Slot", "Structure", "UnitsOfProducts", "stay"]
+__all__ = ["UNITS", "Floats", "Graph", "Group", "Indices", "Place", "Slot", "Structure", "UnitsOfProducts", "stay"]
 
 UnitsOfProducts = Literal["auto", "heads", "groups", "inner"]
 UNITS: tuple[str, ...] = ("auto", "heads", "groups", "inner")
@@ -112,6 +112,11 @@ class Structure:
     attention: list[Attention]
     biases: list[str] = field(default_factory=list)
 
+    def classes(self) -> list[tuple[int, ...]]:
+        """Return for each group the groups that keep the same number of units, itself included."""
+        tied = {member: members for members in self.tied for member in members}
+        return [tied.get(group.index, (group.index,)) for group in self.groups]
+
     def apart(self) -> Structure:
         """Return a copy whose biases can be changed independently."""
         return replace(self, places=[list(found) for found in self.places], biases=list(self.biases))
@@ -175,6 +180,11 @@ class Graph:
         """Return the position of a slot, or None."""
         return self._slot_index.get(Slot(name, side))
 
+    def weight_slots(self) -> list[tuple[int, str]]:
+        """Return the slots that weights make, each with its name in scores: that of the layer or of the weight."""
+        alone = [(each.slot, each.key) for each in self.structure.producers]
+        return [*((index, slot.name) for index, slot in enumerate(self.slots) if slot.side == "out"), *alone]
+
     def widths(self) -> Indices:
         """Return the present width of each slot."""
         return np.array([len(units) for units in self.unit_of], dtype=np.int64)
@@ -183,7 +193,7 @@ class Graph:
         """Return how many units each group has."""
         return np.bincount(self.group_of, minlength=len(self.groups))
 
-    def positions_per_unit(self) -> npt.NDArray[np.float64]:
+    def positions_per_unit(self) -> Floats:
         """Return the positions per unit for each group and slot: shape (groups, slots)."""
         matrix = np.zeros((len(self.groups), len(self.slots)))
         sizes = self.units_per_group()
@@ -261,10 +271,9 @@ def sizes_at(atoms: dict[Atom, int], counts: Indices) -> Callable[[Expression], 
 def trial_counts(graph: Graph, share: float) -> Indices:
     """Return units left for a trial: as many of each tied group, different numbers of others."""
     sizes = graph.units_per_group()
-    tied = {member: members[0] for members in graph.structure.tied for member in members}
     left = sizes.copy()
-    for group, size in enumerate(sizes.tolist()):
-        leader = tied.get(group, group)
+    for group, (size, members) in enumerate(zip(sizes.tolist(), graph.structure.classes(), strict=True)):
+        leader = members[0]
         wanted = round(share * sizes[leader]) + (leader % 3 if share else 0)
         multiple = graph.structure.multiples.get(group, 1)
         left[group] = min(size, -(-max(1, size - wanted) // multiple) * multiple)

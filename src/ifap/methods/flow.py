@@ -7,10 +7,9 @@ from typing import Any
 
 from torch import nn
 
-from ifap.axes.units import Graph
+from ifap.axes.units import Floats, Graph
 from ifap.methods import METHODS
 from ifap.methods.base import defaults
-from ifap.ranking import Floats
 from ifap.scores.energies import energy_shares
 from ifap.scores.fisher import NoGradientError, unit_fisher
 from ifap.scores.moments import Halves

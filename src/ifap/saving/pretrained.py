@@ -89,7 +89,6 @@ def expressible(model: nn.Module, graph: Graph) -> tuple[Graph, list[int]]:
 
 def _classes(graph: Graph) -> list[_Class]:
     """Return the classes of groups with equal counts, in ascending order of cost."""
-    tied = {member: members for members in graph.structure.tied for member in members}
     counts = graph.units_per_group().astype(float)
 
     def macs_of(members: _Class) -> int:
@@ -97,7 +96,7 @@ def _classes(graph: Graph) -> list[_Class]:
         left[list(members)] = 0
         return -graph.structure.forms.total_macs(left)
 
-    return sorted(dict.fromkeys(tied.get(each.index, (each.index,)) for each in graph.groups), key=macs_of)
+    return sorted(dict.fromkeys(graph.structure.classes()), key=macs_of)
 
 
 def _joined(graph: Graph, classes: list[_Class]) -> list[_Class]:

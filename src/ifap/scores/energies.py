@@ -9,11 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ifap.axes.units import Graph
+from ifap.axes.units import Floats, Graph
 from ifap.errors import ScoreError
 from ifap.forward import Inputs
 from ifap.layers import weight_by_group
-from ifap.ranking import Floats
 from ifap.scores.moments import averages
 from ifap.scores.reading import readers
 

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ifap.axes.units import Graph, Indices
+from ifap.axes.units import Floats, Graph, Indices
 from ifap.data import refuse_test
 from ifap.errors import ScoreError, first_line
 from ifap.forward import (
@@ -35,7 +35,6 @@ from ifap.forward import (
     scalar,
     task_tensors,
 )
-from ifap.ranking import Floats
 from ifap.scores.directions import class_axis, direction
 from ifap.scores.flow import NO_DATA
 from ifap.scores.matrices import Contraction, contractions, matrices

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ifap.axes.units import Graph, Indices
-from ifap.scores.weights import all_weights, weight_slots
+from ifap.scores.weights import all_weights
 
 Reduce = Callable[[Tensor], Tensor]
 Read = Callable[[int, Tensor], None]
@@ -186,7 +186,7 @@ def head_weights(model: nn.Module, graph: Graph) -> list[Tensor]:
 def _summed_norms(model: nn.Module, graph: Graph, wanted: set[int]) -> dict[int, float]:
     totals: dict[int, float] = {}
     rows_of = all_weights(model, graph)
-    for slot, name in weight_slots(graph):
+    for slot, name in graph.weight_slots():
         units = graph.unit_of[slot]
         rows = rows_of.get(name)
         if rows is None or not wanted.intersection(units.tolist()):
@@ -220,7 +220,7 @@ def replace_heads(graph: Graph, scores: dict[str, Tensor], heads: list[Tensor]) 
     if not counts.any():
         return scores
     values = values / np.maximum(counts, 1)
-    for slot, name in weight_slots(graph):
+    for slot, name in graph.weight_slots():
         units = graph.unit_of[slot]
         is_head = (units >= 0) & (counts[units] > 0)
         if not is_head.any():
