@@ -21,7 +21,7 @@ from ifap.axes.tensors import keep_notes, laid_out_as
 from ifap.closures import rebind
 from ifap.errors import ConfigError, GraphError, IfapError, ScoreError, first_line, kind_and_line, nearest
 from ifap.layers import is_norm, modules_by_name
-from ifap.trouble import is_trouble
+from ifap.trouble import is_resource_error
 
 __all__ = ["map_tensors"]
 
@@ -63,7 +63,7 @@ def on_batch(number: int, data: str, kind: type[IfapError] = ScoreError) -> Iter
     except IfapError:
         raise
     except Exception as error:
-        if is_trouble(error):
+        if is_resource_error(error):
             raise
         hint = "; give inputs without labels" if data == "calibration" and isinstance(error, TypeError) else ""
         who = "network" if data == "calibration" else "network or the loss"
@@ -231,7 +231,7 @@ def private_copy(model: nn.Module) -> nn.Module:
         with torch.no_grad():  # torch copies the parameters of scripted modules by an operation
             twin = copy.deepcopy(model, memo)
     except Exception as error:  # whatever an attribute raises that Python cannot copy, such as a lock
-        if is_trouble(error):
+        if is_resource_error(error):
             raise
         raise GraphError(f"the network cannot be copied by copy.deepcopy ({first_line(error)})") from error
     rebind(twin, memo)

@@ -37,7 +37,7 @@ from ifap.axes.training import differs_in_training, may_write_weights, recalled,
 from ifap.axes.unreached import follow_siblings, not_reached
 from ifap.errors import ConfigError, GraphError, IfapError, kind_and_line
 from ifap.layers import modules_by_name
-from ifap.trouble import is_trouble
+from ifap.trouble import is_resource_error
 
 Inputs = Any
 T = TypeVar("T")
@@ -95,7 +95,7 @@ def trace_axes(
     try:
         found = _traced(model, example_inputs, call, outputs, samples, fake=False)
     except Exception as error:
-        if is_trouble(error) or isinstance(error, IfapError):
+        if is_resource_error(error) or isinstance(error, IfapError):
             raise
         raise GraphError(f"the network does not run on its example inputs: {kind_and_line(error)}") from error
     empty_caches()
@@ -109,7 +109,7 @@ def _without_values(
     try:
         return _traced(model, example_inputs, call, outputs, samples, fake=True)
     except Exception as error:
-        if is_trouble(error) or isinstance(error, ConfigError):
+        if is_resource_error(error) or isinstance(error, ConfigError):
             raise
         return None
 
@@ -148,7 +148,7 @@ def _in_training(
     try:
         return run_in_training(model, inputs, run)
     except Exception as error:  # whatever a forward raises that wants targets in training
-        if is_trouble(error):
+        if is_resource_error(error):
             raise
         return set(), None
 
@@ -179,7 +179,7 @@ def run_in_training(model: nn.Module, inputs: Inputs, run: Callable[[Inputs], T]
         with _as_in_training(model), data_free(model, inputs) as (given, _), Shapes():
             return run(given)
     except Exception as error:  # whatever a forward raises that looks at values
-        if is_trouble(error):
+        if is_resource_error(error):
             raise
     with same_values(model), _as_in_training(model):
         return run(inputs)
@@ -281,7 +281,7 @@ def _read_further(axes: Axes, read: Read, inputs: Inputs, *, sees: bool = False,
     try:
         read(inputs, further=True, sees=sees, **how)
     except Exception as error:  # whatever a forward raises that wants targets in training, or looks at values
-        if is_trouble(error):
+        if is_resource_error(error):
             raise
         axes.recorders, axes.ties = kept
         return False

@@ -22,7 +22,7 @@ from ifap.axes.passes import map_tensors, unchanged
 from ifap.axes.tensors import as_real, holders
 from ifap.axes.training import same_values
 from ifap.axes.units import Graph, Indices
-from ifap.trouble import is_trouble
+from ifap.trouble import is_resource_error
 
 _Forward = Callable[[nn.Module, Any], Iterable[Tensor]]
 _Mode = Callable[[], AbstractContextManager[Any]]
@@ -136,7 +136,7 @@ def _compare(model: nn.Module, graph: Graph, units: Indices, inputs: Any, forwar
         _, undo = cut_units(model, graph, units)
         found = _outputs(forward, model, inputs, precision, of_cut)
     except Exception as error:  # whatever a forward raises whose sizes do not fit
-        if is_trouble(error):
+        if is_resource_error(error):
             raise
         return _Comparison(float("inf"))
     finally:
@@ -168,7 +168,7 @@ def _first_that_runs(
         try:
             return _outputs(forward, model, inputs, precision, averages), precision
         except Exception as error:  # whatever a forward raises that names its precision
-            if is_trouble(error):
+            if is_resource_error(error):
                 raise
     return None
 

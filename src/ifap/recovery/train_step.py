@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ifap.choices import Precision
 from ifap.errors import TrainingError
 from ifap.forward import call, device_of, map_tensors, tensors, to_device
+from ifap.trouble import is_out_of_memory
 
 _FOUR_AXES = 4
 
@@ -291,7 +292,7 @@ def explain_memory(batch_size: int, accumulate: int) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if not (isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)):
+        if not is_out_of_memory(error):
             raise
         parts = next((n for n in range(accumulate + 1, batch_size + 1) if batch_size % n == 0), None)
         more = "" if parts is None else f"set accumulate to {parts}, which keeps the recipe, or "

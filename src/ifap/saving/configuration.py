@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from ifap.layers import modules_by_name
-from ifap.trouble import trouble
+from ifap.trouble import is_resource_error
 
 Shapes = dict[str, tuple[int, ...]]
 Values = dict[str, Any]
@@ -171,7 +171,7 @@ class Configuration:
             with torch.device("meta"), _without_log():
                 return shapes_of(self.build(values))
         except Exception as error:  # whatever a constructor raises for values that do not go together
-            if trouble(error) is not None:
+            if is_resource_error(error):
                 raise
             return None
 

@@ -23,7 +23,7 @@ from ifap.export import TOLERANCE, difference
 from ifap.files import beside
 from ifap.forward import Inputs, call, device_of, evaluation_mode, tensors, to_device, unwrapped
 from ifap.saving.configuration import Configuration, Difference, configured_parts, is_configured, shapes_of
-from ifap.trouble import trouble
+from ifap.trouble import is_resource_error
 
 _SHARES = (0.25, 0.6)  # of the units of an axis that a trial removes
 _MOST_MULTIPLES = 12  # that are tried for an axis
@@ -266,7 +266,7 @@ def _compared(model: nn.Module, folder: Path, example_inputs: Inputs) -> float:
     try:
         loaded: Any = type(model).from_pretrained(folder)  # type: ignore[attr-defined]
     except Exception as error:  # whatever the library raises
-        if trouble(error) is not None:
+        if is_resource_error(error):
             raise
         raise ExportError(f"from_pretrained does not load the network: {kind_and_line(error)}") from error
     theirs: dict[str, Tensor] = {**dict(loaded.named_parameters()), **dict(loaded.named_buffers())}

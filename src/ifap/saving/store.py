@@ -58,7 +58,7 @@ from ifap.plan import (
 from ifap.saving import legacy, rebuilding
 from ifap.saving.builders import bounded, build
 from ifap.saving.history import REPORT_FILE, History, history_of
-from ifap.trouble import is_trouble
+from ifap.trouble import is_resource_error
 
 if TYPE_CHECKING:
     from ifap.axes.units import Graph
@@ -210,7 +210,7 @@ def _loaded(
     except PlanError as error:
         raise PlanError(f"{folder}: {error}") from None
     except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, ZeroDivisionError) as error:
-        if is_trouble(error):
+        if is_resource_error(error):
             raise
         raise PlanError(f"{folder}: does not fit the network that the builder makes ({first_line(error)})") from None
 
@@ -462,7 +462,7 @@ def _runnable(model: nn.Module, spec: Any) -> Any:
                 _fingerprint(model, each)
             return each
         except (IndexError, RuntimeError, ValueError) as error:
-            if is_trouble(error) or isinstance(error, PlanError):
+            if is_resource_error(error) or isinstance(error, PlanError):
                 raise
             failures.append(error)
     raise PlanError(f"the network does not run on its example inputs: {first_line(failures[0])}") from failures[0]

@@ -42,7 +42,7 @@ from ifap.scores.moments import Halves, input_means
 from ifap.scores.reading import Reader, looking, readers, rows_of
 from ifap.scores.residuals import Residuals, fits_into_memory
 from ifap.scores.weights import rows_along
-from ifap.trouble import trouble
+from ifap.trouble import is_resource_error
 
 _NO_VALUES = "the outputs hold no values on the calibration data, as where nothing is detected"
 _MEAN_STRIDE = 4  # means need no more than every fourth batch
@@ -245,7 +245,7 @@ def _go_back(forward: _Forward, weights: list[nn.Parameter] | None = None) -> tu
             return torch.autograd.grad(forward.starts, weights, forward.directions, allow_unused=True)
         torch.autograd.backward(forward.starts, forward.directions)
     except RuntimeError as error:  # in training it would fail just so, as where a network overwrites what it needs
-        if trouble(error) is not None:
+        if is_resource_error(error):
             raise
         raise NoGradientError(f"the network cannot go backward ({first_line(error)})") from error
     return ()
