@@ -57,15 +57,15 @@ class Checks:
         NetworkError
             If it fails, or its outputs have other shapes than those of the network that was traced.
         """
-        structure = graph.structure
+        structure, forward = graph.structure, graph.structure.forward
         is_cheap = structure.forms.total_macs(graph.units_per_group().astype(float)) < _CHEAP_MACS
-        if (structure.looks_up or is_cheap) and next(model.parameters()).device.type != "meta":
+        if (forward.has_integer_inputs or is_cheap) and next(model.parameters()).device.type != "meta":
             found = run_once(model, self._inputs, self._outputs)
         else:
             found = self._shapes(model)
-        _compare(structure.output_shapes, found, graph)
-        if structure.training_shapes is not None:
-            self._check_training(model, graph, structure.training_shapes)
+        _compare(forward.output_shapes, found, graph)
+        if forward.training_shapes is not None:
+            self._check_training(model, graph, forward.training_shapes)
 
     def _shapes(self, model: nn.Module) -> list[tuple[int, ...]]:
         with suppress(NetworkError):
@@ -94,7 +94,7 @@ def _parted(sizes: dict[int, int], before: Indices, now: Indices) -> bool:
 
 
 def _compare(wanted: list[tuple[int, ...]], found: list[tuple[int, ...]], graph: Graph) -> None:
-    if graph.structure.values:  # shapes depend on what the network computes: how many boxes, how long a sound
+    if graph.structure.forward.values:  # shapes depend on what the network computes: how many boxes, how long a sound
         wanted, found = [(len(shape),) for shape in wanted], [(len(shape),) for shape in found]
     if wanted != found:
         raise NetworkError("the shape of the outputs would change", "")
@@ -266,9 +266,9 @@ def because(model: nn.Module, graph: Graph) -> str:
     """Return the end of a line that says why nothing of a network can be cut, from its units."""
     if isinstance(model, torch.jit.ScriptModule):
         return ": torch.jit has scripted or traced it, so that nothing can be changed: give the network itself"
-    quantized = next((name for name in graph.structure.unknown if name.startswith("quantized.")), None)
+    quantized = next((name for name in graph.structure.forward.unknown if name.startswith("quantized.")), None)
     if quantized is not None:
-        where = graph.structure.unknown[quantized]
+        where = graph.structure.forward.unknown[quantized]
         return f": '{where}' computes in integers ({quantized}): prune the network in floating point, then quantize it"
     if not graph.pinned:
         return ": it has no convolution, linear layer or attention that the outputs depend on"

@@ -157,7 +157,7 @@ class Run:
             copy_to_prune(self._original),
             self._whole,
             removed,
-            [self._inputs, *self._whole.structure.samples],
+            [self._inputs, *self._whole.structure.forward.samples],
             lambda model, given: (x for each in given for x in output_tensors(model, each, self._options.outputs)),
         )
 

@@ -298,7 +298,7 @@ def view_of(graph: Graph) -> View:
         stays=sorted(stays, key=lambda layer: -layer.share),
         attributes={".".join(map(str, key)).lstrip("."): value for key, value in attributes.items()},
         calls=calls,
-        unknown=structure.unknown,
+        unknown=structure.forward.unknown,
     )
 
 

@@ -194,12 +194,7 @@ def _build(
         atoms=chosen,
         sizes=sizes,
         original_widths=[len(units) for units in unit_of],
-        output_shapes=axes.output_shapes,
-        samples=axes.samples,
-        training_shapes=axes.training_shapes,
-        values=axes.values,
-        looks_up=axes.looks_up,
-        unknown=axes.unknown,
+        forward=axes.forward,
         averaged={index: atom.averaged for atom, index in chosen.items() if atom.averaged},
         attention=[*heads],
     )

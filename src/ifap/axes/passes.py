@@ -28,11 +28,11 @@ from ifap.axes.attention import adopted
 from ifap.axes.calls import SizeMode
 from ifap.axes.compiled import compiler_is_loaded, without_compiler
 from ifap.axes.fakes import MODES, Shapes, data_free_like, forget
-from ifap.axes.operations.base import RULES
+from ifap.axes.operations.base import PRODUCTS, RULES
 from ifap.axes.operations.values import pointwise
 from ifap.axes.sizes import Key, Origin, Place, Recorder, Size, recording
 from ifap.axes.tensors import holders, named_tensors, once, replaced_tensors
-from ifap.axes.trace import Axes, Tracer, following, pinned_outputs, start
+from ifap.axes.trace import Axes, Forward, Tracer, following, pinned_outputs, start
 from ifap.axes.training import differs_in_training, may_write_weights, recalled, same_values, sizes_of_calls
 from ifap.axes.unreached import follow_siblings, not_reached
 from ifap.errors import ConfigError, GraphError, IfapError, kind_and_line
@@ -118,7 +118,7 @@ def _traced(
     model: nn.Module, example_inputs: Inputs, call: Call, outputs: Outputs, samples: Iterable[Inputs], *, fake: bool
 ) -> tuple[Axes, dict[Key, int]]:
     """Trace a network; where that leaves parameters out, in training and on further samples. It is left as it was."""
-    axes = Axes(values=not fake)
+    axes = Axes(Forward(values=not fake))
     with adopted(model), unchanged(model):
         attributes = _remember_attributes(model)
         read = partial(_pass, model, call=call, outputs=outputs, axes=axes)
@@ -128,12 +128,12 @@ def _traced(
         if not_reached(model, axes):
             _read_samples(samples, model, example_inputs, axes, read)
             if not_reached(model, axes):
-                for given in (example_inputs, *axes.samples):
+                for given in (example_inputs, *axes.forward.samples):
                     _read_either_way(axes, read, given, sees=True)
                 follow_siblings(model, axes)
     if differs_in_training(model):
         wanted = sizes_of_calls(axes.recorders[0], attributes)
-        axes.unsteady, axes.training_shapes = _in_training(model, example_inputs, call, outputs, wanted)
+        axes.unsteady, axes.forward.training_shapes = _in_training(model, example_inputs, call, outputs, wanted)
     return axes, attributes
 
 
@@ -207,7 +207,7 @@ def _pass(
     """Run one forward under the tracer; costs and shapes of outputs are those of the first."""
     modules = {module: name for name, module in modules_by_name(model).items()}
     recorder = Recorder()
-    tracer = Tracer(axes, modules, RULES, pointwise)
+    tracer = Tracer(axes, modules, RULES, pointwise, PRODUCTS)
     tracer.counts_products, tracer.sees = not further, sees
     with ExitStack() as stack:
         stack.enter_context(modes(model, training=training))
@@ -292,7 +292,7 @@ def _read_further(axes: Axes, read: Read, inputs: Inputs, *, sees: bool = False,
 
 def _read_either_way(axes: Axes, read: Read, inputs: Inputs, *, sees: bool = False) -> bool:
     """Read data-free inputs where the forward does not look at values, and the real ones where that fails."""
-    is_read = not axes.values and _read_further(axes, read, inputs, fake=True, sees=sees)
+    is_read = not axes.forward.values and _read_further(axes, read, inputs, fake=True, sees=sees)
     return is_read or _read_further(axes, read, inputs, fake=False, sees=sees)
 
 
@@ -303,11 +303,11 @@ def _read_samples(samples: Iterable[Inputs], model: nn.Module, example_inputs: I
         missing = not_reached(model, axes)
         if not missing:
             return
-        if not axes.values and _form(sample) in known:
+        if not axes.forward.values and _form(sample) in known:
             continue  # a forward that does not look at values does the same
         known.add(_form(sample))
         if _read_either_way(axes, read, sample):
-            axes.samples += [sample] if not_reached(model, axes) != missing else []
+            axes.forward.samples += [sample] if not_reached(model, axes) != missing else []
 
 
 def _form(inputs: Inputs) -> str:

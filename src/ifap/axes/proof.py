@@ -142,7 +142,7 @@ def _compare(model: nn.Module, graph: Graph, units: Indices, inputs: Any, forwar
     finally:
         if undo is not None:
             undo()
-    if graph.structure.values and [x.shape for x in wanted] != [x.shape for x in found]:
+    if graph.structure.forward.values and [x.shape for x in wanted] != [x.shape for x in found]:
         return _Comparison(None, "how many values come out depends on what is computed")
     difference = _difference(wanted, found)
     reason = "the outputs are not finite with random vectors" if difference is None else ""

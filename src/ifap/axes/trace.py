@@ -20,13 +20,6 @@ from ifap.axes.expressions import Atom, CannotAgreeError, Expression, Reason, at
 from ifap.axes.fakes import device_or_call, quick
 from ifap.axes.sizes import Place, Recorder
 
-_PRODUCTS = {
-    "aten.mm", "aten.addmm", "aten.bmm", "aten.baddbmm", "aten.convolution", "aten._convolution", "aten._grouped_mm",
-    "aten.mv", "aten.addmv", "torchvision.deform_conv2d", "aten._int_mm", "aten.dot",
-    "aten._trilinear", "aten._cdist_forward",
-}  # fmt: skip
-
-
 _INTEGERS = {torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8}
 
 
@@ -97,11 +90,41 @@ class Attention(NamedTuple):
 
 
 @dataclass
+class Forward:
+    """Observations of a traced forward that do not depend on the widths of the network.
+
+    Parameters
+    ----------
+    output_shapes : list of tuple of int
+        Shape of each output in evaluation.
+    training_shapes : list of tuple of int or None
+        Shape of each output in training; None where the mode makes no difference, or the network does not run in it.
+    samples : list
+        Further inputs that reached layers which the example inputs do not reach.
+    values : bool
+        Whether it looks at values, so that it was run on the real tensors. Output shapes may depend on these.
+    has_integer_inputs : bool
+        Whether an operation takes integers, which may be indices: only real ones show whether they are in range.
+    unknown : dict of str to str
+        Operations without a rule, and the module that used each first.
+    """
+
+    output_shapes: list[tuple[int, ...]] = field(default_factory=list)
+    training_shapes: list[tuple[int, ...]] | None = None
+    samples: list[Any] = field(default_factory=list)
+    values: bool = False
+    has_integer_inputs: bool = False
+    unknown: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
 class Axes:
     """The result of a trace.
 
     Parameters
     ----------
+    forward : Forward
+        Observations that do not depend on the widths of the network.
     dims : dict of str to list of Expression
         The dimensions of each parameter, buffer and tensor attribute.
     multiplications : list of Multiplication
@@ -120,44 +143,27 @@ class Axes:
         Tensors that some pass used.
     seen : dict of str to list of Expression
         For each module the axes that its own forward handles, where something is not reached.
-    output_shapes : list of tuple of int
-        Shape of each output of the evaluation pass.
     recorders : list of Recorder
         Sizes that the passes wrote down.
-    unknown : dict of str to str
-        Operations without a rule, and the module that used each first.
-    values : bool
-        Whether the forward looks at values, so that it was run on the real tensors.
-    looks_up : bool
-        Whether an operation takes integers, which may say where to look: only real ones show whether they fit.
     attention : dict of Attention to Expression
         Calls that make attention probabilities, and the axis that may count their heads.
-    samples : list
-        Further inputs that reached what the example inputs do not.
     unsteady : set of Place
         Calls with sizes that training makes otherwise.
-    training_shapes : list of tuple of int or None
-        Shape of each output in training; None where the mode makes no difference, or the network does not run in it.
     """
 
+    forward: Forward = field(default_factory=Forward)
     dims: dict[str, Dims] = field(default_factory=dict)
     multiplications: list[Multiplication] = field(default_factory=list)
     producers: dict[str, list[int]] = field(default_factory=dict)
     made: dict[str, Expression] = field(default_factory=dict)
-    values: bool = False
-    looks_up: bool = False
     inputs: dict[str, Expression] = field(default_factory=dict)
     ties: list[tuple[Expression, Expression, Reason]] = field(default_factory=list)
     aligned: list[tuple[Expression, int]] = field(default_factory=list)
     reached: set[str] = field(default_factory=set)
     seen: dict[str, list[Expression]] = field(default_factory=dict)
-    output_shapes: list[tuple[int, ...]] = field(default_factory=list)
     recorders: list[Recorder] = field(default_factory=list)
-    unknown: dict[str, str] = field(default_factory=dict)
     attention: dict[Attention, Expression] = field(default_factory=dict)
-    samples: list[Any] = field(default_factory=list)
     unsteady: set[Place] = field(default_factory=set)
-    training_shapes: list[tuple[int, ...]] | None = None
 
 
 def carried(x: Tensor) -> Carried:
@@ -180,19 +186,28 @@ class Tracer(DispatchMode):
     rules : mapping of str to callable
         Operation, such as ``aten.view``, to its rule; see `ifap.axes.operations`.
     pointwise : callable
-        The rule of operations that work on each value alone, which need no entry.
+        The rule of operations that work on each value alone, which need no entry where torch tags them.
+    products : set of callable
+        Rules of products: what these make is no weight, and no probabilities.
     """
 
-    def __init__(self, axes: Axes, modules: dict[nn.Module, str], rules: Mapping[str, Rule], pointwise: Rule) -> None:
+    def __init__(
+        self,
+        axes: Axes,
+        modules: dict[nn.Module, str],
+        rules: Mapping[str, Rule],
+        pointwise: Rule,
+        products: Collection[Rule],
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.axes = axes
-        self._rules, self._pointwise = rules, pointwise
+        self._rules, self._pointwise, self._products = rules, pointwise, products
         self.modules = modules
         self.stack: list[str] = [""]
         self.counters: list[dict[str, int]] = [{}]
         self.counts_products = True
         self.sees = False  # whether to record the axes that each module handles
-        self._known: dict[Any, tuple[str, Any]] = {}
+        self._known: dict[Any, Rule | None] = {}
         self._operation = ""
 
     # what rules ask for
@@ -311,35 +326,34 @@ class Tracer(DispatchMode):
         kwargs = kwargs or {}
         if func.namespace == "prim":
             return device_or_call(func, args, kwargs)
-        name, rule = self._known.get(func) or self._look_up(func)
+        rule = self._known[func] if func in self._known else self._look_up(func)
         if rule is None:
             with self:
                 parts = func.decompose(*args, **kwargs)
             if parts is not NotImplemented:
                 return parts
             rule = _unknown
-            self._known[func] = (name, rule)
+            self._known[func] = rule
         out = quick(func, args, kwargs)
         if out is None:
             out = func(*args, **kwargs)
-        self._carry(name, rule, func, args, kwargs, out)
+        self._carry(rule, func, args, kwargs, out)
         return out
 
-    def _look_up(self, func: Any) -> tuple[str, Any]:
+    def _look_up(self, func: Any) -> Rule | None:
+        """Return the rule of an operation; None for one that is to be decomposed."""
         name = f"{func.namespace}.{func._overloadpacket.__name__}"
         rule = self._rules.get(name)
         if rule is None and torch.Tag.pointwise in func.tags:
             rule = self._pointwise
-        if rule is None and name.endswith("_") and (base := self._rules.get(name[:-1])):
-            rule = base
-        if rule is None and name in _UNTAGGED:
-            rule = self._pointwise
+        if rule is None and name.endswith("_"):
+            rule = self._rules.get(name[:-1])
         if rule is None and not func._can_decompose():
             rule = _unknown
-        self._known[func] = (name, rule)
-        return name, rule
+        self._known[func] = rule
+        return rule
 
-    def _carry(self, name: str, rule: Any, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+    def _carry(self, rule: Any, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         inputs = tensors_in((*args, *kwargs.values()) if kwargs else args)
         self._debts: dict[int, list[tuple[Expression, Reason]]] = {}
         self._softmax = False
@@ -348,10 +362,10 @@ class Tracer(DispatchMode):
         except (ValueError, IndexError, TypeError, AttributeError, KeyError, CannotAgreeError):
             dims = _unknown(self, func, args, kwargs, out)  # called in a way that its rule does not know
         known = [carried(x) for x in inputs]
-        if not self.axes.looks_up:
-            self.axes.looks_up = any(x.dtype in _INTEGERS for x in inputs)
+        if not self.axes.forward.has_integer_inputs:
+            self.axes.forward.has_integer_inputs = any(x.dtype in _INTEGERS for x in inputs)
         weight, softmax = False, self._softmax
-        if name not in _PRODUCTS:
+        if rule not in self._products:
             weight = _is_weight(known)
             softmax = softmax or any(each.softmax for each in known)
         sources = {each.source for each in known if each.source} if weight else ()
@@ -405,20 +419,8 @@ def _is_weight(known: list[Carried]) -> bool:
 def _unknown(t: Tracer, func: Any, args: Any, kwargs: Any, out: Any) -> Any:
     """Pin everything that an operation without a rule touches."""
     name = f"{func.namespace}.{t.name_of(func)}"
-    t.axes.unknown.setdefault(name, t.stack[-1])
+    t.axes.forward.unknown.setdefault(name, t.stack[-1])
     return t.pin_all(args, kwargs, f"the operation {name} is not followed")
-
-
-_UNTAGGED = {
-    f"aten.{name}"
-    for name in (
-        "hardswish_backward", "floor_divide", "where", "masked_fill", "masked_fill_", "lerp", "addcmul", "addcdiv",
-        "clamp", "softplus", "gelu", "silu", "elu", "leaky_relu", "prelu", "_prelu_kernel", "rrelu_with_noise",
-        "threshold", "hardtanh", "log_sigmoid_forward", "nan_to_num", "bitwise_and", "logical_and", "polar", "complex",
-        "real", "imag", "hardtanh_", "softshrink", "hardshrink", "celu", "special_expit", "remainder", "fmod", "pow",
-        "atan2",
-    )
-}  # fmt: skip
 
 
 class Follower(Protocol):
@@ -461,7 +463,7 @@ def following(tracer: Follower) -> Iterator[None]:
 def pinned_outputs(axes: Axes, outputs: Iterator[Tensor], tracer: Tracer) -> None:
     """Pin every axis of the outputs and note their shapes."""
     for x in outputs:
-        axes.output_shapes.append(tuple(x.shape))
+        axes.forward.output_shapes.append(tuple(x.shape))
         for dim in tracer.dims(x):
             pin(dim, Reason("it is an output of the network"))
 

@@ -14,7 +14,7 @@ from ifap.axes.corrections import Corrections, Sizes
 from ifap.axes.expressions import Atom, Expression, Product, resolve
 from ifap.axes.forms import Floats, Forms
 from ifap.axes.slots import Group, Indices, Place, Slot, of_each
-from ifap.axes.trace import Attention
+from ifap.axes.trace import Attention, Forward
 
 __all__ = ["UNITS", "Floats", "Graph", "Group", "Indices", "Place", "Slot", "Structure", "UnitsOfProducts", "stay"]
 
@@ -71,18 +71,8 @@ class Structure:
         Sizes that the forward writes down.
     original_widths : list of int
         Width of each slot in the traced network.
-    output_shapes : list of tuple of int
-        Shapes of the outputs.
-    samples : list
-        Further inputs that were traced; see `ifap.axes.trace.Axes`.
-    training_shapes : list of tuple of int or None
-        Their shapes in training; see `ifap.axes.trace.Axes`.
-    values : bool
-        Whether the forward looks at values, on which the shapes of outputs may depend.
-    looks_up : bool
-        Whether an operation takes integers, which may say where to look.
-    unknown : dict of str to str
-        Operations that are not followed, and where each was seen.
+    forward : Forward
+        Observations of the traced forward.
     averaged : dict of int to str
         Groups that something averages over, and what does.
     attention : list of Attention
@@ -102,12 +92,7 @@ class Structure:
     atoms: dict[Atom, int]
     sizes: Sizes
     original_widths: list[int]
-    output_shapes: list[tuple[int, ...]]
-    samples: list[object]
-    training_shapes: list[tuple[int, ...]] | None
-    values: bool
-    looks_up: bool
-    unknown: dict[str, str]
+    forward: Forward
     averaged: dict[int, str]
     attention: list[Attention]
     biases: list[str] = field(default_factory=list)

@@ -12,15 +12,19 @@ if TYPE_CHECKING:
     from ifap.axes.trace import Tracer
 
 RULES: dict[str, Rule] = {}
-"""Operation, such as ``aten.view``, to its rule."""
+"""Operation, such as ``aten.view``, to its rule. The rule of ``add`` is that of ``add_`` too, which needs no entry."""
+PRODUCTS: set[Rule] = set()
+"""The rules of products."""
 
 
-def rule(*names: str) -> Callable[[Rule], Rule]:
+def rule(*names: str, is_product: bool = False) -> Callable[[Rule], Rule]:
     """Register a rule for operations of ``aten``, or of another library where the name has a dot."""
 
     def add(function: Rule) -> Rule:
         for name in names:
             RULES[name if "." in name else f"aten.{name}"] = function
+        if is_product:
+            PRODUCTS.add(function)
         return function
 
     return add

@@ -91,7 +91,7 @@ def roi_align(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any
     return [found for _ in out] if isinstance(out, (tuple, list)) else found
 
 
-@rule("torchvision.deform_conv2d")
+@rule("torchvision.deform_conv2d", is_product=True)
 def deform_conv(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
     """Convolve at moved places; offsets and masks stay."""
     x, weight, offset, mask, bias = args[:5]

@@ -14,6 +14,12 @@ if TYPE_CHECKING:
     from ifap.axes.trace import Tracer
 
 
+@rule(  # those that torch does not tag
+    "hardswish_backward", "floor_divide", "where", "masked_fill", "lerp", "addcmul", "addcdiv", "clamp", "softplus",
+    "gelu", "silu", "elu", "leaky_relu", "prelu", "_prelu_kernel", "rrelu_with_noise", "threshold", "hardtanh",
+    "log_sigmoid_forward", "nan_to_num", "bitwise_and", "logical_and", "polar", "complex", "real", "imag",
+    "softshrink", "hardshrink", "celu", "special_expit", "remainder", "fmod", "pow", "atan2",
+)  # fmt: skip
 def pointwise(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
     """Unify aligned dimensions; those of size one are spread over the others."""
     inputs = [t.dims(x) for x in tensors_in((*args, *kwargs.values()))]
