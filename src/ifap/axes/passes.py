@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from types import BuiltinFunctionType, FunctionType, ModuleType, SimpleNamespace
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +32,7 @@ from ifap.axes.operations.base import PRODUCTS, RULES
 from ifap.axes.operations.values import pointwise
 from ifap.axes.sizes import Key, Origin, Place, Recorder, Size, recording
 from ifap.axes.tensors import holders, named_tensors, once, replaced_tensors
-from ifap.axes.trace import Axes, Forward, Tracer, following, pinned_outputs, start
+from ifap.axes.trace import Axes, Forward, Tracer, following, pin_outputs, start
 from ifap.axes.training import differs_in_training, may_write_weights, recalled, same_values, sizes_of_calls
 from ifap.axes.unreached import follow_siblings, not_reached
 from ifap.errors import ConfigError, GraphError, IfapError, kind_and_line
@@ -43,6 +43,9 @@ Inputs = Any
 T = TypeVar("T")
 Outputs = Callable[[Any], Iterable[Tensor]]
 Call = Callable[[nn.Module, Inputs], Any]
+Kind = Literal["first", "training", "sample", "modules"]
+"""A pass: the first, which also records costs and output shapes; one in training mode; one on a further sample; one
+that repeats another to record the axes that each module handles."""
 
 _TORCH_SIZES = (
     "groups", "num_groups", "normalized_shape", "num_features", "input_size", "hidden_size", "proj_size",
@@ -122,14 +125,14 @@ def _traced(
     with adopted(model), unchanged(model):
         attributes = _remember_attributes(model)
         read = partial(_pass, model, call=call, outputs=outputs, axes=axes)
-        read(example_inputs, fake=fake)
+        read(example_inputs, "first", fake=fake)
         if not_reached(model, axes) or may_write_weights(model):
-            _read_further(axes, read, example_inputs, fake=True, training=True)
+            _read_further(axes, read, example_inputs, "training", fake=True)
         if not_reached(model, axes):
             _read_samples(samples, model, example_inputs, axes, read)
             if not_reached(model, axes):
                 for given in (example_inputs, *axes.forward.samples):
-                    _read_either_way(axes, read, given, sees=True)
+                    _read_either_way(axes, read, given, "modules")
                 follow_siblings(model, axes)
     if differs_in_training(model):
         wanted = sizes_of_calls(axes.recorders[0], attributes)
@@ -195,22 +198,20 @@ def _as_in_training(model: nn.Module) -> Iterator[None]:
 def _pass(
     model: nn.Module,
     inputs: Inputs,
+    kind: Kind,
     *,
     call: Call,
     outputs: Outputs,
     axes: Axes,
     fake: bool,
-    training: bool = False,
-    further: bool = False,
-    sees: bool = False,
 ) -> None:
-    """Run one forward under the tracer; costs and shapes of outputs are those of the first."""
+    """Run one forward under the tracer."""
     modules = {module: name for name, module in modules_by_name(model).items()}
     recorder = Recorder()
     tracer = Tracer(axes, modules, RULES, pointwise, PRODUCTS)
-    tracer.counts_products, tracer.sees = not further, sees
+    tracer.counts_products, tracer.sees = kind == "first", kind == "modules"
     with ExitStack() as stack:
-        stack.enter_context(modes(model, training=training))
+        stack.enter_context(modes(model, training=kind == "training"))
         stack.enter_context(torch.no_grad())
         stack.enter_context(plain_kernels())
         if fake:
@@ -221,14 +222,16 @@ def _pass(
         with torch._C.DisableTorchFunction():
             start(axes, tensors)
         stack.enter_context(following(tracer))
-        if sees:
+        if tracer.sees:
             stack.callback(register_module_forward_hook(tracer.hand_back).remove)
         stack.enter_context(recording(recorder))
         stack.enter_context(tracer)
         stack.enter_context(SizeMode(tracer, recorder))
         found = call(model, inputs)
         with torch._C.DisableTorchFunction():
-            pinned_outputs(Axes() if further else axes, iter(outputs(found)), tracer)
+            shapes = pin_outputs(outputs(found), tracer)
+    if kind == "first":
+        axes.forward.output_shapes = shapes
     axes.recorders.append(recorder)
 
 
@@ -275,25 +278,25 @@ Read = Callable[..., None]
 """Runs one forward under the tracer; see `_pass`."""
 
 
-def _read_further(axes: Axes, read: Read, inputs: Inputs, *, sees: bool = False, **how: bool) -> bool:
-    """Run a further pass, in training or on other inputs; `sees` records the axes that each module handles."""
+def _read_further(axes: Axes, read: Read, inputs: Inputs, kind: Kind, *, fake: bool) -> bool:
+    """Run a further pass; returns False, and forgets what it recorded, if the forward fails."""
     kept = copy.copy(axes.recorders), copy.copy(axes.ties)
     try:
-        read(inputs, further=True, sees=sees, **how)
+        read(inputs, kind, fake=fake)
     except Exception as error:  # whatever a forward raises that wants targets in training, or looks at values
         if is_resource_error(error):
             raise
         axes.recorders, axes.ties = kept
         return False
-    if sees:
+    if kind == "modules":
         axes.recorders, axes.ties = kept
     return True
 
 
-def _read_either_way(axes: Axes, read: Read, inputs: Inputs, *, sees: bool = False) -> bool:
+def _read_either_way(axes: Axes, read: Read, inputs: Inputs, kind: Kind) -> bool:
     """Read data-free inputs where the forward does not look at values, and the real ones where that fails."""
-    is_read = not axes.forward.values and _read_further(axes, read, inputs, fake=True, sees=sees)
-    return is_read or _read_further(axes, read, inputs, fake=False, sees=sees)
+    is_read = not axes.forward.values and _read_further(axes, read, inputs, kind, fake=True)
+    return is_read or _read_further(axes, read, inputs, kind, fake=False)
 
 
 def _read_samples(samples: Iterable[Inputs], model: nn.Module, example_inputs: Inputs, axes: Axes, read: Read) -> None:
@@ -306,7 +309,7 @@ def _read_samples(samples: Iterable[Inputs], model: nn.Module, example_inputs: I
         if not axes.forward.values and _form(sample) in known:
             continue  # a forward that does not look at values does the same
         known.add(_form(sample))
-        if _read_either_way(axes, read, sample):
+        if _read_either_way(axes, read, sample, "sample"):
             axes.forward.samples += [sample] if not_reached(model, axes) != missing else []
 
 

@@ -6,7 +6,7 @@ that looks at values is run on the real tensors instead. The network is left unc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
@@ -460,12 +460,14 @@ def following(tracer: Follower) -> Iterator[None]:
         yield
 
 
-def pinned_outputs(axes: Axes, outputs: Iterator[Tensor], tracer: Tracer) -> None:
-    """Pin every axis of the outputs and note their shapes."""
+def pin_outputs(outputs: Iterable[Tensor], tracer: Tracer) -> list[tuple[int, ...]]:
+    """Pin every axis of the outputs; returns their shapes."""
+    shapes = []
     for x in outputs:
-        axes.forward.output_shapes.append(tuple(x.shape))
+        shapes.append(tuple(x.shape))
         for dim in tracer.dims(x):
             pin(dim, Reason("it is an output of the network"))
+    return shapes
 
 
 def start(axes: Axes, tensors: dict[str, Tensor]) -> None:
@@ -477,9 +479,6 @@ def start(axes: Axes, tensors: dict[str, Tensor]) -> None:
             dims = [Atom(size) if size > 1 and free else int(size) for size in tensor.shape]
             axes.dims[name] = dims
         tensor.__dict__["_carried"] = Carried(dims, name=name, source=name, weight=True)
-
-
-__all__ = ["Axes", "Carried", "Multiplication", "Tracer", "carried", "following", "pinned_outputs", "size_of", "start"]
 
 
 def tensors_in(items: Any) -> list[Tensor]:
