@@ -209,7 +209,7 @@ _KINDS: dict[str, Callable[[dict[str, Any]], Any]] = {
 }
 
 
-class BoxesOfSamples(DispatchMode):
+class CheckBoxIndices(DispatchMode):
     """Reject boxes whose sample index is out of range: kernels that pool inside boxes would read foreign memory."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -39,8 +39,8 @@ def choose(axes: Axes, modules: dict[str, nn.Module], *, inner: bool, spatial_on
     def rank(atom: Atom) -> tuple[Any, ...]:
         place = depth.get(atom, 0)
         if inner:
-            return (atom.group, -place, free[atom])
-        return (not atom.group, 0 if atom.group else -atom.size, place, free[atom])
+            return (atom.is_group, -place, free[atom])
+        return (not atom.is_group, 0 if atom.is_group else -atom.size, place, free[atom])
 
     chosen: set[Atom] = set()
     for atom in sorted(free, key=rank):

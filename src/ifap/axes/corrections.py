@@ -138,7 +138,7 @@ class Sizes:
         attributes = dict(self._original)
         pairs = self._pairs(size)
         for direct in (True, False):
-            for key, values in _offers(pairs, size, attributes, direct=direct).items():
+            for key, values in _candidate_values(pairs, size, attributes, direct=direct).items():
                 value = next(iter(values))
                 if len(values) == 1 and value is not None and value == int(value):
                     attributes[key] = int(value)
@@ -250,21 +250,21 @@ def _has_fixed(expression: Expression) -> bool:
     return not atoms_of(found)
 
 
-def _offers(
+def _candidate_values(
     pairs: list[tuple[Any, Any]], size: SizeOf, attributes: dict[Key, int], *, direct: bool
 ) -> dict[Key, set[Any]]:
     """Return candidate values for each attribute. `direct` selects sizes that are the attribute itself."""
-    offers: dict[Key, set[Any]] = {}
+    candidates: dict[Key, set[Any]] = {}
     for origin, wanted in pairs:
         keys = {leaf.parts[0] for leaf in _leaves(origin) if leaf.kind == "attribute"}
         if len(keys) != 1 or (isinstance(origin, Origin) and origin.kind == "attribute") is not direct:
             continue
         (key,) = keys
         if direct:
-            offers.setdefault(key, set()).add(wanted)
+            candidates.setdefault(key, set()).add(wanted)
         elif value_of(origin, size, attributes) != wanted:
-            offers.setdefault(key, set()).add(_solved(origin, key, wanted, size, attributes))
-    return offers
+            candidates.setdefault(key, set()).add(_solved(origin, key, wanted, size, attributes))
+    return candidates
 
 
 def _solved(origin: Any, key: Key, wanted: Any, size: SizeOf, attributes: dict[Key, int]) -> int | None:

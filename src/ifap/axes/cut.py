@@ -16,7 +16,7 @@ from ifap.axes.attention import adopt, can_adopt
 from ifap.axes.calls import OWN_FORWARD, corrected_forward
 from ifap.axes.corrections import Correction, Corrections
 from ifap.axes.sizes import Key
-from ifap.axes.slots import of_each
+from ifap.axes.slots import map_unique
 from ifap.axes.tensors import holders, in_place_of
 from ifap.axes.units import Graph, Indices, stay
 from ifap.layers import is_norm, is_within, modules_by_name
@@ -85,7 +85,7 @@ def _kept_positions(graph: Graph, removed: Indices) -> dict[str, dict[int, Tenso
     alive = np.ones(graph.num_units, dtype=bool)
     alive[removed] = False
     keep: dict[str, dict[int, Tensor]] = defaultdict(dict)
-    left = of_each(graph.unit_of, lambda units: torch.from_numpy(np.flatnonzero(stay(units, alive))))
+    left = map_unique(graph.unit_of, lambda units: torch.from_numpy(np.flatnonzero(stay(units, alive))))
     for places, units, positions in zip(graph.structure.places, graph.unit_of, left, strict=True):
         if len(positions) < len(units):
             for place in places:

@@ -38,13 +38,13 @@ class Atom:
         Positions along the axis.
     """
 
-    __slots__ = ("averaged", "bound", "group", "pin", "size")
+    __slots__ = ("averaged", "bound", "is_group", "pin", "size")
 
     def __init__(self, size: int, pin: Reason | None = None) -> None:
         self.size = size
         self.bound: Expression | None = None
         self.pin = pin
-        self.group = False  # a group of a convolution or a head: is removed as a whole
+        self.is_group = False  # a group of a convolution or a head: is removed as a whole
         self.averaged: str | None = None  # the operation that averages over the axis
 
 
@@ -217,7 +217,7 @@ def _bind(atom: Atom, target: Expression, reason: Reason) -> None:
     if isinstance(target, Atom):
         if atom.pin is not None and target.pin is None:
             target.pin = atom.pin
-        target.group |= atom.group
+        target.is_group |= atom.is_group
         target.averaged = _deciding_average(target.averaged, atom.averaged)
     else:
         if any(inner is atom for inner in atoms_of(target)):
@@ -307,8 +307,8 @@ def factor(expression: Expression, outer: int) -> tuple[Expression, Expression]:
     if isinstance(expression, Atom):
         first, second = Atom(outer, expression.pin), Atom(inner, expression.pin)
         first.averaged = second.averaged = expression.averaged
-        first.group = second.group = expression.group
-        first.group = expression.group
+        first.is_group = second.is_group = expression.is_group
+        first.is_group = expression.is_group
         expression.bound = Product((first, second))
         return first, second
     if isinstance(expression, Product):

@@ -13,7 +13,7 @@ from ifap.axes.dispatch import DispatchMode
 
 aten = torch.ops.aten
 _DEVICE = torch.ops.prim.device.default
-MODES: list[FakeTensorMode] = []
+RUNNING_MODES: list[FakeTensorMode] = []
 """The mode of the data-free forward that is running."""
 Shape = tuple[int, ...]
 Quick = Callable[[tuple[Any, ...]], Shape | None]
@@ -29,8 +29,8 @@ def quick(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     args, kwargs
         Its arguments.
     """
-    if func is aten.empty.memory_format and MODES and list(args[0]) == [0]:
-        return _nothing(MODES[-1], kwargs.get("dtype"), kwargs.get("device") or torch.device("cpu"))
+    if func is aten.empty.memory_format and RUNNING_MODES and list(args[0]) == [0]:
+        return _nothing(RUNNING_MODES[-1], kwargs.get("dtype"), kwargs.get("device") or torch.device("cpu"))
     shape_of = _SHAPES.get(func)
     if shape_of is None or kwargs or not isinstance(args[0], FakeTensor):
         return None

@@ -88,7 +88,7 @@ def _pin_ignored(axes: Axes, modules: dict[str, nn.Module], ignored: set[str], *
         elif (owner in ignored and not (module is not None and is_producer(module))) or name in ignored:
             for dim in dims:
                 pin(dim, Reason("ignored by the caller"))
-        if keep_embeddings and isinstance(module, nn.Embedding) and not any(a.group for a in atoms_of(dims[-1])):
+        if keep_embeddings and isinstance(module, nn.Embedding) and not any(a.is_group for a in atoms_of(dims[-1])):
             pin(dims[-1], Reason("embeddings are kept"))
 
 
@@ -203,7 +203,7 @@ def _build(
 
 def _is_heads(axis: Expression, chosen: dict[Atom, int]) -> bool:
     """Whether an axis counts heads that are units: groups of products of activations."""
-    return any(atom in chosen and atom.group for atom in atoms_of(axis))
+    return any(atom in chosen and atom.is_group for atom in atoms_of(axis))
 
 
 def _pinned(axes: Axes, modules: dict[str, nn.Module]) -> dict[str, str]:

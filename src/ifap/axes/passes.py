@@ -27,7 +27,7 @@ from torch.nn.modules.module import register_module_forward_hook
 from ifap.axes.attention import adopted
 from ifap.axes.calls import SizeMode
 from ifap.axes.compiled import compiler_is_loaded, without_compiler
-from ifap.axes.fakes import MODES, Shapes, data_free_like, forget
+from ifap.axes.fakes import RUNNING_MODES, Shapes, data_free_like, forget
 from ifap.axes.operations.base import PRODUCTS, RULES
 from ifap.axes.operations.values import pointwise
 from ifap.axes.sizes import Key, Origin, Place, Recorder, Size, recording
@@ -247,16 +247,16 @@ def data_free(model: nn.Module, inputs: Inputs) -> Iterator[tuple[Inputs, dict[s
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     held = list(holders(model))
     tensors = once(held)
-    _MODES.append(weakref.ref(mode))
+    _MODES_TO_CHECK.append(weakref.ref(mode))
     with torch._C.DisableTorchFunction():  # what is done here is no call of the network's
         fakes = {id(tensor): _fake(mode, tensor) for tensor in tensors.values()}
         given = map_tensors(inputs, lambda x: _fake(mode, x))
     with _quiet(), mode, replaced_tensors(held, fakes):
-        MODES.append(mode)
+        RUNNING_MODES.append(mode)
         try:
             yield given, {name: fakes[id(tensor)] for name, tensor in tensors.items()}
         finally:
-            forget(MODES.pop())
+            forget(RUNNING_MODES.pop())
 
 
 @contextmanager
@@ -270,7 +270,7 @@ def _quiet() -> Iterator[None]:
         log.disabled = before
 
 
-_MODES: list[weakref.ref[FakeTensorMode]] = []
+_MODES_TO_CHECK: list[weakref.ref[FakeTensorMode]] = []
 """The modes of all data-free forwards since the caches were last looked at."""
 
 
@@ -395,10 +395,10 @@ def plain_kernels() -> Iterator[None]:
 
 def empty_caches() -> None:
     """Empty the caches of functions, where one has kept a tensor without data; called when a forward's own are gone."""
-    if any(mode() is not None for mode in _MODES):
+    if any(mode() is not None for mode in _MODES_TO_CHECK):
         gc.collect(1)  # torch leaves some in young cycles
-    leaked = any(mode() is not None for mode in _MODES)
-    _MODES.clear()
+    leaked = any(mode() is not None for mode in _MODES_TO_CHECK)
+    _MODES_TO_CHECK.clear()
     if not leaked:
         return
     for each in gc.get_objects():

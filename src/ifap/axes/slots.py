@@ -142,7 +142,7 @@ def groups_of(slots: list[Slot], unit_of: list[Indices], group_of: Indices, numb
     """Return the groups, each with the widths that its units cut and the positions that a unit occupies."""
     cut: list[list[Slot]] = [[] for _ in range(number)]
     width = [1] * number
-    taken = of_each(unit_of, lambda units: _taken(units, group_of))
+    taken = map_unique(unit_of, lambda units: _taken(units, group_of))
     for slot, found in zip(slots, taken, strict=True):
         for group, places in found.items():
             cut[group].append(slot)
@@ -163,7 +163,7 @@ def _taken(units: Indices, group_of: Indices) -> dict[int, int]:
     return {int(group): int(counts[start]) if start >= 0 else 0 for group, start in zip(groups, starts, strict=True)}
 
 
-def of_each(arrays: Sequence[Indices], function: Callable[[Indices], T]) -> list[T]:
+def map_unique(arrays: Sequence[Indices], function: Callable[[Indices], T]) -> list[T]:
     """Apply a function to each array; compute it once for arrays that are the same object."""
     made: dict[int, T] = {}
     for array in arrays:

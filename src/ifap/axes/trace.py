@@ -43,11 +43,11 @@ class Carried:
         Whether it is made from parameters alone.
     softmax : bool
         Whether it is made from probabilities.
-    debts : list
+    deferred_pins : list
         Axes to pin once the values are used, with the reasons.
     """
 
-    __slots__ = ("debts", "dims", "name", "softmax", "source", "weight")
+    __slots__ = ("deferred_pins", "dims", "name", "softmax", "source", "weight")
 
     def __init__(
         self,
@@ -57,10 +57,10 @@ class Carried:
         source: str = "",
         weight: bool = False,
         softmax: bool = False,
-        debts: Sequence[tuple[Expression, Reason]] = (),
+        deferred_pins: Sequence[tuple[Expression, Reason]] = (),
     ) -> None:
         self.dims, self.name, self.source = dims, name, source
-        self.weight, self.softmax, self.debts = weight, softmax, debts
+        self.weight, self.softmax, self.deferred_pins = weight, softmax, deferred_pins
 
 
 @dataclass(frozen=True)
@@ -215,10 +215,10 @@ class Tracer(DispatchMode):
     def dims(self, x: Tensor) -> Dims:
         """Return the dimensions of a tensor whose values are used now."""
         found = carried(x)
-        if found.debts:
-            for axis, reason in found.debts:
+        if found.deferred_pins:
+            for axis, reason in found.deferred_pins:
                 pin(axis, reason)
-            found.debts = ()
+            found.deferred_pins = ()
         if found.name:
             self.axes.reached.add(found.name)
         return found.dims
@@ -250,10 +250,10 @@ class Tracer(DispatchMode):
                 self.pin(dim, text)
         return None
 
-    def owe(self, out: Tensor, axis: Expression, text: str) -> None:
+    def pin_on_use(self, out: Tensor, axis: Expression, text: str) -> None:
         """Pin an axis as soon as the values of `out` are used."""
         if not isinstance(axis, int):
-            self._debts.setdefault(id(out), []).append((axis, self.reason(text)))
+            self._deferred_pins.setdefault(id(out), []).append((axis, self.reason(text)))
 
     def tie(self, a: Expression, b: Expression) -> None:
         """Let two axes keep the same number of positions."""
@@ -355,7 +355,7 @@ class Tracer(DispatchMode):
 
     def _carry(self, rule: Any, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         inputs = tensors_in((*args, *kwargs.values()) if kwargs else args)
-        self._debts: dict[int, list[tuple[Expression, Reason]]] = {}
+        self._deferred_pins: dict[int, list[tuple[Expression, Reason]]] = {}
         self._softmax = False
         try:
             dims = rule(self, func, args, kwargs, out)
@@ -383,7 +383,7 @@ class Tracer(DispatchMode):
                 source=self._source(sources, its),
                 weight=weight,
                 softmax=softmax,
-                debts=self._debts.get(id(each), ()),
+                deferred_pins=self._deferred_pins.get(id(each), ()),
             )
             if self.sees:
                 self._see(each)

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from ifap.axes.corrections import Corrections, Sizes
 from ifap.axes.expressions import Atom, Expression, Product, resolve
 from ifap.axes.forms import Floats, Forms
-from ifap.axes.slots import Group, Indices, Place, Slot, of_each
+from ifap.axes.slots import Group, Indices, Place, Slot, map_unique
 from ifap.axes.trace import Attention, Forward
 
 __all__ = ["UNITS", "Floats", "Graph", "Group", "Indices", "Place", "Slot", "Structure", "UnitsOfProducts", "stay"]
@@ -199,7 +199,7 @@ class Graph:
             units = units[stays]
             return stays, np.where(units >= 0, renumber[units], -1) if len(alive) else units
 
-        stays, unit_of = zip(*of_each(self.unit_of, left), strict=True) if self.unit_of else ((), ())
+        stays, unit_of = zip(*map_unique(self.unit_of, left), strict=True) if self.unit_of else ((), ())
         kept = [origin[positions] for origin, positions in zip(self.kept, stays, strict=True)]
         heads = [left(units)[1] for units in self.heads]
         return Graph(self.structure, [*unit_of], self.group_of[alive], heads, kept)

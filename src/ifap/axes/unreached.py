@@ -48,10 +48,10 @@ def _example(modules: dict[str, nn.Module], axes: Axes, root: str, missing: set[
     is_listed = isinstance(modules[root.rpartition(".")[0]], (nn.ModuleList, nn.ModuleDict))
     if is_listed and _stand_beside(modules[root], axes, siblings, uses):
         return siblings[0]
-    return siblings[0] if _leaves_no_doubt(modules[root], axes, siblings[0], uses) else None
+    return siblings[0] if _is_unambiguous(modules[root], axes, siblings[0], uses) else None
 
 
-def _leaves_no_doubt(module: nn.Module, axes: Axes, sibling: str, uses: Counter[int]) -> bool:
+def _is_unambiguous(module: nn.Module, axes: Axes, sibling: str, uses: Counter[int]) -> bool:
     """Whether each shared axis is the only axis of its size in the calling module."""
     dims = _dims_of(module, axes, sibling)
     shared = _shared(dims, sibling, uses)

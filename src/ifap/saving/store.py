@@ -29,7 +29,7 @@ from ifap.axes.sequences import listed
 from ifap.axes.tensors import as_real
 from ifap.costs import Cost, cost, count_params
 from ifap.errors import PlanError, first_line
-from ifap.example_inputs import BoxesOfSamples, input_spec, make_inputs, variants
+from ifap.example_inputs import CheckBoxIndices, input_spec, make_inputs, variants
 from ifap.files import beside, read_bounded
 from ifap.forward import (
     Inputs,
@@ -458,7 +458,7 @@ def _runnable(model: nn.Module, spec: Any) -> Any:
     failures: list[Exception] = []
     for each in variants(spec, dtype):
         try:
-            with BoxesOfSamples():  # type: ignore[no-untyped-call]
+            with CheckBoxIndices():  # type: ignore[no-untyped-call]
                 _fingerprint(model, each)
             return each
         except (IndexError, RuntimeError, ValueError) as error:

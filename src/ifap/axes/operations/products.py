@@ -56,7 +56,7 @@ def bmm(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out
     t.unify(b, b2, func)
     heads = [atom for atom in atoms_of(b) if atom.pin is None]  # samples are pinned
     for atom in heads:
-        atom.group = True
+        atom.is_group = True
     contracted(t, func, x, y, k, k2)
     if heads and t.is_softmax(x) and not t.is_weight(y):
         t.pin(m, "it is the width of a head")
@@ -208,7 +208,7 @@ def grouped(
             t.pin(dim, "groups of a convolution cut it in the middle")
         return w[1], (groups * size_of(w[1]) if transposed else w[0])
     for atom in atoms_of(group):
-        atom.group = True
+        atom.is_group = True
     if transposed:
         t.unify(inner, second, func)
         return inner, product([group, w[1]])

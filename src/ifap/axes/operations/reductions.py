@@ -37,7 +37,7 @@ def reduce(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], 
             t.pin(dims[place], f"{name} compares its positions")
     if name in _FINDS and isinstance(out, (tuple, list)):
         for place in along:
-            t.owe(out[1], dims[place], f"{name} says which of its positions it is")
+            t.pin_on_use(out[1], dims[place], f"{name} says which of its positions it is")
     first = out[0] if isinstance(out, (tuple, list)) else out
     keeps = first.dim() == len(dims)
     left: Dims = [1 if place in along else dim for place, dim in enumerate(dims) if keeps or place not in along]

@@ -146,7 +146,7 @@ def select(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], 
     """Take one position; the axis stays, but only once the values are used."""
     dims = list(t.dims(args[0]))
     chosen = dims.pop(args[1] % len(dims))
-    t.owe(out, chosen, f"position {args[2]} of it is taken alone")
+    t.pin_on_use(out, chosen, f"position {args[2]} of it is taken alone")
     return dims
 
 
@@ -156,7 +156,7 @@ def unbind(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], 
     dims = list(t.dims(args[0]))
     chosen = dims.pop(argument(args, kwargs, 1, "dim", 0) % len(dims))
     for each in out:
-        t.owe(each, chosen, "its positions are taken apart")
+        t.pin_on_use(each, chosen, "its positions are taken apart")
     return [dims for _ in out]
 
 
