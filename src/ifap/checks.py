@@ -50,7 +50,7 @@ class Checks:
         self._ran: list[tuple[set[int], Indices]] = []  # axes that were cut, and units left, when it ran in training
 
     def check(self, model: nn.Module, graph: Graph) -> None:
-        """Run a cut network, for real where only that shows whether it works, or is as quick as without data.
+        """Run a cut network: on real tensors if it takes integers or is cheap, else without data.
 
         Raises
         ------

@@ -67,7 +67,7 @@ def compensate(
     *,
     new_biases: bool = True,
 ) -> Compensation:
-    """Change the layers that read units which are about to go, so that what stays stands in for them.
+    """Refit the layers that read units before these are removed, so that the remaining inputs replace them.
 
     Call it before the units are cut. Weights of the removed inputs are left as they are, and so are layers that share
     their weight with another, which is not theirs to change. A layer without a bias may be given one.
@@ -113,10 +113,9 @@ def compensate(
 
 
 def keep_made_weights(model: nn.Module, graph: Graph, removed: Indices, done: Compensation) -> None:
-    """Keep the weights that stay as they are, where layers make them from tensors that are about to be cut.
+    """Set removed weights to almost zero in layers that make their weight, so that the kept weights do not change.
 
-    A weight norm would scale them up to the norm of the uncut weight. So these layers are given almost zero for what
-    goes.
+    A weight norm would scale the kept weights up to the norm of the uncut weight.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Writing files so that nothing is ever half written, and reading those of strangers with bounds."""
+"""Write files atomically, and read untrusted files with bounds."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def _remove(path: Path) -> None:
 
 
 def read_bounded(path: Path, most: int) -> bytes:
-    """Read a file that may come from anyone.
+    """Read a file from an untrusted source, up to a maximal size.
 
     Parameters
     ----------

@@ -154,7 +154,7 @@ def _arguments(model: nn.Module) -> set[str]:
 
 
 def _inside_objects(tree: Any, taken_back: set[str]) -> Iterator[Tensor]:
-    """Yield the tensors that objects hold which are no containers, wherever containers hold these."""
+    """Yield the tensors in attributes of objects that containers hold."""
     found = children(tree)
     if not found:
         yield from _attributes(tree, _DEPTH)

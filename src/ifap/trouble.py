@@ -1,4 +1,4 @@
-"""What went wrong, as an exit code and one line: a mistake of the user, or trouble with disk, memory or device."""
+"""Exit codes, and one-line messages for errors of disk, memory or device."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ class _Left(TimeRemainingColumn):
     """The time that is left, and nothing where it is not known."""
 
     def render(self, task: Task) -> Text:
-        """Return the time and what it is."""
+        """Return the remaining time, or an empty text if it is unknown."""
         left = super().render(task)
         return Text.assemble(left, " left") if any(map(str.isdigit, left.plain)) else Text()
 

@@ -145,7 +145,7 @@ def open_image(file: Path, prepare: Callable[[Any], Any]) -> Any:
 
 
 def preparation(network: nn.Module, builder: str, processor: Path | None) -> Callable[[Any], Tensor]:
-    """Return what makes a tensor of an image: a processor, what the network notes of itself, or its home.
+    """Return the function that makes a tensor of an image: from a processor, the network or its home.
 
     Raises
     ------

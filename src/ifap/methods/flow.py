@@ -1,4 +1,4 @@
-"""Flow to the output: what each unit sends to its readers, times what the output makes of it."""
+"""Flow to the output: the signal of each unit to its readers, times the gradient of the output."""
 
 from __future__ import annotations
 

@@ -395,7 +395,7 @@ def _three(events: list[Event]) -> list[Event]:
 
 @contextlib.contextmanager
 def _recorded(model: nn.Module, names: list[str], keep: Callable[[Tensor], Any]) -> Iterator[dict[Event, Any]]:
-    """Keep something of every output of the named modules in the newest forward.
+    """Record a function of every output of the named modules in the newest forward.
 
     The hooks live inside the block only; a network that is compiled inside it has them compiled in.
     """

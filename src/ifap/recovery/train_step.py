@@ -1,4 +1,4 @@
-"""How a step is computed: precision, parts of a batch, memory format, compilation, processes.
+"""Compute training steps: precision, parts of a batch, memory format, compilation, processes.
 
 The plain engine does nothing but call the network, so that a recipe without any of these options
 gives the same bytes as a loop written by hand. Accumulation needs no help: the gradients of the
@@ -142,7 +142,7 @@ class Engine:
         return value
 
     def same(self, value: Any) -> Any:
-        """Return what the main process has."""
+        """Return the value of the main process."""
         return value
 
     def share_buffers(self) -> None:
@@ -153,7 +153,7 @@ class Engine:
         return {}
 
     def restore(self, state: dict[str, float]) -> None:
-        """Take up what `state` returned."""
+        """Restore a state that `state` returned."""
 
 
 class Accelerated(Engine):
@@ -239,7 +239,7 @@ class Accelerated(Engine):
         return float(self._accelerator.reduce(total, reduction="mean"))
 
     def same(self, value: Any) -> Any:
-        """Return what the main process has."""
+        """Return the value of the main process."""
         from accelerate.utils import broadcast_object_list
 
         if self.processes == 1:

@@ -1,4 +1,4 @@
-"""How a saved network came to be: ``report.json`` beside its plan, for whoever wants to read it; loading needs none."""
+"""Write and read ``report.json``, the history of a saved network; loading does not need it."""
 
 from __future__ import annotations
 
