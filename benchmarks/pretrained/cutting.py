@@ -12,11 +12,10 @@ from torch import Tensor, nn
 import ifap
 from benchmarks.pretrained.case import Case, Way
 from ifap.axes.tensors import named_tensors
-from ifap.axes.units import Graph
+from ifap.axes.units import Floats, Graph
 from ifap.forward import Inputs
 from ifap.methods import AnyMethod
 from ifap.methods.taylor import gradients
-from ifap.ranking import Floats
 from ifap.results import Pruned
 from ifap.scores.energies import reading_norms
 from ifap.scores.moments import averages

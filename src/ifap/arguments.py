@@ -1,4 +1,4 @@
-"""Check what users hand to a function before any work: one line names the argument and what it may be."""
+"""Check the arguments of public functions before any work; an error names the argument and its allowed values."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _LONGEST = 40  # characters of a value that are shown
 
 @dataclass(frozen=True)
 class Kind:
-    """What an argument may be.
+    """The allowed types and values of an argument.
 
     Parameters
     ----------
@@ -41,7 +41,7 @@ class Kind:
     advice: Callable[[object], str | None] = lambda _value: None
 
     def refuse(self, name: str, value: object) -> ConfigError:
-        """Return the error for a value that is none."""
+        """Return the error for a value that is not allowed."""
         advice = self.advice(value)
         return ConfigError(f"{name} must be {self.words}, not {shown(value)}{f': {advice}' if advice else ''}")
 
@@ -130,7 +130,7 @@ def checked(**kinds: Kind) -> Callable[[Callable[P, R]], Callable[P, R]]:
     Raises
     ------
     ConfigError
-        From the function, if an argument is none of what it may be.
+        From the function, if an argument has the wrong type or value.
     """
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:

@@ -35,7 +35,7 @@ class TrainingModeError(NetworkError):
 
 
 class Checks:
-    """See that a network that lost units still runs, in evaluation and in training, with outputs of the same shapes.
+    """Check that a cut network runs, in evaluation and in training, with outputs of the same shapes.
 
     Parameters
     ----------
@@ -50,22 +50,22 @@ class Checks:
         self._ran: list[tuple[set[int], Indices]] = []  # axes that were cut, and units left, when it ran in training
 
     def check(self, model: nn.Module, graph: Graph) -> None:
-        """Run a cut network, for real where only that shows whether it works, or is as quick as without data.
+        """Run a cut network: on real tensors if it takes integers or is cheap, else without data.
 
         Raises
         ------
         NetworkError
             If it fails, or its outputs have other shapes than those of the network that was traced.
         """
-        structure = graph.structure
+        structure, forward = graph.structure, graph.structure.forward
         is_cheap = structure.forms.total_macs(graph.units_per_group().astype(float)) < _CHEAP_MACS
-        if (structure.looks_up or is_cheap) and next(model.parameters()).device.type != "meta":
+        if (forward.has_integer_inputs or is_cheap) and next(model.parameters()).device.type != "meta":
             found = run_once(model, self._inputs, self._outputs)
         else:
             found = self._shapes(model)
-        _compare(structure.output_shapes, found, graph)
-        if structure.training_shapes is not None:
-            self._check_training(model, graph, structure.training_shapes)
+        _compare(forward.output_shapes, found, graph)
+        if forward.training_shapes is not None:
+            self._check_training(model, graph, forward.training_shapes)
 
     def _shapes(self, model: nn.Module) -> list[tuple[int, ...]]:
         with suppress(NetworkError):
@@ -94,7 +94,7 @@ def _parted(sizes: dict[int, int], before: Indices, now: Indices) -> bool:
 
 
 def _compare(wanted: list[tuple[int, ...]], found: list[tuple[int, ...]], graph: Graph) -> None:
-    if graph.structure.values:  # shapes depend on what the network computes: how many boxes, how long a sound
+    if graph.structure.forward.values:  # shapes depend on what the network computes: how many boxes, how long a sound
         wanted, found = [(len(shape),) for shape in wanted], [(len(shape),) for shape in found]
     if wanted != found:
         raise NetworkError("the shape of the outputs would change", "")
@@ -114,7 +114,7 @@ class UnprovenError(GraphError):
 
 
 def require(proof: Proof, graph: Graph, removed: Indices, compare: Callable[[Indices], Proof]) -> None:
-    """See that a proof holds.
+    """Raise if a proof does not hold.
 
     Parameters
     ----------
@@ -143,12 +143,12 @@ def require(proof: Proof, graph: Graph, removed: Indices, compare: Callable[[Ind
 
 
 def _of_axes(graph: Graph, removed: Indices, groups: set[int]) -> Indices:
-    """Return the removed units that are of some axes."""
+    """Return the removed units of some axes."""
     return removed[np.isin(graph.group_of[removed], [*groups])]
 
 
 def tied_axes(graph: Graph, removed: Indices) -> list[set[int]]:
-    """Return the axes that lose units; those that must lose as many are together."""
+    """Return the axes that lose units; tied axes are grouped."""
     losing = set(graph.group_of[removed].tolist())
     together = [members for each in graph.structure.tied if (members := set(each) & losing)]
     return together + [{group} for group in sorted(losing.difference(*together))]
@@ -266,9 +266,9 @@ def because(model: nn.Module, graph: Graph) -> str:
     """Return the end of a line that says why nothing of a network can be cut, from its units."""
     if isinstance(model, torch.jit.ScriptModule):
         return ": torch.jit has scripted or traced it, so that nothing can be changed: give the network itself"
-    quantized = next((name for name in graph.structure.unknown if name.startswith("quantized.")), None)
+    quantized = next((name for name in graph.structure.forward.unknown if name.startswith("quantized.")), None)
     if quantized is not None:
-        where = graph.structure.unknown[quantized]
+        where = graph.structure.forward.unknown[quantized]
         return f": '{where}' computes in integers ({quantized}): prune the network in floating point, then quantize it"
     if not graph.pinned:
         return ": it has no convolution, linear layer or attention that the outputs depend on"

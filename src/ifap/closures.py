@@ -15,7 +15,7 @@ _REGISTRIES = ("_parameters", "_buffers", "_modules")
 
 
 def rebind(model: nn.Module, memo: Mapping[int, Any]) -> None:
-    """Let functions in the attributes and hooks of a copied network refer to the copies of what they referred to.
+    """Rebind functions in attributes and hooks of a copied network to the copied objects.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""How the layers that read a unit can do without it.
+"""Compensate the layers that read removed units.
 
 A layer that mixes channels, a convolution or a linear layer, computes ``y = W x + b``. Without the inputs G it loses
 ``W_G x_G``, of which the inputs K that stay can say a part: ``x_G`` is about ``m_G + A (x_K - m_K)`` with the means m
@@ -42,7 +42,7 @@ _ALMOST_ZERO = 1e-9  # not zero: a weight that is divided by its norm would be n
 
 @dataclass
 class Compensation:
-    """What was changed, and how to take it back.
+    """The changes of `compensate`, and how to undo them.
 
     Parameters
     ----------
@@ -86,7 +86,7 @@ def compensate(
     *,
     new_biases: bool = True,
 ) -> Compensation:
-    """Change the layers that read units which are about to go, so that what stays stands in for them.
+    """Refit the layers that read units before these are removed, so that the remaining inputs replace them.
 
     Call it before the units are cut. Weights of the removed inputs are left as they are, and so are layers that share
     their weight with another, which is not theirs to change. A layer without a bias may be given one.
@@ -132,10 +132,10 @@ def compensate(
 
 
 def keep_made_weights(model: nn.Module, graph: Graph, removed: Indices, done: Compensation) -> None:
-    """Keep the weights that stay as they are, where layers make them from tensors that are about to be cut.
+    """Set removed weights to almost zero in layers that make their weight, so that the kept weights do not change.
 
-    A weight norm would scale them up to the norm of the uncut weight. So these layers are given almost zero for what
-    is removed. Call `Compensation.require_kept` after the cut.
+    A weight norm would scale the kept weights up to the norm of the uncut weight. `Compensation.require_kept` checks
+    them after the cut.
 
     Parameters
     ----------
@@ -196,7 +196,7 @@ def _refit(
 def _shift(
     module: Any, name: str, graph: Graph, lost: Tensor, mean: Tensor, done: Compensation, *, new_biases: bool
 ) -> None:
-    """Give a layer the means of what it loses, where it reads too many channels for more."""
+    """Add the means of lost inputs to the bias of a layer that is too wide for second moments."""
     weight = weight_by_group(module)
     groups, _, inputs, _ = weight.shape
     if not _may_have_bias(module, new_biases=new_biases):
@@ -242,7 +242,7 @@ def _without_bias(module: Any, name: str, graph: Graph) -> None:
 
 
 class _Refit(NamedTuple):
-    """What is added to the weights of the inputs that stay (outputs, kept, taps) and to the bias (outputs,)."""
+    """The change of the weights of kept inputs (outputs, kept, taps) and of the bias (outputs,)."""
 
     words: str
     weights: Tensor
@@ -250,7 +250,7 @@ class _Refit(NamedTuple):
 
 
 class _Split(NamedTuple):
-    """Moments of what stays and of what goes."""
+    """Moments of the kept and of the lost channels."""
 
     kept: Tensor  # (kept, kept), centred
     cross: Tensor  # (kept, lost)
@@ -260,7 +260,7 @@ class _Split(NamedTuple):
 
 
 def _split(moments: Moments, lost: Tensor, *, has_bias: bool) -> _Split:
-    """Split the moments; without a bias, which nothing but a mean can use, around zero instead of the mean."""
+    """Split the moments into kept and lost channels. Without a bias they are taken around zero instead of the mean."""
     means, covariance = moments.mean, moments.covariance
     if not has_bias:
         covariance, means = torch.addr(covariance, means, means), torch.zeros_like(means)
@@ -279,7 +279,7 @@ def _best(weight: Tensor, lost: Tensor, found: Halves, *, has_bias: bool) -> _Re
     gram = reads.t() @ reads
 
     def held_out(ridge: float | None) -> float:
-        """Return the error on each half of what was fitted on the other."""
+        """Return the error on each half of a fit to the other half, summed."""
         pairs = ((first, second), (second, first))
         return sum(_error(gram, held, *_shares(fitted, ridge)) for fitted, held in pairs)
 
@@ -316,7 +316,7 @@ def _smallest(error: Callable[[float], float], ridges: list[float]) -> tuple[flo
 
 
 def _shares(fitted: _Split, ridge: float | None) -> tuple[Tensor, Tensor]:
-    """Return what the inputs that stay say of each that goes, (kept, lost), and the rest of its mean, (lost,)."""
+    """Return the regression of lost on kept inputs, (kept, lost), and the rest of the means, (lost,)."""
     if ridge is None:
         return torch.zeros_like(fitted.cross), torch.zeros_like(fitted.lost_means)
     if math.isinf(ridge):

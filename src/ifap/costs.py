@@ -24,12 +24,12 @@ from ifap.axes.passes import data_free, empty_caches, plain_kernels, run_in_trai
 from ifap.errors import GraphError, kind_and_line
 from ifap.forward import Inputs, call, dense_outputs, evaluation_mode, task_tensors
 from ifap.layers import modules_by_name
-from ifap.trouble import is_trouble
+from ifap.trouble import is_resource_error
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What one forward costs.
+    """Cost of one forward.
 
     Parameters
     ----------
@@ -153,7 +153,7 @@ def _density(module: nn.Module) -> float:
 
 @dataclass(frozen=True)
 class Probe:
-    """What one forward without data shows.
+    """Results of one forward without data.
 
     Parameters
     ----------
@@ -264,7 +264,7 @@ def shapes_without_data(
     try:
         found = _without_data(model, example_inputs, outputs, counter)
     except Exception as error:
-        if is_trouble(error):
+        if is_resource_error(error):
             raise
         failure: NetworkError | None = _failure(error, "" if counter is None else counter.last)
     else:
@@ -306,7 +306,7 @@ def run_once(model: nn.Module, example_inputs: Inputs, outputs: Sequence[str] | 
         try:
             found = call(model, example_inputs)
         except Exception as error:
-            if is_trouble(error):
+            if is_resource_error(error):
                 raise
             found = _run(model, _Counter(model), example_inputs)  # again, to see which module fails
         return _task_shapes(model, found, outputs)
@@ -317,7 +317,7 @@ def _run(model: nn.Module, counter: _Counter, example_inputs: Inputs) -> Any:
         with counter.counting():
             return call(model, example_inputs)
     except Exception as error:
-        if is_trouble(error):
+        if is_resource_error(error):
             raise
         raise _failure(error, counter.last) from error
 

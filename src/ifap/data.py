@@ -178,7 +178,7 @@ class CalibrationBatches:
         first = inputs if isinstance(inputs, Tensor) else next(iter(inputs.values()), torch.empty(0))
         if len(first) == 0:
             raise ScoreError("calibration data are empty: give at least one sample")
-        self._chunks = _chunks(inputs, batch_size)
+        self._chunks = in_batches(inputs, batch_size)
         self._targets = None if targets is None else _cut(targets, batch_size)
         self.role = role
 
@@ -210,9 +210,10 @@ class LabelledBatches:
         return len(self._pairs)
 
 
-def _chunks(inputs: Inputs, batch_size: int) -> Sequence[Inputs]:
+def in_batches(inputs: Inputs, batch_size: int) -> list[Inputs]:
+    """Divide inputs into batches."""
     if isinstance(inputs, Tensor):
-        return inputs.split(batch_size)
+        return list(inputs.split(batch_size))
     parts = {name: tensor.split(batch_size) for name, tensor in inputs.items()}
     return [dict(zip(parts, values, strict=True)) for values in zip(*parts.values(), strict=True)]
 

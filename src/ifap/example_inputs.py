@@ -209,8 +209,8 @@ _KINDS: dict[str, Callable[[dict[str, Any]], Any]] = {
 }
 
 
-class BoxesOfSamples(DispatchMode):
-    """Refuse boxes of samples that there are not: kernels that pool inside boxes read memory of others instead."""
+class CheckBoxIndices(DispatchMode):
+    """Reject boxes whose sample index is out of range: kernels that pool inside boxes would read foreign memory."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func.namespace == "torchvision" and "roi_" in str(func):

@@ -1,4 +1,4 @@
-"""Hand a network to other programs: ONNX, or a ``torch.export`` archive; each is compared with the network first."""
+"""Export a network as ONNX or as a ``torch.export`` archive; each is compared with the network first."""
 
 from __future__ import annotations
 
@@ -193,7 +193,7 @@ def as_arguments(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 
 def _free_batch(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Say of each argument of the forward, by name, that dimension 0 of its tensors has any size."""
+    """Mark dimension 0 of the tensors of each argument as dynamic, by argument name."""
     return {
         name: _free(value) for name, value in inspect.signature(model.forward).bind(*args, **kwargs).arguments.items()
     }
@@ -226,7 +226,7 @@ def _batch_of(inputs: Inputs, batch: int, generator: torch.Generator | None = No
 
 @contextmanager
 def _traceable(kind: str) -> Iterator[None]:
-    """Let a network be exported inside the block; what goes wrong is one line, and remarks are not shown."""
+    """Prepare a network for export inside the block; errors are one line and warnings are hidden."""
     # The fast path of attention is one opaque operation that no exporter knows.
     fastpath = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
@@ -239,7 +239,7 @@ def _traceable(kind: str) -> Iterator[None]:
 
 @contextmanager
 def _said_in_one_line(done: str) -> Iterator[None]:
-    """Turn what goes wrong inside an exporter into one line, and keep its remarks to itself."""
+    """Turn errors of an exporter into one line, and hide its warnings."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

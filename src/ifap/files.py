@@ -1,4 +1,4 @@
-"""Writing files so that nothing is ever half written, and reading those of strangers with bounds."""
+"""Write files atomically, and read untrusted files with bounds."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from ifap.trouble import DISK_ERRORS
+
 _SUFFIX = ".part"
-_ABOUT_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 
 
 def atomic_write_bytes(path: Path, content: bytes) -> None:
@@ -68,7 +69,7 @@ def beside(path: Path, *, folder: bool = False) -> Iterator[Path]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield temporary
     except OSError as error:
-        if error.errno in _ABOUT_THE_DISK:
+        if error.errno in DISK_ERRORS:
             error.filename = str(path)
         raise
     finally:
@@ -102,7 +103,7 @@ def _remove(path: Path) -> None:
 
 
 def read_bounded(path: Path, most: int) -> bytes:
-    """Read a file that may come from anyone.
+    """Read a file from an untrusted source, up to a maximal size.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""One way to call a network and to read what it returns; copies to work on, so that the caller's is never touched."""
+"""Call networks, read their outputs, and make copies so that the caller's network is never changed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ifap.axes.tensors import keep_notes, laid_out_as
 from ifap.closures import rebind
 from ifap.errors import ConfigError, GraphError, IfapError, ScoreError, first_line, kind_and_line, nearest
 from ifap.layers import is_norm, modules_by_name
-from ifap.trouble import is_trouble
+from ifap.trouble import is_resource_error
 
 __all__ = ["map_tensors"]
 
@@ -70,7 +70,7 @@ def on_batch(number: int, data: str, kind: type[IfapError] = ScoreError) -> Iter
     except IfapError:
         raise
     except Exception as error:
-        if is_trouble(error):
+        if is_resource_error(error):
             raise
         hint = "; give inputs without labels" if data == "calibration" and isinstance(error, TypeError) else ""
         who = "network" if data == "calibration" else "network or the loss"
@@ -86,7 +86,7 @@ def scalar(loss: Any) -> Tensor:
 
 
 def _check_length(model: Any, inputs: Mapping[str, Any]) -> None:
-    """Say that a text is too long, which the network itself would only say of some index."""
+    """Raise an error for a text that is too long; the network itself would only name an index."""
     positions = getattr(getattr(model, "config", None), "max_position_embeddings", None)
     ids = inputs.get("input_ids")
     if not isinstance(positions, int) or not isinstance(ids, Tensor) or ids.dim() != 2 or ids.shape[1] <= positions:
@@ -100,7 +100,7 @@ def _check_length(model: Any, inputs: Mapping[str, Any]) -> None:
 
 
 def children(tree: Any) -> dict[Any, Any]:
-    """Return what a container holds by key: of a dict, tuple, list, namespace or dataclass; empty for a leaf."""
+    """Return the items of a dict, tuple, list, namespace or dataclass by key; empty for a leaf."""
     if isinstance(tree, Mapping):
         return dict(tree)
     if isinstance(tree, tuple) and hasattr(tree, "_fields"):
@@ -161,7 +161,7 @@ def _arguments(model: nn.Module) -> set[str]:
 
 
 def _inside_objects(tree: Any, taken_back: set[str]) -> Iterator[Tensor]:
-    """Yield the tensors that objects hold which are no containers, wherever containers hold these."""
+    """Yield the tensors in attributes of objects that containers hold."""
     found = children(tree)
     if not found:
         yield from _attributes(tree, _DEPTH)
@@ -238,7 +238,7 @@ def private_copy(model: nn.Module) -> nn.Module:
         with torch.no_grad():  # torch copies the parameters of scripted modules by an operation
             twin = copy.deepcopy(model, memo)
     except Exception as error:  # whatever an attribute raises that Python cannot copy, such as a lock
-        if is_trouble(error):
+        if is_resource_error(error):
             raise
         raise GraphError(f"the network cannot be copied by copy.deepcopy ({first_line(error)})") from error
     rebind(twin, memo)
@@ -274,7 +274,7 @@ def copy_to_prune(model: nn.Module) -> nn.Module:
 
 
 def _lay_out(model: nn.Module) -> None:
-    """Let weights lie in memory as those of a loaded network do: how sums are rounded depends on it."""
+    """Give weights the memory format of a loaded network: the rounding of sums depends on it."""
     users = Counter(
         weight.untyped_storage().data_ptr() for weight in model.parameters() if weight.layout is torch.strided
     )
@@ -315,7 +315,7 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def training_outputs(model: nn.Module) -> Iterator[None]:
-    """Let a network return what it returns in training, such as its losses, without learning from what it sees.
+    """Let a network return its training outputs, such as losses, without any change of its state.
 
     Norms keep their statistics, nothing is dropped out, and every module is put back to its mode.
     """

@@ -13,7 +13,7 @@ from ifap.axes.attention import adopt, is_whole, release
 from ifap.axes.corrections import CannotFollowError
 from ifap.axes.cut import cut_units
 from ifap.axes.proof import Proof, prove
-from ifap.axes.units import Graph, Indices
+from ifap.axes.units import Floats, Graph, Indices
 from ifap.checks import Checks, Refusal, axes_that_cannot_follow, because, reasons_to_stay, require
 from ifap.compensate import Compensation, biases_to_come, compensate, keep_made_weights
 from ifap.costs import Cost, NetworkError, count_bytes, count_params, params_by_module
@@ -25,7 +25,7 @@ from ifap.methods import AnyMethod
 from ifap.methods.base import Learnt, defaults_of, score
 from ifap.options import Clock, OnPhase, OnStep, Options, Recover, Validate, fell_too_far, metric_of, name_of_metric
 from ifap.plan import Plan
-from ifap.ranking import Budget, Floats, Ranking, by_speed, floors, unit_scores
+from ifap.ranking import Budget, Ranking, by_speed, floors, unit_scores
 from ifap.recovery.former import FormerParameters
 from ifap.results import Pruned, Receipt, Target, layer_costs
 from ifap.run_state import Store, described, follow, replay, restore_modes
@@ -95,7 +95,7 @@ class Run:
             self._target = Target(macs=1.0 - self._goal / self.before.macs)
 
     def _look(self, ignored: Sequence[str | nn.Module]) -> None:
-        """Trace the network, and find what of it cannot be cut."""
+        """Trace the network, and find the axes that cannot be cut."""
         options = self._options
         self._graph: Graph = trace(
             self.model,
@@ -158,7 +158,7 @@ class Run:
             copy_to_prune(self._original),
             self._whole,
             removed,
-            [self._inputs, *self._whole.structure.samples],
+            [self._inputs, *self._whole.structure.forward.samples],
             lambda model, given: (x for each in given for x in output_tensors(model, each, self._options.outputs)),
         )
 
@@ -381,7 +381,7 @@ class Run:
         return Cost(sum(self._macs.values()), count_params(self.model), predicted, count_bytes(self.model))
 
     def _calibrate(self, *, is_correction: bool = False) -> None:
-        """Where time is the target: allow for what the prediction is off, as far as one can measure by now.
+        """Correct the predicted latency by its measured error, if latency is the target.
 
         A correction takes all that is too much off the prediction: some of it may not fall with the widths.
         """

@@ -12,14 +12,13 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from ifap.axes.units import Floats
 from ifap.forward import call_directly, device_of, evaluation_mode, map_tensors, tensors, to_device
 from ifap.layers import has_plain_forward, is_depthwise, modules_by_name, sides, unit_axis
 
-Floats = npt.NDArray[np.float64]
 Widths = Mapping[str, tuple[float, float]]
 """Output and input width of layers, by name."""
 

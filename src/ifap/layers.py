@@ -14,8 +14,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from ifap.errors import GraphError
-
 Side = str
 
 
@@ -117,28 +115,6 @@ def shared_parameters(model: nn.Module) -> list[list[tuple[nn.Module, str]]]:
             if parameter is not None:
                 owners.setdefault(id(parameter), []).append((module, name))
     return [pairs for pairs in owners.values() if len(pairs) > 1]
-
-
-def tie(groups: list[list[tuple[nn.Module, str]]]) -> None:
-    """Let the modules of each group hold one parameter again, after each was cut alike, in place.
-
-    Parameters
-    ----------
-    groups : list of list of (nn.Module, str)
-        What `shared_parameters` returned before the cut.
-
-    Raises
-    ------
-    GraphError
-        If they were not cut alike.
-    """
-    for (first, name), *others in groups:
-        kept = getattr(first, name)
-        for module, other in others:
-            shape = getattr(module, other).shape
-            if shape != kept.shape:
-                raise GraphError(f"a shared weight was cut to {list(kept.shape)} and to {list(shape)}")
-            setattr(module, other, kept)
 
 
 def unit_axis(module: nn.Module) -> int:

@@ -163,7 +163,7 @@ def takes_weight(module: Any) -> bool:
 
 
 def give_weight(module: Any, weight: Tensor) -> Callable[[], None]:
-    """Let a layer compute with another weight, in place; returns what takes it back."""
+    """Give a layer another weight, in place; returns a function that undoes it."""
     made = _made_weight(module)
     if made is not None:
         return made.set(weight)
@@ -174,7 +174,7 @@ def give_weight(module: Any, weight: Tensor) -> Callable[[], None]:
 
 
 def restoring(tensor: Tensor) -> Callable[[], None]:
-    """Return what gives a tensor the values that it has now."""
+    """Return a function that restores the present values of a tensor."""
     before = tensor.detach().clone()
 
     def restore() -> None:

@@ -1,4 +1,4 @@
-"""What `ifap.prune` is told: its options, and the functions that a user hands it."""
+"""Options of `ifap.prune`, and helpers for the functions that it is given."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Options:
 
 
 def name_of_metric(validate: Validate) -> str:
-    """Return what a function says that it measures: its attribute ``metric``, or its own name."""
+    """Return the name of the metric of a function: its attribute ``metric``, or its own name."""
     name = str(getattr(validate, "metric", None) or getattr(validate, "__name__", "metric"))
     return name if name.isprintable() and "<" not in name else "metric"
 
@@ -69,7 +69,7 @@ def metric_of(found: Any) -> float:
 
 
 def fell_too_far(start: float | None, metric: float | None, max_drop: float | None) -> bool:
-    """Return whether a metric fell by more than is allowed; what is no number did."""
+    """Return whether a metric fell by more than is allowed, or is not a number."""
     if max_drop is None or metric is None or start is None:
         return False
     if math.isnan(start):

@@ -83,7 +83,7 @@ class CallSize(Part):
 class CallSequence(Part):
     """The calls of one function that the forward of a module makes, by the form of their arguments.
 
-    Calls go on at `again` after the last one.
+    After the last call the sequence continues at index `again`.
     """
 
     module: str
@@ -100,7 +100,7 @@ class LayerMask(Part):
 
 
 class Plan(Part):
-    """Which units of which layer were kept, in order, and what it takes to rebuild the network.
+    """The kept units of each layer, and everything needed to rebuild the network.
 
     Parameters
     ----------
@@ -120,7 +120,7 @@ class Plan(Part):
     calls : list of CallSize
         Sizes among the arguments of calls.
     sequences : list of CallSequence
-        The calls among which those of `calls` are.
+        All calls of the functions in `calls`, in order.
     biases : list of str
         Layers without a bias in the unpruned network that have one now.
     example_inputs : InputSpec, InputValues, InputConstant, InputList or InputDict
@@ -200,7 +200,7 @@ def one_line_errors(path: Path) -> Iterator[None]:
 
 
 def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return a JSON object; which of two equal names counts is nothing to guess."""
+    """Return a JSON object, or raise if a name occurs twice."""
     found = dict(pairs)
     if len(found) < len(pairs):
         name, _ = Counter(name for name, _ in pairs).most_common(1)[0]
@@ -209,5 +209,5 @@ def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def unused_parts(plan: Plan) -> set[str]:
-    """Return what plans of other formats have and this one does not."""
+    """Return the fields of other plan formats that this plan does not use."""
     return ONLY_LATER if plan.format == 1 else ONLY_FIRST

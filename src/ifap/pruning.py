@@ -213,7 +213,7 @@ def prune(
     Raises
     ------
     ConfigError
-        If an argument is none of what it may be, or `resume` holds the state of another run.
+        If an argument has the wrong type or value, or `resume` holds the state of another run.
     TargetError
         If the target cannot be reached; the message says how far it goes and what limits it.
     PlanError

@@ -1,4 +1,4 @@
-"""From layer scores to the units that go: aggregate, rank globally, respect floors, meet a budget."""
+"""Choose the units to remove: aggregate layer scores, rank them globally, respect floors, meet a budget."""
 
 from __future__ import annotations
 
@@ -9,17 +9,15 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 from torch import Tensor
 
-from ifap.axes.units import Graph, Indices
+from ifap.axes.units import Floats, Graph, Indices
 from ifap.costs import Cost
 from ifap.errors import ScoreError, counted
 from ifap.latency import LatencyModel, Widths
 
 Aggregate = Literal["mean", "sum", "max"]
 AGGREGATES = ("mean", "sum", "max")
-Floats = npt.NDArray[np.float64]
 _MOST_BY_SPEED = 2.0
 
 
@@ -43,7 +41,7 @@ def unit_scores(graph: Graph, scores: Mapping[str, Tensor], aggregate: Aggregate
     """
     totals, counts = np.zeros(graph.num_units), np.zeros(graph.num_units)
     highest = np.full(graph.num_units, -np.inf)
-    for slot, name in scored_slots(graph):
+    for slot, name in sorted(graph.weight_slots()):
         if name not in scores:
             continue
         values, units = scores[name].detach().cpu().double().numpy(), graph.unit_of[slot]
@@ -73,15 +71,8 @@ def _means(values: Floats, units: Indices) -> tuple[Indices, Floats]:
     return present + first, mean
 
 
-def scored_slots(graph: Graph) -> list[tuple[int, str]]:
-    """Return the slots that weights make, each with the name that its scores go by: the layer's or the weight's."""
-    alone = {each.slot: each.key for each in graph.structure.producers}
-    layers = [(index, slot.name) for index, slot in enumerate(graph.slots) if slot.side == "out"]
-    return sorted([*layers, *alone.items()])
-
-
 class Budget:
-    """What a network would cost at other widths, without cutting it.
+    """Predicted cost of a network at other widths, without cutting it.
 
     Parameters
     ----------
@@ -128,7 +119,7 @@ def _timed_slots(graph: Graph, widths: Widths, names: list[str]) -> list[tuple[s
 
 
 def unit_costs(graph: Graph, budget: Budget, kind: str = "macs") -> Floats:
-    """Return what of a cost the network loses with one unit, alone, of the group of each: shape (units,)."""
+    """Return the cost saved by removing one unit of each unit's group: shape (units,)."""
     counts = graph.units_per_group().astype(float)
     whole = getattr(budget.predict(counts), kind)
     one_less = np.eye(len(counts))
@@ -137,7 +128,7 @@ def unit_costs(graph: Graph, budget: Budget, kind: str = "macs") -> Floats:
 
 
 def by_speed(graph: Graph, budget: Budget) -> Floats:
-    """Return what to multiply scores by where time is to fall: below 1 for units whose products are slow.
+    """Return a factor for each score where the target is a latency: below 1 for units whose products are slow.
 
     It is the MACs over the time that the network loses with a unit, relative to the median unit. A factor of
     two either way is the most: units ranked by what they save alone would empty the layers that cost much.
@@ -213,7 +204,7 @@ class Ranking:
         return scores, classes[order].astype(np.int64)
 
     def _by_cost(self) -> tuple[list[Floats], Indices]:
-        """Return the lots as `_lots` does, ordered by what they lose for what they save at the widths then present."""
+        """Order lots by score per saved MAC at the current widths. Returns the same as `_lots`."""
         lost = np.zeros(len(self._classes), dtype=np.int64)
         worth: list[list[float]] = [[] for _ in self._classes]
         order: list[int] = []
@@ -257,12 +248,7 @@ class Ranking:
 
     def removed_per_group(self, count: int) -> Indices:
         """Return how many units each group loses when the `count` lowest lots go, rounded if asked for."""
-        lost = np.bincount(self._order[:count], minlength=len(self._classes))
-        return self._per_group(lost)
-
-    def _per_group(self, lost: Indices) -> Indices:
-        rounded = [self._rounded(number, int(count)) for number, count in enumerate(lost)]
-        return np.array(rounded, dtype=np.int64)[self._class_of]
+        return self._lost(count)[self._class_of]
 
     def cost(self, count: int) -> Cost:
         """Return what the network would cost without the `count` lowest lots."""
@@ -273,7 +259,7 @@ class Ranking:
         return self._budget.predict((self._sizes - lost).astype(float))
 
     def nearest(self, count: int, kind: str, goal: float) -> Indices:
-        """Return what each group loses so that a cost is the nearest to `goal` from below that is found.
+        """Return the loss of each group for which a cost is as near to `goal` as found, from below.
 
         Whole heads, groups and rounded widths are coarse: the lowest lots that meet a budget together may undercut it
         by far. Lots with the highest scores are given back first. Where that is not enough, the lots that cost most are
@@ -292,12 +278,12 @@ class Ranking:
         reached = self._value(best, kind)
         whole = self._value(np.zeros(len(self._classes), dtype=np.int64), kind)
         if whole and (goal - reached) / whole < _CLOSE:
-            return self._per_group(best)
+            return best[self._class_of]
         for number in self._coarsest(best, kind):
             other = self._without(number, best, count, kind, goal)
             if other is not None and reached < (value := self._value(other, kind)) <= goal:
                 best, reached = other, value
-        return self._per_group(best)
+        return best[self._class_of]
 
     def _lost(self, count: int) -> Indices:
         lost = np.bincount(self._order[:count], minlength=len(self._classes))
@@ -307,7 +293,7 @@ class Ranking:
         return float(getattr(self.cost_of(lost[self._class_of]), kind))
 
     def _spare(self, lost: Indices, kind: str, goal: float) -> Indices:
-        """Give back what the budget allows, the highest scores first."""
+        """Keep as many lots as the budget allows, those of the highest scores first."""
         lost = lost.copy()
         last_cut = [
             scores[count - 1] if count else -math.inf for scores, count in zip(self._lot_scores, lost, strict=True)
@@ -332,7 +318,7 @@ class Ranking:
         return sorted(saved, key=lambda number: -saved[number])[:_TRIALS]
 
     def _without(self, spared: int, lost: Indices, count: int, kind: str, goal: float) -> Indices | None:
-        """Return what goes instead of a lot of one class: the next ones of the others."""
+        """Spare a lot of one class and remove the next lots of other classes until the goal is met, or return None."""
         lost = lost.copy()
         lost[spared] = self._fewer(spared, int(lost[spared]))
         asked = np.bincount(self._order[:count], minlength=len(self._classes))
@@ -404,11 +390,10 @@ _LEAST_PRICE = 1e-3  # of the mean: a unit that saves nothing would have no pric
 
 
 def _classes(graph: Graph) -> tuple[Indices, list[tuple[int, ...]]]:
-    """Return the groups that go in lots, and the number of the class of each group."""
-    tied = {member: members for members in graph.structure.tied for member in members}
-    classes = list(dict.fromkeys(tied.get(group.index, (group.index,)) for group in graph.groups))
-    number = {group: index for index, members in enumerate(classes) for group in members}
-    return np.array([number[group.index] for group in graph.groups], dtype=np.int64), classes
+    """Return the class number of each group, and the members of each class."""
+    of_group = graph.structure.classes()
+    number = {members: index for index, members in enumerate(dict.fromkeys(of_group))}
+    return np.array([number[members] for members in of_group], dtype=np.int64), [*number]
 
 
 def floors(graph: Graph, original: Indices, min_units: int, max_layer_ratio: float) -> Indices:

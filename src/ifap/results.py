@@ -1,4 +1,4 @@
-"""What a pruning run is asked for, what it reports, and what it returns."""
+"""The target of a pruning run, its receipts and its result."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class Target:
 
     @property
     def kind(self) -> Literal["macs", "params", "latency"]:
-        """Which cost is to fall."""
+        """The name of the cost to reduce."""
         if self.latency is not None:
             return "latency"
         return "macs" if self.macs is not None else "params"
@@ -85,7 +85,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Receipt:
-    """What one iteration asked for and got.
+    """The requested and the actual result of one iteration.
 
     Parameters
     ----------
@@ -118,7 +118,7 @@ class Receipt:
         of that error that is left, ``means`` where only means were put into the bias, or ``nothing`` where no change
         helped.
     scored : list of str
-        How units were scored where the method could not do as it does, and why.
+        If the method fell back: the fallback score and its reason.
     """
 
     iteration: int
@@ -144,7 +144,7 @@ class Receipt:
 
 @dataclass(frozen=True)
 class LayerCost:
-    """What one layer costs before and after pruning.
+    """Cost of one layer before and after pruning.
 
     Parameters
     ----------

@@ -24,7 +24,7 @@ _NETWORK, _IGNORED = "network", "ignore"
 
 
 def described(options: Options, model: nn.Module, ignored: Sequence[str]) -> dict[str, str]:
-    """Return what tells one run from another: its options, and the SHA-256 of the weights that it begins with."""
+    """Return the identity of a run: its options and the SHA-256 of its initial weights."""
     weights = hashlib.sha256()
     for name, tensor in model.state_dict().items():
         weights.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
@@ -54,7 +54,7 @@ class Store:
         self._run: dict[str, str] = {}
 
     def claim(self, run: dict[str, str]) -> None:
-        """Say which run the state is of; see `described`.
+        """Set the run that the state belongs to; see `described`.
 
         Raises
         ------
@@ -76,11 +76,11 @@ class Store:
         return self._root / str(json.loads(self._receipts.read_text())["network"])
 
     def exists(self) -> bool:
-        """Whether there is anything to go on from."""
+        """Whether a state is stored."""
         return self._receipts.exists()
 
     def write(self, model: nn.Module, plan: Plan, receipts: list[Receipt]) -> None:
-        """Save the network, then point to it: a kill in between leaves the state before."""
+        """Save the network, then refer to it; a kill in between keeps the previous state."""
         name = f"iteration-{len(receipts) - 1}"
         write_network(model, plan, self._root / name)
         content = {"network": name, "run": self._run, "receipts": [asdict(receipt) for receipt in receipts]}
@@ -115,7 +115,7 @@ class Ended(Store):
         self._iteration = iteration
 
     def claim(self, run: dict[str, str]) -> None:
-        """Take any run: the one that kept the state goes beyond this iteration."""
+        """Accept any run: the run that kept this state may have more iterations."""
 
     @property
     def folder(self) -> Path:
@@ -123,7 +123,7 @@ class Ended(Store):
         return self._root / f"iteration-{self._iteration}"
 
     def write(self, model: nn.Module, plan: Plan, receipts: list[Receipt]) -> None:
-        """Leave what is there."""
+        """Write nothing."""
 
     def read(self) -> tuple[list[Receipt], Plan]:
         """Return the receipts up to that iteration and its plan."""
@@ -139,7 +139,7 @@ def replay(graph: Graph, plan: Plan) -> Graph:
 
 
 def follow(graph: Graph, plan: Plan) -> Graph:
-    """Return what `replay` does, after checking that the plan describes this network."""
+    """Check that the plan describes this network, then `replay` it."""
     for name, by_side in plan.kept.items():
         for side, left in by_side.items():
             slot = graph.slot(name, side)

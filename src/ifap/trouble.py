@@ -1,4 +1,4 @@
-"""What went wrong, as an exit code and one line: a mistake of the user, or trouble with disk, memory or device."""
+"""Exit codes, and one-line messages for errors of disk, memory or device."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ MISTAKE = 2
 TROUBLE = 3
 """Exit code after trouble with disk, memory or device: nothing is wrong with what was asked for."""
 GO_ON = "the same command goes on where it was"
-_DISK = {
+DISK_ERRORS = {
     errno.ENOSPC: "make room",
     errno.EDQUOT: "make room",
     errno.EROFS: "it must be possible to write there",
@@ -17,24 +17,33 @@ _DISK = {
     errno.EPERM: "it must be possible to write there",
     errno.EIO: "see whether the disk is well",
 }
+"""What to do about each error of a disk."""
 
 
-def is_trouble(error: Exception) -> bool:
+def is_resource_error(error: Exception) -> bool:
     """Whether an error is about disk, memory or device, and so says nothing about the network that was run."""
     return trouble(error) is not None
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error says that memory ran out, on a device or outside of it."""
+    is_memory = isinstance(error, MemoryError) or _is_a(error, "OutOfMemoryError")
+    return is_memory or "DefaultCPUAllocator" in str(error)
+
+
+def _is_a(error: Exception, name: str) -> bool:
+    """Whether an error is of a class of this name: torch, which has the class, takes seconds to load."""
+    return any(kind.__name__ == name for kind in type(error).__mro__)
+
+
 def trouble(error: Exception) -> str | None:
-    """Say in one line what is wrong with disk, memory or device; None if it is something else."""
+    """Return one line on an error of disk, memory or device; None for any other error."""
     text = (str(error).splitlines() or [""])[0][:300]
-    # By name: torch, whose errors these are, takes seconds to load.
-    kinds = {kind.__name__ for kind in type(error).__mro__}
-    if isinstance(error, OSError) and error.errno in _DISK:
-        return f"{error.filename or 'a file'}: {error.strerror}: {_DISK[error.errno]}; {GO_ON}"
-    if "OutOfMemoryError" in kinds or isinstance(error, MemoryError) or "DefaultCPUAllocator" in text:
+    if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+        return f"{error.filename or 'a file'}: {error.strerror}: {DISK_ERRORS[error.errno]}; {GO_ON}"
+    if is_out_of_memory(error):
         return f"out of memory{f' ({text})' if text else ''}: lower batch_size, or run fewer jobs at once; {GO_ON}"
-    if "AcceleratorError" in kinds or (
-        isinstance(error, RuntimeError) and text.startswith(("CUDA ", "cuDNN ", "NCCL "))
-    ):
+    is_of_driver = isinstance(error, RuntimeError) and text.startswith(("CUDA ", "cuDNN ", "NCCL "))
+    if is_of_driver or _is_a(error, "AcceleratorError"):
         return f"the device failed ({text}): see whether it is well; {GO_ON}"
     return None

@@ -1,4 +1,4 @@
-"""Look at a network as pruning sees it: what can be cut, what goes with it, what stays and why."""
+"""Find prunable units, the positions they occupy, and pinned axes with reasons."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ class AxisView:
     units : int
         How many units it has.
     layers : dict of str to int
-        What a unit takes along: layer and side to the number of positions.
+        Positions removed with a unit: layer and side to their number.
     share : float
         Share of the network's multiply-accumulates that fall if the whole axis went.
     equal_to : list of str
@@ -159,7 +159,7 @@ class StayView:
 
 @dataclass(frozen=True)
 class View:
-    """What pruning sees of a network; print it to read it.
+    """The prunable units and pinned layers of a network; print it to read it.
 
     Parameters
     ----------
@@ -198,7 +198,7 @@ class View:
         return as_text(*parts)
 
     def _axes_table(self) -> Table:
-        table = Table("axis", "units", "MACs", "a unit takes along", title="can be cut", title_justify="left")
+        table = Table("axis", "units", "MACs", "removed with a unit", title="can be cut", title_justify="left")
         for axis in self.axes[:_MOST_LINES]:
             parts = [f"{layer} {number}" if number > 1 else layer for layer, number in axis.layers.items()]
             text = _listed(parts, 6)
@@ -238,7 +238,7 @@ def inspect(
     outputs: Sequence[str] | None = None,
     batches: Iterable[Inputs] = (),
 ) -> View:
-    """Say what of a network can be cut, what goes together, and what stays and why; no weight is touched.
+    """Find prunable units, the positions they occupy, and pinned axes with reasons; no weight is changed.
 
     Parameters
     ----------
@@ -278,9 +278,8 @@ def view_of(graph: Graph) -> View:
     macs = forms.total_macs(counts)
     by_module = forms.macs_by_module(counts)
     names = [group.name for group in graph.groups]
-    tied = {member: members for members in structure.tied for member in members}
     axes = []
-    for group in graph.groups:
+    for group, members in zip(graph.groups, structure.classes(), strict=True):
         gone = counts.copy()
         gone[group.index] = 0
         axes.append(
@@ -289,7 +288,7 @@ def view_of(graph: Graph) -> View:
                 units=int(counts[group.index]),
                 layers=_taken_along(graph, group.index),
                 share=(macs - forms.total_macs(gone)) / max(macs, 1),
-                equal_to=[names[other] for other in tied.get(group.index, ()) if other != group.index],
+                equal_to=[names[other] for other in members if other != group.index],
                 multiple_of=structure.multiples.get(group.index, 1),
             )
         )
@@ -302,7 +301,7 @@ def view_of(graph: Graph) -> View:
         stays=sorted(stays, key=lambda layer: -layer.share),
         attributes={".".join(map(str, key)).lstrip("."): value for key, value in attributes.items()},
         calls=calls,
-        unknown=structure.unknown,
+        unknown=structure.forward.unknown,
     )
 
 

@@ -22,7 +22,8 @@ def network():
 
 
 def run(console):
-    with Bars(2, epochs_samples=12, console=console) as bars:
+    with Bars(2, console=console) as bars:
+        bars.expect(12)
         ifap.prune(
             network(), IMAGES[:1], bars.watched(IMAGES.split(4)), target=ifap.Target(macs=0.5), steps=2,
             recover=lambda model, teacher, step: bars.on_read(12), validate=lambda model: 1.0,

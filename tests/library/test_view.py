@@ -111,7 +111,7 @@ def test_sizes_that_follow_a_cut_are_listed_with_their_values():
 def test_print_is_readable_within_120_columns_and_long_lists_are_cut():
     text = str(view_of("encoder_batch_first"))
     assert max(map(len, text.splitlines())) <= 120
-    for words in ("can be cut", "stays", "a unit takes along", "it is an output of the network"):
+    for words in ("can be cut", "stays", "removed with a unit", "it is an output of the network"):
         assert words in text
     deep = nn.Sequential(*(conv(4, 4) for _ in range(60)))
     view = ifap.inspect(deep, torch.randn(1, 4, 4, 4))

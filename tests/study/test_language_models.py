@@ -25,7 +25,6 @@ from ifap.methods.units import map_units
 from ifap.plan import Builder, Plan
 from ifap.saving.plans import unpruned_plan
 from ifap.scores.heads import replace_heads
-from ifap.scores.weights import weight_slots
 from ifap.study.models import MODELS, builder_from_id, builder_id
 from ifap.study.models.base import HEADS
 from ifap.study.models.text import load_pretrained_text
@@ -176,7 +175,7 @@ def test_both_kinds_of_attention_give_the_same_scores_and_outputs(name):
     for key in one:
         torch.testing.assert_close(one[key], other[key])
     heads = set(np.concatenate(graphs[0].heads).tolist())
-    of_heads = {key: graphs[0].unit_of[slot] for slot, key in weight_slots(graphs[0]) if key in one}
+    of_heads = {key: graphs[0].unit_of[slot] for slot, key in graphs[0].weight_slots() if key in one}
     of_heads = {key: units for key, units in of_heads.items() if heads & set(units.tolist())}
     assert len(of_heads) == {"bert_tiny": 6, "gpt2_tiny": 2, "t5_tiny": 20}[name]  # two are tables
     for key, units in of_heads.items():  # every position of a head has the head's score

@@ -17,11 +17,10 @@ from torch import Tensor, nn
 from benchmarks.pretrained.case import Case
 from benchmarks.pretrained.cutting import by_unit, cut, moments, read_channels
 from benchmarks.pretrained.rivals import RIVALS, Rival
-from ifap.axes.units import Graph
+from ifap.axes.units import Floats, Graph
 from ifap.forward import private_copy
 from ifap.layers import add_bias, modules_by_name
 from ifap.methods.units import spread
-from ifap.ranking import Floats
 from ifap.results import Pruned
 from ifap.scores.reading import readers
 from ifap.view import trace

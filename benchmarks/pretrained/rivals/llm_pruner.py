@@ -16,10 +16,9 @@ from torch import Tensor, nn
 
 from benchmarks.pretrained.cutting import by_score, first_order, per_mac, within_groups
 from benchmarks.pretrained.rivals import RIVALS, Rival
-from ifap.axes.units import Graph
+from ifap.axes.units import Floats, Graph
 from ifap.methods.base import Loss
 from ifap.methods.units import spread
-from ifap.ranking import Floats
 
 KEPT_FIRST, KEPT_LAST = 3, 1
 _BLOCK = re.compile(r"\.(\d+)\.")

@@ -20,14 +20,13 @@ from torch import Tensor, nn
 import ifap
 from benchmarks.pretrained.cutting import by_score
 from benchmarks.pretrained.rivals import RIVALS, Rival
-from ifap.axes.units import Graph
+from ifap.axes.units import Floats, Graph
 from ifap.cli.samples import first_sample
 from ifap.forward import Inputs, call, evaluation_mode
 from ifap.layers import is_conv, modules_by_name
 from ifap.methods import AnyMethod
 from ifap.methods.base import Loss
 from ifap.methods.units import spread
-from ifap.ranking import Floats
 
 STEPS, LARGEST, ENOUGH = 400, 0.95, 0.5  # of how many steps; share of a width, and of the MACs, that may go
 

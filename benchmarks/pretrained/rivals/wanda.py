@@ -14,10 +14,9 @@ from torch import Tensor, nn
 
 from benchmarks.pretrained.cutting import by_score, by_unit, read_channels, within_groups
 from benchmarks.pretrained.rivals import RIVALS, Rival
-from ifap.axes.units import Graph
+from ifap.axes.units import Floats, Graph
 from ifap.layers import modules_by_name, weight_by_group
 from ifap.methods.units import spread
-from ifap.ranking import Floats
 
 
 def wanda_structured(

@@ -1,1 +1,1 @@
-"""What belongs together in a network: axes are traced through one forward, then cut."""
+"""Trace the axes of a network through one forward, group them into units and cut these."""

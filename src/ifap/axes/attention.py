@@ -1,4 +1,4 @@
-"""Torch's own attention module, reading its widths from its weights.
+"""Variant of torch's attention module that reads its widths from its weights.
 
 ``nn.MultiheadAttention`` hands its weights and numbers to one function that checks them against each other, so that a
 head cannot leave. `ShapedAttention` computes the same from the same parameters, one operation after the other.
@@ -120,13 +120,13 @@ def _added(mask: Tensor, q: Tensor) -> Tensor:
 
 
 def can_adopt(module: nn.Module) -> bool:
-    """Whether a module is torch's attention, with the forward that it has there."""
+    """Whether a module is torch's attention with an unchanged forward."""
     return isinstance(module, nn.MultiheadAttention) and type(module).forward is nn.MultiheadAttention.forward
 
 
 @functools.cache
 def _shaped(kind: type[nn.MultiheadAttention]) -> type[ShapedAttention]:
-    """Return the class that `adopt` gives to modules of a class; other methods of that class stay."""
+    """Return a subclass of the module's class with the forward of `ShapedAttention`."""
     if kind is nn.MultiheadAttention:
         return ShapedAttention
     return type(kind.__name__, (ShapedAttention, kind), {"__module__": kind.__module__})
@@ -145,7 +145,7 @@ def adopt(model: nn.Module, names: list[str] | None = None) -> list[str]:
 
 
 def release(model: nn.Module, names: list[str]) -> None:
-    """Let modules that `adopt` named be torch's own again, in place."""
+    """Undo `adopt` for the named modules, in place."""
     for name in names:
         module: Any = model.get_submodule(name)
         module.__class__ = type(module).__bases__[-1]
@@ -163,7 +163,7 @@ def adopted(model: nn.Module) -> Iterator[list[str]]:
 
 
 def is_whole(module: nn.Module) -> bool:
-    """Whether an attention module has lost nothing, so that torch's own forward does."""
+    """Whether an attention module has its original width, so that torch's own forward works."""
     if not isinstance(module, ShapedAttention):
         return False
     widths = {module.out_proj.weight.shape[0], module.out_proj.weight.shape[1]}

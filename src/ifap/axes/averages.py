@@ -29,7 +29,7 @@ _MASKED = 1e-20
 
 
 class Averaged(NamedTuple):
-    """What an average of the masked network ran over: its shape, and how many positions of each dimension are zero."""
+    """One average of the masked network: the shape of its input, and the number of zero positions in each dimension."""
 
     shape: torch.Size
     zeros: list[int]
@@ -92,7 +92,7 @@ class CutAverages(DispatchMode):
 
 
 def _zeros(x: Tensor) -> list[int]:
-    """Return for each dimension how many of its positions hold nothing but zeros, or almost."""
+    """Return for each dimension the number of positions with nothing but (almost) zeros."""
     if not x.numel():
         return [0] * x.dim()
     is_zero = x.abs() < _MASKED

@@ -197,7 +197,7 @@ _SHAPED = ("view", "reshape", "expand")
 
 
 def call_key(name: str, args: tuple[Any, ...]) -> str:
-    """Return what calls are counted by: the function and, of one that takes a shape, how many sizes are given or open.
+    """Return the key to count calls by: the function and, if it takes a shape, the numbers of given and open sizes.
 
     A forward with a cache leaves some calls out; those of another form are counted as before.
     """

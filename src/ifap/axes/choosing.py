@@ -1,4 +1,4 @@
-"""Which axes are cut: of each product of axes one factor, such as the heads or their width."""
+"""Choose the axes to cut: one factor of each product of axes, such as the heads or their width."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def choose(axes: Axes, modules: dict[str, nn.Module], *, inner: bool, spatial_on
     def rank(atom: Atom) -> tuple[Any, ...]:
         place = depth.get(atom, 0)
         if inner:
-            return (atom.group, -place, free[atom])
-        return (not atom.group, 0 if atom.group else -atom.size, place, free[atom])
+            return (atom.is_group, -place, free[atom])
+        return (not atom.is_group, 0 if atom.is_group else -atom.size, place, free[atom])
 
     chosen: set[Atom] = set()
     for atom in sorted(free, key=rank):
@@ -71,14 +71,14 @@ def _produced(axes: Axes) -> set[Atom]:
 
 
 def produced_axes(axes: Axes) -> Iterator[tuple[str, Expression]]:
-    """Yield each weight that makes units, with the axis of these."""
+    """Yield each weight that makes units, with its axis of units."""
     for name, places in axes.producers.items():
         for place in places:
             yield name, axes.dims[name][place]
 
 
 def _rivals(axes: Axes) -> tuple[defaultdict[Atom, set[Atom]], dict[Atom, int]]:
-    """Return for each free atom the other factors of its products, and how deep inside these it is."""
+    """Return for each free atom the other factors of its products, and its depth in these."""
     rivals: defaultdict[Atom, set[Atom]] = defaultdict(set)
     depth: dict[Atom, int] = {}
     for dims in axes.dims.values():
@@ -88,7 +88,7 @@ def _rivals(axes: Axes) -> tuple[defaultdict[Atom, set[Atom]], dict[Atom, int]]:
 
 
 def _note_products(expression: Expression, rivals: dict[Atom, set[Atom]], depth: dict[Atom, int]) -> None:
-    """Note which free atoms are factors of one product, and how deep inside each is; pin those that are so twice."""
+    """Record the free atoms of each product and their depth. Pin atoms that occur in two factors of one product."""
     found = resolve(expression)
     if isinstance(found, Product):
         inside = [[atom for atom in atoms_of(factor) if atom.pin is None] for factor in found.factors]

@@ -1,4 +1,4 @@
-"""Parts of a forward that torch compiles: they run as they are written, so that every operation is seen."""
+"""Run the compiled parts of a forward uncompiled, so that every operation is seen."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def without_compiler(*, both: bool = False) -> Iterator[None]:
 
 
 class _InParts(TorchFunctionMode):
-    """Run operations that call functions, such as ``torch.cond``, by what these functions do.
+    """Replace operations that call functions, such as ``torch.cond``, by the operations of these functions.
 
     Above autograd, so that gradients arrive at the layers inside of the functions as well.
     """
@@ -57,7 +57,7 @@ class _InParts(TorchFunctionMode):
             return parts(*args, **kwargs)
 
     def _parts(self, func: HigherOrderOperator) -> Callable[..., Any] | None:
-        """Return what does the same as an operation by others, if anything does."""
+        """Return a function that computes an operation by others, or None."""
         if func.name() == "cond":
             return _both if self._seen_both else _one
         return func.py_kernels.get(DispatchKey.CompositeExplicitAutograd)

@@ -45,7 +45,7 @@ class Correction:
 
     @property
     def change(self) -> Change:
-        """What is changed, whichever call it is."""
+        """The correction without its call."""
         return self.path, self.value, self.fraction, self.before
 
 
@@ -59,7 +59,7 @@ class Corrections:
 
 
 class CannotFollowError(Exception):
-    """A size that the forward writes down cannot follow a cut; holds the axes that must stay, and why."""
+    """A size of the forward cannot follow a cut; holds the axes that must stay, and the reason."""
 
     def __init__(self, axes: list[Expression], text: str, module: str) -> None:
         super().__init__(text)
@@ -76,7 +76,7 @@ class Sizes:
     attributes : dict
         Key to value of every integer attribute.
     unsteady : set of Place
-        Calls that training makes otherwise: their sizes cannot be corrected.
+        Calls whose sizes differ in training: they cannot be corrected.
     """
 
     def __init__(self, recorders: list[Recorder], attributes: dict[Key, int], unsteady: set[Place]) -> None:
@@ -93,7 +93,7 @@ class Sizes:
             for each in recorder.comparisons
             if _depends(each.left) or _depends(each.right)
         ]
-        self._kept = [pair for recorder in recorders for pair in recorder.kept if _depends(pair[0])]
+        self._untracked = [pair for recorder in recorders for pair in recorder.untracked if _depends(pair[0])]
 
     def follow(self, size: SizeOf) -> Corrections:
         """Return what must be set and corrected when axes have the sizes that `size` gives.
@@ -121,7 +121,7 @@ class Sizes:
         return Corrections(changed, arguments, sequences)
 
     def may_change(self) -> tuple[dict[Key, int], list[str]]:
-        """Return the attributes, and the calls without one, whose sizes count an axis that can be cut."""
+        """Return the attributes, and the calls with literal sizes, that count an axis that can be cut."""
         attributes: dict[Key, int] = {}
         calls: dict[str, None] = {}
         for use in self._uses:
@@ -134,15 +134,15 @@ class Sizes:
         return attributes, list(calls)
 
     def _attributes(self, size: SizeOf) -> dict[Key, int]:
-        """Return the value of each attribute: those that stand for one axis follow it."""
+        """Return the value of each attribute. An attribute that counts a single axis follows it."""
         attributes = dict(self._original)
         counted = [(use.origin, use.need.wanted(size)) for use in self._uses if use.need.counts is not None]
         compared = [(mine, value_of(other, size, self._original)) for mine, other in self._compared()]
         settled: set[Key] = set()
         for direct in (True, False):
-            offers = _offers(counted + compared, size, attributes, direct=direct)
+            offers = _candidate_values(counted + compared, size, attributes, direct=direct)
             # A call that takes an attribute can be corrected by itself, a comparison with it cannot.
-            offers |= _offers(compared, size, attributes, direct=direct)
+            offers |= _candidate_values(compared, size, attributes, direct=direct)
             for key in offers.keys() - settled:
                 value = next(iter(offers[key]))
                 if len(offers[key]) == 1 and value is not None and value == int(value):
@@ -191,7 +191,7 @@ class Sizes:
                     leaf.parts[0] for side in (each.left, each.right) for leaf in _leaves(side) if leaf.kind == "axis"
                 ]
                 raise CannotFollowError(axes, "its size is compared with another number", each.module)
-        for origin, module in self._kept:
+        for origin, module in self._untracked:
             before = origin.value(lambda axis: axis if isinstance(axis, int) else axis.size, self._original)
             if origin.value(size, attributes) != before:
                 axes = [leaf.parts[0] for leaf in origin.leaves() if leaf.kind == "axis"]
@@ -213,7 +213,7 @@ def _merged(one: list[Form], other: list[Form]) -> list[Form]:
 def _in_sequence(
     corrections: list[Correction], calls: dict[Callee, list[Form]]
 ) -> tuple[list[Correction], dict[Callee, Sequence]]:
-    """Return corrections, and the calls of each function that has some; those that repeat stand there once.
+    """Return corrections and the call sequences of the corrected functions. Repeated calls are listed once.
 
     A forward that loops over steps, samples or blocks of its input makes more such calls for a longer one.
     """
@@ -244,7 +244,7 @@ def _depends(origin: Any) -> bool:
 
 
 def can_change(origin: Any, need: Need) -> bool:
-    """Whether a size, or what it must be, changes where some axis is cut."""
+    """Whether a size or its required value depends on an axis that can be cut."""
     counts = [axis for axis in (need.counts, need.over) if axis is not None]
     return any(not is_fixed(axis) for axis in counts) or _depends(origin)
 
@@ -268,21 +268,21 @@ def _has_fixed(expression: Expression) -> bool:
     return not atoms_of(found)
 
 
-def _offers(
+def _candidate_values(
     pairs: list[tuple[Any, Any]], size: SizeOf, attributes: dict[Key, int], *, direct: bool
 ) -> dict[Key, set[Any]]:
-    """Return the values that pairs ask of attributes: of those that stand in them alone, or of those computed with."""
-    offers: dict[Key, set[Any]] = {}
+    """Return candidate values for each attribute. `direct` selects sizes that are the attribute itself."""
+    candidates: dict[Key, set[Any]] = {}
     for origin, wanted in pairs:
         keys = {leaf.parts[0] for leaf in _leaves(origin) if leaf.kind == "attribute"}
         if len(keys) != 1 or (isinstance(origin, Origin) and origin.kind == "attribute") is not direct:
             continue
         (key,) = keys
         if direct:
-            offers.setdefault(key, set()).add(wanted)
+            candidates.setdefault(key, set()).add(wanted)
         elif value_of(origin, size, attributes) != wanted:
-            offers.setdefault(key, set()).add(_solved(origin, key, wanted, size, attributes))
-    return offers
+            candidates.setdefault(key, set()).add(_solved(origin, key, wanted, size, attributes))
+    return candidates
 
 
 def _solved(origin: Any, key: Key, wanted: Any, size: SizeOf, attributes: dict[Key, int]) -> int | None:

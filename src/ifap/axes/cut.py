@@ -16,7 +16,7 @@ from ifap.axes.attention import adopt, can_adopt
 from ifap.axes.calls import OWN_FORWARD, corrected_forward
 from ifap.axes.corrections import Correction, Corrections
 from ifap.axes.sizes import Key
-from ifap.axes.slots import of_each
+from ifap.axes.slots import map_unique
 from ifap.axes.tensors import holders, in_place_of
 from ifap.axes.units import Graph, Indices, stay
 from ifap.layers import is_norm, is_within, modules_by_name
@@ -67,7 +67,7 @@ def cut_units(model: nn.Module, graph: Graph, removed: Indices) -> tuple[Graph, 
 
 
 def _compute_again(module: nn.Module, back: list[Undo]) -> None:
-    """Let torch's own hooks compute anew the weights that they keep as plain attributes: they are of the old widths."""
+    """Recompute weights that hooks of torch keep as plain attributes: these have the old widths."""
     hooks = [each for each in module._forward_pre_hooks.values() if type(each).__module__.startswith("torch.nn.utils")]
     if hooks:
         back += [_restoring(module, key, old) for key, old in module.__dict__.items() if isinstance(old, Tensor)]
@@ -87,7 +87,7 @@ def _kept_positions(graph: Graph, removed: Indices) -> dict[str, dict[int, Tenso
     alive = np.ones(graph.num_units, dtype=bool)
     alive[removed] = False
     keep: dict[str, dict[int, Tensor]] = defaultdict(dict)
-    left = of_each(graph.unit_of, lambda units: torch.from_numpy(np.flatnonzero(stay(units, alive))))
+    left = map_unique(graph.unit_of, lambda units: torch.from_numpy(np.flatnonzero(stay(units, alive))))
     for places, units, positions in zip(graph.structure.places, graph.unit_of, left, strict=True):
         if len(positions) < len(units):
             for place in places:
@@ -100,7 +100,7 @@ Lost = tuple[int, Tensor]
 
 
 def lost_positions(graph: Graph, removed: Indices) -> dict[str, list[Lost]]:
-    """Return by tensor the dimensions in which positions go, each with these positions."""
+    """Return for each tensor the removed positions by dimension."""
     lost: dict[str, list[Lost]] = defaultdict(list)
     for places, units in zip(graph.structure.places, graph.unit_of, strict=True):
         gone = torch.from_numpy(np.flatnonzero(np.isin(units, removed)))
@@ -123,7 +123,7 @@ def without_positions(tensor: Tensor, dim: int, positions: Tensor) -> Tensor:
 
 
 def _select(model: nn.Module, keep: dict[str, dict[int, Tensor]], back: list[Undo]) -> set[str]:
-    """Put selections in place of tensors, wherever each is held; returns the modules that hold any."""
+    """Replace tensors by selections of their positions in every module; returns the modules that hold any."""
     touched: set[str] = set()
     names: dict[int, str] = {}
     made: dict[int, Tensor] = {}
@@ -144,7 +144,7 @@ def _putting(put: Callable[[Tensor], None], tensor: Tensor) -> Undo:
 
 
 def selected(tensor: Tensor, keep: dict[int, Tensor]) -> Tensor:
-    """Return a tensor with some positions of some dimensions; a parameter stays one, and so does the memory format."""
+    """Return selected positions of a tensor; the result keeps being a parameter and its memory format."""
     new = tensor.detach()
     for dim, positions in sorted(keep.items()):  # whole rows first: they are copied at once
         new = new.index_select(dim, positions.to(tensor.device))
@@ -211,7 +211,7 @@ def _set_attribute(model: nn.Module, key: Key, value: int, back: list[Undo]) -> 
 
 
 def _with(old: Any, path: list[Any], value: int) -> Any:
-    """Return a value of which the part at a path is another."""
+    """Return a copy of a value with the part at a path replaced."""
     if not path:
         return value
     if isinstance(old, (tuple, list)):
@@ -222,7 +222,7 @@ def _with(old: Any, path: list[Any], value: int) -> Any:
 
 
 def _follow_shapes(module: Any, back: list[Undo]) -> None:
-    """Let the widths that a layer of torch says of itself agree with its tensors."""
+    """Set width attributes such as `in_features` from the tensor shapes."""
     for name, value in shape_attributes(module).items():
         if getattr(module, name, None) != value:
             back.append(_restoring(module, name, module.__dict__.get(name)))
@@ -230,7 +230,7 @@ def _follow_shapes(module: Any, back: list[Undo]) -> None:
 
 
 def shape_attributes(module: Any) -> dict[str, Any]:
-    """Return the widths of a layer of torch as its tensors have them."""
+    """Return the width attributes of a layer of torch, computed from its tensor shapes."""
     weight = module._parameters.get("weight")
     if isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
         return _recurrent_widths(module)
@@ -257,7 +257,7 @@ _WIDTHS: dict[type[nn.Module], dict[str, int]] = {
     nn.EmbeddingBag: {"embedding_dim": 1},
     nn.PReLU: {"num_parameters": 0},
 }
-"""The widths that a layer says of itself, and the dimensions of its weight that have them."""
+"""Width attributes of layers, with the dimension of the weight that each follows from."""
 
 
 def _convolution_widths(module: Any, weight: Tensor) -> dict[str, int]:
@@ -267,7 +267,7 @@ def _convolution_widths(module: Any, weight: Tensor) -> dict[str, int]:
 
 
 def _recurrent_widths(module: Any) -> dict[str, int]:
-    """Return the widths of a recurrent layer, or of one of its cells, as its kernels have them."""
+    """Return the width attributes of a recurrent layer or cell, computed from its kernels."""
     kernels = module._parameters
     last = "_l0" if isinstance(module, nn.RNNBase) else ""
     read, again, projected = (kernels.get(f"weight_{which}{last}") for which in ("ih", "hh", "hr"))
@@ -280,6 +280,6 @@ def _recurrent_widths(module: Any) -> dict[str, int]:
 
 
 def follow_shapes(model: nn.Module, names: Iterable[str]) -> None:
-    """Let the layers of these names say the widths that their tensors have, in place."""
+    """Set the width attributes of the named layers from their tensor shapes, in place."""
     for name in names:
         _follow_shapes(model.get_submodule(name), [])

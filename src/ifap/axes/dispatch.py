@@ -6,9 +6,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class DispatchMode(TorchDispatchMode):
-    """See every operation while open; the modes of this package are such ones."""
+    """Base class of the modes of this package, which see every operation while they are open."""
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        # To be left alone by torch's compiler a mode has it loaded: seconds of a short job. These never meet it.
+        # True would import torch's compiler, which takes seconds; no compiled code runs under these modes.
         return False

@@ -1,4 +1,4 @@
-"""What a dimension of a tensor is made of: fixed sizes, atoms, products and concatenations.
+"""Expressions of dimensions: fixed sizes, atoms, products and concatenations.
 
 An *atom* is an axis that means one thing. A *product* lists factors in row-major order, as a reshape joins them; a
 *concatenation* lists parts, as ``torch.cat`` joins them. A *fixed size* is a plain int: a batch, a position, a
@@ -30,7 +30,7 @@ class Reason:
 
 
 class Atom:
-    """An axis that means one thing, until it is refined or found to be another.
+    """A factor of a dimension. `bound` refers to its refinement, if it has one.
 
     Parameters
     ----------
@@ -38,13 +38,13 @@ class Atom:
         Positions along the axis.
     """
 
-    __slots__ = ("averaged", "bound", "group", "pin", "size")
+    __slots__ = ("averaged", "bound", "is_group", "pin", "size")
 
     def __init__(self, size: int, pin: Reason | None = None) -> None:
         self.size = size
         self.bound: Expression | None = None
         self.pin = pin
-        self.group = False  # a group of a convolution or a head: goes whole
+        self.is_group = False  # a group of a convolution or a head: is removed as a whole
         self.averaged: str | None = None  # the operation that averages over the axis
 
 
@@ -81,7 +81,7 @@ def size_of(expression: Expression) -> int:
 
 
 def resolve(expression: Expression) -> Expression:
-    """Follow what the outermost atom was refined to; parts and factors may still need it."""
+    """Return the refinement of the outermost atom; parts and factors are not resolved."""
     while isinstance(expression, Atom) and expression.bound is not None:
         bound = expression.bound
         if isinstance(bound, Atom) and bound.bound is not None:
@@ -213,11 +213,11 @@ def _first_pin(expression: Expression) -> Reason | None:
 
 
 def _bind(atom: Atom, target: Expression, reason: Reason) -> None:
-    """Let an atom stand for another expression from now on."""
+    """Refine an atom to another expression."""
     if isinstance(target, Atom):
         if atom.pin is not None and target.pin is None:
             target.pin = atom.pin
-        target.group |= atom.group
+        target.is_group |= atom.is_group
         target.averaged = _deciding_average(target.averaged, atom.averaged)
     else:
         if any(inner is atom for inner in atoms_of(target)):
@@ -237,7 +237,7 @@ def mark_averaged(expression: Expression, operation: str) -> None:
 
 
 def _deciding_average(one: str | None, other: str | None) -> str | None:
-    """Return which of two averages over an axis is noted: one that zeros change in no known way, else the first."""
+    """Return the average to record: one whose change by zeros is unknown, else the first."""
     return other if one is None or (one in PADDED and other is not None) else one
 
 
@@ -307,8 +307,8 @@ def factor(expression: Expression, outer: int) -> tuple[Expression, Expression]:
     if isinstance(expression, Atom):
         first, second = Atom(outer, expression.pin), Atom(inner, expression.pin)
         first.averaged = second.averaged = expression.averaged
-        first.group = second.group = expression.group
-        first.group = expression.group
+        first.is_group = second.is_group = expression.is_group
+        first.is_group = expression.is_group
         expression.bound = Product((first, second))
         return first, second
     if isinstance(expression, Product):

@@ -1,4 +1,4 @@
-"""Shapes of the most frequent operations on data-free tensors: torch's own way there takes five times as long."""
+"""Compute output shapes of frequent operations on data-free tensors, five times as fast as torch does."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ifap.axes.dispatch import DispatchMode
 
 aten = torch.ops.aten
 _DEVICE = torch.ops.prim.device.default
-MODES: list[FakeTensorMode] = []
+RUNNING_MODES: list[FakeTensorMode] = []
 """The mode of the data-free forward that is running."""
 Shape = tuple[int, ...]
 Quick = Callable[[tuple[Any, ...]], Shape | None]
@@ -29,8 +29,8 @@ def quick(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     args, kwargs
         Its arguments.
     """
-    if func is aten.empty.memory_format and MODES and list(args[0]) == [0]:
-        return _nothing(MODES[-1], kwargs.get("dtype"), kwargs.get("device") or torch.device("cpu"))
+    if func is aten.empty.memory_format and RUNNING_MODES and list(args[0]) == [0]:
+        return _nothing(RUNNING_MODES[-1], kwargs.get("dtype"), kwargs.get("device") or torch.device("cpu"))
     shape_of = _SHAPES.get(func)
     if shape_of is None or kwargs or not isinstance(args[0], FakeTensor):
         return None
@@ -48,7 +48,7 @@ def quick(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 
 def device_or_call(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Return the result of one of torch's questions, most of which ask for the device of a tensor."""
+    """Return the result of a `prim` operation; most ask for the device."""
     if func is _DEVICE and isinstance(args[0], FakeTensor):
         return args[0].fake_device
     return func(*args, **kwargs)
@@ -70,7 +70,7 @@ def data_free_like(mode: FakeTensorMode, empty: Tensor, device: torch.device) ->
 
 
 def forget(mode: FakeTensorMode) -> None:
-    """Drop what `quick` keeps on a mode and refers to it."""
+    """Remove the tensors that `quick` caches on a mode: they refer to the mode."""
     for name in ("_first", "_nothing"):
         vars(mode).pop(name, None)
 
@@ -81,7 +81,7 @@ def _empty(x: FakeTensor, shape: Shape) -> Tensor:
 
 
 def _nothing(mode: FakeTensorMode, dtype: torch.dtype | None, device: torch.device) -> Tensor:
-    """Return the empty tensor that norms make beside their outputs; each mode has one of a kind."""
+    """Return the empty tensor that norms return beside their outputs, cached by mode, type and device."""
     known = vars(mode).setdefault("_nothing", {})
     if (dtype, device) not in known:
         with torch._C.DisableTorchFunction(), torch._C._DisableTorchDispatch():
@@ -193,42 +193,22 @@ def _layer_normed(args: tuple[Any, ...]) -> Shape | None:
 
 
 _IN_PLACE = {
-    aten.relu_.default,
-    aten.silu_.default,
-    aten.hardswish_.default,
-    aten.hardtanh_.default,
-    aten.leaky_relu_.default,
-    aten.add_.Tensor,
-    aten.mul_.Tensor,
-}
-_NORMS = {
-    aten.native_layer_norm.default,
-    aten._native_batch_norm_legit_no_training.default,
-    aten.native_batch_norm.default,
-}
+    aten.relu_.default, aten.silu_.default, aten.hardswish_.default, aten.hardtanh_.default, aten.leaky_relu_.default,
+    aten.add_.Tensor, aten.mul_.Tensor,
+}  # fmt: skip
+_NORMS = {aten.native_layer_norm.default, aten.native_batch_norm.default}
 _SHAPES: dict[Any, Quick] = {
     **dict.fromkeys(
         (
             aten.relu.default, aten.gelu.default, aten.silu.default, aten.sigmoid.default, aten.hardswish.default,
             aten.hardsigmoid.default, aten.clone.default, aten.tanh.default, aten.detach.default, aten.exp.default,
+            aten.hardtanh.default, aten.leaky_relu.default, aten._softmax.default, *_IN_PLACE,
         ),
         _same,
     ),
     **dict.fromkeys(
-        (
-            aten.relu_.default,
-            aten.silu_.default,
-            aten.hardswish_.default,
-            aten.hardtanh_.default,
-            aten.leaky_relu_.default,
-            aten.hardtanh.default,
-            aten.leaky_relu.default,
-        ),
-        _same,
+        (aten.add_.Tensor, aten.mul_.Tensor, aten.add.Tensor, aten.mul.Tensor, aten.sub.Tensor, aten.div.Tensor), _wider
     ),
-    aten.add_.Tensor: _wider,
-    aten.mul_.Tensor: _wider,
-    **dict.fromkeys((aten.add.Tensor, aten.mul.Tensor, aten.sub.Tensor, aten.div.Tensor), _wider),
     aten.convolution.default: _convolved,
     aten.mm.default: _matrices,
     aten.bmm.default: _matrices,
@@ -239,18 +219,17 @@ _SHAPES: dict[Any, Quick] = {
     aten.permute.default: _permuted,
     aten.transpose.int: _swapped,
     aten.native_layer_norm.default: _layer_normed,
-    aten._softmax.default: _same,
     aten.native_batch_norm.default: _normed,
     aten.mean.dim: _averaged,
 }  # fmt: skip
 
 
 class Shapes(DispatchMode):
-    """Find the shapes of data-free tensors by the short way, where an operation has one."""
+    """Compute shapes of data-free tensors by `quick`, and by torch for other operations."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._whole: set[Any] = set()  # operations that are not made of others
+        self._whole: set[Any] = set()  # operations without a decomposition
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -260,7 +239,7 @@ class Shapes(DispatchMode):
         return self._in_parts(func, args, kwargs) if output is None else output
 
     def _in_parts(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """Run an operation by those that it is made of, if it is made of any."""
+        """Decompose an operation and run its parts, or run it as it is."""
         if func not in self._whole:
             with self:
                 parts = func.decompose(*args, **kwargs)

@@ -71,7 +71,7 @@ class Forms:
         return np.append(self._matrix @ np.asarray(counts, dtype=float) + self._constant, 1.0)
 
     def _factors(self, sizes: tuple[Expression, ...] | list[Expression]) -> list[int]:
-        """Return the numbers of the linear functions whose product a product of sizes is."""
+        """Return the numbers of the linear functions whose product equals a product of sizes."""
         found: list[int] = []
         for size in sizes:
             found += self._number(size)

@@ -1,4 +1,4 @@
-"""From traced axes to units: which axes can be cut, which keep equal counts, and which stay and why."""
+"""Turn traced axes into units: choose the axes to cut, tie equal counts, and pin the rest with reasons."""
 
 from __future__ import annotations
 
@@ -89,12 +89,12 @@ def _pin_ignored(axes: Axes, modules: dict[str, nn.Module], ignored: set[str], *
         elif (owner in ignored and not (module is not None and is_producer(module))) or name in ignored:
             for dim in dims:
                 pin(dim, Reason("ignored by the caller"))
-        if keep_embeddings and isinstance(module, nn.Embedding) and not any(a.group for a in atoms_of(dims[-1])):
+        if keep_embeddings and isinstance(module, nn.Embedding) and not any(a.is_group for a in atoms_of(dims[-1])):
             pin(dims[-1], Reason("embeddings are kept"))
 
 
 def _pin_unfollowed(axes: Axes) -> None:
-    """Pin what is no width of the network: axes of tensors that nothing produces or reads."""
+    """Pin the axes of tensors that no forward used."""
     for name, dims in axes.dims.items():
         if name not in axes.reached:
             for dim in dims:
@@ -105,7 +105,7 @@ def _pin_unfollowed(axes: Axes) -> None:
 
 
 def _settle(axes: Axes, chosen: dict[Atom, int]) -> Failed | None:
-    """Check that ties and multiples concern whole axes; returns what must be pinned instead."""
+    """Check that ties and multiples concern whole axes; returns the axes to pin otherwise."""
     failed: Failed = []
     for a, b, reason in axes.ties:
         difference = linear(a, chosen)
@@ -195,12 +195,7 @@ def _build(
         atoms=chosen,
         sizes=sizes,
         original_widths=[len(units) for units in unit_of],
-        output_shapes=axes.output_shapes,
-        samples=axes.samples,
-        training_shapes=axes.training_shapes,
-        values=axes.values,
-        looks_up=axes.looks_up,
-        unknown=axes.unknown,
+        forward=axes.forward,
         averaged={index: atom.averaged for atom, index in chosen.items() if atom.averaged},
         attention=[*heads],
     )
@@ -209,11 +204,11 @@ def _build(
 
 def _is_heads(axis: Expression, chosen: dict[Atom, int]) -> bool:
     """Whether an axis counts heads that are units: groups of products of activations."""
-    return any(atom in chosen and atom.group for atom in atoms_of(axis))
+    return any(atom in chosen and atom.is_group for atom in atoms_of(axis))
 
 
 def _pinned(axes: Axes, modules: dict[str, nn.Module]) -> dict[str, str]:
-    """Return for each layer all of whose outputs stay the reason."""
+    """Return, for each layer whose outputs all stay, the reason."""
     reasons: dict[str, list[Reason | None]] = defaultdict(list)
     for name, axis in produced_axes(axes):
         pins = [atom.pin for atom in atoms_of(axis)]
@@ -227,7 +222,7 @@ def _pinned(axes: Axes, modules: dict[str, nn.Module]) -> dict[str, str]:
 
 
 def _try_sizes(graph: Graph) -> Failed | None:
-    """Try whether the sizes that the forward writes down follow cuts; returns what must stay where they do not."""
+    """Test on trial cuts that the sizes of the forward can follow; returns the axes that must stay otherwise."""
     structure = graph.structure
     for share in (0.0, 0.5, 0.77):
         try:

@@ -1,4 +1,4 @@
-"""Run a network so that its axes show: data-free first, on its real tensors where it looks at values."""
+"""Run a network under the tracer: first without data, on real tensors if the forward looks at values."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMappin
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from types import BuiltinFunctionType, FunctionType, ModuleType, SimpleNamespace
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -27,22 +27,25 @@ from torch.nn.modules.module import register_module_forward_hook
 from ifap.axes.attention import adopted
 from ifap.axes.calls import SizeMode
 from ifap.axes.compiled import compiler_is_loaded, without_compiler
-from ifap.axes.fakes import MODES, Shapes, data_free_like, forget
-from ifap.axes.operations.base import RULES
+from ifap.axes.fakes import RUNNING_MODES, Shapes, data_free_like, forget
+from ifap.axes.operations.base import PRODUCTS, RULES
 from ifap.axes.operations.values import pointwise
 from ifap.axes.sizes import Key, Origin, Place, Recorder, Size, recording
 from ifap.axes.tensors import holders, named_tensors, once, replaced_tensors
-from ifap.axes.trace import Axes, Tracer, following, pinned_outputs, start
+from ifap.axes.trace import Axes, Forward, Tracer, following, pin_outputs, start
 from ifap.axes.training import differs_in_training, may_write_weights, recalled, same_values, sizes_of_calls
 from ifap.axes.unreached import follow_siblings, not_reached
 from ifap.errors import ConfigError, GraphError, IfapError, kind_and_line
 from ifap.layers import modules_by_name
-from ifap.trouble import is_trouble
+from ifap.trouble import is_resource_error
 
 Inputs = Any
 T = TypeVar("T")
 Outputs = Callable[[Any], Iterable[Tensor]]
 Call = Callable[[nn.Module, Inputs], Any]
+Kind = Literal["first", "training", "sample", "modules"]
+"""A pass: the first, which also records costs and output shapes; one in training mode; one on a further sample; one
+that repeats another to record the axes that each module handles."""
 
 _TORCH_SIZES = (
     "d_model", "groups", "num_groups", "normalized_shape", "num_features", "input_size", "hidden_size", "proj_size",
@@ -95,7 +98,7 @@ def trace_axes(
     try:
         found = _traced(model, example_inputs, call, outputs, samples, fake=False)
     except Exception as error:
-        if is_trouble(error) or isinstance(error, IfapError):
+        if is_resource_error(error) or isinstance(error, IfapError):
             raise
         raise GraphError(f"the network does not run on its example inputs: {kind_and_line(error)}") from error
     empty_caches()
@@ -109,7 +112,7 @@ def _without_values(
     try:
         return _traced(model, example_inputs, call, outputs, samples, fake=True)
     except Exception as error:
-        if is_trouble(error) or isinstance(error, ConfigError):
+        if is_resource_error(error) or isinstance(error, ConfigError):
             raise
         return None
 
@@ -118,29 +121,29 @@ def _traced(
     model: nn.Module, example_inputs: Inputs, call: Call, outputs: Outputs, samples: Iterable[Inputs], *, fake: bool
 ) -> tuple[Axes, dict[Key, int]]:
     """Trace a network; where that leaves parameters out, in training and on further samples. It is left as it was."""
-    axes = Axes(values=not fake)
+    axes = Axes(Forward(values=not fake))
     with adopted(model), unchanged(model):
         attributes = _remember_attributes(model)
         read = partial(_pass, model, call=call, outputs=outputs, axes=axes)
-        read(example_inputs, fake=fake)
+        read(example_inputs, "first", fake=fake)
         if not_reached(model, axes) or may_write_weights(model):
-            _read_further(axes, read, example_inputs, fake=True, training=True)
+            _read_further(axes, read, example_inputs, "training", fake=True)
         if not_reached(model, axes):
             _read_samples(samples, model, example_inputs, axes, read)
             if not_reached(model, axes):
-                for given in (example_inputs, *axes.samples):
-                    _read_either_way(axes, read, given, sees=True)
+                for given in (example_inputs, *axes.forward.samples):
+                    _read_either_way(axes, read, given, "modules")
                 follow_siblings(model, axes)
     if differs_in_training(model):
         wanted = sizes_of_calls(axes.recorders[0], attributes)
-        axes.unsteady, axes.training_shapes = _in_training(model, example_inputs, call, outputs, wanted)
+        axes.unsteady, axes.forward.training_shapes = _in_training(model, example_inputs, call, outputs, wanted)
     return axes, attributes
 
 
 def _in_training(
     model: nn.Module, inputs: Inputs, call: Call, outputs: Outputs, wanted: dict[Place, Any]
 ) -> tuple[set[Place], list[tuple[int, ...]] | None]:
-    """Return the calls that a forward makes otherwise in training, and the shapes of its outputs there, if it runs."""
+    """Return the calls whose sizes differ in training, and the output shapes there; None if the forward fails."""
 
     def run(given: Inputs) -> tuple[set[Place], list[tuple[int, ...]]]:
         return recalled(model, lambda: [tuple(x.shape) for x in outputs(call(model, given))], wanted)
@@ -148,7 +151,7 @@ def _in_training(
     try:
         return run_in_training(model, inputs, run)
     except Exception as error:  # whatever a forward raises that wants targets in training
-        if is_trouble(error):
+        if is_resource_error(error):
             raise
         return set(), None
 
@@ -179,7 +182,7 @@ def run_in_training(model: nn.Module, inputs: Inputs, run: Callable[[Inputs], T]
         with _as_in_training(model), data_free(model, inputs) as (given, _), Shapes():
             return run(given)
     except Exception as error:  # whatever a forward raises that looks at values
-        if is_trouble(error):
+        if is_resource_error(error):
             raise
     with same_values(model), _as_in_training(model):
         return run(inputs)
@@ -195,22 +198,20 @@ def _as_in_training(model: nn.Module) -> Iterator[None]:
 def _pass(
     model: nn.Module,
     inputs: Inputs,
+    kind: Kind,
     *,
     call: Call,
     outputs: Outputs,
     axes: Axes,
     fake: bool,
-    training: bool = False,
-    further: bool = False,
-    sees: bool = False,
 ) -> None:
-    """Run one forward under the tracer; costs and shapes of outputs are those of the first."""
+    """Run one forward under the tracer."""
     modules = {module: name for name, module in modules_by_name(model).items()}
     recorder = Recorder()
-    tracer = Tracer(axes, modules, RULES, pointwise)
-    tracer.counts_products, tracer.sees = not further, sees
+    tracer = Tracer(axes, modules, RULES, pointwise, PRODUCTS)
+    tracer.counts_products, tracer.sees = kind == "first", kind == "modules"
     with ExitStack() as stack:
-        stack.enter_context(modes(model, training=training))
+        stack.enter_context(modes(model, training=kind == "training"))
         stack.enter_context(torch.no_grad())
         stack.enter_context(plain_kernels())
         if fake:
@@ -221,14 +222,16 @@ def _pass(
         with torch._C.DisableTorchFunction():
             start(axes, tensors)
         stack.enter_context(following(tracer))
-        if sees:
+        if tracer.sees:
             stack.callback(register_module_forward_hook(tracer.hand_back).remove)
         stack.enter_context(recording(recorder))
         stack.enter_context(tracer)
         stack.enter_context(SizeMode(tracer, recorder))
         found = call(model, inputs)
         with torch._C.DisableTorchFunction():
-            pinned_outputs(Axes() if further else axes, iter(outputs(found)), tracer)
+            shapes = pin_outputs(outputs(found), tracer)
+    if kind == "first":
+        axes.forward.output_shapes = shapes
     axes.recorders.append(recorder)
 
 
@@ -244,16 +247,16 @@ def data_free(model: nn.Module, inputs: Inputs) -> Iterator[tuple[Inputs, dict[s
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     held = list(holders(model))
     tensors = once(held)
-    _MODES.append(weakref.ref(mode))
+    _MODES_TO_CHECK.append(weakref.ref(mode))
     with torch._C.DisableTorchFunction():  # what is done here is no call of the network's
         fakes = {id(tensor): _fake(mode, tensor) for tensor in tensors.values()}
         given = map_tensors(inputs, lambda x: _fake(mode, x))
     with _quiet(), mode, replaced_tensors(held, fakes):
-        MODES.append(mode)
+        RUNNING_MODES.append(mode)
         try:
             yield given, {name: fakes[id(tensor)] for name, tensor in tensors.items()}
         finally:
-            forget(MODES.pop())
+            forget(RUNNING_MODES.pop())
 
 
 @contextmanager
@@ -267,7 +270,7 @@ def _quiet() -> Iterator[None]:
         log.disabled = before
 
 
-_MODES: list[weakref.ref[FakeTensorMode]] = []
+_MODES_TO_CHECK: list[weakref.ref[FakeTensorMode]] = []
 """The modes of all data-free forwards since the caches were last looked at."""
 
 
@@ -275,25 +278,25 @@ Read = Callable[..., None]
 """Runs one forward under the tracer; see `_pass`."""
 
 
-def _read_further(axes: Axes, read: Read, inputs: Inputs, *, sees: bool = False, **how: bool) -> bool:
-    """Read what training alone or other inputs reach, or the same again to see which module handles which axes."""
+def _read_further(axes: Axes, read: Read, inputs: Inputs, kind: Kind, *, fake: bool) -> bool:
+    """Run a further pass; returns False, and forgets what it recorded, if the forward fails."""
     kept = copy.copy(axes.recorders), copy.copy(axes.ties)
     try:
-        read(inputs, further=True, sees=sees, **how)
+        read(inputs, kind, fake=fake)
     except Exception as error:  # whatever a forward raises that wants targets in training, or looks at values
-        if is_trouble(error):
+        if is_resource_error(error):
             raise
         axes.recorders, axes.ties = kept
         return False
-    if sees:
+    if kind == "modules":
         axes.recorders, axes.ties = kept
     return True
 
 
-def _read_either_way(axes: Axes, read: Read, inputs: Inputs, *, sees: bool = False) -> bool:
+def _read_either_way(axes: Axes, read: Read, inputs: Inputs, kind: Kind) -> bool:
     """Read data-free inputs where the forward does not look at values, and the real ones where that fails."""
-    is_read = not axes.values and _read_further(axes, read, inputs, fake=True, sees=sees)
-    return is_read or _read_further(axes, read, inputs, fake=False, sees=sees)
+    is_read = not axes.forward.values and _read_further(axes, read, inputs, kind, fake=True)
+    return is_read or _read_further(axes, read, inputs, kind, fake=False)
 
 
 def _read_samples(samples: Iterable[Inputs], model: nn.Module, example_inputs: Inputs, axes: Axes, read: Read) -> None:
@@ -303,11 +306,11 @@ def _read_samples(samples: Iterable[Inputs], model: nn.Module, example_inputs: I
         missing = not_reached(model, axes)
         if not missing:
             return
-        if not axes.values and _form(sample) in known:
+        if not axes.forward.values and _form(sample) in known:
             continue  # a forward that does not look at values does the same
         known.add(_form(sample))
-        if _read_either_way(axes, read, sample):
-            axes.samples += [sample] if not_reached(model, axes) != missing else []
+        if _read_either_way(axes, read, sample, "sample"):
+            axes.forward.samples += [sample] if not_reached(model, axes) != missing else []
 
 
 def _form(inputs: Inputs) -> str:
@@ -397,10 +400,10 @@ def plain_kernels() -> Iterator[None]:
 
 def empty_caches() -> None:
     """Empty the caches of functions, where one has kept a tensor without data; called when a forward's own are gone."""
-    if any(mode() is not None for mode in _MODES):
+    if any(mode() is not None for mode in _MODES_TO_CHECK):
         gc.collect(1)  # torch leaves some in young cycles
-    leaked = any(mode() is not None for mode in _MODES)
-    _MODES.clear()
+    leaked = any(mode() is not None for mode in _MODES_TO_CHECK)
+    _MODES_TO_CHECK.clear()
     if not leaked:
         return
     for each in gc.get_objects():

@@ -23,7 +23,7 @@ from ifap.axes.passes import map_tensors, unchanged
 from ifap.axes.tensors import as_real, holders
 from ifap.axes.training import same_values
 from ifap.axes.units import Graph, Indices
-from ifap.trouble import is_trouble
+from ifap.trouble import is_resource_error
 
 _Forward = Callable[[nn.Module, Any], Iterable[Tensor]]
 _Mode = Callable[[], AbstractContextManager[Any]]
@@ -34,7 +34,7 @@ _ALMOST_ZERO = 1e-30  # not zero: a weight that is divided by its norm would be 
 
 @dataclass(frozen=True)
 class Proof:
-    """What comparing the cut network with the masked one showed.
+    """Result of the comparison of the cut network with the masked one.
 
     Parameters
     ----------
@@ -137,13 +137,13 @@ def _compare(model: nn.Module, graph: Graph, units: Indices, inputs: Any, forwar
         _, undo = cut_units(model, graph, units)
         found = _outputs(forward, model, inputs, precision, of_cut)
     except Exception as error:  # whatever a forward raises whose sizes do not fit
-        if is_trouble(error):
+        if is_resource_error(error):
             raise
         return _Comparison(float("inf"))
     finally:
         if undo is not None:
             undo()
-    if graph.structure.values and [x.shape for x in wanted] != [x.shape for x in found]:
+    if graph.structure.forward.values and [x.shape for x in wanted] != [x.shape for x in found]:
         return _Comparison(None, "how many values come out depends on what is computed")
     difference = _difference(wanted, found)
     reason = "the outputs are not finite with random vectors" if difference is None else ""
@@ -169,7 +169,7 @@ def _first_that_runs(
         try:
             return _outputs(forward, model, inputs, precision, averages), precision
         except Exception as error:  # whatever a forward raises that names its precision
-            if is_trouble(error):
+            if is_resource_error(error):
                 raise
     return None
 
@@ -177,7 +177,7 @@ def _first_that_runs(
 def _outputs(
     forward: _Forward, model: nn.Module, inputs: Any, precision: _Mode, averages: DispatchMode
 ) -> list[Tensor]:
-    """Return the outputs of a network; what it draws at random, and what it remembers, is the same each time."""
+    """Return the outputs of a network, with the same random state and buffers each time."""
     with (
         torch.no_grad(), same_draws(), precision(), unchanged(model), same_values(model, parameters=False),
         SteadyDraws(), averages,  # type: ignore[no-untyped-call]
@@ -224,7 +224,7 @@ def _draw_vectors(model: nn.Module) -> None:
 
 
 def _mask(model: nn.Module, graph: Graph, removed: Indices) -> list[tuple[Tensor, Tensor]]:
-    """Take every value of the removed units to almost zero, in place; returns the tensors and what they held."""
+    """Set every value of the removed units to almost zero, in place; returns the tensors and their old values."""
     lost = lost_positions(graph, removed)
     done: set[int] = set()
     saved: list[tuple[Tensor, Tensor]] = []

@@ -40,7 +40,7 @@ class Sequence:
 
 
 def form_of(value: Any) -> Form:
-    """Return what is known of an argument: numbers that are computed from sizes differ from input to input."""
+    """Return the form of an argument; numbers computed from sizes may have any value, as they depend on the input."""
     if value is None or type(value) is int:
         return value
     if isinstance(value, Tensor):
@@ -59,14 +59,14 @@ def form_of_call(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Form:
 
 
 def loosened(form: Form) -> Form:
-    """Return a form in which every number may be any."""
+    """Return a form that allows any value for every number."""
     if isinstance(form, tuple):
         return tuple(map(loosened, form))
     return NUMBER if type(form) is int else form
 
 
 def merged(one: Form, other: Form) -> Form:
-    """Return the form that fits what either fits."""
+    """Return a form that fits every argument that one of two forms fits."""
     if one == other:
         return one
     if isinstance(one, tuple) and isinstance(other, tuple) and len(one) == len(other):
@@ -76,7 +76,7 @@ def merged(one: Form, other: Form) -> Form:
 
 
 def fits(form: Form, value: Any, *, exact: bool) -> bool:
-    """Whether an argument has a form; numbers that are written down may be others where it is not exact."""
+    """Whether an argument has a form; unless `exact`, its numbers may have other values."""
     if form == ANYTHING:
         return True
     if form is None:
@@ -128,7 +128,7 @@ def _items(value: Any) -> tuple[Any, ...] | None:
 
 
 def at(path: Path, args: Any, kwargs: Any) -> Any:
-    """Return what is at a path among arguments, or None."""
+    """Return the argument at a path, or None."""
     found: Any = {"args": args, "kwargs": kwargs}
     for step in path:
         try:
@@ -139,7 +139,7 @@ def at(path: Path, args: Any, kwargs: Any) -> Any:
 
 
 def repeating(forms: list[Form], changes: list[Any]) -> tuple[int, int] | None:
-    """Return where calls begin to repeat, and after how many: the longest repetition up to the end; None if none is.
+    """Return start and period of the longest repetition up to the last call, or None.
 
     Parameters
     ----------
@@ -162,7 +162,7 @@ def repeating(forms: list[Form], changes: list[Any]) -> tuple[int, int] | None:
 
 
 class Recognised:
-    """The calls of one function while a forward runs: says which of the traced calls each of them is.
+    """Match the calls of one function in a running forward with the traced calls.
 
     Parameters
     ----------
@@ -177,7 +177,7 @@ class Recognised:
         self._changes, self._next = dict(sorted(changes.items())), 0
 
     def changes(self, args: Any, kwargs: Any) -> list[Change]:
-        """Return what is changed among the arguments of the call that comes next."""
+        """Return the changes to the arguments of the next call."""
         if self._next >= len(self._forms):
             if self._again is None:
                 return []
@@ -189,7 +189,7 @@ class Recognised:
         return self._changes.get(place, [])
 
     def _place(self, args: Any, kwargs: Any) -> int | None:
-        """Return the traced call that this one is: the next one, or else the first after it that is to be changed."""
+        """Return the number of the matching traced call: the next one, or else the first after it with changes."""
         given = _arguments(args, kwargs)
         for exact in (True, False):
             for place in (self._next, *self._further()):

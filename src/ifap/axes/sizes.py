@@ -26,7 +26,7 @@ SizeOf = Callable[[Expression], int]
 
 @dataclass(frozen=True, eq=False)
 class Origin:
-    """How a number came about.
+    """The computation of a number from axes and attributes.
 
     Parameters
     ----------
@@ -40,7 +40,7 @@ class Origin:
     parts: tuple[Any, ...]
 
     def value(self, size: SizeOf, attributes: dict[Key, int]) -> Any:
-        """Compute the number again with other sizes and attributes."""
+        """Compute the number for other sizes and attributes."""
         if self.kind == "axis":
             return size(self.parts[0])
         if self.kind == "attribute":
@@ -94,7 +94,7 @@ class Comparison:
 
 @dataclass(frozen=True, eq=False)
 class Need:
-    """What a size must be after a cut.
+    """The value that a size must have after a cut.
 
     Parameters
     ----------
@@ -156,17 +156,17 @@ class Use:
 
 
 class Recorder:
-    """What one trace saw of sizes."""
+    """The sizes, comparisons and calls that one pass recorded."""
 
     def __init__(self) -> None:
         self.uses: list[Use] = []
         self.comparisons: list[Comparison] = []
-        self.kept: list[tuple[Origin, str]] = []  # numbers taken out of sight: their value must stay
+        self.untracked: list[tuple[Origin, str]] = []  # sizes converted to plain floats; their value must not change
         self.calls: dict[tuple[str, str], list[Form]] = {}  # module and function to the calls in a run of the module
         self.module = ""
 
     def note_call(self, modules: list[str], counters: list[dict[str, int]], function: str, form: Form) -> None:
-        """Note a call in all modules that run; numbers that an inner module writes down may be corrected there."""
+        """Record a call in all running modules. For outer modules its form allows any number."""
         inner = loosened(form)
         for name, counter in zip(modules, counters, strict=True):
             own = form if name == modules[-1] else inner
@@ -246,7 +246,7 @@ def _plain(value: Any) -> Any:
 
 
 class _Remembering:
-    """What integers and floats that remember how they were computed have in common."""
+    """Base of integers and floats that remember how they were computed."""
 
     origin: Origin
 
@@ -284,9 +284,9 @@ class Size(_Remembering, int):
     __hash__ = int.__hash__
 
     def __float__(self) -> float:
-        """Hand out a plain number: its value must stay, as nobody sees what becomes of it."""
+        """Convert to float. The conversion loses the origin, so the value must not change."""
         if _ACTIVE:
-            _ACTIVE[-1].kept.append((self.origin, _ACTIVE[-1].module))
+            _ACTIVE[-1].untracked.append((self.origin, _ACTIVE[-1].module))
         return float(int.__int__(self))
 
     def __divmod__(self, other: Any) -> Any:

@@ -139,10 +139,10 @@ def positions(expression: Expression, numbers: dict[Atom, Indices]) -> Indices:
 
 
 def groups_of(slots: list[Slot], unit_of: list[Indices], group_of: Indices, number: int) -> list[Group]:
-    """Return the groups: what the units of each cut, and how many positions each takes."""
+    """Return the groups, each with the widths that its units cut and the positions that a unit occupies."""
     cut: list[list[Slot]] = [[] for _ in range(number)]
     width = [1] * number
-    taken = of_each(unit_of, lambda units: _taken(units, group_of))
+    taken = map_unique(unit_of, lambda units: _taken(units, group_of))
     for slot, found in zip(slots, taken, strict=True):
         for group, places in found.items():
             cut[group].append(slot)
@@ -152,7 +152,7 @@ def groups_of(slots: list[Slot], unit_of: list[Indices], group_of: Indices, numb
 
 
 def _taken(units: Indices, group_of: Indices) -> dict[int, int]:
-    """Return the groups that a width has units of, each with how many positions its first unit takes there."""
+    """Return, for each group in this width, the positions per unit."""
     free = units[units >= 0]
     if not len(free):
         return {}
@@ -163,8 +163,8 @@ def _taken(units: Indices, group_of: Indices) -> dict[int, int]:
     return {int(group): int(counts[start]) if start >= 0 else 0 for group, start in zip(groups, starts, strict=True)}
 
 
-def of_each(arrays: Sequence[Indices], function: Callable[[Indices], T]) -> list[T]:
-    """Apply a function to arrays, to one that stands there several times once: widths of one axis share theirs."""
+def map_unique(arrays: Sequence[Indices], function: Callable[[Indices], T]) -> list[T]:
+    """Apply a function to each array; compute it once for arrays that are the same object."""
     made: dict[int, T] = {}
     for array in arrays:
         if id(array) not in made:

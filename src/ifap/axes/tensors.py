@@ -16,12 +16,12 @@ from ifap.layers import modules_by_name
 Setter = Callable[[Tensor], None]
 Holder = tuple[str, Tensor, Setter]
 _USUAL = list(vars(nn.Module()))
-_OWN_NOTES = ("_carried",)  # what a trace writes on tensors
+_OWN_NOTES = ("_carried",)  # attributes that a trace sets on tensors
 _NO_TENSORS = {bool, int, float, str, type(None), tuple, set, OrderedDict}
 
 
 def holders(model: nn.Module) -> Iterator[Holder]:
-    """Yield each tensor that a module holds: its name, the tensor, and what puts another in its place.
+    """Yield each tensor that a module holds: its name, the tensor, and a setter that replaces it.
 
     Names are those of ``state_dict`` for parameters and buffers; a tensor in a plain attribute is named by the path to
     it, such as ``block.tables.0``. A tensor that several modules hold is yielded once for each.
@@ -90,7 +90,7 @@ def once(held: Iterable[Holder]) -> dict[str, Tensor]:
 
 
 def as_real(x: Tensor) -> Tensor:
-    """Return a tensor of real numbers: of complex ones the two parts, along a dimension at the end."""
+    """Return a real tensor; a complex one gets a last dimension for its real and imaginary parts."""
     return torch.view_as_real(x.resolve_conj()) if x.is_complex() else x
 
 
@@ -98,7 +98,7 @@ functorch: Any = torch._C._functorch
 
 
 def unmapped(x: Tensor) -> Tensor:
-    """Return what a tensor inside of `torch.func` stands for: what is mapped over comes first, as if a batch."""
+    """Return the plain tensor inside `torch.func` wrappers, with the mapped dimension first."""
     while functorch.is_functorch_wrapped_tensor(x):
         place = functorch.maybe_get_bdim(x) if functorch.is_batchedtensor(x) else 0
         x = functorch.get_unwrapped(x).movedim(place, 0) if place else functorch.get_unwrapped(x)
@@ -107,7 +107,7 @@ def unmapped(x: Tensor) -> Tensor:
 
 @contextmanager
 def replaced_tensors(held: Sequence[Holder], others: Mapping[int, Tensor]) -> Iterator[None]:
-    """Let a network hold others of its tensors inside the block, by their ``id``."""
+    """Replace the tensors of a network inside the block; `others` is keyed by the ``id`` of the original."""
     try:
         for _, tensor, put in held:
             put(others[id(tensor)])
@@ -118,14 +118,14 @@ def replaced_tensors(held: Sequence[Holder], others: Mapping[int, Tensor]) -> It
 
 
 def laid_out_as(new: Tensor, tensor: Tensor) -> Tensor:
-    """Let a tensor lie in memory with its channels last where another of its rank does, else row by row."""
+    """Use the memory format of `tensor`: channels last or contiguous."""
     is_last = tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
     last = is_last and not tensor.is_contiguous()
     return new.contiguous(memory_format=torch.channels_last) if last else new.contiguous()
 
 
 def in_place_of(tensor: Tensor, new: Tensor) -> Tensor:
-    """Return what another tensor holds, as a parameter or buffer like the one that it replaces."""
+    """Return `new` as a parameter or buffer with the properties of the one that it replaces."""
     new = laid_out_as(new.to(tensor.device), tensor)
     if not isinstance(tensor, nn.Parameter):
         return new

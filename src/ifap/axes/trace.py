@@ -1,12 +1,12 @@
-"""One forward in which every dimension of every tensor carries what it is made of.
+"""Trace one forward: every dimension of every tensor carries an expression of axes.
 
-Operations are seen below autograd, after composed ones have been taken apart. Tensors are data-free first; a forward
-that looks at values is run on the real ones instead. The network is left as it was found.
+Operations are seen below autograd, after composed ones have been decomposed. Tensors hold no data at first; a forward
+that looks at values is run on the real tensors instead. The network is left unchanged.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
@@ -20,13 +20,6 @@ from ifap.axes.expressions import Atom, CannotAgreeError, Expression, Reason, at
 from ifap.axes.fakes import device_or_call, quick
 from ifap.axes.sizes import Place, Recorder
 
-_PRODUCTS = {
-    "aten.mm", "aten.addmm", "aten.bmm", "aten.baddbmm", "aten.convolution", "aten._convolution", "aten._grouped_mm",
-    "aten.mv", "aten.addmv", "torchvision.deform_conv2d", "aten._int_mm", "aten.dot",
-    "aten._trilinear", "aten._cdist_forward",
-}  # fmt: skip
-
-
 _INTEGERS = {torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8}
 
 
@@ -36,7 +29,7 @@ Rule = Callable[["Tracer", Any, tuple[Any, ...], dict[str, Any], Any], Any]
 
 
 class Carried:
-    """What a tensor carries.
+    """The axes and properties that a trace attaches to a tensor.
 
     Parameters
     ----------
@@ -50,11 +43,11 @@ class Carried:
         Whether it is made from parameters alone.
     softmax : bool
         Whether it is made from probabilities.
-    debts : list
+    deferred_pins : list
         Axes to pin once the values are used, with the reasons.
     """
 
-    __slots__ = ("debts", "dims", "name", "softmax", "source", "weight")
+    __slots__ = ("deferred_pins", "dims", "name", "softmax", "source", "weight")
 
     def __init__(
         self,
@@ -64,10 +57,10 @@ class Carried:
         source: str = "",
         weight: bool = False,
         softmax: bool = False,
-        debts: Sequence[tuple[Expression, Reason]] = (),
+        deferred_pins: Sequence[tuple[Expression, Reason]] = (),
     ) -> None:
         self.dims, self.name, self.source = dims, name, source
-        self.weight, self.softmax, self.debts = weight, softmax, debts
+        self.weight, self.softmax, self.deferred_pins = weight, softmax, deferred_pins
 
 
 @dataclass(frozen=True)
@@ -97,11 +90,41 @@ class Attention(NamedTuple):
 
 
 @dataclass
-class Axes:
-    """What a trace found.
+class Forward:
+    """Observations of a traced forward that do not depend on the widths of the network.
 
     Parameters
     ----------
+    output_shapes : list of tuple of int
+        Shape of each output in evaluation.
+    training_shapes : list of tuple of int or None
+        Shape of each output in training; None where the mode makes no difference, or the network does not run in it.
+    samples : list
+        Further inputs that reached layers which the example inputs do not reach.
+    values : bool
+        Whether it looks at values, so that it was run on the real tensors. Output shapes may depend on these.
+    has_integer_inputs : bool
+        Whether an operation takes integers, which may be indices: only real ones show whether they are in range.
+    unknown : dict of str to str
+        Operations without a rule, and the module that used each first.
+    """
+
+    output_shapes: list[tuple[int, ...]] = field(default_factory=list)
+    training_shapes: list[tuple[int, ...]] | None = None
+    samples: list[Any] = field(default_factory=list)
+    values: bool = False
+    has_integer_inputs: bool = False
+    unknown: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class Axes:
+    """The result of a trace.
+
+    Parameters
+    ----------
+    forward : Forward
+        Observations that do not depend on the widths of the network.
     dims : dict of str to list of Expression
         The dimensions of each parameter, buffer and tensor attribute.
     multiplications : list of Multiplication
@@ -120,48 +143,31 @@ class Axes:
         Tensors that some pass used.
     seen : dict of str to list of Expression
         For each module the axes that its own forward handles, where something is not reached.
-    output_shapes : list of tuple of int
-        Shape of each output of the evaluation pass.
     recorders : list of Recorder
         Sizes that the passes wrote down.
-    unknown : dict of str to str
-        Operations without a rule, and the module that used each first.
-    values : bool
-        Whether the forward looks at values, so that it was run on the real tensors.
-    looks_up : bool
-        Whether an operation takes integers, which may say where to look: only real ones show whether they fit.
     attention : dict of Attention to Expression
         Calls that make attention probabilities, and the axis that may count their heads.
-    samples : list
-        Further inputs that reached what the example inputs do not.
     unsteady : set of Place
         Calls with sizes that training makes otherwise.
-    training_shapes : list of tuple of int or None
-        Shape of each output in training; None where the mode makes no difference, or the network does not run in it.
     """
 
+    forward: Forward = field(default_factory=Forward)
     dims: dict[str, Dims] = field(default_factory=dict)
     multiplications: list[Multiplication] = field(default_factory=list)
     producers: dict[str, list[int]] = field(default_factory=dict)
     made: dict[str, Expression] = field(default_factory=dict)
-    values: bool = False
-    looks_up: bool = False
     inputs: dict[str, Expression] = field(default_factory=dict)
     ties: list[tuple[Expression, Expression, Reason]] = field(default_factory=list)
     aligned: list[tuple[Expression, int]] = field(default_factory=list)
     reached: set[str] = field(default_factory=set)
     seen: dict[str, list[Expression]] = field(default_factory=dict)
-    output_shapes: list[tuple[int, ...]] = field(default_factory=list)
     recorders: list[Recorder] = field(default_factory=list)
-    unknown: dict[str, str] = field(default_factory=dict)
     attention: dict[Attention, Expression] = field(default_factory=dict)
-    samples: list[Any] = field(default_factory=list)
     unsteady: set[Place] = field(default_factory=set)
-    training_shapes: list[tuple[int, ...]] | None = None
 
 
 def carried(x: Tensor) -> Carried:
-    """Return what a tensor carries; one that nobody knows is fixed."""
+    """Return what a tensor carries; the dimensions of an unknown tensor are fixed."""
     found = x.__dict__.get("_carried")
     if found is None:
         found = x.__dict__["_carried"] = Carried([int(size) for size in x.shape])
@@ -180,19 +186,28 @@ class Tracer(DispatchMode):
     rules : mapping of str to callable
         Operation, such as ``aten.view``, to its rule; see `ifap.axes.operations`.
     pointwise : callable
-        The rule of operations that work on each value alone, which need no entry.
+        The rule of operations that work on each value alone, which need no entry where torch tags them.
+    products : set of callable
+        Rules of products: what these make is no weight, and no probabilities.
     """
 
-    def __init__(self, axes: Axes, modules: dict[nn.Module, str], rules: Mapping[str, Rule], pointwise: Rule) -> None:
+    def __init__(
+        self,
+        axes: Axes,
+        modules: dict[nn.Module, str],
+        rules: Mapping[str, Rule],
+        pointwise: Rule,
+        products: Collection[Rule],
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.axes = axes
-        self._rules, self._pointwise = rules, pointwise
+        self._rules, self._pointwise, self._products = rules, pointwise, products
         self.modules = modules
         self.stack: list[str] = [""]
         self.counters: list[dict[str, int]] = [{}]
         self.counts_products = True
-        self.sees = False  # which module handles which axes
-        self._known: dict[Any, tuple[str, Any]] = {}
+        self.sees = False  # whether to record the axes that each module handles
+        self._known: dict[Any, Rule | None] = {}
         self._operation = ""
 
     # what rules ask for
@@ -200,10 +215,10 @@ class Tracer(DispatchMode):
     def dims(self, x: Tensor) -> Dims:
         """Return the dimensions of a tensor whose values are used now."""
         found = carried(x)
-        if found.debts:
-            for axis, reason in found.debts:
+        if found.deferred_pins:
+            for axis, reason in found.deferred_pins:
                 pin(axis, reason)
-            found.debts = ()
+            found.deferred_pins = ()
         if found.name:
             self.axes.reached.add(found.name)
         return found.dims
@@ -219,12 +234,12 @@ class Tracer(DispatchMode):
         return Reason(text, self.stack[-1])
 
     def pin(self, axis: Expression, text: str) -> None:
-        """Let an axis stay."""
+        """Pin an axis."""
         if not isinstance(axis, int):
             pin(axis, self.reason(text))
 
     def unify(self, a: Expression, b: Expression, func: Any) -> None:
-        """Make two axes the same."""
+        """Unify two axes."""
         if a is not b and resolve(a) is not resolve(b):
             unify(a, b, self.reason(f"{self.name_of(func)} joins it with an axis that stays or differs"))
 
@@ -235,10 +250,10 @@ class Tracer(DispatchMode):
                 self.pin(dim, text)
         return None
 
-    def owe(self, out: Tensor, axis: Expression, text: str) -> None:
+    def pin_on_use(self, out: Tensor, axis: Expression, text: str) -> None:
         """Pin an axis as soon as the values of `out` are used."""
         if not isinstance(axis, int):
-            self._debts.setdefault(id(out), []).append((axis, self.reason(text)))
+            self._deferred_pins.setdefault(id(out), []).append((axis, self.reason(text)))
 
     def tie(self, a: Expression, b: Expression) -> None:
         """Let two axes keep the same number of positions."""
@@ -251,7 +266,7 @@ class Tracer(DispatchMode):
             self.axes.aligned.append((axis, multiple))
 
     def multiply(self, *sizes: Expression) -> None:
-        """Note a product."""
+        """Record the sizes of a product."""
         if self.counts_products:
             self.axes.multiplications.append(Multiplication(self.stack[-1], sizes))
 
@@ -264,7 +279,7 @@ class Tracer(DispatchMode):
             self._note_source(found, axis)
 
     def produced_by(self, x: Tensor, y: Tensor, rows: Expression, columns: Expression) -> None:
-        """Note which of two factors is a weight that makes units."""
+        """Record which of two factors is a weight that makes units."""
         for factor_, axis in ((y, columns), (x, rows)):
             if carried(factor_).weight:
                 self._note_source(carried(factor_), axis)
@@ -275,7 +290,7 @@ class Tracer(DispatchMode):
             places.append(dim)
 
     def _note_source(self, weight: Carried, axis: Expression) -> None:
-        """Note that the parameter behind a weight makes the units of an axis: a part or a multiple of its own."""
+        """Record the parameter behind a weight as the producer of an axis, which is a part or a multiple of its own."""
         atoms = set(atoms_of(axis))
         for place, dim in enumerate(self.axes.dims.get(weight.source, ())):
             if not atoms.isdisjoint(atoms_of(dim)):
@@ -284,7 +299,7 @@ class Tracer(DispatchMode):
             self.axes.made.setdefault(self.stack[-1], axis)
 
     def read(self, weight: Tensor, channels: Expression) -> None:
-        """Note what a convolution reads."""
+        """Record the input channels of a convolution weight."""
         found = carried(weight)
         if found.source:
             self.axes.inputs.setdefault(found.source, channels)
@@ -297,7 +312,7 @@ class Tracer(DispatchMode):
         """Whether a tensor is made from probabilities."""
         return carried(x).softmax
 
-    def mark_softmax(self, out: Tensor) -> None:
+    def mark_softmax(self) -> None:
         """Note that an output holds probabilities."""
         self._softmax = True
 
@@ -311,47 +326,46 @@ class Tracer(DispatchMode):
         kwargs = kwargs or {}
         if func.namespace == "prim":
             return device_or_call(func, args, kwargs)
-        name, rule = self._known.get(func) or self._look_up(func)
+        rule = self._known[func] if func in self._known else self._look_up(func)
         if rule is None:
             with self:
                 parts = func.decompose(*args, **kwargs)
             if parts is not NotImplemented:
                 return parts
             rule = _unknown
-            self._known[func] = (name, rule)
+            self._known[func] = rule
         out = quick(func, args, kwargs)
         if out is None:
             out = func(*args, **kwargs)
-        self._carry(name, rule, func, args, kwargs, out)
+        self._carry(rule, func, args, kwargs, out)
         return out
 
-    def _look_up(self, func: Any) -> tuple[str, Any]:
+    def _look_up(self, func: Any) -> Rule | None:
+        """Return the rule of an operation; None for one that is to be decomposed."""
         name = f"{func.namespace}.{func._overloadpacket.__name__}"
         rule = self._rules.get(name)
         if rule is None and torch.Tag.pointwise in func.tags:
             rule = self._pointwise
-        if rule is None and name.endswith("_") and (base := self._rules.get(name[:-1])):
-            rule = base
-        if rule is None and name in _UNTAGGED:
-            rule = self._pointwise
+        if rule is None and name.endswith("_"):
+            rule = self._rules.get(name[:-1])
         if rule is None and not func._can_decompose():
             rule = _unknown
-        self._known[func] = (name, rule)
-        return name, rule
+        self._known[func] = rule
+        return rule
 
-    def _carry(self, name: str, rule: Any, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+    def _carry(self, rule: Any, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         inputs = tensors_in((*args, *kwargs.values()) if kwargs else args)
-        self._debts: dict[int, list[tuple[Expression, Reason]]] = {}
+        self._deferred_pins: dict[int, list[tuple[Expression, Reason]]] = {}
         self._softmax = False
         try:
             dims = rule(self, func, args, kwargs, out)
         except (ValueError, IndexError, TypeError, AttributeError, KeyError, CannotAgreeError):
             dims = _unknown(self, func, args, kwargs, out)  # called in a way that its rule does not know
         known = [carried(x) for x in inputs]
-        if not self.axes.looks_up:
-            self.axes.looks_up = any(x.dtype in _INTEGERS for x in inputs)
+        if not self.axes.forward.has_integer_inputs:
+            self.axes.forward.has_integer_inputs = any(x.dtype in _INTEGERS for x in inputs)
         weight, softmax = False, self._softmax
-        if name not in _PRODUCTS:
+        if rule not in self._products:
             weight = _is_weight(known)
             softmax = softmax or any(each.softmax for each in known)
         sources = {each.source for each in known if each.source} if weight else ()
@@ -369,24 +383,24 @@ class Tracer(DispatchMode):
                 source=self._source(sources, its),
                 weight=weight,
                 softmax=softmax,
-                debts=self._debts.get(id(each), ()),
+                deferred_pins=self._deferred_pins.get(id(each), ()),
             )
             if self.sees:
                 self._see(each)
 
     def _see(self, x: Tensor) -> None:
-        """Note that the running module handles the axes of a tensor."""
+        """Record that the running module handles the axes of a tensor."""
         seen = self.axes.seen.setdefault(self.stack[-1], [])
         seen += [dim for dim in carried(x).dims if not isinstance(dim, int)]
 
     def hand_back(self, module: nn.Module, args: Any, output: Any) -> None:
-        """Note that the running module handles what another one took from it and gave back."""
+        """Record that the running module handles the arguments and outputs of a module that it called."""
         for x in tensors_in((*args, output)):
             if "_carried" in x.__dict__:
                 self._see(x)
 
     def _source(self, names: Collection[str], dims: Dims) -> str:
-        """Return which of the weights that a tensor is made from has its axes; parameters come before their masks."""
+        """Return which source weight has the axes of a tensor; parameters come before masks."""
         if len(names) < 2:
             return next(iter(names), "")
         wanted = [resolve(dim) for dim in dims]
@@ -395,7 +409,7 @@ class Tracer(DispatchMode):
 
 
 def _is_weight(known: list[Carried]) -> bool:
-    """Whether what an operation reads is weights alone; numbers may scale them."""
+    """Whether an operation reads only weights, and numbers that scale them."""
     if not any(each.weight for each in known):  # nearly always
         return False
     vectors = [each for each in known if any(size_of(dim) != 1 for dim in each.dims)]
@@ -405,20 +419,8 @@ def _is_weight(known: list[Carried]) -> bool:
 def _unknown(t: Tracer, func: Any, args: Any, kwargs: Any, out: Any) -> Any:
     """Pin everything that an operation without a rule touches."""
     name = f"{func.namespace}.{t.name_of(func)}"
-    t.axes.unknown.setdefault(name, t.stack[-1])
+    t.axes.forward.unknown.setdefault(name, t.stack[-1])
     return t.pin_all(args, kwargs, f"the operation {name} is not followed")
-
-
-_UNTAGGED = {
-    f"aten.{name}"
-    for name in (
-        "hardswish_backward", "floor_divide", "where", "masked_fill", "masked_fill_", "lerp", "addcmul", "addcdiv",
-        "clamp", "softplus", "gelu", "silu", "elu", "leaky_relu", "prelu", "_prelu_kernel", "rrelu_with_noise",
-        "threshold", "hardtanh", "log_sigmoid_forward", "nan_to_num", "bitwise_and", "logical_and", "polar", "complex",
-        "real", "imag", "hardtanh_", "softshrink", "hardshrink", "celu", "special_expit", "remainder", "fmod", "pow",
-        "atan2",
-    )
-}  # fmt: skip
 
 
 class Follower(Protocol):
@@ -458,12 +460,14 @@ def following(tracer: Follower) -> Iterator[None]:
         yield
 
 
-def pinned_outputs(axes: Axes, outputs: Iterator[Tensor], tracer: Tracer) -> None:
-    """Pin every axis of the outputs and note their shapes."""
+def pin_outputs(outputs: Iterable[Tensor], tracer: Tracer) -> list[tuple[int, ...]]:
+    """Pin every axis of the outputs; returns their shapes."""
+    shapes = []
     for x in outputs:
-        axes.output_shapes.append(tuple(x.shape))
+        shapes.append(tuple(x.shape))
         for dim in tracer.dims(x):
             pin(dim, Reason("it is an output of the network"))
+    return shapes
 
 
 def start(axes: Axes, tensors: dict[str, Tensor]) -> None:
@@ -475,9 +479,6 @@ def start(axes: Axes, tensors: dict[str, Tensor]) -> None:
             dims = [Atom(size) if size > 1 and free else int(size) for size in tensor.shape]
             axes.dims[name] = dims
         tensor.__dict__["_carried"] = Carried(dims, name=name, source=name, weight=True)
-
-
-__all__ = ["Axes", "Carried", "Multiplication", "Tracer", "carried", "following", "pinned_outputs", "size_of", "start"]
 
 
 def tensors_in(items: Any) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""Calls with sizes that a forward makes otherwise in training than in the traced evaluation."""
+"""Find calls whose sizes differ between training and the traced evaluation."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def same_values(model: nn.Module, *, parameters: bool = True) -> Iterator[None]:
 
 
 class Recall(TorchFunctionMode):
-    """See whether each of some calls takes the sizes that it took when it was traced.
+    """Check that calls take the same sizes as in the trace.
 
     Parameters
     ----------
@@ -104,7 +104,7 @@ def sizes_of_calls(recorder: Recorder, attributes: dict[Key, int]) -> dict[Place
 def recalled(
     model: nn.Module, run: Callable[[], T], wanted: dict[Place, list[tuple[Path, Any]]]
 ) -> tuple[set[Place], T]:
-    """Return the calls that a run does not make as they were traced, and what it returns."""
+    """Return the calls that differ from the trace in a run, and the result of the run."""
     recall = Recall({module: name for name, module in modules_by_name(model).items()}, wanted)
     with ExitStack() as stack:
         stack.enter_context(following(recall))

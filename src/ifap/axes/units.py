@@ -1,4 +1,4 @@
-"""The units of a network: the positions that each occupies, the axes that it counts, and what stays and why."""
+"""The units of a network: their positions, their groups, and the pinned layers with reasons."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import numpy.typing as npt
 
 from ifap.axes.corrections import Corrections, Sizes
 from ifap.axes.expressions import Atom, Expression, Product, resolve
-from ifap.axes.forms import Forms
-from ifap.axes.slots import Group, Indices, Place, Slot, of_each
-from ifap.axes.trace import Attention
+from ifap.axes.forms import Floats, Forms
+from ifap.axes.slots import Group, Indices, Place, Slot, map_unique
+from ifap.axes.trace import Attention, Forward
 
-__all__ = ["UNITS", "Graph", "Group", "Indices", "Place", "Slot", "Structure", "UnitsOfProducts", "stay"]
+__all__ = ["UNITS", "Floats", "Graph", "Group", "Indices", "Place", "Slot", "Structure", "UnitsOfProducts", "stay"]
 
 UnitsOfProducts = Literal["auto", "heads", "groups", "inner"]
 UNITS: tuple[str, ...] = ("auto", "heads", "groups", "inner")
@@ -45,7 +45,7 @@ class Producer(NamedTuple):
 
 @dataclass(frozen=True)
 class Structure:
-    """What does not change while units go.
+    """The part of a graph that does not change when units are removed.
 
     Parameters
     ----------
@@ -71,18 +71,8 @@ class Structure:
         Sizes that the forward writes down.
     original_widths : list of int
         Width of each slot in the traced network.
-    output_shapes : list of tuple of int
-        Shapes of the outputs.
-    samples : list
-        Further inputs that were traced; see `ifap.axes.trace.Axes`.
-    training_shapes : list of tuple of int or None
-        Their shapes in training; see `ifap.axes.trace.Axes`.
-    values : bool
-        Whether the forward looks at values, on which the shapes of outputs may depend.
-    looks_up : bool
-        Whether an operation takes integers, which may say where to look.
-    unknown : dict of str to str
-        Operations that are not followed, and where each was seen.
+    forward : Forward
+        Observations of the traced forward.
     averaged : dict of int to str
         Groups that something averages over, and what does.
     attention : list of Attention
@@ -102,18 +92,18 @@ class Structure:
     atoms: dict[Atom, int]
     sizes: Sizes
     original_widths: list[int]
-    output_shapes: list[tuple[int, ...]]
-    samples: list[object]
-    training_shapes: list[tuple[int, ...]] | None
-    values: bool
-    looks_up: bool
-    unknown: dict[str, str]
+    forward: Forward
     averaged: dict[int, str]
     attention: list[Attention]
     biases: list[str] = field(default_factory=list)
 
+    def classes(self) -> list[tuple[int, ...]]:
+        """Return for each group the groups that keep the same number of units, itself included."""
+        tied = {member: members for members in self.tied for member in members}
+        return [tied.get(group.index, (group.index,)) for group in self.groups]
+
     def apart(self) -> Structure:
-        """Return a copy to which biases can be added by itself."""
+        """Return a copy whose biases can be changed independently."""
         return replace(self, places=[list(found) for found in self.places], biases=list(self.biases))
 
 
@@ -124,7 +114,7 @@ class Graph:
     Parameters
     ----------
     structure : Structure
-        What does not change while units go.
+        The part that does not change when units are removed.
     unit_of : list of integer arrays
         For each slot, the unit of each position, or -1 where it is pinned.
     group_of : integer array, shape (units,)
@@ -175,6 +165,11 @@ class Graph:
         """Return the position of a slot, or None."""
         return self._slot_index.get(Slot(name, side))
 
+    def weight_slots(self) -> list[tuple[int, str]]:
+        """Return the slots that weights make, each with its name in scores: that of the layer or of the weight."""
+        alone = [(each.slot, each.key) for each in self.structure.producers]
+        return [*((index, slot.name) for index, slot in enumerate(self.slots) if slot.side == "out"), *alone]
+
     def widths(self) -> Indices:
         """Return the present width of each slot."""
         return np.array([len(units) for units in self.unit_of], dtype=np.int64)
@@ -183,8 +178,8 @@ class Graph:
         """Return how many units each group has."""
         return np.bincount(self.group_of, minlength=len(self.groups))
 
-    def positions_per_unit(self) -> npt.NDArray[np.float64]:
-        """Return how many positions of each slot one unit of each group cuts: shape (groups, slots)."""
+    def positions_per_unit(self) -> Floats:
+        """Return the positions per unit for each group and slot: shape (groups, slots)."""
         matrix = np.zeros((len(self.groups), len(self.slots)))
         sizes = self.units_per_group()
         for column, units in enumerate(self.unit_of):
@@ -204,13 +199,13 @@ class Graph:
             units = units[stays]
             return stays, np.where(units >= 0, renumber[units], -1) if len(alive) else units
 
-        stays, unit_of = zip(*of_each(self.unit_of, left), strict=True) if self.unit_of else ((), ())
+        stays, unit_of = zip(*map_unique(self.unit_of, left), strict=True) if self.unit_of else ((), ())
         kept = [origin[positions] for origin, positions in zip(self.kept, stays, strict=True)]
         heads = [left(units)[1] for units in self.heads]
         return Graph(self.structure, [*unit_of], self.group_of[alive], heads, kept)
 
     def lost(self, kept: Iterable[Iterable[int]]) -> Indices:
-        """Return the units that lose a position where these positions of each slot are kept."""
+        """Return the units that lose a position if each slot keeps the given positions."""
         gone = [
             np.delete(units, np.array(left, dtype=np.int64)) for units, left in zip(self.unit_of, kept, strict=True)
         ]
@@ -218,14 +213,14 @@ class Graph:
         return lost[lost >= 0]
 
     def know_bias(self, name: str) -> None:
-        """Let the bias that a layer was given be cut with its outputs."""
+        """Register a new bias of a layer, which is cut with its outputs."""
         slot = self.slot(name, "out")
         if slot is not None:
             self.structure.places[slot].append(Place(f"{name}.bias", 0))
         self.structure.biases.append(name)
 
     def forget_bias(self, name: str) -> None:
-        """Take back what `know_bias` did."""
+        """Undo `know_bias`."""
         slot = self.slot(name, "out")
         if slot is not None:
             self.structure.places[slot].remove(Place(f"{name}.bias", 0))
@@ -242,7 +237,7 @@ def stay(units: Indices, alive: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
 
 
 def sizes_at(atoms: dict[Atom, int], counts: Indices) -> Callable[[Expression], int]:
-    """Return what gives the size of an axis when each group has so many units left."""
+    """Return a function from an axis to its size, given the number of units left in each group."""
 
     def size(axis: Expression) -> int:
         found = resolve(axis)
@@ -261,10 +256,9 @@ def sizes_at(atoms: dict[Atom, int], counts: Indices) -> Callable[[Expression], 
 def trial_counts(graph: Graph, share: float) -> Indices:
     """Return units left for a trial: as many of each tied group, different numbers of others."""
     sizes = graph.units_per_group()
-    tied = {member: members[0] for members in graph.structure.tied for member in members}
     left = sizes.copy()
-    for group, size in enumerate(sizes.tolist()):
-        leader = tied.get(group, group)
+    for group, (size, members) in enumerate(zip(sizes.tolist(), graph.structure.classes(), strict=True)):
+        leader = members[0]
         wanted = round(share * sizes[leader]) + (leader % 3 if share else 0)
         multiple = graph.structure.multiples.get(group, 1)
         left[group] = min(size, -(-max(1, size - wanted) // multiple) * multiple)

@@ -1,4 +1,4 @@
-"""What no pass reached: it follows those of its kind that were reached, or what its neighbours share with it stays."""
+"""Assign axes to layers that no forward used, or pin the axes that they may share."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def not_reached(model: nn.Module, axes: Axes) -> set[str]:
 
 
 def follow_siblings(model: nn.Module, axes: Axes) -> None:
-    """Let layers that no pass reached follow those of their kind that were, or pin what their neighbours share.
+    """Assign axes to layers that no forward used, or pin the axes that they may share.
 
-    That a layer looks like another does not say where it stands: it could come before the other instead of beside it.
-    Members of one list or dict of layers, such as experts, follow where those that were reached show it.
+    A layer of the same shapes as a used one may still stand elsewhere, such as before that one instead of beside it.
+    Members of one list or dict of layers, such as experts, follow where the used members show their axes.
     """
     missing = not_reached(model, axes)
     if not missing:
@@ -41,7 +41,7 @@ def follow_siblings(model: nn.Module, axes: Axes) -> None:
 
 
 def _example(modules: dict[str, nn.Module], axes: Axes, root: str, missing: set[str]) -> str | None:
-    """Return a module that shows which axes one of its kind has that no pass reached, if there is one."""
+    """Return a sibling of an unused module whose axes the module can take over, or None."""
     siblings = [name for name in modules if _is_sibling(modules, name, root, missing)]
     if not siblings:
         return None
@@ -49,11 +49,11 @@ def _example(modules: dict[str, nn.Module], axes: Axes, root: str, missing: set[
     is_listed = isinstance(modules[root.rpartition(".")[0]], (nn.ModuleList, nn.ModuleDict))
     if is_listed and _stand_beside(modules[root], axes, siblings, uses):
         return siblings[0]
-    return siblings[0] if _leaves_no_doubt(modules[root], axes, siblings[0], uses) else None
+    return siblings[0] if _is_unambiguous(modules[root], axes, siblings[0], uses) else None
 
 
-def _leaves_no_doubt(module: nn.Module, axes: Axes, sibling: str, uses: Counter[int]) -> bool:
-    """Whether each axis that a sibling shares is the only one of its size that the caller of both handles."""
+def _is_unambiguous(module: nn.Module, axes: Axes, sibling: str, uses: Counter[int]) -> bool:
+    """Whether each shared axis is the only axis of its size in the calling module."""
     dims = _dims_of(module, axes, sibling)
     shared = _shared(dims, sibling, uses)
     there: dict[int, set[int]] = {}
@@ -65,10 +65,10 @@ def _leaves_no_doubt(module: nn.Module, axes: Axes, sibling: str, uses: Counter[
 
 
 def _stand_beside(module: nn.Module, axes: Axes, siblings: list[str], uses: Counter[int]) -> bool:
-    """Whether siblings that were reached show which axes one more of them has.
+    """Whether used siblings determine the axes of another sibling.
 
-    Two of them read and make the same axes; or all that one shares with others is a single axis, such as the stream of
-    a residual network, so that it does not matter where the other one stands.
+    They do if two of them read and make the same axes. They also do if a sibling shares a single axis with other
+    modules, such as the stream of a residual network: the position of the other sibling makes no difference then.
     """
     first, *others = ((name, _dims_of(module, axes, name)) for name in siblings)
     name, dims = first
@@ -91,7 +91,7 @@ def _dims_of(module: nn.Module, axes: Axes, root: str) -> list[Expression]:
 
 
 def _shared(dims: list[Expression], root: str, uses: Counter[int]) -> set[int]:
-    """Return the atoms among a module's that parameters of others have as well, and those that others let stay."""
+    """Return the atoms that modules outside `root` also use or pin."""
     own = Counter(_atoms(dims))
     pinned = [atom for dim in dims for atom in atoms_of(dim) if atom.pin is not None]
     staying = {id(atom) for atom in pinned if atom.pin is not None and not is_within(atom.pin.module, root)}
@@ -99,7 +99,7 @@ def _shared(dims: list[Expression], root: str, uses: Counter[int]) -> set[int]:
 
 
 def _handled(axes: Axes, caller: str) -> Iterator[Expression]:
-    """Yield the axes that a module and those that it runs handle."""
+    """Yield the axes that a module and its direct callees handle."""
     for name, seen in axes.seen.items():
         if caller == name or (name and caller == _caller(axes, name)):
             yield from seen
@@ -111,13 +111,13 @@ def _atoms(dims: Iterable[Expression]) -> Iterator[int]:
 
 
 def _caller(axes: Axes, name: str) -> str:
-    """Return the innermost module around a module or parameter that was run: lists of layers are not."""
+    """Return the innermost module around a module or parameter that has a forward, which lists of layers lack."""
     parent = name.rpartition(".")[0]
     return parent if not parent or parent in axes.seen else _caller(axes, parent)
 
 
 def _follow(axes: Axes, module: nn.Module, root: str, sibling: str) -> None:
-    """Let a module that no pass reached follow one of its kind."""
+    """Unify the axes of an unused module with those of its sibling."""
     for inner, _ in (*module.named_parameters(), *module.named_buffers()):
         mine, other = (axes.dims.get(f"{base}.{inner}", ()) for base in (root, sibling))
         for a, b in zip(mine, other, strict=True):
@@ -126,7 +126,7 @@ def _follow(axes: Axes, module: nn.Module, root: str, sibling: str) -> None:
 
 
 def _pin_neighbours(modules: dict[str, nn.Module], axes: Axes, root: str, missing: set[str]) -> None:
-    """Pin the axes around a module or parameter that no pass reached and that it may share, by their sizes."""
+    """Pin the axes in the caller of an unused module or parameter that have the size of one of its axes."""
     caller = _caller(axes, root)
     names = [name for name in missing if is_within(name, root)]
     dims = [dim for name in names for dim in axes.dims[name] if size_of(dim) > 1]
@@ -140,7 +140,7 @@ def _pin_neighbours(modules: dict[str, nn.Module], axes: Axes, root: str, missin
 
 
 def _follow_beside(modules: dict[str, nn.Module], axes: Axes, name: str, missing: set[str]) -> list[Expression]:
-    """Let a parameter that no pass reached follow those beside it where they leave no doubt; returns what is left."""
+    """Unify an unused parameter with the parameters beside it where sizes are unambiguous; returns the other axes."""
     owner = name.rpartition(".")[0]
     beside: dict[int, list[Expression]] = {}
     for leaf, _ in modules[owner].named_parameters(recurse=False):
@@ -162,7 +162,7 @@ def _follow_beside(modules: dict[str, nn.Module], axes: Axes, name: str, missing
 
 
 def _unreached_modules(modules: dict[str, nn.Module], missing: set[str]) -> list[str]:
-    """Return the outermost modules all of whose parameters no pass reached, and parameters that stand alone."""
+    """Return the outermost modules without any used parameter, and the unused parameters outside of these."""
     found: list[str] = []
     for name, module in modules.items():
         own = [f"{name}.{inner}" if name else inner for inner, p in module.named_parameters() if p.numel() > 1]

@@ -41,9 +41,9 @@ class Labelled:
     inputs: Tensor | Samples
     targets: Tensor
 
-    def whole(self, role: Role = "validation") -> Split:
-        """Return all samples as one split."""
-        return Split(role, self.inputs, self.targets)
+    def whole(self) -> Split:
+        """Return all samples as one validation split."""
+        return Split("validation", self.inputs, self.targets)
 
     def parts(self) -> tuple[Split, Split]:
         """Return a training and a validation split, always the same: of every class one in five is kept apart.

@@ -27,7 +27,7 @@ class _Left(TimeRemainingColumn):
     """The time that is left, and nothing where it is not known."""
 
     def render(self, task: Task) -> Text:
-        """Return the time and what it is."""
+        """Return the remaining time, or an empty text if it is unknown."""
         left = super().render(task)
         return Text.assemble(left, " left") if any(map(str.isdigit, left.plain)) else Text()
 
@@ -39,15 +39,14 @@ class Bars:
     ----------
     steps : int
         Iterations of the run.
-    epochs_samples : int, optional
-        Samples that training reads in one iteration.
     console : Console, optional
         Where to draw; standard error by default.
     """
 
-    def __init__(self, steps: int, epochs_samples: int | None = None, console: Console | None = None) -> None:
+    def __init__(self, steps: int, console: Console | None = None) -> None:
         console = console or Console(stderr=True)
-        self._steps, self._training = steps, epochs_samples
+        self._steps = steps
+        self._training: int | None = None
         self._whole: int | None = None
         columns = (
             SpinnerColumn(),

@@ -1,4 +1,4 @@
-"""What the command line names, read: networks, their weights and arguments, calibration and labelled samples."""
+"""Read the files of the command line: networks, their weights and arguments, calibration and labelled samples."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LR = 1e-4
 
 @dataclass(frozen=True)
 class Request:
-    """What a command was told to read; see the help of ``ifap prune``."""
+    """The files that a command reads; see the help of ``ifap prune``."""
 
     builder: str
     data: Path
@@ -43,7 +43,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Job:
-    """What was read: a network with everything that pruning it takes."""
+    """A network with everything that pruning it needs."""
 
     network: nn.Module
     given: dict[str, Any]
@@ -83,7 +83,7 @@ def read_job(request: Request, bars: Bars) -> Job:
 
 
 def _read_labels(request: Request, network: nn.Module, bars: Bars) -> tuple[Distillation | None, Accuracy | None]:
-    """Return what trains a network after a cut, and what measures it."""
+    """Return the functions that train a network after a cut and that measure it."""
     from ifap.cli.labelled import Accuracy, Labelled, read_labelled
     from ifap.recovery.distillation import Distillation
 
@@ -104,7 +104,7 @@ def _read_labels(request: Request, network: nn.Module, bars: Bars) -> tuple[Dist
 
 
 def find_builder(text: str) -> Callable[..., nn.Module]:
-    """Return what builds the network: a public one by its home, or a function of the user's own."""
+    """Return the function that builds the network: of a public home, or of the user."""
     from ifap.saving.builders import build, homes, is_public
 
     if is_public(text):
@@ -218,7 +218,7 @@ def _other_shape(own: dict[str, Any], tensors: dict[str, Any]) -> str:
 
 
 def own_builder(builder: str, given: dict[str, Any]) -> Callable[[], nn.Module] | None:
-    """Return what builds a network of the user's own; None for a public one, which its plan names."""
+    """Return the user's function that builds the network; None for a public one, which its plan names."""
     from ifap.saving.builders import is_public
 
     return None if is_public(builder) else functools.partial(built, builder, given)

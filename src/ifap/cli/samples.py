@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ifap.data import read_tensors
+from ifap.data import in_batches, read_tensors
 from ifap.errors import ConfigError, counted, first_line
 
 _LENGTH = 128
@@ -63,25 +63,17 @@ def read_samples(
     if path.is_dir():
         files = image_files(path)
         prepare = preparation(network, builder, processor)
-        return _batches(torch.stack([open_image(file, prepare) for file in files]), batch_size)
+        return in_batches(torch.stack([open_image(file, prepare) for file in files]), batch_size)
     if path.suffix == ".txt":
-        return _batches(tokens(path, _lines(path), network, tokenizer, length), batch_size)
+        return in_batches(tokens(path, _lines(path), network, tokenizer, length), batch_size)
     if path.suffix == ".safetensors":
-        return _batches(named_inputs(path, read_tensors(path), network), batch_size)
+        return in_batches(named_inputs(path, read_tensors(path), network), batch_size)
     raise ConfigError(f"{path}: give a folder of images, a .txt file of texts or a .safetensors file")
 
 
 def first_sample(batch: Batch) -> Batch:
     """Return the first sample of a batch, as a batch of one."""
     return batch[:1] if isinstance(batch, Tensor) else {name: tensor[:1] for name, tensor in batch.items()}
-
-
-def _batches(samples: Batch, batch_size: int) -> list[Batch]:
-    """Divide samples into batches."""
-    if isinstance(samples, Tensor):
-        return list(samples.split(batch_size))
-    parts = {name: tensor.split(batch_size) for name, tensor in samples.items()}
-    return [dict(zip(parts, batch, strict=True)) for batch in zip(*parts.values(), strict=True)]
 
 
 # --- tensors --------------------------------------------------------------------------------------
@@ -153,7 +145,7 @@ def open_image(file: Path, prepare: Callable[[Any], Any]) -> Any:
 
 
 def preparation(network: nn.Module, builder: str, processor: Path | None) -> Callable[[Any], Tensor]:
-    """Return what makes a tensor of an image: a processor, what the network notes of itself, or its home.
+    """Return the function that makes a tensor of an image: from a processor, the network or its home.
 
     Raises
     ------

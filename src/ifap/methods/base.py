@@ -1,4 +1,4 @@
-"""What a scoring method is."""
+"""The interface of scoring methods."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Method(Protocol):
         Empty. Second moments of what layers read that the method puts here need not be measured again for compensation;
         see `ifap.scores.moments.halves`.
     said : list of str
-        Empty. What the method puts here stands in the receipt: how it scored where it could not do as it does.
+        Empty. A method that falls back adds the fallback score and its reason; the receipt lists them.
     """
 
     def __call__(
@@ -58,7 +58,7 @@ class Method(Protocol):
 
 
 class Learnt(NamedTuple):
-    """What a method may leave behind beside its scores; see `Method`."""
+    """Further results of a method; see `Method`."""
 
     moments: dict[str, Halves]
     said: list[str]
@@ -70,7 +70,7 @@ AnyMethod = Callable[..., Any]
 
 @dataclass(frozen=True)
 class Defaults:
-    """What a method is run with unless the caller says otherwise.
+    """Default options of a method.
 
     Parameters
     ----------

@@ -15,10 +15,10 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from ifap.axes.units import Graph
 from ifap.forward import evaluation_mode
-from ifap.layers import is_conv
 from ifap.methods import METHODS
 from ifap.methods.units import map_units, with_heads
 from ifap.scores.flow import forwards
+from ifap.scores.weights import is_weighted
 
 
 @METHODS.register("bn_scale")
@@ -55,7 +55,7 @@ def _norms_that_follow(model: nn.Module, batches: Iterable[Any]) -> dict[str, _B
             found[made[args[0]]] = module
 
     for name, module in model.named_modules():
-        if is_conv(module) or isinstance(module, nn.Linear):
+        if is_weighted(module):
             handles.append(module.register_forward_hook(remember(name)))
         elif isinstance(module, _BatchNorm) and module.weight is not None:
             handles.append(module.register_forward_pre_hook(look_up))

@@ -1,4 +1,4 @@
-"""Flow to the output: what each unit sends to its readers, times what the output makes of it."""
+"""Flow to the output: the signal of each unit to its readers, times the gradient of the output."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from typing import Any
 
 from torch import nn
 
-from ifap.axes.units import Graph
+from ifap.axes.units import Floats, Graph
 from ifap.methods import METHODS
 from ifap.methods.base import defaults
-from ifap.ranking import Floats
 from ifap.scores.energies import energy_shares
 from ifap.scores.fisher import NoGradientError, unit_fisher
 from ifap.scores.moments import Halves

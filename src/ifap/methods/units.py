@@ -8,11 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ifap.axes.units import Graph
+from ifap.axes.units import Floats, Graph
 from ifap.layers import modules_by_name, unit_weights
-from ifap.ranking import Floats
 from ifap.scores.heads import head_weights, replace_heads
-from ifap.scores.weights import is_weighted, weight_slots, weights_alone
+from ifap.scores.weights import is_weighted, weights_alone
 
 Score = Callable[[str, Tensor], Tensor]
 """Name of a layer or weight, and its weights with one row an output, to one score a row."""
@@ -73,4 +72,4 @@ def spread(graph: Graph, values: Floats, *, pinned: float) -> dict[str, Tensor]:
         As `map_units`.
     """
     padded = np.append(values, pinned)  # the unit -1 of a pinned position is the last entry
-    return {name: torch.from_numpy(padded[graph.unit_of[slot]]) for slot, name in weight_slots(graph)}
+    return {name: torch.from_numpy(padded[graph.unit_of[slot]]) for slot, name in graph.weight_slots()}

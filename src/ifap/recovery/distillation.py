@@ -117,7 +117,7 @@ class Distillation:
     SplitError
         If either split is, or wraps, the test split.
     ConfigError
-        If an argument is none of what it may be, or `loss` returns no single number.
+        If an argument has the wrong type or value, or `loss` returns no single number.
     TrainingError
         On a call: if the network or the loss fails on a batch, the loss is not finite, memory does not suffice, the
         teacher is the student itself, or several processes were started.
@@ -395,7 +395,7 @@ def _three(events: list[Event]) -> list[Event]:
 
 @contextlib.contextmanager
 def _recorded(model: nn.Module, names: list[str], keep: Callable[[Tensor], Any]) -> Iterator[dict[Event, Any]]:
-    """Keep something of every output of the named modules in the newest forward.
+    """Record a function of every output of the named modules in the newest forward.
 
     The hooks live inside the block only; a network that is compiled inside it has them compiled in.
     """

@@ -20,13 +20,13 @@ _MESSAGE = (
 
 
 class FormerParameters:
-    """Parameters that a network no longer has, while anyone still holds them."""
+    """Parameters that were replaced by a cut and are still referred to."""
 
     def __init__(self) -> None:
         self._known: dict[int, weakref.ref[nn.Parameter]] = {}
 
     def add(self, model: nn.Module) -> None:
-        """Know the parameters of a network that is about to be cut, or of the one that the caller holds."""
+        """Register the parameters of a network before a cut, or of the network of the caller."""
         self._known |= {id(each): weakref.ref(each) for each in model.parameters()}
 
     @contextmanager

@@ -1,4 +1,4 @@
-"""How a step is computed: precision, parts of a batch, memory format, compilation, processes.
+"""Compute training steps: precision, parts of a batch, memory format, compilation, processes.
 
 The plain engine does nothing but call the network, so that a recipe without any of these options
 gives the same bytes as a loop written by hand. Accumulation needs no help: the gradients of the
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ifap.choices import Precision
 from ifap.errors import TrainingError
 from ifap.forward import call, device_of, map_tensors, tensors, to_device
+from ifap.trouble import is_out_of_memory
 
 _FOUR_AXES = 4
 
@@ -122,7 +123,7 @@ class Engine:
         return contextlib.nullcontext()
 
     def backward(self, loss: Tensor) -> None:
-        """Add the gradients of a loss to those that are there."""
+        """Add the gradients of a loss to the present gradients."""
         loss.backward()
 
     def unscale(self, optimizer: torch.optim.Optimizer) -> bool:
@@ -141,18 +142,18 @@ class Engine:
         return value
 
     def same(self, value: Any) -> Any:
-        """Return what the main process has."""
+        """Return the value of the main process."""
         return value
 
     def share_buffers(self) -> None:
         """Give every process the buffers of the main one, such as batch statistics."""
 
     def state(self) -> dict[str, float]:
-        """Return what a resumed run needs."""
+        """Return the state that a resumed run needs."""
         return {}
 
     def restore(self, state: dict[str, float]) -> None:
-        """Take up what `state` returned."""
+        """Restore a state that `state` returned."""
 
 
 class Accelerated(Engine):
@@ -238,7 +239,7 @@ class Accelerated(Engine):
         return float(self._accelerator.reduce(total, reduction="mean"))
 
     def same(self, value: Any) -> Any:
-        """Return what the main process has."""
+        """Return the value of the main process."""
         from accelerate.utils import broadcast_object_list
 
         if self.processes == 1:
@@ -273,7 +274,7 @@ class Accelerated(Engine):
 
 
 def open_engine(model: nn.Module, precision: Precision, **options: Any) -> Engine:
-    """Return the plainest engine that does what is asked; see `Accelerated` for the parameters."""
+    """Return an `Engine` if that is enough, else `Accelerated`, which describes the parameters."""
     if precision == "fp32" and processes() == 1:
         return Engine(model, **options)
     return Accelerated(model, precision, **options)
@@ -291,7 +292,7 @@ def explain_memory(batch_size: int, accumulate: int) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if not (isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)):
+        if not is_out_of_memory(error):
             raise
         parts = next((n for n in range(accumulate + 1, batch_size + 1) if batch_size % n == 0), None)
         more = "" if parts is None else f"set accumulate to {parts}, which keeps the recipe, or "

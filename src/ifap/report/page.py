@@ -228,7 +228,7 @@ def _timing(model: nn.Module, original: nn.Module, inputs: Inputs) -> Timing:
 
 
 def _look(original: nn.Module, model: nn.Module, inputs: Inputs, plan: Plan) -> History:
-    """Return what two networks show of themselves, where the folder holds no history."""
+    """Return a history computed from both networks, for a folder without one."""
     before, after = layer_widths(original), layer_widths(model)
     with dense_outputs(original), dense_outputs(model):
         counts = [macs_by_module(original, inputs), params_by_module(original)]
@@ -253,5 +253,5 @@ def _look(original: nn.Module, model: nn.Module, inputs: Inputs, plan: Plan) -> 
 
 
 def _kept(plan: Plan) -> dict[str, Layer]:
-    """Return the widths that a plan alone tells."""
+    """Return the widths that follow from the plan alone."""
     return {name: Layer(width_after=len(sides["out"])) for name, sides in plan.kept.items() if "out" in sides}

@@ -176,7 +176,7 @@ def homes() -> dict[str, Home | EntryPoint]:
 
 
 def described(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what of a ``config.json`` describes the network, without what says where it came from."""
+    """Return the entries of a ``config.json`` that describe the network, without entries on its origin."""
     return {key: value for key, value in config.items() if key not in _ORIGIN}
 
 
@@ -187,7 +187,7 @@ def _check_arguments(arguments: Mapping[str, Any]) -> None:
 
 
 def _check(key: str, value: Any, left: list[int], depth: int) -> None:
-    """Refuse a value that could do anything else than describe a network."""
+    """Refuse a value that is not plain JSON, is too large, or could make a builder read a file."""
     left[0] -= 1
     if left[0] < 0 or depth > _DEEPEST:
         raise PlanError(f"builder argument '{key[:50]}': too many or too deeply nested values")
@@ -214,7 +214,7 @@ def _check(key: str, value: Any, left: list[int], depth: int) -> None:
 
 @contextmanager
 def _nothing_fetched() -> Iterator[None]:
-    """Keep packages from asking a hub inside the block: some look up a word of a configuration there."""
+    """Keep packages from contacting a hub inside the block, such as for the name of a backbone."""
     hub: Any = importlib.import_module("huggingface_hub.constants")
     errors = importlib.import_module("huggingface_hub.errors")
     before, hub.HF_HUB_OFFLINE = hub.HF_HUB_OFFLINE, True

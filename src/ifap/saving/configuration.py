@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from ifap.layers import modules_by_name
-from ifap.trouble import trouble
+from ifap.trouble import is_resource_error
 
 Shapes = dict[str, tuple[int, ...]]
 Values = dict[str, Any]
@@ -64,7 +64,7 @@ def shapes_of(model: nn.Module) -> Shapes:
 
 
 class Configuration:
-    """A configuration, and what a network that is built from other values of it would be.
+    """A configuration, and the shapes of networks that are built from changed values of it.
 
     Parameters
     ----------
@@ -117,7 +117,7 @@ class Configuration:
         return Fit(values, [])
 
     def _search(self, fit: Fit, wanted: Mapping[str, tuple[int, ...]], done: frozenset[Key]) -> Fit:
-        """Change one number after the other, the one first after which the fewest sizes differ."""
+        """Change one number at a time, at each step the one that leaves the fewest sizes different."""
         best = fit
         for numbers in (True, False):  # what the configuration leaves open comes last
             for key, better in self._moves(fit, wanted, done, numbers=numbers) if best.left else ():
@@ -148,7 +148,7 @@ class Configuration:
         return sorted(found, key=lambda move: len(move[1].left))
 
     def _left(self, values: Values, wanted: Mapping[str, tuple[int, ...]]) -> list[Difference] | None:
-        """Return the sizes that some values do not give; None if they give no network."""
+        """Return the sizes that differ under some values; None if no network can be built from these."""
         shapes = self._shapes(values)
         if shapes is None:
             return None
@@ -171,7 +171,7 @@ class Configuration:
             with torch.device("meta"), _without_log():
                 return shapes_of(self.build(values))
         except Exception as error:  # whatever a constructor raises for values that do not go together
-            if trouble(error) is not None:
+            if is_resource_error(error):
                 raise
             return None
 
@@ -193,7 +193,7 @@ class Configuration:
 
 @contextmanager
 def _without_log() -> Iterator[None]:
-    """Keep what a library remarks on values that are only tried to itself."""
+    """Silence the log of a library while values are tried."""
     level = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
@@ -203,7 +203,7 @@ def _without_log() -> Iterator[None]:
 
 
 def _leaves(values: Any, key: Key = ()) -> Iterator[tuple[Key, int | None]]:
-    """Yield the numbers of a configuration and what it leaves open, with where each stands."""
+    """Yield the numbers and unset entries of a configuration, each with its path."""
     inner = values.items() if isinstance(values, dict) else enumerate(values) if isinstance(values, list) else ()
     for name, value in inner:
         if value is None or type(value) is int:
@@ -213,7 +213,7 @@ def _leaves(values: Any, key: Key = ()) -> Iterator[tuple[Key, int | None]]:
 
 
 def _candidates(value: int | None, pairs: set[tuple[int, int]]) -> list[int]:
-    """Return what a number could become, given sizes that differ: it goes in proportion to one of them."""
+    """Return candidate values for a number, each in proportion to one of the differing sizes."""
     if value is None:
         return sorted({wanted for _, wanted in pairs if wanted})
     shares = {Fraction(wanted, made) for made, wanted in pairs if made and wanted}
@@ -221,7 +221,7 @@ def _candidates(value: int | None, pairs: set[tuple[int, int]]) -> list[int]:
 
 
 def _changed(values: Any, key: Key, number: int) -> Any:
-    """Return values of which one is another number; the given ones stay as they are."""
+    """Return a copy of the values with one number changed."""
     first, *rest = key
     inner = number if not rest else _changed(values[first], tuple(rest), number)
     if isinstance(values, list):

@@ -1,4 +1,4 @@
-"""How a saved network came to be: ``report.json`` beside its plan, for whoever wants to read it; loading needs none."""
+"""Write and read ``report.json``, the history of a saved network; loading does not need it."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class History(Part):
 
 
 def history_of(pruned: Pruned) -> History:
-    """Return what is worth keeping of a run; it has no times, so that equal runs write equal bytes."""
+    """Return the history of a run. It holds no times, so that equal runs write equal bytes."""
     first, last = pruned.receipts[0], [receipt for receipt in pruned.receipts if receipt.accepted][-1]
     names = dict.fromkeys([*pruned.layers, *first.widths, *last.pinned])
     layers = {}

@@ -44,12 +44,6 @@ if TYPE_CHECKING:
     from ifap.plan import Plan
 
 
-# --- what stands where a module was replaced --------------------------------------------------------
-
-
-# --- what a plan says of it -------------------------------------------------------------------------
-
-
 def restore_split(model: nn.Module, names: Iterable[str], stored_names: Collection[str]) -> set[str]:
     """Replace what was replaced before a network was cut, in place.
 
@@ -266,6 +260,3 @@ def _cut_unsaved(model: nn.Module, plan: Plan, stored: Collection[str]) -> None:
             parent, _, leaf = name.rpartition(".")
             for side, positions in keep.items():
                 cut_tensor(model.get_submodule(parent), leaf, positions, int(side.removeprefix("dim")))
-
-
-# --- products of attention --------------------------------------------------------------------------

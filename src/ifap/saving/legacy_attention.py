@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from ifap.layers import sides
-
-if TYPE_CHECKING:
-    pass
-
 
 HEAD_TABLE = "relative_attention_bias"
 """Name of an embedding inside an attention module that has one column a head."""
@@ -360,7 +356,7 @@ def _shared_steps(one: str, other: str) -> int:
 
 
 def known_heads(module: nn.Module) -> Heads | None:
-    """Return what a known kind of attention calls its parts."""
+    """Return the names of the parts of a known kind of attention."""
     for known in _HEADS:
         width = getattr(module, known.head_dim, None)
         if isinstance(width, int) and width > 0 and all(_is_linear(module, part) for part in known.layers):

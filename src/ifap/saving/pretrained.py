@@ -23,7 +23,7 @@ from ifap.export import TOLERANCE, difference
 from ifap.files import beside
 from ifap.forward import Inputs, call, device_of, evaluation_mode, tensors, to_device, unwrapped
 from ifap.saving.configuration import Configuration, Difference, configured_parts, is_configured, shapes_of
-from ifap.trouble import trouble
+from ifap.trouble import is_resource_error
 
 _SHARES = (0.25, 0.6)  # of the units of an axis that a trial removes
 _MOST_MULTIPLES = 12  # that are tried for an axis
@@ -88,8 +88,7 @@ def expressible(model: nn.Module, graph: Graph) -> tuple[Graph, list[int]]:
 
 
 def _classes(graph: Graph) -> list[_Class]:
-    """Return the groups that keep equal counts together, those that cost least first."""
-    tied = {member: members for members in graph.structure.tied for member in members}
+    """Return the classes of groups with equal counts, in ascending order of cost."""
     counts = graph.units_per_group().astype(float)
 
     def macs_of(members: _Class) -> int:
@@ -97,7 +96,7 @@ def _classes(graph: Graph) -> list[_Class]:
         left[list(members)] = 0
         return -graph.structure.forms.total_macs(left)
 
-    return sorted(dict.fromkeys(tied.get(each.index, (each.index,)) for each in graph.groups), key=macs_of)
+    return sorted(dict.fromkeys(graph.structure.classes()), key=macs_of)
 
 
 def _joined(graph: Graph, classes: list[_Class]) -> list[_Class]:
@@ -111,7 +110,7 @@ def _joined(graph: Graph, classes: list[_Class]) -> list[_Class]:
 
 
 def _multiple(parts: list[_Part], graph: Graph, members: _Class, others: Mapping[_Class, int]) -> int | None:
-    """Return the smallest number of whose multiples a class may keep any; None if a configuration has none."""
+    """Return the smallest number whose multiples are all valid sizes of a class, or None."""
     size = int(graph.units_per_group()[members[0]])
     needed = math.lcm(*(graph.structure.multiples.get(group, 1) for group in members))
     tried = [number for number in range(needed, size) if size % number == 0 and number % needed == 0]
@@ -145,7 +144,7 @@ def _resized(graph: Graph, counts: Indices) -> dict[tuple[str, int], int]:
 
 
 def _part(model: nn.Module, part: nn.Module) -> _Part:
-    """Return a part of a network; only what its configuration makes now must be made later."""
+    """Return a part of a network with the tensors whose shapes follow from its configuration."""
     names = {id(tensor): name for name, tensor in named_tensors(model).items()}
     configuration = Configuration(part)
     return _Part(
@@ -263,11 +262,11 @@ def _misfit(first: Difference, kind: str) -> str:
 
 
 def _compared(model: nn.Module, folder: Path, example_inputs: Inputs) -> float:
-    """Load a folder as its users will, and return how far its outputs are off."""
+    """Load a folder by `from_pretrained` and return the largest difference of its outputs."""
     try:
         loaded: Any = type(model).from_pretrained(folder)  # type: ignore[attr-defined]
     except Exception as error:  # whatever the library raises
-        if trouble(error) is not None:
+        if is_resource_error(error):
             raise
         raise ExportError(f"from_pretrained does not load the network: {kind_and_line(error)}") from error
     theirs: dict[str, Tensor] = {**dict(loaded.named_parameters()), **dict(loaded.named_buffers())}

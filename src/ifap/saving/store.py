@@ -28,7 +28,7 @@ from ifap.axes.draws import same_draws
 from ifap.axes.tensors import as_real
 from ifap.costs import count_params
 from ifap.errors import PlanError, first_line, kind_and_line
-from ifap.example_inputs import BoxesOfSamples, make_inputs, variants
+from ifap.example_inputs import CheckBoxIndices, make_inputs, variants
 from ifap.files import beside, read_bounded
 from ifap.forward import (
     call,
@@ -52,7 +52,7 @@ from ifap.plan import (
 from ifap.saving import legacy, rebuilding
 from ifap.saving.builders import bounded, build
 from ifap.saving.history import REPORT_FILE, History, history_of
-from ifap.trouble import is_trouble
+from ifap.trouble import is_resource_error
 
 if TYPE_CHECKING:
     from ifap.results import Pruned
@@ -206,7 +206,7 @@ def _loaded(
     except PlanError as error:
         raise PlanError(f"{folder}: {error}") from None
     except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, ZeroDivisionError) as error:
-        if is_trouble(error):
+        if is_resource_error(error):
             raise
         raise PlanError(f"{folder}: does not fit the network that the builder makes ({first_line(error)})") from None
 
@@ -376,11 +376,11 @@ def _runnable(model: nn.Module, spec: Any) -> Any:
     failures: list[Exception] = []
     for each in variants(spec, dtype):
         try:
-            with BoxesOfSamples():  # type: ignore[no-untyped-call]
+            with CheckBoxIndices():  # type: ignore[no-untyped-call]
                 _fingerprint(model, each)
             return each
         except (IndexError, RuntimeError, ValueError) as error:
-            if is_trouble(error) or isinstance(error, PlanError):
+            if is_resource_error(error) or isinstance(error, PlanError):
                 raise
             failures.append(error)
     raise PlanError(f"the network does not run on its example inputs: {first_line(failures[0])}") from failures[0]

@@ -1,4 +1,4 @@
-"""In which direction of a network's outputs a change counts: a random one whose second moment is the metric.
+"""Draw random directions of the outputs whose second moment is the metric of the outputs.
 
 The *Fisher information* of the outputs, in nats of KL divergence. An output that holds the logits of classes or tokens
 stands for their softmax: the direction is the gradient of the log-probability of a class drawn from it. Any other

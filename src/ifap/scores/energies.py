@@ -1,4 +1,4 @@
-"""How much of what layers read comes from each unit: a score that needs no gradient."""
+"""Score units by their share of the energy that layers read, without gradients."""
 
 from __future__ import annotations
 
@@ -9,17 +9,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ifap.axes.units import Graph
+from ifap.axes.units import Floats, Graph
 from ifap.errors import ScoreError
 from ifap.forward import Inputs
 from ifap.layers import weight_by_group
-from ifap.ranking import Floats
 from ifap.scores.moments import averages
 from ifap.scores.reading import readers
 
 
 def energy_shares(model: nn.Module, graph: Graph, batches: Iterable[Inputs], *, centred: bool = False) -> Floats:
-    """Return for each unit the energy that it brings to its readers, in shares of all that each reads.
+    """Return for each unit its share of the energy that its readers read, summed over these.
 
     To a layer that reads it, unit c brings ``E[x_c^2] ||W_c||^2``, with W_c the weights that read it.
 

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ifap.axes.units import Graph, Indices
+from ifap.axes.units import Floats, Graph, Indices
 from ifap.data import refuse_test
 from ifap.errors import ScoreError, first_line
 from ifap.forward import (
@@ -35,7 +35,6 @@ from ifap.forward import (
     scalar,
     task_tensors,
 )
-from ifap.ranking import Floats
 from ifap.scores.directions import class_axis, direction
 from ifap.scores.flow import NO_DATA
 from ifap.scores.matrices import Contraction, contractions, matrices
@@ -43,7 +42,7 @@ from ifap.scores.moments import Halves, input_means
 from ifap.scores.reading import Reader, looking, readers, rows_of
 from ifap.scores.residuals import Residuals, fits_into_memory
 from ifap.scores.weights import rows_along
-from ifap.trouble import trouble
+from ifap.trouble import is_resource_error
 
 _NO_VALUES = "the outputs hold no values on the calibration data, as where nothing is detected"
 _MEAN_STRIDE = 4  # means need no more than every fourth batch
@@ -150,7 +149,7 @@ def _by_inputs(
 
 
 def _weights_that_read(model: nn.Module, graph: Graph, unknown: Indices, others: set[str]) -> list[Contraction]:
-    """Return the weights to judge by: those of `others` for all units, and any for units that nothing is known of."""
+    """Return the weights to score by: those of `others` for all units, and any for units without a score."""
     found = []
     for each in contractions(model, graph):
         is_wanted = each.name in others or np.isin(each.units, unknown)
@@ -161,7 +160,7 @@ def _weights_that_read(model: nn.Module, graph: Graph, unknown: Indices, others:
 
 
 def _by_weights(model: nn.Module, scores: Floats, weights: list[Contraction], forwards: _Forwards) -> Floats:
-    """Add to the scores of units, or fill in those that are not known, by the gradients of weights that read them.
+    """Add to the scores of units, or fill in missing ones, by the gradients of the weights that read them.
 
     What a unit sends is the sum of weight times gradient over the weights that read it. Directions of different samples
     are independent, so the square of the sum over a batch estimates the sum of the squares of its samples.
@@ -246,7 +245,7 @@ def _go_back(forward: _Forward, weights: list[nn.Parameter] | None = None) -> tu
             return torch.autograd.grad(forward.starts, weights, forward.directions, allow_unused=True)
         torch.autograd.backward(forward.starts, forward.directions)
     except RuntimeError as error:  # in training it would fail just so, as where a network overwrites what it needs
-        if trouble(error) is not None:
+        if is_resource_error(error):
             raise
         raise NoGradientError(f"the network cannot go backward ({first_line(error)})") from error
     return ()
@@ -264,7 +263,7 @@ def _learning(model: nn.Module, found: Any, names: Iterable[str] | None) -> list
 
 @contextmanager
 def _asking(model: nn.Module, weights: list[nn.Parameter]) -> Iterator[None]:
-    """Let these weights, and no others, ask for a gradient inside the block."""
+    """Require gradients of these weights, and of no others, inside the block."""
     before = {weight: weight.requires_grad for weight in model.parameters()}
     asking = {id(weight) for weight in weights}
     for weight in before:
@@ -277,7 +276,7 @@ def _asking(model: nn.Module, weights: list[nn.Parameter]) -> Iterator[None]:
 
 
 class NoGradientError(ScoreError):
-    """Nothing says how the outputs depend on any unit."""
+    """No gradient arrives at any unit."""
 
 
 class _OverwrittenError(Exception):
@@ -285,7 +284,7 @@ class _OverwrittenError(Exception):
 
 
 class _Signals:
-    """What units send to their readers, times what the readers make of it, squared and added up."""
+    """Sums of squares of the signal of each unit: its activation times the gradient that its readers send back."""
 
     def __init__(
         self,
@@ -378,7 +377,7 @@ class _Signals:
         return scores
 
     def _with_residuals(self, residuals: Residuals) -> Tensor:
-        """Return the smaller sum of squares of each unit: of its whole signal, or of what residuals leave of it."""
+        """Return the smaller sum of squares of each unit: of its whole signal, or of the signal of its residual."""
 
         def smaller(grown: dict[str, Tensor]) -> Tensor:
             left = torch.zeros_like(self._squares)
@@ -406,5 +405,5 @@ class _Columns:
         return rows.new_zeros(len(rows), len(self.units)).index_add_(1, index, rows[:, free])
 
     def mean(self, values: Tensor) -> Tensor:
-        """Return the mean of what the columns of each unit have: shape (units,)."""
+        """Return the mean over the columns of each unit: shape (units,)."""
         return self.by_unit(values[None])[0] / torch.bincount(self._index, minlength=len(self.units))

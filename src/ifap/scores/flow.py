@@ -34,9 +34,9 @@ from ifap.axes.units import Graph
 from ifap.data import refuse_test
 from ifap.errors import ScoreError
 from ifap.forward import Inputs, device_of, evaluation_mode, placed, refuse_empty, run_batch
-from ifap.layers import is_conv, unit_axis, weight_norms
+from ifap.layers import unit_axis, weight_norms
 from ifap.scores.heads import HeadCalls, head_weights, replace_heads
-from ifap.scores.weights import WeightUses, all_weights, made_by_heads, used_by_attention, weights_alone
+from ifap.scores.weights import WeightUses, all_weights, is_weighted, made_by_heads, used_by_attention, weights_alone
 
 Normalize = Literal["layer", "volume", "none"]
 Site = Literal["output", "activation"]
@@ -92,7 +92,7 @@ def flow_scores(
     Raises
     ------
     ConfigError
-        If an argument is none of what it may be.
+        If an argument has the wrong type or value.
     ScoreError
         If there is no batch, or if an activation is not finite (the layer is named).
     SplitError
@@ -293,7 +293,7 @@ def _observe(
     silent = used_by_attention(model)
     with ExitStack() as stack:
         for name, module in model.named_modules():
-            if name not in inside and (is_conv(module) or isinstance(module, nn.Linear)):
+            if name not in inside and is_weighted(module):
                 meters[name] = make(weight_norms(module))
                 if name not in silent:
                     handles.append(module.register_forward_hook(_layer_hook(meters[name], name, follower)))

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ifap.axes.units import Graph, Indices
-from ifap.scores.weights import all_weights, weight_slots
+from ifap.scores.weights import all_weights
 
 Reduce = Callable[[Tensor], Tensor]
 Read = Callable[[int, Tensor], None]
@@ -26,7 +26,7 @@ AT_ONCE = 2**19
 
 
 class HeadCalls(TorchFunctionMode):
-    """Hand on the attention probabilities of every noted call while it is open.
+    """Pass the attention probabilities of every recorded call to a function while it is open.
 
     Parameters
     ----------
@@ -117,7 +117,7 @@ class HeadCalls(TorchFunctionMode):
 def attended(
     query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *args: Any, **kwargs: Any
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Do what torch's fused attention does, some samples at a time; give their probabilities and their outputs."""
+    """Compute torch's fused attention for some samples at a time; yield their probabilities and outputs."""
     samples, count = len(query), len(query)
     if query.dim() > 3 and len(key) == len(value) == samples:
         count = max(1, AT_ONCE // max(1, math.prod(query.shape[1:-1]) * key.shape[-2]))
@@ -186,7 +186,7 @@ def head_weights(model: nn.Module, graph: Graph) -> list[Tensor]:
 def _summed_norms(model: nn.Module, graph: Graph, wanted: set[int]) -> dict[int, float]:
     totals: dict[int, float] = {}
     rows_of = all_weights(model, graph)
-    for slot, name in weight_slots(graph):
+    for slot, name in graph.weight_slots():
         units = graph.unit_of[slot]
         rows = rows_of.get(name)
         if rows is None or not wanted.intersection(units.tolist()):
@@ -220,7 +220,7 @@ def replace_heads(graph: Graph, scores: dict[str, Tensor], heads: list[Tensor]) 
     if not counts.any():
         return scores
     values = values / np.maximum(counts, 1)
-    for slot, name in weight_slots(graph):
+    for slot, name in graph.weight_slots():
         units = graph.unit_of[slot]
         is_head = (units >= 0) & (counts[units] > 0)
         if not is_head.any():

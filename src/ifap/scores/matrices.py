@@ -1,4 +1,4 @@
-"""Matrices that read units outside of layers: those of torch's attention, or of a product that a forward writes out.
+"""Find matrices outside of layers that read units: in torch's attention, or in products of a forward.
 
 No module says which product reads with them, and with which bias. One forward of the network does.
 """
@@ -35,7 +35,7 @@ Place = tuple[int, int, tuple[int, ...], tuple[int, ...]]
 
 
 def place_of(tensor: Tensor) -> Place:
-    """Return what is the same for two views of one tensor that show the same part of it, alike."""
+    """Return a key of a view: equal for two views of the same part of one tensor with equal strides."""
     base = tensor if tensor._base is None else tensor._base
     return id(base), int(tensor.storage_offset()), tuple(tensor.shape), tuple(tensor.stride())
 
@@ -131,7 +131,7 @@ def _candidates(model: nn.Module, graph: Graph) -> list[Contraction]:
 
 
 class _Finding(TorchFunctionMode):
-    """See which function uses which part of the wanted parameters while it is open."""
+    """Record which functions use which parts of the wanted parameters while it is open."""
 
     def __init__(self, model: nn.Module, wanted: list[Contraction]) -> None:
         super().__init__()
@@ -143,7 +143,7 @@ class _Finding(TorchFunctionMode):
         self._others: set[str] = set()
 
     def found(self) -> Found:
-        """Return what was found."""
+        """Return the matrices and the other parameters."""
         by_id = {id(each.tensor): each.name for each in self._wanted.values()}
         shared = {by_id[number] for number in self._used_elsewhere if number in by_id}
         for matrix in self._matrices.values():
@@ -185,7 +185,7 @@ class _Finding(TorchFunctionMode):
         return True
 
     def _bias(self, added: Any, outputs: int) -> Tensor | None:
-        """Return what a product adds if it is a parameter, or a part of one, with a value for each output."""
+        """Return the bias of a product if it is a parameter, or a part of one, with a value for each output."""
         if not isinstance(added, Tensor) or added.shape != (outputs,) or place_of(added)[0] not in self._parameters:
             return None
         return added.detach()

@@ -36,7 +36,7 @@ def input_means(model: nn.Module, batches: Iterable[Inputs], layers: Mapping[str
 def averages(
     model: nn.Module, batches: Iterable[Inputs], layers: Mapping[str, Any], total: Callable[[Tensor], Tensor]
 ) -> dict[str, Tensor]:
-    """Return for each layer the mean over samples and positions of something of what it reads.
+    """Return for each layer the mean of a function of its input over samples and positions.
 
     Parameters
     ----------
@@ -86,7 +86,7 @@ class Moments:
     covariance: Tensor
 
     def of(self, part: slice) -> Moments:
-        """Return the moments of some of the inputs."""
+        """Return the moments of a part of the inputs."""
         return Moments(self.number, self.mean[part], self.covariance[part, part])
 
     def joined(self, other: Moments) -> Moments:
@@ -153,7 +153,6 @@ def halves(
     model: nn.Module,
     batches: Iterable[Inputs],
     layers: Mapping[str, Any],
-    seed: int = 0,
     known: Mapping[str, Halves] | None = None,
     halving: Halving | None = None,
 ) -> Iterator[tuple[str, Halves]]:
@@ -168,8 +167,6 @@ def halves(
         the next ones.
     layers : mapping
         Name to layer, or to what stands for one; see `ifap.scores.reading.Reader`.
-    seed : int
-        Of the positions that are drawn.
     known : mapping of str to (Moments, Moments), optional
         What was measured of the same network before. If it is of all layers, nothing is run.
     halving : Halving, optional
@@ -191,7 +188,7 @@ def halves(
     yield from ((name, known[name]) for name in layers if name in known)
     for part in _parts(widths_read({name: layer for name, layer in layers.items() if name not in known})):
         halving = halving or Halving(batches)
-        adder = _Adder({name: layers[name] for name in part}, halving, seed)
+        adder = _Adder({name: layers[name] for name in part}, halving)
         observe(model, batches, adder.layers, adder.add, adder.next_batch)
         yield from adder.halves()
 
@@ -199,13 +196,13 @@ def halves(
 class _Adder:
     """Adds up what some layers read."""
 
-    def __init__(self, layers: dict[str, Any], halving: Halving, seed: int) -> None:
+    def __init__(self, layers: dict[str, Any], halving: Halving) -> None:
         self.layers, self._sums = layers, dict[str, tuple[_Sums, _Sums]]()
         self._halving, self._batch = halving, 0
-        self._generator = torch.Generator().manual_seed(seed)
+        self._generator = torch.Generator().manual_seed(0)
 
     def next_batch(self) -> None:
-        """Take what comes as the next batch."""
+        """Begin the next batch."""
         self._batch += 1
 
     def add(self, name: str, x: Tensor) -> None:
@@ -222,7 +219,7 @@ class _Adder:
             self._sums[name][half].add(part)
 
     def halves(self) -> Iterator[tuple[str, Halves]]:
-        """Yield the moments of each layer, and let go of its sums."""
+        """Yield the moments of each layer and free its sums."""
         for name in list(self._sums):
             first, second = (half.moments() for half in self._sums.pop(name))
             if not (torch.isfinite(first.covariance).all() and torch.isfinite(second.covariance).all()):
@@ -241,7 +238,7 @@ def is_too_wide(width: int) -> bool:
 
 
 def bytes_of(width: int) -> int:
-    """Return what the second moments of both halves take of a layer that reads so many channels."""
+    """Return the bytes of the second moments of both halves for a layer with this many input channels."""
     return 2 * 4 * width * width
 
 

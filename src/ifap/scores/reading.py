@@ -1,4 +1,4 @@
-"""What layers read: a look at the inputs of every layer that mixes channels, while the network runs.
+"""Observe the inputs of every layer that mixes channels while the network runs.
 
 A *reader* of a unit is a convolution or linear layer that contracts the channel of the unit. What a unit means to the
 network is what its readers make of it.
@@ -28,7 +28,7 @@ Look = Callable[[str, Tensor], Tensor | None]
 
 
 class Reader(NamedTuple):
-    """What reads units.
+    """A layer or matrix that reads units.
 
     Parameters
     ----------
@@ -67,7 +67,7 @@ def _can_change(module: nn.Module, shared: set[int]) -> bool:
 
 
 def _by_made_weights(model: nn.Module, graph: Graph) -> dict[str, Indices]:
-    """Return the same of layers that make their weight from a tensor of its shape, as a weight norm does."""
+    """Return the readers of layers that make their weight from a tensor of its shape, as a weight norm does."""
     modules, tensors, found = modules_by_name(model), named_tensors(model), {}
     for index, slot in enumerate(graph.slots):
         name = next((outer for outer in owners(slot.name) if contracted_axis(modules.get(outer)) == slot.side), None)
@@ -134,7 +134,7 @@ def _looked_at(look: Look, name: str, x: Tensor) -> Tensor | None:
 
 
 class _Products(TorchFunctionMode):
-    """Look at what products are given together with certain weights.
+    """Observe the inputs of products with certain weights.
 
     Parameters
     ----------
@@ -180,7 +180,7 @@ class _Products(TorchFunctionMode):
 
 
 def _reads_as_given(module: nn.Module) -> bool:
-    """Whether a layer hands its input on as it is; a forward of its own may turn or pad it first."""
+    """Whether a layer computes on its input unchanged; a custom forward may permute or pad it first."""
     return type(module).forward.__module__.startswith("torch.")
 
 

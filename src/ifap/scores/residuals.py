@@ -1,4 +1,4 @@
-"""What is left of a unit's signal once the other inputs of a layer have said of it what they can.
+"""Residual of each unit after ridge regression on the other inputs.
 
 Ridge regression lets the inputs that stay stand in for a unit that goes (see `ifap.compensate`). So what goes is not
 the unit's whole deviation from its mean but the residual. With the inverse P of the second moments of all inputs, that
@@ -33,7 +33,7 @@ def fits_into_memory(layers: Mapping[str, Any]) -> bool:
 
 
 class Residuals:
-    """Means, and what turns deviations into residuals, for each layer and each half of the samples.
+    """Means, and the matrices that turn deviations into residuals, for each layer and half of the samples.
 
     Parameters
     ----------
@@ -111,7 +111,7 @@ class Residuals:
 
 
 def _matrix(moments: Moments, units: Tensor) -> Tensor | None:
-    """Return what deviations are multiplied by to become residuals: shape (inputs, inputs); None if they stay."""
+    """Return the matrix from deviations to residuals: (inputs, inputs); None for too many inputs or too few samples."""
     if len(units) > _WIDEST:
         return None
     correlations, scale = _correlations(moments)

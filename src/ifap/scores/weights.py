@@ -17,12 +17,6 @@ from ifap.layers import is_conv, modules_by_name, unit_rows, unit_weights
 Measure = Callable[[str, Tensor, int], None]
 
 
-def weight_slots(graph: Graph) -> list[tuple[int, str]]:
-    """Return the widths that weights make: the slot, and the layer or weight outside a layer that makes it."""
-    alone = [(each.slot, each.key) for each in graph.structure.producers]
-    return [*((index, slot.name) for index, slot in enumerate(graph.slots) if slot.side == "out"), *alone]
-
-
 def is_weighted(module: Any) -> bool:
     """Whether a module is a convolution or linear layer, which are scored; embeddings and norms are not."""
     return is_conv(module) or isinstance(module, nn.Linear)
@@ -61,7 +55,7 @@ def weights_alone(model: nn.Module, graph: Graph) -> dict[str, Tensor]:
 def all_weights(model: nn.Module, graph: Graph) -> dict[str, Tensor]:
     """Return the weights of layers, and those outside of them, that make units; one row an output."""
     modules = modules_by_name(model)
-    layers = {name for _, name in weight_slots(graph) if name in modules and is_weighted(modules[name])}
+    layers = {name for _, name in graph.weight_slots() if name in modules and is_weighted(modules[name])}
     return {**{name: unit_weights(modules[name]) for name in layers}, **weights_alone(model, graph)}
 
 
@@ -71,7 +65,7 @@ def made_by_heads(graph: Graph) -> set[str]:
     if not heads:
         return set()
     found = set()
-    for slot, name in weight_slots(graph):
+    for slot, name in graph.weight_slots():
         units = graph.unit_of[slot]
         free = units[units >= 0].tolist()
         if len(free) == len(units) and heads.issuperset(free):
@@ -89,7 +83,7 @@ def used_by_attention(model: nn.Module) -> set[str]:
 
 
 class WeightUses(TorchFunctionMode):
-    """Hand on what functions make of weights outside layers while it is open.
+    """Pass the results of functions on weights outside layers to a callable while it is open.
 
     Parameters
     ----------
@@ -137,7 +131,7 @@ _PRODUCTS = (*_MATRICES, "__rmatmul__", "linear", "addmm", "conv1d", "conv2d", "
 def by_unit(graph: Graph, values: dict[str, Tensor]) -> np.ndarray[Any, Any]:
     """Add signed values of positions up over everything that makes a unit: shape (units,)."""
     totals = np.zeros(graph.num_units)
-    for slot, name in weight_slots(graph):
+    for slot, name in graph.weight_slots():
         if name in values:
             units = graph.unit_of[slot]
             free = units >= 0
@@ -145,4 +139,4 @@ def by_unit(graph: Graph, values: dict[str, Tensor]) -> np.ndarray[Any, Any]:
     return totals
 
 
-__all__ = ["WeightUses", "by_unit", "made_by_heads", "unit_rows", "weight_slots", "weights_alone"]
+__all__ = ["WeightUses", "by_unit", "made_by_heads", "unit_rows", "weights_alone"]

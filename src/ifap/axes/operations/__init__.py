@@ -5,11 +5,5 @@ each value alone need no entry (torch tags them). An operation without a rule pi
 """
 
 from ifap.axes.operations import indices, norms, positions, products, reductions, shapes, values
-from ifap.axes.operations.base import RULES, rule
-from ifap.axes.operations.values import pointwise
-from ifap.axes.trace import Dims, Rule, tensors_in
 
-PARTS = (values, shapes, indices, reductions, products, norms, positions)
-"""The modules that register rules."""
-
-__all__ = ["PARTS", "RULES", "Dims", "Rule", "pointwise", "rule", "tensors_in"]
+__all__ = ["indices", "norms", "positions", "products", "reductions", "shapes", "values"]

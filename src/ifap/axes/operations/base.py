@@ -1,4 +1,4 @@
-"""What the rules of operations share: their registry, and how they read arguments and parts of axes."""
+"""The registry of rules, and helpers that read arguments and parts of axes."""
 
 from __future__ import annotations
 
@@ -12,15 +12,19 @@ if TYPE_CHECKING:
     from ifap.axes.trace import Tracer
 
 RULES: dict[str, Rule] = {}
-"""Operation, such as ``aten.view``, to its rule."""
+"""Operation, such as ``aten.view``, to its rule. The rule of ``add`` is that of ``add_`` too, which needs no entry."""
+PRODUCTS: set[Rule] = set()
+"""The rules of products."""
 
 
-def rule(*names: str) -> Callable[[Rule], Rule]:
+def rule(*names: str, is_product: bool = False) -> Callable[[Rule], Rule]:
     """Register a rule for operations of ``aten``, or of another library where the name has a dot."""
 
     def add(function: Rule) -> Rule:
         for name in names:
             RULES[name if "." in name else f"aten.{name}"] = function
+        if is_product:
+            PRODUCTS.add(function)
         return function
 
     return add
@@ -50,7 +54,7 @@ def broadcast(t: Tracer, func: Any, inputs: list[Dims], shape: tuple[int, ...]) 
 
 
 def part_of(t: Tracer, dim: Expression, start: int, length: int) -> Expression:
-    """Return `length` positions from `start` on of an expression, which is refined if need be."""
+    """Return `length` positions of an expression from `start` on; the expression is refined if necessary."""
     if length == size_of(dim):
         return dim
     try:

@@ -21,7 +21,7 @@ _MASKS = (torch.bool, torch.uint8)
 
 @rule("embedding", "embedding_bag", "_embedding_bag")
 def embedding(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
-    """Look rows up: the rows stay, the columns are what comes out."""
+    """Look up rows: rows are pinned, columns are the last dimension of the output."""
     rows, columns = t.dims(args[0])
     t.pin(rows, "its rows are looked up by number")
     t.produced(args[0], 1, columns)
@@ -32,7 +32,7 @@ def embedding(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any
 
 @rule("index", "_unsafe_index")
 def index(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
-    """Look positions up in some dimensions, which stay; the others are handed on."""
+    """Look up positions in some dimensions, which are pinned; the others are kept."""
     dims = t.dims(args[0])
     indices = list(args[1])
     taken = _taken(indices)
@@ -61,7 +61,7 @@ def _taken(indices: Sequence[Tensor | None]) -> list[int]:
     return found
 
 
-@rule("index_put", "index_put_", "_index_put_impl_", "_unsafe_index_put")
+@rule("index_put", "_index_put_impl_", "_unsafe_index_put")
 def index_put(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
     """Write at looked-up positions: those dimensions stay, the others are the ones of the values."""
     dims, values = t.dims(args[0]), t.dims(args[2])
@@ -82,7 +82,7 @@ def index_put(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any
 
 
 def _rank_of(indices: Sequence[Tensor | None]) -> int:
-    """Return how many dimensions the positions have that indices look up together; a mask has one."""
+    """Return the rank of the broadcast indices; a mask counts as one dimension."""
     return max((1 if each.dtype in _MASKS else each.dim() for each in indices if each is not None), default=0)
 
 
@@ -90,7 +90,7 @@ def _are_apart(taken: Sequence[int]) -> bool:
     return any(b - a > 1 for a, b in itertools.pairwise(taken))
 
 
-@rule("index_select", "_index_select")
+@rule("index_select")
 def index_select(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
     """Look positions of one dimension up, which stays."""
     dims = list(t.dims(args[0]))
@@ -119,7 +119,7 @@ def gather(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], 
     return where
 
 
-@rule("scatter", "scatter_", "scatter_add", "scatter_add_", "scatter_reduce", "scatter_reduce_")
+@rule("scatter", "scatter_add", "scatter_reduce")
 def scatter(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
     """Write along one dimension by number, which stays; the others are those of the index."""
     dims = t.dims(args[0])
@@ -137,7 +137,7 @@ def scatter(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any],
     return dims
 
 
-@rule("index_add", "index_add_", "index_copy", "index_copy_", "index_fill", "index_fill_")
+@rule("index_add", "index_copy", "index_fill")
 def index_add(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
     """Write rows by number: their dimension stays, the others are the same."""
     dims = t.dims(args[0])
@@ -159,7 +159,7 @@ def slice_scatter(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str,
     return t.pin_all(args, kwargs, "it is written in parts")
 
 
-@rule("masked_scatter", "masked_scatter_", "masked_select", "put", "put_", "take")
+@rule("masked_scatter", "masked_select", "put", "take")
 def by_values(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
     """Move values by a mask over all positions."""
     return t.pin_all(args, kwargs, "its values are moved by a mask")

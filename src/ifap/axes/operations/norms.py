@@ -61,7 +61,7 @@ def group_norm(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, An
     try:
         group, inner = factor(dims[1], groups)
         for atom in atoms_of(group):
-            atom.group = True
+            atom.is_group = True
         if not _shows_what_is_masked(args[2 if composed else 1]):
             mark_averaged(inner, "group norm")
             if groups == 1:

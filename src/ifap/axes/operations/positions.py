@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     "upsample_bicubic2d", "upsample_linear1d", "upsample_trilinear3d", "_upsample_bilinear2d_aa",
     "_upsample_bicubic2d_aa", "_upsample_nearest_exact2d", "_upsample_nearest_exact1d", "adaptive_avg_pool2d",
     "max_pool2d", "max_pool1d", "max_pool3d", "adaptive_avg_pool3d", "max_unpool2d", "max_unpool3d",
-    "fractional_max_pool2d", "lp_pool2d", "mkldnn_max_pool2d", "max_pool1d_with_indices",
+    "fractional_max_pool2d", "mkldnn_max_pool2d", "max_pool1d_with_indices",
 )  # fmt: skip
 def over_positions(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
     """Pool or enlarge: batch and channels are handed on, positions are fixed."""
@@ -91,7 +91,7 @@ def roi_align(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any
     return [found for _ in out] if isinstance(out, (tuple, list)) else found
 
 
-@rule("torchvision.deform_conv2d")
+@rule("torchvision.deform_conv2d", is_product=True)
 def deform_conv(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
     """Convolve at moved places; offsets and masks stay."""
     x, weight, offset, mask, bias = args[:5]

@@ -1,4 +1,4 @@
-"""Products: matrices, convolutions and what is built of them."""
+"""Matrix products, convolutions and operations built of them."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 
 def contracted(t: Tracer, func: Any, x: Tensor, y: Tensor, mine: Expression, other: Expression) -> None:
-    """Unify what a product sums over; between two activations it is the width of a head, which stays."""
+    """Unify the contracted dimensions. Between two activations they are the width of a head, which is pinned."""
     t.unify(mine, other, func)
     if not t.is_weight(x) and not t.is_weight(y):
         t.pin(mine, "a product of two activations sums over it")
 
 
-@rule("mm", "_int_mm")
+@rule("mm", "_int_mm", is_product=True)
 def mm(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
     """(n, k) x (k, m)."""
     x, y = args[0], args[1]
@@ -33,7 +33,7 @@ def mm(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out:
     return [n, m]
 
 
-@rule("addmm", "addmm_")
+@rule("addmm", is_product=True)
 def addmm(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
     """A bias and (n, k) x (k, m)."""
     dims = mm(t, func, args[1:], kwargs, out)
@@ -48,7 +48,7 @@ def sparse(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], 
     return broadcast(t, func, [[n, m], t.dims(args[0])], tuple(out.shape))
 
 
-@rule("bmm")
+@rule("bmm", is_product=True)
 def bmm(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
     """(b, n, k) x (b, k, m)."""
     x, y = args[0], args[1]
@@ -56,7 +56,7 @@ def bmm(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out
     t.unify(b, b2, func)
     heads = [atom for atom in atoms_of(b) if atom.pin is None]  # samples are pinned
     for atom in heads:
-        atom.group = True
+        atom.is_group = True
     contracted(t, func, x, y, k, k2)
     if heads and t.is_softmax(x) and not t.is_weight(y):
         t.pin(m, "it is the width of a head")
@@ -65,7 +65,7 @@ def bmm(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out
     return [b, n, m]
 
 
-@rule("baddbmm", "baddbmm_")
+@rule("baddbmm", is_product=True)
 def baddbmm(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
     """A term and (b, n, k) x (b, k, m)."""
     dims = bmm(t, func, args[1:], kwargs, out)
@@ -94,7 +94,7 @@ def solve(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], o
     return [*lead, out.shape[-2], b[-1]]
 
 
-@rule("mv", "dot", "vdot")
+@rule("mv", "dot", "vdot", is_product=True)
 def mv(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
     """(n, k) x (k), or (k) x (k)."""
     x, y = args[0], args[1]
@@ -105,13 +105,13 @@ def mv(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out:
     return n
 
 
-@rule("addmv")
+@rule("addmv", is_product=True)
 def addmv(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
     """A bias and (n, k) x (k)."""
     return broadcast(t, func, [mv(t, func, args[1:], kwargs, out), t.dims(args[0])], tuple(out.shape))
 
 
-@rule("_trilinear")
+@rule("_trilinear", is_product=True)
 def trilinear(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
     """Multiply three tensors, each spread over the dimensions that it lacks, and sum over some."""
     factors, spread, summed = args[:3], args[3:6], args[6]
@@ -130,7 +130,7 @@ def trilinear(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any
     return [dim for place, dim in enumerate(joined) if place not in summed]
 
 
-@rule("_cdist_forward")
+@rule("_cdist_forward", is_product=True)
 def distances(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
     """Distances between the rows of (..., n, k) and of (..., m, k)."""
     x, y = t.dims(args[0]), t.dims(args[1])
@@ -141,7 +141,7 @@ def distances(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any
 _LANES = 8  # values of half precision in 16 bytes
 
 
-@rule("_grouped_mm", "grouped_mm")
+@rule("_grouped_mm", is_product=True)
 def grouped_mm(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
     """Rows sorted by expert (n, k) x (experts, k, m); its kernel wants widths of 16 bytes."""
     x, y = args[0], args[1]
@@ -158,7 +158,7 @@ def grouped_mm(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, An
     return [n, m]
 
 
-@rule("convolution", "_convolution", "mkldnn_convolution", "thnn_conv2d")
+@rule("convolution", "_convolution", "mkldnn_convolution", "thnn_conv2d", is_product=True)
 def convolution(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
     """Convolve: groups of input channels make groups of output channels."""
     x, weight, bias, transposed, groups = args[0], args[1], args[2], args[6], args[8]
@@ -208,7 +208,7 @@ def grouped(
             t.pin(dim, "groups of a convolution cut it in the middle")
         return w[1], (groups * size_of(w[1]) if transposed else w[0])
     for atom in atoms_of(group):
-        atom.group = True
+        atom.is_group = True
     if transposed:
         t.unify(inner, second, func)
         return inner, product([group, w[1]])

@@ -24,9 +24,9 @@ _LOOKS = (
 
 @rule("sum", "nansum", "norm", "linalg_vector_norm", "any", "all", *_AVERAGES, *_LOOKS)
 def reduce(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
-    """Reduce dimensions; where more than a sum is taken the axis is averaged over, or looked at.
+    """Reduce dimensions. An average is recorded for the axis; an operation that compares positions pins it.
 
-    The largest of fewer positions is no mistake, as their mean is none; which position it is must not change.
+    A mean or maximum over fewer positions is correct, but an index of the maximum must keep its meaning.
     """
     name, dims = t.name_of(func), t.dims(args[0])
     along = _reduced(func, args, kwargs, len(dims))
@@ -37,7 +37,7 @@ def reduce(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], 
             t.pin(dims[place], f"{name} compares its positions")
     if name in _FINDS and isinstance(out, (tuple, list)):
         for place in along:
-            t.owe(out[1], dims[place], f"{name} says which of its positions it is")
+            t.pin_on_use(out[1], dims[place], f"{name} says which of its positions it is")
     first = out[0] if isinstance(out, (tuple, list)) else out
     keeps = first.dim() == len(dims)
     left: Dims = [1 if place in along else dim for place, dim in enumerate(dims) if keeps or place not in along]
@@ -56,8 +56,8 @@ def _reduced(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], rank: int
 
 
 @rule(
-    "_softmax", "_log_softmax", "_safe_softmax", "softmax", "log_softmax", "cumsum", "cumprod", "logcumsumexp",
-    "cumsum_", "sort", "topk", "argsort", "_weight_norm",
+    "_softmax", "_log_softmax", "_safe_softmax", "softmax", "log_softmax", "cumsum", "cumprod",
+    "logcumsumexp", "sort", "topk", "argsort", "_weight_norm",
 )  # fmt: skip
 def along_one(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
     """Work along one dimension, which stays."""
@@ -70,7 +70,7 @@ def along_one(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any
         if name == "topk":
             dims[place] = (out[0] if isinstance(out, (tuple, list)) else out).shape[place]
     if "softmax" in name:
-        t.mark_softmax(out)
+        t.mark_softmax()
     return [dims for _ in out] if isinstance(out, (tuple, list)) else dims
 
 

@@ -41,7 +41,7 @@ def permute(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any],
     return [dims[place] for place in args[1]]
 
 
-@rule("transpose", "transpose_", "swapaxes", "transpose_copy")
+@rule("transpose", "swapaxes", "transpose_copy")
 def transpose(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
     """Swap two dimensions."""
     dims = list(t.dims(args[0]))
@@ -69,7 +69,7 @@ def expand(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], 
     return found
 
 
-@rule("unsqueeze", "unsqueeze_", "unsqueeze_copy")
+@rule("unsqueeze", "unsqueeze_copy")
 def unsqueeze(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
     """Insert a dimension of size one."""
     dims = list(t.dims(args[0]))
@@ -77,7 +77,7 @@ def unsqueeze(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any
     return dims
 
 
-@rule("squeeze", "squeeze_", "squeeze_copy")
+@rule("squeeze", "squeeze_copy")
 def squeeze(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
     """Drop dimensions of size one."""
     dims = t.dims(args[0])
@@ -88,7 +88,7 @@ def squeeze(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any],
     return [dim for place, dim in enumerate(dims) if place not in gone or size_of(dim) != 1]
 
 
-@rule("cat", "concat", "_cat")
+@rule("cat", "concat")
 def cat(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
     """Join along one dimension and unify the others."""
     place = argument(args, kwargs, 1, "dim", 0) % max(1, out.dim())
@@ -146,7 +146,7 @@ def select(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], 
     """Take one position; the axis stays, but only once the values are used."""
     dims = list(t.dims(args[0]))
     chosen = dims.pop(args[1] % len(dims))
-    t.owe(out, chosen, f"position {args[2]} of it is taken alone")
+    t.pin_on_use(out, chosen, f"position {args[2]} of it is taken alone")
     return dims
 
 
@@ -156,7 +156,7 @@ def unbind(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], 
     dims = list(t.dims(args[0]))
     chosen = dims.pop(argument(args, kwargs, 1, "dim", 0) % len(dims))
     for each in out:
-        t.owe(each, chosen, "its positions are taken apart")
+        t.pin_on_use(each, chosen, "its positions are taken apart")
     return [dims for _ in out]
 
 

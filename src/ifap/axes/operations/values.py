@@ -14,6 +14,12 @@ if TYPE_CHECKING:
     from ifap.axes.trace import Tracer
 
 
+@rule(  # those that torch does not tag
+    "hardswish_backward", "floor_divide", "where", "masked_fill", "lerp", "addcmul", "addcdiv", "clamp", "softplus",
+    "gelu", "silu", "elu", "leaky_relu", "prelu", "_prelu_kernel", "rrelu_with_noise", "threshold", "hardtanh",
+    "log_sigmoid_forward", "nan_to_num", "bitwise_and", "logical_and", "polar", "complex", "real", "imag",
+    "softshrink", "hardshrink", "celu", "special_expit", "remainder", "fmod", "pow", "atan2",
+)  # fmt: skip
 def pointwise(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
     """Unify aligned dimensions; those of size one are spread over the others."""
     inputs = [t.dims(x) for x in tensors_in((*args, *kwargs.values()))]
@@ -27,9 +33,9 @@ def pointwise(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any
 @rule(
     "clone", "contiguous", "detach", "alias", "lift_fresh_copy", "_to_copy", "tril", "triu", "native_dropout",
     "bernoulli", "dropout", "zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like",
-    "randint_like", "_conj", "feature_dropout", "alpha_dropout", "_assert_tensor_metadata", "positive", "bernoulli_",
-    "uniform_", "normal_", "random_", "exponential_", "zero_", "fill_", "fake_quantize_per_tensor_affine", "triu_",
-    "tril_", "hardswish", "hardswish_", "hardsigmoid", "hardsigmoid_", "lift_fresh", "to", "lift", "conj",
+    "randint_like", "_conj", "feature_dropout", "alpha_dropout", "_assert_tensor_metadata", "positive",
+    "uniform_", "normal_", "random_", "exponential_", "zero_", "fill_", "fake_quantize_per_tensor_affine",
+    "hardswish", "hardsigmoid", "hardsigmoid_", "lift_fresh", "to", "lift", "conj",
     "resolve_conj", "resolve_neg", "erf_", "mish", "_fake_quantize_per_tensor_affine_cachemask_tensor_qparams",
     "fake_quantize_per_tensor_affine_cachemask",
 )  # fmt: skip
@@ -46,10 +52,7 @@ def resized(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any],
     return dims if [size_of(dim) for dim in dims] == list(out.shape) else made(t, func, args, kwargs, out)
 
 
-@rule(
-    "fake_quantize_per_channel_affine", "fake_quantize_per_channel_affine_cachemask",
-    "_fake_quantize_per_channel_affine_cachemask",
-)  # fmt: skip
+@rule("fake_quantize_per_channel_affine", "fake_quantize_per_channel_affine_cachemask")
 def quantised_by_channel(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
     """Round values with a scale and a zero for each channel."""
     for each in args[1:3]:
@@ -74,7 +77,7 @@ def _of_channels(t: Tracer, func: Any, values: Tensor, channels: Expression) -> 
 
 
 def _take_axes(t: Tracer, values: Tensor, dims: Dims) -> None:
-    """Let a buffer of whole numbers, which has no axes of its own before, have those of what is written into it."""
+    """Give an integer buffer, which has no axes of its own, the axes of the values written into it."""
     if values.is_floating_point() or values.dim() != len(dims):
         return
     for own in (t.dims(values), t.axes.dims.get(carried(values).name, [])):
@@ -83,9 +86,9 @@ def _take_axes(t: Tracer, values: Tensor, dims: Dims) -> None:
                 own[place] = other
 
 
-@rule("copy_", "copy")
+@rule("copy")
 def copied(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
-    """Write one tensor into another, which may be a view: what is aligned is the same."""
+    """Write one tensor into another, which may be a view; aligned dimensions are unified."""
     if carried(args[0]).name:
         _take_axes(t, args[0], t.dims(args[1]))
     return broadcast(t, func, [t.dims(args[0]), t.dims(args[1])], tuple(args[0].shape))
@@ -96,18 +99,18 @@ def copied(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], 
     "new_empty_strided", "rand", "randn", "scalar_tensor", "empty_permuted", "normal",
 )  # fmt: skip
 def made(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
-    """Make values that depend on no position: each dimension is whatever it meets first."""
+    """Make values that depend on no position: each dimension is a new axis."""
     return [Atom(size) if size > 1 else size for size in out.shape]
 
 
 @rule(
     "arange", "linspace", "eye", "randperm", "randint", "logspace", "nonzero", "item", "_local_scalar_dense", "equal",
     "is_nonzero", "allclose", "tril_indices", "triu_indices", "hann_window", "hamming_window", "unique_consecutive",
-    "unique", "_unique2", "unique_dim", "torchvision.nms", "bincount", "histc", "searchsorted", "bucketize", "isin",
+    "_unique2", "unique_dim", "torchvision.nms", "bincount", "histc", "searchsorted", "bucketize", "isin",
     "nonzero_static", "affine_grid_generator",
 )  # fmt: skip
 def fixed(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
-    """Depend on positions or on values: nothing of the output is an axis of its own."""
+    """Pin the inputs of an operation that depends on positions or values; its output has fixed sizes."""
     for x in tensors_in((*args, *kwargs.values())):
         for dim in t.dims(x):
             t.pin(dim, f"{t.name_of(func)} looks at its positions")

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ifap.axes.units import Graph
+from ifap.axes.units import Floats, Graph
 from ifap.methods import METHODS
 from ifap.methods.units import spread
-from ifap.ranking import Budget, Floats, unit_costs
+from ifap.ranking import Budget, unit_costs
 from ifap.scores.energies import energy_shares
 from ifap.scores.flow import Normalize, Site, flow_scores
 

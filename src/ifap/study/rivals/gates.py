@@ -31,14 +31,14 @@ from torch.nn.modules.conv import _ConvTransposeNd
 from torch.nn.utils import parametrize
 
 from ifap.axes.attention import adopt
-from ifap.axes.units import Graph, Indices
+from ifap.axes.units import Floats, Graph, Indices
 from ifap.costs import Cost, count_params, macs_by_module
 from ifap.errors import TargetError
 from ifap.forward import Inputs
 from ifap.layers import is_norm, is_producer, unit_rows
 from ifap.methods.units import spread
 from ifap.pruning import prune
-from ifap.ranking import Budget, Floats, Ranking, floors
+from ifap.ranking import Budget, Ranking, floors
 from ifap.results import Pruned, Target
 from ifap.saving.plans import pruned_plan
 from ifap.view import trace
