@@ -16,8 +16,8 @@ from torch.nn.parameter import is_lazy
 from ifap.arguments import shown
 from ifap.axes.attention import adopt
 from ifap.axes.compiled import without_compiler
-from ifap.axes.passes import fields_of, map_tensors, modes
-from ifap.axes.tensors import keep_notes, laid_out_as
+from ifap.axes.passes import modes
+from ifap.axes.tensors import fields_of, keep_notes, laid_out_as, map_tensors
 from ifap.closures import rebind
 from ifap.errors import ConfigError, GraphError, IfapError, ScoreError, first_line, kind_and_line, nearest
 from ifap.layers import is_norm, modules_by_name

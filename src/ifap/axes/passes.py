@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import functools
 import gc
 import itertools
 import logging
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from types import BuiltinFunctionType, FunctionType, ModuleType, SimpleNamespace
+from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -31,7 +30,7 @@ from ifap.axes.fakes import RUNNING_MODES, Shapes, data_free_like, forget
 from ifap.axes.operations.base import PRODUCTS, RULES
 from ifap.axes.operations.values import pointwise
 from ifap.axes.sizes import Key, Origin, Place, Recorder, Size, recording
-from ifap.axes.tensors import holders, named_tensors, once, replaced_tensors
+from ifap.axes.tensors import holders, map_tensors, named_tensors, once, replaced_tensors
 from ifap.axes.trace import Axes, Forward, Tracer, following, pin_outputs, start
 from ifap.axes.training import differs_in_training, may_write_weights, recalled, same_values, sizes_of_calls
 from ifap.axes.unreached import follow_siblings, not_reached
@@ -333,37 +332,6 @@ def _fake(mode: FakeTensorMode, tensor: Tensor) -> Tensor:
     if isinstance(tensor, nn.Parameter):
         fake._is_param = True
     return fake
-
-
-def map_tensors(tree: Any, function: Callable[[Tensor], Any]) -> Any:
-    """Apply a function to every tensor in tuples, lists, dicts, namespaces and dataclasses; other leaves stay."""
-    if isinstance(tree, Tensor):
-        return function(tree)
-    if isinstance(tree, Mapping):
-        mapped = {key: map_tensors(value, function) for key, value in tree.items()}
-        if type(tree) is dict or not isinstance(tree, MutableMapping):
-            return mapped
-        made = copy.copy(tree)  # a class of its own may have attributes
-        made.update(mapped)
-        return made
-    if fields := fields_of(tree):
-        made = copy.copy(tree)  # no field is checked or computed again
-        for name, value in fields.items():
-            object.__setattr__(made, name, map_tensors(value, function))  # frozen ones too
-        return made
-    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
-        return type(tree)(*(map_tensors(value, function) for value in tree))
-    if isinstance(tree, (tuple, list)):
-        return type(tree)(map_tensors(value, function) for value in tree)
-    return tree
-
-
-def fields_of(tree: Any) -> dict[str, Any]:
-    """Return the fields of a namespace or of an instance of a dataclass; empty for anything else."""
-    if isinstance(tree, SimpleNamespace):
-        return dict(vars(tree))
-    is_instance = dataclasses.is_dataclass(tree) and not isinstance(tree, type)
-    return {field.name: getattr(tree, field.name) for field in dataclasses.fields(tree)} if is_instance else {}
 
 
 @contextmanager

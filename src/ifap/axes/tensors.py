@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -139,3 +142,34 @@ def keep_notes(tensor: Tensor, other: Tensor) -> None:
     for name, value in vars(other).items():
         if name not in _OWN_NOTES and name not in vars(tensor) and not isinstance(value, Tensor):
             setattr(tensor, name, value)
+
+
+def map_tensors(tree: Any, function: Callable[[Tensor], Any]) -> Any:
+    """Apply a function to every tensor in tuples, lists, dicts, namespaces and dataclasses; other leaves stay."""
+    if isinstance(tree, Tensor):
+        return function(tree)
+    if isinstance(tree, Mapping):
+        mapped = {key: map_tensors(value, function) for key, value in tree.items()}
+        if type(tree) is dict or not isinstance(tree, MutableMapping):
+            return mapped
+        made = copy.copy(tree)  # a class of its own may have attributes
+        made.update(mapped)
+        return made
+    if fields := fields_of(tree):
+        made = copy.copy(tree)  # no field is checked or computed again
+        for name, value in fields.items():
+            object.__setattr__(made, name, map_tensors(value, function))  # frozen ones too
+        return made
+    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
+        return type(tree)(*(map_tensors(value, function) for value in tree))
+    if isinstance(tree, (tuple, list)):
+        return type(tree)(map_tensors(value, function) for value in tree)
+    return tree
+
+
+def fields_of(tree: Any) -> dict[str, Any]:
+    """Return the fields of a namespace or of an instance of a dataclass; empty for anything else."""
+    if isinstance(tree, SimpleNamespace):
+        return dict(vars(tree))
+    is_instance = dataclasses.is_dataclass(tree) and not isinstance(tree, type)
+    return {field.name: getattr(tree, field.name) for field in dataclasses.fields(tree)} if is_instance else {}
