@@ -249,7 +249,10 @@ def choice(rows: list[Row]) -> list[str]:
     """Return the lines that say which widths and which number format to choose, with the times that speak for them."""
     multiples = [int(row["round_to"]) for row in rows if row["round_to"]]
     if not multiples:
-        return []
+        return [
+            "No variant with rounded widths is in these rows: the effect of `round_to` here is not measured yet.",
+            "",
+        ]
     lines = [
         "What to choose:",
         "",

@@ -66,7 +66,7 @@ def results_table(runs: pd.DataFrame) -> str:
     lines.append("")
     lines.append(
         f"Top-1 accuracy in percent on the test split ({samples} samples; {runs.seed.nunique()} seed), opened once for "
-        f"each final network. IFAP leads on {sum(leads)} of {len(leads)} networks."
+        f"each final network. On {sum(leads)} of {len(leads)} networks none is more accurate than IFAP."
     )
     return "\n" + "\n".join(lines) + "\n\n"
 

@@ -94,6 +94,11 @@ def counted(number: int, one: str, many: str | None = None) -> str:
     return f"{number:,} {one if number == 1 else many or f'{one}s'}"
 
 
+def installation(extra: str) -> str:
+    """Return the command that installs the packages of an extra of this project."""
+    return f"pip install '.[{extra}]' in a checkout of ifap"
+
+
 def closest(name: str, choices: Iterable[str]) -> str | None:
     """Return which of some names a misspelt one is most like, if it is like any."""
     return next(iter(difflib.get_close_matches(name, choices, n=1, cutoff=0.4)), None)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ifap.arguments import MODULE, NEW_FILE, checked
-from ifap.errors import ExportError, first_line
+from ifap.errors import ExportError, first_line, installation
 from ifap.files import atomic_write_bytes, beside
 from ifap.forward import Inputs, call, map_tensors, tensors
 
@@ -178,7 +178,7 @@ def onnx_packages() -> None:
         try:
             importlib.import_module(name)
         except ImportError:
-            raise ExportError(f"ONNX export needs {name}: pip install 'ifap[export]'") from None
+            raise ExportError(f"ONNX export needs {name}: {installation('export')}") from None
 
 
 def _twin(model: nn.Module) -> nn.Module:

@@ -271,7 +271,7 @@ def test_a_wrong_export_is_one_line(small, folder, command, arguments, message):
 def test_export_without_its_packages_is_one_line(small, command, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     said = refused(command("export", "small", "--to", "small.onnx", "--builder", "my_builders:build"))
-    assert "ONNX export needs onnxruntime: pip install 'ifap[export]'" in said
+    assert "ONNX export needs onnxruntime: pip install '.[export]' in a checkout" in said
 
 
 # --- the program itself ---------------------------------------------------------------------------

@@ -223,7 +223,7 @@ def test_table_3_takes_only_unpruned_networks():
         *((2, f"gmacs_{name}") for name in ("base", "pruned", "delta")), (3, "gmacs_base"), (4, "gmacs"), (4, "params"),
     }  # fmt: skip
     bases = Counter(row.verdict for row in rows.values() if (row.table, row.quantity) == (2, "gmacs_base"))
-    assert bases == {"reproduced": 63, "not reproduced": 27}  # as README.md says
+    assert bases == {"reproduced": 63, "not reproduced": 27}  # as docs/study.md says
     assert all(row.n == 1 and row.sd is None for row in rows.values() if row.records)
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ifap.data import in_batches, read_tensors
-from ifap.errors import ConfigError, counted, first_line
+from ifap.errors import ConfigError, counted, first_line, installation
 
 _LENGTH = 128
 
@@ -260,7 +260,7 @@ def _package(name: str, extra: str) -> Any:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
-        raise ConfigError(f"the package {error.name} is missing: pip install 'ifap[{extra}]'") from None
+        raise ConfigError(f"the package {error.name} is missing: {installation(extra)}") from None
 
 
 def _read_part(kind: Any, folder: Path, what: str) -> Any:

@@ -27,7 +27,7 @@ from torch.nn.modules.module import (
 
 from ifap.arguments import TEXT, checked
 from ifap.axes.dispatch import DispatchMode
-from ifap.errors import PlanError, kind_and_line, nearest
+from ifap.errors import PlanError, installation, kind_and_line, nearest
 from ifap.plugins import plugins
 
 _MOST_ARGUMENTS, _DEEPEST, _LONGEST_TEXT, _LARGEST = 2000, 6, 100, 2**24
@@ -72,7 +72,7 @@ def build(identifier: str, /, **arguments: Any) -> nn.Module:
     known = homes()
     if prefix in _HOMES and prefix not in known:
         extra = _EXTRAS[prefix]
-        raise PlanError(f"builder {identifier[:100]!r}: {prefix} is not installed: pip install 'ifap[{extra}]'")
+        raise PlanError(f"builder {identifier[:100]!r}: {prefix} is not installed: {installation(extra)}")
     if not separator or prefix not in known:
         raise PlanError(f"builder {identifier[:100]!r}: no home '{prefix[:50]}': {nearest(prefix, known)}")
     home = known[prefix]

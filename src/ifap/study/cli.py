@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from ifap.errors import ConfigError
+from ifap.errors import ConfigError, installation
 
 
 def status(
@@ -54,7 +54,7 @@ def audit(claims: Annotated[Path, typer.Option(help="The published numbers.")] =
     try:
         from ifap.study.paper.audit import summary, write_audit
     except ModuleNotFoundError as error:
-        raise ConfigError(f"audit needs {error.name}: pip install 'ifap[workflow]'") from None
+        raise ConfigError(f"audit needs {error.name}: {installation('workflow')}") from None
     typer.echo(summary(write_audit(claims)))
     typer.echo(f"wrote {paths.audit_file('md')} and {paths.audit_file('csv')}")
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from ifap.errors import ConfigError
+from ifap.errors import ConfigError, installation
 from ifap.study import paths
 from ifap.study.config.data import ModelOptions
 from ifap.study.config.reading import load_params, select_scale
@@ -162,7 +162,7 @@ def _driver() -> str:
 def _packages() -> Iterator[Finding]:
     missing = [name for name in WORKFLOW if importlib.util.find_spec(name) is None]
     if missing:
-        yield Finding("versions", "workflow", f"{', '.join(missing)} missing: pip install 'ifap[workflow]'", "wrong")
+        yield Finding("versions", "workflow", f"{', '.join(missing)} missing: {installation('workflow')}", "wrong")
 
 
 def _disk(grid: Grid) -> Iterator[Finding]:
