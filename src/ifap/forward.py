@@ -32,8 +32,13 @@ Inputs = Any  # a tensor, a tuple or list of arguments, or a dict of keyword arg
 def call(model: Callable[..., Any], inputs: Inputs) -> Any:
     """Run `model` on a copy of its inputs, which a forward may change in place; see `call_directly`."""
     with torch._C.DisableTorchFunction():  # copying is no call of the network's
-        copied = map_tensors(inputs, torch.clone)
+        copied = map_tensors(inputs, _copied)
     return call_directly(model, copied)
+
+
+def _copied(x: Tensor) -> Tensor:
+    copy = x.clone()
+    return copy if type(copy) is type(x) or isinstance(x, nn.Parameter) else copy.as_subclass(type(x))
 
 
 def call_directly(model: Callable[..., Any], inputs: Inputs) -> Any:

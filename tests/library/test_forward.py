@@ -1,4 +1,4 @@
-"""What counts as an output of a network, and copies whose weights lie in memory as those of a loaded network do."""
+"""What counts as an output of a network, copies of its inputs, and copies whose weights lie as in a loaded network."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from torch.distributions import Categorical, Independent, Normal
 
 import ifap
 from ifap.errors import GraphError
+from ifap.forward import call
 
 X = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -301,3 +302,39 @@ def test_objects_that_a_network_holds_are_not_asked_for_what_they_are():
     model = nn.Sequential(conv(3, 24), nn.ReLU(), head(24))
     model.config, model.held = Guarded(), [{"config": Guarded()}]
     assert ifap.prune(model, X, [X], target=ifap.Target(macs=0.5)).proof.holds
+
+
+class Popping(nn.Module):
+    """Takes an item out of its argument, and changes it in place."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.head = nn.Conv2d(3, 12, 3), nn.Conv2d(12, 12, 3), nn.Linear(12, 4)
+
+    def forward(self, batch):
+        images = batch.pop("images")
+        images.sub_(0.5)
+        return self.head(self.b(self.a(images).relu()).relu().mean((2, 3)))
+
+
+def test_a_forward_that_changes_its_inputs_is_given_copies(tmp_path):
+    images = torch.rand(4, 3, 10, 10)
+    given, before = ({"images": images},), images.clone()
+    pruned = ifap.prune(Popping().eval(), given, [given, given], target=ifap.Target(macs=0.4))
+    assert pruned.proof.difference < 1e-6
+    assert torch.equal(given[0]["images"], before)
+    ifap.save(pruned, tmp_path)
+    loaded = ifap.load(tmp_path, lambda: Popping().eval())
+    wanted = pruned.model.eval()({"images": images.clone()})
+    assert torch.equal(loaded({"images": images.clone()}), wanted)
+
+
+def test_an_input_keeps_its_class_where_it_is_copied():
+    class Marked(torch.Tensor):
+        pass
+
+    class Reading(nn.Module):
+        def forward(self, x):
+            return type(x)
+
+    assert call(Reading(), torch.ones(2).as_subclass(Marked)) is Marked
