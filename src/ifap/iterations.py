@@ -71,6 +71,8 @@ class Run:
         self._whole = replace(self._graph, structure=self._graph.structure.apart())
         if self._graph.num_units == 0:
             raise GraphError(f"nothing in this network can be pruned{because(self.model, self._graph)}")
+        # Each iteration removes a unit at least, and planning far more iterations than there are units takes for ever.
+        self._options = replace(options, steps=min(options.steps, self._graph.num_units))
         self._timer, self._timed_inputs = None, example_inputs
         if options.target is not None and options.target.kind == "latency":
             self._timed_inputs = repeated(example_inputs, options.target.batch)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
+import ifap
 from ifap.schedule import rate, share_left, solve_rho_0
 
 
@@ -37,3 +40,10 @@ def test_removing_in_stages_leaves_the_same_as_at_once():
     for k in range(1, 11):
         left *= 1 - rate(k, 10, rho_0, 1.5)
     assert left == pytest.approx(0.35)
+
+
+def test_far_more_iterations_than_units_end_in_time():
+    network = nn.Sequential(nn.Linear(4, 9), nn.ReLU(), nn.Linear(9, 2))
+    x = torch.randn(8, 4)
+    pruned = ifap.prune(network, x, [x], target=ifap.Target(macs=0.5), steps=10**6, method="magnitude")
+    assert 1 < len(pruned.receipts) <= 10
