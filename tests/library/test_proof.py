@@ -139,6 +139,8 @@ def test_units_that_something_averages_over_are_compared(over):
     assert pruned.proof.does_not_apply == {}
     assert pruned.proof.units_checked > 24 - pruned.model.read.out_features
     assert pruned.proof.difference < 1e-12
+    counts_zeros = over in ("layer norm without a weight", "root mean square", "mean", "variance", "both")
+    assert sum(pruned.proof.averaged.values()) == counts_zeros * (24 - pruned.model.read.out_features)
 
 
 def test_a_masked_unit_that_is_not_zero_in_an_average_is_left_out():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -46,12 +46,16 @@ class Proof:
         Reason to the number of removed units to which it applies, such as those that a layer norm averages over.
     seconds : float
         What it cost.
+    averaged : dict of str to int
+        Operation to the number of compared units that it averages over. In the pruned network such an average runs over
+        fewer units. In the comparison it counts zeros for them in both networks.
     """
 
     difference: float | None
     units_checked: int = 0
     does_not_apply: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
+    averaged: dict[str, int] = field(default_factory=dict)
 
     @property
     def holds(self) -> bool:
@@ -97,21 +101,23 @@ def prove(
     _draw_vectors(copy)
     inputs = map_tensors(example_inputs, to_double)
 
-    def compared(units: Indices, excluded: dict[str, int]) -> tuple[Proof, bool]:
+    averaged = _averaged(graph)
+    reasons = [averaged.get(group) for group in graph.group_of[removed].tolist()]
+
+    def compared(units: Indices, excluded: dict[str, int], averages: Mapping[str, int]) -> tuple[Proof, bool]:
         found = _compare(copy, graph, units, inputs, forward) if len(units) else _Comparison()
         excluded = {**excluded, found.reason: len(units)} if found.reason else excluded
         checked = 0 if found.reason else len(units)
-        return Proof(found.difference, checked, excluded, time.perf_counter() - began), found.averages_agree
+        seconds = time.perf_counter() - began
+        return Proof(found.difference, checked, excluded, seconds, dict(averages)), found.averages_agree
 
-    proof, averages_agree = compared(removed, {})
-    averaged = _averaged(graph)
-    reasons = [averaged.get(group) for group in graph.group_of[removed].tolist()]
+    proof, averages_agree = compared(removed, {}, Counter(filter(None, reasons)))
     applies = np.array([reason is None for reason in reasons], dtype=bool)
     if applies.all() or (proof.difference is not None and proof.holds):
         return proof
     if proof.difference is not None and averages_agree and PADDED.issuperset(filter(None, reasons)):
         return proof  # what differs is no average
-    return compared(removed[applies], Counter(f"{reason} averages over it" for reason in reasons if reason))[0]
+    return compared(removed[applies], Counter(f"{reason} averages over it" for reason in reasons if reason), {})[0]
 
 
 class _Comparison(NamedTuple):
