@@ -17,7 +17,7 @@ from ifap.axes.units import Graph, Indices, last_units, trial_counts
 from ifap.costs import NetworkError, probe, run_once, shapes_in_training, shapes_without_data
 from ifap.errors import GraphError
 from ifap.forward import Inputs
-from ifap.layers import is_within
+from ifap.layers import is_within, modules_by_name
 
 _CHEAP_MACS = 1e8  # of a forward that takes no longer than one without data
 
@@ -270,9 +270,22 @@ def because(model: nn.Module, graph: Graph) -> str:
     if quantized is not None:
         where = graph.structure.forward.unknown[quantized]
         return f": '{where}' computes in integers ({quantized}): prune the network in floating point, then quantize it"
+    if (holder := _unregistered(model)) is not None:
+        return f": the layers in '{holder}' are not registered: put them into an nn.ModuleList or nn.ModuleDict"
     if not graph.pinned:
         return ": it has no convolution, linear layer or attention that the outputs depend on"
     name, reason = next(iter(graph.pinned.items()))
     return (
         f": for example '{name}' stays because {reason}; ifap.inspect(model, example_inputs) gives the reason of each"
     )
+
+
+def _unregistered(model: nn.Module) -> str | None:
+    """Return an attribute that holds layers in a plain list, tuple or dict, which torch does not register."""
+    registered = set(modules_by_name(model).values())
+    for name, module in modules_by_name(model).items():
+        for key, value in vars(module).items():
+            held = value.values() if type(value) is dict else value if type(value) in (list, tuple) else ()
+            if not key.startswith("_") and any(isinstance(each, nn.Module) and each not in registered for each in held):
+                return f"{name}.{key}" if name else key
+    return None

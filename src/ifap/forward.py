@@ -245,13 +245,28 @@ def private_copy(model: nn.Module) -> nn.Module:
     except Exception as error:  # whatever an attribute raises that Python cannot copy, such as a lock
         if is_resource_error(error):
             raise
-        raise GraphError(f"the network cannot be copied by copy.deepcopy ({first_line(error)})") from error
+        where = _cannot_be_copied(model)
+        held = f": attribute '{where}'" if where else ""
+        raise GraphError(f"the network cannot be copied by copy.deepcopy ({first_line(error)}){held}") from error
     rebind(twin, memo)
     for mine, other in zip(twin.parameters(), model.parameters(), strict=True):
         mine.requires_grad_(other.requires_grad)
         keep_notes(mine, other)  # torch copies values alone
     twin.zero_grad(set_to_none=True)
     return twin
+
+
+def _cannot_be_copied(model: nn.Module) -> str:
+    """Return the attribute that cannot be copied, empty if it is not a plain one."""
+    for name, module in modules_by_name(model).items():
+        for key, value in module.__dict__.items():
+            if key in vars(nn.Module()):
+                continue
+            try:
+                copy.deepcopy(value)
+            except Exception:  # whatever an attribute raises
+                return f"{name}.{key}" if name else key
+    return ""
 
 
 def refuse_empty(model: nn.Module) -> None:

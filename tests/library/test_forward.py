@@ -95,8 +95,23 @@ def test_a_lazy_layer_without_weights_is_named(call):
 def test_a_network_that_cannot_be_copied_is_refused_in_one_line():
     network = nn.Sequential(conv(3, 8), head(8))
     network.lock = threading.Lock()
-    with pytest.raises(GraphError, match=r"cannot be copied by copy\.deepcopy \(.*lock"):
+    with pytest.raises(GraphError, match=r"cannot be copied by copy\.deepcopy \(.*lock.*\): attribute 'lock'"):
         pruned(network)
+
+
+def test_layers_in_a_plain_list_are_named():
+    class Listing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.steps, self.head = [conv(3, 8), conv(8, 8)], head(8)
+
+        def forward(self, x):
+            for step in self.steps:
+                x = step(x)
+            return self.head(x)
+
+    with pytest.raises(GraphError, match=r"the layers in 'steps' are not registered: put them into an nn\.ModuleList"):
+        pruned(Listing())
 
 
 def test_what_a_scripted_network_takes_is_not_asked():
