@@ -221,9 +221,14 @@ def _put(module: Any, name: str, graph: Graph, by_group: Tensor, shift: Tensor, 
     """Give a layer its new weights and add to its bias; one is made where there is none and it is needed."""
     if isinstance(module, _ConvTransposeNd):
         by_group = by_group.transpose(1, 2)
+    try:
+        undo = give_weight(module, by_group.flatten(0, 1).reshape(module.weight.shape))
+    except CannotSetError:  # a layer that makes its weight took another one, but not this
+        done.said[name] = "nothing"
+        return
+    done._back.append(undo)
     if module.bias is not None:
         done._back.append(restoring(module.bias))
-    done._back.append(give_weight(module, by_group.flatten(0, 1).reshape(module.weight.shape)))
     with torch.no_grad():
         if module.bias is None and bool(shift.any()):
             add_bias(module)
