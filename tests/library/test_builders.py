@@ -164,7 +164,7 @@ def test_a_hostile_name_is_one_error_and_imports_nothing(identifier):
 
 def test_a_home_that_is_not_installed_says_what_to_install(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(PlanError, match=r"timm is not installed: pip install 'ifap\[images\]'$"):
+    with pytest.raises(PlanError, match=r"timm is not installed: pip install '\.\[images\]' in a checkout of ifap$"):
         ifap.build("timm:resnet18")
 
 

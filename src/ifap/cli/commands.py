@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ifap.arguments import NEW_FOLDER
 from ifap.cli.reading import (
     LR,
     Job,
@@ -105,6 +104,8 @@ def common(
 
 
 def _check_folder(out: Path) -> None:
+    from ifap.arguments import NEW_FOLDER
+
     if not NEW_FOLDER.accepts(out):
         raise NEW_FOLDER.refuse("--out", out)
 
