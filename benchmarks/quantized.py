@@ -281,7 +281,8 @@ def _slower_in_onnxruntime(rows: list[Row]) -> list[str]:
         if after and after[0] > before:
             lines.append(
                 f"In onnxruntime the pruned {network} is **slower** than the unpruned one: {after[0]:.1f} against "
-                f"{before:.1f} ms at batch 1. Its widths are not rounded, and the effect of `round_to` is not measured yet."
+                f"{before:.1f} ms at batch 1. Its widths are not rounded, and the effect of `round_to` is not measured "
+                "yet."
             )
     return lines
 
