@@ -61,6 +61,8 @@ def _names_in_file(home: str) -> frozenset[str]:
     """Return the names that functions and methods in the file of a module use, constructors left out."""
     found: set[str] = set()
     for value in list(vars(sys.modules[home]).values()) if home in sys.modules else ():
+        if not inspect.isfunction(value) and not inspect.isclass(value):  # others may not like to be asked
+            continue
         members = vars(value).items() if inspect.isclass(value) and not is_torchs(value) else [("", value)]
         for name, each in members:
             function = inspect.unwrap(getattr(each, "__func__", getattr(each, "fget", each)))
