@@ -146,15 +146,21 @@ def keep_made_weights(model: nn.Module, graph: Graph, removed: Indices, done: Co
     """
     makers = {name: found for name, module in modules_by_name(model).items() if (found := made_tensors(module))}
     tensors = named_tensors(model) if makers else {}
+    weights: dict[Made, Tensor] = {}
     lost_by_made: dict[Made, tuple[str, list[Lost]]] = {}
     for tensor, lost in lost_positions(graph, removed).items() if makers else ():
         name = next((each for each in owners(tensor) if each in makers), None)
-        for made in makers.get(name or "", ()):
-            inside = tensor.removeprefix(f"{name}.")
-            if inside.startswith(made.prefixes) and tensors[tensor].shape == made.value().shape:
-                lost_by_made[made] = name or "", lost
+        if name is None:
+            continue
+        for made in makers[name]:
+            if not tensor.removeprefix(f"{name}.").startswith(made.prefixes):
+                continue
+            if made not in weights:
+                weights[made] = made.value().clone()
+            if tensors[tensor].shape == weights[made].shape:
+                lost_by_made[made] = name, lost
     for made, (name, lost) in lost_by_made.items():
-        weight = made.value().clone()
+        weight = weights[made]
         for dim, gone in lost:
             scale_positions(weight, dim, gone, _ALMOST_ZERO)
         with suppress(CannotSetError):

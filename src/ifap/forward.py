@@ -258,9 +258,10 @@ def private_copy(model: nn.Module) -> nn.Module:
 
 def _cannot_be_copied(model: nn.Module) -> str:
     """Return the attribute that cannot be copied, empty if it is not a plain one."""
+    usual = vars(nn.Module())
     for name, module in modules_by_name(model).items():
         for key, value in module.__dict__.items():
-            if key in vars(nn.Module()):
+            if key in usual:
                 continue
             try:
                 copy.deepcopy(value)

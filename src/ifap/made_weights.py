@@ -40,7 +40,7 @@ class Made(NamedTuple):
 
     def value(self) -> Tensor:
         """Return it as a forward in evaluation would make it."""
-        hook = _hook(self.module, self.name)
+        hook = _hooks(self.module).get(self.name)
         if isinstance(hook, SpectralNorm):
             return hook.compute_weight(self.module, do_power_iteration=False).detach()
         if hook is not None:
@@ -69,16 +69,18 @@ class Made(NamedTuple):
         undo = self._restoring()
         try:
             self._set(wanted)
-            if not self._is(wanted) and not self._by_a_buffer(wanted):
-                raise CannotSetError(f"'{self.name}' is made in a way that does not take any value")
-        except (RuntimeError, ValueError, NotImplementedError) as error:  # it is not made backwards, or not from any
+            is_set = self._is(wanted) or self._by_a_buffer(wanted)
+        except (RuntimeError, ValueError) as error:  # it is not made backwards, or not from any value
             undo()
-            raise error if isinstance(error, CannotSetError) else CannotSetError(str(error)) from error
+            raise CannotSetError(str(error)) from error
+        if not is_set:
+            undo()
+            raise CannotSetError(f"'{self.name}' is made in a way that does not take any value")
         return undo
 
     @torch.no_grad()
     def _set(self, wanted: Tensor) -> None:
-        hook = _hook(self.module, self.name)
+        hook = _hooks(self.module).get(self.name)
         if isinstance(hook, WeightNorm):
             getattr(self.module, f"{self.name}_g").copy_(torch.norm_except_dim(wanted, 2, hook.dim))
             getattr(self.module, f"{self.name}_v").copy_(wanted)
@@ -140,9 +142,8 @@ def made_tensors(module: Any) -> list[Made]:
     """Return the tensors that a module makes from others, in a way that torch knows."""
     if not isinstance(module, nn.Module):  # a matrix that stands for a layer
         return []
-    hooks = [each.name for each in module._forward_pre_hooks.values() if isinstance(each, (WeightNorm, SpectralNorm))]
     parametrized = getattr(module, "parametrizations", {}) if parametrize.is_parametrized(module) else {}
-    return [Made(module, name) for name in (*hooks, *parametrized)]
+    return [Made(module, name) for name in (*_hooks(module), *parametrized)]
 
 
 def takes_weight(module: Any) -> bool:
@@ -188,6 +189,7 @@ def _made_weight(module: Any) -> Made | None:
     return next((made for made in made_tensors(module) if made.name == "weight"), None)
 
 
-def _hook(module: nn.Module, name: str) -> Any:
-    hooks = (hook for hook in module._forward_pre_hooks.values() if isinstance(hook, (WeightNorm, SpectralNorm)))
-    return next((hook for hook in hooks if hook.name == name), None)
+def _hooks(module: nn.Module) -> dict[str, Any]:
+    """Return the hooks of torch's former norms by the name of the tensor that each makes."""
+    hooks = module._forward_pre_hooks.values()
+    return {hook.name: hook for hook in hooks if isinstance(hook, (WeightNorm, SpectralNorm))}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from types import CodeType
 from typing import Any
 
@@ -35,25 +35,25 @@ def is_torchs(kind: type) -> bool:
     return kind.__module__.startswith(_TORCHS)
 
 
-def is_mentioned(modules: dict[str, nn.Module], name: str) -> bool:
-    """Whether code beside the constructors of a network may reach one of its modules.
+def names_used(modules: Iterable[nn.Module]) -> set[str] | None:
+    """Return the names that code beside the constructors of a network uses; None if it may reach any module.
 
-    The code is that of the files in which its modules, and the functions that they hold, are defined.
+    The code is that of the files in which the modules, and the functions that they hold, are defined.
     """
-    parent, _, attribute = name.rpartition(".")
-    if is_torchs(type(modules[parent])):  # such as a list or a sequence, whose parts are reached by iteration
-        return True
+    files: set[str] = set()
     found: set[str] = set()
-    for module in modules.values():
+    for module in modules:
         if is_torchs(type(module)):
             continue
-        found |= _names_in_file(type(module).__module__)
+        files.add(type(module).__module__)
         for value in vars(module).values():
             if inspect.isfunction(value) or inspect.ismethod(value):
-                found |= _names_in_file(value.__module__) | set(_names(inspect.unwrap(value).__code__))
+                files.add(value.__module__)
+                found.update(_names(inspect.unwrap(value).__code__))
             elif callable(value) and not isinstance(value, (nn.Module, type)):
-                return True
-    return attribute in found or not found.isdisjoint(_ANY_CHILD)
+                return None
+    found.update(*map(_names_in_file, files))
+    return found if found.isdisjoint(_ANY_CHILD) else None
 
 
 @functools.cache

@@ -140,12 +140,12 @@ class Sizes:
         compared = [(mine, value_of(other, size, self._original)) for mine, other in self._compared()]
         settled: set[Key] = set()
         for direct in (True, False):
-            offers = _candidate_values(counted + compared, size, attributes, direct=direct)
+            candidates = _candidate_values(counted + compared, size, attributes, direct=direct)
             # A call that takes an attribute can be corrected by itself, a comparison with it cannot.
-            offers |= _candidate_values(compared, size, attributes, direct=direct)
-            for key in offers.keys() - settled:
-                value = next(iter(offers[key]))
-                if len(offers[key]) == 1 and value is not None and value == int(value):
+            candidates |= _candidate_values(compared, size, attributes, direct=direct)
+            for key in candidates.keys() - settled:
+                value = next(iter(candidates[key]))
+                if len(candidates[key]) == 1 and value is not None and value == int(value):
                     attributes[key] = int(value)
                     settled.add(key)
         return attributes

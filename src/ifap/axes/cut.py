@@ -15,6 +15,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from ifap.axes.attention import adopt, can_adopt
 from ifap.axes.calls import OWN_FORWARD, corrected_forward
 from ifap.axes.corrections import Correction, Corrections
+from ifap.axes.passes import modes
 from ifap.axes.sizes import Key
 from ifap.axes.slots import map_unique
 from ifap.axes.tensors import holders, in_place_of
@@ -71,11 +72,10 @@ def _compute_again(module: nn.Module, back: list[Undo]) -> None:
     hooks = [each for each in module._forward_pre_hooks.values() if type(each).__module__.startswith("torch.nn.utils")]
     if hooks:
         back += [_restoring(module, key, old) for key, old in module.__dict__.items() if isinstance(old, Tensor)]
-        mode, module.training = module.training, False  # in training a spectral norm goes on with its power iteration
-        with torch.no_grad():
+        # In training a spectral norm would go on with its power iteration.
+        with torch.no_grad(), modes(module, training=False):
             for hook in hooks:
                 hook(module, ())
-        module.training = mode
 
 
 def _inside(name: str, touched: set[str]) -> bool:

@@ -108,8 +108,8 @@ def prove(
         found = _compare(copy, graph, units, inputs, forward) if len(units) else _Comparison()
         excluded = {**excluded, found.reason: len(units)} if found.reason else excluded
         checked = 0 if found.reason else len(units)
-        seconds = time.perf_counter() - began
-        return Proof(found.difference, checked, excluded, seconds, dict(averages)), found.averages_agree
+        seconds, averages = time.perf_counter() - began, {} if found.reason else dict(averages)
+        return Proof(found.difference, checked, excluded, seconds, averages), found.averages_agree
 
     proof, averages_agree = compared(removed, {}, Counter(filter(None, reasons)))
     applies = np.array([reason is None for reason in reasons], dtype=bool)

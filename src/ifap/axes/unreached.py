@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 
 from torch import nn
 
-from ifap.axes.code import is_mentioned
+from ifap.axes.code import is_torchs, names_used
 from ifap.axes.expressions import Expression, Reason, atoms_of, pin, resolve, size_of, unify
 from ifap.axes.trace import Axes
 from ifap.layers import is_within, parameters_by_name
@@ -30,14 +30,23 @@ def follow_siblings(model: nn.Module, axes: Axes) -> None:
         return
     modules = dict(model.named_modules())
     roots = {root: _example(modules, axes, root, missing) for root in _unreached_modules(modules, missing)}
+    used = names_used(modules.values())
     for root, example in roots.items():
         if example is not None:
             _follow(axes, modules[root], root, example)
-        elif root not in modules or is_mentioned(modules, root):
+        elif _may_run(modules, root, used):
             _pin_neighbours(modules, axes, root, missing)
     for name in missing - axes.reached:
         for dim in axes.dims.get(name, ()):
             pin(dim, Reason("the sample does not reach it", name.rpartition(".")[0]))
+
+
+def _may_run(modules: dict[str, nn.Module], root: str, used: set[str] | None) -> bool:
+    """Whether code may use a module or parameter that no forward used; `used` is from `names_used`."""
+    parent, _, attribute = root.rpartition(".")
+    if root not in modules or used is None or is_torchs(type(modules[parent])):  # parts of a list are iterated over
+        return True
+    return attribute in used
 
 
 def _example(modules: dict[str, nn.Module], axes: Axes, root: str, missing: set[str]) -> str | None:
