@@ -20,9 +20,10 @@ from torch.utils.flop_counter import flop_registry
 
 from ifap.arguments import MODULE, checked
 from ifap.axes.fakes import Shapes, quick
-from ifap.axes.passes import data_free, empty_caches, plain_kernels, run_in_training, unchanged
+from ifap.axes.passes import data_free, empty_caches, plain_kernels, run_in_training
+from ifap.axes.state import unchanged
 from ifap.errors import GraphError, kind_and_line
-from ifap.forward import Inputs, call, dense_outputs, evaluation_mode, task_tensors
+from ifap.forward import Inputs, call, dense_outputs, evaluation_mode, reading, task_tensors
 from ifap.layers import modules_by_name
 from ifap.trouble import is_resource_error
 
@@ -230,7 +231,7 @@ def probe(model: nn.Module, example_inputs: Inputs, outputs: Sequence[str] | Non
         return Probe(counter.macs, shapes)
     # The forward looks at values, which data-free tensors do not have: run it for real.
     counter = _Counter(model)
-    with unchanged(model), evaluation_mode(model), torch.no_grad(), dense_outputs(model), plain_kernels():
+    with reading(model), torch.no_grad(), dense_outputs(model), plain_kernels():
         values = _run(model, counter, example_inputs)
     return Probe(counter.macs, _task_shapes(model, values, outputs))
 
@@ -302,7 +303,7 @@ def run_once(model: nn.Module, example_inputs: Inputs, outputs: Sequence[str] | 
     NetworkError
         If it does not run.
     """
-    with unchanged(model), evaluation_mode(model), torch.no_grad(), dense_outputs(model):
+    with reading(model), torch.no_grad(), dense_outputs(model):
         try:
             found = call(model, example_inputs)
         except Exception as error:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ifap.arguments import MODULE, NEW_FILE, checked
+from ifap.axes.state import kept_state
 from ifap.errors import ExportError, first_line, installation
 from ifap.files import atomic_write_bytes, beside
 from ifap.forward import Inputs, call, map_tensors, tensors
@@ -109,7 +110,7 @@ def export_program(model: nn.Module, example_inputs: Inputs, path: str | Path) -
         program = torch.export.export(twin, args, kwargs, dynamic_shapes=shapes, **deferred)
         torch.export.save(program, stream)
     exported = program.module()
-    largest = _largest_difference(twin, lambda batch: list(tensors(call(exported, batch))), example_inputs)
+    largest = _largest_difference(twin, lambda batch: _outputs(exported, batch), example_inputs)
     atomic_write_bytes(Path(path), stream.getvalue())
     return largest
 
@@ -284,6 +285,12 @@ def _named(names: Sequence[str], inputs: Inputs) -> dict[str, Any]:
     return {name: tensor.numpy() for name, tensor in zip(names, given, strict=True)}
 
 
+def _outputs(model: nn.Module, inputs: Inputs) -> list[Tensor]:
+    """Run a network from the state that it has now, as the next batch will be."""
+    with kept_state(model):
+        return list(tensors(call(model, inputs)))
+
+
 def _largest_difference(model: nn.Module, exported: Callable[[Inputs], Sequence[Tensor]], example: Inputs) -> float:
     """Compare a network and what was exported, on random inputs of each batch size."""
     largest = 0.0
@@ -292,7 +299,7 @@ def _largest_difference(model: nn.Module, exported: Callable[[Inputs], Sequence[
         inputs = _batch_of(example, batch, generator)
         with torch.no_grad():
             try:
-                wanted = list(tensors(call(model, inputs)))
+                wanted = _outputs(model, inputs)
             except Exception as error:  # whatever a forward raises that wants certain batches
                 reason = first_line(error)
                 raise ExportError(f"the network itself does not run with batch {batch}: {reason}") from error

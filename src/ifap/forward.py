@@ -17,6 +17,7 @@ from ifap.arguments import shown
 from ifap.axes.attention import adopt
 from ifap.axes.compiled import without_compiler
 from ifap.axes.passes import modes
+from ifap.axes.state import State, kept_state
 from ifap.axes.tensors import fields_of, keep_notes, laid_out_as, map_tensors
 from ifap.closures import rebind
 from ifap.errors import ConfigError, GraphError, IfapError, ScoreError, first_line, kind_and_line, nearest
@@ -332,6 +333,13 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Put every module in evaluation mode, and back to the mode that each had."""
     with modes(model, training=False):
         yield
+
+
+@contextmanager
+def reading(model: nn.Module) -> Iterator[State]:
+    """Put a network in evaluation mode, and its modes and its state back: a forward may keep what it saw."""
+    with kept_state(model) as state, evaluation_mode(model):
+        yield state
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from ifap.axes.attention import adopt, is_whole, release
 from ifap.axes.corrections import CannotFollowError
 from ifap.axes.cut import cut_units
 from ifap.axes.proof import Proof, prove
+from ifap.axes.state import kept_notes, kept_state
 from ifap.axes.units import Floats, Graph, Indices
 from ifap.checks import Checks, Refusal, axes_that_cannot_follow, because, reasons_to_stay, require
 from ifap.compensate import Compensation, biases_to_come, compensate, keep_made_weights
@@ -219,14 +220,15 @@ class Run:
             return
         teacher = self._teacher if self._options.teacher == "original" else previous
         assert teacher is not None
-        with self._former.refused(self.model):
+        with self._former.refused(self.model), kept_notes(self.model), kept_state(teacher):
             clock.measure("recover", lambda: self._recover(self.model, teacher, step))  # type: ignore[misc]
         self._former.add(self.model)
 
     def _judge(self, clock: Clock) -> float | None:
         if self._validate is None:
             return None
-        return metric_of(clock.measure("validate", lambda: self._validate(self.model)))  # type: ignore[misc]
+        with kept_notes(self.model):
+            return metric_of(clock.measure("validate", lambda: self._validate(self.model)))  # type: ignore[misc]
 
     # one cut
 

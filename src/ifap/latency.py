@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ifap.axes.units import Floats
-from ifap.forward import call_directly, device_of, evaluation_mode, map_tensors, tensors, to_device
+from ifap.forward import call_directly, device_of, map_tensors, reading, tensors, to_device
 from ifap.layers import has_plain_forward, is_depthwise, modules_by_name, sides, unit_axis
 
 Widths = Mapping[str, tuple[float, float]]
@@ -73,7 +73,7 @@ def latency(model: nn.Module, example_inputs: Any, *, warmup: int = 5, runs: int
     where = device_of(model)
     inputs = to_device(example_inputs, where)
     times = []
-    with evaluation_mode(model), torch.inference_mode():
+    with reading(model), torch.inference_mode():
         for run in range(warmup + runs):
             _synchronize(where)
             start = time.perf_counter()
@@ -127,7 +127,7 @@ def side_by_side(model: nn.Module, other: nn.Module, example_inputs: Any, *, rou
     """
     where = device_of(other)
     inputs = to_device(example_inputs, where)
-    with evaluation_mode(model), evaluation_mode(other), torch.inference_mode():
+    with reading(model), reading(other), torch.inference_mode():
         pairs: list[list[float]] = []
         while len(pairs) <= rounds and not (len(pairs) > _FEWEST_ROUNDS and sum(map(sum, pairs)) > _ENOUGH_SECONDS):
             pairs.append([_timed(partial(call_directly, network, inputs), where) for network in (model, other)])
@@ -175,7 +175,7 @@ class LatencyModel:
         inputs = to_device(example_inputs, device_of(model))
         shapes = _input_shapes(model, inputs)
         modules = modules_by_name(model)
-        with evaluation_mode(model), torch.inference_mode():
+        with reading(model), torch.inference_mode():
             times = [_timed(lambda: call_directly(model, inputs), device_of(model)) for _ in range(_RUNS + 1)]
             self._layers = {name: [_times(modules[name], shape) for shape in called] for name, called in shapes.items()}
         self.total = 1000 * statistics.median(times[1:])
@@ -252,7 +252,7 @@ def _input_shapes(model: nn.Module, inputs: Any) -> dict[str, list[tuple[int, ..
     layers = {name: module for name, module in modules_by_name(model).items() if has_plain_forward(module)}
     handles = [module.register_forward_pre_hook(note(name)) for name, module in layers.items()]
     try:
-        with evaluation_mode(model), torch.inference_mode():
+        with reading(model), torch.inference_mode():
             call_directly(model, inputs)
     finally:
         for handle in handles:

@@ -121,9 +121,11 @@ def test_what_cannot_be_exported_is_one_line(tmp_path):
 
 
 def test_a_batch_that_the_network_itself_refuses_is_one_line():
-    def pairs(x):
-        return x.view(x.shape[0] // 2, 2, -1)
+    class Pairs(nn.Module):
+        def forward(self, x):
+            return x.view(x.shape[0] // 2, 2, -1)
 
+    pairs = Pairs()
     with pytest.raises(ExportError, match="the network itself does not run with batch 1: shape") as error:
         export._largest_difference(pairs, lambda x: [pairs(x)], torch.randn(4, 3))
     assert "\n" not in str(error.value)

@@ -8,7 +8,6 @@ import gc
 import itertools
 import logging
 import weakref
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -30,9 +29,10 @@ from ifap.axes.fakes import RUNNING_MODES, Shapes, data_free_like, forget
 from ifap.axes.operations.base import PRODUCTS, RULES
 from ifap.axes.operations.values import pointwise
 from ifap.axes.sizes import Key, Origin, Place, Recorder, Size, recording
+from ifap.axes.state import same_values, unchanged
 from ifap.axes.tensors import holders, map_tensors, named_tensors, once, replaced_tensors
 from ifap.axes.trace import Axes, Forward, Tracer, following, pin_outputs, start
-from ifap.axes.training import differs_in_training, may_write_weights, recalled, same_values, sizes_of_calls
+from ifap.axes.training import differs_in_training, may_write_weights, recalled, sizes_of_calls
 from ifap.axes.unreached import follow_siblings, not_reached
 from ifap.errors import ConfigError, GraphError, IfapError, kind_and_line
 from ifap.layers import modules_by_name
@@ -52,7 +52,6 @@ _TORCH_SIZES = (
 )  # fmt: skip
 MOST_SAMPLES = 8
 """Samples that are read for what the example inputs do not reach."""
-_CONTAINERS = {dict, list, set, OrderedDict}
 _NOT_SEARCHED = (type, ModuleType, FunctionType, BuiltinFunctionType)
 _SKIPPED = ("training", "call_super_init", "dump_patches")
 
@@ -392,37 +391,6 @@ def _holds_data_free(cache: Any, depth: int = 5) -> bool:
 
 
 # --- leaving the network as it was ----------------------------------------------------------------
-
-
-@contextmanager
-def unchanged(model: nn.Module) -> Iterator[None]:
-    """Put every attribute of every module back to what it was: forwards keep caches."""
-    before = [(module, _snapshot(module.__dict__)) for module in modules_by_name(model).values()]
-    try:
-        yield
-    finally:
-        for module, (attributes, empty, filled) in before:
-            module.__dict__.clear()
-            module.__dict__.update(attributes)
-            for container in empty:
-                if container:
-                    container.clear()
-            for container, content in filled:
-                _refill(container, content)
-
-
-def _refill(container: Any, content: Any) -> None:
-    container.clear()
-    if isinstance(container, list):
-        container.extend(content)
-    else:
-        container.update(content)
-
-
-def _snapshot(attributes: dict[str, Any]) -> tuple[dict[str, Any], list[Any], list[tuple[Any, Any]]]:
-    containers = [value for value in attributes.values() if type(value) in _CONTAINERS]
-    empty = [value for value in containers if not value]  # of a hundred containers of torch's modules, nearly all
-    return dict(attributes), empty, [(value, value.copy()) for value in containers if value]
 
 
 def _remember_attributes(model: nn.Module) -> dict[Key, int]:

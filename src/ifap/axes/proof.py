@@ -19,9 +19,8 @@ from ifap.axes.dispatch import DispatchMode
 from ifap.axes.double import kept_double, to_double
 from ifap.axes.draws import SteadyDraws, same_draws
 from ifap.axes.expressions import PADDED
-from ifap.axes.passes import unchanged
+from ifap.axes.state import same_values, unchanged
 from ifap.axes.tensors import as_real, holders, map_tensors
-from ifap.axes.training import same_values
 from ifap.axes.units import Graph, Indices
 from ifap.trouble import is_resource_error
 

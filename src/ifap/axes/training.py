@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any, TypeVar
 
 import torch
@@ -17,7 +17,6 @@ from ifap.axes.corrections import can_change
 from ifap.axes.expressions import size_of
 from ifap.axes.sequences import Path, at
 from ifap.axes.sizes import Key, Place, Recorder, value_of
-from ifap.axes.tensors import named_tensors
 from ifap.axes.trace import count_call, following
 from ifap.layers import modules_by_name
 
@@ -40,20 +39,6 @@ def may_write_weights(model: nn.Module) -> bool:
     return any(
         asks_for_mode(kind) and not names_in(kind).isdisjoint(_WRITING) for kind in set(map(type, model.modules()))
     )
-
-
-@contextmanager
-def same_values(model: nn.Module, *, parameters: bool = True) -> Iterator[None]:
-    """Put the values of all tensors, or all but parameters, back after the block: a forward may write into them."""
-    held = [tensor for tensor in named_tensors(model).values() if tensor.layout is torch.strided]
-    held = [tensor for tensor in held if parameters or not isinstance(tensor, nn.Parameter)]
-    before = [(tensor, tensor.detach().clone()) for tensor in held if not tensor.is_meta]
-    try:
-        yield
-    finally:
-        for tensor, values in before:
-            if not torch.equal(tensor.detach(), values):
-                tensor.detach().copy_(values)
 
 
 class Recall(TorchFunctionMode):

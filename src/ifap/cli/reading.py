@@ -159,10 +159,10 @@ def try_once(network: nn.Module, inputs: Any, data: Path) -> None:
     """See that a network runs on its inputs."""
     import torch
 
-    from ifap.forward import call, evaluation_mode
+    from ifap.forward import call, reading
 
     try:
-        with torch.no_grad(), evaluation_mode(network):
+        with torch.no_grad(), reading(network):
             call(network, inputs)
     except Exception as error:  # whatever the user's code raises
         raise ConfigError(f"{data}: the network does not run on its inputs: {error}") from error

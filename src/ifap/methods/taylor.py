@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ifap.axes.state import State
 from ifap.axes.tensors import named_tensors
 from ifap.axes.units import Graph
 from ifap.data import pairs, refuse_test
@@ -76,7 +77,7 @@ def gradients(
 ) -> Iterable[tuple[Tensor | None, ...]]:
     """Yield the gradients of the loss of each batch; neither ``grad`` nor ``requires_grad`` is changed."""
     frozen = [weight for weight in weights if not weight.requires_grad]
-    where = device_of(model)
+    where, state = device_of(model), State(model)
     try:
         for weight in frozen:
             weight.requires_grad_(True)
@@ -86,7 +87,9 @@ def gradients(
                 with on_batch(number, "labelled"):
                     value = scalar(loss(found, to_device(targets, where)))
                 yield torch.autograd.grad(value, weights, allow_unused=True)
+            state.restore()
     finally:
+        state.restore()
         for weight in frozen:
             weight.requires_grad_(False)
 

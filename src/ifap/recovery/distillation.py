@@ -36,6 +36,7 @@ from ifap.arguments import (
     one_of,
     optional,
 )
+from ifap.axes.state import kept_state
 from ifap.choices import Precision
 from ifap.data import Augment, Batches, Split, batches, logits, refuse_test
 from ifap.errors import TrainingError
@@ -301,7 +302,7 @@ class Distillation:
 
     def _validation_loss(self, model: nn.Module) -> float:
         total, count, where = 0.0, 0, device_of(model)
-        with torch.no_grad(), self.losing(model):
+        with torch.no_grad(), kept_state(model), self.losing(model):
             for number, (inputs, targets) in enumerate(batches(self.validation, self.batch_size), start=1):
                 with on_batch(number, "validation", TrainingError):
                     found = call(model, to_device(inputs, where))
@@ -321,7 +322,7 @@ def feature_shapes(model: nn.Module, inputs: Any) -> dict[Event, torch.Size]:
     """
     for wanted in (is_activation, lambda module: isinstance(module, _WEIGHTED)):
         names = [name for name, module in model.named_modules() if wanted(module)]
-        with torch.no_grad(), _recorded(model, names, lambda value: value.shape) as shapes:
+        with torch.no_grad(), kept_state(model), _recorded(model, names, lambda value: value.shape) as shapes:
             call(model, inputs)
         if shapes:
             return shapes

@@ -21,7 +21,7 @@ from ifap.axes.units import Graph, Indices
 from ifap.errors import ExportError, kind_and_line
 from ifap.export import TOLERANCE, difference
 from ifap.files import beside
-from ifap.forward import Inputs, call, device_of, evaluation_mode, tensors, to_device, unwrapped
+from ifap.forward import Inputs, call, device_of, reading, tensors, to_device, unwrapped
 from ifap.saving.configuration import Configuration, Difference, configured_parts, is_configured, shapes_of
 from ifap.trouble import is_resource_error
 
@@ -276,7 +276,7 @@ def _compared(model: nn.Module, folder: Path, example_inputs: Inputs) -> float:
             raise ExportError(f"from_pretrained loads another tensor '{name}' than the network has")
     loaded.to(device_of(model))
     inputs = to_device(example_inputs, device_of(model))
-    with evaluation_mode(model), evaluation_mode(loaded), torch.no_grad():
+    with reading(model), reading(loaded), torch.no_grad():
         wanted, given = (list(tensors(call(network, inputs))) for network in (model, loaded))
     off = difference(wanted, given)
     if not off <= TOLERANCE:

@@ -95,7 +95,7 @@ def check_names(plan: Plan, weights: Mapping[str, Tensor], targets: Mapping[str,
 
 def _kept_by_tensor(model: nn.Module, plan: Plan) -> dict[str, dict[int, Tensor]]:
     """Return the positions that each dimension of each tensor keeps, for those that lose any."""
-    modules = modules_by_name(model)
+    modules, states = modules_by_name(model), absent_states(model, plan)
     found: dict[str, dict[int, Tensor]] = {}
     used: set[tuple[str, str]] = set()
     for name, tensor in named_tensors(model).items():
@@ -115,10 +115,27 @@ def _kept_by_tensor(model: nn.Module, plan: Plan) -> dict[str, dict[int, Tensor]
                 raise PlanError(f"kept: '{where[0]}' {where[1]}: positions must ascend within 0..{width - 1}")
             found.setdefault(name, {})[dim] = torch.tensor(left)
     for name, sides in plan.kept.items():
+        if name in states:
+            continue
         for side in sides:
             if (name, side) not in used and not (side == "in" and getattr(modules.get(name), "groups", 1) > 1):
                 raise PlanError(f"kept: the network has no '{side}' side of '{name}'")
     return found
+
+
+def absent_states(model: nn.Module, plan: Plan) -> list[str]:
+    """Return the plain attributes that held a tensor of the pruned network and hold none of this one.
+
+    A forward sets such a tensor, for example the state of a recurrent cell, and a new network has not run yet.
+    """
+    modules, held = modules_by_name(model), named_tensors(model)
+
+    def is_state(name: str) -> bool:
+        return not (name in held or name in modules or name in plan.shared) and all(
+            side.startswith("dim") for side in plan.kept[name]
+        )
+
+    return list(filter(is_state, plan.kept))
 
 
 def _check_shapes(

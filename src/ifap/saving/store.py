@@ -11,6 +11,7 @@ import hashlib
 import math
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 from ifap.arguments import BUILDER, FOLDER, MAPPING, NEW_FOLDER, PRUNED, TEXT, checked, optional
 from ifap.axes.compiled import without_compiler
 from ifap.axes.draws import same_draws
+from ifap.axes.state import kept_state
 from ifap.axes.tensors import as_real
 from ifap.costs import count_params
 from ifap.errors import PlanError, first_line, kind_and_line
@@ -130,15 +132,14 @@ def load(folder: str | Path, builder: Callable[[], nn.Module] | None = None) -> 
     _take_masks(weights, plan, folder)
     builder = builder or _named_builder(plan, weights, folder)
     try:
-        model, values = _loaded(builder, plan, weights, folder, has_run=False)
-        _compare(values, plan.fingerprint, folder)
-    except PlanError:
+        return _loaded(builder, plan, weights, folder, has_run=False)
+    except PlanError as error:
         if plan.format == 1:
             raise
         # Some networks settle their structure in their first forward, as the pruned one had done.
-        model, values = _loaded(builder, plan, weights, folder, has_run=True)
-        _compare(values, plan.fingerprint, folder)
-    return model
+        with suppress(PlanError):
+            return _loaded(builder, plan, weights, folder, has_run=True)
+        raise error
 
 
 def build_unpruned(folder: str | Path, builder: Callable[[], nn.Module] | None = None) -> nn.Module:
@@ -187,8 +188,8 @@ def _named_builder(plan: Plan, weights: Mapping[str, Tensor], folder: Path) -> C
 
 def _loaded(
     builder: Callable[[], nn.Module], plan: Plan, weights: dict[str, Tensor], folder: Path, *, has_run: bool
-) -> tuple[nn.Module, list[float]]:
-    """Build a network, give it the structure and weights of a plan, and return it with some of its outputs."""
+) -> nn.Module:
+    """Build a network, give it the structure and weights of a plan, and compare its outputs with the fingerprint."""
     try:
         model = builder()
     except (TypeError, AttributeError) as error:
@@ -199,10 +200,12 @@ def _loaded(
     try:
         rebuilding.match_type(model, weights)
         if has_run:
-            _fingerprint(model, plan.example_inputs)
+            _some_outputs(model, plan.example_inputs)
         (legacy if plan.format == 1 else rebuilding).rebuild(model, plan, weights)
         model.eval()
-        return model, _fingerprint(model, plan.example_inputs)
+        states = rebuilding.absent_states(model, plan)
+        _compare(_fingerprint(model, plan.example_inputs), plan, states)
+        return model
     except PlanError as error:
         raise PlanError(f"{folder}: {error}") from None
     except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, ZeroDivisionError) as error:
@@ -387,7 +390,12 @@ def _runnable(model: nn.Module, spec: Any) -> Any:
 
 
 def _fingerprint(model: nn.Module, spec: Any) -> list[float]:
-    """Return some outputs of the network, in evaluation mode, on inputs that follow from `spec` alone."""
+    """Return some outputs of the network on inputs that follow from `spec` alone; the network is left as it was."""
+    with kept_state(model):
+        return _some_outputs(model, spec)
+
+
+def _some_outputs(model: nn.Module, spec: Any) -> list[float]:
     inputs = to_device(make_inputs(spec), device_of(model))
     with evaluation_mode(model), torch.no_grad(), dense_outputs(model), same_draws(), without_compiler():
         torch.manual_seed(0)
@@ -408,11 +416,14 @@ def _finite(values: list[float]) -> list[float]:
     return values
 
 
-def _compare(values: list[float], stored: list[float], folder: Path) -> None:
+def _compare(values: list[float], plan: Plan, states: list[str]) -> None:
+    stored = plan.fingerprint
     # Other hardware rounds differently; a wrong network is off by far more than this.
     scale = max((abs(value) for value in stored), default=0.0) + 1e-6
     same = len(values) == len(stored) and all(
         math.isfinite(a) and abs(a - b) <= 1e-2 * scale for a, b in zip(values, stored, strict=False)
     )
     if not same:
-        raise PlanError(f"{folder}: the loaded network's output differs from its fingerprint: is this its builder?")
+        held = f"'{states[0]}' held a tensor of an earlier forward: reset it before you save" if states else ""
+        hint = held or "is this its builder?"
+        raise PlanError(f"the loaded network's output differs from its fingerprint: {hint}")

@@ -28,8 +28,8 @@ from ifap.forward import (
     Inputs,
     dense_outputs,
     device_of,
-    evaluation_mode,
     placed,
+    reading,
     refuse_empty,
     run_batch,
     scalar,
@@ -214,8 +214,9 @@ def _forwards(
     """Run the batches, and draw a direction of the outputs of each; `axes` remembers which of these are logits."""
     refuse_empty(model)
     where, generator = device_of(model), torch.Generator(device_of(model)).manual_seed(seed)
-    with dense_outputs(model), evaluation_mode(model), torch.enable_grad():
+    with dense_outputs(model), reading(model) as state, torch.enable_grad():
         for number, batch in enumerate(batches, start=1):
+            state.restore()  # no gradient goes back into another batch
             inputs = placed(batch, where, number)
             found = _found(model, inputs, number)
             outputs = _learning(model, found, names)

@@ -29,6 +29,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ifap.arguments import BATCHES_ONCE, MODULE, checked, instance, one_of, optional
 from ifap.axes.attention import adopted
+from ifap.axes.state import State
 from ifap.axes.tensors import unmapped
 from ifap.axes.units import Graph
 from ifap.data import refuse_test
@@ -258,7 +259,7 @@ def _measure(
 
 
 def forwards(model: nn.Module, batches: Iterable[Inputs]) -> Iterator[None]:
-    """Run a network on calibration batches, and yield after each.
+    """Run a network on calibration batches, each from the state that it has now, and yield after each.
 
     Raises
     ------
@@ -269,10 +270,13 @@ def forwards(model: nn.Module, batches: Iterable[Inputs]) -> Iterator[None]:
     """
     refuse_test(batches, "scoring")
     refuse_empty(model)
-    device, number = device_of(model), 0
+    device, state, number = device_of(model), State(model), 0
     for number, batch in enumerate(batches, start=1):
-        run_batch(model, placed(batch, device, number), number)
-        yield
+        try:
+            run_batch(model, placed(batch, device, number), number)
+            yield
+        finally:
+            state.restore()
     if not number:
         raise ScoreError(NO_DATA)
 

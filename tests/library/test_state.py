@@ -1,0 +1,177 @@
+"""Networks that keep something between two forwards: each forward of the library begins from their own state."""
+
+from __future__ import annotations
+
+import copy
+from contextlib import contextmanager
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+import ifap
+from ifap.axes.state import kept_notes, kept_state
+from ifap.errors import PlanError
+from ifap.scores.flow import forwards
+
+
+class Cell(nn.Module):
+    """A recurrent cell that goes on where the last forward stopped."""
+
+    def __init__(self, width: int = 32):
+        super().__init__()
+        self.embed, self.cell, self.head = nn.Linear(16, width), nn.GRUCell(width, width), nn.Linear(width, 5)
+        self.hidden = None
+
+    def forward(self, x):
+        if self.hidden is None or len(self.hidden) != len(x):
+            self.hidden = torch.zeros(len(x), self.cell.hidden_size)
+        self.hidden = self.cell(functional.relu(self.embed(x)), self.hidden)
+        return self.head(self.hidden)
+
+
+class Average(nn.Module):
+    """A buffer that follows what is seen, put in place of the last one or written into."""
+
+    def __init__(self, *, writes: bool, width: int = 32):
+        super().__init__()
+        self.embed, self.head, self.writes = nn.Linear(16, width), nn.Linear(width, 5), writes
+        self.register_buffer("mean", torch.zeros(width))
+
+    def forward(self, x):
+        seen = functional.relu(self.embed(x))
+        if self.writes:
+            self.mean.mul_(0.9).add_(0.1 * seen.mean(0).detach())
+        else:
+            self.mean = 0.9 * self.mean + 0.1 * seen.mean(0).detach()
+        return self.head(seen - self.mean)
+
+
+class Queue(nn.Module):
+    """A queue of features, and the place of the next."""
+
+    def __init__(self, width: int = 32):
+        super().__init__()
+        self.embed, self.head = nn.Linear(16, width), nn.Linear(64, 5)
+        self.register_buffer("queue", torch.linspace(-1, 1, 64 * width).view(64, width))
+        self.register_buffer("place", torch.zeros(1, dtype=torch.long))
+
+    def forward(self, x):
+        seen, place = functional.relu(self.embed(x)), int(self.place)
+        self.queue[place : place + len(x)] = seen.detach()[: 64 - place]
+        self.place[0] = (place + len(x)) % 64
+        return self.head(seen @ self.queue.t())
+
+
+class Stream(nn.Module):
+    """Causal convolutions that keep the last samples of each call in a list."""
+
+    def __init__(self, width: int = 32):
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Conv1d(4, width, 3), nn.Conv1d(width, width, 3)])
+        self.head, self.last = nn.Conv1d(width, 5, 1), [None, None]
+
+    def forward(self, x):
+        for place, layer in enumerate(self.layers):
+            last = self.last[place]
+            if last is None or len(last) != len(x):
+                last = x.new_zeros(len(x), x.shape[1], 2)
+            x = torch.cat([last, x], dim=2)
+            self.last[place] = x[:, :, -2:]
+            x = functional.relu(layer(x))
+        return self.head(x)
+
+
+NETWORKS = {
+    "cell": (Cell, (4, 16)),
+    "replaced buffer": (lambda: Average(writes=False), (4, 16)),
+    "written buffer": (lambda: Average(writes=True), (4, 16)),
+    "queue": (Queue, (4, 16)),
+    "list": (Stream, (2, 4, 20)),
+}
+
+
+@pytest.fixture(params=NETWORKS)
+def built(request):
+    torch.manual_seed(0)
+    build, shape = NETWORKS[request.param]
+    return build, build().eval(), torch.randn(4, *shape)
+
+
+def test_a_network_with_a_state_is_cut_saved_and_loaded(built, tmp_path):
+    build, network, batches = built
+    pruned = ifap.prune(network, batches[0], list(batches), target=ifap.Target(macs=0.5))
+    assert pruned.after.macs <= 0.51 * pruned.before.macs
+    assert pruned.proof.difference < 1e-6
+    ifap.save(pruned, tmp_path / "small")
+    loaded = ifap.load(tmp_path / "small", build)
+    for batch in batches:  # the states go the same way
+        assert torch.equal(loaded(batch), pruned.model.eval()(batch))
+
+
+def test_each_calibration_batch_begins_from_the_state_of_the_network(built):
+    _, network, batches = built
+    before, seen = copy.deepcopy(network.state_dict()), []
+    with torch.no_grad(), hooked(network, lambda _module, _inputs, output: seen.append(output.clone())):
+        for _ in forwards(network, [batches[0], batches[1], batches[0]]):
+            pass
+    assert torch.equal(seen[0], seen[2])
+    assert not torch.equal(seen[0], seen[1])
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+@contextmanager
+def hooked(network, hook):
+    handle = network.register_forward_hook(hook)
+    yield
+    handle.remove()
+
+
+def test_recovery_leaves_no_tensor_of_a_batch_behind():
+    torch.manual_seed(0)
+    network, x = Cell().eval(), torch.randn(8, 16)
+
+    def recover(student, teacher, step):
+        student(x).sum().backward()
+        teacher(x)
+
+    pruned = ifap.prune(network, x[:1], [x], target=ifap.Target(macs=0.5), recover=recover)
+    assert pruned.model.hidden is None
+
+
+def test_a_state_of_an_earlier_forward_is_named_when_the_network_is_loaded(tmp_path):
+    torch.manual_seed(0)
+    network, x = Cell().eval(), torch.randn(4, 16)
+    network(x)
+    pruned = ifap.prune(network, x, [x], target=ifap.Target(macs=0.5))
+    ifap.save(pruned, tmp_path / "kept")
+    with pytest.raises(PlanError, match="'hidden' held a tensor of an earlier forward: reset it"):
+        ifap.load(tmp_path / "kept", Cell)
+    pruned.model.hidden = None
+    ifap.save(pruned, tmp_path / "reset")
+    assert torch.equal(ifap.load(tmp_path / "reset", Cell)(x), pruned.model.eval()(x))
+
+
+def test_hooks_and_weights_that_hooks_make_are_no_state():
+    network, x = nn.Sequential(nn.utils.spectral_norm(nn.Linear(16, 16)), Cell()).eval(), torch.randn(2, 16)
+    network(x)
+    before = network[0].weight.clone()
+    with torch.no_grad():
+        network[0].weight_orig[0].mul_(3)
+        with kept_state(network):
+            handle = network[1].register_forward_hook(lambda *_: None)
+            network(x)
+    assert not torch.equal(network[0].weight, before)
+    assert len(network[1]._forward_hooks) == 1
+    handle.remove()
+
+
+def test_what_learns_stays_while_notes_are_put_back():
+    network = Average(writes=False)
+    network.seen = 0
+    with kept_notes(network):
+        network(torch.ones(2, 16))
+        network.seen += 1
+    assert network.seen == 0
+    assert network.mean.abs().sum() > 0
