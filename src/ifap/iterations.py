@@ -25,12 +25,12 @@ from ifap.layers import is_producer, modules_by_name
 from ifap.methods import AnyMethod
 from ifap.methods.base import Learnt, defaults_of, score
 from ifap.options import Clock, OnPhase, OnStep, Options, Recover, Validate, fell_too_far, metric_of, name_of_metric
-from ifap.plan import Plan
+from ifap.plan import Plan, note_plan, noted_plan
 from ifap.ranking import Budget, Ranking, by_speed, floors, unit_scores
 from ifap.recovery.former import FormerParameters
 from ifap.results import Pruned, Receipt, Target, layer_costs
 from ifap.run_state import Store, described, follow, replay, restore_modes
-from ifap.saving.plans import pruned_plan
+from ifap.saving.plans import joined, pruned_plan
 from ifap.saving.pretrained import STAYS, expressible
 from ifap.saving.store import load
 from ifap.schedule import rate, solve_rho_0
@@ -139,8 +139,10 @@ class Run:
         release(self.model, [name for name, module in self.model.named_modules() if is_whole(module)])
         options, metric = self._options, None if self._validate is None else name_of_metric(self._validate)
         layers = layer_costs(*self._layers_before, self._macs, params_by_module(self.model))
+        plan = joined(noted_plan(self._original), self.plan())
+        note_plan(self.model, plan)
         return Pruned(
-            self.model, self.plan(), self.receipts, self.before, self.after, proof,
+            self.model, plan, self.receipts, self.before, self.after, proof,
             layers, options.method, options.target, metric,
         )  # fmt: skip
 
@@ -472,9 +474,15 @@ class Run:
 
     # going on after an interruption
 
+    def _given(self) -> nn.Module:
+        """Return a copy of the network as it was given; a state's plan begins with it, wherever that came from."""
+        model = private_copy(self._original)
+        note_plan(model, None)
+        return model
+
     def _resume(self, store: Store) -> None:
         self.receipts, plan = store.read()
-        self.model = load(store.folder, lambda: private_copy(self._original)).train(self._original.training)
+        self.model = load(store.folder, self._given).train(self._original.training)
         adopt(self.model)
         restore_modes(self._original, self.model)
         self._graph = replay(self._graph, plan)

@@ -10,13 +10,16 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, JsonValue, ValidationError
 
 from ifap.errors import PlanError, first_line
 from ifap.example_inputs import AnyInput, Count, Part
 from ifap.files import read_bounded
+
+if TYPE_CHECKING:
+    from torch import nn
 
 PLAN_FILE = "plan.json"
 FINGERPRINT_VALUES = 64
@@ -26,6 +29,7 @@ FINGERPRINT_VALUES = 64
 _MAX_PLAN_BYTES = 32 * 2**20
 _MAX_PLAN_PARTS = 400_000
 _LARGEST_SIZE = 2**24
+_NOTE = "_pruning_plan"
 ONLY_FIRST, ONLY_LATER = {"split_attention", "heads"}, {"attention", "attributes", "calls", "sequences", "biases"}
 """What a plan of version 1 alone has, and what later ones have."""
 MASK = "mask:"
@@ -110,7 +114,7 @@ class Plan(Part):
         Attention modules that were split so that they can lose heads (version 1 alone).
     kept : dict of str to dict of str to list of int
         Layer, then side, to the positions of the unpruned network that are left; layers and sides
-        that lost nothing are not listed.
+        that lost nothing are not listed. A network that is pruned again is described from the unpruned one on.
     heads : dict of str to int
         Number of heads of each attention module (version 1 alone).
     attention : list of str
@@ -158,6 +162,30 @@ class Plan(Part):
     sparsity: dict[str, LayerMask] = Field(default_factory=dict)
     weights_sha256: str = ""
     versions: dict[str, str] = Field(default_factory=dict)
+
+
+class _Note:
+    """The plan that a network keeps in an attribute; copies of the network share it."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Note:
+        return self
+
+
+def note_plan(model: nn.Module, plan: Plan | None) -> None:
+    """Let a network remember the plan that describes it, or forget it: what is cut from it later is told from both."""
+    if plan is None:
+        model.__dict__.pop(_NOTE, None)
+    else:
+        model.__dict__[_NOTE] = _Note(plan)
+
+
+def noted_plan(model: nn.Module) -> Plan | None:
+    """Return the plan of a network that was pruned before, None for any other."""
+    note = model.__dict__.get(_NOTE)
+    return note.plan if isinstance(note, _Note) else None
 
 
 def read_plan(folder: str | Path) -> Plan:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from types import MethodType
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from ifap.axes.corrections import Callee, Correction
 from ifap.axes.expressions import CannotAgreeError, Expression, factor, is_fixed, size_of, split
-from ifap.axes.sequences import Change, Path, Recognised, Sequence, form_of_call
+from ifap.axes.sequences import Change, Path, Recognised, Sequence, at, form_of_call
 from ifap.axes.sizes import Need, Origin, Ratio, Recorder, Size, Use, origin_of, unrecorded
 from ifap.axes.trace import Attention, Tracer, carried, count_call
 
@@ -207,6 +208,31 @@ def call_key(name: str, args: tuple[Any, ...]) -> str:
     return f"{name}({','.join('-1' if type(size) is int and size == -1 else 'n' for size in sizes)})"
 
 
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+_LISTENING: list[object] = []
+_WRITTEN: list[Arguments] = []
+"""The arguments of the call that is being made, as the forward writes them, where a correction has changed them."""
+
+
+@contextmanager
+def listening() -> Iterator[None]:
+    """Let corrections pass on the arguments that they change: a network that was cut before is traced as it is written.
+
+    So a second cut corrects what the forward writes, and not what the first cut made of it.
+    """
+    _LISTENING.append(None)
+    try:
+        yield
+    finally:
+        _LISTENING.pop()
+        _WRITTEN.clear()
+
+
+def as_written(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
+    """Return the arguments of a call as the forward writes them; called once, by the mode that listens."""
+    return _WRITTEN.pop() if _WRITTEN else (args, kwargs)
+
+
 class SizeMode(TorchFunctionMode):
     """Answer sizes with numbers that remember their axis, and note each size that a call takes."""
 
@@ -227,34 +253,38 @@ class SizeMode(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         if name in ("__get__", "dim", "__set__"):
             return func(*args, **kwargs)
+        written = as_written(args, kwargs)
         tracer, key = self._tracer, call_key(name, args)
         self._recorder.module = tracer.stack[-1]
         ordinal = count_call(tracer, key)
         if name in _READERS:
-            self._recorder.note_call(tracer.stack, tracer.counters, key, form_of_call(args, kwargs))
+            self._recorder.note_call(tracer.stack, tracer.counters, key, form_of_call(*written))
         if name in _OPAQUE:
             tracer.pin_all(args, kwargs, f"{name} reads its widths by itself")
         module = tracer.stack[-1]
         out = func(*args, **kwargs)
         with unrecorded():
-            self._note((module, key, ordinal), name, args, kwargs, out)
+            self._note((module, key, ordinal), name, (args, kwargs), written, out)
         if name in ATTENTION and isinstance(out, Tensor) and out.dim() > 2:
             tracer.axes.attention[Attention(module, name, ordinal)] = carried(out).dims[-3]
         return out
 
-    def _note(self, call: tuple[str, str, int], name: str, args: Any, kwargs: Any, out: Any) -> None:
+    def _note(self, call: tuple[str, str, int], name: str, given: Arguments, written: Arguments, out: Any) -> None:
+        """Note the sizes among the arguments that torch is given; what the forward writes may have been corrected."""
         reader = _READERS.get(name)
         found: set[Path] = set()
-        uses = self._recorder.uses
+        uses, corrected = self._recorder.uses, written[0] is not given[0] or written[1] is not given[1]
         if reader is not None:
-            for path, value, need in reader(args, kwargs, out):
+            for path, value, need in reader(*given, out):
                 if isinstance(value, int) and not isinstance(value, bool) and value != -1:
                     found.add(path)
-                    if isinstance(value, Size) or (need.counts is not None and not is_fixed(need.counts)):
-                        uses.append(Use(*call, path, origin_of(value), need))
-        for path, value in _remembered_among(args, kwargs):
+                    own = at(path, *written)
+                    if corrected or isinstance(own, Size) or (need.counts is not None and not is_fixed(need.counts)):
+                        uses.append(Use(*call, path, origin_of(own), need))
+        for path, value in _remembered_among(*written):
             if path not in found:
-                plain = int(value) if isinstance(value, Size) else float.__float__(value)
+                now = at(path, *given)
+                plain = int(now) if isinstance(value, Size) else float(now)
                 uses.append(Use(*call, path, value.origin, Need(value=plain)))
 
 
@@ -313,7 +343,10 @@ class CorrectedSizes(TorchFunctionMode):
         kwargs = kwargs or {}
         calls = self._calls.get(call_key(func.__name__, args))
         if calls is not None:
-            for path, value, fraction, _ in calls.changes(args, kwargs):
+            changes = calls.changes(args, kwargs)
+            if changes and _LISTENING and not _WRITTEN:
+                _WRITTEN.append((args, kwargs))
+            for path, value, fraction, _ in changes:
                 if path[0] == "args":
                     args = _corrected(args, path[1:], value, fraction)
                 else:

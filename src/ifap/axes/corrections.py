@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
-from ifap.axes.expressions import Concatenation, Expression, Product, atoms_of, is_fixed, resolve
+from ifap.axes.expressions import Concatenation, Expression, Product, atoms_of, is_fixed, resolve, size_of
 from ifap.axes.sequences import ANYTHING, Change, Form, Path, Sequence, merged, repeating
 from ifap.axes.sizes import Comparison, Key, Need, Origin, Place, Recorder, SizeOf, Use, value_of
 
@@ -86,7 +86,7 @@ class Sizes:
             for callee, forms in recorder.calls.items():
                 self._calls[callee] = _merged(self._calls.get(callee, []), forms)
         uses = [use for recorder in recorders for use in recorder.uses]
-        self._uses = [use for use in uses if can_change(use.origin, use.need)]
+        self._uses = [use for use in uses if can_change(use.origin, use.need) or self._is_corrected(use)]
         self._comparisons = [
             each
             for recorder in recorders
@@ -94,6 +94,10 @@ class Sizes:
             if _depends(each.left) or _depends(each.right)
         ]
         self._untracked = [pair for recorder in recorders for pair in recorder.untracked if _depends(pair[0])]
+
+    def _is_corrected(self, use: Use) -> bool:
+        """Whether a call takes another size than the forward writes, since the network was cut before."""
+        return use.need.wanted(size_of) != value_of(use.origin, size_of, self._original)
 
     def follow(self, size: SizeOf) -> Corrections:
         """Return what must be set and corrected when axes have the sizes that `size` gives.

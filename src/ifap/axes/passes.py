@@ -23,7 +23,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.modules.module import register_module_forward_hook
 
 from ifap.axes.attention import adopted
-from ifap.axes.calls import SizeMode
+from ifap.axes.calls import SizeMode, listening
 from ifap.axes.compiled import compiler_is_loaded, without_compiler
 from ifap.axes.fakes import RUNNING_MODES, Shapes, data_free_like, forget
 from ifap.axes.operations.base import PRODUCTS, RULES
@@ -225,6 +225,7 @@ def _pass(
         stack.enter_context(recording(recorder))
         stack.enter_context(tracer)
         stack.enter_context(SizeMode(tracer, recorder))
+        stack.enter_context(listening())
         found = call(model, inputs)
         with torch._C.DisableTorchFunction():
             shapes = pin_outputs(outputs(found), tracer)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from ifap.axes.calls import call_key
+from ifap.axes.calls import as_written, call_key, listening
 from ifap.axes.code import names_in
 from ifap.axes.corrections import can_change
 from ifap.axes.expressions import size_of
@@ -68,8 +68,9 @@ class Recall(TorchFunctionMode):
         self._ran.add(self.stack[-1])
         if key in self._functions:
             place = (self.stack[-1], key, count_call(self, key))
+            written = as_written(args, kwargs)
             for path, value in self._wanted.get(place, ()):
-                (self._met if at(path, args, kwargs) == value else self._others).add(place)
+                (self._met if at(path, *written) == value else self._others).add(place)
         return func(*args, **kwargs)
 
     def missed(self) -> set[Place]:
@@ -94,5 +95,6 @@ def recalled(
     with ExitStack() as stack:
         stack.enter_context(following(recall))
         stack.enter_context(recall)
+        stack.enter_context(listening())
         found = run()
     return recall.missed(), found

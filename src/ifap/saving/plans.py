@@ -69,6 +69,45 @@ def pruned_plan(model: nn.Module, graph: Graph, example_inputs: Inputs, before: 
     )
 
 
+def joined(former: Plan | None, plan: Plan) -> Plan:
+    """Return the plan of a network that was pruned twice: it leads from what the first plan begins with to the end.
+
+    Parameters
+    ----------
+    former : Plan or None
+        Of the network that `plan` begins with; None if that was not pruned.
+    plan : Plan
+        Of the second pruning. Its calls are corrected from what the forward writes, so that they replace the former.
+    """
+    if former is None:
+        return plan
+    attributes = {(each.module, *each.path): each for each in (*former.attributes, *plan.attributes)}
+    again = {(each.module, each.function) for each in plan.calls}
+    before = {"macs_before": former.costs.macs_before, "params_before": former.costs.params_before}
+    return plan.model_copy(
+        update={
+            "builder": former.builder,
+            "kept": {
+                name: _joined_sides(former.kept.get(name, {}), plan.kept.get(name, {}))
+                for name in {**former.kept, **plan.kept}
+            },
+            "attention": [*dict.fromkeys((*former.attention, *plan.attention))],
+            "attributes": [*attributes.values()],
+            "calls": [*(each for each in former.calls if (each.module, each.function) not in again), *plan.calls],
+            "sequences": [
+                *(each for each in former.sequences if (each.module, each.function) not in again), *plan.sequences,
+            ],
+            "biases": sorted({*former.biases, *plan.biases}),
+            "costs": plan.costs.model_copy(update=before),
+        }
+    )  # fmt: skip
+
+
+def _joined_sides(former: dict[str, list[int]], kept: dict[str, list[int]]) -> dict[str, list[int]]:
+    sides = {side: [former[side][place] for place in left] if side in former else left for side, left in kept.items()}
+    return {**former, **sides}
+
+
 def _has_a_width_of_its_own(slot: Slot, graph: Graph) -> bool:
     """Whether a tensor of a layer does not follow the layer's width, such as a bias whose weight is cut by itself."""
     return slot.side.startswith("dim") and graph.slot(slot.name.rpartition(".")[0], "out") is not None

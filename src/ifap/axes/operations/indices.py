@@ -163,3 +163,12 @@ def slice_scatter(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str,
 def by_values(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
     """Move values by a mask over all positions."""
     return t.pin_all(args, kwargs, "its values are moved by a mask")
+
+
+@rule("_pack_padded_sequence")
+def pack(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
+    """Join the steps of sequences of unequal length: samples and steps are one dimension then, the others are kept."""
+    steps, samples, *left = t.dims(args[0])
+    for dim in (steps, samples):
+        t.pin(dim, "sequences of unequal length are packed along it")
+    return [[out[0].shape[0], *left], *t.sizes(out[1:])]
