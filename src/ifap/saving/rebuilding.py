@@ -16,10 +16,12 @@ from ifap.axes.sequences import ANYTHING, Sequence, from_lists
 from ifap.axes.slots import slot_of
 from ifap.axes.tensors import holders, in_place_of, named_tensors
 from ifap.errors import PlanError, nearest
-from ifap.layers import add_bias, has_plain_forward, modules_by_name
+from ifap.layers import add_bias, has_plain_forward, modules_by_name, sides
 
 if TYPE_CHECKING:
     from ifap.plan import AttributeSize, Plan
+
+Kept = Mapping[str, Mapping[str, list[int]]]
 
 
 def stored_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -61,14 +63,18 @@ def rebuild(model: nn.Module, plan: Plan, weights: Mapping[str, Tensor]) -> None
     if missing:
         raise PlanError(f"the network has no attention module of torch '{min(missing)}'")
     _add_biases(model, plan)
-    targets = stored_tensors(model)
-    check_names(plan, weights, targets)
-    kept = _kept_by_tensor(model, plan)
-    _check_shapes(weights, targets, kept)
-    wanted = {**weights, **{alias: weights[name] for alias, name in plan.shared.items()}}
-    touched = _put(model, targets, wanted, kept)
+    touched = put_weights(model, plan, weights)
     apply_corrections(model, _corrections(model, plan))
     follow_shapes(model, touched)
+
+
+def put_weights(model: nn.Module, plan: Plan, weights: Mapping[str, Tensor]) -> set[str]:
+    """Put stored tensors in place of those of a network, and cut others; returns the modules whose widths change."""
+    kept, targets = _kept_by_tensor(model, plan.kept), stored_tensors(model)
+    _check_names(plan, weights, targets)
+    _check_shapes(weights, targets, kept)
+    wanted = {**weights, **{alias: weights[name] for alias, name in plan.shared.items()}}
+    return _put(model, targets, wanted, kept)
 
 
 def _add_biases(model: nn.Module, plan: Plan) -> None:
@@ -81,7 +87,7 @@ def _add_biases(model: nn.Module, plan: Plan) -> None:
         add_bias(module)
 
 
-def check_names(plan: Plan, weights: Mapping[str, Tensor], targets: Mapping[str, Any]) -> None:
+def _check_names(plan: Plan, weights: Mapping[str, Tensor], targets: Mapping[str, Any]) -> None:
     """Refuse tensors that the network does not have, and a lack of those that it has."""
     names = {*weights, *plan.shared}
     for alias, name in plan.shared.items():
@@ -93,7 +99,7 @@ def check_names(plan: Plan, weights: Mapping[str, Tensor], targets: Mapping[str,
         raise PlanError(f"tensor '{name}' of the network is not stored")
 
 
-def _kept_by_tensor(model: nn.Module, plan: Plan) -> dict[str, dict[int, Tensor]]:
+def _kept_by_tensor(model: nn.Module, kept: Kept) -> dict[str, dict[int, Tensor]]:
     """Return the positions that each dimension of each tensor keeps, for those that lose any."""
     modules = modules_by_name(model)
     found: dict[str, dict[int, Tensor]] = {}
@@ -103,22 +109,29 @@ def _kept_by_tensor(model: nn.Module, plan: Plan) -> dict[str, dict[int, Tensor]
         for dim, width in enumerate(tensor.shape):
             slot = slot_of(name, owner, leaf, dim, modules.get(owner))
             named = [(name, f"dim{dim}"), (slot.name, slot.side)]
-            if leaf == "bias" and tensor.dim() == 1:  # plans before version 0.3 name the layer that makes its weight
+            if tensor.dim() == 1 and (leaf == "bias" or isinstance(modules.get(owner), nn.PReLU)):
+                # plans before version 0.3 name the layer
                 named.append((owner, "out"))
-            where = next((each for each in named if each[1] in plan.kept.get(each[0], {})), named[0])
-            left = plan.kept.get(where[0], {}).get(where[1])
+            where = next((each for each in named if each[1] in kept.get(each[0], {})), named[0])
+            left = kept.get(where[0], {}).get(where[1])
             if left is None:
                 continue
             used.add(where)
-            ascending = all(a < b for a, b in itertools.pairwise(left))
-            if not left or not ascending or left[-1] >= width:
-                raise PlanError(f"kept: '{where[0]}' {where[1]}: positions must ascend within 0..{width - 1}")
+            check_positions(*where, left, width)
             found.setdefault(name, {})[dim] = torch.tensor(left)
-    for name, sides in plan.kept.items():
-        for side in sides:
-            if (name, side) not in used and not (side == "in" and getattr(modules.get(name), "groups", 1) > 1):
+    layers = {name for name, module in model.named_modules(remove_duplicate=False) if sides(module)}
+    for name, its in kept.items():
+        for side in its:
+            # The tensor of a layer may bear the name of another's, or hold no dimension of the side.
+            if (name, side) not in used and (name not in layers or side not in ("in", "out")):
                 raise PlanError(f"kept: the network has no '{side}' side of '{name}'")
     return found
+
+
+def check_positions(name: str, side: str, left: list[int], width: int) -> None:
+    """Refuse positions of a side that the unpruned network does not have."""
+    if not left or any(a >= b for a, b in itertools.pairwise(left)) or left[-1] >= width:
+        raise PlanError(f"kept: '{name}' {side}: positions must ascend within 0..{width - 1}")
 
 
 def _check_shapes(
