@@ -1,4 +1,4 @@
-"""What the library knows about each kind of layer: its sides, its weights per unit, how to cut it.
+"""What the library knows about each kind of layer: its sides and its weights per unit.
 
 A *side* is a dimension of a layer along which units can be removed: ``"out"`` and, for layers
 that mix channels, ``"in"``. Depthwise convolutions and norms have one side, ``"out"``.
@@ -13,8 +13,6 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.modules.instancenorm import _InstanceNorm
-
-Side = str
 
 
 def modules_by_name(model: nn.Module) -> dict[str, Any]:
@@ -86,7 +84,7 @@ def is_producer(module: nn.Module) -> bool:
     return isinstance(module, (_ConvNd, nn.Linear, nn.Embedding))
 
 
-def sides(module: nn.Module) -> dict[Side, int]:
+def sides(module: nn.Module) -> dict[str, int]:
     """Return the width of each side of `module`; empty for layers without channels of their own."""
     if isinstance(module, _ConvNd):
         if is_depthwise(module):
