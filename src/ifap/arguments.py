@@ -15,7 +15,7 @@ from typing import Any, ParamSpec, TypeVar
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from ifap.errors import ConfigError, closest, first_line
+from ifap.errors import ConfigError, closest, first_line, nearest
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -141,7 +141,9 @@ def checked(**kinds: Kind) -> Callable[[Callable[P, R]], Callable[P, R]]:
             try:
                 given = signature.bind(*args, **kwargs).arguments
             except TypeError as error:
-                raise TypeError(f"{function.__name__}(): {first_line(error)}") from None
+                unknown = [name for name in kwargs if name not in signature.parameters and f"'{name}'" in str(error)]
+                hint = f": {nearest(unknown[0], signature.parameters)}" if unknown else ""
+                raise TypeError(f"{function.__name__}(): {first_line(error)}{hint}") from None
             for name, value in given.items():
                 if name in kinds and not kinds[name].accepts(value):
                     raise kinds[name].refuse(name, value)

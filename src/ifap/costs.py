@@ -15,12 +15,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils.flop_counter import flop_registry
 
 from ifap.arguments import MODULE, checked
 from ifap.axes.fakes import Shapes, quick
 from ifap.axes.passes import data_free, empty_caches, plain_kernels, run_in_training
+from ifap.axes.running import Running
 from ifap.axes.state import unchanged
 from ifap.errors import GraphError, kind_and_line
 from ifap.forward import Inputs, call, dense_outputs, evaluation_mode, reading, task_tensors
@@ -267,7 +267,7 @@ def shapes_without_data(
     except Exception as error:
         if is_resource_error(error):
             raise
-        failure: NetworkError | None = _failure(error, "" if counter is None else counter.last)
+        failure: NetworkError | None = _failure(error, "" if counter is None else counter.running.last)
     else:
         failure = None
     empty_caches()  # only now: an error in flight keeps the tensors of the forward
@@ -320,7 +320,7 @@ def _run(model: nn.Module, counter: _Counter, example_inputs: Inputs) -> Any:
     except Exception as error:
         if is_resource_error(error):
             raise
-        raise _failure(error, counter.last) from error
+        raise _failure(error, counter.running.last) from error
 
 
 def _failure(error: Exception, module: str) -> NetworkError:
@@ -368,34 +368,13 @@ class _Counter(Shapes):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.macs: dict[str, int] = {}
-        self._names = {module: name for name, module in modules_by_name(model).items()}
-        self._running = [""]
-        self.last = ""
+        self.running = Running(modules_by_name(model))
 
     @contextmanager
     def counting(self) -> Iterator[None]:
         """Count inside the block."""
-        hooks = [
-            register_module_forward_pre_hook(self._begin),
-            register_module_forward_hook(self._end, always_call=True),
-        ]
-        try:
-            with self:
-                yield
-        finally:
-            for hook in hooks:
-                hook.remove()
-
-    def _begin(self, module: nn.Module, _args: Any) -> None:
-        if module in self._names:
-            self._running.append(self._names[module])
-            self.last = self._running[-1]
-
-    def _end(self, module: Any, _args: Any, output: Any) -> None:
-        if module in self._names:
-            self._running.pop()
-            if output is not None:
-                self.last = self._running[-1]
+        with self.running, self:
+            yield
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -405,7 +384,7 @@ class _Counter(Shapes):
         output = quick(func, args, kwargs)
         if output is None:
             output = func(*args, **kwargs)
-        self._add(self._running[-1], formula(*args, **kwargs, out_val=output) // 2)
+        self._add(self.running.module, formula(*args, **kwargs, out_val=output) // 2)
         return output
 
     def _add(self, name: str, macs: int) -> None:

@@ -21,7 +21,7 @@ from ifap.axes.state import State, kept_state
 from ifap.axes.tensors import fields_of, keep_notes, laid_out_as, map_tensors
 from ifap.closures import rebind
 from ifap.errors import ConfigError, GraphError, IfapError, ScoreError, first_line, kind_and_line, nearest
-from ifap.layers import is_norm, modules_by_name
+from ifap.layers import modules_by_name
 from ifap.trouble import is_resource_error
 
 __all__ = ["map_tensors"]
@@ -340,17 +340,3 @@ def reading(model: nn.Module) -> Iterator[State]:
     """Put a network in evaluation mode, and its modes and its state back: a forward may keep what it saw."""
     with kept_state(model) as state, evaluation_mode(model):
         yield state
-
-
-@contextmanager
-def training_outputs(model: nn.Module) -> Iterator[None]:
-    """Let a network return its training outputs, such as losses, without any change of its state.
-
-    Norms keep their statistics, nothing is dropped out, and every module is put back to its mode.
-    """
-    with evaluation_mode(model):
-        model.train()
-        for module in model.modules():
-            if is_norm(module) or isinstance(module, nn.modules.dropout._DropoutNd):
-                module.eval()
-        yield

@@ -1,4 +1,4 @@
-"""What the library knows about each kind of layer: its sides, its weights per unit, how to cut it.
+"""What the library knows about each kind of layer: its sides and its weights per unit.
 
 A *side* is a dimension of a layer along which units can be removed: ``"out"`` and, for layers
 that mix channels, ``"in"``. Depthwise convolutions and norms have one side, ``"out"``.
@@ -13,8 +13,6 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.modules.instancenorm import _InstanceNorm
-
-Side = str
 
 
 def modules_by_name(model: nn.Module) -> dict[str, Any]:
@@ -86,7 +84,7 @@ def is_producer(module: nn.Module) -> bool:
     return isinstance(module, (_ConvNd, nn.Linear, nn.Embedding))
 
 
-def sides(module: nn.Module) -> dict[Side, int]:
+def sides(module: nn.Module) -> dict[str, int]:
     """Return the width of each side of `module`; empty for layers without channels of their own."""
     if isinstance(module, _ConvNd):
         if is_depthwise(module):
@@ -179,125 +177,3 @@ def unit_rows(module: nn.Module, weight: Tensor) -> Tensor:
 def weight_norms(module: nn.Module) -> Tensor:
     """Return the L2 norm of the weights of each output unit, shape (units,)."""
     return torch.linalg.vector_norm(unit_weights(module).float(), dim=1)
-
-
-def cut(module: nn.Module, keep: dict[Side, Tensor]) -> None:
-    """Keep only the given positions of each side of a layer, in place.
-
-    Parameters
-    ----------
-    module : nn.Module
-        A layer for which `sides` is not empty.
-    keep : dict of str to Tensor
-        Ascending positions to keep for each side; a side that is not named stays whole.
-    """
-    if isinstance(module, _ConvNd):
-        _cut_conv(module, keep)
-    elif isinstance(module, nn.Linear):
-        for side, dim in (("out", 0), ("in", 1)):
-            if side in keep:
-                cut_tensor(module, "weight", keep[side], dim)
-        if "out" in keep:
-            cut_tensor(module, "bias", keep["out"], 0)
-    elif isinstance(module, nn.Embedding):
-        cut_tensor(module, "weight", keep["out"], 1)
-    else:
-        _cut_channelwise(module, keep["out"])
-    refresh(module)
-
-
-def cut_tensor(module: nn.Module, name: str, keep: Tensor, dim: int) -> None:
-    """Keep positions of one dimension of a parameter or buffer, in place of the old tensor."""
-    old = getattr(module, name, None)
-    if old is None:
-        return
-    new = old.detach().index_select(dim, keep.to(old.device)).contiguous()
-    replace_tensor(module, name, new)
-
-
-def replace_tensor(module: nn.Module, name: str, new: Tensor) -> None:
-    """Put `new` where a parameter or buffer was; ``requires_grad`` stays as it was."""
-    old = getattr(module, name)
-    if name in module._parameters:
-        module._parameters[name] = nn.Parameter(new, requires_grad=old.requires_grad)
-    elif name in module._buffers:
-        module._buffers[name] = new
-    else:
-        setattr(module, name, new)
-
-
-def refresh(module: nn.Module) -> None:
-    """Make the attributes of a layer agree with the shapes of its tensors.
-
-    Called after a cut and after loading: widths are never stored twice. A grouped convolution and
-    a group norm keep the size of a group, so that their number of groups follows from the width.
-    """
-    if isinstance(module, _ConvNd):
-        _refresh_conv(module)
-    elif isinstance(module, nn.Linear):
-        module.out_features, module.in_features = module.weight.shape
-    elif isinstance(module, nn.Embedding):
-        module.embedding_dim = module.weight.shape[1]
-    elif isinstance(module, (_BatchNorm, _InstanceNorm)):
-        module.num_features = _first_size(module, "weight", "running_mean", default=module.num_features)
-    elif isinstance(module, nn.GroupNorm):
-        width = _first_size(module, "weight", default=module.num_channels)
-        module.num_groups = width * module.num_groups // module.num_channels
-        module.num_channels = width
-    elif isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
-        if module.weight is not None:
-            module.normalized_shape = tuple(module.weight.shape)
-    elif isinstance(module, nn.PReLU):
-        module.num_parameters = module.weight.shape[0]
-
-
-def _cut_conv(module: _ConvNd, keep: dict[Side, Tensor]) -> None:
-    transposed = isinstance(module, _ConvTransposeNd)
-    if module.groups > 1:
-        # Whole groups go: the rows of the kept outputs (inputs, when transposed) are all that stays.
-        side = "in" if transposed and "in" in keep else "out"
-        if side in keep:
-            cut_tensor(module, "weight", keep[side], 0)
-    else:
-        out_dim, in_dim = (1, 0) if transposed else (0, 1)
-        if "out" in keep:
-            cut_tensor(module, "weight", keep["out"], out_dim)
-        if "in" in keep:
-            cut_tensor(module, "weight", keep["in"], in_dim)
-    if "out" in keep:
-        cut_tensor(module, "bias", keep["out"], 0)
-
-
-def _refresh_conv(module: _ConvNd) -> None:
-    if isinstance(module, _ConvTransposeNd):
-        inputs_per_group = module.in_channels // module.groups
-        module.in_channels = module.weight.shape[0]
-        if module.groups > 1:
-            module.groups = module.in_channels // inputs_per_group
-        module.out_channels = module.weight.shape[1] * module.groups
-        return
-    outputs_per_group = module.out_channels // module.groups
-    module.out_channels = module.weight.shape[0]
-    if module.groups > 1:
-        module.groups = module.out_channels // outputs_per_group
-    module.in_channels = module.weight.shape[1] * module.groups
-
-
-def _cut_channelwise(module: nn.Module, keep: Tensor) -> None:
-    for name in ("weight", "bias", "running_mean", "running_var"):
-        cut_tensor(module, name, keep, 0)
-    if isinstance(module, (nn.LayerNorm, nn.RMSNorm)) and module.weight is None:
-        module.normalized_shape = (len(keep),)
-    elif isinstance(module, nn.GroupNorm) and module.weight is None:
-        module.num_groups = len(keep) * module.num_groups // module.num_channels
-        module.num_channels = len(keep)
-    elif isinstance(module, (_BatchNorm, _InstanceNorm)) and module.weight is None and module.running_mean is None:
-        module.num_features = len(keep)
-
-
-def _first_size(module: nn.Module, *names: str, default: int) -> int:
-    for name in names:
-        tensor = getattr(module, name, None)
-        if tensor is not None:
-            return int(tensor.shape[0])
-    return default

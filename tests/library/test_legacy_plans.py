@@ -340,7 +340,7 @@ def test_what_version_one_did_not_replace_is_left_alone():
         ("vit", {"split_attention": ["nowhere"]}, "no attention module 'nowhere' to split"),
         ("resnet", {"split_attention": ["fc"]}, "no attention module 'fc' to split"),
         ("resnet", {"kept": {"fc": {"in": [1, 0]}}}, "positions must ascend"),
-        ("resnet", {"kept": {}}, "units stored"),
+        ("resnet", {"kept": {}}, "the plan keeps"),
         ("t5", {"shared": {}}, "is not stored"),
     ],
 )

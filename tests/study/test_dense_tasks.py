@@ -13,9 +13,9 @@ from scipy.linalg import sqrtm
 from torch import nn
 from torch.nn import functional
 
+from ifap.axes.passes import modes
 from ifap.data import Split
 from ifap.errors import ConfigError, TrainingError
-from ifap.forward import training_outputs
 from ifap.recovery.distillation import Distillation
 from ifap.recovery.train_step import Engine
 from ifap.results import Receipt
@@ -132,7 +132,7 @@ def test_training_outputs_neither_drop_out_nor_move_statistics():
     model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Dropout(0.9)).eval()
     inputs = torch.randn(8, 4)
     expected = model(inputs)
-    with training_outputs(model):
+    with modes(model, training=True):
         assert model.training
         assert torch.equal(model(inputs), expected)
     assert not any(module.training for module in model.modules())

@@ -45,7 +45,7 @@ class ShapedAttention(nn.MultiheadAttention):
         if not self.batch_first:
             query, key, value = (x.transpose(0, 1) for x in (query, key, value))
         q, k, v = self._projected(query, key, value)
-        mask = _merged(attn_mask, key_padding_mask, q, k, is_causal and attn_mask is None)
+        mask = merged_masks(attn_mask, key_padding_mask, q, k, is_causal and attn_mask is None)
         tokens = k.shape[1]
         k, v = self._with_own_keys(k, self.bias_k), self._with_own_keys(v, self.bias_v)
         mask = mask if mask is None else functional.pad(mask, (0, k.shape[1] - tokens))
@@ -94,13 +94,13 @@ class ShapedAttention(nn.MultiheadAttention):
         return projected
 
 
-def _merged(
+def merged_masks(
     attn_mask: Tensor | None, key_padding_mask: Tensor | None, q: Tensor, k: Tensor, is_causal: bool
 ) -> Tensor | None:
-    """Return both masks as one that is added to the logits."""
+    """Return both masks as one that is added to the logits; tokens are the last but one dimension of `q` and `k`."""
     masks: list[Tensor] = []
     if is_causal:
-        ones = torch.ones(q.shape[1], k.shape[1], dtype=torch.bool, device=q.device)
+        ones = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool, device=q.device)
         masks.append(_added(ones.triu(diagonal=1), q))
     if attn_mask is not None:
         mask = _added(attn_mask, q)

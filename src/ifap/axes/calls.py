@@ -16,7 +16,7 @@ from ifap.axes.corrections import Callee, Correction
 from ifap.axes.expressions import CannotAgreeError, Expression, factor, is_fixed, size_of, split
 from ifap.axes.sequences import Change, Path, Recognised, Sequence, at, form_of_call
 from ifap.axes.sizes import Need, Origin, Ratio, Recorder, Size, Use, origin_of, unrecorded
-from ifap.axes.trace import Attention, Tracer, carried, count_call
+from ifap.axes.trace import Attention, Tracer, carried
 
 Entry = tuple[Path, Any, Need]
 """Where a size is among the arguments, the size, and what it must be."""
@@ -254,14 +254,13 @@ class SizeMode(TorchFunctionMode):
         if name in ("__get__", "dim", "__set__"):
             return func(*args, **kwargs)
         written = as_written(args, kwargs)
-        tracer, key = self._tracer, call_key(name, args)
-        self._recorder.module = tracer.stack[-1]
-        ordinal = count_call(tracer, key)
+        tracer, running, key = self._tracer, self._tracer.running, call_key(name, args)
+        self._recorder.module = module = running.module
+        ordinal = running.count(key)
         if name in _READERS:
-            self._recorder.note_call(tracer.stack, tracer.counters, key, form_of_call(*written))
+            self._recorder.note_call(running.stack, running.counters, key, form_of_call(*written))
         if name in _OPAQUE:
             tracer.pin_all(args, kwargs, f"{name} reads its widths by itself")
-        module = tracer.stack[-1]
         out = func(*args, **kwargs)
         with unrecorded():
             self._note((module, key, ordinal), name, (args, kwargs), written, out)

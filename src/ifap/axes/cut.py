@@ -21,6 +21,7 @@ from ifap.axes.slots import map_unique
 from ifap.axes.tensors import holders, in_place_of
 from ifap.axes.units import Graph, Indices, stay
 from ifap.layers import is_norm, is_within, modules_by_name
+from ifap.made_weights import made_tensors
 
 Undo = Callable[[], None]
 
@@ -57,8 +58,8 @@ def cut_units(model: nn.Module, graph: Graph, removed: Indices) -> tuple[Graph, 
     apply_corrections(model, corrections, back)
     modules = modules_by_name(model)
     for name in touched.intersection(modules):  # a tensor may stand in a list of a module
-        _follow_shapes(modules[name], back)
         _compute_again(modules[name], back)
+        _follow_shapes(modules[name], back)
 
     def undo() -> None:
         for step in reversed(back):
@@ -135,8 +136,14 @@ def _select(model: nn.Module, keep: dict[str, dict[int, Tensor]], back: list[Und
             made[id(tensor)] = selected(tensor, keep[first])
         put(made[id(tensor)])
         back.append(_putting(put, tensor))
-        touched.add(name.rpartition(".")[0])
+        touched.add(layer_of(name))
     return touched
+
+
+def layer_of(tensor: str) -> str:
+    """Return the name of the layer that holds a tensor, also one that a parametrization makes a weight from."""
+    owner = tensor.rpartition(".")[0]
+    return owner.rpartition("parametrizations.")[0].removesuffix(".") if "parametrizations." in owner else owner
 
 
 def _putting(put: Callable[[Tensor], None], tensor: Tensor) -> Undo:
@@ -231,7 +238,7 @@ def _follow_shapes(module: Any, back: list[Undo]) -> None:
 
 def shape_attributes(module: Any) -> dict[str, Any]:
     """Return the width attributes of a layer of torch, computed from its tensor shapes."""
-    weight = module._parameters.get("weight")
+    weight = _weight_of(module)
     if isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
         return _recurrent_widths(module)
     if isinstance(module, _ConvNd):
@@ -248,6 +255,12 @@ def shape_attributes(module: Any) -> dict[str, Any]:
         return {"num_channels" if isinstance(module, nn.GroupNorm) else "num_features": weight.shape[0]}
     mean = module._buffers.get("running_mean")
     return {"num_features": mean.shape[0]} if is_norm(module) and isinstance(mean, Tensor) else {}
+
+
+def _weight_of(module: Any) -> Tensor | None:
+    """Return the weight of a layer, or one of the shape of a weight that it makes."""
+    made: Tensor | None = module._parameters.get("weight")
+    return next((each.value() for each in made_tensors(module) if each.name == "weight"), made)
 
 
 _WIDTHS: dict[type[nn.Module], dict[str, int]] = {

@@ -28,10 +28,11 @@ from ifap.axes.compiled import compiler_is_loaded, without_compiler
 from ifap.axes.fakes import RUNNING_MODES, Shapes, data_free_like, forget
 from ifap.axes.operations.base import PRODUCTS, RULES
 from ifap.axes.operations.values import pointwise
+from ifap.axes.running import Running
 from ifap.axes.sizes import Key, Origin, Place, Recorder, Size, recording
 from ifap.axes.state import same_values, unchanged
 from ifap.axes.tensors import holders, map_tensors, named_tensors, once, replaced_tensors
-from ifap.axes.trace import Axes, Forward, Tracer, following, pin_outputs, start
+from ifap.axes.trace import Axes, Forward, Tracer, pin_outputs, start
 from ifap.axes.training import differs_in_training, may_write_weights, recalled, sizes_of_calls
 from ifap.axes.unreached import follow_siblings, not_reached
 from ifap.errors import ConfigError, GraphError, IfapError, kind_and_line
@@ -204,9 +205,8 @@ def _pass(
     fake: bool,
 ) -> None:
     """Run one forward under the tracer."""
-    modules = {module: name for name, module in modules_by_name(model).items()}
-    recorder = Recorder()
-    tracer = Tracer(axes, modules, RULES, pointwise, PRODUCTS)
+    running, recorder = Running(modules_by_name(model)), Recorder()
+    tracer = Tracer(axes, running, RULES, pointwise, PRODUCTS)
     tracer.counts_products, tracer.sees = kind == "first", kind == "modules"
     with ExitStack() as stack:
         stack.enter_context(modes(model, training=kind == "training"))
@@ -219,7 +219,7 @@ def _pass(
             stack.callback(_forget, list(tensors.values()))
         with torch._C.DisableTorchFunction():
             start(axes, tensors)
-        stack.enter_context(following(tracer))
+        stack.enter_context(running)
         if tracer.sees:
             stack.callback(register_module_forward_hook(tracer.hand_back).remove)
         stack.enter_context(recording(recorder))

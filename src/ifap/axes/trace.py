@@ -6,18 +6,17 @@ that looks at values is run on the real tensors instead. The network is left unc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from ifap.axes.dispatch import DispatchMode
 from ifap.axes.expressions import Atom, CannotAgreeError, Expression, Reason, atoms_of, pin, resolve, size_of, unify
 from ifap.axes.fakes import device_or_call, quick
+from ifap.axes.running import Running
 from ifap.axes.sizes import Place, Recorder
 
 _INTEGERS = {torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8}
@@ -181,8 +180,8 @@ class Tracer(DispatchMode):
     ----------
     axes : Axes
         Filled by the trace.
-    modules : dict of nn.Module to str
-        Names of the modules of the network.
+    running : Running
+        Which modules of the network run.
     rules : mapping of str to callable
         Operation, such as ``aten.view``, to its rule; see `ifap.axes.operations`.
     pointwise : callable
@@ -194,7 +193,7 @@ class Tracer(DispatchMode):
     def __init__(
         self,
         axes: Axes,
-        modules: dict[nn.Module, str],
+        running: Running,
         rules: Mapping[str, Rule],
         pointwise: Rule,
         products: Collection[Rule],
@@ -202,9 +201,7 @@ class Tracer(DispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.axes = axes
         self._rules, self._pointwise, self._products = rules, pointwise, products
-        self.modules = modules
-        self.stack: list[str] = [""]
-        self.counters: list[dict[str, int]] = [{}]
+        self.running = running
         self.counts_products = True
         self.sees = False  # whether to record the axes that each module handles
         self._known: dict[Any, Rule | None] = {}
@@ -231,7 +228,7 @@ class Tracer(DispatchMode):
 
     def reason(self, text: str) -> Reason:
         """Return a reason that names the module at work."""
-        return Reason(text, self.stack[-1])
+        return Reason(text, self.running.module)
 
     def pin(self, axis: Expression, text: str) -> None:
         """Pin an axis."""
@@ -268,7 +265,7 @@ class Tracer(DispatchMode):
     def multiply(self, *sizes: Expression) -> None:
         """Record the sizes of a product."""
         if self.counts_products:
-            self.axes.multiplications.append(Multiplication(self.stack[-1], sizes))
+            self.axes.multiplications.append(Multiplication(self.running.module, sizes))
 
     def produced(self, weight: Tensor, dim: int, axis: Expression) -> None:
         """Note that a weight makes the units of an axis along one of its dimensions."""
@@ -296,7 +293,7 @@ class Tracer(DispatchMode):
             if not atoms.isdisjoint(atoms_of(dim)):
                 self._note_producer(weight.source, place)
         if not weight.name and atoms:
-            self.axes.made.setdefault(self.stack[-1], axis)
+            self.axes.made.setdefault(self.running.module, axis)
 
     def read(self, weight: Tensor, channels: Expression) -> None:
         """Record the input channels of a convolution weight."""
@@ -390,7 +387,7 @@ class Tracer(DispatchMode):
 
     def _see(self, x: Tensor) -> None:
         """Record that the running module handles the axes of a tensor."""
-        seen = self.axes.seen.setdefault(self.stack[-1], [])
+        seen = self.axes.seen.setdefault(self.running.module, [])
         seen += [dim for dim in carried(x).dims if not isinstance(dim, int)]
 
     def hand_back(self, module: nn.Module, args: Any, output: Any) -> None:
@@ -419,45 +416,8 @@ def _is_weight(known: list[Carried]) -> bool:
 def _unknown(t: Tracer, func: Any, args: Any, kwargs: Any, out: Any) -> Any:
     """Pin everything that an operation without a rule touches."""
     name = f"{func.namespace}.{t.name_of(func)}"
-    t.axes.forward.unknown.setdefault(name, t.stack[-1])
+    t.axes.forward.unknown.setdefault(name, t.running.module)
     return t.pin_all(args, kwargs, f"the operation {name} is not followed")
-
-
-class Follower(Protocol):
-    """A mode that knows which modules run, and how often each function was called in each of them."""
-
-    modules: dict[nn.Module, str]
-    stack: list[str]
-    counters: list[dict[str, int]]
-
-
-def count_call(follower: Follower, key: str) -> int:
-    """Count a call in every module that runs; returns how many of its name the innermost had made before."""
-    ordinal = follower.counters[-1].get(key, 0)
-    for counter in follower.counters:
-        counter[key] = counter.get(key, 0) + 1
-    return ordinal
-
-
-@contextmanager
-def following(tracer: Follower) -> Iterator[None]:
-    """Keep the stack of running modules of a mode inside the block."""
-    names = tracer.modules
-
-    def begin(module: nn.Module, _args: Any) -> None:
-        if module in names:
-            tracer.stack.append(names[module])
-            tracer.counters.append({})
-
-    def end(module: nn.Module, _args: Any, _output: Any) -> None:
-        if module in names:
-            tracer.stack.pop()
-            tracer.counters.pop()
-
-    with ExitStack() as handles:
-        for handle in (register_module_forward_pre_hook(begin), register_module_forward_hook(end, always_call=True)):
-            handles.callback(handle.remove)
-        yield
 
 
 def pin_outputs(outputs: Iterable[Tensor], tracer: Tracer) -> list[tuple[int, ...]]:

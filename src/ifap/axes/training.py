@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable
-from contextlib import ExitStack
 from typing import Any, TypeVar
 
 import torch
@@ -15,9 +14,9 @@ from ifap.axes.calls import as_written, call_key, listening
 from ifap.axes.code import names_in
 from ifap.axes.corrections import can_change
 from ifap.axes.expressions import size_of
+from ifap.axes.running import Running
 from ifap.axes.sequences import Path, at
 from ifap.axes.sizes import Key, Place, Recorder, value_of
-from ifap.axes.trace import count_call, following
 from ifap.layers import modules_by_name
 
 T = TypeVar("T")
@@ -46,18 +45,16 @@ class Recall(TorchFunctionMode):
 
     Parameters
     ----------
-    modules : dict of nn.Module to str
-        Names of the modules of the network.
+    running : Running
+        Which modules of the network run.
     wanted : dict of Place to list of (path, value)
         Calls, and the sizes among their arguments.
     """
 
-    def __init__(self, modules: dict[nn.Module, str], wanted: dict[Place, list[tuple[Path, Any]]]) -> None:
+    def __init__(self, running: Running, wanted: dict[Place, list[tuple[Path, Any]]]) -> None:
         super().__init__()
-        self.modules, self._wanted = modules, wanted
+        self._running, self._wanted = running, wanted
         self._functions = {function for _, function, _ in wanted}
-        self.stack: list[str] = [""]
-        self.counters: list[dict[str, int]] = [{}]
         self._ran: set[str] = set()
         self._met: set[Place] = set()
         self._others: set[Place] = set()
@@ -65,9 +62,10 @@ class Recall(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         key = call_key(func.__name__, args)
-        self._ran.add(self.stack[-1])
+        module = self._running.module
+        self._ran.add(module)
         if key in self._functions:
-            place = (self.stack[-1], key, count_call(self, key))
+            place = (module, key, self._running.count(key))
             written = as_written(args, kwargs)
             for path, value in self._wanted.get(place, ()):
                 (self._met if at(path, *written) == value else self._others).add(place)
@@ -91,10 +89,6 @@ def recalled(
     model: nn.Module, run: Callable[[], T], wanted: dict[Place, list[tuple[Path, Any]]]
 ) -> tuple[set[Place], T]:
     """Return the calls that differ from the trace in a run, and the result of the run."""
-    recall = Recall({module: name for name, module in modules_by_name(model).items()}, wanted)
-    with ExitStack() as stack:
-        stack.enter_context(following(recall))
-        stack.enter_context(recall)
-        stack.enter_context(listening())
+    with Running(modules_by_name(model)) as running, Recall(running, wanted) as recall, listening():
         found = run()
     return recall.missed(), found

@@ -19,7 +19,7 @@ from ifap.costs import count_bytes, macs_by_module, params_by_module
 from ifap.errors import GraphError
 from ifap.example_inputs import make_inputs
 from ifap.files import atomic_write_text
-from ifap.forward import Inputs, dense_outputs, tensors
+from ifap.forward import Inputs, tensors
 from ifap.latency import SideBySide, layer_widths, side_by_side
 from ifap.plan import Plan, read_plan
 from ifap.report.drawing import Dot, draw_curve, environment, short_count, skyline, three_digits
@@ -230,9 +230,8 @@ def _timing(model: nn.Module, original: nn.Module, inputs: Inputs) -> Timing:
 def _look(original: nn.Module, model: nn.Module, inputs: Inputs, plan: Plan) -> History:
     """Return a history computed from both networks, for a folder without one."""
     before, after = layer_widths(original), layer_widths(model)
-    with dense_outputs(original), dense_outputs(model):
-        counts = [macs_by_module(original, inputs), params_by_module(original)]
-        counts += [macs_by_module(model, inputs), params_by_module(model)]
+    counts = [macs_by_module(original, inputs), params_by_module(original)]
+    counts += [macs_by_module(model, inputs), params_by_module(model)]
     try:
         reasons = {stay.name: stay.reason for stay in inspect(original, inputs).stays}
     except GraphError:

@@ -12,15 +12,15 @@ What is replaced is recognised by its shape and by the names of its parts. Only 
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
-from ifap.errors import PlanError, counted
-from ifap.layers import cut, cut_tensor, modules_by_name, refresh, replace_tensor, sides
+from ifap.axes.cut import follow_shapes
+from ifap.errors import PlanError
+from ifap.layers import is_norm, modules_by_name, sides
 from ifap.saving.legacy_attention import (
     FUSED,
     HEAD_TABLE,
@@ -38,7 +38,7 @@ from ifap.saving.legacy_attention import (
     nearest_table,
     split,
 )
-from ifap.saving.rebuilding import check_names
+from ifap.saving.rebuilding import Kept, check_positions, put_weights
 
 if TYPE_CHECKING:
     from ifap.plan import Plan
@@ -164,24 +164,13 @@ def rebuild(model: nn.Module, plan: Plan, weights: Mapping[str, Tensor]) -> None
     if missing:
         raise PlanError(f"the network has no attention module '{min(missing)}' to split")
     restore_diffusion(model, stored)
-    original = slot_widths(model)
-    check_kept(plan, original)
-    targets = model.state_dict()
-    check_names(plan, weights, targets)
-    tied = [pair for pair in plan.shared.items() if _held(model, pair[0]) is _held(model, pair[1])]
-    for name, tensor in weights.items():
-        _resize(model, name, targets[name], tensor)
-    for alias, name in tied:
-        parent, _, leaf = alias.rpartition(".")
-        setattr(model.get_submodule(parent), leaf, _held(model, name))
-    _cut_unsaved(model, plan, stored)
-    for module in model.modules():
-        if sides(module):
-            refresh(module)
+    _narrow_bare_norms(model, plan.kept)
+    touched = put_weights(model, plan, weights)
+    for name in touched:
+        _keep_group_sizes(model.get_submodule(name))
+    follow_shapes(model, touched)
     heads = refresh_heads(model, plan.heads)
     refresh_widths(model)
-    model.load_state_dict({**weights, **{alias: weights[name] for alias, name in plan.shared.items()}})
-    check_widths(model, plan, original)
     if heads != plan.heads or not _certain_attention(model) <= heads.keys():
         raise PlanError("the numbers of attention heads differ from those in the plan")
 
@@ -201,62 +190,25 @@ def _certain_attention(model: nn.Module) -> set[str]:
 # --- shapes -----------------------------------------------------------------------------------------
 
 
-def slot_widths(model: nn.Module) -> dict[tuple[str, str], int]:
-    """Return the width of each side of each layer, and of each dimension of each parameter and buffer."""
-    widths = {(name, side): size for name, module in model.named_modules() for side, size in sides(module).items()}
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        widths.update({(name, f"dim{dim}"): size for dim, size in enumerate(tensor.shape)})
-    return widths
+def _narrow_bare_norms(model: nn.Module, kept: Kept) -> None:
+    """Give norms without tensors the widths that a plan keeps, in place."""
+    for name, module in modules_by_name(model).items():
+        if not is_norm(module) or "out" not in kept.get(name, {}) or next(iter(module.state_dict()), None):
+            continue
+        left, width = kept[name]["out"], sides(module)["out"]
+        check_positions(name, "out", left, width)
+        if isinstance(module, nn.GroupNorm):
+            module.num_groups, module.num_channels = len(left) * module.num_groups // width, len(left)
+        elif isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
+            module.normalized_shape = (len(left),)
+        else:
+            module.num_features = len(left)
 
 
-def check_kept(plan: Plan, original: Mapping[tuple[str, str], int]) -> None:
-    """Refuse positions that the unpruned network does not have."""
-    for name, by_side in plan.kept.items():
-        for side, left in by_side.items():
-            width = original.get((name, side))
-            if width is None:
-                raise PlanError(f"kept: the network has no '{side}' side of '{name}'")
-            ascending = all(a < b for a, b in itertools.pairwise(left))
-            if not left or not ascending or left[-1] >= width:
-                raise PlanError(f"kept: '{name}' {side}: positions must ascend within 0..{width - 1}")
-
-
-def check_widths(model: nn.Module, plan: Plan, original: Mapping[tuple[str, str], int]) -> None:
-    """Refuse layers that have not as many units as the plan keeps."""
-    present = slot_widths(model)
-    for (name, side), width in original.items():
-        left = plan.kept.get(name, {}).get(side)
-        expected = width if left is None else len(left)
-        if (left is not None or not side.startswith("dim")) and present[name, side] != expected:
-            raise PlanError(f"'{name}' {side}: {counted(present[name, side], 'unit')} stored, {expected} in the plan")
-
-
-def _resize(model: nn.Module, name: str, old: Tensor, stored: Tensor) -> None:
-    if stored.dtype != old.dtype:
-        raise PlanError(f"tensor '{name}' is stored as {stored.dtype}, the network has {old.dtype}")
-    if stored.dim() != old.dim() or any(new > whole for new, whole in zip(stored.shape, old.shape, strict=True)):
-        raise PlanError(f"tensor '{name}' is stored as {list(stored.shape)}, which cannot come from {list(old.shape)}")
-    if stored.shape != old.shape:
-        parent, _, leaf = name.rpartition(".")
-        empty = torch.empty(stored.shape, dtype=stored.dtype, device=old.device)
-        replace_tensor(model.get_submodule(parent), leaf, empty)
-
-
-def _held(model: nn.Module, name: str) -> Any:
-    """Return the parameter or buffer that a network holds under a name."""
-    parent, _, leaf = name.rpartition(".")
-    return getattr(model.get_submodule(parent), leaf)
-
-
-def _cut_unsaved(model: nn.Module, plan: Plan, stored: Collection[str]) -> None:
-    """Cut what has a width but no stored tensor: norms without weights, buffers that are not saved."""
-    modules, owners = dict(model.named_modules()), {name.rpartition(".")[0] for name in stored}
-    for name, by_side in plan.kept.items():
-        keep = {side: torch.tensor(left) for side, left in by_side.items()}
-        if name in modules:
-            if name not in owners:
-                cut(modules[name], keep)
-        elif name not in stored:
-            parent, _, leaf = name.rpartition(".")
-            for side, positions in keep.items():
-                cut_tensor(model.get_submodule(parent), leaf, positions, int(side.removeprefix("dim")))
+def _keep_group_sizes(module: Any) -> None:
+    """Let the number of groups of a convolution or norm follow from its width: a group keeps its size."""
+    if isinstance(module, nn.GroupNorm):
+        module.num_groups = len(module.weight) * module.num_groups // module.num_channels
+    elif isinstance(module, _ConvNd):
+        old = module.in_channels if module.transposed else module.out_channels
+        module.groups = len(module.weight) * module.groups // old if module.groups > 1 else 1

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ifap.axes.attention import merged_masks
 from ifap.layers import sides
 
 HEAD_TABLE = "relative_attention_bias"
@@ -114,11 +115,12 @@ class SplitAttention(nn.Module):
         """Attend; see ``nn.MultiheadAttention.forward``."""
         batched = query.dim() == 3
         q, k, v = (self._heads(*pair, batched) for pair in ((self.q, query), (self.k, key), (self.v, value)))
-        mask = _merge_masks(attn_mask, key_padding_mask, q, k, is_causal and attn_mask is None)
+        mask = merged_masks(attn_mask, key_padding_mask, q, k, is_causal and attn_mask is None)
         dropout = self.dropout if self.training else 0.0
         weights = None
         if need_weights:
-            weights = _probabilities(q, k, mask)
+            logits = q @ k.transpose(2, 3) * self.head_dim**-0.5
+            weights = (logits if mask is None else logits + mask).softmax(dim=-1)
             heads = functional.dropout(weights, dropout) @ v
         else:
             heads = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
@@ -369,31 +371,3 @@ def _is_linear(module: nn.Module, path: str) -> bool:
     for step in path.split("."):
         owner = owner._modules.get(step) if isinstance(owner, nn.Module) else None
     return isinstance(owner, nn.Linear)
-
-
-def _probabilities(q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
-    logits = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5
-    if mask is not None:
-        logits = logits.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else logits + mask
-    return logits.softmax(dim=-1)
-
-
-def _merge_masks(attn_mask: Tensor | None, padding: Tensor | None, q: Tensor, k: Tensor, causal: bool) -> Tensor | None:
-    """Combine the masks of ``nn.MultiheadAttention`` (true: left out) into one to add to the logits."""
-    if attn_mask is None and padding is None and not causal:
-        return None
-    mask = torch.zeros(1, 1, q.shape[-2], k.shape[-2], dtype=q.dtype, device=q.device)
-    if causal:
-        attn_mask = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool, device=q.device).triu(1)
-    if attn_mask is not None:
-        additive = _additive(attn_mask, q)
-        mask = mask + (additive.unflatten(0, (q.shape[0], -1)) if additive.dim() == 3 else additive)
-    if padding is not None:
-        mask = mask + _additive(padding, q).reshape(-1, 1, 1, k.shape[-2])
-    return mask
-
-
-def _additive(mask: Tensor, like: Tensor) -> Tensor:
-    if mask.dtype != torch.bool:
-        return mask.to(like.dtype)
-    return torch.zeros(mask.shape, dtype=like.dtype, device=like.device).masked_fill(mask, float("-inf"))

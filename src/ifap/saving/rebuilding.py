@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ifap.axes.attention import adopt
+from ifap.axes.attention import ShapedAttention, adopt
 from ifap.axes.corrections import Callee, Correction, Corrections
-from ifap.axes.cut import apply_corrections, follow_shapes, selected
+from ifap.axes.cut import apply_corrections, follow_shapes, layer_of, selected
 from ifap.axes.sequences import ANYTHING, Sequence, from_lists
 from ifap.axes.slots import slot_of
 from ifap.axes.tensors import holders, in_place_of, named_tensors
 from ifap.errors import PlanError, nearest
-from ifap.layers import add_bias, has_plain_forward, modules_by_name
+from ifap.layers import add_bias, has_plain_forward, modules_by_name, sides
+from ifap.plan import AttributeSize, Plan, noted_plan
 
-if TYPE_CHECKING:
-    from ifap.plan import AttributeSize, Plan
+Kept = Mapping[str, Mapping[str, list[int]]]
 
 
 def stored_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -57,31 +57,52 @@ def rebuild(model: nn.Module, plan: Plan, weights: Mapping[str, Tensor]) -> None
     PlanError
         If the plan or the tensors belong to another network.
     """
-    missing = set(plan.attention) - set(adopt(model, plan.attention))
+    adopt(model, plan.attention)
+    shaped = {name for name, module in model.named_modules() if isinstance(module, ShapedAttention)}
+    missing = set(plan.attention) - shaped
     if missing:
         raise PlanError(f"the network has no attention module of torch '{min(missing)}'")
     _add_biases(model, plan)
-    targets = stored_tensors(model)
-    check_names(plan, weights, targets)
-    kept = _kept_by_tensor(model, plan)
-    _check_shapes(weights, targets, kept)
-    wanted = {**weights, **{alias: weights[name] for alias, name in plan.shared.items()}}
-    touched = _put(model, targets, wanted, kept)
+    touched = put_weights(model, plan, weights)
     apply_corrections(model, _corrections(model, plan))
     follow_shapes(model, touched)
 
 
+def put_weights(model: nn.Module, plan: Plan, weights: Mapping[str, Tensor]) -> set[str]:
+    """Put stored tensors in place of those of a network, and cut others; returns the modules whose widths change."""
+    kept, targets = _kept_by_tensor(model, _left_of(model, plan.kept)), stored_tensors(model)
+    _check_names(plan, weights, targets)
+    _check_shapes(weights, targets, kept)
+    wanted = {**weights, **{alias: weights[name] for alias, name in plan.shared.items()}}
+    return _put(model, targets, wanted, kept)
+
+
+def _left_of(model: nn.Module, kept: Kept) -> Kept:
+    """Return positions of a network that was pruned before; a plan counts those of the unpruned one."""
+    former = noted_plan(model)
+    if former is None:
+        return kept
+
+    def left(name: str, side: str) -> list[int]:
+        places = {position: place for place, position in enumerate(former.kept.get(name, {}).get(side, ()))}
+        if places and not places.keys() >= set(kept[name][side]):
+            raise PlanError(f"kept: the builder's network was pruned before and lost other units of '{name}'")
+        return [places[position] for position in kept[name][side]] if places else kept[name][side]
+
+    return {name: {side: left(name, side) for side in its} for name, its in kept.items()}
+
+
 def _add_biases(model: nn.Module, plan: Plan) -> None:
     """Give the layers that a plan names the bias that they lack."""
-    modules = modules_by_name(model)
-    for name in plan.biases:
+    modules, former = modules_by_name(model), noted_plan(model)
+    for name in set(plan.biases).difference(former.biases if former else ()):
         module = modules.get(name)
         if module is None or not has_plain_forward(module) or module.bias is not None:
             raise PlanError(f"biases: the network has no layer '{name}' without a bias that could be given one")
         add_bias(module)
 
 
-def check_names(plan: Plan, weights: Mapping[str, Tensor], targets: Mapping[str, Any]) -> None:
+def _check_names(plan: Plan, weights: Mapping[str, Tensor], targets: Mapping[str, Any]) -> None:
     """Refuse tensors that the network does not have, and a lack of those that it has."""
     names = {*weights, *plan.shared}
     for alias, name in plan.shared.items():
@@ -93,9 +114,9 @@ def check_names(plan: Plan, weights: Mapping[str, Tensor], targets: Mapping[str,
         raise PlanError(f"tensor '{name}' of the network is not stored")
 
 
-def _kept_by_tensor(model: nn.Module, plan: Plan) -> dict[str, dict[int, Tensor]]:
+def _kept_by_tensor(model: nn.Module, kept: Kept) -> dict[str, dict[int, Tensor]]:
     """Return the positions that each dimension of each tensor keeps, for those that lose any."""
-    modules, states = modules_by_name(model), absent_states(model, plan)
+    modules, states = modules_by_name(model), absent_states(model, kept)
     found: dict[str, dict[int, Tensor]] = {}
     used: set[tuple[str, str]] = set()
     for name, tensor in named_tensors(model).items():
@@ -103,39 +124,40 @@ def _kept_by_tensor(model: nn.Module, plan: Plan) -> dict[str, dict[int, Tensor]
         for dim, width in enumerate(tensor.shape):
             slot = slot_of(name, owner, leaf, dim, modules.get(owner))
             named = [(name, f"dim{dim}"), (slot.name, slot.side)]
-            if leaf == "bias" and tensor.dim() == 1:  # plans before version 0.3 name the layer that makes its weight
+            if tensor.dim() == 1 and (leaf == "bias" or isinstance(modules.get(owner), nn.PReLU)):
+                # plans before version 0.3 name the layer
                 named.append((owner, "out"))
-            where = next((each for each in named if each[1] in plan.kept.get(each[0], {})), named[0])
-            left = plan.kept.get(where[0], {}).get(where[1])
+            where = next((each for each in named if each[1] in kept.get(each[0], {})), named[0])
+            left = kept.get(where[0], {}).get(where[1])
             if left is None:
                 continue
             used.add(where)
-            ascending = all(a < b for a, b in itertools.pairwise(left))
-            if not left or not ascending or left[-1] >= width:
-                raise PlanError(f"kept: '{where[0]}' {where[1]}: positions must ascend within 0..{width - 1}")
+            check_positions(*where, left, width)
             found.setdefault(name, {})[dim] = torch.tensor(left)
-    for name, sides in plan.kept.items():
+    layers = {name for name, module in model.named_modules(remove_duplicate=False) if sides(module)}
+    for name, its in kept.items():
         if name in states:
             continue
-        for side in sides:
-            if (name, side) not in used and not (side == "in" and getattr(modules.get(name), "groups", 1) > 1):
+        for side in its:
+            # The tensor of a layer may bear the name of another's, or hold no dimension of the side.
+            if (name, side) not in used and (name not in layers or side not in ("in", "out")):
                 raise PlanError(f"kept: the network has no '{side}' side of '{name}'")
     return found
 
 
-def absent_states(model: nn.Module, plan: Plan) -> list[str]:
+def absent_states(model: nn.Module, kept: Kept) -> list[str]:
     """Return the plain attributes that held a tensor of the pruned network and hold none of this one.
 
     A forward sets such a tensor, for example the state of a recurrent cell, and a new network has not run yet.
     """
-    modules, held = modules_by_name(model), named_tensors(model)
+    held = {*modules_by_name(model), *named_tensors(model), *stored_tensors(model)}
+    return [name for name, its in kept.items() if name not in held and all(side.startswith("dim") for side in its)]
 
-    def is_state(name: str) -> bool:
-        return not (name in held or name in modules or name in plan.shared) and all(
-            side.startswith("dim") for side in plan.kept[name]
-        )
 
-    return list(filter(is_state, plan.kept))
+def check_positions(name: str, side: str, left: list[int], width: int) -> None:
+    """Refuse positions of a side that the unpruned network does not have."""
+    if not left or any(a >= b for a, b in itertools.pairwise(left)) or left[-1] >= width:
+        raise PlanError(f"kept: '{name}' {side}: positions must ascend within 0..{width - 1}")
 
 
 def _check_shapes(
@@ -169,7 +191,7 @@ def _put(
             else:
                 continue
         if made[id(tensor)].shape != tensor.shape:
-            touched.add(name.rpartition(".")[0])
+            touched.add(layer_of(name))
         put(made[id(tensor)])
     modules = modules_by_name(model)
     return {name for name in touched if name in modules}

@@ -48,6 +48,7 @@ from ifap.plan import (
     Builder,
     LayerMask,
     Plan,
+    note_plan,
     read_plan,
     unused_parts,
 )
@@ -203,8 +204,9 @@ def _loaded(
             _some_outputs(model, plan.example_inputs)
         (legacy if plan.format == 1 else rebuilding).rebuild(model, plan, weights)
         model.eval()
-        states = rebuilding.absent_states(model, plan)
+        states = rebuilding.absent_states(model, plan.kept)
         _compare(_fingerprint(model, plan.example_inputs), plan, states)
+        note_plan(model, plan if plan.format > 1 else None)
         return model
     except PlanError as error:
         raise PlanError(f"{folder}: {error}") from None

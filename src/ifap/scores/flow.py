@@ -29,13 +29,14 @@ from torch.utils.hooks import RemovableHandle
 
 from ifap.arguments import BATCHES_ONCE, MODULE, checked, instance, one_of, optional
 from ifap.axes.attention import adopted
+from ifap.axes.running import Running
 from ifap.axes.state import State
 from ifap.axes.tensors import unmapped
 from ifap.axes.units import Graph
 from ifap.data import refuse_test
 from ifap.errors import ScoreError
 from ifap.forward import Inputs, device_of, evaluation_mode, placed, refuse_empty, run_batch
-from ifap.layers import unit_axis, weight_norms
+from ifap.layers import modules_by_name, unit_axis, weight_norms
 from ifap.scores.heads import HeadCalls, head_weights, replace_heads
 from ifap.scores.weights import WeightUses, all_weights, is_weighted, made_by_heads, used_by_attention, weights_alone
 
@@ -312,8 +313,9 @@ def _observe(
                     WeightUses(model, graph, {*alone, *silent}, lambda name, *found: meters[name].output(*found))
                 )
             if heads:
+                running = stack.enter_context(Running(modules_by_name(model)))
                 stack.enter_context(
-                    HeadCalls(model, graph, make.of_heads, lambda number, kept: heads[number].heads(kept))
+                    HeadCalls(running, graph, make.of_heads, lambda number, kept: heads[number].heads(kept))
                 )
         if follower is not None:
             stack.enter_context(follower)

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from ifap.axes.calls import ATTENTION
+from ifap.axes.running import Running
 from ifap.axes.units import Graph, Indices
 from ifap.scores.weights import all_weights
 
@@ -30,8 +32,8 @@ class HeadCalls(TorchFunctionMode):
 
     Parameters
     ----------
-    model : nn.Module
-        The network that runs.
+    running : Running
+        Which modules of the network run.
     graph : Graph
         Its units.
     reduce : callable
@@ -42,45 +44,20 @@ class HeadCalls(TorchFunctionMode):
         samples.
     """
 
-    def __init__(self, model: nn.Module, graph: Graph, reduce: Reduce, read: Read) -> None:
+    def __init__(self, running: Running, graph: Graph, reduce: Reduce, read: Read) -> None:
         super().__init__()
-        self._reduce, self._read = reduce, read
+        self._running, self._reduce, self._read = running, reduce, read
         self._order = [_order(units) for units in graph.heads]
-        self._numbers = {call: number for number, call in enumerate(graph.structure.attention)}
-        self._running: list[tuple[str, dict[str, int]]] = []
-        self._handles: list[Any] = []
-        self._model = model
-
-    def __enter__(self) -> Any:
-        names = {call.module for call in self._numbers}
-        for name in names:
-            module = self._model.get_submodule(name)
-            self._handles += [
-                module.register_forward_pre_hook(self._begin(name)),
-                module.register_forward_hook(self._end, always_call=True),
-            ]
-        return super().__enter__()  # type: ignore[no-untyped-call]
-
-    def __exit__(self, *error: Any) -> None:
-        for handle in self._handles:
-            handle.remove()
-        super().__exit__(*error)  # type: ignore[no-untyped-call]
-
-    def _begin(self, name: str) -> Callable[[nn.Module, Any], None]:
-        return lambda _module, _args: self._running.append((name, {}))
-
-    def _end(self, _module: nn.Module, _args: Any, _output: Any) -> None:
-        self._running.pop()
+        self._numbers: dict[tuple[str, str, int], int] = {
+            call: number for number, call in enumerate(graph.structure.attention)
+        }
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
-        if name not in ("softmax", "scaled_dot_product_attention") or not self._running:
+        if name not in ATTENTION:
             return func(*args, **kwargs)
-        module, counts = self._running[-1]
-        number = self._numbers.get((module, name, counts.get(name, 0)))  # type: ignore[call-overload]
-        for _, each in self._running:
-            each[name] = each.get(name, 0) + 1
+        number = self._numbers.get((self._running.module, name, self._running.count(name)))
         if number is None:
             return func(*args, **kwargs)
         if name == "softmax":

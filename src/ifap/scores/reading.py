@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils.hooks import RemovableHandle
 
 from ifap.axes.attention import adopted
+from ifap.axes.running import Running
 from ifap.axes.tensors import as_real, functorch, named_tensors
 from ifap.axes.units import Graph, Indices
 from ifap.layers import contracted_axis, modules_by_name, shared_parameters, unit_axis
@@ -97,10 +97,8 @@ def looking(model: nn.Module, layers: Mapping[str, Any], look: Look) -> Iterator
             stack.enter_context(adopted(model))
         if alone or own:
             places = {_place(layer): name for name, layer in alone.items()}
-            products = stack.enter_context(_Products(places, look))
-            for name in own:
-                for hook in products.watch(name, layers[name]):
-                    stack.callback(hook.remove)
+            running = stack.enter_context(Running({name: layers[name] for name in own}))
+            stack.enter_context(_Products(places, {name: layers[name].weight.shape for name in own}, running, look))
         yield
 
 
@@ -140,24 +138,17 @@ class _Products(TorchFunctionMode):
     ----------
     names : dict of tuple to str
         The place of a weight, see `matrices.place_of`, to the name of its reader.
+    shapes : dict of str to torch.Size
+        Layer whose forward makes a new weight, or turns its input, before its product to the shape of the weight.
+    running : Running
+        Which of these layers run.
     look : callable
         See `looking`.
     """
 
-    def __init__(self, names: dict[Place, str], look: Look) -> None:
+    def __init__(self, names: dict[Place, str], shapes: dict[str, torch.Size], running: Running, look: Look) -> None:
         super().__init__()
-        self._names, self._look = names, look
-        self._running: list[tuple[str, torch.Size]] = []
-
-    def watch(self, name: str, module: nn.Module) -> tuple[RemovableHandle, RemovableHandle]:
-        """Look at the product inside a layer whose forward makes a new weight, or turns its input, before that."""
-        shape: Any = module.weight.shape
-        begin = module.register_forward_pre_hook(lambda *_: self._running.append((name, shape)))
-        end = module.register_forward_hook(lambda *_: self._forget(), always_call=True)
-        return begin, end
-
-    def _forget(self) -> None:
-        self._running.pop()
+        self._names, self._shapes, self._running, self._look = names, shapes, running, look
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         place = READ.get(getattr(func, "__name__", ""))
@@ -173,10 +164,10 @@ class _Products(TorchFunctionMode):
     def _reader(self, weight: Any) -> str | None:
         """Return the layer, or the matrix, that a product with a weight belongs to; None if it was not asked for."""
         found = self._names.get(place_of(weight)) if self._names and isinstance(weight, Tensor) else None
-        if found is not None or not self._running:
+        if found is not None:
             return found
-        name, shape = self._running[-1]
-        return name if getattr(weight, "shape", None) == shape else None
+        name = self._running.module
+        return name if name in self._shapes and getattr(weight, "shape", None) == self._shapes[name] else None
 
 
 def _reads_as_given(module: nn.Module) -> bool:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ifap.layers import cut, cut_tensor
+from ifap.axes.cut import follow_shapes, selected
 
 UnitKind = Literal["heads", "neurons"]
 _OWN_TABLE = "OwnTableAttention"
@@ -281,6 +281,7 @@ def cut_units(model: nn.Module, groups: Sequence[Group], kept: Sequence[Tensor])
     positions = kept_positions(groups, model, kept)
     for name, keep in positions.items():
         _cut(model.get_submodule(name), keep)
+    follow_shapes(model, positions)
     for group in groups:
         if group.kind == "heads":
             for part in group.parts:
@@ -289,15 +290,13 @@ def cut_units(model: nn.Module, groups: Sequence[Group], kept: Sequence[Tensor])
 
 
 def _cut(module: Any, keep: dict[str, Tensor]) -> None:
-    if not is_transposed(module):
-        cut(module, keep)
-        return
-    for side, dim in (("out", 1), ("in", 0)):
-        if side in keep:
-            cut_tensor(module, "weight", keep[side], dim)
-    if "out" in keep:
-        cut_tensor(module, "bias", keep["out"], 0)
-    module.nx, module.nf = module.get_parameter("weight").shape
+    outputs = 1 if is_transposed(module) or isinstance(module, nn.Embedding) else 0
+    dims = {outputs if side == "out" else 1 - outputs: left for side, left in keep.items()}
+    module.weight = selected(module.weight, dims)
+    if "out" in keep and getattr(module, "bias", None) is not None:
+        module.bias = selected(module.bias, {0: keep["out"]})
+    if is_transposed(module):
+        module.nx, module.nf = module.weight.shape
 
 
 def _refresh(module: Any, part: Part, model: nn.Module) -> None:

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ifap.axes.passes import modes
 from ifap.data import Batches, Split, batches
 from ifap.errors import TrainingError
-from ifap.forward import call, device_of, evaluation_mode, map_tensors, to_device, training_outputs
+from ifap.forward import call, device_of, evaluation_mode, map_tensors, to_device
 from ifap.seeds import seeded
 from ifap.study.tasks.base import TASKS, Task
 
@@ -28,7 +29,7 @@ class Detection(Task):
 
     def losing(self, model: nn.Module) -> AbstractContextManager[None]:
         """Return a context in which a detector returns its losses, although it is evaluated."""
-        return training_outputs(model)
+        return modes(model, training=True)
 
     def loss(self, outputs: Any, targets: Any, *, label_smoothing: float = 0.0) -> Tensor:
         """Return the sum of the losses that the network has computed; see `own_loss`."""
@@ -68,7 +69,7 @@ class Detection(Task):
                 placed = to_device(inputs, where)
                 found = call(model, placed[0])
                 metric.update(map_tensors(found, _plain), map_tensors(expected, _plain))
-                with training_outputs(model):
+                with modes(model, training=True):
                     total += float(own_loss(call(model, placed))) * len(expected)
                 count += len(expected)
         if not count:

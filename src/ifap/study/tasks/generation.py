@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ifap.axes.passes import modes
 from ifap.data import Batches, Split, batches
 from ifap.errors import TrainingError
-from ifap.forward import call, device_of, evaluation_mode, to_device, training_outputs
+from ifap.forward import call, device_of, evaluation_mode, to_device
 from ifap.seeds import seeded
 from ifap.study.models.base import MODELS, load_pretrained
 from ifap.study.models.weights import FEATURES_OF, IMAGENET_CLASSES, RGB, SIDE, obtain_weights
@@ -117,7 +118,7 @@ class Generation(Task):
 
     def losing(self, model: nn.Module) -> AbstractContextManager[None]:
         """Return a context in which the network returns its losses, although it is evaluated."""
-        return training_outputs(model)
+        return modes(model, training=True)
 
     def loss(self, outputs: Any, targets: Any, *, label_smoothing: float = 0.0) -> Tensor:
         """Return the sum of the losses that the network has computed."""
@@ -155,7 +156,7 @@ class Generation(Task):
                 if known is None:
                     measured.update(images.cpu(), real=True)
                 measured.update(made.detach().float().cpu(), real=False)
-                with training_outputs(model):
+                with modes(model, training=True):
                     total += float(own_loss(call(model, images))) * len(images)
                 count += len(images)
         if count < 2:
