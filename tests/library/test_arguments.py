@@ -209,7 +209,7 @@ def test_other_public_functions_name_what_they_cannot_use(pruned, tmp_path):
 def test_a_missing_or_unknown_argument_is_named_with_its_function():
     with pytest.raises(TypeError, match=r"^prune\(\): missing a required argument: 'batches'$"):
         ifap.prune(network(), IMAGES)
-    with pytest.raises(TypeError, match=r"^prune\(\): got an unexpected keyword argument 'stepz': did you mean 'steps'"):
+    with pytest.raises(TypeError, match=r"^prune\(\): got an unexpected keyword argument 'stepz': did you mean"):
         prune(stepz=3)
 
 

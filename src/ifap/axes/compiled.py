@@ -5,13 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partialmethod
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._C import DispatchKey
 from torch._ops import HigherOrderOperator
-from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
 
@@ -34,33 +34,23 @@ def without_compiler(*, both: bool = False) -> Iterator[None]:
     if not compiler_is_loaded():
         yield
         return
-    with torch.compiler.set_stance("force_eager"), _InParts(both=both):
-        yield
+    # A mode would do the same, but each operation of the forward would pay for it.
+    whole = HigherOrderOperator.__call__
+    HigherOrderOperator.__call__ = partialmethod(_in_parts, whole, _both if both else _one)  # type: ignore
+    try:
+        with torch.compiler.set_stance("force_eager"):
+            yield
+    finally:
+        HigherOrderOperator.__call__ = whole  # type: ignore[method-assign]
 
 
-class _InParts(TorchFunctionMode):
-    """Replace operations that call functions, such as ``torch.cond``, by the operations of these functions.
+def _in_parts(func: Any, whole: Callable[..., Any], branches: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Run an operation that calls functions, such as ``torch.cond``, as the operations of these functions.
 
     Above autograd, so that gradients arrive at the layers inside of the functions as well.
     """
-
-    def __init__(self, *, both: bool) -> None:
-        super().__init__()
-        self._seen_both = both
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        parts = self._parts(func) if isinstance(func, HigherOrderOperator) else None
-        if parts is None:
-            return func(*args, **kwargs)
-        with self:
-            return parts(*args, **kwargs)
-
-    def _parts(self, func: HigherOrderOperator) -> Callable[..., Any] | None:
-        """Return a function that computes an operation by others, or None."""
-        if func.name() == "cond":
-            return _both if self._seen_both else _one
-        return func.py_kernels.get(DispatchKey.CompositeExplicitAutograd)
+    parts = branches if func.name() == "cond" else func.py_kernels.get(DispatchKey.CompositeExplicitAutograd)
+    return whole(func, *args, **kwargs) if parts is None else parts(*args, **kwargs)
 
 
 def _one(pred: Any, true_fn: Callable[..., Any], false_fn: Callable[..., Any], operands: Any = ()) -> Any:
