@@ -58,7 +58,7 @@ class AttributeSize(Part):
     """An integer attribute that the forward reads as a size: a module, the path below it, and the value."""
 
     module: str
-    path: Annotated[list[str | int], Field(min_length=1, max_length=3)]
+    path: Annotated[list[str | int], Field(min_length=1, max_length=4)]
     value: Count
 
 

@@ -1,11 +1,14 @@
 """Reshapes that move channels: followed where the map is right, pinned where it would be silently wrong."""
 
+import functools
+
 import numpy as np
 import pytest
 import torch
 from networks import Lambda
 from torch import nn
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import ifap
 from ifap.axes.cut import cut_units
@@ -168,3 +171,107 @@ def test_recurrent_layers_on_packed_sequences_of_different_lengths_lose_units(ki
     assert found.proof.units_checked > 0
     assert found.proof.difference < 1e-12
     assert found.model(x[:2, :5], torch.tensor([2, 5])).shape == (2, 3)
+
+
+@functools.lru_cache(64)
+def _shape_of_heads(shape, heads):
+    """Compute a shape as einops does: results are cached by sizes, whatever these count."""
+    *places, width = shape
+    if width % heads:
+        raise ValueError(f"{width} channels are no multiple of {heads} heads")
+    return (*places, heads, width // heads)
+
+
+class CachedShapes(nn.Module):
+    """Two blocks of attention of the same widths, whose shapes a cached function computes."""
+
+    def __init__(self, width=32):
+        super().__init__()
+        self.embed, self.head, self.heads = nn.Linear(6, width), nn.Linear(width, 3), 4
+        self.qkv = nn.ModuleList(nn.Linear(width, 3 * width) for _ in range(2))
+        self.out = nn.ModuleList(nn.Linear(width, width) for _ in range(2))
+
+    def forward(self, x):
+        x = self.embed(x)
+        for qkv, out in zip(self.qkv, self.out, strict=True):
+            q, k, v = (
+                part.reshape(_shape_of_heads(tuple(part.shape), self.heads)).transpose(1, 2)
+                for part in qkv(x).chunk(3, dim=-1)
+            )
+            x = x + out(((q @ k.transpose(-1, -2)).softmax(-1) @ v).transpose(1, 2).flatten(2))
+        return self.head(x)
+
+
+def test_a_cache_does_not_answer_for_another_axis_of_the_same_size():
+    torch.manual_seed(0)
+    network, x = CachedShapes().eval(), torch.randn(2, 5, 6)
+    network(x)  # the cache knows these sizes as plain numbers
+    pruned = ifap.prune(network, x, [x], target=ifap.Target(macs=0.5), steps=1, method="magnitude")
+    assert pruned.after.macs < 0.52 * pruned.before.macs
+    assert pruned.proof.difference < 1e-6
+    assert set(pruned.receipts[-1].pinned) == {"head"}
+    assert pruned.model(torch.randn(3, 7, 6)).shape == (3, 7, 3)
+
+
+class Rearranged(nn.Module):
+    """A reshape that refuses other widths, whose number of heads stands in a private tuple of pairs."""
+
+    def __init__(self, **sizes):
+        super().__init__()
+        self._sizes = tuple(sizes.items())
+
+    def forward(self, x):
+        parts, heads = (size for _, size in self._sizes)
+        if x.shape[-1] % (parts * heads) != 0:
+            raise ValueError(f"{x.shape[-1]} channels are no multiple of {parts} x {heads}")
+        return x.reshape(*x.shape[:2], parts, heads, x.shape[-1] // (parts * heads)).permute(2, 0, 3, 1, 4)
+
+
+class WithPairs(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed, self.qkv, self.out, self.head = (
+            nn.Linear(8, 24),
+            nn.Linear(24, 72),
+            nn.Linear(24, 24),
+            nn.Linear(24, 3),
+        )
+        self.apart = Rearranged(parts=3, heads=4)
+
+    def forward(self, x):
+        x = self.embed(x)
+        q, k, v = self.apart(self.qkv(x))
+        x = x + self.out(((q @ k.transpose(-1, -2)).softmax(-1) @ v).transpose(1, 2).flatten(2))
+        return self.head(x)
+
+
+def test_a_size_in_a_private_tuple_of_pairs_follows_and_is_loaded(tmp_path):
+    torch.manual_seed(0)
+    network, x = WithPairs().eval(), torch.randn(2, 5, 8)
+    pruned = ifap.prune(network, x, [x], target=ifap.Target(macs=0.6), steps=1, method="magnitude")
+    assert dict(pruned.model.apart._sizes)["heads"] < 4
+    assert dict(network.apart._sizes) == {"parts": 3, "heads": 4}
+    assert pruned.proof.difference < 1e-6
+    ifap.save(pruned, tmp_path)
+    assert torch.equal(ifap.load(tmp_path, WithPairs)(x), pruned.model(x))
+
+
+class OwnKernel(nn.Module):
+    """Attention that chooses a fused kernel itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.qkv, self.out = nn.Linear(24, 72), nn.Linear(24, 3)
+
+    def forward(self, x):
+        q, k, v = self.qkv(x).reshape(*x.shape[:2], 3, 4, 6).permute(2, 0, 3, 1, 4)
+        with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]):
+            return self.out(functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+def test_heads_go_where_a_forward_chooses_the_kernel_of_its_attention():
+    torch.manual_seed(0)
+    network, x = OwnKernel().eval(), torch.randn(2, 5, 24)
+    pruned = ifap.prune(network, x, [x], target=ifap.Target(macs=0.5), steps=1, method="magnitude")
+    assert pruned.model.qkv.out_features == 36
+    assert pruned.proof.difference < 1e-6

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import MethodType
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from ifap.axes.corrections import Callee, Correction
@@ -189,7 +190,8 @@ def _unflatten(args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Itera
 _READERS["unflatten"] = _unflatten
 
 _SHAPE, _SIZE, _NUMEL = Tensor.shape.__get__, Tensor.size, Tensor.numel  # type: ignore[attr-defined]
-ATTENTION = ("softmax", "scaled_dot_product_attention")
+FUSED_ATTENTION = "scaled_dot_product_attention"
+ATTENTION = ("softmax", FUSED_ATTENTION)
 """Functions that make attention probabilities, or use them at once."""
 _OPAQUE = {"multi_head_attention_forward"}
 
@@ -261,7 +263,9 @@ class SizeMode(TorchFunctionMode):
             self._recorder.note_call(running.stack, running.counters, key, form_of_call(*written))
         if name in _OPAQUE:
             tracer.pin_all(args, kwargs, f"{name} reads its widths by itself")
-        out = func(*args, **kwargs)
+        # A forward may choose a fused kernel for its attention by itself.
+        with sdpa_kernel(SDPBackend.MATH) if name == FUSED_ATTENTION else nullcontext():
+            out = func(*args, **kwargs)
         with unrecorded():
             self._note((module, key, ordinal), name, (args, kwargs), written, out)
         if name in ATTENTION and isinstance(out, Tensor) and out.dim() > 2:

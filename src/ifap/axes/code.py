@@ -1,12 +1,13 @@
-"""Names that the code of a network uses: what no name leads to is not run."""
+"""Names that code uses: what no name of a network's code leads to is not run."""
 
 from __future__ import annotations
 
+import dis
 import functools
 import inspect
 import sys
 from collections.abc import Iterable, Iterator
-from types import CodeType
+from types import CodeType, FrameType
 from typing import Any
 
 from torch import nn
@@ -77,3 +78,18 @@ def _names(code: CodeType) -> Iterator[str]:
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
             yield from _names(constant)
+
+
+def calls_a_cache(frame: FrameType) -> bool:
+    """Whether a frame makes a call, and its code mentions a function whose results `functools` caches.
+
+    The function is a global, an attribute of a global such as a module, or a method of the first argument.
+    """
+    code = frame.f_code
+    if not dis.opname[code.co_code[frame.f_lasti]].startswith("CALL"):
+        return False
+    homes = [frame.f_globals.get(name) for name in code.co_names]
+    if code.co_varnames:
+        homes.append(type(frame.f_locals.get(code.co_varnames[0])))
+    found = [*homes, *(vars(home).get(name) for home in homes if hasattr(home, "__dict__") for name in code.co_names)]
+    return any(isinstance(each, functools._lru_cache_wrapper) for each in found)

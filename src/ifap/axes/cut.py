@@ -221,8 +221,10 @@ def _with(old: Any, path: list[Any], value: int) -> Any:
     """Return a copy of a value with the part at a path replaced."""
     if not path:
         return value
+    if isinstance(old, dict):
+        return {**old, path[0]: _with(old[path[0]], path[1:], value)}
     if isinstance(old, (tuple, list)):
-        return type(old)(value if place == path[0] else item for place, item in enumerate(old))
+        return type(old)(_with(item, path[1:], value) if place == path[0] else item for place, item in enumerate(old))
     twin = copy.copy(old)
     vars(twin)[path[0]] = value
     return twin

@@ -54,7 +54,9 @@ _TORCH_SIZES = (
 MOST_SAMPLES = 8
 """Samples that are read for what the example inputs do not reach."""
 _NOT_SEARCHED = (type, ModuleType, FunctionType, BuiltinFunctionType)
-_SKIPPED = ("training", "call_super_init", "dump_patches")
+_SKIPPED = {*vars(nn.Module()), "call_super_init", "dump_patches"}
+_HOLD_SIZES = (int, tuple, list, dict)
+_MOST_ITEMS, _DEEPEST = 64, 4  # of a container that may hold sizes; names on the way to one
 
 
 def trace_axes(
@@ -405,7 +407,7 @@ def _remember_attributes(model: nn.Module) -> dict[Key, int]:
         attributes = module.__dict__
         keys = [key for key in _TORCH_SIZES if key in attributes] if own else list(attributes)
         for key in keys:
-            if key.startswith("_") or key in _SKIPPED:
+            if key in _SKIPPED:
                 continue
             value = attributes[key]
             traced = _remembered((name, key), value, found)
@@ -418,8 +420,8 @@ def _remembered(key: Key, value: Any, found: dict[Key, int]) -> Any:
     if type(value) is int:
         found[key] = value
         return Size(value, Origin("attribute", (key, value)))
-    if type(value) in (tuple, list) and value and all(type(item) is int for item in value) and len(value) <= 64:
-        return type(value)(_remembered((*key, place), item, found) for place, item in enumerate(value))
+    if type(value) in (tuple, list, dict):
+        return _remembered_items(key, value, found)
     if is_settings(value) and len(key) == 2:
         twin = copy.copy(value)
         for inner, item in list(vars(value).items()):
@@ -427,6 +429,22 @@ def _remembered(key: Key, value: Any, found: dict[Key, int]) -> Any:
                 vars(twin)[inner] = _remembered((*key, inner), item, found)
         return twin
     return value
+
+
+def _remembered_items(key: Key, value: Any, found: dict[Key, int]) -> Any:
+    """Return a container in which integers remember themselves, or the container itself if it holds none."""
+    items = value if isinstance(value, dict) else dict(enumerate(value))
+    if not 0 < len(items) <= _MOST_ITEMS or len(key) >= _DEEPEST:
+        return value
+    traced = {
+        place: _remembered((*key, place), item, found)
+        if type(item) in _HOLD_SIZES and type(place) in (int, str)
+        else item
+        for place, item in items.items()
+    }
+    if all(traced[place] is item for place, item in items.items()):
+        return value
+    return traced if isinstance(value, dict) else type(value)(traced.values())
 
 
 def is_settings(value: Any) -> bool:

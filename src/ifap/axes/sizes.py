@@ -8,12 +8,14 @@ come from. Each call that takes a size is recorded with that origin and with the
 from __future__ import annotations
 
 import operator
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
+from ifap.axes.code import calls_a_cache
 from ifap.axes.expressions import Expression
 from ifap.axes.sequences import Form, loosened, merged
 
@@ -281,7 +283,9 @@ for _name in _COMPARISONS:
 class Size(_Remembering, int):
     """An integer that remembers how it was computed."""
 
-    __hash__ = int.__hash__
+    def __hash__(self) -> int:
+        """Return the hash of the number, but to a cache of results a new one: it must not answer for another axis."""
+        return id(self) if _ACTIVE and calls_a_cache(sys._getframe(1)) else int.__hash__(self)
 
     def __float__(self) -> float:
         """Convert to float. The conversion loses the origin, so the value must not change."""

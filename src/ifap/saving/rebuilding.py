@@ -19,6 +19,7 @@ from ifap.errors import PlanError, nearest
 from ifap.layers import add_bias, has_plain_forward, modules_by_name, sides
 from ifap.plan import AttributeSize, Plan, noted_plan
 
+_NOT_SIZES = set(vars(nn.Module()))
 Kept = Mapping[str, Mapping[str, list[int]]]
 
 
@@ -253,7 +254,7 @@ def _check_attribute(module: Any, size: AttributeSize) -> None:
     for step in size.path:
         held: Any = value if isinstance(value, (dict, list, tuple)) else getattr(value, "__dict__", {})
         inside = step in held if isinstance(held, dict) else isinstance(step, int) and 0 <= step < len(held)
-        if not inside or str(step).startswith("_"):
+        if not inside or (value is module.__dict__ and step in _NOT_SIZES):
             value = None
             break
         value = held[step]
