@@ -11,7 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import is_lazy
+from torch.nn.utils import parametrize
 
 from ifap.arguments import shown
 from ifap.axes.attention import adopt
@@ -275,7 +277,7 @@ def refuse_empty(model: nn.Module) -> None:
     """Raise a `ScoreError` if a network has no values to run with."""
     name = next((name for name, tensor in model.named_parameters() if tensor.is_meta), None)
     if name is not None:
-        raise ScoreError(f"'{name}' holds no values (it is on the meta device): load the weights before scoring")
+        raise ScoreError(f"'{name}' holds no values (it is on the meta device): load the weights before pruning")
 
 
 def refuse_unmade(model: nn.Module) -> None:
@@ -284,11 +286,17 @@ def refuse_unmade(model: nn.Module) -> None:
         if is_lazy(tensor):
             layer = name.rpartition(".")[0]
             raise GraphError(f"layer '{layer}' has not made its weights yet: run the network once on a sample before")
+    for layer, module in modules_by_name(model).items():
+        held = (module._parameters, module._buffers, module.__dict__)
+        is_made = parametrize.is_parametrized(module)  # in training it must not be asked for
+        if isinstance(module, (nn.Linear, _ConvNd)) and not is_made and not any("weight" in each for each in held):
+            raise GraphError(f"layer '{layer}' has no weight before the first forward: run the network once before")
 
 
 def copy_to_prune(model: nn.Module) -> nn.Module:
     """Return a copy whose attention modules of torch read their widths from their weights."""
     refuse_unmade(model)
+    refuse_empty(model)
     twin = private_copy(model)
     adopt(twin)
     _lay_out(twin)

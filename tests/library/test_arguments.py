@@ -206,6 +206,30 @@ def test_other_public_functions_name_what_they_cannot_use(pruned, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"file"}
 
 
+def test_layers_without_values_are_named_before_any_work():
+    class Divided(nn.Module):
+        def __init__(self, layer):
+            super().__init__()
+            self.layer = layer
+            self.kernel = nn.Parameter(layer.weight.detach())
+            del layer._parameters["weight"]
+
+        def forward(self, x):
+            self.layer.weight = self.kernel / self.kernel.norm()
+            return self.layer(x)
+
+    x = torch.randn(2, 4)
+    wrapped = nn.Sequential(Divided(nn.Linear(4, 8)), nn.ReLU(), nn.Linear(8, 2))
+    with pytest.raises(
+        GraphError, match=r"layer '0.layer' has no weight before the first forward: run the network once"
+    ):
+        ifap.prune(wrapped, x, [x], target=ifap.Target(macs=0.5))
+    with torch.device("meta"):
+        empty = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    with pytest.raises(ScoreError, match=r"'0.weight' holds no values \(it is on the meta device\)"):
+        ifap.prune(empty, x, [x], target=ifap.Target(macs=0.5), method="magnitude")
+
+
 def test_a_missing_or_unknown_argument_is_named_with_its_function():
     with pytest.raises(TypeError, match=r"^prune\(\): missing a required argument: 'batches'$"):
         ifap.prune(network(), IMAGES)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 import torch
 from networks import Lambda, assert_equivalent
 from torch import nn
+from torch._ops import HigherOrderOperator
 from torch.nn import functional
 from torch.nn.attention.flex_attention import flex_attention
 
 import ifap
+from ifap.axes.compiled import _WHOLE, without_compiler
 from ifap.scores.fisher import unit_fisher
 from ifap.view import trace
 
@@ -108,3 +112,42 @@ def test_a_branch_that_no_sample_takes_is_cut_with_the_other_one():
     nn.init.constant_(left.embed.weight, 0.0)
     nn.init.constant_(left.embed.bias, -1.0)  # a sum of zero takes the other branch
     assert torch.equal(left(x), left.head(functional.relu(left.other(torch.zeros(4, left.embed.out_features)))))
+
+
+def test_threads_take_operations_apart_by_themselves():
+    begun = threading.Event()
+
+    def other():
+        with without_compiler(both=True):
+            begun.set()
+            done.wait(20)
+
+    done, thread = threading.Event(), threading.Thread(target=other)
+    with without_compiler():
+        thread.start()
+        begun.wait(20)
+    assert HigherOrderOperator.__call__ is not _WHOLE
+    found = torch.cond(torch.tensor(True), lambda x: x + 1, lambda x: x.log(), (-torch.ones(1),))
+    done.set()
+    thread.join()
+    assert torch.equal(found, torch.zeros(1))
+    assert HigherOrderOperator.__call__ is _WHOLE
+
+
+def test_an_attention_with_an_own_score_is_cut_after_its_compiler_was_loaded():
+    torch.manual_seed(0)
+    network = Lambda(
+        lambda m, x: m.out(
+            flex_attention(
+                *(part.unflatten(-1, (4, 8)).transpose(1, 2) for part in m.qkv(x).chunk(3, dim=-1)),
+                score_mod=lambda score, b, h, q, k: torch.where(q >= k, score, -float("inf")),
+            )
+            .transpose(1, 2)
+            .flatten(2)
+        ),
+        qkv=nn.Linear(16, 96), out=nn.Linear(32, 3),
+    )  # fmt: skip
+    x = torch.randn(2, 6, 16)
+    pruned = ifap.prune(network.eval(), x, [x], target=ifap.Target(macs=0.4), method="magnitude")
+    assert set(pruned.receipts[-1].pinned) == {"out"}
+    assert pruned.proof.difference < 1e-6

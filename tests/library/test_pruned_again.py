@@ -117,3 +117,34 @@ def test_another_builder_that_was_pruned_is_named(pruned_twice, tmp_path):
 def test_nothing_is_joined_to_a_network_that_was_not_pruned(pruned_twice):
     _, _, first, _ = pruned_twice
     assert joined(None, first.plan) is first.plan
+
+
+class Grouped(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 24, 3), nn.Conv2d(24, 24, 3, groups=2)
+        self.third, self.head = nn.Conv2d(24, 12, 1), nn.Conv2d(12, 4, 1)
+
+    def forward(self, x):
+        return self.head(torch.relu(self.third(torch.relu(self.second(torch.relu(self.first(x)))))))
+
+
+def test_a_network_that_lost_its_groups_is_cut_inside_of_the_last_one(tmp_path):
+    torch.manual_seed(0)
+    x = torch.randn(1, 3, 12, 12)
+    found = ifap.prune(Grouped().eval(), x, [x], target=ifap.Target(macs=0.5), steps=1, method="magnitude")
+    for _ in range(2):
+        found = ifap.prune(found.model, x, [x], target=ifap.Target(macs=0.3), steps=1, method="magnitude")
+    assert found.model.second.groups == 1
+    assert found.model.second.weight.shape[1] < 12
+    ifap.save(found, tmp_path)
+    assert torch.equal(ifap.load(tmp_path, Grouped)(x), found.model(x))
+
+
+def test_a_pickled_network_keeps_its_corrected_calls(pruned_twice, tmp_path):
+    _, x, first, _ = pruned_twice
+    torch.save(first.model, tmp_path / "whole.pt")
+    loaded = torch.load(tmp_path / "whole.pt", weights_only=False)
+    assert torch.equal(loaded(x), first.model(x))
+    again = ifap.prune(loaded, x, [x], target=ifap.Target(macs=0.2), steps=1)
+    assert again.proof.difference < 1e-6

@@ -275,3 +275,30 @@ def test_heads_go_where_a_forward_chooses_the_kernel_of_its_attention():
     pruned = ifap.prune(network, x, [x], target=ifap.Target(macs=0.5), steps=1, method="magnitude")
     assert pruned.model.qkv.out_features == 36
     assert pruned.proof.difference < 1e-6
+
+
+class ShapedLike(nn.Module):
+    """A result that takes the shape of another one."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.first, self.gate, self.head = nn.Linear(8, 24), nn.Linear(8, 24), nn.Linear(24, 3)
+        self.scale, self.table, self.function = nn.Parameter(torch.ones(1)), torch.linspace(1, 2, 24), function
+
+    def forward(self, x):
+        seen, gate = torch.relu(self.first(x)), torch.sigmoid(self.gate(x))
+        if self.function == "expand_as":
+            seen = seen * self.scale.view(1, 1, 1).expand_as(gate) * self.table.expand_as(gate)
+        else:
+            seen = getattr(seen.flatten(0, 1), self.function)(gate)
+        return self.head(seen) * gate.mean(-1, keepdim=True)
+
+
+@pytest.mark.parametrize("function", ["expand_as", "reshape_as", "view_as"])
+def test_a_result_of_the_shape_of_another_loses_what_that_loses(function):
+    torch.manual_seed(0)
+    network, x = ShapedLike(function).eval(), torch.randn(2, 5, 8)
+    pruned = ifap.prune(network, x, [x], target=ifap.Target(macs=0.5), steps=1, method="magnitude")
+    assert pruned.model.first.out_features == pruned.model.gate.out_features < 13
+    assert set(pruned.receipts[-1].pinned) == {"head"}
+    assert pruned.model(torch.randn(3, 7, 8)).shape == (3, 7, 3)

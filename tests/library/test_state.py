@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+from collections import defaultdict, deque
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -151,6 +154,88 @@ def test_a_state_of_an_earlier_forward_is_named_when_the_network_is_loaded(tmp_p
     pruned.model.hidden = None
     ifap.save(pruned, tmp_path / "reset")
     assert torch.equal(ifap.load(tmp_path / "reset", Cell)(x), pruned.model.eval()(x))
+
+
+class Memory(nn.Module):
+    """Keep features of earlier forwards in a container, or in an object, of any depth."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.first, self.second, self.head, self.kind = nn.Linear(8, 24), nn.Linear(24, 24), nn.Linear(24, 3), kind
+        self.kept = MEMORIES[kind]()
+
+    def place(self):
+        found = self.kept
+        return {
+            "deque": lambda: found, "defaultdict": lambda: found["h"], "nested": lambda: found["a"][0],
+            "namespace": lambda: found.held, "dataclass": lambda: found.held, "slots": lambda: found.held,
+        }[self.kind]()  # fmt: skip
+
+    def forward(self, x):
+        seen = torch.relu(self.first(x))
+        kept = self.place()
+        mean = sum(kept) / len(kept) if kept else torch.zeros_like(seen)
+        kept.append(seen.detach())
+        return self.head(torch.relu(self.second(seen + mean)))
+
+
+@dataclass
+class Held:
+    held: list = field(default_factory=list)
+
+
+class Slots:
+    __slots__ = ("held",)
+
+    def __init__(self):
+        self.held = []
+
+
+MEMORIES = {
+    "deque": lambda: deque(maxlen=3), "defaultdict": lambda: defaultdict(list), "nested": lambda: {"a": [[]]},
+    "namespace": lambda: SimpleNamespace(held=[]), "dataclass": Held, "slots": Slots,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("method", ["flow", "magnitude"])
+@pytest.mark.parametrize("kind", MEMORIES)
+def test_what_containers_and_objects_hold_is_put_back(kind, method):
+    torch.manual_seed(0)
+    network, x = Memory(kind).eval(), torch.randn(4, 8)
+    ifap.inspect(network, x)
+    assert not network.place()
+    pruned = ifap.prune(network, x, [x, x], target=ifap.Target(macs=0.4), method=method)
+    assert not network.place()
+    assert not pruned.model.place()
+    assert pruned.after.macs < 0.61 * pruned.before.macs
+    assert pruned.proof.difference < 1e-6
+
+
+class Table(nn.Module):
+    """A table of positions that grows with the longest input seen."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.head, self.table = nn.Linear(8, 32), nn.Linear(32, 32), nn.Linear(32, 3), None
+
+    def forward(self, x):
+        seen = self.first(x)
+        if self.table is None or len(self.table) < x.shape[1]:
+            self.table = torch.ones(x.shape[1], 1) * self.second.bias.detach().cos()
+        return self.head(torch.relu(self.second(seen + self.table[: x.shape[1]])))
+
+
+@pytest.mark.parametrize("before", [None, 3, 9])
+def test_a_table_of_an_earlier_forward_follows_the_cut(before):
+    torch.manual_seed(0)
+    network = Table().eval()
+    if before:
+        network(torch.randn(1, before, 8))
+    x = torch.randn(1, 5, 8)
+    pruned = ifap.prune(network, x, [x], target=ifap.Target(macs=0.4), method="magnitude")
+    assert set(pruned.receipts[-1].pinned) == {"head"}
+    for length in (2, 5, 12) if before != 9 else (2, 5, 9):  # the sample did not show how a longer one is made
+        assert pruned.model(torch.randn(2, length, 8)).shape == (2, length, 3)
 
 
 def test_hooks_and_weights_that_hooks_make_are_no_state():

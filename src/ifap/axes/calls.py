@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from types import MethodType
+from functools import partial
 from typing import Any
 
 import torch
@@ -196,6 +196,8 @@ ATTENTION = ("softmax", FUSED_ATTENTION)
 _OPAQUE = {"multi_head_attention_forward"}
 
 
+_SHAPED_LIKE = ("view_as", "reshape_as", "expand_as")
+"""Functions whose result has the shape of their second argument, which torch reads below this mode."""
 _SHAPED = ("view", "reshape", "expand")
 
 
@@ -266,6 +268,8 @@ class SizeMode(TorchFunctionMode):
         # A forward may choose a fused kernel for its attention by itself.
         with sdpa_kernel(SDPBackend.MATH) if name == FUSED_ATTENTION else nullcontext():
             out = func(*args, **kwargs)
+        if name in _SHAPED_LIKE:
+            tracer.shape_like(out, args[0], args[1] if len(args) > 1 else kwargs["other"], name)
         with unrecorded():
             self._note((module, key, ordinal), name, (args, kwargs), written, out)
         if name in ATTENTION and isinstance(out, Tensor) and out.dim() > 2:
@@ -397,9 +401,16 @@ def corrected_forward(
         changes.setdefault(each.function, {}).setdefault(each.ordinal, []).append(each.change)
     calls = {name: (sequences[corrections[0].module, name], its) for name, its in changes.items()}
 
-    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        own = self.__dict__.get(OWN_FORWARD)
-        with CorrectedSizes(calls):
-            return type(self).forward(self, *args, **kwargs) if own is None else own(*args, **kwargs)
+    return partial(_with_corrected_sizes, module, calls)
 
-    return MethodType(forward, module)
+
+def is_corrected(forward: Any) -> bool:
+    """Whether a forward is one that `corrected_forward` made."""
+    return isinstance(forward, partial) and forward.func is _with_corrected_sizes
+
+
+def _with_corrected_sizes(module: Any, calls: Any, *args: Any, **kwargs: Any) -> Any:
+    """Run the forward of a module; a function of this file, so that a pickled network finds it again."""
+    own = module.__dict__.get(OWN_FORWARD)
+    with CorrectedSizes(calls):
+        return type(module).forward(module, *args, **kwargs) if own is None else own(*args, **kwargs)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partialmethod
 from typing import Any
 
 import torch
@@ -34,23 +34,50 @@ def without_compiler(*, both: bool = False) -> Iterator[None]:
     if not compiler_is_loaded():
         yield
         return
-    # A mode would do the same, but each operation of the forward would pay for it.
-    whole = HigherOrderOperator.__call__
-    HigherOrderOperator.__call__ = partialmethod(_in_parts, whole, _both if both else _one)  # type: ignore
+    before = getattr(_THREAD, "branches", None)
+    _THREAD.branches = _both if both else _one
     try:
-        with torch.compiler.set_stance("force_eager"):
+        with _taken_apart(), torch.compiler.set_stance("force_eager"):
             yield
     finally:
-        HigherOrderOperator.__call__ = whole  # type: ignore[method-assign]
+        _THREAD.branches = before
 
 
-def _in_parts(func: Any, whole: Callable[..., Any], branches: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+_THREAD = threading.local()
+_LOCK, _OPEN = threading.Lock(), [0]
+_WHOLE = HigherOrderOperator.__call__
+
+
+@contextmanager
+def _taken_apart() -> Iterator[None]:
+    """Replace how torch calls operations such as ``torch.cond``; a mode would do the same, but slow every operation."""
+    _count(1)
+    try:
+        yield
+    finally:
+        _count(-1)
+
+
+def _count(change: int) -> None:
+    with _LOCK:
+        _OPEN[0] += change
+        HigherOrderOperator.__call__ = _in_parts if _OPEN[0] else _WHOLE  # type: ignore[method-assign]
+
+
+def _in_parts(func: Any, /, *args: Any, **kwargs: Any) -> Any:
     """Run an operation that calls functions, such as ``torch.cond``, as the operations of these functions.
 
-    Above autograd, so that gradients arrive at the layers inside of the functions as well.
+    Above autograd, so that gradients arrive at the layers inside of the functions as well. Below all modes: what such a
+    function writes down is corrected in no call, as the cut network runs the operation as a whole.
     """
+    branches = getattr(_THREAD, "branches", None)
+    if branches is None:  # another thread
+        return _WHOLE(func, *args, **kwargs)  # type: ignore[no-untyped-call]
     parts = branches if func.name() == "cond" else func.py_kernels.get(DispatchKey.CompositeExplicitAutograd)
-    return whole(func, *args, **kwargs) if parts is None else parts(*args, **kwargs)
+    if parts is None:
+        return _WHOLE(func, *args, **kwargs)  # type: ignore[no-untyped-call]
+    with torch._C.DisableTorchFunction():
+        return parts(*args, **kwargs)
 
 
 def _one(pred: Any, true_fn: Callable[..., Any], false_fn: Callable[..., Any], operands: Any = ()) -> Any:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from ifap.axes.attention import adopt, can_adopt
-from ifap.axes.calls import OWN_FORWARD, corrected_forward
+from ifap.axes.calls import OWN_FORWARD, corrected_forward, is_corrected
 from ifap.axes.corrections import Correction, Corrections
 from ifap.axes.passes import modes
 from ifap.axes.sizes import Key
@@ -192,11 +192,6 @@ def apply_corrections(model: nn.Module, corrections: Corrections, back: list[Und
             back.append(_restoring(module, OWN_FORWARD, module.__dict__.get(OWN_FORWARD)))
             module.__dict__[OWN_FORWARD] = old
         module.__dict__["forward"] = corrected_forward(module, its, corrections.sequences)
-
-
-def is_corrected(forward: Any) -> bool:
-    """Whether a forward is one that `corrected_forward` made."""
-    return getattr(getattr(forward, "__func__", None), "__module__", "") == "ifap.axes.calls"
 
 
 def _restoring(module: Any, name: str, old: Any) -> Undo:

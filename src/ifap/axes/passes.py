@@ -31,8 +31,8 @@ from ifap.axes.operations.values import pointwise
 from ifap.axes.running import Running
 from ifap.axes.sizes import Key, Origin, Place, Recorder, Size, recording
 from ifap.axes.state import same_values, unchanged
-from ifap.axes.tensors import holders, map_tensors, named_tensors, once, replaced_tensors
-from ifap.axes.trace import Axes, Forward, Tracer, pin_outputs, start
+from ifap.axes.tensors import holders, map_tensors, named_tensors, once, plain_tensors, replaced_tensors
+from ifap.axes.trace import Axes, Forward, Tracer, pin_outputs, start, tie_renewed
 from ifap.axes.training import differs_in_training, may_write_weights, recalled, sizes_of_calls
 from ifap.axes.unreached import follow_siblings, not_reached
 from ifap.errors import ConfigError, GraphError, IfapError, kind_and_line
@@ -231,6 +231,7 @@ def _pass(
         found = call(model, inputs)
         with torch._C.DisableTorchFunction():
             shapes = pin_outputs(outputs(found), tracer)
+            tie_renewed(tensors, plain_tensors(model), tracer)
     if kind == "first":
         axes.forward.output_shapes = shapes
     axes.recorders.append(recorder)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Collection, Iterator
+import itertools
+from collections import OrderedDict, defaultdict, deque
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
+from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import torch
@@ -13,11 +15,13 @@ from torch import Tensor, nn
 from ifap.axes.tensors import named_tensors
 from ifap.layers import modules_by_name
 
-_CONTAINERS = {dict, list, set, OrderedDict}
+_CONTAINERS = {dict, OrderedDict, defaultdict, list, set, deque}
 _HOOKS = {name for name in vars(nn.Module()) if "hook" in name}
-_REGISTERED = ("_parameters", "_buffers", "_modules")
-_Attributes = tuple[dict[str, Any], list[Any], list[tuple[Any, Any]]]
-"""Attributes of a module, its empty containers, and its other containers with what they hold."""
+_REGISTERED = {"_parameters", "_buffers", "_modules"}
+_SIMPLE = {bool, int, float, str, type(None), torch.device, torch.dtype, torch.Size}
+_NO_STATE = (nn.Module, Tensor, type, FunctionType, MethodType, BuiltinFunctionType, ModuleType)
+_LIBRARIES = {"torch", "builtins", "numpy", "functools", "enum", "logging", "threading"}
+_DEEPEST, _MOST_ITEMS = 5, 1000  # containers within containers, and items that are looked into
 
 
 class State:
@@ -32,15 +36,14 @@ class State:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._attributes = [(home, _snapshot(home, _HOOKS)) for home in _notes(model)]
+        self._attributes = _Contents(_notes(model), but=_HOOKS)
         self._values = [
             (tensor, tensor._version, tensor.detach().clone()) for tensor in _written(model, parameters=False)
         ]
 
     def restore(self) -> None:
         """Put everything back to what it was."""
-        for home, before in self._attributes:
-            _put_back(home, before, _HOOKS)
+        self._attributes.put_back()
         for place, (tensor, version, values) in enumerate(self._values):
             if tensor._version != version:
                 tensor.detach().copy_(values)
@@ -60,24 +63,21 @@ def kept_state(model: nn.Module) -> Iterator[State]:
 @contextmanager
 def kept_notes(model: nn.Module) -> Iterator[None]:
     """Put plain attributes back after a block in which a network learns; parameters and buffers stay as they are."""
-    left = _HOOKS.union(_REGISTERED, ("training",))
-    before = [(home, _snapshot(home, left)) for home in _notes(model)]
+    before = _Contents(_notes(model), but=_HOOKS | _REGISTERED | {"training"})
     try:
         yield
     finally:
-        for home, attributes in before:
-            _put_back(home, attributes, left)
+        before.put_back()
 
 
 @contextmanager
 def unchanged(model: nn.Module) -> Iterator[None]:
     """Put every attribute of every module back to what it was, hooks too; values of tensors are not looked at."""
-    before = [(module.__dict__, _snapshot(module.__dict__)) for module in modules_by_name(model).values()]
+    before = _Contents(module.__dict__ for module in modules_by_name(model).values())
     try:
         yield
     finally:
-        for home, attributes in before:
-            _put_back(home, attributes)
+        before.put_back()
 
 
 @contextmanager
@@ -112,28 +112,80 @@ def _written(model: nn.Module, *, parameters: bool) -> list[Tensor]:
     ]
 
 
-def _snapshot(attributes: dict[str, Any], but: Collection[str] = ()) -> _Attributes:
-    containers = [value for key, value in attributes.items() if type(value) in _CONTAINERS and key not in but]
-    empty = [value for value in containers if not value]  # of a hundred containers of torch's modules, nearly all
-    return dict(attributes), empty, [(value, value.copy()) for value in containers if value]
+class _Contents:
+    """What attributes, and the containers and plain objects in them, hold at one time.
 
+    Parameters
+    ----------
+    homes : iterable of dict
+        The attributes of each module.
+    but : set of str
+        Attributes to leave alone.
+    """
 
-def _put_back(home: dict[str, Any], before: _Attributes, but: Collection[str] = ()) -> None:
-    attributes, empty, filled = before
-    left = {key: home[key] for key in but if key in home}
-    home.clear()
-    home.update(attributes)
-    home.update(left)  # in their places: a walk over attributes relies on their order
-    for container in empty:
-        if container:
+    def __init__(self, homes: Iterable[dict[str, Any]], but: Collection[str] = ()) -> None:
+        self._but = but
+        self._homes: list[tuple[dict[str, Any], dict[str, Any]]] = []
+        self._empty: list[Any] = []  # of a hundred containers of torch's modules, nearly all
+        self._filled: list[tuple[Any, Any]] = []
+        self._slots: list[tuple[Any, dict[str, Any]]] = []
+        self._seen: set[int] = set()
+        for home in homes:
+            self._homes.append((home, dict(home)))
+            for key, value in home.items():
+                if type(value) not in _SIMPLE and key not in but:
+                    self._keep(value, 0 if key not in _REGISTERED else _DEEPEST)
+
+    def put_back(self) -> None:
+        """Put everything back, each container and object itself."""
+        for home, attributes in self._homes:
+            left = {key: home[key] for key in self._but if key in home}
+            home.clear()
+            home.update(attributes)
+            home.update(left)  # in their places: a walk over attributes relies on their order
+        for container in self._empty:
+            if container:
+                container.clear()
+        for container, content in self._filled:
             container.clear()
-    for container, content in filled:
-        _refill(container, content)
+            (container.extend if isinstance(container, (list, deque)) else container.update)(content)
+        for each, values in self._slots:
+            for name, value in values.items():
+                object.__setattr__(each, name, value)
+
+    def _keep(self, value: Any, depth: int) -> None:
+        """Keep what a container or an object holds, and what is in that."""
+        if id(value) in self._seen:
+            return
+        self._seen.add(id(value))
+        if type(value) in _CONTAINERS:
+            if not value:
+                self._empty.append(value)
+                return
+            self._filled.append((value, value.copy()))
+            inner: Iterable[Any] = value.values() if isinstance(value, dict) else value
+        else:
+            inner = value if isinstance(value, tuple) else self._keep_object(value)
+        if depth >= _DEEPEST:
+            return
+        for each in itertools.islice(inner, _MOST_ITEMS):
+            if type(each) not in _SIMPLE:
+                self._keep(each, depth + 1)
+
+    def _keep_object(self, value: Any) -> list[Any]:
+        """Keep the attributes of an object that is no module, tensor or function, and return their values."""
+        kind = type(value)
+        if isinstance(value, _NO_STATE) or kind.__module__.partition(".")[0] in _LIBRARIES:
+            return []
+        home = getattr(value, "__dict__", None)
+        if isinstance(home, dict):
+            self._filled.append((home, dict(home)))
+        names = [name for base in kind.__mro__ for name in _as_tuple(vars(base).get("__slots__", ()))]
+        slots = {name: getattr(value, name) for name in names if not name.startswith("__") and hasattr(value, name)}
+        if slots:
+            self._slots.append((value, slots))
+        return [*(home or {}).values(), *slots.values()]
 
 
-def _refill(container: Any, content: Any) -> None:
-    container.clear()
-    if isinstance(container, list):
-        container.extend(content)
-    else:
-        container.update(content)
+def _as_tuple(slots: Any) -> tuple[str, ...]:
+    return (slots,) if isinstance(slots, str) else tuple(slots)

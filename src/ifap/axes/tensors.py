@@ -54,6 +54,14 @@ def _attributes(prefix: str, home: dict[str, Any]) -> Iterator[Holder]:
             yield from _inside(f"{prefix}{key}", value)
 
 
+def plain_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors in plain attributes of modules that are not torch's, with their names."""
+    for name, module in modules_by_name(model).items():
+        if not type(module).__module__.startswith("torch.nn."):
+            for inner, tensor, _ in _attributes(f"{name}." if name else "", module.__dict__):
+                yield inner, tensor
+
+
 def _read_by_kernels(prefix: str, module: Any) -> Iterator[Holder]:
     """Yield the tensors of a recurrent layer once more: its forward reads a list of them."""
     own = {id(value) for value in (*module._parameters.values(), *module.__dict__.values())}

@@ -240,6 +240,15 @@ class Tracer(DispatchMode):
         if a is not b and resolve(a) is not resolve(b):
             unify(a, b, self.reason(f"{self.name_of(func)} joins it with an axis that stays or differs"))
 
+    def shape_like(self, out: Tensor, x: Tensor, other: Tensor, function: str) -> None:
+        """Let what was made of `x` have the axes of the tensor whose shape it was given."""
+        dims, lead = carried(out).dims, out.dim() - x.dim()
+        for place, (mine, its) in enumerate(zip(dims, carried(other).dims, strict=True)):
+            if "expand" in function and (place < lead or x.shape[place - lead] == 1):
+                dims[place] = its
+            else:
+                self.unify(mine, its, function)
+
     def pin_all(self, args: Any, kwargs: Any, text: str) -> Any:
         """Pin every axis of every argument; the outputs are fixed."""
         for x in tensors_in((*args, *kwargs.values())):
@@ -439,6 +448,18 @@ def start(axes: Axes, tensors: dict[str, Tensor]) -> None:
             dims = [Atom(size) if size > 1 and free else int(size) for size in tensor.shape]
             axes.dims[name] = dims
         tensor.__dict__["_carried"] = Carried(dims, name=name, source=name, weight=True)
+
+
+def tie_renewed(tensors: dict[str, Tensor], now: Iterable[tuple[str, Tensor]], tracer: Tracer) -> None:
+    """Let a tensor lose the units of the one that the forward puts in its place, such as a table for longer inputs."""
+    for name, tensor in now:
+        before = tensors.get(name)
+        if before is None or before is tensor or before.dim() != tensor.dim():
+            continue
+        tracer.axes.reached.add(name)
+        for mine, other in zip(carried(before).dims, carried(tensor).dims, strict=True):
+            if size_of(mine) == size_of(other) and resolve(mine) is not resolve(other):
+                unify(mine, other, tracer.reason("a tensor that the forward replaces does not follow it"))
 
 
 def tensors_in(items: Any) -> list[Tensor]:

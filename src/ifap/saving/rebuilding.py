@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from ifap.axes.attention import ShapedAttention, adopt
 from ifap.axes.corrections import Callee, Correction, Corrections
@@ -130,6 +131,8 @@ def _kept_by_tensor(model: nn.Module, kept: Kept) -> dict[str, dict[int, Tensor]
                 named.append((owner, "out"))
             where = next((each for each in named if each[1] in kept.get(each[0], {})), named[0])
             left = kept.get(where[0], {}).get(where[1])
+            if left is None and dim == 1 and _is_plain_convolution(modules.get(owner)):
+                left = _left_in_groups(kept.get(owner, {}).get("in", ()), width)
             if left is None:
                 continue
             used.add(where)
@@ -144,6 +147,16 @@ def _kept_by_tensor(model: nn.Module, kept: Kept) -> dict[str, dict[int, Tensor]
             if (name, side) not in used and (name not in layers or side not in ("in", "out")):
                 raise PlanError(f"kept: the network has no '{side}' side of '{name}'")
     return found
+
+
+def _is_plain_convolution(module: Any) -> bool:
+    return isinstance(module, _ConvNd) and not isinstance(module, _ConvTransposeNd)
+
+
+def _left_in_groups(left: Collection[int], width: int) -> list[int] | None:
+    """Return the inputs that are left within each group, where a later cut took some from the only group left."""
+    inside = sorted({position % width for position in left})
+    return inside if 0 < len(inside) < width else None
 
 
 def absent_states(model: nn.Module, kept: Kept) -> list[str]:
