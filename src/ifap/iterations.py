@@ -474,15 +474,11 @@ class Run:
 
     # going on after an interruption
 
-    def _given(self) -> nn.Module:
-        """Return a copy of the network as it was given; a state's plan begins with it, wherever that came from."""
-        model = private_copy(self._original)
-        note_plan(model, None)
-        return model
-
     def _resume(self, store: Store) -> None:
         self.receipts, plan = store.read()
-        self.model = load(store.folder, self._given).train(self._original.training)
+        # The plan of a state begins with the network as it was given, wherever that came from.
+        self.model = load(store.folder, lambda: note_plan(private_copy(self._original), None))
+        self.model.train(self._original.training)
         adopt(self.model)
         restore_modes(self._original, self.model)
         self._graph = replay(self._graph, plan)

@@ -174,16 +174,17 @@ class _Note:
         return self
 
 
-def note_plan(model: nn.Module, plan: Plan | None) -> None:
-    """Let a network remember the plan that describes it, or forget it: what is cut from it later is told from both."""
+def note_plan(model: nn.Module, plan: Plan | None) -> nn.Module:
+    """Let a network remember the plan that describes it, or forget it, and return the network."""
     if plan is None:
         model.__dict__.pop(_NOTE, None)
     else:
         model.__dict__[_NOTE] = _Note(plan)
+    return model
 
 
 def noted_plan(model: nn.Module) -> Plan | None:
-    """Return the plan of a network that was pruned before, None for any other."""
+    """Return the plan of a network that was pruned before, None for any other: a second plan continues it."""
     note = model.__dict__.get(_NOTE)
     return note.plan if isinstance(note, _Note) else None
 
