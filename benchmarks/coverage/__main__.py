@@ -24,7 +24,7 @@ import typer
 
 from benchmarks.coverage import measure, runner, table
 from benchmarks.coverage import page as pages
-from benchmarks.coverage.registry import PACKAGES, Network, networks
+from benchmarks.coverage.registry import PACKAGES, Network, installed, networks
 
 # Twelve networks of all kinds that are quick: what a change of the library is tried on first.
 SMALL = (
@@ -64,7 +64,7 @@ def main(
     step = measure.measure_defaults if defaults else measure.measure
     rows = table.read(out)
     counts: Counter[str] = Counter()
-    for name in [package] if package else PACKAGES:
+    for name in [package] if package else installed():
         chosen = [network for network in _networks(name, small) if _is_meant(network.key, only)]
         if chosen:
             runner.prepare(name)

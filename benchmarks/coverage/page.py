@@ -67,7 +67,8 @@ pruned = ifap.prune(network, inputs, [inputs, inputs], target=target, steps=4, m
 It removes half of the MACs in four iterations (`steps`). A layer may keep a single unit (`min_units`).
 
 The networks are the smallest network of each source file of timm, every model builder of torchvision, one small network
-of each family of transformers, networks of diffusers, and the architectures of segmentation-models-pytorch. All have
+of each family of transformers, networks of diffusers, and the architectures of segmentation-models-pytorch. Four more
+packages are not installed with the project: vit-pytorch, x-transformers, MONAI and ultralytics. All networks have
 random weights, because widths and shapes do not depend on the weights. This page says which networks can be cut, and
 whether the pruned networks work. It says nothing about accuracy. The table is
 [`coverage.csv`](../results/bench/coverage.csv). The [glossary](glossary.md) defines the terms."""
@@ -293,7 +294,8 @@ def _about(rows: list[Row]) -> str:
 `python -m benchmarks.coverage` prunes all networks. Each network runs in a process of its own on one thread. After an
 interruption use `--resume` to continue. `--only 'timm:res*'` and `--package diffusers` select networks, `--small`
 selects twelve of all kinds, `--check` only builds and runs them. `--defaults` uses the default method.
-`python -m benchmarks.coverage --page` writes this page.
+`python -m benchmarks.coverage --page` writes this page. The last four packages are measured where they are installed:
+`pip install --no-deps vit-pytorch x-transformers monai ultralytics einops`, and what these import.
 
 {peer}
 

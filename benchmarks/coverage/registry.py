@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +12,10 @@ from typing import Any
 import torch
 from torch import nn
 
-PACKAGES = ("timm", "torchvision", "transformers", "diffusers", "smp")
+OWN = ("timm", "torchvision", "transformers", "diffusers", "smp")
+BESIDE = ("vit_pytorch", "x_transformers", "monai", "ultralytics")
+PACKAGES = OWN + BESIDE
+"""Packages that the project installs, and packages to install beside it, see the page."""
 
 
 _COUNTS_VALUES = {f"transformers:{name}" for name in ("superpoint", "fastspeech2_conformer", "vits")}
@@ -64,6 +68,11 @@ class Network:
     def inputs(self) -> Any:
         """Return the inputs of one forward; every call returns the same values."""
         return self.feed(torch.Generator().manual_seed(0))
+
+
+def installed() -> list[str]:
+    """Return the packages whose networks can be built here."""
+    return [*OWN, *(name for name in BESIDE if importlib.util.find_spec(name) is not None)]
 
 
 def networks(package: str) -> dict[str, Network]:

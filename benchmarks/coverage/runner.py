@@ -51,6 +51,10 @@ _PRELOAD = {
         "diffusers.models.controlnets",
     ),
     "smp": ("segmentation_models_pytorch",),
+    "vit_pytorch": ("vit_pytorch",),
+    "x_transformers": ("x_transformers",),
+    "monai": ("monai.networks.nets",),
+    "ultralytics": ("ultralytics.nn.tasks",),
 }
 
 
