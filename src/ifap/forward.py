@@ -296,7 +296,6 @@ def refuse_unmade(model: nn.Module) -> None:
 def copy_to_prune(model: nn.Module) -> nn.Module:
     """Return a copy whose attention modules of torch read their widths from their weights."""
     refuse_unmade(model)
-    refuse_empty(model)
     twin = private_copy(model)
     adopt(twin)
     _lay_out(twin)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ifap.arguments import shown
 from ifap.errors import ScoreError
+from ifap.forward import refuse_empty
 
 if TYPE_CHECKING:
     from ifap.scores.flow import Normalize, Site
@@ -120,6 +121,8 @@ def score(method: AnyMethod, model: nn.Module, batches: Iterable[Any], **given: 
     if isinstance(found, dict):
         wrong = next((layer for layer, value in found.items() if not isinstance(value, Tensor)), None)
         if wrong is None:
+            if any(value.is_meta for value in found.values()):
+                refuse_empty(model)
             return found
         raise ScoreError(f"{_title(method)} must give layer '{wrong}' a tensor of scores, not {shown(found[wrong])}")
     number = given["graph"].num_units
