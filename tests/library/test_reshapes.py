@@ -302,3 +302,30 @@ def test_a_result_of_the_shape_of_another_loses_what_that_loses(function):
     assert pruned.model.first.out_features == pruned.model.gate.out_features < 13
     assert set(pruned.receipts[-1].pinned) == {"head"}
     assert pruned.model(torch.randn(3, 7, 8)).shape == (3, 7, 3)
+
+
+class Halves(nn.Module):
+    """Local and global heads, of which there may be none of one kind: reshapes of empty tensors."""
+
+    def __init__(self, local):
+        super().__init__()
+        self.keys, self.head, self.local = nn.Linear(8, 32), nn.Linear(32, 3), local
+
+    def forward(self, x):
+        samples, tokens, _ = x.shape
+        split = self.keys(x).view(samples, tokens, 4, 8).transpose(1, 2)
+        parts = [
+            part.reshape(-1, tokens, 8).reshape(samples, -1, tokens, 8)
+            if part.numel()
+            else part.reshape(0, tokens, 8).reshape(samples, 0, tokens, 8)
+            for part in (split[:, : self.local], split[:, self.local :])
+        ]
+        return self.head(torch.relu(torch.cat(parts, dim=1)).transpose(1, 2).reshape(samples, tokens, -1))
+
+
+def test_empty_tensors_are_reshaped():
+    torch.manual_seed(0)
+    x = torch.randn(2, 5, 8)
+    pruned = ifap.prune(Halves(0).eval(), x, [x], target=ifap.Target(macs=0.4), steps=1, method="magnitude")
+    assert pruned.model.keys.out_features < 32
+    assert pruned.proof.difference < 1e-6

@@ -23,6 +23,8 @@ def view(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], ou
     if not all(isinstance(size, int) for size in out.shape) or isinstance(args[1], torch.dtype):
         return t.pin_all(args, kwargs, "its values are read as another type")
     try:
+        if not out.numel():  # no position says where it comes from
+            return [next((dim for dim in dims if size_of(dim) == size), int(size)) for size in out.shape]
         return regroup(dims, out.shape)
     except CannotAgreeError:
         pass
