@@ -10,7 +10,7 @@ import torch
 from benchmarks.coverage import __main__ as coverage
 from benchmarks.coverage import measure, page, runner, table
 from benchmarks.coverage.check import check, flat, same, twice
-from benchmarks.coverage.registry import Network, find, made, networks
+from benchmarks.coverage.registry import OWN, Network, find, installed, made, networks
 
 QUICK = ("timm:mobilenetv3_small_050", "torchvision:squeezenet1_1", "transformers:bert", "transformers:llama")
 
@@ -49,9 +49,8 @@ def test_builders_and_inputs_are_the_same_each_time(key):
 
 
 def test_keys_are_unique_and_name_their_package():
-    for package in ("timm", "diffusers", "transformers", "smp", "torchvision"):
-        module = importlib.util.find_spec(package if package != "smp" else "segmentation_models_pytorch")
-        assert module is not None
+    assert set(OWN) <= set(installed())
+    for package in coverage.PACKAGES:
         found = networks(package)
         assert all(key.startswith(f"{package}:") and network.package == package for key, network in found.items())
         listed = importlib.import_module(f"benchmarks.coverage.{package}_networks").NETWORKS
