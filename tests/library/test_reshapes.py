@@ -1,6 +1,7 @@
 """Reshapes that move channels: followed where the map is right, pinned where it would be silently wrong."""
 
 import functools
+import math
 
 import numpy as np
 import pytest
@@ -329,3 +330,27 @@ def test_empty_tensors_are_reshaped():
     pruned = ifap.prune(Halves(0).eval(), x, [x], target=ifap.Target(macs=0.4), steps=1, method="magnitude")
     assert pruned.model.keys.out_features < 32
     assert pruned.proof.difference < 1e-6
+
+
+class Scaled(nn.Module):
+    """Products summed over the channels of each head, divided by the root of an attribute."""
+
+    def __init__(self):
+        super().__init__()
+        self.query, self.key, self.value = (nn.Linear(16, 32) for _ in range(3))
+        self.head, self.heads, self.channels = nn.Linear(32, 3), 4, 8
+
+    def forward(self, x):
+        q, k, v = (part(x).view(-1, self.heads, self.channels) for part in (self.query, self.key, self.value))
+        weight = torch.sigmoid((q * k).sum(-1) / math.sqrt(self.channels))
+        return self.head((v * weight.unsqueeze(-1)).view(-1, self.heads * self.channels))
+
+
+def test_a_number_in_an_attribute_stays_where_the_forward_computes_with_it():
+    torch.manual_seed(0)
+    network, x = Scaled().eval(), torch.randn(5, 16)
+    pruned = ifap.prune(network, x, [x], target=ifap.Target(macs=0.5), steps=1, method="magnitude")
+    assert pruned.model.channels == 8
+    assert set(pruned.receipts[-1].pinned) == {"head"}
+    assert pruned.proof.difference < 1e-6
+    assert pruned.model(torch.randn(2, 16)).shape == (2, 3)

@@ -142,7 +142,10 @@ class Sizes:
         attributes = dict(self._original)
         counted = [(use.origin, use.need.wanted(size)) for use in self._uses if use.need.counts is not None]
         compared = [(mine, value_of(other, size, self._original)) for mine, other in self._compared()]
-        settled: set[Key] = set()
+        # A number that the forward computes with, as in ``sqrt(self.channels)``, stays: its calls are corrected.
+        settled: set[Key] = {
+            leaf.parts[0] for origin, _ in self._untracked for leaf in origin.leaves() if leaf.kind == "attribute"
+        }
         for direct in (True, False):
             candidates = _candidate_values(counted + compared, size, attributes, direct=direct)
             # A call that takes an attribute can be corrected by itself, a comparison with it cannot.
