@@ -238,18 +238,55 @@ def test_a_table_of_an_earlier_forward_follows_the_cut(before):
         assert pruned.model(torch.randn(2, length, 8)).shape == (2, length, 3)
 
 
-def test_hooks_and_weights_that_hooks_make_are_no_state():
+def test_weights_that_hooks_make_are_no_state():
     network, x = nn.Sequential(nn.utils.spectral_norm(nn.Linear(16, 16)), Cell()).eval(), torch.randn(2, 16)
     network(x)
     before = network[0].weight.clone()
     with torch.no_grad():
         network[0].weight_orig[0].mul_(3)
         with kept_state(network):
-            handle = network[1].register_forward_hook(lambda *_: None)
             network(x)
     assert not torch.equal(network[0].weight, before)
-    assert len(network[1]._forward_hooks) == 1
-    handle.remove()
+
+
+class Capturing(nn.Module):
+    """Register hooks in the first forward that collect what layers return, and note that it did."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.head = nn.Linear(8, 24), Wrapped(), nn.Linear(24, 3)
+
+    def forward(self, x):
+        if not hasattr(self, "captures"):
+            self.captures = True
+            self.second.register_forward_hook(lambda _module, _inputs, output: CAPTURED.append(output))
+        CAPTURED.clear()
+        self.second(torch.relu(self.first(x)))
+        return self.head(sum(CAPTURED))
+
+
+class Wrapped(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(24, 24)
+
+    def forward(self, x):
+        return torch.relu(self.inner(x))
+
+
+CAPTURED = []
+
+
+def test_hooks_of_a_first_forward_are_not_registered_twice(tmp_path):
+    torch.manual_seed(0)
+    network, x = Capturing().eval(), torch.randn(4, 8)
+    pruned = ifap.prune(network, x, [x], target=ifap.Target(macs=0.4))
+    ifap.save(pruned, tmp_path)
+    loaded = ifap.load(tmp_path, Capturing)
+    for each in (network, pruned.model, loaded):
+        each(x)
+        assert len(CAPTURED) == 1
+    assert torch.equal(loaded(x), pruned.model(x))
 
 
 def test_what_learns_stays_while_notes_are_put_back():

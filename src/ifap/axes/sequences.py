@@ -94,7 +94,8 @@ def fits(form: Form, value: Any, *, exact: bool) -> bool:
             and len(items) == len(form)
             and all(fits(own, item, exact=exact) for own, item in zip(form, items, strict=True))
         )
-    return isinstance(value, (int, torch.SymInt)) and (form == NUMBER or not exact or value == form)
+    # A one may be the number of samples of the traced input.
+    return isinstance(value, (int, torch.SymInt)) and (form in (NUMBER, 1) or not exact or value == form)
 
 
 def listed(form: Form) -> Any:

@@ -16,7 +16,6 @@ from ifap.axes.tensors import named_tensors
 from ifap.layers import modules_by_name
 
 _CONTAINERS = {dict, OrderedDict, defaultdict, list, set, deque}
-_HOOKS = {name for name in vars(nn.Module()) if "hook" in name}
 _REGISTERED = {"_parameters", "_buffers", "_modules"}
 _SIMPLE = {bool, int, float, str, type(None), torch.device, torch.dtype, torch.Size}
 _NO_STATE = (nn.Module, Tensor, type, FunctionType, MethodType, BuiltinFunctionType, ModuleType)
@@ -27,7 +26,7 @@ _DEEPEST, _MOST_ITEMS = 5, 1000  # containers within containers, and items that 
 class State:
     """What a network keeps between two forwards: attributes of its modules, and values of tensors that do not learn.
 
-    Hooks are none of it, so that they can be registered and removed between `__init__` and `restore`.
+    Hooks belong to it: a forward may register some and note that it did. Register others before it is made.
 
     Parameters
     ----------
@@ -36,7 +35,7 @@ class State:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._attributes = _Contents(_notes(model), but=_HOOKS)
+        self._attributes = _Contents(_notes(model))
         self._values = [
             (tensor, tensor._version, tensor.detach().clone()) for tensor in _written(model, parameters=False)
         ]
@@ -63,7 +62,7 @@ def kept_state(model: nn.Module) -> Iterator[State]:
 @contextmanager
 def kept_notes(model: nn.Module) -> Iterator[None]:
     """Put plain attributes back after a block in which a network learns; parameters and buffers stay as they are."""
-    before = _Contents(_notes(model), but=_HOOKS | _REGISTERED | {"training"})
+    before = _Contents(_notes(model), but=_REGISTERED | {"training"})
     try:
         yield
     finally:
