@@ -8,8 +8,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from benchmarks.coverage.registry import PACKAGES
-from benchmarks.coverage.table import COLUMNS, DISTRIBUTIONS
+from benchmarks.coverage.registry import DISTRIBUTIONS, PACKAGES
+from benchmarks.coverage.table import COLUMNS
 
 PAGE = Path("docs") / "coverage.md"
 STATES = ("reached", "partly", "refused", "traceback", "timeout", "wrong")

@@ -16,7 +16,7 @@ OWN = ("timm", "torchvision", "transformers", "diffusers", "smp")
 BESIDE = ("vit_pytorch", "x_transformers", "monai", "ultralytics")
 PACKAGES = OWN + BESIDE
 """Packages that the project installs, and packages to install beside it, see the page."""
-MODULES = {"smp": "segmentation_models_pytorch"}
+DISTRIBUTIONS = {"smp": "segmentation_models_pytorch"}
 
 
 _COUNTS_VALUES = {f"transformers:{name}" for name in ("superpoint", "fastspeech2_conformer", "vits")}
@@ -73,7 +73,7 @@ class Network:
 
 def installed() -> list[str]:
     """Return the packages whose networks can be built here."""
-    return [name for name in PACKAGES if importlib.util.find_spec(MODULES.get(name, name)) is not None]
+    return [name for name in PACKAGES if importlib.util.find_spec(DISTRIBUTIONS.get(name, name)) is not None]
 
 
 def networks(package: str) -> dict[str, Network]:

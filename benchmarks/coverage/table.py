@@ -6,14 +6,13 @@ import importlib.metadata
 from pathlib import Path
 from typing import Any
 
-from benchmarks.coverage.registry import PACKAGES, Network
+from benchmarks.coverage.registry import DISTRIBUTIONS, PACKAGES, Network
 from benchmarks.ratio import RESULTS, read_rows
 from ifap.files import write_csv
 from ifap.study.machine.provenance import provenance
 
 PATH = RESULTS / "coverage.csv"
 DEFAULTS = RESULTS / "coverage_defaults.csv"
-DISTRIBUTIONS = {"smp": "segmentation_models_pytorch"}
 
 # Column to what it holds; the page prints this.
 COLUMNS = {

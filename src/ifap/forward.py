@@ -20,7 +20,7 @@ from ifap.axes.attention import adopt
 from ifap.axes.compiled import without_compiler
 from ifap.axes.passes import modes
 from ifap.axes.state import State, kept_state
-from ifap.axes.tensors import fields_of, keep_notes, laid_out_as, map_tensors
+from ifap.axes.tensors import USUAL, fields_of, keep_notes, laid_out_as, map_tensors
 from ifap.closures import rebind
 from ifap.errors import ConfigError, GraphError, IfapError, ScoreError, first_line, kind_and_line, nearest
 from ifap.layers import modules_by_name
@@ -261,10 +261,9 @@ def private_copy(model: nn.Module) -> nn.Module:
 
 def _cannot_be_copied(model: nn.Module) -> str:
     """Return the attribute that cannot be copied, empty if it is not a plain one."""
-    usual = vars(nn.Module())
     for name, module in modules_by_name(model).items():
         for key, value in module.__dict__.items():
-            if key in usual:
+            if key in USUAL:
                 continue
             try:
                 copy.deepcopy(value)

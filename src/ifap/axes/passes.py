@@ -31,7 +31,16 @@ from ifap.axes.operations.values import pointwise
 from ifap.axes.running import Running
 from ifap.axes.sizes import Key, Origin, Place, Recorder, Size, recording
 from ifap.axes.state import same_values, unchanged
-from ifap.axes.tensors import holders, map_tensors, named_tensors, once, plain_tensors, replaced_tensors
+from ifap.axes.tensors import (
+    USUAL,
+    holders,
+    is_of_torch,
+    map_tensors,
+    named_tensors,
+    once,
+    plain_tensors,
+    replaced_tensors,
+)
 from ifap.axes.trace import Axes, Forward, Tracer, pin_outputs, start, tie_renewed
 from ifap.axes.training import differs_in_training, may_write_weights, recalled, sizes_of_calls
 from ifap.axes.unreached import follow_siblings, not_reached
@@ -54,7 +63,7 @@ _TORCH_SIZES = (
 MOST_SAMPLES = 8
 """Samples that are read for what the example inputs do not reach."""
 _NOT_SEARCHED = (type, ModuleType, FunctionType, BuiltinFunctionType)
-_SKIPPED = {*vars(nn.Module()), "call_super_init", "dump_patches"}
+_SKIPPED = {*USUAL, "call_super_init", "dump_patches"}
 _HOLD_SIZES = (int, tuple, list, dict)
 _MOST_ITEMS, _DEEPEST = 64, 4  # of a container that may hold sizes; names on the way to one
 
@@ -403,10 +412,8 @@ def _remember_attributes(model: nn.Module) -> dict[Key, int]:
     for name, module in modules_by_name(model).items():
         if isinstance(module, torch.jit.ScriptModule):
             continue
-        home = type(module).__module__
-        own = home.startswith(("torch.nn.", "torch.ao."))
         attributes = module.__dict__
-        keys = [key for key in _TORCH_SIZES if key in attributes] if own else list(attributes)
+        keys = [key for key in _TORCH_SIZES if key in attributes] if is_of_torch(module) else list(attributes)
         for key in keys:
             if key in _SKIPPED:
                 continue

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ifap.axes.tensors import named_tensors
+from ifap.axes.tensors import named_tensors, own_modules
 from ifap.layers import modules_by_name
 
 _CONTAINERS = {dict, OrderedDict, defaultdict, list, set, deque}
@@ -96,9 +96,8 @@ def _notes(model: nn.Module) -> Iterator[dict[str, Any]]:
 
     Layers of torch keep nothing: what is set on them, such as a weight that a hook makes, is for one forward.
     """
-    for module in modules_by_name(model).values():
-        if not type(module).__module__.startswith(("torch.nn.", "torch.ao.")):
-            yield module.__dict__
+    for _, module in own_modules(model):
+        yield module.__dict__
 
 
 def _written(model: nn.Module, *, parameters: bool) -> list[Tensor]:

@@ -18,7 +18,8 @@ from ifap.layers import modules_by_name
 
 Setter = Callable[[Tensor], None]
 Holder = tuple[str, Tensor, Setter]
-_USUAL = list(vars(nn.Module()))
+USUAL = list(vars(nn.Module()))
+"""Attributes that every module has."""
 _OWN_NOTES = ("_carried",)  # attributes that a trace sets on tensors
 _NO_TENSORS = {bool, int, float, str, type(None), tuple, set, OrderedDict}
 
@@ -44,8 +45,8 @@ def holders(model: nn.Module) -> Iterator[Holder]:
 
 def _attributes(prefix: str, home: dict[str, Any]) -> Iterator[Holder]:
     """Yield the tensors of plain attributes, and of plain lists and dicts in them."""
-    are_usual = list(islice(home, len(_USUAL))) == _USUAL  # a third of the time goes into what every module has
-    for key, value in islice(home.items(), len(_USUAL) if are_usual else 0, None):
+    are_usual = list(islice(home, len(USUAL))) == USUAL  # a third of the time goes into what every module has
+    for key, value in islice(home.items(), len(USUAL) if are_usual else 0, None):
         if type(value) in _NO_TENSORS:
             continue
         if isinstance(value, Tensor):
@@ -56,10 +57,21 @@ def _attributes(prefix: str, home: dict[str, Any]) -> Iterator[Holder]:
 
 def plain_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Yield the tensors in plain attributes of modules that are not torch's, with their names."""
+    for name, module in own_modules(model):
+        for inner, tensor, _ in _attributes(f"{name}." if name else "", module.__dict__):
+            yield inner, tensor
+
+
+def own_modules(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Yield the modules that are not torch's, with their names."""
     for name, module in modules_by_name(model).items():
-        if not type(module).__module__.startswith("torch.nn."):
-            for inner, tensor, _ in _attributes(f"{name}." if name else "", module.__dict__):
-                yield inner, tensor
+        if not is_of_torch(module):
+            yield name, module
+
+
+def is_of_torch(module: nn.Module) -> bool:
+    """Whether torch defines a kind of module, quantised ones too."""
+    return type(module).__module__.startswith(("torch.nn.", "torch.ao."))
 
 
 def _read_by_kernels(prefix: str, module: Any) -> Iterator[Holder]:

@@ -15,12 +15,11 @@ from ifap.axes.corrections import Callee, Correction, Corrections
 from ifap.axes.cut import apply_corrections, follow_shapes, layer_of, selected
 from ifap.axes.sequences import ANYTHING, Sequence, from_lists
 from ifap.axes.slots import slot_of
-from ifap.axes.tensors import holders, in_place_of, named_tensors
+from ifap.axes.tensors import USUAL, holders, in_place_of, named_tensors
 from ifap.errors import PlanError, nearest
 from ifap.layers import add_bias, has_plain_forward, modules_by_name, sides
 from ifap.plan import AttributeSize, Plan, noted_plan
 
-_NOT_SIZES = set(vars(nn.Module()))
 Kept = Mapping[str, Mapping[str, list[int]]]
 
 
@@ -267,7 +266,7 @@ def _check_attribute(module: Any, size: AttributeSize) -> None:
     for step in size.path:
         held: Any = value if isinstance(value, (dict, list, tuple)) else getattr(value, "__dict__", {})
         inside = step in held if isinstance(held, dict) else isinstance(step, int) and 0 <= step < len(held)
-        if not inside or (value is module.__dict__ and step in _NOT_SIZES):
+        if not inside or (value is module.__dict__ and step in USUAL):
             value = None
             break
         value = held[step]
