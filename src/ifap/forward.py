@@ -281,14 +281,16 @@ def refuse_empty(model: nn.Module) -> None:
 
 def refuse_unmade(model: nn.Module) -> None:
     """Raise a `GraphError` if a lazy layer has not made its weights yet."""
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if is_lazy(tensor):
-            layer = name.rpartition(".")[0]
+    modules = modules_by_name(model)
+    for layer, module in modules.items():
+        if any(is_lazy(tensor) for tensor in (*module._parameters.values(), *module._buffers.values())):
             raise GraphError(f"layer '{layer}' has not made its weights yet: run the network once on a sample before")
-    for layer, module in modules_by_name(model).items():
+    for layer, module in modules.items():
+        if not isinstance(module, (nn.Linear, _ConvNd)):
+            continue
         held = (module._parameters, module._buffers, module.__dict__)
         is_made = parametrize.is_parametrized(module)  # in training it must not be asked for
-        if isinstance(module, (nn.Linear, _ConvNd)) and not is_made and not any("weight" in each for each in held):
+        if not is_made and not any("weight" in each for each in held):
             raise GraphError(f"layer '{layer}' has no weight before the first forward: run the network once before")
 
 

@@ -17,21 +17,20 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 def modules_by_name(model: nn.Module) -> dict[str, Any]:
     """Return what ``model.named_modules()`` yields, without a generator for each level: asked very often."""
-    found: dict[nn.Module, str] = {}
+    found: dict[str, Any] = {"": model}
+    seen = {model}
 
-    def visit(module: nn.Module, name: str) -> None:
-        found[module] = name
+    def visit(module: nn.Module, prefix: str) -> None:
         for key, child in module._modules.items():
-            if child is None or child in found:
+            if child is None or child in seen:
                 continue
-            inner = f"{name}.{key}" if name else key
+            seen.add(child)
+            found[prefix + key] = child
             if child._modules:
-                visit(child, inner)
-            else:
-                found[child] = inner
+                visit(child, f"{prefix}{key}.")
 
     visit(model, "")
-    return {name: module for module, name in found.items()}
+    return found
 
 
 def is_within(name: str, module: str) -> bool:

@@ -510,14 +510,17 @@ MASKS = {
 @pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize("at_once", [1, 250, 10**6])
-def test_attention_in_pieces_of_a_batch_is_that_of_torch(mask, groups, at_once, monkeypatch):
+@pytest.mark.parametrize("learns", [False, True])
+def test_attention_in_pieces_of_a_batch_is_that_of_torch(mask, groups, at_once, learns, monkeypatch):
     monkeypatch.setattr(heads, "AT_ONCE", at_once)
     generator = torch.Generator().manual_seed(0)
     query, key, value = (torch.randn(7, count, 5, 8, generator=generator) for count in (4, 4 // groups, 4 // groups))
     options = {"attn_mask": MASKS[mask], "enable_gqa": groups > 1}
-    found, outputs = (torch.cat(parts) for parts in zip(*heads.attended(query, key, value, **options), strict=True))
+    found: list[torch.Tensor] = []
+    with torch.set_grad_enabled(learns):
+        outputs = heads.attended(found.append, query, key, value, **options)
     torch.testing.assert_close(outputs, functional.scaled_dot_product_attention(query, key, value, **options))
-    assert torch.equal(found, heads.probabilities(query, key, value, **options))
+    assert torch.equal(torch.cat(found), heads.probabilities(query, key, value, **options))
 
 
 @pytest.mark.parametrize("statistic", ["norm", "centered"])

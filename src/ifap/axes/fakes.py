@@ -13,6 +13,7 @@ from ifap.axes.dispatch import DispatchMode
 
 aten = torch.ops.aten
 _DEVICE = torch.ops.prim.device.default
+CPU, META = torch.device("cpu"), torch.device("meta")
 RUNNING_MODES: list[FakeTensorMode] = []
 """The mode of the data-free forward that is running."""
 Shape = tuple[int, ...]
@@ -30,7 +31,7 @@ def quick(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         Its arguments.
     """
     if func is aten.empty.memory_format and RUNNING_MODES and list(args[0]) == [0]:
-        return _nothing(RUNNING_MODES[-1], kwargs.get("dtype"), kwargs.get("device") or torch.device("cpu"))
+        return _nothing(RUNNING_MODES[-1], kwargs.get("dtype"), kwargs.get("device") or CPU)
     shape_of = _SHAPES.get(func)
     if shape_of is None or kwargs or not isinstance(args[0], FakeTensor):
         return None
@@ -61,7 +62,7 @@ def data_free_like(mode: FakeTensorMode, empty: Tensor, device: torch.device) ->
     """
     first = vars(mode).setdefault("_first", {})
     if device not in first:
-        first[device] = dict(vars(FakeTensor(mode, torch.empty((0,), device="meta"), device)))
+        first[device] = dict(vars(FakeTensor(mode, torch.empty((0,), device=META), device)))
     made: FakeTensor = Tensor._make_subclass(
         FakeTensor, empty, False, dispatch_device=True, device_for_backend_keys=device
     )
@@ -77,7 +78,7 @@ def forget(mode: FakeTensorMode) -> None:
 
 def _empty(x: FakeTensor, shape: Shape) -> Tensor:
     with torch._C.DisableTorchFunction(), torch._C._DisableTorchDispatch():
-        return data_free_like(x.fake_mode, torch.empty(shape, dtype=x.dtype, device="meta"), x.fake_device)
+        return data_free_like(x.fake_mode, torch.empty(shape, dtype=x.dtype, device=META), x.fake_device)
 
 
 def _nothing(mode: FakeTensorMode, dtype: torch.dtype | None, device: torch.device) -> Tensor:
@@ -85,7 +86,7 @@ def _nothing(mode: FakeTensorMode, dtype: torch.dtype | None, device: torch.devi
     known = vars(mode).setdefault("_nothing", {})
     if (dtype, device) not in known:
         with torch._C.DisableTorchFunction(), torch._C._DisableTorchDispatch():
-            known[dtype, device] = data_free_like(mode, torch.empty((0,), dtype=dtype, device="meta"), device)
+            known[dtype, device] = data_free_like(mode, torch.empty((0,), dtype=dtype, device=META), device)
     found: Tensor = known[dtype, device]
     return found
 

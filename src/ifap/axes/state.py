@@ -131,7 +131,11 @@ class _Contents:
         for home in homes:
             self._homes.append((home, dict(home)))
             for key, value in home.items():
-                if type(value) not in _SIMPLE and key not in but:
+                if type(value) in _SIMPLE or key in but:
+                    continue
+                if type(value) is OrderedDict and not value:
+                    self._empty.append(value)
+                else:
                     self._keep(value, 0 if key not in _REGISTERED else _DEEPEST)
 
     def put_back(self) -> None:

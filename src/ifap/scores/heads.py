@@ -8,7 +8,7 @@ of a head is given to all positions that its weights make.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -18,12 +18,13 @@ from torch.overrides import TorchFunctionMode
 
 from ifap.axes.calls import ATTENTION
 from ifap.axes.running import Running
+from ifap.axes.tensors import functorch
 from ifap.axes.units import Graph, Indices
 from ifap.scores.weights import all_weights
 
 Reduce = Callable[[Tensor], Tensor]
 Read = Callable[[int, Tensor], None]
-AT_ONCE = 2**19
+AT_ONCE = 2**18
 """Attention probabilities that are made at once: so many stay in the cache of a processor."""
 
 
@@ -60,25 +61,23 @@ class HeadCalls(TorchFunctionMode):
         number = self._numbers.get((self._running.module, name, self._running.count(name)))
         if number is None:
             return func(*args, **kwargs)
-        if name == "softmax":
-            found = func(*args, **kwargs)
-            self._keep(number, [(found, found)])
-            return found
-        # torch's fused attention does not return them, and would compute them once more
-        return self._keep(number, attended(*args, **kwargs))
+        kept: list[Tensor] = []
 
-    def _keep(self, number: int, pieces: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
-        """Read the probabilities of each piece of a batch, and return the outputs of all."""
-        kept, outputs = [], []
-        for found, output in pieces:
-            outputs.append(output)
+        def see(found: Tensor) -> None:
             with torch._C.DisableTorchFunction():  # what is done here is no call of the network's
                 units = self._by_unit(number, found)
                 if units is not None:
                     kept.append(self._reduce(units))
+
+        if name == "softmax":
+            output = func(*args, **kwargs)
+            see(output)
+        else:  # torch's fused attention does not return them, and would compute them once more
+            output = attended(see, *args, **kwargs)
         if kept:
-            self._read(number, torch.cat(kept))
-        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+            with torch._C.DisableTorchFunction():
+                self._read(number, torch.cat(kept))
+        return output
 
     def _by_unit(self, number: int, found: Tensor) -> Tensor | None:
         """Return probabilities as (samples, units, queries, keys), or None where their heads are no units."""
@@ -92,22 +91,42 @@ class HeadCalls(TorchFunctionMode):
 
 
 def attended(
-    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *args: Any, **kwargs: Any
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Compute torch's fused attention for some samples at a time; yield their probabilities and outputs."""
+    see: Callable[[Tensor], None],
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    *args: Any,
+    **kwargs: Any,
+) -> Tensor:
+    """Compute torch's fused attention for some samples at a time; `see` gets the probabilities of each part."""
     samples, count = len(query), len(query)
     if query.dim() > 3 and len(key) == len(value) == samples:
         count = max(1, AT_ONCE // max(1, math.prod(query.shape[1:-1]) * key.shape[-2]))
+    of_samples = attn_mask is not None and attn_mask.dim() == query.dim() and len(attn_mask) == samples
+    whole: Tensor | None = None
     for first in range(0, max(samples, 1), max(count, 1)):
         part = slice(first, first + count)
-        of_samples = attn_mask is not None and attn_mask.dim() == query.dim() and len(attn_mask) == samples
         mask = attn_mask[part] if attn_mask is not None and of_samples else attn_mask
         found = probabilities(query[part], key[part], value[part], mask, *args, **kwargs)
+        see(found)
+        values = value[part]
         if kwargs.get("enable_gqa", False):
-            groups = query.shape[-3] // value.shape[-3]
-            yield found, found @ value[part].repeat_interleave(groups, dim=-3)
-        else:
-            yield found, found @ value[part]
+            values = values.repeat_interleave(query.shape[-3] // value.shape[-3], dim=-3)
+        place = whole[part] if whole is not None and _may_write(found) else None
+        output: Tensor = torch.matmul(found, values, out=place)
+        if count >= samples:
+            return output
+        if place is None:
+            whole = output.new_empty(samples, *output.shape[1:]) if whole is None else whole
+            whole[part] = output
+    assert whole is not None
+    return whole
+
+
+def _may_write(x: Tensor) -> bool:
+    """Whether an operation may write into a tensor: nothing learns, is mapped or changes its type."""
+    return x.dtype == torch.float32 and not torch.is_grad_enabled() and not functorch.is_functorch_wrapped_tensor(x)
 
 
 def _order(units: Indices) -> Any:
@@ -137,11 +156,16 @@ def probabilities(
     if is_causal:
         logits = logits.masked_fill(torch.ones_like(logits, dtype=torch.bool).triu(1), float("-inf"))
     if attn_mask is None:
-        return logits.softmax(dim=-1)
+        return _softmax(logits)
     hidden = ~attn_mask if attn_mask.dtype == torch.bool else attn_mask == float("-inf")
     logits = logits.masked_fill(hidden, float("-inf")) if attn_mask.dtype == torch.bool else logits + attn_mask
     # A query that sees no key attends to nothing.
-    return logits.softmax(dim=-1).masked_fill(hidden.all(dim=-1, keepdim=True), 0.0)
+    return _softmax(logits).masked_fill(hidden.all(dim=-1, keepdim=True), 0.0)
+
+
+def _softmax(logits: Tensor) -> Tensor:
+    """Return the softmax over keys, in the memory of the logits: a cache then holds what is read next."""
+    return torch.softmax(logits, dim=-1, out=logits) if _may_write(logits) else logits.softmax(dim=-1)
 
 
 def head_weights(model: nn.Module, graph: Graph) -> list[Tensor]:
