@@ -143,6 +143,16 @@ def bilinear_layer():
     return Pairs(a=nn.Linear(16, 10), b=nn.Linear(16, 12), pairs=nn.Bilinear(10, 12, 14), head=nn.Linear(14, 3))
 
 
+@kind(tokens())
+def distances_to_many_prototypes():
+    class Prototypes(Net):
+        def forward(self, x):
+            return torch.cdist(self.mix(x), self.prototypes)
+
+    # So many that torch computes their distances by a product of matrices.
+    return Prototypes(mix=nn.Linear(16, 24), prototypes=nn.Parameter(torch.randn(1, 30, 24)))
+
+
 class Scripted(nn.Module):
     """Compiled by TorchScript, so that nothing inside can be cut."""
 
