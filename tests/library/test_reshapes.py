@@ -1,7 +1,9 @@
 """Reshapes that move channels: followed where the map is right, pinned where it would be silently wrong."""
 
+import copy
 import functools
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -354,3 +356,45 @@ def test_a_number_in_an_attribute_stays_where_the_forward_computes_with_it():
     assert set(pruned.receipts[-1].pinned) == {"head"}
     assert pruned.proof.difference < 1e-6
     assert pruned.model(torch.randn(2, 16)).shape == (2, 3)
+
+
+class WrittenSizes(nn.Module):
+    """A forward whose sizes are numbers in its code once `torch.fx` has written it."""
+
+    def __init__(self):
+        super().__init__()
+        self.up, self.mix, self.head = nn.Linear(8, 32), nn.Linear(32, 24), nn.Linear(24, 4)
+
+    def forward(self, x):
+        x = self.mix(self.up(x).reshape(-1, 4, 8).relu().reshape(-1, 32))
+        return self.head(x.relu())
+
+
+def test_what_a_copy_of_generated_code_would_bring_back_stays():
+    network, x = torch.fx.symbolic_trace(WrittenSizes()), torch.randn(4, 8)
+    pruned = ifap.prune(network, x, [x], target=ifap.Target(macs=0.5), steps=2, min_units=1, method="magnitude")
+    assert (pruned.model.up.out_features, pruned.model.mix.out_features < 24) == (32, True)
+    for again in (copy.deepcopy(pruned.model), pickle.loads(pickle.dumps(pruned.model))):
+        assert torch.equal(again(x), pruned.model(x))
+
+
+def test_code_that_wraps_a_function_of_c_is_read():
+    @functools.wraps(torch.relu)
+    def activation(x):
+        return torch.relu(x)
+
+    class Wrapping(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.up, self.head, self.activation = nn.Linear(8, 32), nn.Linear(32, 4), activation
+
+        @functools.wraps(torch.Tensor.softmax)
+        def probabilities(self, x):
+            return x.softmax(-1)
+
+        def forward(self, x):
+            return self.probabilities(self.head(self.activation(self.up(x))))
+
+    x = torch.randn(4, 8)
+    pruned = ifap.prune(Wrapping(), x, [x], target=ifap.Target(macs=0.5), steps=2, method="magnitude")
+    assert pruned.after.reduction(pruned.before, "macs") >= 0.5

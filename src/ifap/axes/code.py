@@ -21,7 +21,7 @@ _ANY_CHILD = frozenset({"_modules", "children", "get_submodule", "getattr", "nam
 def names_in(kind: Any) -> frozenset[str]:
     """Return the names that the functions of a kind of module use, and those of functions that they call."""
     own = [base for base in kind.__mro__ if issubclass(base, nn.Module) and not is_torchs(base)]
-    functions = [inspect.unwrap(each) for base in own for each in vars(base).values() if inspect.isfunction(each)]
+    functions = [_unwrapped(each) for base in own for each in vars(base).values() if inspect.isfunction(each)]
     called = [
         each
         for function in functions
@@ -50,7 +50,7 @@ def names_used(modules: Iterable[nn.Module]) -> set[str] | None:
         for value in vars(module).values():
             if inspect.isfunction(value) or inspect.ismethod(value):
                 files.add(value.__module__)
-                found.update(_names(inspect.unwrap(value).__code__))
+                found.update(_names(_unwrapped(getattr(value, "__func__", value)).__code__))
             elif callable(value) and not isinstance(value, (nn.Module, type)):
                 return None
     found.update(*map(_names_in_file, files))
@@ -66,10 +66,22 @@ def _names_in_file(home: str) -> frozenset[str]:
             continue
         members = vars(value).items() if inspect.isclass(value) and not is_torchs(value) else [("", value)]
         for name, each in members:
-            function = inspect.unwrap(getattr(each, "__func__", getattr(each, "fget", each)))
+            function = _unwrapped(getattr(each, "__func__", getattr(each, "fget", each)))
             if inspect.isfunction(function) and name != "__init__":
                 found.update(_names(function.__code__))
     return frozenset(found)
+
+
+def _unwrapped(function: Any) -> Any:
+    """Return what decorators wrap, as far as it is code of Python."""
+    return inspect.unwrap(function, stop=lambda each: not inspect.isfunction(getattr(each, "__wrapped__", None)))
+
+
+def makes_own_copies(module: nn.Module) -> bool:
+    """Whether a module is copied or pickled in a way of its own, which may leave out what was set on it."""
+    kind = type(module)
+    pickles = (kind.__reduce__, kind.__reduce_ex__) != (object.__reduce__, object.__reduce_ex__)
+    return pickles or hasattr(kind, "__deepcopy__")
 
 
 def _names(code: CodeType) -> Iterator[str]:

@@ -77,10 +77,14 @@ class Sizes:
         Key to value of every integer attribute.
     unsteady : set of Place
         Calls whose sizes differ in training: they cannot be corrected.
+    forgetful : set of str
+        Modules whose copies would lose a correction.
     """
 
-    def __init__(self, recorders: list[Recorder], attributes: dict[Key, int], unsteady: set[Place]) -> None:
-        self._original, self._unsteady = attributes, unsteady
+    def __init__(
+        self, recorders: list[Recorder], attributes: dict[Key, int], unsteady: set[Place], forgetful: set[str]
+    ) -> None:
+        self._original, self._unsteady, self._forgetful = attributes, unsteady, forgetful
         self._calls: dict[Callee, list[Form]] = {}
         for recorder in recorders:
             for callee, forms in recorder.calls.items():
@@ -114,6 +118,8 @@ class Sizes:
             present = value_of(use.origin, size, attributes)
             if wanted != present and use.place in self._unsteady:
                 raise self._refusal(use, "other sizes in training")
+            if wanted != present and use.module in self._forgetful:
+                raise self._refusal(use, "a number that a copy of its module would bring back")
             correction = None if wanted == present else self._correction(use, wanted, present)
             key = (use.module, use.function, use.ordinal, use.path)
             if key in found and found[key] != correction:

@@ -11,6 +11,7 @@ from torch import nn
 
 from ifap.axes.blocks import same_roles
 from ifap.axes.choosing import choose, produced_axes
+from ifap.axes.code import makes_own_copies
 from ifap.axes.corrections import CannotFollowError, Sizes
 from ifap.axes.expressions import Atom, Expression, Reason, atoms_of, pin
 from ifap.axes.forms import STAYS, Forms, linear
@@ -61,7 +62,8 @@ def find_units(
     modules = modules_by_name(model)
     _pin_ignored(axes, modules, set(ignored), keep_embeddings=keep_embeddings)
     _pin_unfollowed(axes)
-    sizes = Sizes(axes.recorders, attributes, axes.unsteady)
+    forgetful = {name for name, module in modules.items() if makes_own_copies(module)}
+    sizes = Sizes(axes.recorders, attributes, axes.unsteady, forgetful)
     axes.ties += [(one, other, Reason("its size is compared with another")) for one, other in sizes.equal_axes()]
     parameters = set(parameters_by_name(model))
     while True:
