@@ -261,3 +261,20 @@ def test_what_a_network_remembers_from_forward_to_forward_does_not_disturb_its_p
         assert found.model.read.out_features <= 12
         assert found.proof.units_checked > 0
         assert found.proof.difference < 1e-12
+
+
+def test_decisions_alone_are_proven_and_saved(tmp_path):
+    class Policy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.values = nn.Sequential(nn.Linear(8, 48), nn.ReLU(), nn.Linear(48, 4))
+
+        def forward(self, x):
+            return self.values(x).argmax(-1)
+
+    x = torch.randn(16, 8, generator=torch.Generator().manual_seed(0))
+    pruned = ifap.prune(Policy(), x, [x], target=ifap.Target(macs=0.5), steps=2, method="magnitude")
+    assert pruned.proof.units_checked >= 24
+    assert pruned.proof.holds
+    ifap.save(pruned, tmp_path)
+    assert torch.equal(ifap.load(tmp_path, Policy)(x), pruned.model(x))

@@ -153,6 +153,37 @@ def distances_to_many_prototypes():
     return Prototypes(mix=nn.Linear(16, 24), prototypes=nn.Parameter(torch.randn(1, 30, 24)))
 
 
+class MaskedLinear(nn.Linear):
+    """Keeps some weights away from its outputs, as autoregressive networks do."""
+
+    def __init__(self, inputs, outputs):
+        super().__init__(inputs, outputs)
+        self.register_buffer("mask", torch.rand(outputs, inputs) < 0.6)
+
+    def forward(self, x):
+        return functional.linear(x, self.mask * self.weight, self.bias)
+
+
+@kind(tokens())
+def weights_under_masks_of_truth_values():
+    return nn.Sequential(MaskedLinear(16, 32), nn.ReLU(), MaskedLinear(32, 24), nn.ReLU(), MaskedLinear(24, 3))
+
+
+@kind(tokens(length=8))
+def attention_to_relative_places():
+    class Relative(Net):
+        def forward(self, x):
+            samples, length, _ = x.shape
+            q, k, v = (each.unflatten(-1, (4, 8)).transpose(1, 2) for each in self.qkv(x).chunk(3, dim=-1))
+            shift = torch.einsum("bhld,hrd->bhlr", q, self.places)
+            shift = functional.pad(shift, (0, 1)).reshape(samples, len(self.places), 2 * length * length)
+            shift = functional.pad(shift, (0, length - 1)).reshape(samples, -1, length + 1, 2 * length - 1)
+            weights = (q @ k.transpose(-1, -2) + shift[:, :, :length, length - 1 :]).softmax(dim=-1)
+            return self.head((weights @ v).transpose(1, 2).flatten(2))
+
+    return Relative(qkv=nn.Linear(16, 96), places=nn.Parameter(torch.randn(4, 15, 8)), head=nn.Linear(32, 3))
+
+
 class Scripted(nn.Module):
     """Compiled by TorchScript, so that nothing inside can be cut."""
 

@@ -187,8 +187,9 @@ def _outputs(
         torch.no_grad(), same_draws(), precision(), unchanged(model), same_values(model, parameters=False),
         SteadyDraws(), averages,  # type: ignore[no-untyped-call]
     ):  # fmt: skip
-        found = map(as_real, forward(model, inputs))
-        return [x.detach().double().clone() for x in found if x.is_floating_point()]
+        found = [as_real(x) for x in forward(model, inputs)]
+        values = [x for x in found if x.is_floating_point()] or found  # a network may decide, and return numbers alone
+        return [x.detach().double().clone() for x in values]
 
 
 def _difference(wanted: list[Tensor], found: list[Tensor]) -> float | None:

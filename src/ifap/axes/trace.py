@@ -444,7 +444,7 @@ def start(axes: Axes, tensors: dict[str, Tensor]) -> None:
     for name, tensor in tensors.items():
         dims = axes.dims.get(name)
         if dims is None:
-            free = tensor.is_floating_point() or tensor.is_complex()
+            free = tensor.is_floating_point() or tensor.is_complex() or tensor.dtype is torch.bool  # no index
             dims = [Atom(size) if size > 1 and free else int(size) for size in tensor.shape]
             axes.dims[name] = dims
         tensor.__dict__["_carried"] = Carried(dims, name=name, source=name, weight=True)

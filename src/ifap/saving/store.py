@@ -401,10 +401,10 @@ def _some_outputs(model: nn.Module, spec: Any) -> list[float]:
     inputs = to_device(make_inputs(spec), device_of(model))
     with evaluation_mode(model), torch.no_grad(), dense_outputs(model), same_draws(), without_compiler():
         torch.manual_seed(0)
-        found = map(as_real, task_tensors(model, call(model, inputs)))
-        output = next((t for t in found if t.is_floating_point()), None)
+        found = [as_real(tensor) for tensor in task_tensors(model, call(model, inputs))]
+        output = next((tensor for tensor in found if tensor.is_floating_point()), next(iter(found), None))
     if output is None or output.numel() == 0:
-        raise PlanError("the network returns no floating-point tensor")
+        raise PlanError("the network returns no tensor with values")
     flat = output.detach().reshape(-1).double().cpu()
     if torch.isinf(flat).any() and not torch.isinf(flat).all():
         flat = flat[~torch.isinf(flat)]  # places that a network masks by design

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,18 +24,43 @@ def view(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], ou
     dims = t.dims(args[0])
     if not all(isinstance(size, int) for size in out.shape) or isinstance(args[1], torch.dtype):
         return t.pin_all(args, kwargs, "its values are read as another type")
-    try:
-        if not out.numel():  # no position says where it comes from
-            return [next((dim for dim in dims if size_of(dim) == size), int(size)) for size in out.shape]
-        return regroup(dims, out.shape)
-    except CannotAgreeError:
-        pass
-    try:  # an axis that stays may be put together as it likes, such as the samples of packed sequences
-        return regroup([size_of(dim) if is_fixed(dim) else dim for dim in dims], out.shape)
-    except CannotAgreeError:
-        for dim in dims:
-            t.pin(dim, f"a reshape from {list(args[0].shape)} to {list(out.shape)} mixes it with others")
-        return t.sizes(out)
+    if not out.numel():  # no position says where it comes from
+        return [next((dim for dim in dims if size_of(dim) == size), int(size)) for size in out.shape]
+    found = _regrouped(dims, out.shape)
+    if found is not None:
+        return found
+    found = []
+    for block, sizes in _blocks(dims, out.shape):
+        part = _regrouped(block, sizes)
+        if part is None:
+            for dim in block:
+                t.pin(dim, f"a reshape from {list(args[0].shape)} to {list(out.shape)} mixes it with others")
+        found += sizes if part is None else part
+    return found
+
+
+def _regrouped(dims: Dims, shape: Sequence[int]) -> Dims | None:
+    """Return the dimensions of a view, or None where they cannot be made of whole factors."""
+    with suppress(CannotAgreeError):
+        return regroup(dims, shape)
+    with suppress(CannotAgreeError):
+        # An axis that stays may be put together as it likes, such as the samples of packed sequences.
+        return regroup([size_of(dim) if is_fixed(dim) else dim for dim in dims], shape)
+    return None
+
+
+def _blocks(dims: Dims, shape: Sequence[int]) -> Iterator[tuple[Dims, list[int]]]:
+    """Divide a view into the smallest blocks of neighbours, each with as many positions before as after it."""
+    before, after = list(dims), [int(size) for size in shape]
+    while before or after:
+        block, sizes = before[:1], after[: 0 if before else 1]
+        del before[: len(block)], after[: len(sizes)]
+        while (ours := math.prod(map(size_of, block))) != (theirs := math.prod(sizes)):
+            if ours < theirs:
+                block.append(before.pop(0))
+            else:
+                sizes.append(after.pop(0))
+        yield block, sizes
 
 
 @rule("permute", "permute_copy")
