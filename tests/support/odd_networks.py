@@ -143,16 +143,6 @@ def bilinear_layer():
     return Pairs(a=nn.Linear(16, 10), b=nn.Linear(16, 12), pairs=nn.Bilinear(10, 12, 14), head=nn.Linear(14, 3))
 
 
-@kind(tokens())
-def distances_to_many_prototypes():
-    class Prototypes(Net):
-        def forward(self, x):
-            return torch.cdist(self.mix(x), self.prototypes)
-
-    # So many that torch computes their distances by a product of matrices.
-    return Prototypes(mix=nn.Linear(16, 24), prototypes=nn.Parameter(torch.randn(1, 30, 24)))
-
-
 class MaskedLinear(nn.Linear):
     """Keeps some weights away from its outputs, as autoregressive networks do."""
 

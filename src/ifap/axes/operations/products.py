@@ -130,7 +130,7 @@ def trilinear(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any
     return [dim for place, dim in enumerate(joined) if place not in summed]
 
 
-@rule("_cdist_forward", "_euclidean_dist", is_product=True)
+@rule("_cdist_forward", is_product=True)
 def distances(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
     """Distances between the rows of (..., n, k) and of (..., m, k)."""
     x, y = t.dims(args[0]), t.dims(args[1])
