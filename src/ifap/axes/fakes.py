@@ -17,7 +17,7 @@ CPU, META = torch.device("cpu"), torch.device("meta")
 RUNNING_MODES: list[FakeTensorMode] = []
 """The mode of the data-free forward that is running."""
 Shape = tuple[int, ...]
-Quick = Callable[[tuple[Any, ...]], Shape | None]
+Quick = Callable[[tuple[Any, ...]], Shape | list[Shape] | None]
 
 
 def quick(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -33,12 +33,16 @@ def quick(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if func is aten.empty.memory_format and RUNNING_MODES and list(args[0]) == [0]:
         return _nothing(RUNNING_MODES[-1], kwargs.get("dtype"), kwargs.get("device") or CPU)
     shape_of = _SHAPES.get(func)
-    if shape_of is None or kwargs or not isinstance(args[0], FakeTensor):
+    if shape_of is None or kwargs:
+        return None
+    x = args[0][0] if isinstance(args[0], list) and args[0] else args[0]
+    if not isinstance(x, FakeTensor):
         return None
     shape = shape_of(args)
     if shape is None:
         return None
-    x = args[0]
+    if isinstance(shape, list):
+        return [_empty(x, each) for each in shape]
     if func in _IN_PLACE:
         return x if shape == tuple(x.shape) else None
     out = _empty(x, shape)
@@ -169,6 +173,36 @@ def _viewed(args: tuple[Any, ...]) -> Shape | None:
     return tuple(sizes)
 
 
+def _expanded(args: tuple[Any, ...]) -> Shape | None:
+    x, sizes = args[0], list(args[1])
+    lead = len(sizes) - x.dim()
+    if lead < 0 or -1 in sizes[:lead]:
+        return None
+    shape = tuple(x.shape[place - lead] if size == -1 else size for place, size in enumerate(sizes))
+    return shape if all(old in (1, size) for old, size in zip(x.shape, shape[lead:], strict=True)) else None
+
+
+def _joined(args: tuple[Any, ...]) -> Shape | None:
+    tensors = args[0]
+    first, rank = tensors[0], tensors[0].dim()
+    if not rank or any(not isinstance(x, FakeTensor) or x.dtype != first.dtype or x.dim() != rank for x in tensors):
+        return None
+    place = args[1] % rank if len(args) > 1 else 0
+    shape = list(first.shape)
+    shape[place] = sum(x.shape[place] for x in tensors)
+    is_even = all(x.shape[dim] == shape[dim] for x in tensors for dim in range(rank) if dim != place)
+    return tuple(shape) if is_even else None
+
+
+def _split(args: tuple[Any, ...]) -> list[Shape] | None:
+    shape, size, place = list(args[0].shape), args[1], args[2] if len(args) > 2 else 0
+    if size <= 0:
+        return None
+    starts = range(0, shape[place], size)
+    before, after = shape[:place], shape[place % len(shape) + 1 :]
+    return [(*before, min(size, shape[place] - start), *after) for start in starts] or None
+
+
 def _permuted(args: tuple[Any, ...]) -> Shape | None:
     shape = args[0].shape
     return tuple(shape[place] for place in args[1])
@@ -210,6 +244,10 @@ _SHAPES: dict[Any, Quick] = {
     **dict.fromkeys(
         (aten.add_.Tensor, aten.mul_.Tensor, aten.add.Tensor, aten.mul.Tensor, aten.sub.Tensor, aten.div.Tensor), _wider
     ),
+    aten.mul.Scalar: _wider,
+    aten.cat.default: _joined,
+    aten.split.Tensor: _split,
+    aten.expand.default: _expanded,
     aten.convolution.default: _convolved,
     aten.mm.default: _matrices,
     aten.bmm.default: _matrices,

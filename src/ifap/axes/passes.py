@@ -136,9 +136,10 @@ def _traced(
         attributes = _remember_attributes(model)
         read = partial(_pass, model, call=call, outputs=outputs, axes=axes)
         read(example_inputs, "first", fake=fake)
-        if not_reached(model, axes) or may_write_weights(model):
+        missing = not_reached(model, axes)
+        if missing or may_write_weights(model):
             _read_further(axes, read, example_inputs, "training", fake=True)
-        if not_reached(model, axes):
+        if missing and not_reached(model, axes):
             _read_samples(samples, model, example_inputs, axes, read)
             if not_reached(model, axes):
                 for given in (example_inputs, *axes.forward.samples):

@@ -30,14 +30,16 @@ def asks_for_mode(kind: Any) -> bool:
 
 def differs_in_training(model: nn.Module) -> bool:
     """Whether a network may make other calls in training than in evaluation."""
-    return any(map(asks_for_mode, set(map(type, model.modules()))))
+    return any(map(asks_for_mode, _kinds(model)))
 
 
 def may_write_weights(model: nn.Module) -> bool:
     """Whether a forward in training may write into weights, such as those of a teacher that follows the others."""
-    return any(
-        asks_for_mode(kind) and not names_in(kind).isdisjoint(_WRITING) for kind in set(map(type, model.modules()))
-    )
+    return any(asks_for_mode(kind) and not names_in(kind).isdisjoint(_WRITING) for kind in _kinds(model))
+
+
+def _kinds(model: nn.Module) -> set[type]:
+    return set(map(type, modules_by_name(model).values()))
 
 
 class Recall(TorchFunctionMode):

@@ -186,6 +186,8 @@ def head_weights(model: nn.Module, graph: Graph) -> list[Tensor]:
 
 def _summed_norms(model: nn.Module, graph: Graph, wanted: set[int]) -> dict[int, float]:
     totals: dict[int, float] = {}
+    if not wanted:
+        return totals
     rows_of = all_weights(model, graph)
     for slot, name in graph.weight_slots():
         units = graph.unit_of[slot]
