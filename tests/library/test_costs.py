@@ -232,10 +232,12 @@ _SUMS = {
     "integers": lambda x: x.long() / x.long(),
     "fewer axes": lambda x: x + x[0, 0],
     "in place": lambda x: x.clone().add_(x[:1]).mul_(2),
+    "in place, one at a time": lambda x: x.clone().sigmoid_().tanh_(),
     "joined": lambda x: torch.cat([x, x[:, :1], x], dim=-3),
     "joined, one of them empty": lambda x: torch.cat([x, torch.empty(0)], dim=1),
     "divided": lambda x: x.split(2, dim=-2)[1] * x.chunk(2)[0][:, :, :2],
     "divided, the last is smaller": lambda x: x.split(2, dim=3)[2],
+    "divided as recurrent layers do": lambda x: torch.unsafe_split(x, 3, dim=-2)[1].tanh_(),
     "repeated": lambda x: x[:, :1].expand(-1, 6, -1, 5) + x[0, 0].expand(7, 6, 4, 5)[:2],
 }
 

@@ -130,6 +130,16 @@ def test_texts_need_a_tokenizer_and_a_classifier(tmp_path, tokenizer):  # noqa: 
         read_labelled(table, encoder, tokenizer=tokenizer)
 
 
+def test_outputs_without_scores_are_named(tmp_path):
+    class Empty(nn.Module):
+        def forward(self, x):
+            return []
+
+    save_file({"inputs": torch.randn(2, 6), "labels": torch.tensor([0, 1])}, tmp_path / "t.safetensors")
+    with pytest.raises(ConfigError, match="labels need a classifier: the network returns no scores of classes"):
+        read_labelled(tmp_path / "t.safetensors", Empty())
+
+
 # --- tensors --------------------------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import inspect
 import sys
@@ -211,6 +212,19 @@ def test_taylor_says_which_argument_is_missing(network, missing):
     given = {"labelled": LABELLED, "loss": nn.functional.cross_entropy} | {missing: None}
     with pytest.raises(ScoreError, match=f"'taylor' needs labels and a loss: give {missing}="):
         ifap.prune(network, BATCHES[0], BATCHES, target=ifap.Target(macs=0.3), method="taylor", steps=1, **given)
+
+
+def test_any_callable_is_a_method(network):
+    @dataclasses.dataclass  # compared by its values, so that it cannot be a key
+    class ByNorm:
+        defaults: str = "of its own"
+
+        def __call__(self, model, batches, **options):
+            layers = [(name, m) for name, m in model.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
+            return {name: layer.weight.flatten(1).norm(dim=1) for name, layer in layers}
+
+    pruned = ifap.prune(network, BATCHES[0], BATCHES, target=ifap.Target(macs=0.3), method=ByNorm(), steps=1)
+    assert pruned.after.macs < pruned.before.macs
 
 
 @pytest.mark.parametrize(

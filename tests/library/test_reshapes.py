@@ -134,6 +134,21 @@ def test_attention_whose_weights_are_used_loses_heads():
     assert pruned.proof.difference < 1e-6
 
 
+def test_matrices_of_a_batch_are_turned_in_inference_mode_as_well():
+    """In inference mode torch hands on operations that it takes apart elsewhere."""
+
+    def forward(m, x):
+        with torch.inference_mode():
+            turned = m.first(x).mT.transpose(1, 2)
+        return m.head(turned.clone())
+
+    torch.manual_seed(0)
+    model, x = Lambda(forward, first=nn.Linear(6, 12), head=nn.Linear(12, 2)), torch.randn(3, 4, 6)
+    pruned = ifap.prune(model, x, [x], target=ifap.Target(macs=0.5), method="magnitude")
+    assert set(pruned.receipts[-1].pinned) == {"head"}
+    assert pruned.proof.difference < 1e-6
+
+
 @pytest.mark.parametrize("spread", [False, True])
 def test_columns_that_are_written_at_looked_up_places_can_be_cut(spread):
     """Features of pillars are scattered to a map: its channels are those of the layer, its places are looked up."""

@@ -35,17 +35,19 @@ class Cell(nn.Module):
 
 
 class Average(nn.Module):
-    """A buffer that follows what is seen, put in place of the last one or written into."""
+    """A buffer that follows what is seen, put in place of the last one or written into, also by way of its data."""
 
-    def __init__(self, *, writes: bool, width: int = 32):
+    def __init__(self, *, writes: bool, data: bool = False, width: int = 32):
         super().__init__()
         self.embed, self.head, self.writes = nn.Linear(16, width), nn.Linear(width, 5), writes
+        self.data = data
         self.register_buffer("mean", torch.zeros(width))
 
     def forward(self, x):
         seen = functional.relu(self.embed(x))
         if self.writes:
-            self.mean.mul_(0.9).add_(0.1 * seen.mean(0).detach())
+            written = self.mean.data if self.data else self.mean  # a write by way of the data raises no version
+            written.mul_(0.9).add_(0.1 * seen.mean(0).detach())
         else:
             self.mean = 0.9 * self.mean + 0.1 * seen.mean(0).detach()
         return self.head(seen - self.mean)
@@ -90,6 +92,7 @@ NETWORKS = {
     "cell": (Cell, (4, 16)),
     "replaced buffer": (lambda: Average(writes=False), (4, 16)),
     "written buffer": (lambda: Average(writes=True), (4, 16)),
+    "written data": (lambda: Average(writes=True, data=True), (4, 16)),
     "queue": (Queue, (4, 16)),
     "list": (Stream, (2, 4, 20)),
 }

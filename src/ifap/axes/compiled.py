@@ -15,11 +15,6 @@ from torch._ops import HigherOrderOperator
 from torch.utils._pytree import tree_map
 
 
-def compiler_is_loaded() -> bool:
-    """Whether torch's compiler has been imported, as functions do that compile a part of a forward."""
-    return "torch._dynamo" in sys.modules
-
-
 @contextmanager
 def without_compiler(*, both: bool = False) -> Iterator[None]:
     """Run compiled functions, branches, loops and flexible attention operation by operation inside the block.
@@ -31,7 +26,7 @@ def without_compiler(*, both: bool = False) -> Iterator[None]:
     both : bool
         Run both branches of ``torch.cond``, so that the layers of either are seen; else the one that is chosen.
     """
-    if not compiler_is_loaded():
+    if "torch._dynamo" not in sys.modules:
         yield
         return
     before = getattr(_THREAD, "branches", None)

@@ -308,7 +308,6 @@ def factor(expression: Expression, outer: int) -> tuple[Expression, Expression]:
         first, second = Atom(outer, expression.pin), Atom(inner, expression.pin)
         first.averaged = second.averaged = expression.averaged
         first.is_group = second.is_group = expression.is_group
-        first.is_group = expression.is_group
         expression.bound = Product((first, second))
         return first, second
     if isinstance(expression, Product):
@@ -362,6 +361,7 @@ def split(expression: Expression, at: int) -> tuple[Expression, Expression]:
     if isinstance(expression, Atom):
         first, second = Atom(at, expression.pin), Atom(expression.size - at, expression.pin)
         first.averaged = second.averaged = expression.averaged
+        first.is_group = second.is_group = expression.is_group
         expression.bound = Concatenation((first, second))
         return first, second
     if isinstance(expression, Concatenation):

@@ -229,7 +229,7 @@ def _layer_normed(args: tuple[Any, ...]) -> Shape | None:
 
 _IN_PLACE = {
     aten.relu_.default, aten.silu_.default, aten.hardswish_.default, aten.hardtanh_.default, aten.leaky_relu_.default,
-    aten.add_.Tensor, aten.mul_.Tensor,
+    aten.add_.Tensor, aten.mul_.Tensor, aten.sigmoid_.default, aten.tanh_.default,
 }  # fmt: skip
 _NORMS = {aten.native_layer_norm.default, aten.native_batch_norm.default}
 _SHAPES: dict[Any, Quick] = {
@@ -247,6 +247,7 @@ _SHAPES: dict[Any, Quick] = {
     aten.mul.Scalar: _wider,
     aten.cat.default: _joined,
     aten.split.Tensor: _split,
+    aten.unsafe_split.Tensor: _split,
     aten.expand.default: _expanded,
     aten.convolution.default: _convolved,
     aten.mm.default: _matrices,

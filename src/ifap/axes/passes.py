@@ -24,13 +24,13 @@ from torch.nn.modules.module import register_module_forward_hook
 
 from ifap.axes.attention import adopted
 from ifap.axes.calls import SizeMode, listening
-from ifap.axes.compiled import compiler_is_loaded, without_compiler
+from ifap.axes.compiled import without_compiler
 from ifap.axes.fakes import CPU, META, RUNNING_MODES, Shapes, data_free_like, forget
 from ifap.axes.operations.base import PRODUCTS, RULES
 from ifap.axes.operations.values import pointwise
 from ifap.axes.running import Running
 from ifap.axes.sizes import Key, Origin, Place, Recorder, Size, recording
-from ifap.axes.state import same_values, unchanged
+from ifap.axes.state import kept_state, unchanged
 from ifap.axes.tensors import (
     USUAL,
     holders,
@@ -96,11 +96,7 @@ def trace_axes(
     GraphError
         If the network does not run on its example inputs.
     """
-    was_loaded = compiler_is_loaded()
     found = _without_values(model, example_inputs, call, outputs, samples)
-    if found is None and compiler_is_loaded() and not was_loaded:
-        # The forward has just loaded it, too late to be kept from compiling.
-        found = _without_values(model, example_inputs, call, outputs, samples)
     empty_caches()
     if found is not None:
         return found
@@ -195,7 +191,7 @@ def run_in_training(model: nn.Module, inputs: Inputs, run: Callable[[Inputs], T]
     except Exception as error:  # whatever a forward raises that looks at values
         if is_resource_error(error):
             raise
-    with same_values(model), _as_in_training(model):
+    with kept_state(model, parameters=True), _as_in_training(model):
         return run(inputs)
 
 
@@ -223,12 +219,13 @@ def _pass(
     with ExitStack() as stack:
         stack.enter_context(modes(model, training=kind == "training"))
         stack.enter_context(torch.no_grad())
-        stack.enter_context(plain_kernels())
         if fake:
             inputs, tensors = stack.enter_context(data_free(model, inputs))
         else:
             tensors = named_tensors(model)
             stack.callback(_forget, list(tensors.values()))
+        # After the data-free tensors: to make the first of them loads torch's compiler.
+        stack.enter_context(plain_kernels())
         with torch._C.DisableTorchFunction():
             start(axes, tensors)
         stack.enter_context(running)

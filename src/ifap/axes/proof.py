@@ -19,7 +19,7 @@ from ifap.axes.dispatch import DispatchMode
 from ifap.axes.double import kept_double, to_double
 from ifap.axes.draws import SteadyDraws, same_draws
 from ifap.axes.expressions import PADDED
-from ifap.axes.state import same_values, unchanged
+from ifap.axes.state import kept_state, unchanged
 from ifap.axes.tensors import as_real, holders, map_tensors
 from ifap.axes.units import Graph, Indices
 from ifap.trouble import is_resource_error
@@ -184,7 +184,7 @@ def _outputs(
 ) -> list[Tensor]:
     """Return the outputs of a network, with the same random state and buffers each time."""
     with (
-        torch.no_grad(), same_draws(), precision(), unchanged(model), same_values(model, parameters=False),
+        torch.no_grad(), same_draws(), precision(), unchanged(model), kept_state(model),
         SteadyDraws(), averages,  # type: ignore[no-untyped-call]
     ):  # fmt: skip
         found = [as_real(x) for x in forward(model, inputs)]

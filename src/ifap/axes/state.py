@@ -32,27 +32,26 @@ class State:
     ----------
     model : nn.Module
         Any network.
+    parameters : bool
+        Keep the values of tensors that learn as well.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, *, parameters: bool = False) -> None:
         self._attributes = _Contents(_notes(model))
-        self._values = [
-            (tensor, tensor._version, tensor.detach().clone()) for tensor in _written(model, parameters=False)
-        ]
+        self._values = [(tensor, tensor.detach().clone()) for tensor in _written(model, parameters=parameters)]
 
     def restore(self) -> None:
         """Put everything back to what it was."""
         self._attributes.put_back()
-        for place, (tensor, version, values) in enumerate(self._values):
-            if tensor._version != version:
+        for tensor, values in self._values:
+            if not torch.equal(tensor.detach(), values):  # a write through `tensor.data` raises no version
                 tensor.detach().copy_(values)
-                self._values[place] = (tensor, tensor._version, values)
 
 
 @contextmanager
-def kept_state(model: nn.Module) -> Iterator[State]:
+def kept_state(model: nn.Module, *, parameters: bool = False) -> Iterator[State]:
     """Put the state of a network back after the block, and within it where `State.restore` is called."""
-    state = State(model)
+    state = State(model, parameters=parameters)
     try:
         yield state
     finally:
@@ -77,18 +76,6 @@ def unchanged(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         before.put_back()
-
-
-@contextmanager
-def same_values(model: nn.Module, *, parameters: bool = True) -> Iterator[None]:
-    """Put the values of all tensors, or all but parameters, back after the block: a forward may write into them."""
-    before = [(tensor, tensor.detach().clone()) for tensor in _written(model, parameters=parameters)]
-    try:
-        yield
-    finally:
-        for tensor, values in before:
-            if not torch.equal(tensor.detach(), values):
-                tensor.detach().copy_(values)
 
 
 def _notes(model: nn.Module) -> Iterator[dict[str, Any]]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ifap.cli.samples import image_files, named_inputs, open_image, preparation, read_text, tokens
 from ifap.data import Named, Role, Samples, Split, Unaugmented, batches, logits, read_tensors
-from ifap.errors import ConfigError, counted
+from ifap.errors import ConfigError, TrainingError, counted
 from ifap.forward import call, device_of, evaluation_mode, to_device
 from ifap.seeds import derive_seed
 
@@ -275,7 +275,7 @@ def _class_count(network: nn.Module, inputs: Tensor | Samples, path: Path) -> in
         raise ConfigError(f"{path}: the network does not run on its samples: {error}") from error
     try:
         scores = logits(found)
-    except (TypeError, IndexError, KeyError, StopIteration):
+    except (TrainingError, StopIteration):
         raise ConfigError(f"{path}: labels need a classifier: the network returns no scores of classes") from None
     if scores.dim() != 2:
         shape = tuple(scores.shape)

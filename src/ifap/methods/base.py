@@ -89,14 +89,11 @@ class Defaults:
     per_cost: bool = False
 
 
-_DEFAULTS: dict[Any, Defaults] = {}
-
-
 def defaults(**values: Any) -> Callable[[AnyMethod], AnyMethod]:
     """Return a decorator that tells how a method is run by default; see `Defaults`."""
 
     def add(method: AnyMethod) -> AnyMethod:
-        _DEFAULTS[method] = Defaults(**values)
+        method.defaults = Defaults(**values)  # type: ignore[attr-defined]
         return method
 
     return add
@@ -104,7 +101,8 @@ def defaults(**values: Any) -> Callable[[AnyMethod], AnyMethod]:
 
 def defaults_of(method: AnyMethod) -> Defaults:
     """Return how a method is run unless the caller says otherwise."""
-    return _DEFAULTS.get(method, Defaults())
+    found = getattr(method, "defaults", None)
+    return found if isinstance(found, Defaults) else Defaults()
 
 
 def score(method: AnyMethod, model: nn.Module, batches: Iterable[Any], **given: Any) -> Any:

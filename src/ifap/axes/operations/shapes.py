@@ -80,10 +80,17 @@ def transpose(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any
     return dims
 
 
-@rule("t", "numpy_T", "mT", "t_copy")
+@rule("t", "numpy_T", "t_copy")
 def turn(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
-    """Reverse the dimensions of a matrix."""
+    """Reverse the dimensions."""
     return list(reversed(t.dims(args[0])))
+
+
+@rule("mT")
+def transpose_matrices(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
+    """Swap the last two dimensions."""
+    *batch, rows, columns = t.dims(args[0])
+    return [*batch, columns, rows]
 
 
 @rule("expand", "expand_copy", "broadcast_to")
