@@ -122,15 +122,8 @@ def shown(value: object) -> str:
 def checked(**kinds: Kind) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Have the arguments of a function checked at each call.
 
-    Parameters
-    ----------
-    kinds : Kind
-        What each argument may be, by its name.
-
-    Raises
-    ------
-    ConfigError
-        From the function, if an argument has the wrong type or value.
+    `kinds` holds the allowed values of each argument, by its name. The function raises a ConfigError if an argument has
+    the wrong type or value.
     """
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:

@@ -14,7 +14,7 @@ from ifap.axes.cut import cut_units
 from ifap.axes.expressions import atoms_of
 from ifap.axes.proof import Proof
 from ifap.axes.units import Graph, Indices, last_units, trial_counts
-from ifap.costs import NetworkError, probe, run_once, shapes_in_training, shapes_without_data
+from ifap.costs import NetworkError, run_once, shapes_in_training, shapes_without_data
 from ifap.errors import GraphError
 from ifap.forward import Inputs
 from ifap.layers import is_within, modules_by_name
@@ -68,9 +68,9 @@ class Checks:
             self._check_training(model, graph, forward.training_shapes)
 
     def _shapes(self, model: nn.Module) -> list[tuple[int, ...]]:
-        with suppress(NetworkError):
+        with suppress(NetworkError):  # the forward may look at values
             return shapes_without_data(model, self._inputs, self._outputs)
-        return probe(model, self._inputs, self._outputs).output_shapes
+        return run_once(model, self._inputs, self._outputs)
 
     def _check_training(self, model: nn.Module, graph: Graph, wanted: list[tuple[int, ...]]) -> None:
         """Run a cut network in training, where a forward may make other calls than the traced one."""

@@ -17,12 +17,8 @@ _REGISTRIES = ("_parameters", "_buffers", "_modules")
 def rebind(model: nn.Module, memo: Mapping[int, Any]) -> None:
     """Rebind functions in attributes and hooks of a copied network to the copied objects.
 
-    Parameters
-    ----------
-    model : nn.Module
-        The copy; it is changed in place.
-    memo : mapping
-        What `copy.deepcopy` filled: the identity of each original object, and its copy.
+    `model` is the copy and is changed in place. `memo` is the dict that `copy.deepcopy` filled: the identity of each
+    original object, and its copy.
     """
     done: dict[int, Callable[..., Any]] = {}
     for module in model.modules():

@@ -63,10 +63,7 @@ class Compensation:
     def require_kept(self) -> None:
         """See that the cut layers make the weights that they had made before.
 
-        Raises
-        ------
-        NetworkError
-            If one does not; it names the layer.
+        Raises a NetworkError if one does not; it names the layer.
         """
         for name, made, weight in self.kept:
             if not agree(made.value(), weight):
@@ -89,34 +86,14 @@ def compensate(
     """Refit the layers that read units before these are removed, so that the remaining inputs replace them.
 
     Call it before the units are cut. Weights of the removed inputs are left as they are, and so are layers that share
-    their weight with another, which is not theirs to change. A layer without a bias may be given one.
+    their weight with another, which is not theirs to change. With `new_biases` a layer without a bias may be given one.
 
-    Parameters
-    ----------
-    model : nn.Module
-        The network that `graph` describes; changed in place.
-    graph : Graph
-        Its units; learns of the biases that are made.
-    removed : integer array
-        The units that are about to go.
-    batches : iterable
-        Calibration inputs without labels; iterated once where the moments of all layers fit into memory.
-    known : mapping, optional
-        Moments that were measured before; see `ifap.scores.moments.halves`.
-    new_biases : bool
-        Whether layers without a bias may be given one.
+    `model` is changed in place, and `graph` learns of the biases that are made. `removed` are the units that are about
+    to go. `batches` are iterated once where the moments of all layers fit into memory. `known` holds moments that were
+    measured before; see `ifap.scores.moments.halves`.
 
-    Returns
-    -------
-    Compensation
-        What was done, and how to undo it.
-
-    Raises
-    ------
-    ScoreError
-        If there is no batch, if the network does not take one, or if an input is not finite (the layer is named).
-    SplitError
-        If `batches` is a test split.
+    Raises a ScoreError if there is no batch, if the network does not take one, or if an input is not finite; it names
+    the layer. Raises a SplitError if `batches` is a test split.
     """
     read_by = readers(model, graph, matrices(model, graph, batches).by_name)
     gone = {name: np.isin(each.units, removed) for name, each in read_by.items() if each.can_change}
@@ -135,14 +112,7 @@ def keep_made_weights(model: nn.Module, graph: Graph, removed: Indices, done: Co
     """Set removed weights to almost zero in layers that make their weight, so that the kept weights do not change.
 
     A weight norm would scale the kept weights up to the norm of the uncut weight. `Compensation.require_kept` checks
-    them after the cut.
-
-    Parameters
-    ----------
-    model, graph, removed
-        See `compensate`.
-    done : Compensation
-        Takes what undoes it, and the weights that the cut layers are to make.
+    them after the cut. `done` takes what undoes the change, and the weights that the cut layers are to make.
     """
     makers = {name: found for name, module in modules_by_name(model).items() if (found := made_tensors(module))}
     tensors = named_tensors(model) if makers else {}

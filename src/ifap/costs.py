@@ -132,8 +132,21 @@ def macs_by_module(model: nn.Module, example_inputs: Inputs) -> dict[str, int]:
     -------
     dict of str to int
         Qualified module name (``""`` for the network itself) to MACs; modules without any are left out.
+
+    Raises
+    ------
+    NetworkError
+        If the network does not run.
     """
-    return probe(model, example_inputs).macs
+    counter = _Counter(model)
+    with suppress(NetworkError):
+        shapes_without_data(model, example_inputs, counter=counter)
+        return counter.macs
+    # The forward looks at values, which data-free tensors do not have: run it for real.
+    counter = _Counter(model)
+    with reading(model), torch.no_grad(), dense_outputs(model), plain_kernels():
+        _run(model, counter, example_inputs)
+    return counter.macs
 
 
 def nonzero_macs(model: nn.Module, example_inputs: Inputs) -> int:
@@ -150,22 +163,6 @@ def _density(module: nn.Module) -> float:
     if not isinstance(weight, torch.Tensor) or weight.dim() < 2:
         return 1.0
     return int(weight.count_nonzero()) / weight.numel()
-
-
-@dataclass(frozen=True)
-class Probe:
-    """Results of one forward without data.
-
-    Parameters
-    ----------
-    macs : dict of str to int
-        See `macs_by_module`.
-    output_shapes : list of tuple of int
-        Shape of every tensor that the network returns; of a language model, of those that a task reads.
-    """
-
-    macs: dict[str, int]
-    output_shapes: list[tuple[int, ...]]
 
 
 def _experts(x: Tensor, weights: Tensor, *_: Any, out_val: Tensor, **__: Any) -> int:
@@ -203,39 +200,6 @@ class NetworkError(GraphError):
         self.reason, self.module = reason, module
 
 
-def probe(model: nn.Module, example_inputs: Inputs, outputs: Sequence[str] | None = None) -> Probe:
-    """Run `model` once, without data where that is possible, and count.
-
-    Parameters
-    ----------
-    model : nn.Module
-        Any network; it is left as it was.
-    example_inputs : Tensor, tuple, list or dict
-        Inputs of one forward.
-    outputs : sequence of str, optional
-        See `ifap.prune`.
-
-    Returns
-    -------
-    Probe
-        MACs of each module and shapes of the outputs.
-
-    Raises
-    ------
-    NetworkError
-        If the network does not run.
-    """
-    counter = _Counter(model)
-    with suppress(NetworkError):
-        shapes = shapes_without_data(model, example_inputs, outputs, counter=counter)
-        return Probe(counter.macs, shapes)
-    # The forward looks at values, which data-free tensors do not have: run it for real.
-    counter = _Counter(model)
-    with reading(model), torch.no_grad(), dense_outputs(model), plain_kernels():
-        values = _run(model, counter, example_inputs)
-    return Probe(counter.macs, _task_shapes(model, values, outputs))
-
-
 def shapes_without_data(
     model: nn.Module,
     example_inputs: Inputs,
@@ -248,14 +212,14 @@ def shapes_without_data(
     Parameters
     ----------
     model, example_inputs, outputs
-        See `probe`.
+        See `ifap.prune`.
     counter : _Counter, optional
         Counts, and notes which module runs.
 
     Returns
     -------
     list of tuple of int
-        Shape of each output; see `Probe`.
+        Shape of every tensor that the network returns; of a language model, of those that a task reads.
 
     Raises
     ------
@@ -296,7 +260,7 @@ def run_once(model: nn.Module, example_inputs: Inputs, outputs: Sequence[str] | 
     Returns
     -------
     list of tuple of int
-        Shape of each output; see `Probe`.
+        Shape of each output; see `shapes_without_data`.
 
     Raises
     ------
@@ -335,7 +299,7 @@ def shapes_in_training(
     Returns
     -------
     list of tuple of int
-        Shape of each output; see `Probe`.
+        Shape of each output; see `shapes_without_data`.
 
     Raises
     ------

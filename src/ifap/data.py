@@ -81,16 +81,8 @@ class Unaugmented:
 class Named(Unaugmented):
     """Inputs of several named tensors, such as the tokens of texts and which of them count.
 
-    Parameters
-    ----------
-    tensors : mapping of str to Tensor, each of shape (samples, ...)
-        By the names of the network's arguments. Whole numbers may be kept in a small type: they are
-        given out as int64.
-
-    Raises
-    ------
-    SplitError
-        If there is none, or they differ in length.
+    `tensors` are by the names of the network's arguments, each of shape (samples, ...). Whole numbers may be kept in a
+    small type: they are given out as int64. Raises a SplitError if there is no tensor, or they differ in length.
     """
 
     decodes = False
@@ -227,13 +219,8 @@ def _cut(targets: Any, batch_size: int) -> Sequence[Any]:
 def refuse_test(data: object, purpose: str) -> None:
     """Raise if `data` is, or wraps, a test split.
 
-    Looks at the ``role`` of the object and of the data set or loader inside it (``dataset``,
-    ``loader``), so that a `torch.utils.data.DataLoader` over a split is recognised too.
-
-    Raises
-    ------
-    SplitError
-        If a test split is found; the message names the purpose.
+    Looks at the ``role`` of the object and of the data set or loader inside it (``dataset``, ``loader``), so that a
+    `torch.utils.data.DataLoader` over a split is recognised too. The SplitError names `purpose`.
     """
     seen: set[int] = set()
     stack = [data]
@@ -371,10 +358,7 @@ def logits(outputs: Any) -> Tensor:
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """Read the tensors of a safetensors file by name.
 
-    Raises
-    ------
-    ConfigError
-        If it is missing, cannot be read or is damaged.
+    Raises a ConfigError if it is missing, cannot be read or is damaged.
     """
     try:
         return load_file(path)

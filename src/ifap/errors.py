@@ -79,17 +79,7 @@ _SHOWN_NAMES = 12
 def counted(number: int, one: str, many: str | None = None) -> str:
     """Say how many of something there are, such as ``"1 class"`` and ``"2 classes"``.
 
-    Parameters
-    ----------
-    number : int
-        How many.
-    one, many : str
-        The noun for one and for more; the latter ends in another s by default.
-
-    Returns
-    -------
-    str
-        The number, with the noun in its right form.
+    By default `many` is `one` with an s at its end.
     """
     return f"{number:,} {one if number == 1 else many or f'{one}s'}"
 
@@ -107,17 +97,7 @@ def closest(name: str, choices: Iterable[str]) -> str | None:
 def nearest(name: str, choices: Iterable[str]) -> str:
     """Say which choices exist and which is closest to a misspelt name.
 
-    Parameters
-    ----------
-    name : str
-        What the user wrote.
-    choices : iterable of str
-        The valid names.
-
-    Returns
-    -------
-    str
-        A clause such as ``"did you mean 'ifap'? Valid: ifap, random"``.
+    Returns a clause such as ``"did you mean 'ifap'? Valid: ifap, random"``.
     """
     names = sorted(choice for choice in choices if choice)
     close = closest(name, names)

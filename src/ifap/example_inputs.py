@@ -83,10 +83,7 @@ AnyInput = InputSpec | InputValues | InputConstant | InputList | InputDict
 def make_inputs(spec: AnyInput, seed: int = 0) -> Inputs:
     """Return inputs of the shapes and types that a plan names, random but for stored integers, on the CPU.
 
-    Raises
-    ------
-    PlanError
-        If they would be too large, or a type is unknown.
+    Raises a PlanError if they would be too large, or a type is unknown.
     """
     if _elements(spec) > _MAX_INPUT_ELEMENTS:
         raise PlanError("example_inputs: the shapes are too large: one or a few samples are enough")
@@ -128,13 +125,8 @@ def input_spec(inputs: Inputs) -> Any:
 def variants(spec: Any, dtype: torch.dtype | None = None) -> Iterator[Any]:
     """Yield descriptions of the same inputs: as they are, then floats that are all alike, then floats of another type.
 
-    A forward may use floats as positions, and its weights may have been given another type since.
-
-    Parameters
-    ----------
-    spec : description of inputs
-    dtype : torch.dtype, optional
-        The type of the network's weights.
+    A forward may use floats as positions, and its weights may have been given another type since. `dtype` is the type
+    of the network's weights.
     """
     typed = [] if dtype is None else [_changed(spec, dtype=str(dtype).removeprefix("torch."))]
     for each in (spec, *(other for other in typed if other != spec)):

@@ -42,17 +42,7 @@ def beside(path: Path, *, folder: bool = False) -> Iterator[Path]:
     What a killed process left there for the same `path` goes first: it is told from that of a running
     one by a lock, which the kernel frees with the process.
 
-    Parameters
-    ----------
-    path : Path
-        What will be written; folders above it are made.
-    folder : bool
-        Make a folder instead of a file.
-
-    Raises
-    ------
-    OSError
-        If the disk is full or not to be written to; names `path`.
+    Folders above `path` are made. Raises an OSError that names `path` if the disk is full or not to be written to.
     """
     temporary, descriptor = None, -1
     try:
@@ -105,17 +95,8 @@ def _remove(path: Path) -> None:
 def read_bounded(path: Path, most: int) -> bytes:
     """Read a file from an untrusted source, up to a maximal size.
 
-    Parameters
-    ----------
-    path : Path
-        The file; a link to one is followed.
-    most : int
-        Largest size in bytes.
-
-    Raises
-    ------
-    OSError
-        If it is not there, larger, or no plain file: a pipe would wait for ever, a device never ends.
+    It has at most `most` bytes; a link to a file is followed. Raises an OSError if the file is not there, larger, or no
+    plain file: a pipe would wait for ever, a device never ends.
     """
     found = path.stat()
     if stat.S_ISDIR(found.st_mode):

@@ -64,14 +64,8 @@ def run_batch(model: nn.Module, batch: Inputs, number: int, data: str = "calibra
 def on_batch(number: int, data: str, kind: type[IfapError] = ScoreError) -> Iterator[None]:
     """Name the batch of a user's data on which a network or its loss fails inside the block.
 
-    Parameters
-    ----------
-    number : int
-        Of the batch, from 1.
-    data : str
-        Which data, such as ``"calibration"``.
-    kind : type
-        The error to raise, such as where a batch holds labels or has another size.
+    `number` counts from 1, and `data` says which data, such as ``"calibration"``. `kind` is the error to raise, for
+    example if a batch holds labels or has another size.
     """
     try:
         yield
@@ -129,25 +123,10 @@ def tensors(tree: Any) -> Iterator[Tensor]:
 def task_tensors(model: nn.Module, outputs: Any, names: Sequence[str] | None = None) -> Iterator[Tensor]:
     """Yield the tensors of a network's outputs whose shape must stay.
 
-    Parameters
-    ----------
-    model : nn.Module
-        The network.
-    outputs : object
-        What it returned. Objects of any class count, such as the boxes of a detector or a distribution, but for those
-        that the network takes back as an argument of the same name, such as caches.
-    names : sequence of str, optional
-        Which named outputs count; all tensors by default.
-
-    Yields
-    ------
-    Tensor
-        In the order of the outputs; those inside of objects come last.
-
-    Raises
-    ------
-    ConfigError
-        If `names` has one that the network does not return.
+    Tensors come in the order of the outputs, those inside of objects last. Objects of any class count, such as the
+    boxes of a detector or a distribution, but not those that the network takes back as an argument of the same name,
+    such as caches. `names` are the named outputs that count; all by default. Raises a ConfigError if the network does
+    not return one of them.
     """
     if names is None:
         yield from tensors(outputs)
@@ -229,10 +208,7 @@ def _in_containers(value: Any) -> Iterator[Tensor]:
 def private_copy(model: nn.Module) -> nn.Module:
     """Return a copy to prune; it keeps its own hooks and gradient flags but no gradients.
 
-    Raises
-    ------
-    GraphError
-        If the network holds something that cannot be copied.
+    Raises a GraphError if the network holds something that cannot be copied.
     """
     # Weights that hooks compute, and features that are kept, are results of autograd, which torch does not copy.
     memo: dict[int, Any] = {

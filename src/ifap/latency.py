@@ -54,21 +54,8 @@ class Latency:
 def latency(model: nn.Module, example_inputs: Any, *, warmup: int = 5, runs: int = 30) -> Latency:
     """Time forward passes in evaluation mode without gradients.
 
-    Parameters
-    ----------
-    model : Module
-        The network; its modes are put back.
-    example_inputs : Tensor, sequence or mapping
-        One batch.
-    warmup : int, optional
-        Passes before the clock starts.
-    runs : int, optional
-        Timed passes, each on its own.
-
-    Returns
-    -------
-    Latency
-        The distribution and the conditions.
+    `example_inputs` are one batch. `warmup` passes run before the clock starts; then each of `runs` passes is timed on
+    its own. The modes of the network are put back.
     """
     where = device_of(model)
     inputs = to_device(example_inputs, where)
@@ -163,12 +150,7 @@ class LatencyModel:
     activations, attention products) is shared out by the size of the layers' outputs and falls with
     their widths.
 
-    Parameters
-    ----------
-    model : nn.Module
-        The network; it is run, and not changed.
-    example_inputs : Tensor, tuple, list or dict
-        One batch.
+    The network is run on `example_inputs`, one batch, and not changed.
     """
 
     def __init__(self, model: nn.Module, example_inputs: Any) -> None:

@@ -22,12 +22,7 @@ class CannotSetError(ValueError):
 class Made(NamedTuple):
     """A tensor that a module makes, by a parametrization or by a hook of torch's former norms.
 
-    Parameters
-    ----------
-    module : nn.Module
-        What makes it.
-    name : str
-        Its attribute, such as ``weight``.
+    `name` is its attribute of the module, such as ``weight``.
     """
 
     module: Any
@@ -61,10 +56,7 @@ class Made(NamedTuple):
         A weight that is divided by a norm is invariant to the scale of what it is made from. Where the norm is computed
         from a buffer too, as a spectral norm is from its vectors, this buffer is scaled.
 
-        Raises
-        ------
-        CannotSetError
-            If it cannot have this value; nothing is changed then.
+        Raises a CannotSetError if it cannot have this value; nothing is changed then.
         """
         undo = self._restoring()
         try:

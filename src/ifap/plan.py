@@ -192,10 +192,7 @@ def noted_plan(model: nn.Module) -> Plan | None:
 def read_plan(folder: str | Path) -> Plan:
     """Read and check ``plan.json`` alone.
 
-    Raises
-    ------
-    PlanError
-        If it is missing, damaged or hostile.
+    Raises a PlanError if it is missing, damaged or hostile.
     """
     path = Path(folder) / PLAN_FILE
     with one_line_errors(path):

@@ -9,10 +9,7 @@ import importlib.util
 def plugins(group: str) -> dict[str, importlib.metadata.EntryPoint]:
     """Return the entry points of a group by name; those whose package is not installed are left out.
 
-    Parameters
-    ----------
-    group : str
-        Such as ``"ifap.builders"``.
+    `group` is for example ``"ifap.builders"``.
     """
     return {point.name: point for point in importlib.metadata.entry_points(group=group) if _exists(point.module)}
 

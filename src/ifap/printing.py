@@ -14,15 +14,7 @@ WIDEST, NARROWEST = 120, 60
 def as_text(*parts: str | Table) -> str:
     """Return lines and tables as text.
 
-    Parameters
-    ----------
-    *parts : str or rich.table.Table
-        What to print, in order.
-
-    Returns
-    -------
-    str
-        The text: as wide as the terminal or ``COLUMNS``, between 60 and 120 columns; 120 where there is neither.
+    The text is as wide as the terminal or ``COLUMNS``, between 60 and 120 columns; 120 where there is neither.
     """
     width = min(max(shutil.get_terminal_size((WIDEST, 24)).columns, NARROWEST), WIDEST)
     console = Console(width=width, record=True, markup=False, emoji=False, file=io.StringIO())

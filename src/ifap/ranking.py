@@ -24,20 +24,10 @@ _MOST_BY_SPEED = 2.0
 def unit_scores(graph: Graph, scores: Mapping[str, Tensor], aggregate: Aggregate = "mean") -> Floats:
     """Aggregate scores over everything that must go together.
 
-    Parameters
-    ----------
-    graph : Graph
-        The units of the network that was scored.
-    scores : mapping of str to Tensor
-        Layer, or weight outside a layer, to one score a position of its outputs; see `ifap.flow_scores`.
-    aggregate : {'mean', 'sum', 'max'}
-        How the scores of coupled producers become the score of the unit that couples them. Inside
-        one producer (a head, a group of a grouped convolution) positions are averaged.
-
-    Returns
-    -------
-    array, shape (units,)
-        NaN where no scored layer produces the unit.
+    `scores` maps a layer, or a weight outside a layer, to one score a position of its outputs; see `ifap.flow_scores`.
+    `aggregate` says how the scores of coupled producers become the score of the unit that couples them. Inside one
+    producer (a head, a group of a grouped convolution) positions are averaged. The result has the shape (units,), and
+    is NaN where no scored layer produces the unit.
     """
     totals, counts = np.zeros(graph.num_units), np.zeros(graph.num_units)
     highest = np.full(graph.num_units, -np.inf)
@@ -74,14 +64,8 @@ def _means(values: Floats, units: Indices) -> tuple[Indices, Floats]:
 class Budget:
     """Predicted cost of a network at other widths, without cutting it.
 
-    Parameters
-    ----------
-    graph : Graph
-        The units of the network as it is.
-    timer : LatencyModel, optional
-        What predicts the time of a forward, where that is to fall.
-    widths : mapping, optional
-        Present widths of the layers that the timer knows; see `ifap.latency.layer_widths`.
+    `timer` predicts the time of a forward, if that is to fall; then `widths` holds the present widths of its layers
+    (`ifap.latency.layer_widths`).
     """
 
     def __init__(self, graph: Graph, timer: LatencyModel | None = None, widths: Widths | None = None) -> None:
@@ -263,16 +247,8 @@ class Ranking:
 
         Whole heads, groups and rounded widths are coarse: the lowest lots that meet a budget together may undercut it
         by far. Lots with the highest scores are given back first. Where that is not enough, the lots that cost most are
-        spared and finer ones of higher scores go instead.
-
-        Parameters
-        ----------
-        count : int
-            Lots that meet the budget.
-        kind : {'macs', 'params', 'latency'}
-            Which cost.
-        goal : float
-            Upper bound of that cost.
+        spared and finer ones of higher scores go instead. `count` lots meet the budget; `goal` is the upper bound of
+        the cost.
         """
         best = self._spare(self._lost(count), kind, goal)
         reached = self._value(best, kind)
@@ -341,15 +317,7 @@ class Ranking:
         return np.sort(np.concatenate(chosen)) if chosen else np.empty(0, dtype=np.int64)
 
     def smallest_count(self, kind: str, goal: float) -> int | None:
-        """Return the smallest count whose cost is at most `goal`, or None if none is.
-
-        Parameters
-        ----------
-        kind : {'macs', 'params', 'latency'}
-            Which cost.
-        goal : float
-            Upper bound of that cost.
-        """
+        """Return the smallest count whose cost is at most `goal`, or None if none is."""
         if getattr(self.cost(self.num_candidates), kind) > goal:
             return None
         counts = range(self.num_candidates)
@@ -399,16 +367,9 @@ def _classes(graph: Graph) -> tuple[Indices, list[tuple[int, ...]]]:
 def floors(graph: Graph, original: Indices, min_units: int, max_layer_ratio: float) -> Indices:
     """Return how many units each group must keep.
 
-    Parameters
-    ----------
-    graph : Graph
-        The units as they are.
-    original : array, shape (groups,)
-        Units of each group in the unpruned network.
-    min_units : int
-        Positions (channels) that every layer keeps; one head is wide enough for any such floor.
-    max_layer_ratio : float
-        Largest share of a group's original units that may go in all.
+    `original` holds the units of each group in the unpruned network, of shape (groups,). Every layer keeps `min_units`
+    positions (channels); one head is wide enough for any such floor. At most the share `max_layer_ratio` of a group's
+    original units may go in all.
     """
     widths = np.array([group.width for group in graph.groups], dtype=np.int64)
     by_count = -(-min_units // np.maximum(widths, 1)) if len(widths) else widths

@@ -38,12 +38,8 @@ def entry_names(package: str) -> frozenset[str]:
 class Registry(Generic[Entry]):
     """Named entries of one kind; the files of a package register themselves on first use.
 
-    Parameters
-    ----------
-    kind : str
-        What the entries are, for error messages, for example ``"model"``.
-    package : str
-        The package whose modules hold the entries.
+    `kind` says in error messages what the entries are, for example ``"model"``. The modules of `package` hold the
+    entries.
     """
 
     def __init__(self, kind: str, package: str) -> None:
@@ -77,10 +73,7 @@ class Registry(Generic[Entry]):
     def get(self, name: str) -> Entry:
         """Return the entry called `name`.
 
-        Raises
-        ------
-        ConfigError
-            If there is none; the message gives the nearest valid name.
+        Raises a ConfigError if there is none; it gives the nearest valid name.
         """
         self._load()
         if name not in self._entries:

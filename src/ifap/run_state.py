@@ -40,12 +40,8 @@ def described(options: Options, model: nn.Module, ignored: Sequence[str]) -> dic
 class Store:
     """The state of a run after its last iteration: a saved network and its receipts.
 
-    Parameters
-    ----------
-    folder : Path
-        Where it is; made if it does not exist.
-    keeps : callable, optional
-        ``keeps(receipts)`` returns the number of an earlier iteration whose network stays too, or None.
+    `folder` is made if it does not exist. ``keeps(receipts)`` returns the number of an earlier iteration whose network
+    stays too, or None.
     """
 
     def __init__(self, folder: Path, keeps: Callable[[list[Receipt]], int | None] | None = None) -> None:
@@ -56,10 +52,7 @@ class Store:
     def claim(self, run: dict[str, str]) -> None:
         """Set the run that the state belongs to; see `described`.
 
-        Raises
-        ------
-        ConfigError
-            If there is the state of another run: it would be returned as if it were this one's.
+        Raises a ConfigError if there is the state of another run: it would be returned as if it were this one's.
         """
         found = json.loads(self._receipts.read_text()).get("run", run) if self.exists() else run
         other = next((key for key, value in run.items() if found.get(key, "") != value), None)
@@ -102,12 +95,7 @@ class Store:
 class Ended(Store):
     """The state after an earlier iteration, whose network was kept: a run that goes on from it has nothing to do.
 
-    Parameters
-    ----------
-    folder : Path
-        Of the store that kept it.
-    iteration : int
-        Which one.
+    `folder` is that of the store that kept it.
     """
 
     def __init__(self, folder: Path, iteration: int) -> None:

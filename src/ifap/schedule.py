@@ -22,19 +22,8 @@ def share_left(step: int, steps: int, rho_0: float, alpha: float) -> float:
 def solve_rho_0(left: float, step: int, steps: int, alpha: float) -> float:
     """Find rho_0 such that iterations `step`..`steps` leave the share `left` of the units.
 
-    Parameters
-    ----------
-    left : float
-        Wanted share in [0, 1] of the units that now remain.
-    step, steps : int
-        The next iteration (counted from 1) and their number T.
-    alpha : float
-        Exponent of the schedule.
-
-    Returns
-    -------
-    float
-        rho_0, found by bisection to the last bit that matters.
+    `left` is a share, in [0, 1], of the units that now remain. Iterations count from 1; `step` is the next one, and
+    `steps` their number T. Bisection finds rho_0 to the last bit that matters.
     """
     low, high = 0.0, 1.0
     for _ in range(60):

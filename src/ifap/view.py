@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from rich.table import Table
 from torch import Tensor, nn
@@ -278,6 +277,7 @@ def view_of(graph: Graph) -> View:
     macs = forms.total_macs(counts)
     by_module = forms.macs_by_module(counts)
     names = [group.name for group in graph.groups]
+    positions = graph.positions_per_unit().astype(int).tolist()
     axes = []
     for group, members in zip(graph.groups, structure.classes(), strict=True):
         gone = counts.copy()
@@ -286,7 +286,11 @@ def view_of(graph: Graph) -> View:
             AxisView(
                 name=names[group.index],
                 units=int(counts[group.index]),
-                layers=_taken_along(graph, group.index),
+                layers={
+                    f"{slot.name} {slot.side}": n
+                    for slot, n in zip(graph.slots, positions[group.index], strict=True)
+                    if n
+                },
                 share=(macs - forms.total_macs(gone)) / max(macs, 1),
                 equal_to=[names[other] for other in members if other != group.index],
                 multiple_of=structure.multiples.get(group.index, 1),
@@ -307,16 +311,6 @@ def view_of(graph: Graph) -> View:
 
 def _share(by_module: dict[str, int], name: str) -> int:
     return by_module.get(name, by_module.get(name.rpartition(".")[0], 0))
-
-
-def _taken_along(graph: Graph, group: int) -> dict[str, int]:
-    first = int((graph.group_of == group).argmax())
-    found: dict[str, Any] = {}
-    for slot, units in zip(graph.slots, graph.unit_of, strict=True):
-        number = int((units == first).sum())
-        if number:
-            found[f"{slot.name} {slot.side}"] = number
-    return found
 
 
 def output_tensors(model: nn.Module, inputs: Inputs, outputs: Sequence[str] | None = None) -> list[Tensor]:

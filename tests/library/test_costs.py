@@ -14,7 +14,7 @@ import ifap
 from ifap.axes.attention import adopt
 from ifap.axes.fakes import quick
 from ifap.axes.passes import data_free
-from ifap.costs import NetworkError, cost, macs_by_module, nonzero_macs, probe
+from ifap.costs import NetworkError, cost, macs_by_module, nonzero_macs, shapes_without_data
 from ifap.forward import call
 
 
@@ -199,7 +199,7 @@ def test_shapes_without_values_are_those_of_the_real_forward(padding, stride, di
         nn.Conv2d(8, 4, (3, 2), stride, padding, dilation, groups), nn.AdaptiveAvgPool2d((None, 3)), nn.Linear(3, 5)
     )
     x = torch.randn(shape)
-    assert probe(model, x).output_shapes == [tuple(model(x).shape)]
+    assert shapes_without_data(model, x) == [tuple(model(x).shape)]
 
 
 @pytest.mark.parametrize(
@@ -210,7 +210,7 @@ def test_what_does_not_fit_a_layer_is_refused_as_by_the_layer(layer, shape):
     with pytest.raises(RuntimeError):
         layer(torch.randn(shape))
     with pytest.raises(NetworkError, match=r"^RuntimeError: "):
-        probe(layer, torch.randn(shape))
+        macs_by_module(layer, torch.randn(shape))
 
 
 def test_a_layer_with_a_forward_of_its_own_is_run():

@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from ifap.axes.corrections import Callee, Correction
 from ifap.axes.expressions import CannotAgreeError, Expression, factor, is_fixed, size_of, split
 from ifap.axes.sequences import Change, Path, Recognised, Sequence, at, form_of_call
-from ifap.axes.sizes import Need, Origin, Ratio, Recorder, Size, Use, origin_of, unrecorded
+from ifap.axes.sizes import Need, Origin, Ratio, Recorder, Size, Use, origin_of, recording
 from ifap.axes.trace import Attention, Tracer, carried
 
 Entry = tuple[Path, Any, Need]
@@ -270,7 +270,7 @@ class SizeMode(TorchFunctionMode):
             out = func(*args, **kwargs)
         if name in _SHAPED_LIKE:
             tracer.shape_like(out, args[0], args[1] if len(args) > 1 else kwargs["other"], name)
-        with unrecorded():
+        with recording(None):
             self._note((module, key, ordinal), name, (args, kwargs), written, out)
         if name in ATTENTION and isinstance(out, Tensor) and out.dim() > 2:
             tracer.axes.attention[Attention(module, name, ordinal)] = carried(out).dims[-3]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -135,7 +136,7 @@ def _select(model: nn.Module, keep: dict[str, dict[int, Tensor]], back: list[Und
         if id(tensor) not in made:
             made[id(tensor)] = selected(tensor, keep[first])
         put(made[id(tensor)])
-        back.append(_putting(put, tensor))
+        back.append(partial(put, tensor))
         touched.add(layer_of(name))
     return touched
 
@@ -144,10 +145,6 @@ def layer_of(tensor: str) -> str:
     """Return the name of the layer that holds a tensor, also one that a parametrization makes a weight from."""
     owner = tensor.rpartition(".")[0]
     return owner.rpartition("parametrizations.")[0].removesuffix(".") if "parametrizations." in owner else owner
-
-
-def _putting(put: Callable[[Tensor], None], tensor: Tensor) -> Undo:
-    return lambda: put(tensor)
 
 
 def selected(tensor: Tensor, keep: dict[int, Tensor]) -> Tensor:

@@ -110,18 +110,21 @@ def _settle(axes: Axes, chosen: dict[Atom, int]) -> Failed | None:
     """Check that ties and multiples concern whole axes; returns the axes to pin otherwise."""
     failed: Failed = []
     for a, b, reason in axes.ties:
-        difference = linear(a, chosen)
-        theirs = linear(b, chosen)
-        if difference is None or theirs is None:
-            failed += [(a, reason), (b, reason)]
-            continue
-        for group, number in theirs.items():
-            difference[group] = difference.get(group, 0) - number
-        left = {group: number for group, number in difference.items() if number and group >= 0}
-        if left and (len(left) != 2 or sum(left.values()) or difference.get(STAYS, 0)):
+        apart = _apart(a, b, chosen)
+        left = {} if apart is None else {group: number for group, number in apart.items() if group != STAYS}
+        if apart is None or (left and (len(left) != 2 or sum(apart.values()) or STAYS in apart)):
             failed += [(a, reason), (b, reason)]
     failed = [(axis, reason) for axis, reason in failed if any(atom in chosen for atom in atoms_of(axis))]
     return failed or None
+
+
+def _apart(a: Expression, b: Expression, chosen: dict[Atom, int]) -> dict[int, int] | None:
+    """Return by how much two sizes differ, in units of each group; None where one is no sum of groups."""
+    mine, theirs = linear(a, chosen), linear(b, chosen)
+    if mine is None or theirs is None:
+        return None
+    differences = {group: mine.get(group, 0) - theirs.get(group, 0) for group in [*mine, *theirs]}
+    return {group: number for group, number in differences.items() if number}
 
 
 def _ties(axes: Axes, chosen: dict[Atom, int], alike: list[tuple[int, ...]]) -> list[tuple[int, ...]]:
@@ -134,10 +137,7 @@ def _ties(axes: Axes, chosen: dict[Atom, int], alike: list[tuple[int, ...]]) -> 
         return index
 
     for a, b, _ in axes.ties:
-        mine, theirs = linear(a, chosen), linear(b, chosen)
-        if mine is None or theirs is None:
-            continue
-        differ = [group for group in {*mine, *theirs} - {STAYS} if mine.get(group, 0) != theirs.get(group, 0)]
+        differ = [group for group in _apart(a, b, chosen) or () if group != STAYS]
         if len(differ) == 2:
             parent[max(map(root, differ))] = min(map(root, differ))
     for members in alike:

@@ -179,28 +179,17 @@ class Recorder:
                 known[number] = merged(known[number], own)
 
 
-_ACTIVE: list[Recorder] = []
+_ACTIVE: list[Recorder | None] = [None]
 
 
 @contextmanager
-def recording(recorder: Recorder) -> Iterator[None]:
-    """Note comparisons of remembered numbers inside the block."""
+def recording(recorder: Recorder | None) -> Iterator[None]:
+    """Note comparisons of remembered numbers inside the block; None notes none."""
     _ACTIVE.append(recorder)
     try:
         yield
     finally:
         _ACTIVE.pop()
-
-
-@contextmanager
-def unrecorded() -> Iterator[None]:
-    """Compare remembered numbers inside the block without noting it."""
-    before = _ACTIVE[:]
-    _ACTIVE.clear()
-    try:
-        yield
-    finally:
-        _ACTIVE[:] = before
 
 
 def origin_of(value: Any) -> Any:
@@ -233,8 +222,7 @@ def _comparison(name: str) -> Any:
         if not isinstance(other, (int, float)):
             return NotImplemented
         outcome = _COMPARISONS[name](_plain(self), _plain(other))
-        if _ACTIVE:
-            recorder = _ACTIVE[-1]
+        if (recorder := _ACTIVE[-1]) is not None:
             recorder.comparisons.append(Comparison(name, self.origin, origin_of(other), outcome, recorder.module))
         return outcome
 
@@ -285,12 +273,12 @@ class Size(_Remembering, int):
 
     def __hash__(self) -> int:
         """Return the hash of the number, but to a cache of results a new one: it must not answer for another axis."""
-        return id(self) if _ACTIVE and calls_a_cache(sys._getframe(1)) else int.__hash__(self)
+        return id(self) if _ACTIVE[-1] is not None and calls_a_cache(sys._getframe(1)) else int.__hash__(self)
 
     def __float__(self) -> float:
         """Convert to float. The conversion loses the origin, so the value must not change."""
-        if _ACTIVE:
-            _ACTIVE[-1].untracked.append((self.origin, _ACTIVE[-1].module))
+        if (recorder := _ACTIVE[-1]) is not None:
+            recorder.untracked.append((self.origin, recorder.module))
         return float(int.__int__(self))
 
     def __divmod__(self, other: Any) -> Any:

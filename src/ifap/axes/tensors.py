@@ -7,6 +7,7 @@ import dataclasses
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import islice
 from types import SimpleNamespace
 from typing import Any
@@ -37,7 +38,7 @@ def holders(model: nn.Module) -> Iterator[Holder]:
         for home in (module._parameters, module._buffers):
             for key, value in home.items():
                 if value is not None:
-                    yield f"{prefix}{key}", value, _into(home, key)
+                    yield f"{prefix}{key}", value, partial(home.__setitem__, key)
         yield from _attributes(prefix, module.__dict__)
         if isinstance(module, nn.RNNBase):
             yield from _read_by_kernels(prefix, module)
@@ -50,7 +51,7 @@ def _attributes(prefix: str, home: dict[str, Any]) -> Iterator[Holder]:
         if type(value) in _NO_TENSORS:
             continue
         if isinstance(value, Tensor):
-            yield f"{prefix}{key}", value, _into(home, key)
+            yield f"{prefix}{key}", value, partial(home.__setitem__, key)
         elif type(value) in (list, dict) and value and not key.startswith("_"):
             yield from _inside(f"{prefix}{key}", value)
 
@@ -79,21 +80,14 @@ def _read_by_kernels(prefix: str, module: Any) -> Iterator[Holder]:
     own = {id(value) for value in (*module._parameters.values(), *module.__dict__.values())}
     for place, value in enumerate(module._flat_weights):
         if id(value) in own:
-            yield f"{prefix}_flat_weights.{place}", value, _into(module._flat_weights, place)
+            yield f"{prefix}_flat_weights.{place}", value, partial(module._flat_weights.__setitem__, place)
 
 
 def _inside(name: str, value: Any) -> Iterator[Holder]:
     """Yield the tensors of a plain list or dict."""
     for place, item in list(value.items() if isinstance(value, dict) else enumerate(value)):
         if isinstance(item, Tensor):
-            yield f"{name}.{place}", item, _into(value, place)
-
-
-def _into(home: Any, key: Any) -> Setter:
-    def put(tensor: Tensor) -> None:
-        home[key] = tensor
-
-    return put
+            yield f"{name}.{place}", item, partial(value.__setitem__, place)
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:

@@ -33,15 +33,7 @@ class _Left(TimeRemainingColumn):
 
 
 class Bars:
-    """Two bars on standard error: the run, and what is being done now. Nothing is shown where that is no terminal.
-
-    Parameters
-    ----------
-    steps : int
-        Iterations of the run.
-    console : Console, optional
-        Where to draw; standard error by default.
-    """
+    """Two bars on standard error: the run, and what is being done now. Nothing is shown where that is no terminal."""
 
     def __init__(self, steps: int, console: Console | None = None) -> None:
         console = console or Console(stderr=True)
@@ -99,15 +91,7 @@ class Bars:
 
 
 class WatchedBatches:
-    """Batches that show how far a pass over them is.
-
-    Parameters
-    ----------
-    batches : sequence
-        What is read.
-    bars : Bars
-        Where it is shown.
-    """
+    """Batches that show how far a pass over them is."""
 
     def __init__(self, batches: Sequence[Any], bars: Bars) -> None:
         self._batches, self._bars = batches, bars

@@ -56,10 +56,7 @@ class Job:
 def read_job(request: Request, bars: Bars) -> Job:
     """Read a network and its samples, and see that they fit.
 
-    Raises
-    ------
-    ConfigError
-        If a file is missing or damaged, or does not fit the network.
+    Raises a ConfigError if a file is missing or damaged, or does not fit the network.
     """
     from ifap.cli.samples import first_sample, read_samples
 
@@ -174,10 +171,7 @@ def load_weights(network: nn.Module, path: Path | None) -> nn.Module:
     A file need not hold what the network makes by itself: a weight that is also another one, such as the output layer
     of a language model, which is its embedding. It may hold constants that the network would not have saved.
 
-    Raises
-    ------
-    ConfigError
-        If they are those of another network.
+    Raises a ConfigError if the weights are those of another network.
     """
     from ifap.data import read_tensors
 

@@ -30,6 +30,9 @@ def read_samples(
 ) -> list[Batch]:
     """Read samples as batches that the network takes.
 
+    The first dimension of each tensor counts samples. Raises a ConfigError if a file is missing or damaged, if there
+    are no samples, or if they do not fit the network.
+
     Parameters
     ----------
     path : Path
@@ -45,16 +48,6 @@ def read_samples(
         Folder with the tokenizer of texts, or with the image processor, as ``transformers`` saves them.
     length : int, optional
         Most tokens a text; 128 by default, less where the network has fewer positions.
-
-    Returns
-    -------
-    list of Tensor or of dict of str to Tensor
-        The batches; the first dimension of each tensor is the sample.
-
-    Raises
-    ------
-    ConfigError
-        If a file is missing or damaged, there are no samples, or they do not fit the network.
     """
     if batch_size < 1:
         raise ConfigError(f"--batch-size must be at least 1, not {batch_size}")
@@ -82,10 +75,7 @@ def first_sample(batch: Batch) -> Batch:
 def named_inputs(path: Path, tensors: dict[str, Tensor], network: nn.Module) -> Batch:
     """Return stored tensors as all samples of a network: one tensor, or some by the names of its arguments.
 
-    Raises
-    ------
-    ConfigError
-        If they do not fit the network, or hold no or different numbers of samples.
+    Raises a ConfigError if they do not fit the network, or hold no or different numbers of samples.
     """
     if "inputs" in tensors and "inputs" not in _arguments(network):
         tensors = {"inputs": tensors["inputs"]}
@@ -114,10 +104,7 @@ def _arguments(network: nn.Module) -> list[str]:
 def image_files(folder: Path) -> list[Path]:
     """Return the images in a folder and those below it, in the order of their names.
 
-    Raises
-    ------
-    ConfigError
-        If there is none.
+    Raises a ConfigError if there is none.
     """
     suffixes = set(_package("PIL.Image", "images").registered_extensions())
     files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in suffixes)
@@ -129,10 +116,7 @@ def image_files(folder: Path) -> list[Path]:
 def open_image(file: Path, prepare: Callable[[Any], Any]) -> Any:
     """Decode an image and return what `prepare` makes of it.
 
-    Raises
-    ------
-    ConfigError
-        If it cannot be decoded.
+    Raises a ConfigError if it cannot be decoded.
     """
     pictures = _package("PIL.Image", "images")
     try:
@@ -147,10 +131,7 @@ def open_image(file: Path, prepare: Callable[[Any], Any]) -> Any:
 def preparation(network: nn.Module, builder: str, processor: Path | None) -> Callable[[Any], Tensor]:
     """Return the function that makes a tensor of an image: from a processor, the network or its home.
 
-    Raises
-    ------
-    ConfigError
-        If none of them says how.
+    Raises a ConfigError if none of them says how.
     """
     home, _, name = builder.partition(":")
     if processor is not None:
@@ -177,10 +158,7 @@ def preparation(network: nn.Module, builder: str, processor: Path | None) -> Cal
 def read_text(path: Path) -> str:
     """Read a text file.
 
-    Raises
-    ------
-    ConfigError
-        If it cannot be read, or is not in UTF-8.
+    Raises a ConfigError if it cannot be read, or is not in UTF-8.
     """
     try:
         return path.read_text(encoding="utf-8")
@@ -200,28 +178,8 @@ def tokens(
 ) -> dict[str, Tensor]:
     """Turn texts into the arguments of a network.
 
-    Parameters
-    ----------
-    path : Path
-        Where the texts are from.
-    texts : list of str
-        One a sample.
-    network : nn.Module
-        Takes them; says how many positions it has.
-    folder : Path or None
-        Of the tokenizer.
-    length : int or None
-        Most tokens a text.
-
-    Returns
-    -------
-    dict of str to Tensor, each of shape (texts, tokens)
-        By the names of the network's arguments.
-
-    Raises
-    ------
-    ConfigError
-        If there is no tokenizer, or it does not fit the network.
+    `path` is the file of the texts, `folder` that of the tokenizer, and `length` the most tokens a text. Each argument
+    has the shape (texts, tokens). Raises a ConfigError if there is no tokenizer, or it does not fit the network.
     """
     if folder is None:
         raise ConfigError(f"{path}: texts need --tokenizer, the folder of the network's tokenizer")

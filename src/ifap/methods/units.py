@@ -20,19 +20,7 @@ Score = Callable[[str, Tensor], Tensor]
 def map_units(model: nn.Module, graph: Graph, score: Score) -> dict[str, Tensor]:
     """Score the outputs of each convolution, linear layer and weight outside a layer.
 
-    Parameters
-    ----------
-    model : nn.Module
-        The network as it is.
-    graph : Graph
-        Its units.
-    score : callable
-        Gives one score a row of a weight.
-
-    Returns
-    -------
-    dict of str to Tensor
-        The keys of `ifap.flow_scores`.
+    `score` returns one score a row of a weight. The keys are those of `ifap.flow_scores`.
     """
     layers = {name: unit_weights(m) for name, m in modules_by_name(model).items() if is_weighted(m)}
     return {name: score(name, rows) for name, rows in {**layers, **weights_alone(model, graph)}.items()}
@@ -57,19 +45,7 @@ def by_layer_mean(scores: dict[str, Tensor], normalize: str) -> dict[str, Tensor
 def spread(graph: Graph, values: Floats, *, pinned: float) -> dict[str, Tensor]:
     """Give every position that a weight makes the value of its unit: the reverse of `ifap.ranking.unit_scores`.
 
-    Parameters
-    ----------
-    graph : Graph
-        The units of the network as it is.
-    values : array, shape (units,)
-        One value a unit.
-    pinned : float
-        The value of positions that belong to no unit.
-
-    Returns
-    -------
-    dict of str to Tensor
-        As `map_units`.
+    `values` has one value a unit; positions that belong to no unit get `pinned`. The keys are those of `map_units`.
     """
     padded = np.append(values, pinned)  # the unit -1 of a pinned position is the last entry
     return {name: torch.from_numpy(padded[graph.unit_of[slot]]) for slot, name in graph.weight_slots()}

@@ -338,12 +338,7 @@ def capture(model: nn.Module, events: list[Event]) -> contextlib.AbstractContext
 class Adapter(nn.Module):
     """A linear map along one axis: a 1x1 convolution for channels, a linear layer for token features.
 
-    Parameters
-    ----------
-    axis : int
-        The axis whose width changes.
-    width, wanted : int
-        Its width before and after.
+    `axis` changes from `width` to `wanted`.
     """
 
     def __init__(self, axis: int, width: int, wanted: int) -> None:

@@ -33,10 +33,7 @@ class FormerParameters:
     def refused(self, model: nn.Module) -> Iterator[None]:
         """Stop an optimizer that would change parameters of a former network in place of those of `model`.
 
-        Raises
-        ------
-        TrainingError
-            At the first step of such an optimizer inside the block.
+        Raises a TrainingError at the first step of such an optimizer inside the block.
         """
         present = {id(each) for each in model.parameters()}
 

@@ -26,16 +26,7 @@ _FOUR_AXES = 4
 class Engine:
     """Steps in single precision, in this one process.
 
-    Parameters
-    ----------
-    model : Module
-        The network to train.
-    accumulate : int, optional
-        Parts that a batch is split into.
-    channels_last : bool, optional
-        Keep weights and images with channels last in memory.
-    compile : bool, optional
-        Run the network through `torch.compile`.
+    A batch is split into `accumulate` parts. With `channels_last` weights and images have channels last in memory.
     """
 
     rank = 0
@@ -65,12 +56,7 @@ class Engine:
     def ready(self, optimizer: torch.optim.Optimizer, *others: nn.Module) -> Iterator[None]:
         """Make the network ready for steps; afterwards it lies in memory as is usual.
 
-        Parameters
-        ----------
-        optimizer : Optimizer
-            What `step` will step.
-        *others : Module
-            Networks that are only run, such as a teacher; they get the same memory format.
+        `others` are networks that are only run, such as a teacher; they get the same memory format.
         """
         networks = (self.model, *others)
         if self._channels_last:
@@ -159,19 +145,8 @@ class Engine:
 class Accelerated(Engine):
     """Mixed precision, or several processes that were started by ``accelerate launch`` or ``torchrun``.
 
-    Parameters
-    ----------
-    model : Module
-        See `Engine`.
-    precision : {'fp32', 'bf16', 'fp16'}
-        Of forward and backward; weights stay in single precision.
-    **options : bool or int
-        See `Engine`.
-
-    Raises
-    ------
-    TrainingError
-        If half precision is asked for without a GPU.
+    `precision` is that of forward and backward; weights stay in single precision. Raises a TrainingError if half
+    precision is asked for without a GPU.
     """
 
     def __init__(self, model: nn.Module, precision: Precision, **options: Any) -> None:
@@ -284,10 +259,7 @@ def open_engine(model: nn.Module, precision: Precision, **options: Any) -> Engin
 def explain_memory(batch_size: int, accumulate: int) -> Iterator[None]:
     """Turn running out of memory inside the block into an error that says what to set.
 
-    Raises
-    ------
-    TrainingError
-        Names the batch size, and the next `accumulate` that divides it.
+    The TrainingError names the batch size, and the next `accumulate` that divides it.
     """
     try:
         yield

@@ -72,19 +72,8 @@ def three_digits(value: float) -> str:
 def draw_curve(dots: Sequence[Dot], x_label: str, y_label: str, floor: float | None = None) -> str:
     """Draw points joined by a line.
 
-    Parameters
-    ----------
-    dots : sequence of Dot
-        Points with finite values, in order.
-    x_label, y_label : str
-        What the axes mean.
-    floor : float, optional
-        A value of y that is drawn as a dashed line.
-
-    Returns
-    -------
-    str
-        One ``<svg>`` element that needs nothing beside it.
+    The points must be finite and in order. `floor` is a value of y that is drawn as a dashed line. Returns one
+    ``<svg>`` element that needs no other file.
     """
     levels = [dot.y for dot in dots] + ([floor] if floor is not None else [])
     x_ticks, y_ticks = ticks(0.0, max(dot.x for dot in dots)), ticks(min(levels), max(levels))
@@ -116,13 +105,7 @@ def draw_curve(dots: Sequence[Dot], x_label: str, y_label: str, floor: float | N
 
 
 def ticks(low: float, high: float) -> list[float]:
-    """Return round numbers that enclose a range, at most about five.
-
-    Parameters
-    ----------
-    low, high : float
-        The range; may be a single value.
-    """
+    """Return round numbers that enclose a range, at most about five."""
     if high <= low:
         low, high = low - 0.5, high + 0.5
     step = 10 ** math.floor(math.log10((high - low) / _MOST_TICKS))
@@ -134,10 +117,7 @@ def ticks(low: float, high: float) -> list[float]:
 def skyline(values: Sequence[tuple[float, float]]) -> dict[str, Any]:
     """Return the outlines of columns before and after, on a common scale of 100, for a picture without words.
 
-    Parameters
-    ----------
-    values : sequence of (before, after)
-        One column each; not negative.
+    Each column is a pair (before, after); neither is negative.
     """
     most = max((before for before, _ in values), default=0.0) or 1.0
     return {

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -240,10 +240,7 @@ def _look(original: nn.Module, model: nn.Module, inputs: Inputs, plan: Plan) -> 
     for name, cost in layer_costs(*counts).items():
         is_cut = name in before and name in after and name not in reasons
         layers[name] = Layer(
-            macs_before=cost.macs_before,
-            macs_after=cost.macs_after,
-            params_before=cost.params_before,
-            params_after=cost.params_after,
+            **asdict(cost),
             width_before=int(before[name][0]) if is_cut else None,
             width_after=int(after[name][0]) if is_cut else None,
             stays=reasons.get(name),

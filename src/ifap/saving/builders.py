@@ -93,17 +93,8 @@ def build(identifier: str, /, **arguments: Any) -> nn.Module:
 def bounded(tensors: int, values: int) -> Iterator[None]:
     """Stop building a network that has more parameters or buffers than expected, inside the block.
 
-    Parameters
-    ----------
-    tensors : int
-        Most parameters that may be made.
-    values : int
-        Most numbers in all of them. Buffers may have 64 million numbers more.
-
-    Raises
-    ------
-    PlanError
-        As soon as one is exceeded, before the tensor is filled.
+    It may have `tensors` parameters, with `values` numbers in all of them; buffers may have 64 million numbers more.
+    Raises a PlanError as soon as one of these is exceeded, before the tensor is filled.
     """
     left = [tensors, values, values + _MOST_BUFFERS]
 

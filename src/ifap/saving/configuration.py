@@ -66,10 +66,7 @@ def shapes_of(model: nn.Module) -> Shapes:
 class Configuration:
     """A configuration, and the shapes of networks that are built from changed values of it.
 
-    Parameters
-    ----------
-    model : nn.Module
-        A network for which `is_configured` holds; it is not changed.
+    `is_configured` must hold for `model`, which is not changed.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -90,15 +87,8 @@ class Configuration:
     def fit(self, wanted: Mapping[str, tuple[int, ...]]) -> Fit:
         """Find the values with which tensors get the wanted shapes.
 
-        Parameters
-        ----------
-        wanted : mapping of str to tuple of int
-            Tensor to its shape; other tensors may have any.
-
-        Returns
-        -------
-        Fit
-            The values, and what they do not give; nothing is left where they fit.
+        Tensors that `wanted` does not name may have any shape. `Fit.left` is empty if the values give all wanted
+        shapes.
         """
         values = {**self._stored, **self._implied}
         left = self._left(values, wanted)

@@ -140,17 +140,7 @@ def _finite(value: float | None) -> float | None:
 def read_history(folder: Path, plan: Plan) -> History | None:
     """Read ``report.json``; None where there is none, as in folders of version 0.1.
 
-    Parameters
-    ----------
-    folder : Path
-        The folder of a saved network.
-    plan : Plan
-        Its plan.
-
-    Raises
-    ------
-    PlanError
-        If it is damaged, or belongs to another network.
+    Raises a PlanError if it is damaged, or belongs to another network than `plan`.
     """
     path = folder / REPORT_FILE
     if not path.exists():

@@ -47,19 +47,8 @@ if TYPE_CHECKING:
 def restore_split(model: nn.Module, names: Iterable[str], stored_names: Collection[str]) -> set[str]:
     """Replace what was replaced before a network was cut, in place.
 
-    Parameters
-    ----------
-    model : nn.Module
-        The unpruned network.
-    names : iterable of str
-        ``split_attention`` of the plan.
-    stored_names : collection of str
-        Names of the stored tensors, second names included.
-
-    Returns
-    -------
-    set of str
-        Those of `names` that were replaced; the rest is nothing that version 1 would have.
+    `names` is ``split_attention`` of the plan; `stored_names` includes second names of tensors. Returns those of
+    `names` that were replaced: version 1 would have replaced none of the others.
     """
     wanted, stored = set(names), set(stored_names)
     modules = modules_by_name(model)
@@ -101,17 +90,8 @@ def restore_diffusion(model: nn.Module, stored_names: Collection[str]) -> None:
 def refresh_heads(model: nn.Module, names: Iterable[str]) -> dict[str, int]:
     """Let the attributes that forwards of attention read follow from the shapes of the layers, in place.
 
-    Parameters
-    ----------
-    model : nn.Module
-        The network, with layers of their final shapes.
-    names : iterable of str
-        Attention modules, the keys of ``heads`` of the plan.
-
-    Returns
-    -------
-    dict of str to int
-        Number of heads of each that is attention; query heads that share keys count as one.
+    The layers must have their final shapes. `names` are the keys of ``heads`` of the plan. Returns the number of heads
+    of each that is attention; query heads that share keys count as one.
     """
     modules, found = modules_by_name(model), {}
     for name in names:
@@ -145,19 +125,8 @@ def refresh_widths(model: nn.Module) -> None:
 def rebuild(model: nn.Module, plan: Plan, weights: Mapping[str, Tensor]) -> None:
     """Give a network the structure of a plan of version 1 and the stored weights, in place.
 
-    Parameters
-    ----------
-    model : nn.Module
-        The unpruned network.
-    plan : Plan
-        Of version 1.
-    weights : mapping of str to Tensor
-        The stored tensors, without masks.
-
-    Raises
-    ------
-    PlanError
-        If the plan or the tensors belong to another network.
+    `model` is the unpruned network; `weights` holds the stored tensors without masks. Raises a PlanError if the plan or
+    the tensors belong to another network.
     """
     stored = {*weights, *plan.shared}
     missing = set(plan.split_attention) - restore_split(model, plan.split_attention, stored)

@@ -55,22 +55,8 @@ _HEADS = (
 class SplitAttention(nn.Module):
     """Attention with separate query, key, value and output projections and whole heads.
 
-    Takes and returns what ``nn.MultiheadAttention`` does.
-
-    Parameters
-    ----------
-    embed_dim, num_heads : int
-        Width of queries and outputs, and number of heads.
-    head_dim : int
-        Width of one head; never changes, so that the softmax temperature stays.
-    kdim, vdim : int
-        Width of keys and of values.
-    bias : bool
-        Whether the projections have biases.
-    dropout : float
-        Dropout of the attention probabilities while training.
-    batch_first : bool
-        Whether inputs are (batch, tokens, width) rather than (tokens, batch, width).
+    Takes and returns what ``nn.MultiheadAttention`` does, and is built with the same arguments and `head_dim`, the
+    width of one head. This width never changes, so that the softmax temperature stays.
     """
 
     # Read by nn.TransformerEncoderLayer to choose its fused path, which needs the fused weights.
@@ -158,10 +144,7 @@ class JoinedProjections(nn.Module):
 class SpatialAttention(nn.Module):
     """`SplitAttention` in place of attention of a diffusion network, within tokens, within a map or to other tokens.
 
-    Parameters
-    ----------
-    old : nn.Module
-        The module that it stands for, with linear layers ``to_q``, ``to_k``, ``to_v`` and ``to_out.0``.
+    `old` is the attention that it replaces, with linear layers ``to_q``, ``to_k``, ``to_v`` and ``to_out.0``.
     """
 
     def __init__(self, old: Any) -> None:
@@ -202,10 +185,7 @@ class SpatialAttention(nn.Module):
 class Gated(nn.Module):
     """A linear layer times the GELU of another, in place of one layer that computes values and gates.
 
-    Parameters
-    ----------
-    joined : nn.Linear
-        The layer that computes both, whose weights they take.
+    Both take their weights from `joined`, the layer that it replaces.
     """
 
     def __init__(self, joined: nn.Linear) -> None:
@@ -301,12 +281,7 @@ def own_table(base: Any) -> Any:
 def give_table(module: Any, table: nn.Embedding | None) -> None:
     """Make attention with relative positions independent of the layer before it, in place.
 
-    Parameters
-    ----------
-    module : nn.Module
-        The attention.
-    table : nn.Embedding or None
-        What to copy for a module that needs a table and has none; None for one that needs none.
+    A module that needs a table and has none gets a copy of `table`, which is None for one that needs none.
     """
     module.__class__ = own_table(type(module))
     if table is None or module.has_relative_attention_bias:

@@ -22,16 +22,7 @@ def unpruned_plan(model: nn.Module, example_inputs: Inputs, builder: Builder | N
 def pruned_plan(model: nn.Module, graph: Graph, example_inputs: Inputs, before: Cost, after: Cost) -> Plan:
     """Return the plan of a network that `graph` describes.
 
-    Parameters
-    ----------
-    model : nn.Module
-        The pruned network.
-    graph : Graph
-        Its units; knows which positions are left.
-    example_inputs : Tensor, tuple, list or dict
-        What one forward takes.
-    before, after : Cost
-        Costs of the unpruned and of the pruned network.
+    `graph` knows which positions are left. The costs are those of the unpruned and of the pruned network.
     """
     kept: dict[str, dict[str, list[int]]] = {}
     widths = zip(graph.slots, graph.structure.places, graph.kept, graph.original_widths, strict=True)
@@ -72,12 +63,8 @@ def pruned_plan(model: nn.Module, graph: Graph, example_inputs: Inputs, before: 
 def joined(former: Plan | None, plan: Plan) -> Plan:
     """Return the plan of a network that was pruned twice: it leads from what the first plan begins with to the end.
 
-    Parameters
-    ----------
-    former : Plan or None
-        Of the network that `plan` begins with; None if that was not pruned.
-    plan : Plan
-        Of the second pruning. Its calls are corrected from what the forward writes, so that they replace the former.
+    `former` is the plan of the network that `plan` begins with, or None if that was not pruned. The calls of `plan`
+    are corrected from what the forward writes, so that they replace the former.
     """
     if former is None:
         return plan

@@ -48,18 +48,8 @@ def expressible(model: nn.Module, graph: Graph) -> tuple[Graph, list[int]]:
     the width of all blocks comes last. An axis may be allowed multiples of a number only, such as the number of heads,
     or the same number of units as another axis.
 
-    Parameters
-    ----------
-    model : nn.Module
-        The network that `graph` describes.
-    graph : Graph
-        Its units, with equal counts where blocks are to be uniform.
-
-    Returns
-    -------
-    (Graph, list of int)
-        The units with what their numbers must be, and the groups that must keep all units. Nothing is limited in a
-        network that holds no configuration.
+    Returns the units with the limits of their numbers, and the groups that must keep all units. `graph` has equal
+    counts where blocks are to be uniform. Nothing is limited in a network that holds no configuration.
     """
     parts = [_part(model, part) for part in configured_parts(model).values()]
     if not parts:
@@ -245,10 +235,8 @@ def _rebuilt(model: nn.Module) -> nn.Module:
     with torch.device("meta"):
         twin = configuration.build(fit.values)
     twin.load_state_dict(model.state_dict(), strict=True, assign=True)
-    for name, module in twin.named_modules():
-        tie = getattr(module, "tie_weights", None)
-        if not name and callable(tie):
-            tie()
+    if callable(tie := getattr(twin, "tie_weights", None)):
+        tie()
     if hasattr(model, "generation_config"):
         twin.generation_config = copy.deepcopy(model.generation_config)
     return twin

@@ -44,19 +44,8 @@ def match_type(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
 def rebuild(model: nn.Module, plan: Plan, weights: Mapping[str, Tensor]) -> None:
     """Give a network the structure of a plan and the stored weights, in place.
 
-    Parameters
-    ----------
-    model : nn.Module
-        The unpruned network.
-    plan : Plan
-        Of version 2.
-    weights : mapping of str to Tensor
-        The stored tensors, without masks.
-
-    Raises
-    ------
-    PlanError
-        If the plan or the tensors belong to another network.
+    `model` is the unpruned network, `plan` is of version 2, and `weights` holds the stored tensors without masks.
+    Raises a PlanError if the plan or the tensors belong to another network.
     """
     adopt(model, plan.attention)
     shaped = {name for name, module in model.named_modules() if isinstance(module, ShapedAttention)}

@@ -146,20 +146,8 @@ def load(folder: str | Path, builder: Callable[[], nn.Module] | None = None) -> 
 def build_unpruned(folder: str | Path, builder: Callable[[], nn.Module] | None = None) -> nn.Module:
     """Build the network that a saved one was before pruning, with whatever weights its builder gives it.
 
-    Parameters
-    ----------
-    folder, builder
-        See `load`.
-
-    Returns
-    -------
-    nn.Module
-        In evaluation mode.
-
-    Raises
-    ------
-    PlanError
-        If the plan names no builder and none is given, or it makes another network.
+    The network is in evaluation mode; see `load` for the arguments. Raises a PlanError if the plan names no builder and
+    none is given, or if the builder makes another network.
     """
     folder = Path(folder)
     plan = read_plan(folder)
@@ -219,20 +207,8 @@ def _loaded(
 def read_masks(folder: str | Path) -> dict[str, Tensor]:
     """Read the masks of a network whose single weights were masked; empty for any other.
 
-    Parameters
-    ----------
-    folder : str or Path
-        The folder with the two files.
-
-    Returns
-    -------
-    dict of str to Tensor
-        Weight to a boolean tensor of its shape; True is kept.
-
-    Raises
-    ------
-    PlanError
-        If a file is missing, damaged or hostile, or a masked weight is not zero.
+    Each weight has a boolean tensor of its shape; True is kept. Raises a PlanError if a file is missing, damaged or
+    hostile, or if a masked weight is not zero.
     """
     folder = Path(folder)
     plan = read_plan(folder)
@@ -248,18 +224,8 @@ def write_network(
 ) -> None:
     """Write a network and its plan, with a fresh fingerprint, checksum and costs.
 
-    Parameters
-    ----------
-    model : nn.Module
-        A network with the structure that `plan` describes.
-    plan : Plan
-        From `ifap.prune`, `unpruned_plan` or `read_plan`.
-    folder : str or Path
-        Where to.
-    masks : mapping of str to Tensor, optional
-        Boolean masks of single weights, by name; False entries of the weights must be zero.
-    history : History, optional
-        How the network came to be, for its report.
+    `model` must have the structure that `plan` describes; the plan is from `ifap.prune`, `unpruned_plan` or
+    `read_plan`. `masks` are boolean, by the names of weights, which must be zero where their mask is False.
     """
     state, shared = _state(model.state_dict() if plan.format == 1 else rebuilding.stored_tensors(model))
     masks = masks or {}

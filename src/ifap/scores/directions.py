@@ -60,19 +60,8 @@ def _axis_of_product(output: Tensor) -> int | None:
 def direction(output: Tensor, axis: int | None, generator: torch.Generator) -> Tensor:
     """Draw a direction of an output.
 
-    Parameters
-    ----------
-    output : Tensor
-        What the network returned.
-    axis : int or None
-        From `class_axis`.
-    generator : torch.Generator
-        Of the device of the output.
-
-    Returns
-    -------
-    Tensor
-        Of the shape of the output. Outer products of such directions have the Fisher information as their mean.
+    `axis` is that of `class_axis`, and `generator` must be on the device of the output. The direction has the shape of
+    the output. Outer products of such directions have the Fisher information as their mean.
     """
     noise = torch.randn(output.shape, generator=generator, device=output.device)
     if axis is None or not output.numel():

@@ -20,28 +20,11 @@ from ifap.scores.reading import readers
 def energy_shares(model: nn.Module, graph: Graph, batches: Iterable[Inputs], *, centred: bool = False) -> Floats:
     """Return for each unit its share of the energy that its readers read, summed over these.
 
-    To a layer that reads it, unit c brings ``E[x_c^2] ||W_c||^2``, with W_c the weights that read it.
+    To a layer that reads it, unit c brings ``E[x_c^2] ||W_c||^2``, with W_c the weights that read it. With `centred`
+    the variance of x_c counts in place of its mean square, because compensation puts the mean into a bias. The shares
+    have the shape (units,), and are NaN where no layer that was seen reads the unit. `batches` are iterated once.
 
-    Parameters
-    ----------
-    model : nn.Module
-        The network that `graph` describes; it is run in evaluation mode without gradients.
-    graph : Graph
-        Its units.
-    batches : iterable
-        Calibration inputs without labels; iterated once.
-    centred : bool
-        Whether the variance of x_c counts in place of its mean square: compensation puts the mean into a bias.
-
-    Returns
-    -------
-    array, shape (units,)
-        Added up over the readers; NaN where no layer that was seen reads the unit.
-
-    Raises
-    ------
-    ScoreError
-        If there is no batch, or if what a layer reads is not finite (it is named).
+    Raises a ScoreError if there is no batch, or if what a layer reads is not finite; it names the layer.
     """
     read_by = readers(model, graph)
     layers = {name: each.layer for name, each in read_by.items()}

@@ -61,6 +61,11 @@ def unit_fisher(
 ) -> Floats:
     """Return the damage that removing each unit alone is expected to do.
 
+    The damage has the shape (units,) and is in nats a sample. It is NaN where nothing that was seen reads the unit.
+
+    Raises a NoGradientError if no output depends by a gradient on a unit, a ScoreError if there is no batch or a signal
+    is not finite, and a SplitError if the data are a test split.
+
     Parameters
     ----------
     model : nn.Module
@@ -81,20 +86,6 @@ def unit_fisher(
         `ifap.scores.directions`.
     moments : dict, optional
         Is given the second moments that were measured, so that compensation need not measure them again.
-
-    Returns
-    -------
-    array, shape (units,)
-        In nats a sample; NaN where nothing that was seen reads the unit.
-
-    Raises
-    ------
-    NoGradientError
-        If no output depends by a gradient on a unit.
-    ScoreError
-        If there is no batch, or if a signal is not finite.
-    SplitError
-        If the data are a test split.
     """
     refuse_test(batches, "scoring")
     found = matrices(model, graph, batches)

@@ -262,12 +262,8 @@ def _measure(
 def forwards(model: nn.Module, batches: Iterable[Inputs]) -> Iterator[None]:
     """Run a network on calibration batches, each from the state that it has now, and yield after each.
 
-    Raises
-    ------
-    ScoreError
-        If there is no batch, or if the network does not take one, such as inputs with labels.
-    SplitError
-        If `batches` is a test split.
+    Raises a ScoreError if there is no batch, or if the network does not take one, such as inputs with labels. Raises a
+    SplitError if `batches` is a test split.
     """
     refuse_test(batches, "scoring")
     refuse_empty(model)
@@ -343,17 +339,8 @@ def _layer_hook(meter: _Meter, name: str, follower: _Follower | None) -> Callabl
 def unit_norms(output: Tensor, axis: int) -> Tensor:
     """Return the L2 norm of each unit of each sample over all positions.
 
-    Parameters
-    ----------
-    output : Tensor
-        A layer's output: (B, C, H, W), (B, N, C), (B, C) or any other rank.
-    axis : int
-        The axis of the units, counted from the end.
-
-    Returns
-    -------
-    Tensor, shape (samples, units)
-        Norms; an output without a batch axis counts as one sample.
+    The output may be (B, C, H, W), (B, N, C), (B, C) or of any other rank; `axis` counts from its end. The norms have
+    the shape (samples, units). An output without a batch axis counts as one sample.
     """
     if axis == -1:
         if output.dim() == 1:

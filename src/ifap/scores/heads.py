@@ -31,18 +31,9 @@ AT_ONCE = 2**18
 class HeadCalls(TorchFunctionMode):
     """Pass the attention probabilities of every recorded call to a function while it is open.
 
-    Parameters
-    ----------
-    running : Running
-        Which modules of the network run.
-    graph : Graph
-        Its units.
-    reduce : callable
-        ``reduce(probabilities)`` takes the probabilities of some samples, shape (samples, units, queries, keys), and
-        returns what is kept of them, shape (samples, ...). Heads of one unit stand below each other.
-    read : callable
-        ``read(number, kept)`` takes the number of the call in ``graph.structure.attention`` and what is kept of all its
-        samples.
+    ``reduce(probabilities)`` takes the probabilities of some samples, of shape (samples, units, queries, keys), and
+    returns a tensor of shape (samples, ...). Heads of one unit stand below each other. ``read(number, reduced)`` takes
+    the number of the call in ``graph.structure.attention`` and these tensors, joined over all samples.
     """
 
     def __init__(self, running: Running, graph: Graph, reduce: Reduce, read: Read) -> None:
@@ -205,14 +196,8 @@ def _summed_norms(model: nn.Module, graph: Graph, wanted: set[int]) -> dict[int,
 def replace_heads(graph: Graph, scores: dict[str, Tensor], heads: list[Tensor]) -> dict[str, Tensor]:
     """Give the positions of heads the scores of the heads, wherever a weight makes them.
 
-    Parameters
-    ----------
-    graph : Graph
-        The units of the network.
-    scores : dict of str to Tensor
-        Scores of the positions of each weight; changed in place and returned.
-    heads : list of Tensor
-        For each noted call, the score of each of its units in their order.
+    `scores` are changed in place and returned. `heads` holds for each noted call the score of each of its units, in
+    their order.
     """
     values, counts = np.zeros(graph.num_units), np.zeros(graph.num_units)
     for units, found in zip(graph.heads, heads, strict=True):

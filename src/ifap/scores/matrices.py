@@ -98,14 +98,7 @@ def contractions(model: nn.Module, graph: Graph) -> Iterator[Contraction]:
 def matrices(model: nn.Module, graph: Graph, batches: Iterable[Inputs]) -> Found:
     """Find the matrices outside of layers that read units.
 
-    Parameters
-    ----------
-    model : nn.Module
-        The network that `graph` describes.
-    graph : Graph
-        Its units.
-    batches : iterable
-        Calibration inputs. The first is run, where there is a parameter to look for.
+    Runs the network on the first batch if it has a parameter that may be such a matrix.
     """
     wanted = _candidates(model, graph)
     if not wanted:

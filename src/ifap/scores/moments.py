@@ -38,16 +38,8 @@ def averages(
 ) -> dict[str, Tensor]:
     """Return for each layer the mean of a function of its input over samples and positions.
 
-    Parameters
-    ----------
-    model : nn.Module
-        The network; it is run in evaluation mode without gradients.
-    batches : iterable
-        Calibration inputs without labels.
-    layers : mapping
-        Name to layer, or to what stands for one; see `ifap.scores.reading.Reader`. Those that did not run are left out.
-    total : callable
-        Takes rows of shape (positions, inputs), see `reading.rows_of`, and returns the sum over them, float64.
+    `layers` holds layers, or matrices that are used like one; those that did not run are left out of the result.
+    `total` takes rows of shape (positions, inputs), see `reading.rows_of`, and returns the sum over them in float64.
     """
     sums: dict[str, Tensor] = {}
     numbers: dict[str, int] = {}
@@ -129,12 +121,8 @@ class Halving:
     """Divides calibration samples into two halves: batches go to them in turn.
 
     Samples that are nearly the same, such as crops of one photograph, belong into one batch: in different halves they
-    would tell of each other. Of fewer than `TURNS` batches, each is divided in its middle.
-
-    Parameters
-    ----------
-    batches : iterable
-        The calibration data; the first batches are read.
+    would tell of each other. Of fewer than `TURNS` batches, each is divided in its middle. The first batches are read
+    to count them.
     """
 
     def __init__(self, batches: Iterable[Inputs]) -> None:
@@ -158,31 +146,13 @@ def halves(
 ) -> Iterator[tuple[str, Halves]]:
     """Yield for each layer the moments of what it reads in each half of the samples; see `Halving`.
 
-    Parameters
-    ----------
-    model : nn.Module
-        The network; it is run in evaluation mode without gradients.
-    batches : iterable
-        Calibration inputs without labels; iterated once for all layers whose moments fit into `MOST_BYTES`, again for
-        the next ones.
-    layers : mapping
-        Name to layer, or to what stands for one; see `ifap.scores.reading.Reader`.
-    known : mapping of str to (Moments, Moments), optional
-        What was measured of the same network before. If it is of all layers, nothing is run.
-    halving : Halving, optional
-        Of these batches, if there is one already.
+    The moments are in float32. `layers` holds layers, or matrices that are used like one; those that did not run are
+    left out. `batches` are iterated once for all layers whose moments fit into `MOST_BYTES`, and again for the next
+    ones. `known` holds moments of the same network that were measured before; if it has all layers, nothing is run.
+    `halving` is that of `batches`, if there is one already.
 
-    Yields
-    ------
-    (str, (Moments, Moments))
-        In float32. Layers that did not run are left out.
-
-    Raises
-    ------
-    ScoreError
-        If there is no batch, if the network does not take one, or if an input is not finite (the layer is named).
-    SplitError
-        If `batches` is a test split.
+    Raises a ScoreError if there is no batch, if the network does not take one, or if an input is not finite; it names
+    the layer. Raises a SplitError if `batches` is a test split.
     """
     known = known or {}
     yield from ((name, known[name]) for name in layers if name in known)

@@ -134,16 +134,9 @@ def _looked_at(look: Look, name: str, x: Tensor) -> Tensor | None:
 class _Products(TorchFunctionMode):
     """Observe the inputs of products with certain weights.
 
-    Parameters
-    ----------
-    names : dict of tuple to str
-        The place of a weight, see `matrices.place_of`, to the name of its reader.
-    shapes : dict of str to torch.Size
-        Layer whose forward makes a new weight, or turns its input, before its product to the shape of the weight.
-    running : Running
-        Which of these layers run.
-    look : callable
-        See `looking`.
+    `names` maps the place of a weight, see `matrices.place_of`, to the name of its reader. `shapes` maps a layer to the
+    shape of its weight, if its forward makes a new weight or turns its input before the product. `look` is that of
+    `looking`.
     """
 
     def __init__(self, names: dict[Place, str], shapes: dict[str, torch.Size], running: Running, look: Look) -> None:

@@ -35,19 +35,7 @@ def fits_into_memory(layers: Mapping[str, Any]) -> bool:
 class Residuals:
     """Means, and the matrices that turn deviations into residuals, for each layer and half of the samples.
 
-    Parameters
-    ----------
-    model : nn.Module
-        The network.
-    batches : iterable
-        Calibration inputs without labels.
-    read_by : dict of str to Reader
-        What reads the units.
-
-    Attributes
-    ----------
-    moments : dict of str to (Moments, Moments)
-        What was measured, for compensation to use.
+    `moments` holds those of each layer and half, for compensation to use.
     """
 
     def __init__(self, model: nn.Module, batches: Iterable[Inputs], read_by: dict[str, Reader]) -> None:
@@ -72,19 +60,9 @@ class Residuals:
     def growth(self, name: str, scores: Tensor) -> Tensor:
         """Return by how much the residual variance of each unit grows if all units of a lower score have gone.
 
-        Both variances are those on the second half of the samples of what was fitted on the first.
-
-        Parameters
-        ----------
-        name : str
-            The layer.
-        scores : Tensor
-            Of all units.
-
-        Returns
-        -------
-        Tensor, shape (inputs,)
-            At least one; the same for all inputs of a unit.
+        Both variances are those on the second half of the samples of what was fitted on the first. `scores` holds the
+        scores of all units. The result has the shape (inputs,), is at least one, and is the same for all inputs of a
+        unit.
         """
         units, (fitted, held) = self._units[name], self.moments[name]
         keys = torch.where(units >= 0, scores[units], torch.inf)

@@ -30,17 +30,7 @@ def rows_along(tensor: Tensor, dim: int) -> Tensor:
 def weights_alone(model: nn.Module, graph: Graph) -> dict[str, Tensor]:
     """Return the weights outside layers that make units, one row an output position.
 
-    Parameters
-    ----------
-    model : nn.Module
-        The network as it is.
-    graph : Graph
-        Its units.
-
-    Returns
-    -------
-    dict of str to Tensor
-        Key of each producer to a view of its weight, of shape (outputs, weights of one).
+    The result maps the key of each producer to a view of its weight, of shape (outputs, weights of an output).
     """
     if not graph.structure.producers:
         return {}
@@ -85,16 +75,8 @@ def used_by_attention(model: nn.Module) -> set[str]:
 class WeightUses(TorchFunctionMode):
     """Pass the results of functions on weights outside layers to a callable while it is open.
 
-    Parameters
-    ----------
-    model : nn.Module
-        The network that runs.
-    graph : Graph
-        Its units.
-    names : set of str
-        The weights to measure, and linear layers whose weight is used without a call of the layer.
-    measure : callable
-        ``measure(name, output, axis)`` takes the weight's name, the output and the axis of its units, from the end.
+    `names` are the weights to measure, and linear layers whose weight is used without a call of the layer.
+    ``measure(name, output, axis)`` takes the name, the output, and the axis of its units, counted from the end.
     """
 
     def __init__(self, model: nn.Module, graph: Graph, names: set[str], measure: Measure) -> None:
