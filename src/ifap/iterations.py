@@ -68,7 +68,8 @@ class Run:
         self._ignored = [_name_of(model, item) for item in ignore]
         self.model = copy_to_prune(model)
         self._refused = dict(refused or {})  # axes that turned out to be impossible to cut, and why
-        clock.measure("trace", lambda: self._look(self._ignored))
+        with clock.phase("trace"):
+            self._look()
         self._whole = replace(self._graph, structure=self._graph.structure.apart())
         if self._graph.num_units == 0:
             raise GraphError(f"nothing in this network can be pruned{because(self.model, self._graph)}")
@@ -97,13 +98,13 @@ class Run:
             self._goal = Budget(self._graph).predict(self._wanted.astype(float)).macs
             self._target = Target(macs=1.0 - self._goal / self.before.macs)
 
-    def _look(self, ignored: Sequence[str | nn.Module]) -> None:
+    def _look(self) -> None:
         """Trace the network, and find the axes that cannot be cut."""
         options = self._options
         self._graph: Graph = trace(
             self.model,
             self._inputs,
-            ignored,
+            self._ignored,
             spatial_only=options.spatial_only,
             units=options.units,
             outputs=options.outputs,
@@ -222,28 +223,31 @@ class Run:
             return
         teacher = self._teacher if self._options.teacher == "original" else previous
         assert teacher is not None
-        with self._former.refused(self.model), kept_notes(self.model), kept_state(teacher):
-            clock.measure("recover", lambda: self._recover(self.model, teacher, step))  # type: ignore[misc]
+        former, notes, state = self._former.refused(self.model), kept_notes(self.model), kept_state(teacher)
+        with former, notes, state, clock.phase("recover"):
+            self._recover(self.model, teacher, step)
         self._former.add(self.model)
 
     def _judge(self, clock: Clock) -> float | None:
         if self._validate is None:
             return None
-        with kept_notes(self.model):
-            return metric_of(clock.measure("validate", lambda: self._validate(self.model)))  # type: ignore[misc]
+        with kept_notes(self.model), clock.phase("validate"):
+            return metric_of(self._validate(self.model))
 
     # one cut
 
     def _shrink(self, step: int, clock: Clock) -> Receipt:
         learnt = Learnt({}, [])
         with evaluation_mode(self.model):  # in training even reading a weight may change what it is made from
-            scores = clock.measure("score", lambda: self._score(step, learnt))
+            with clock.phase("score"):
+                scores = self._score(step, learnt)
             for words in learnt.said:
                 log.warning("units are scored %s", words)
             while True:
                 ranking = self._rank(scores)
                 try:
-                    return clock.measure("prune", lambda: self._cut(ranking, learnt, step))  # noqa: B023
+                    with clock.phase("prune"):
+                        return self._cut(ranking, learnt, step)
                 except Refusal as refusal:
                     log.warning("%s stays: %s", ", ".join(self._names(refusal.reasons)), refusal)
                     self._refused |= refusal.reasons
@@ -408,17 +412,7 @@ class Run:
             self._calibrate(is_correction=True)
             if self._is_reached():
                 return receipt
-            more = self._shrink(step, clock)
-            receipt = replace(
-                more,
-                units_asked=receipt.units_asked + more.units_asked,
-                units_removed=receipt.units_removed + more.units_removed,
-                rho=receipt.rho + more.rho,
-                score_low=min(receipt.score_low, more.score_low),  # type: ignore[type-var]
-                score_high=max(receipt.score_high, more.score_high),  # type: ignore[type-var]
-                compensated=receipt.compensated | more.compensated,
-                scored=[*dict.fromkeys((*receipt.scored, *more.scored))],
-            )
+            receipt = receipt.followed_by(self._shrink(step, clock))
         target = self._target
         raise TargetError(f"target {target.kind}={target.share:g} was missed after {_MAX_TOP_UPS} corrections")
 

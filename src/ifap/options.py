@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -89,10 +90,10 @@ class Clock:
         if self._on_phase is not None:
             self._on_phase(phase, self._step)
 
-    def measure(self, phase: str, function: Callable[[], Any]) -> Any:
-        """Run `function` and add its time to `phase`."""
-        self.announce(phase)
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Announce a phase and add the time of the block to it; a block that raises adds none."""
+        self.announce(name)
         start = time.perf_counter()
-        result = function()
-        self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
-        return result
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start

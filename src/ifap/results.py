@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from numbers import Real
 from typing import Literal
 
@@ -140,6 +140,19 @@ class Receipt:
     seconds: dict[str, float] = field(default_factory=dict)
     compensated: dict[str, str] = field(default_factory=dict)
     scored: list[str] = field(default_factory=list)
+
+    def followed_by(self, more: Receipt) -> Receipt:
+        """Return the receipt of an iteration that cuts a second time; costs and widths are those after the second."""
+        return replace(
+            more,
+            units_asked=self.units_asked + more.units_asked,
+            units_removed=self.units_removed + more.units_removed,
+            rho=self.rho + more.rho,
+            score_low=min(self.score_low, more.score_low),  # type: ignore[type-var]
+            score_high=max(self.score_high, more.score_high),  # type: ignore[type-var]
+            compensated=self.compensated | more.compensated,
+            scored=[*dict.fromkeys((*self.scored, *more.scored))],
+        )
 
 
 @dataclass(frozen=True)
