@@ -37,12 +37,7 @@ class TrainingModeError(NetworkError):
 class Checks:
     """Check that a cut network runs, in evaluation and in training, with outputs of the same shapes.
 
-    Parameters
-    ----------
-    example_inputs : Tensor, tuple, list or dict
-        Inputs of one forward.
-    outputs : sequence of str, optional
-        See `ifap.prune`.
+    See `ifap.prune` for the arguments.
     """
 
     def __init__(self, example_inputs: Inputs, outputs: Sequence[str] | None = None) -> None:
@@ -52,10 +47,7 @@ class Checks:
     def check(self, model: nn.Module, graph: Graph) -> None:
         """Run a cut network: on real tensors if it takes integers or is cheap, else without data.
 
-        Raises
-        ------
-        NetworkError
-            If it fails, or its outputs have other shapes than those of the network that was traced.
+        Raises a NetworkError if it fails, or if its outputs have other shapes than those of the traced network.
         """
         structure, forward = graph.structure, graph.structure.forward
         is_cheap = structure.forms.total_macs(graph.units_per_group().astype(float)) < _CHEAP_MACS
@@ -94,7 +86,7 @@ def _parted(sizes: dict[int, int], before: Indices, now: Indices) -> bool:
 
 
 def _compare(wanted: list[tuple[int, ...]], found: list[tuple[int, ...]], graph: Graph) -> None:
-    if graph.structure.forward.values:  # shapes depend on what the network computes: how many boxes, how long a sound
+    if graph.structure.forward.values:  # shapes depend on values: how many boxes, how long a sound
         wanted, found = [(len(shape),) for shape in wanted], [(len(shape),) for shape in found]
     if wanted != found:
         raise NetworkError("the shape of the outputs would change", "")
@@ -114,23 +106,10 @@ class UnprovenError(GraphError):
 
 
 def require(proof: Proof, graph: Graph, removed: Indices, compare: Callable[[Indices], Proof]) -> None:
-    """Raise if a proof does not hold.
+    """Raise an UnprovenError that names the axes at fault if a proof does not hold.
 
-    Parameters
-    ----------
-    proof : Proof
-        Of cutting the units `removed`.
-    graph : Graph
-        The units of the unpruned network.
-    removed : integer array
-        The units that pruning removed.
-    compare : callable
-        Makes the proof for some of them.
-
-    Raises
-    ------
-    UnprovenError
-        If it does not hold.
+    `proof` is that of cutting the units `removed` of the unpruned network, which `graph` describes. `compare` makes the
+    proof for some of these units.
     """
     if proof.holds:
         return
@@ -155,14 +134,10 @@ def tied_axes(graph: Graph, removed: Indices) -> list[set[int]]:
 
 
 def at_fault(axes: list[set[int]], holds: Callable[[set[int]], bool]) -> set[int]:
-    """Bisect for the axes that break something; all of them if they break it only together.
+    """Bisect for the axes whose cut makes a check fail; all of them if it fails only when they are cut together.
 
-    Parameters
-    ----------
-    axes : list of set of int
-        Axes that break it when all are cut; those of one set are cut together.
-    holds : callable
-        Whether nothing breaks if some axes alone are cut.
+    The check fails when all `axes` are cut; those of one set are cut together. ``holds(some)`` says whether it holds
+    when only some axes are cut.
     """
     everything = set().union(*axes)
     if len(axes) < 2:
@@ -224,10 +199,10 @@ def axes_at_fault(
 
 
 def axes_that_cannot_follow(graph: Graph, removed: Indices, error: CannotFollowError) -> set[int]:
-    """Return the axes that must stay because a size that the forward writes down cannot follow.
+    """Return the axes that must stay because a size of the forward cannot follow.
 
-    These are the axes that the error holds. Where it holds none, as of a number that is computed from an attribute,
-    some axes are tried without the others.
+    These are the axes that the error holds. If it holds none, as for a number that is computed from an attribute, some
+    axes are tried without the others.
     """
     together = tied_axes(graph, removed)
     atoms = {atom for axis in error.axes for atom in atoms_of(axis)}
@@ -254,7 +229,7 @@ def _runs_without(model: nn.Module, graph: Graph, removed: Indices, checks: Chec
 
 
 def cut_for_trial(model: nn.Module, graph: Graph, removed: Indices, checks: Checks) -> None:
-    """Cut units, check the network, and put the units back; raises what either raises."""
+    """Cut units, check the network, and put the units back; errors of the cut and of the check are raised."""
     smaller, undo = cut_units(model, graph, removed)
     try:
         checks.check(model, smaller)

@@ -121,22 +121,8 @@ def count_bytes(model: nn.Module) -> int:
 def macs_by_module(model: nn.Module, example_inputs: Inputs) -> dict[str, int]:
     """Count the MACs that each module does itself, its children left out.
 
-    Parameters
-    ----------
-    model : nn.Module
-        Any network; a copy without data is run.
-    example_inputs : Tensor, tuple, list or dict
-        Inputs of one forward.
-
-    Returns
-    -------
-    dict of str to int
-        Qualified module name (``""`` for the network itself) to MACs; modules without any are left out.
-
-    Raises
-    ------
-    NetworkError
-        If the network does not run.
+    The keys are qualified module names (``""`` for the network itself); modules without MACs are left out. The network
+    is run without data if possible. Raises a NetworkError if it does not run.
     """
     counter = _Counter(model)
     with suppress(NetworkError):
@@ -166,7 +152,7 @@ def _density(module: nn.Module) -> float:
 
 
 def _experts(x: Tensor, weights: Tensor, *_: Any, out_val: Tensor, **__: Any) -> int:
-    """Count rows sorted by expert: each is multiplied with the weights of its own."""
+    """Count a product of rows sorted by expert: each row is multiplied with the weights of its expert."""
     return 2 * x.numel() * int(weights.shape[-1])
 
 
@@ -176,7 +162,7 @@ def _deformed(_x: Tensor, weight: Tensor, *_: Any, out_val: Tensor, **__: Any) -
 
 
 def _bilinear(*args: Any, out_val: Tensor, **_: Any) -> int:
-    """Count three factors, each spread over the dimensions that it lacks, as one product."""
+    """Count three factors, each broadcast over the dimensions that it lacks, as one product."""
     shapes: list[list[int]] = []
     for x, missing in zip(args[:3], args[3:6], strict=True):
         sizes = iter(x.shape)
@@ -184,7 +170,7 @@ def _bilinear(*args: Any, out_val: Tensor, **_: Any) -> int:
     return 2 * math.prod(map(max, *shapes))
 
 
-# What torch has no formula for: twice the multiply-accumulates.
+# Formulas that torch lacks; each returns twice the multiply-accumulates.
 _FORMULAS: dict[str, Callable[..., int]] = {
     "aten._trilinear.default": _bilinear,
     "aten._grouped_mm.default": _experts,
@@ -209,22 +195,9 @@ def shapes_without_data(
 ) -> list[tuple[int, ...]]:
     """Run a network on inputs without data; it is left as it was.
 
-    Parameters
-    ----------
-    model, example_inputs, outputs
-        See `ifap.prune`.
-    counter : _Counter, optional
-        Counts, and notes which module runs.
-
-    Returns
-    -------
-    list of tuple of int
-        Shape of every tensor that the network returns; of a language model, of those that a task reads.
-
-    Raises
-    ------
-    NetworkError
-        If the forward fails: it may look at values, or not run at all.
+    Returns the shape of every tensor that the network returns, or for a language model of those that a task reads.
+    `outputs` is that of `ifap.prune`. `counter` counts MACs, and notes which module runs. Raises a NetworkError if the
+    forward fails: it may look at values, or not run at all.
     """
     try:
         found = _without_data(model, example_inputs, outputs, counter)
@@ -257,15 +230,7 @@ def _task_shapes(model: nn.Module, found: Any, outputs: Sequence[str] | None) ->
 def run_once(model: nn.Module, example_inputs: Inputs, outputs: Sequence[str] | None = None) -> list[tuple[int, ...]]:
     """Run a network on its example inputs; it is left as it was.
 
-    Returns
-    -------
-    list of tuple of int
-        Shape of each output; see `shapes_without_data`.
-
-    Raises
-    ------
-    NetworkError
-        If it does not run.
+    Returns the shape of each output; see `shapes_without_data`. Raises a NetworkError if the network does not run.
     """
     with reading(model), torch.no_grad(), dense_outputs(model):
         try:
@@ -294,17 +259,10 @@ def _failure(error: Exception, module: str) -> NetworkError:
 def shapes_in_training(
     model: nn.Module, example_inputs: Inputs, outputs: Sequence[str] | None = None
 ) -> list[tuple[int, ...]]:
-    """Run a network in training mode, without data where that is possible; norms and dropout stay in evaluation.
+    """Run a network in training mode, without data if possible; batch norms and dropout stay in evaluation.
 
-    Returns
-    -------
-    list of tuple of int
-        Shape of each output; see `shapes_without_data`.
-
-    Raises
-    ------
-    NetworkError
-        If it does not run: it may want targets in training.
+    Returns the shape of each output; see `shapes_without_data`. Raises a NetworkError if the network does not run: it
+    may need targets in training.
     """
 
     def run(given: Inputs) -> list[tuple[int, ...]]:
@@ -322,11 +280,6 @@ class _Counter(Shapes):
 
     Torch's ``FlopCounterMode`` counts for each module what its children do as well and follows the
     backward pass, which takes most of the time of a forward without data.
-
-    Parameters
-    ----------
-    model : nn.Module
-        What is run.
     """
 
     def __init__(self, model: nn.Module) -> None:

@@ -1,7 +1,7 @@
 """Variant of torch's attention module that reads its widths from its weights.
 
 ``nn.MultiheadAttention`` hands its weights and numbers to one function that checks them against each other, so that a
-head cannot leave. `ShapedAttention` computes the same from the same parameters, one operation after the other.
+head cannot be removed. `ShapedAttention` computes the same from the same parameters, one operation after the other.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from ifap.layers import modules_by_name
 
 
 class ShapedAttention(nn.MultiheadAttention):
-    """``nn.MultiheadAttention`` whose heads can leave; made from one by `adopt`, never constructed.
+    """``nn.MultiheadAttention`` whose heads can be removed; made from one by `adopt`, never constructed.
 
-    The width of a head never changes. Weights, their names and the outputs are those of the module that it was.
+    The width of a head never changes. Weights, their names and the outputs are those of the original module.
     """
 
     def forward(
@@ -86,7 +86,7 @@ class ShapedAttention(nn.MultiheadAttention):
         return [functional.linear(x, w, b) for x, w, b in zip(inputs, weights, biases, strict=True)]
 
     def _with_own_keys(self, projected: Tensor, bias: Tensor | None) -> Tensor:
-        """Append the keys or values that the module has of its own: a learned one, and zeros."""
+        """Append the keys or values that belong to the module itself: a learned one, and zeros."""
         if bias is not None:
             projected = torch.cat([projected, bias.expand(len(projected), -1, -1)], dim=1)
         if self.add_zero_attn:

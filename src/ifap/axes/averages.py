@@ -2,7 +2,7 @@
 
 Units that are masked still count where a norm or a mean runs over them. A norm with a weight shows by that weight which
 positions are masked: it runs over the others, as in the cut network. For other averages the cut network is made to
-count zeros in place of the units that went, as the masked one does where masked units are zero.
+count zeros in place of the removed units, as the masked one does where masked units are zero.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _REDUCTIONS = {
     _aten.std_mean.correction,
 }  # fmt: skip
 _MASKED = 1e-20
-"""Values below are those of masked positions: `ifap.axes.proof` takes these to almost zero."""
+"""Smaller absolute values are those of masked positions: `ifap.axes.proof` scales these to almost zero."""
 
 
 class Averaged(NamedTuple):
@@ -36,7 +36,7 @@ class Averaged(NamedTuple):
 
 
 class MaskedAverages(DispatchMode):
-    """Let norms with a weight run over the positions that are not masked, and note what other averages run over."""
+    """Let norms with a weight run over the positions that are not masked, and record the inputs of other averages."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -54,17 +54,10 @@ class MaskedAverages(DispatchMode):
 
 
 class CutAverages(DispatchMode):
-    """Let averages count zeros for what was cut.
+    """Let averages count zeros for removed units.
 
-    Parameters
-    ----------
-    seen : iterable of Averaged
-        The same averages of the masked network, in the order of the calls.
-
-    Attributes
-    ----------
-    agree : bool
-        Whether the masked network counted zeros for what was cut, as these do now.
+    `seen` holds the same averages of the masked network, in the order of the calls. `agree` says whether the masked
+    network counted zeros for the removed units, as these averages do now.
     """
 
     def __init__(self, seen: Iterable[Averaged]) -> None:
@@ -121,7 +114,7 @@ def _over_last(func: Any, x: Tensor, shape: list[int], *others: Any) -> Any:
     rows = x.flatten(x.dim() - len(shape))
     selected = [each.flatten()[kept] if isinstance(each, Tensor) else each for each in others]
     out, *statistics = func(rows[..., kept], [int(kept.sum())], *selected)
-    whole = rows.new_zeros(rows.shape)  # row by row in memory, as what a norm returns
+    whole = rows.new_zeros(rows.shape)  # contiguous, as the output of a norm is
     whole[..., kept] = out
     lead = x.shape[: x.dim() - len(shape)]
     return (whole.view_as(x), *(each.view(*lead, *[1] * len(shape)) for each in statistics))

@@ -15,19 +15,7 @@ _DIGITS = re.compile(r"\d+")
 def same_roles(groups: list[Group], sizes: list[int], modules: Modules) -> list[tuple[int, ...]]:
     """Return the groups that have the same size and cut the same layers of different blocks.
 
-    Parameters
-    ----------
-    groups : list of Group
-        The axes that can be cut.
-    sizes : list of int
-        How many units each has.
-    modules : dict of str to nn.Module
-        The modules of the network by name.
-
-    Returns
-    -------
-    list of tuple of int
-        Positions of the groups that belong together, where there is more than one.
+    `sizes` holds the number of units of each group. Each tuple holds the indices of at least two groups with one role.
     """
     roles = _roles(modules)
     found: dict[tuple[Any, ...], list[int]] = defaultdict(list)
@@ -53,6 +41,6 @@ def _roles(modules: Modules) -> dict[str, str]:
 
 
 def _role(name: str, roles: dict[str, str]) -> str:
-    """Return the role of a module, or of a tensor beside modules."""
+    """Return the role of a module, or of a tensor that a module holds."""
     owner, _, leaf = name.rpartition(".")
     return roles[name] if name in roles else f"{roles.get(owner, owner)}.{leaf}"

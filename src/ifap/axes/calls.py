@@ -20,7 +20,7 @@ from ifap.axes.sizes import Need, Origin, Ratio, Recorder, Size, Use, origin_of,
 from ifap.axes.trace import Attention, Tracer, carried
 
 Entry = tuple[Path, Any, Need]
-"""Where a size is among the arguments, the size, and what it must be."""
+"""The path of a size among the arguments, the size, and the value that it must have."""
 
 
 def _sizes(path: Path, given: Any, dims: list[Expression]) -> Iterator[Entry]:
@@ -121,7 +121,7 @@ def _normalized(args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Iter
 
 
 def _groups(index: int, name: str) -> Callable[..., Iterator[Entry]]:
-    """Return a reader of the number of groups that channels are cut into."""
+    """Return a reader of the number of groups that channels are divided into."""
 
     def entries(args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Iterator[Entry]:
         path, groups = _given(args, kwargs, index, name)
@@ -149,7 +149,7 @@ def _repeats(args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Iterato
 
 
 def _times(args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Iterator[Entry]:
-    """Yield the repetitions of dimensions of size one, which are sizes; others stay as they are."""
+    """Yield the repetitions of dimensions of size one: only these are sizes of an axis."""
     x, dims = args[0], carried(out).dims
     spread = isinstance(args[1], (tuple, list)) if len(args) > 1 else False
     given = list(args[1]) if spread else list(args[1:])
@@ -215,14 +215,15 @@ def call_key(name: str, args: tuple[Any, ...]) -> str:
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 _LISTENING: list[object] = []
 _WRITTEN: list[Arguments] = []
-"""The arguments of the call that is being made, as the forward writes them, where a correction has changed them."""
+"""The arguments that the forward gave to the present call, if a correction has changed them."""
 
 
 @contextmanager
 def listening() -> Iterator[None]:
-    """Let corrections pass on the arguments that they change: a network that was cut before is traced as it is written.
+    """Let corrections keep the arguments that they change for `as_written`, inside the block.
 
-    So a second cut corrects what the forward writes, and not what the first cut made of it.
+    So the trace of a network that was cut before records the arguments that its forward gives, and the corrections of a
+    second cut apply to these instead of the corrected ones.
     """
     _LISTENING.append(None)
     try:
@@ -233,12 +234,12 @@ def listening() -> Iterator[None]:
 
 
 def as_written(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
-    """Return the arguments of a call as the forward writes them; called once, by the mode that listens."""
+    """Return the arguments of a call before its correction; the mode that listens calls this once a call."""
     return _WRITTEN.pop() if _WRITTEN else (args, kwargs)
 
 
 class SizeMode(TorchFunctionMode):
-    """Answer sizes with numbers that remember their axis, and note each size that a call takes."""
+    """Return sizes as numbers that remember their axis, and record each size that a call takes."""
 
     def __init__(self, tracer: Tracer, recorder: Recorder) -> None:
         super().__init__()
@@ -277,7 +278,7 @@ class SizeMode(TorchFunctionMode):
         return out
 
     def _note(self, call: tuple[str, str, int], name: str, given: Arguments, written: Arguments, out: Any) -> None:
-        """Note the sizes among the arguments that torch is given; what the forward writes may have been corrected."""
+        """Record the sizes of a call: `given` are the arguments that torch gets, `written` those before correction."""
         reader = _READERS.get(name)
         found: set[Path] = set()
         uses, corrected = self._recorder.uses, written[0] is not given[0] or written[1] is not given[1]
@@ -336,10 +337,7 @@ def _inside(path: Path, value: Any) -> Iterator[tuple[Path, Size | Ratio]]:
 class CorrectedSizes(TorchFunctionMode):
     """Correct size arguments of calls while the forward of a module runs.
 
-    Parameters
-    ----------
-    calls : mapping of str to (Sequence, dict)
-        Function to its traced calls, and to what is changed among the arguments of some of them.
+    `calls` maps a function to its traced calls, and to the changes of arguments by the index of the call.
     """
 
     def __init__(self, calls: Mapping[str, tuple[Sequence, Mapping[int, list[Change]]]]) -> None:
@@ -387,14 +385,7 @@ def corrected_forward(
 ) -> Callable[..., Any]:
     """Return the forward of a module with corrected size arguments, to be put into its attribute ``forward``.
 
-    Parameters
-    ----------
-    module : nn.Module
-        The module.
-    corrections : list of Correction
-        Those of this module.
-    sequences : mapping of (str, str) to Sequence
-        The traced calls of each module and function.
+    `corrections` are those of this module; `sequences` holds the traced calls of all modules.
     """
     changes: dict[str, dict[int, list[Change]]] = {}
     for each in corrections:
@@ -410,7 +401,7 @@ def is_corrected(forward: Any) -> bool:
 
 
 def _with_corrected_sizes(module: Any, calls: Any, *args: Any, **kwargs: Any) -> Any:
-    """Run the forward of a module; a function of this file, so that a pickled network finds it again."""
+    """Run the forward of a module; defined at the top level of this file, so that a network with it can be pickled."""
     own = module.__dict__.get(OWN_FORWARD)
     with CorrectedSizes(calls):
         return type(module).forward(module, *args, **kwargs) if own is None else own(*args, **kwargs)

@@ -14,23 +14,10 @@ from ifap.layers import is_spatial
 
 
 def choose(axes: Axes, modules: dict[str, nn.Module], *, inner: bool, spatial_only: bool) -> dict[Atom, int]:
-    """Choose the axes that are cut, number them, and pin the others.
+    """Choose the axes that are cut, number them in the order of registration, and pin the others.
 
-    Parameters
-    ----------
-    axes : Axes
-        What a trace found.
-    modules : dict of str to nn.Module
-        The modules of the network by name.
-    inner : bool
-        Whether the inner factor of a product goes rather than the outer one.
-    spatial_only : bool
-        Whether only axes that a convolution larger than 1x1 produces may go.
-
-    Returns
-    -------
-    dict of Atom to int
-        The chosen axes in the order of registration.
+    With `inner` the inner factor of a product is cut rather than the outer one. With `spatial_only` only axes that a
+    convolution larger than 1x1 produces are cut.
     """
     rivals, depth = _rivals(axes)
     free = _free(axes)

@@ -1,4 +1,4 @@
-"""Names that code uses: what no name of a network's code leads to is not run."""
+"""Find the names that the code of a network uses: a module whose name no code uses is not run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import nn
 
 _TORCHS = ("torch.nn.", "ifap.axes.")  # homes of modules whose code is known
 _ANY_CHILD = frozenset({"_modules", "children", "get_submodule", "getattr", "named_children"})
-"""Ways to reach a part of a module without its name."""
+"""Attributes and functions that reach a child of a module without its name."""
 
 
 @functools.cache
@@ -32,12 +32,12 @@ def names_in(kind: Any) -> frozenset[str]:
 
 
 def is_torchs(kind: type) -> bool:
-    """Whether a kind of module is torch's own, or stands for one."""
+    """Whether a kind of module is torch's own, or replaces one of torch's."""
     return kind.__module__.startswith(_TORCHS)
 
 
 def names_used(modules: Iterable[nn.Module]) -> set[str] | None:
-    """Return the names that code beside the constructors of a network uses; None if it may reach any module.
+    """Return the names that the code of a network uses outside of constructors; None if it may reach any module.
 
     The code is that of the files in which the modules, and the functions that they hold, are defined.
     """
@@ -62,7 +62,7 @@ def _names_in_file(home: str) -> frozenset[str]:
     """Return the names that functions and methods in the file of a module use, constructors left out."""
     found: set[str] = set()
     for value in list(vars(sys.modules[home]).values()) if home in sys.modules else ():
-        if not inspect.isfunction(value) and not inspect.isclass(value):  # others may not like to be asked
+        if not inspect.isfunction(value) and not inspect.isclass(value):  # attributes of others may run code
             continue
         members = vars(value).items() if inspect.isclass(value) and not is_torchs(value) else [("", value)]
         for name, each in members:
@@ -73,12 +73,12 @@ def _names_in_file(home: str) -> frozenset[str]:
 
 
 def _unwrapped(function: Any) -> Any:
-    """Return what decorators wrap, as far as it is code of Python."""
+    """Return the function that decorators wrap, as far as it is a Python function."""
     return inspect.unwrap(function, stop=lambda each: not inspect.isfunction(getattr(each, "__wrapped__", None)))
 
 
 def makes_own_copies(module: nn.Module) -> bool:
-    """Whether a module is copied or pickled in a way of its own, which may leave out what was set on it."""
+    """Whether a module defines how it is copied or pickled, so that attributes set on it may be lost."""
     kind = type(module)
     pickles = (kind.__reduce__, kind.__reduce_ex__) != (object.__reduce__, object.__reduce_ex__)
     return pickles or hasattr(kind, "__deepcopy__")

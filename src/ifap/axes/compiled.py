@@ -19,12 +19,8 @@ from torch.utils._pytree import tree_map
 def without_compiler(*, both: bool = False) -> Iterator[None]:
     """Run compiled functions, branches, loops and flexible attention operation by operation inside the block.
 
-    Nothing is done where the compiler is not loaded: it takes seconds, and most networks do without it.
-
-    Parameters
-    ----------
-    both : bool
-        Run both branches of ``torch.cond``, so that the layers of either are seen; else the one that is chosen.
+    Does nothing if the compiler is not loaded: loading it takes seconds, and most networks do without it. With `both`,
+    both branches of ``torch.cond`` run, so that the layers of either are seen; else only the chosen one.
     """
     if "torch._dynamo" not in sys.modules:
         yield
@@ -45,7 +41,7 @@ _WHOLE = HigherOrderOperator.__call__
 
 @contextmanager
 def _taken_apart() -> Iterator[None]:
-    """Replace how torch calls operations such as ``torch.cond``; a mode would do the same, but slow every operation."""
+    """Replace how torch calls operations such as ``torch.cond``; a mode would slow every operation down."""
     _count(1)
     try:
         yield
@@ -62,8 +58,8 @@ def _count(change: int) -> None:
 def _in_parts(func: Any, /, *args: Any, **kwargs: Any) -> Any:
     """Run an operation that calls functions, such as ``torch.cond``, as the operations of these functions.
 
-    Above autograd, so that gradients arrive at the layers inside of the functions as well. Below all modes: what such a
-    function writes down is corrected in no call, as the cut network runs the operation as a whole.
+    This happens above autograd, so that gradients reach the layers inside of the functions. It happens below all modes:
+    sizes inside such a function are not corrected, because the cut network runs the operation as a whole.
     """
     branches = getattr(_THREAD, "branches", None)
     if branches is None:  # another thread

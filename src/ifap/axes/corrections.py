@@ -1,7 +1,7 @@
-"""Sizes that follow a cut: the attributes to set, and the calls to correct where they are made.
+"""Compute the sizes after a cut: the attributes to set, and the calls to correct.
 
-An attribute that stands for an axis is set; a call whose size has no attribute is corrected. A size that can do neither
-keeps its axes whole.
+An attribute that counts an axis is set; a call whose size has no attribute is corrected. If neither is possible, the
+axes of the size are not cut.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ class Correction:
     module, function, ordinal, path
         See `Use`.
     value : number or None
-        What the argument is set to.
+        The value that the argument is set to.
     fraction : (int, int) or None
-        What it is scaled by instead, where it also counts samples or places.
+        The fraction that scales it instead, if it also counts samples or positions of the input.
     before : number or None
-        What the argument is without it; None if that differs from input to input.
+        The value of the argument without the correction; None if it depends on the input.
     """
 
     module: str
@@ -69,16 +69,9 @@ class CannotFollowError(Exception):
 class Sizes:
     """The sizes of a network as one trace recorded them.
 
-    Parameters
-    ----------
-    recorders : list of Recorder
-        One for each pass of the trace.
-    attributes : dict
-        Key to value of every integer attribute.
-    unsteady : set of Place
-        Calls whose sizes differ in training: they cannot be corrected.
-    forgetful : set of str
-        Modules whose copies would lose a correction.
+    Each pass of the trace has a recorder. `attributes` holds the value of every integer attribute. Calls in `unsteady`
+    cannot be corrected, because their sizes differ in training; calls of modules in `forgetful` cannot, because copies
+    of these modules would lose a correction.
     """
 
     def __init__(
@@ -100,16 +93,13 @@ class Sizes:
         self._untracked = [pair for recorder in recorders for pair in recorder.untracked if _depends(pair[0])]
 
     def _is_corrected(self, use: Use) -> bool:
-        """Whether a call takes another size than the forward writes, since the network was cut before."""
+        """Whether a call takes another size than the code of the forward gives, because the network was cut before."""
         return use.need.wanted(size_of) != value_of(use.origin, size_of, self._original)
 
     def follow(self, size: SizeOf) -> Corrections:
-        """Return what must be set and corrected when axes have the sizes that `size` gives.
+        """Return the corrections for axes that have the sizes that `size` gives.
 
-        Raises
-        ------
-        CannotFollowError
-            If some size cannot follow.
+        Raises a CannotFollowError if some size cannot follow.
         """
         attributes = self._attributes(size)
         found: dict[tuple[Any, ...], Correction | None] = {}
@@ -174,7 +164,7 @@ class Sizes:
         return (each for each in self._comparisons if each.is_equality)
 
     def equal_axes(self) -> Iterator[tuple[Expression, Expression]]:
-        """Yield axes that the forward finds as long as each other, or as one attribute: both must lose as much."""
+        """Yield axes that the forward finds equal, or equal to one attribute: both must lose as many positions."""
         like_attribute: dict[Key, Expression] = {}
         for each in self._equalities():
             sides = [side for side in (each.left, each.right) if isinstance(side, Origin)]
@@ -263,7 +253,7 @@ def can_change(origin: Any, need: Need) -> bool:
 
 
 def _is_pure(use: Use) -> bool:
-    """Whether a size counts nothing but axes of the network: neither samples nor places of the input."""
+    """Whether a size counts only axes of the network: neither samples nor positions of the input."""
     axes = [leaf.parts[0] for leaf in _leaves(use.origin) if leaf.kind == "axis"]
     if not axes:
         return True
@@ -299,7 +289,7 @@ def _candidate_values(
 
 
 def _solved(origin: Any, key: Key, wanted: Any, size: SizeOf, attributes: dict[Key, int]) -> int | None:
-    """Return the value of an attribute that makes a number come out as wanted; None if it is not found."""
+    """Return the value of an attribute with which a number has the value `wanted`; None if none is found."""
     while isinstance(origin, Origin):
         if origin.kind == "attribute":
             return int(wanted) if wanted == int(wanted) else None

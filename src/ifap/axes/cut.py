@@ -1,4 +1,4 @@
-"""Cut units out of a network: a selection of each tensor, then the sizes that follow; all of it can be undone."""
+"""Cut units out of a network: select positions of each tensor, then correct sizes; all of it can be undone."""
 
 from __future__ import annotations
 
@@ -30,24 +30,8 @@ Undo = Callable[[], None]
 def cut_units(model: nn.Module, graph: Graph, removed: Indices) -> tuple[Graph, Undo]:
     """Cut units out of a network, in place.
 
-    Parameters
-    ----------
-    model : nn.Module
-        The network that `graph` describes.
-    graph : Graph
-        Its units.
-    removed : integer array
-        Units to remove.
-
-    Returns
-    -------
-    (Graph, callable)
-        The graph of what is left, and what puts the network back.
-
-    Raises
-    ------
-    CannotFollowError
-        If a size that the forward writes down cannot follow; the network is as it was.
+    Returns the graph of the smaller network, and a function that undoes the cut. Raises a CannotFollowError if a size
+    of the forward cannot follow; the network is unchanged then.
     """
     smaller = graph.without(removed)
     corrections = smaller.corrections()
@@ -58,7 +42,7 @@ def cut_units(model: nn.Module, graph: Graph, removed: Indices) -> tuple[Graph, 
     adopt(model, [name for name, module in modules.items() if can_adopt(module) and _inside(name, touched)])
     apply_corrections(model, corrections, back)
     modules = modules_by_name(model)
-    for name in touched.intersection(modules):  # a tensor may stand in a list of a module
+    for name in touched.intersection(modules):  # a tensor may be in a list, which is no module
         _compute_again(modules[name], back)
         _follow_shapes(modules[name], back)
 
@@ -161,14 +145,7 @@ def selected(tensor: Tensor, keep: dict[int, Tensor]) -> Tensor:
 def apply_corrections(model: nn.Module, corrections: Corrections, back: list[Undo] | None = None) -> None:
     """Set the attributes and correct the calls that follow a cut, in place.
 
-    Parameters
-    ----------
-    model : nn.Module
-        The cut network.
-    corrections : Corrections
-        From `Graph.corrections`, or from a plan.
-    back : list, optional
-        Takes what undoes each step.
+    `corrections` are those of `Graph.corrections` or of a plan. Functions that undo each step are added to `back`.
     """
     back = [] if back is None else back
     for key, value in corrections.attributes.items():
@@ -252,7 +229,7 @@ def shape_attributes(module: Any) -> dict[str, Any]:
 
 
 def _weight_of(module: Any) -> Tensor | None:
-    """Return the weight of a layer, or one of the shape of a weight that it makes."""
+    """Return the weight of a layer, or the value of a weight that it computes from other tensors."""
     made: Tensor | None = module._parameters.get("weight")
     return next((each.value() for each in made_tensors(module) if each.name == "weight"), made)
 

@@ -56,10 +56,10 @@ class _KeepDouble(DispatchMode):
 def _grouped_product(
     a: Tensor, b: Tensor, offs: Tensor | None = None, bias: Tensor | None = None, out_dtype: torch.dtype | None = None
 ) -> Tensor:
-    """Compute ``torch._grouped_mm``: ``offs`` ends the share of each group in the dimension that a matrix has flat.
+    """Compute ``torch._grouped_mm``: the groups share a dimension of each 2D factor, and `offs` holds their ends in it.
 
-    Flat rows of `a` or columns of `b` are rows or columns of the result; where both are flat, they are summed over.
-    Places behind the last group are zero.
+    Rows of a 2D `a` or columns of a 2D `b` are rows or columns of the result. If both are 2D, the groups share the
+    dimension that is summed over, and the result has one matrix for each. Positions behind the last group are zero.
     """
     if offs is None:
         product = a @ b

@@ -38,10 +38,9 @@ def same_draws() -> Iterator[None]:
 
 
 class SteadyDraws(DispatchMode):
-    """Give every floating-point number that a forward draws one value, inside `same_draws`.
+    """Give all floating-point numbers that a forward draws the same value, inside `same_draws`.
 
-    What a network draws from a seed or a generator of its own stays: it is the same each time, so it belongs to what
-    the network computes.
+    Numbers that a network draws with a seed or a generator of its own are kept: they are the same in each forward.
     """
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -58,7 +57,7 @@ class SteadyDraws(DispatchMode):
             return args[0].clone()
         before = torch.get_rng_state()
         out = func(*args, **kwargs)
-        torch.set_rng_state(before)  # so that whole numbers, which stay as they are drawn, do not depend on widths
+        torch.set_rng_state(before)  # so that whole numbers, which are kept as drawn, do not depend on widths
         if name == "normal" and any(isinstance(each, Tensor) for each in args[:2]):
             return args[0] + _VALUE * args[1]
         if name in _FREE and isinstance(out, Tensor) and out.is_floating_point():

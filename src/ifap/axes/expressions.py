@@ -3,7 +3,7 @@
 An *atom* is an axis that means one thing. A *product* lists factors in row-major order, as a reshape joins them; a
 *concatenation* lists parts, as ``torch.cat`` joins them. A *fixed size* is a plain int: a batch, a position, a
 vocabulary. Two expressions that must be the same axis are unified; where they differ in structure, both are refined as
-far as they agree, and what cannot agree is pinned with a reason.
+far as they agree, and parts that cannot agree are pinned with a reason.
 """
 
 from __future__ import annotations
@@ -30,13 +30,7 @@ class Reason:
 
 
 class Atom:
-    """A factor of a dimension. `bound` refers to its refinement, if it has one.
-
-    Parameters
-    ----------
-    size : int
-        Positions along the axis.
-    """
+    """A factor of a dimension, with `size` positions. `bound` refers to its refinement, if it has one."""
 
     __slots__ = ("averaged", "bound", "is_group", "pin", "size")
 
@@ -175,15 +169,7 @@ def pin(expression: Expression, reason: Reason) -> None:
 
 
 def unify(a: Expression, b: Expression, reason: Reason) -> None:
-    """Make two expressions the same axis.
-
-    Parameters
-    ----------
-    a, b : Expression
-        Of the same size.
-    reason : Reason
-        Why what cannot agree stays.
-    """
+    """Make two expressions the same axis; parts that cannot agree are pinned with `reason`."""
     a, b = resolve(a), resolve(b)
     if a is b:
         return
@@ -221,7 +207,7 @@ def _bind(atom: Atom, target: Expression, reason: Reason) -> None:
         target.averaged = _deciding_average(target.averaged, atom.averaged)
     else:
         if any(inner is atom for inner in atoms_of(target)):
-            pin(target, reason)  # an axis inside itself: whatever it means, it stays
+            pin(target, reason)  # an axis cannot contain itself
             return
         if atom.pin is not None:
             pin(target, atom.pin)
@@ -291,10 +277,7 @@ def _unify_parts(left: list[Expression], right: list[Expression], reason: Reason
 def factor(expression: Expression, outer: int) -> tuple[Expression, Expression]:
     """Write an expression as a product of two, the first of size `outer`; atoms are refined everywhere.
 
-    Raises
-    ------
-    CannotAgreeError
-        If its structure does not allow it.
+    Raises a CannotAgreeError if its structure does not allow it.
     """
     expression = resolve(expression)
     inner = size_of(expression) // outer
@@ -348,10 +331,7 @@ def _factor_product(expression: Expression, outer: int) -> tuple[Expression, Exp
 def split(expression: Expression, at: int) -> tuple[Expression, Expression]:
     """Cut an expression in two at a position; atoms are refined everywhere.
 
-    Raises
-    ------
-    CannotAgreeError
-        If its structure does not allow it.
+    Raises a CannotAgreeError if its structure does not allow it.
     """
     expression = resolve(expression)
     if at == 0 or at == size_of(expression):
@@ -391,10 +371,7 @@ def _split_product(expression: Expression, at: int) -> tuple[Expression, Express
 def regroup(dims: Iterable[Expression], sizes: Iterable[int]) -> list[Expression]:
     """Return the dimensions of a reshape: the same values in the same order, with other sizes.
 
-    Raises
-    ------
-    CannotAgreeError
-        If an expression would have to be cut where its structure does not allow it.
+    Raises a CannotAgreeError if an expression would have to be cut where its structure does not allow it.
     """
     stream: list[Expression] = factors_of(product(dims))
     found: list[Expression] = []

@@ -15,21 +15,13 @@ aten = torch.ops.aten
 _DEVICE = torch.ops.prim.device.default
 CPU, META = torch.device("cpu"), torch.device("meta")
 RUNNING_MODES: list[FakeTensorMode] = []
-"""The mode of the data-free forward that is running."""
+"""The modes of the data-free forwards that are running, the innermost last."""
 Shape = tuple[int, ...]
 Quick = Callable[[tuple[Any, ...]], Shape | list[Shape] | None]
 
 
 def quick(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Return the output of an operation on data-free tensors, or None where torch must find it.
-
-    Parameters
-    ----------
-    func : OpOverload
-        The operation.
-    args, kwargs
-        Its arguments.
-    """
+    """Return the output of an operation on data-free tensors, or None where torch must compute it."""
     if func is aten.empty.memory_format and RUNNING_MODES and list(args[0]) == [0]:
         return _nothing(RUNNING_MODES[-1], kwargs.get("dtype"), kwargs.get("device") or CPU)
     shape_of = _SHAPES.get(func)
@@ -60,7 +52,7 @@ def device_or_call(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
 
 
 def data_free_like(mode: FakeTensorMode, empty: Tensor, device: torch.device) -> FakeTensor:
-    """Return a data-free tensor on a device, made of a tensor on no device.
+    """Return a data-free tensor on a device, made of `empty`, a tensor on the meta device.
 
     Torch's constructor checks and sets a dozen attributes each time: here they come from one tensor that it made.
     """

@@ -19,14 +19,7 @@ Floats = npt.NDArray[np.float64]
 class Forms:
     """Multiply-accumulates and parameters, each a sum of products of linear functions of the units left.
 
-    Parameters
-    ----------
-    axes : Axes
-        What was traced.
-    chosen : dict of Atom to int
-        The group of each axis that can be cut.
-    parameters : set of str
-        Which of the tensors are parameters.
+    `chosen` holds the group of each axis that can be cut; `parameters` names the tensors that are parameters.
     """
 
     def __init__(self, axes: Axes, chosen: dict[Atom, int], parameters: set[str]) -> None:
@@ -84,7 +77,7 @@ class Forms:
             if isinstance(inner, Product):
                 return [number for factor in inner.factors for number in self._number(factor)]
             assert isinstance(inner, Concatenation)
-            row = {STAYS: inner.size}  # several axes multiplied inside a sum: counted as it is until it is measured
+            row = {STAYS: inner.size}  # a product of axes inside a sum is not linear: it counts as traced
         key = tuple(sorted(row.items()))
         if key not in self._numbers:
             self._numbers[key] = len(self._rows)
@@ -98,11 +91,11 @@ def _padded(factors: list[list[int]], one: int) -> npt.NDArray[np.int64]:
 
 
 STAYS = -1
-"""Stands for what belongs to no group, beside the numbers of groups."""
+"""Key of the constant part of a size, which belongs to no group; the other keys are numbers of groups."""
 
 
 def linear(expression: Expression, chosen: dict[Atom, int]) -> dict[int, int] | None:
-    """Return the size of an axis as a sum over groups: group to coefficient, `STAYS` to the rest; else None."""
+    """Return the size of an axis as a sum: group to coefficient, `STAYS` to the constant; None if it is not linear."""
     found = resolve(expression)
     if isinstance(found, int):
         return {STAYS: found}

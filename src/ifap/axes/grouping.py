@@ -35,29 +35,11 @@ def find_units(
 ) -> Graph:
     """Turn traced axes into the units of a network.
 
-    Parameters
-    ----------
-    model : nn.Module
-        The network that was traced.
-    axes : Axes
-        Its axes.
-    attributes : dict
-        Its integer attributes.
-    ignored : iterable of str
-        Layers and tensors whose axes stay.
-    spatial_only : bool
-        Let only those units go that a convolution larger than 1x1 produces.
-    units : {'auto', 'heads', 'groups', 'inner'}
-        Which factor goes where an axis is a product: the outer one, such as heads or groups, or the inner one.
-    keep_embeddings : bool
-        Let the width of every embedding that feeds the network stay.
-    uniform : bool
-        Let axes with the same role in repeated blocks keep the same number of units.
-
-    Returns
-    -------
-    Graph
-        Units, groups, and what is pinned and why.
+    `attributes` are the integer attributes of the network. `ignored` names layers and tensors whose axes are pinned.
+    With `spatial_only` only units that a convolution larger than 1x1 produces can be removed. `units` is one of
+    `ifap.axes.units.UNITS`: with ``inner`` the inner factor of a product of axes is cut, else the outer one, such as
+    heads or groups. With `keep_embeddings` the width of every embedding that feeds the network is pinned. With
+    `uniform` axes with the same role in repeated blocks keep the same number of units.
     """
     modules = modules_by_name(model)
     _pin_ignored(axes, modules, set(ignored), keep_embeddings=keep_embeddings)
@@ -107,7 +89,7 @@ def _pin_unfollowed(axes: Axes) -> None:
 
 
 def _settle(axes: Axes, chosen: dict[Atom, int]) -> Failed | None:
-    """Check that ties and multiples concern whole axes; returns the axes to pin otherwise."""
+    """Check that ties concern whole axes; returns the axes to pin otherwise."""
     failed: Failed = []
     for a, b, reason in axes.ties:
         apart = _apart(a, b, chosen)

@@ -61,40 +61,21 @@ _TORCH_SIZES = (
     "in_channels", "out_channels", "in_features", "out_features", "embedding_dim",
 )  # fmt: skip
 MOST_SAMPLES = 8
-"""Samples that are read for what the example inputs do not reach."""
+"""Most samples that are read to reach layers that the example inputs do not reach."""
 _NOT_SEARCHED = (type, ModuleType, FunctionType, BuiltinFunctionType)
 _SKIPPED = {*USUAL, "call_super_init", "dump_patches"}
 _HOLD_SIZES = (int, tuple, list, dict)
-_MOST_ITEMS, _DEEPEST = 64, 4  # of a container that may hold sizes; names on the way to one
+_MOST_ITEMS, _DEEPEST = 64, 4  # items of a container that may hold sizes; parts of the key of one
 
 
 def trace_axes(
     model: nn.Module, example_inputs: Inputs, call: Call, outputs: Outputs, samples: Iterable[Inputs] = ()
 ) -> tuple[Axes, dict[Key, int]]:
-    """Trace the axes of a network; it is left as it was.
+    """Trace the axes of a network; it is left as it was. Returns also the value of each integer attribute.
 
-    Parameters
-    ----------
-    model : nn.Module
-        Any network.
-    example_inputs : Tensor, tuple, list or dict
-        Inputs of one forward.
-    call : callable
-        Runs a network on inputs.
-    outputs : callable
-        Yields the tensors among what a network returns whose shape must stay.
-    samples : iterable
-        Further inputs, for what the example inputs do not reach; at most `MOST_SAMPLES` are read.
-
-    Returns
-    -------
-    (Axes, dict)
-        What was found, and the value of each integer attribute.
-
-    Raises
-    ------
-    GraphError
-        If the network does not run on its example inputs.
+    `call` runs a network on inputs. `outputs` yields those tensors of its result whose shape must stay. `samples` are
+    further inputs, for layers that the example inputs do not reach; at most `MOST_SAMPLES` are read. Raises a
+    GraphError if the network does not run on its example inputs.
     """
     found = _without_values(model, example_inputs, call, outputs, samples)
     empty_caches()
@@ -114,7 +95,7 @@ def trace_axes(
 def _without_values(
     model: nn.Module, example_inputs: Inputs, call: Call, outputs: Outputs, samples: Iterable[Inputs]
 ) -> tuple[Axes, dict[Key, int]] | None:
-    """Trace a network with tensors without data; None where its forward does not run on them."""
+    """Trace a network with tensors without data; None if its forward does not run on them."""
     try:
         return _traced(model, example_inputs, call, outputs, samples, fake=True)
     except Exception as error:
@@ -126,7 +107,7 @@ def _without_values(
 def _traced(
     model: nn.Module, example_inputs: Inputs, call: Call, outputs: Outputs, samples: Iterable[Inputs], *, fake: bool
 ) -> tuple[Axes, dict[Key, int]]:
-    """Trace a network; where that leaves parameters out, in training and on further samples. It is left as it was."""
+    """Trace a network; if parameters are not reached, also in training and on further samples. It is left as it was."""
     axes = Axes(Forward(values=not fake))
     with adopted(model), unchanged(model):
         attributes = _remember_attributes(model)
@@ -157,38 +138,22 @@ def _in_training(
 
     try:
         return run_in_training(model, inputs, run)
-    except Exception as error:  # whatever a forward raises that wants targets in training
+    except Exception as error:  # any error of a forward that needs targets in training
         if is_resource_error(error):
             raise
         return set(), None
 
 
 def run_in_training(model: nn.Module, inputs: Inputs, run: Callable[[Inputs], T]) -> T:
-    """Run a network in training, without data where that is possible; it learns nothing and is left as it was.
+    """Run a network in training, without data if possible; it learns nothing and is left as it was.
 
-    Parameters
-    ----------
-    model : nn.Module
-        Any network. Its norms and dropout stay in evaluation.
-    inputs : Tensor, tuple, list or dict
-        Inputs of one forward.
-    run : callable
-        Takes the inputs, or what stands for them, and runs the network.
-
-    Returns
-    -------
-    object
-        What `run` returns.
-
-    Raises
-    ------
-    Exception
-        Whatever `run` raises with the real inputs.
+    Batch norms and dropout stay in evaluation. ``run(inputs)`` runs the network and makes the result. It gets inputs
+    without data first; if that fails it gets the real ones, and its errors on these are raised.
     """
     try:
         with _as_in_training(model), data_free(model, inputs) as (given, _), Shapes():
             return run(given)
-    except Exception as error:  # whatever a forward raises that looks at values
+    except Exception as error:  # any error of a forward that looks at values
         if is_resource_error(error):
             raise
     with kept_state(model, parameters=True), _as_in_training(model):
@@ -198,7 +163,7 @@ def run_in_training(model: nn.Module, inputs: Inputs, run: Callable[[Inputs], T]
 @contextmanager
 def _as_in_training(model: nn.Module) -> Iterator[None]:
     with unchanged(model), modes(model, training=True), torch.no_grad(), plain_kernels(), torch.random.fork_rng():
-        torch.manual_seed(0)  # what a forward draws at random may decide what it does
+        torch.manual_seed(0)  # random numbers may decide which calls a forward makes
         yield
 
 
@@ -248,16 +213,13 @@ def _pass(
 def data_free(model: nn.Module, inputs: Inputs) -> Iterator[tuple[Inputs, dict[str, Tensor]]]:
     """Let a network hold tensors without data inside the block.
 
-    Yields
-    ------
-    (inputs, dict)
-        The inputs without data, and what stands for each tensor of the network, by name.
+    Yields the inputs without data, and the tensors without data of the network by name.
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     held = list(holders(model))
     tensors = once(held)
     _MODES_TO_CHECK.append(weakref.ref(mode))
-    with torch._C.DisableTorchFunction():  # what is done here is no call of the network's
+    with torch._C.DisableTorchFunction():  # these are no calls of the network
         fakes = {id(tensor): _fake(mode, tensor) for tensor in tensors.values()}
         given = map_tensors(inputs, lambda x: _fake(mode, x))
     with _quiet(), mode, replaced_tensors(held, fakes):
@@ -270,7 +232,7 @@ def data_free(model: nn.Module, inputs: Inputs) -> Iterator[tuple[Inputs, dict[s
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep torch from printing what its data-free kernels refuse: it is run on the real tensors then."""
+    """Keep torch from logging errors of its data-free kernels: the forward is run on the real tensors then."""
     log = logging.getLogger("torch._subclasses.fake_tensor")
     before, log.disabled = log.disabled, True
     try:
@@ -280,7 +242,7 @@ def _quiet() -> Iterator[None]:
 
 
 _MODES_TO_CHECK: list[weakref.ref[FakeTensorMode]] = []
-"""The modes of all data-free forwards since the caches were last looked at."""
+"""The modes of all data-free forwards since `empty_caches` last ran."""
 
 
 Read = Callable[..., None]
@@ -292,7 +254,7 @@ def _read_further(axes: Axes, read: Read, inputs: Inputs, kind: Kind, *, fake: b
     kept = copy.copy(axes.recorders), copy.copy(axes.ties)
     try:
         read(inputs, kind, fake=fake)
-    except Exception as error:  # whatever a forward raises that wants targets in training, or looks at values
+    except Exception as error:  # any error of a forward that needs targets in training, or looks at values
         if is_resource_error(error):
             raise
         axes.recorders, axes.ties = kept
@@ -309,7 +271,7 @@ def _read_either_way(axes: Axes, read: Read, inputs: Inputs, kind: Kind) -> bool
 
 
 def _read_samples(samples: Iterable[Inputs], model: nn.Module, example_inputs: Inputs, axes: Axes, read: Read) -> None:
-    """Look for samples that reach what the example inputs do not, and keep them."""
+    """Look for samples that reach parameters that the example inputs do not reach, and keep them."""
     known = {_form(example_inputs)}
     for sample in itertools.islice(samples, MOST_SAMPLES):
         missing = not_reached(model, axes)
@@ -323,7 +285,7 @@ def _read_samples(samples: Iterable[Inputs], model: nn.Module, example_inputs: I
 
 
 def _form(inputs: Inputs) -> str:
-    """Return the shapes and the other arguments of a forward."""
+    """Return the shapes and types of the inputs of a forward, and its other arguments, as text."""
     return repr(map_tensors(inputs, lambda x: (tuple(x.shape), x.dtype)))
 
 
@@ -338,7 +300,7 @@ def _fake(mode: FakeTensorMode, tensor: Tensor) -> Tensor:
     if kind not in (Tensor, nn.Parameter) or tensor.layout is not torch.strided or tensor.is_quantized:
         return mode.from_tensor(tensor)
     empty = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=META)
-    # A network without values, on no device, reads inputs as if it stood where they do.
+    # A network on the meta device is run as if it were on the device of its inputs.
     fake = data_free_like(mode, empty, CPU if tensor.is_meta else tensor.device)
     if kind is nn.Parameter:
         fake._is_param = True
@@ -378,7 +340,7 @@ def plain_kernels() -> Iterator[None]:
 
 
 def empty_caches() -> None:
-    """Empty the caches of functions, where one has kept a tensor without data; called when a forward's own are gone."""
+    """Empty the caches of functions that hold a tensor without data. Call it after a forward has released its own."""
     if any(mode() is not None for mode in _MODES_TO_CHECK):
         gc.collect(1)  # torch leaves some in young cycles
     leaked = any(mode() is not None for mode in _MODES_TO_CHECK)
@@ -391,7 +353,7 @@ def empty_caches() -> None:
 
 
 def _holds_data_free(cache: Any, depth: int = 5) -> bool:
-    """Whether a cached result is, or contains, a tensor without data; libraries rely on what other caches hold."""
+    """Whether a cached result is or contains a tensor without data; other caches stay, as libraries rely on them."""
     level, seen = [cache], set[int]()
     for _ in range(depth):
         inner = [each for each in gc.get_referents(*level) if not isinstance(each, _NOT_SEARCHED)]
@@ -406,7 +368,7 @@ def _holds_data_free(cache: Any, depth: int = 5) -> bool:
 
 
 def _remember_attributes(model: nn.Module) -> dict[Key, int]:
-    """Let integer attributes remember themselves; `unchanged` puts them back. Returns their values."""
+    """Replace integer attributes by numbers that remember their key; `unchanged` undoes it. Returns their values."""
     found: dict[Key, int] = {}
     for name, module in modules_by_name(model).items():
         if isinstance(module, torch.jit.ScriptModule):
@@ -439,7 +401,7 @@ def _remembered(key: Key, value: Any, found: dict[Key, int]) -> Any:
 
 
 def _remembered_items(key: Key, value: Any, found: dict[Key, int]) -> Any:
-    """Return a container in which integers remember themselves, or the container itself if it holds none."""
+    """Return a container in which integers remember their key, or the container itself if it holds none."""
     items = value if isinstance(value, dict) else dict(enumerate(value))
     if not 0 < len(items) <= _MOST_ITEMS or len(key) >= _DEEPEST:
         return value

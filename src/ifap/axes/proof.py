@@ -1,4 +1,4 @@
-"""Proof that a cut network computes what the unpruned one computes with the same units masked."""
+"""Prove that a cut network computes the same as the unpruned one in which the same units are masked."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _Forward = Callable[[nn.Module, Any], Iterable[Tensor]]
 _Mode = Callable[[], AbstractContextManager[Any]]
 
 _LIMIT = 1e-6
-_ALMOST_ZERO = 1e-30  # not zero: a weight that is divided by its norm would be no number
+_ALMOST_ZERO = 1e-30  # not zero: a zero weight that is divided by its norm would be NaN
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Proof:
     does_not_apply : dict of str to int
         Reason to the number of removed units to which it applies, such as those that a layer norm averages over.
     seconds : float
-        What it cost.
+        Time that the comparison took.
     averaged : dict of str to int
         Operation to the number of compared units that it averages over. In the pruned network such an average runs over
         fewer units. In the comparison it counts zeros for them in both networks.
@@ -71,27 +71,12 @@ def prove(
 ) -> Proof:
     """Compare a cut network with the unpruned one in which the same units are masked, in double precision.
 
-    Vectors and statistics are drawn at random first: zero biases would make a wrong cut look right. Averages of the two
-    networks are made to agree; see `ifap.axes.averages`. Where they do not, because a masked unit is not zero there,
-    the units that something averages over are left in both networks.
+    `copy` is a copy of the unpruned network, and `graph` holds the units of that network. `forward` runs a network and
+    yields its output tensors.
 
-    Parameters
-    ----------
-    copy : nn.Module
-        A copy of the unpruned network; its vectors are drawn anew.
-    graph : Graph
-        The units of the unpruned network.
-    removed : integer array
-        The units that pruning removed.
-    example_inputs : Tensor, tuple, list or dict
-        Inputs of one forward.
-    forward : callable
-        Runs a network and yields its output tensors.
-
-    Returns
-    -------
-    Proof
-        The difference, and the units to which the comparison does not apply.
+    Vectors and statistics of `copy` are drawn at random first: zero biases would make a wrong cut look right. Averages
+    of the two networks are made to agree; see `ifap.axes.averages`. If they do not, because a masked unit is not zero,
+    the units that an operation averages over are left in both networks.
     """
     began = time.perf_counter()
     if any(tensor.is_meta for tensor in copy.parameters()):
@@ -115,13 +100,13 @@ def prove(
     if applies.all() or (proof.difference is not None and proof.holds):
         return proof
     if proof.difference is not None and averages_agree and PADDED.issuperset(filter(None, reasons)):
-        return proof  # what differs is no average
+        return proof  # averages are not the cause of the difference
     return compared(removed[applies], Counter(f"{reason} averages over it" for reason in reasons if reason), {})[0]
 
 
 class _Comparison(NamedTuple):
     difference: float | None = None
-    reason: str = ""  # why there is none
+    reason: str = ""  # why nothing was compared
     averages_agree: bool = False
 
 
@@ -141,7 +126,7 @@ def _compare(model: nn.Module, graph: Graph, units: Indices, inputs: Any, forwar
     try:
         _, undo = cut_units(model, graph, units)
         found = _outputs(forward, model, inputs, precision, of_cut)
-    except Exception as error:  # whatever a forward raises whose sizes do not fit
+    except Exception as error:  # any error of a forward whose sizes do not fit
         if is_resource_error(error):
             raise
         return _Comparison(float("inf"))
@@ -156,7 +141,7 @@ def _compare(model: nn.Module, graph: Graph, units: Indices, inputs: Any, forwar
 
 
 def _averaged(graph: Graph) -> dict[int, str]:
-    """Return the groups that something averages over, and those that must keep the same number as one of them."""
+    """Return the groups that an operation averages over and the groups tied to them, each with the operation."""
     found = dict(graph.structure.averaged)
     for members in graph.structure.tied:
         reason = next((found[group] for group in members if group in found), None)
@@ -168,12 +153,12 @@ def _averaged(graph: Graph) -> dict[int, str]:
 def _first_that_runs(
     forward: _Forward, model: nn.Module, inputs: Any, averages: MaskedAverages
 ) -> tuple[list[Tensor], _Mode] | None:
-    """Return the outputs with every cast kept double, else with the casts of the network, else None."""
+    """Return the outputs and their mode: all casts kept double, else the casts of the network; None if both fail."""
     for precision in (kept_double, nullcontext):
         averages.seen.clear()
         try:
             return _outputs(forward, model, inputs, precision, averages), precision
-        except Exception as error:  # whatever a forward raises that names its precision
+        except Exception as error:  # any error of a forward that fixes its precision
             if is_resource_error(error):
                 raise
     return None
@@ -188,7 +173,7 @@ def _outputs(
         SteadyDraws(), averages,  # type: ignore[no-untyped-call]
     ):  # fmt: skip
         found = [as_real(x) for x in forward(model, inputs)]
-        values = [x for x in found if x.is_floating_point()] or found  # a network may decide, and return numbers alone
+        values = [x for x in found if x.is_floating_point()] or found  # a network may return integers alone
         return [x.detach().double().clone() for x in values]
 
 

@@ -1,4 +1,4 @@
-"""Which modules run, and how often each has called a function."""
+"""Follow which modules run, and count how often each calls a function."""
 
 from __future__ import annotations
 
@@ -12,19 +12,10 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 class Running:
     """Follow the forwards of modules while it is open.
 
-    Parameters
-    ----------
-    modules : mapping of str to nn.Module
-        The modules to follow; others count as part of the one that calls them.
-
-    Attributes
-    ----------
-    stack : list of str
-        Those that run, the innermost last; the empty name stands for what calls them.
-    counters : list of dict of str to int
-        How often each of these has called each function, see `count`.
-    last : str
-        The innermost; after an error the one that failed.
+    Modules that are not in `modules` count as part of the module that calls them. `stack` holds the names of the
+    running modules, the innermost last; the first, empty name stands for their caller. `counters` says how often each
+    of these has called each function, see `count`. `last` is the innermost module, or after an error the module that
+    failed.
     """
 
     def __init__(self, modules: Mapping[str, nn.Module]) -> None:
@@ -50,7 +41,7 @@ class Running:
         return self.stack[-1]
 
     def count(self, function: str) -> int:
-        """Count a call in every module that runs; returns how many of its name the innermost had made before."""
+        """Count a call in every running module; returns how many calls of it the innermost module had made before."""
         ordinal = self.counters[-1].get(function, 0)
         for counter in self.counters:
             counter[function] = counter.get(function, 0) + 1

@@ -1,6 +1,6 @@
-"""Calls of a forward, recognised by their order and by the numbers that it writes down.
+"""Recognise the calls of a forward by their order and by the literal numbers among their arguments.
 
-A cut network corrects size arguments of some calls. Another input may make other calls than the traced one: a longer
+A cut network corrects size arguments of some calls. Another input may lead to other calls than the traced one: a longer
 sequence is shortened first, a loop has more steps, a mask is given. So a call is compared with the traced ones, and
 one that was not traced is left as it is.
 """
@@ -16,9 +16,9 @@ from torch import Tensor
 
 Path = tuple[Any, ...]
 Form = Any
-"""Arguments as nested tuples: a number that the forward writes down is itself, any other is one of the words below."""
+"""Arguments as nested tuples: a literal number is itself, any other argument is one of the words below."""
 Change = tuple[Path, "int | float | None", "tuple[int, int] | None", "int | float | None"]
-"""Where a number is among the arguments, its new value or what it is scaled by, and the value that it has before."""
+"""The path of a number among the arguments, its new value or the fraction that scales it, and its value before."""
 
 NUMBER, ANYTHING, TENSOR, REST, SLICE = "n", "*", "t", "...", "slice"
 
@@ -32,7 +32,7 @@ class Sequence:
     forms : tuple of Form
         One for each call, in order.
     again : int or None
-        Where the calls go on after the last one, as in a loop; None if no further call is known.
+        Index of the call that follows the last one, as in a loop; None if no further call is known.
     """
 
     forms: tuple[Form, ...]
@@ -104,13 +104,7 @@ def listed(form: Form) -> Any:
 
 
 def from_lists(value: Any) -> Form:
-    """Return the form that `listed` wrote.
-
-    Raises
-    ------
-    ValueError
-        If it is none.
-    """
+    """Return the form that `listed` wrote; raises a ValueError if the value is no form."""
     if isinstance(value, list):
         return tuple(map(from_lists, value))
     if value is None or type(value) is int or value in (NUMBER, ANYTHING, TENSOR, REST, SLICE):
@@ -142,12 +136,7 @@ def at(path: Path, args: Any, kwargs: Any) -> Any:
 def repeating(forms: list[Form], changes: list[Any]) -> tuple[int, int] | None:
     """Return start and period of the longest repetition up to the last call, or None.
 
-    Parameters
-    ----------
-    forms : list of Form
-        Of the calls, in order.
-    changes : list
-        What is changed among the arguments of each call.
+    `forms` and `changes` hold the form of each call and the changes of its arguments, in the order of the calls.
     """
     number = len(changes)
     keys = [(loosened(form), change) for form, change in zip(forms, changes, strict=True)]
@@ -156,21 +145,16 @@ def repeating(forms: list[Form], changes: list[Any]) -> tuple[int, int] | None:
         start = number - every
         while start > 0 and keys[start - 1] == keys[start - 1 + every]:
             start -= 1
-        start += (number - start) % every  # whole repetitions alone
+        start += (number - start) % every  # only whole repetitions
         if number - start >= 2 * every and (best is None or start < best[0]):
             best = start, every
     return best
 
 
 class Recognised:
-    """Match the calls of one function in a running forward with the traced calls.
+    """Match the calls of one function in a running forward with the traced calls of `sequence`.
 
-    Parameters
-    ----------
-    sequence : Sequence
-        The traced calls.
-    changes : mapping of int to list of Change
-        What is changed among the arguments of some of them.
+    `changes` maps the index of a traced call to the changes of its arguments.
     """
 
     def __init__(self, sequence: Sequence, changes: Mapping[int, list[Change]]) -> None:

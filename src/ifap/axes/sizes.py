@@ -1,8 +1,8 @@
-"""Sizes that a forward writes down: numbers that remember what each is computed from.
+"""Record the sizes that a forward uses, as numbers that remember how they were computed.
 
-While a network is traced, its integer attributes and the sizes of its tensors are integers that remember where they
-come from. Each call that takes a size is recorded with that origin and with the axis that the size counts; see
-`ifap.axes.corrections` for what becomes of them after a cut.
+While a network is traced, its integer attributes and the sizes of its tensors are integers that remember their origin.
+Each call that takes a size is recorded with that origin and with the axis that the size counts.
+`ifap.axes.corrections` computes the sizes after a cut from these records.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ class Origin:
         if self.kind == "axis":
             return size(self.parts[0])
         if self.kind == "attribute":
-            return attributes.get(*self.parts)  # one that an earlier trace has left in a cache has its value
+            return attributes.get(*self.parts)  # one that a cache holds from an earlier trace keeps its value
         return _OPERATORS[self.kind](*(value_of(part, size, attributes) for part in self.parts))
 
     def leaves(self) -> Iterator[Origin]:
-        """Yield the axes and attributes that the number is made of."""
+        """Yield the axes and attributes that the number is computed from."""
         if self.kind in ("axis", "attribute"):
             yield self
             return
@@ -105,7 +105,7 @@ class Need:
     over : Expression or None
         The axis that those positions are divided by (a repetition).
     value : number or None
-        What it stays, where it counts nothing.
+        The value that it keeps if it counts no axis.
     from_end : bool
         Whether it counts from the end, as a negative number.
     """
@@ -137,11 +137,11 @@ class Use:
     ordinal : int
         How many calls of that name the forward of the module makes before it.
     path : tuple
-        Where among the arguments: ``("args", 1, 2)`` or ``("kwargs", "size", 0)``.
+        Its place among the arguments: ``("args", 1, 2)`` or ``("kwargs", "size", 0)``.
     origin : Origin or number
         What the size is computed from.
     need : Need
-        What it must be.
+        The value that it must have after a cut.
     """
 
     module: str
@@ -184,7 +184,7 @@ _ACTIVE: list[Recorder | None] = [None]
 
 @contextmanager
 def recording(recorder: Recorder | None) -> Iterator[None]:
-    """Note comparisons of remembered numbers inside the block; None notes none."""
+    """Record comparisons of numbers that have an origin, inside the block; with None nothing is recorded."""
     _ACTIVE.append(recorder)
     try:
         yield
@@ -272,7 +272,10 @@ class Size(_Remembering, int):
     """An integer that remembers how it was computed."""
 
     def __hash__(self) -> int:
-        """Return the hash of the number, but to a cache of results a new one: it must not answer for another axis."""
+        """Return the hash of the number.
+
+        A cache of results gets another hash, so that it does not return the result of another axis of the same size.
+        """
         return id(self) if _ACTIVE[-1] is not None and calls_a_cache(sys._getframe(1)) else int.__hash__(self)
 
     def __float__(self) -> float:

@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 class Slot(NamedTuple):
-    """One width: a side (``out`` or ``in``) of a layer, or a dimension (``dimN``) of a tensor that stands alone."""
+    """One width: a side (``out`` or ``in``) of a layer, or a dimension (``dimN``) of a tensor outside layers."""
 
     name: str
     side: str
@@ -41,7 +41,7 @@ class Group:
     index : int
         Position among the groups of the graph.
     slots : tuple of Slot
-        What a unit of this group cuts.
+        The widths that a unit of this group cuts.
     width : int
         Positions that one unit takes on its widest slot (1 for a channel, the head width for a head).
     """
@@ -86,7 +86,7 @@ def find_slots(
 
 
 def _add(found: Found, slot: Slot, place: Place | None, units: Indices) -> None:
-    """Add a dimension to its width; to one of its own where the width has other units."""
+    """Add a dimension to its width, or to a new width of its own if the width has other units."""
     if slot.side.startswith("dim") and not (units >= 0).any():
         return
     before = found.get(slot)
@@ -99,13 +99,13 @@ def _add(found: Found, slot: Slot, place: Place | None, units: Indices) -> None:
 
 
 def _has_hidden_inputs(module: nn.Module) -> bool:
-    """Whether the inputs of a grouped convolution are counted by none of its tensors' dimensions."""
+    """Whether no dimension of a layer's tensors counts its inputs, as in a grouped convolution."""
     return getattr(module, "groups", 1) > 1 and not is_depthwise(module)
 
 
 def slot_of(name: str, owner: str, leaf: str, dim: int, module: nn.Module | None) -> Slot:
     """Return the width that a dimension of a tensor belongs to."""
-    # A layer that makes its weight, as under a weight norm, has no widths but those of the tensors behind it.
+    # A layer that computes its weight, as under a weight norm, has only the widths of the tensors that it uses for it.
     if module is not None and is_producer(module) and module._parameters.get("weight") is not None:
         if isinstance(module, nn.Embedding):
             return Slot(owner, "out") if leaf == "weight" and dim == 1 else Slot(name, f"dim{dim}")
@@ -173,7 +173,7 @@ def map_unique(arrays: Sequence[Indices], function: Callable[[Indices], T]) -> l
 
 
 def layer_of(name: str, modules: dict[str, nn.Module]) -> str:
-    """Return the layer that a weight belongs to, or the weight's own name where it stands beside layers."""
+    """Return the layer that a weight belongs to, or the weight's own name if it is outside layers."""
     owner, _, leaf = name.rpartition(".")
     module = modules.get(owner)
     if module is None or not owner:

@@ -20,20 +20,14 @@ _REGISTERED = {"_parameters", "_buffers", "_modules"}
 _SIMPLE = {bool, int, float, str, type(None), torch.device, torch.dtype, torch.Size}
 _NO_STATE = (nn.Module, Tensor, type, FunctionType, MethodType, BuiltinFunctionType, ModuleType)
 _LIBRARIES = {"torch", "builtins", "numpy", "functools", "enum", "logging", "threading"}
-_DEEPEST, _MOST_ITEMS = 5, 1000  # containers within containers, and items that are looked into
+_DEEPEST, _MOST_ITEMS = 5, 1000  # levels of nested containers, and items of one, that are kept
 
 
 class State:
-    """What a network keeps between two forwards: attributes of its modules, and values of tensors that do not learn.
+    """A copy of the state that a forward may change: attributes of modules, and values of tensors that do not learn.
 
-    Hooks belong to it: a forward may register some and note that it did. Register others before it is made.
-
-    Parameters
-    ----------
-    model : nn.Module
-        Any network.
-    parameters : bool
-        Keep the values of tensors that learn as well.
+    Hooks belong to it: a forward may register some and note that it did. Register others before it is made. With
+    `parameters`, the values of tensors that learn belong to it as well.
     """
 
     def __init__(self, model: nn.Module, *, parameters: bool = False) -> None:
@@ -41,7 +35,7 @@ class State:
         self._values = [(tensor, tensor.detach().clone()) for tensor in _written(model, parameters=parameters)]
 
     def restore(self) -> None:
-        """Put everything back to what it was."""
+        """Put the state back."""
         self._attributes.put_back()
         for tensor, values in self._values:
             if not torch.equal(tensor.detach(), values):  # a write through `tensor.data` raises no version
@@ -70,7 +64,7 @@ def kept_notes(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def unchanged(model: nn.Module) -> Iterator[None]:
-    """Put every attribute of every module back to what it was, hooks too; values of tensors are not looked at."""
+    """Put every attribute of every module back to what it was, hooks too; values of tensors are not put back."""
     before = _Contents(module.__dict__ for module in modules_by_name(model).values())
     try:
         yield
@@ -79,9 +73,9 @@ def unchanged(model: nn.Module) -> Iterator[None]:
 
 
 def _notes(model: nn.Module) -> Iterator[dict[str, Any]]:
-    """Yield the attributes of modules that may keep something.
+    """Yield the attributes of modules that may keep state between forwards.
 
-    Layers of torch keep nothing: what is set on them, such as a weight that a hook makes, is for one forward.
+    Layers of torch keep none: an attribute that is set on them, such as a weight that a hook makes, is for one forward.
     """
     for _, module in own_modules(model):
         yield module.__dict__
@@ -98,20 +92,15 @@ def _written(model: nn.Module, *, parameters: bool) -> list[Tensor]:
 
 
 class _Contents:
-    """What attributes, and the containers and plain objects in them, hold at one time.
+    """The contents of attributes, and of the containers and plain objects in them, at one time.
 
-    Parameters
-    ----------
-    homes : iterable of dict
-        The attributes of each module.
-    but : set of str
-        Attributes to leave alone.
+    `homes` are the attributes of each module; those that `but` names are not put back.
     """
 
     def __init__(self, homes: Iterable[dict[str, Any]], but: Collection[str] = ()) -> None:
         self._but = but
         self._homes: list[tuple[dict[str, Any], dict[str, Any]]] = []
-        self._empty: list[Any] = []  # of a hundred containers of torch's modules, nearly all
+        self._empty: list[Any] = []  # nearly all containers of torch's modules
         self._filled: list[tuple[Any, Any]] = []
         self._slots: list[tuple[Any, dict[str, Any]]] = []
         self._seen: set[int] = set()
@@ -126,12 +115,12 @@ class _Contents:
                     self._keep(value, 0 if key not in _REGISTERED else _DEEPEST)
 
     def put_back(self) -> None:
-        """Put everything back, each container and object itself."""
+        """Put the contents back into the same containers and objects."""
         for home, attributes in self._homes:
             left = {key: home[key] for key in self._but if key in home}
             home.clear()
             home.update(attributes)
-            home.update(left)  # in their places: a walk over attributes relies on their order
+            home.update(left)  # at their old positions: a loop over attributes relies on their order
         for container in self._empty:
             if container:
                 container.clear()
@@ -143,7 +132,7 @@ class _Contents:
                 object.__setattr__(each, name, value)
 
     def _keep(self, value: Any, depth: int) -> None:
-        """Keep what a container or an object holds, and what is in that."""
+        """Keep the contents of a container or an object, and the contents of these."""
         if id(value) in self._seen:
             return
         self._seen.add(id(value))

@@ -46,7 +46,7 @@ def holders(model: nn.Module) -> Iterator[Holder]:
 
 def _attributes(prefix: str, home: dict[str, Any]) -> Iterator[Holder]:
     """Yield the tensors of plain attributes, and of plain lists and dicts in them."""
-    are_usual = list(islice(home, len(USUAL))) == USUAL  # a third of the time goes into what every module has
+    are_usual = list(islice(home, len(USUAL))) == USUAL  # to look at these would take a third of the time
     for key, value in islice(home.items(), len(USUAL) if are_usual else 0, None):
         if type(value) in _NO_TENSORS:
             continue
@@ -135,7 +135,7 @@ def replaced_tensors(held: Sequence[Holder], others: Mapping[int, Tensor]) -> It
 
 
 def laid_out_as(new: Tensor, tensor: Tensor) -> Tensor:
-    """Use the memory format of `tensor`: channels last or contiguous."""
+    """Return `new` in the memory format of `tensor`: channels last or contiguous."""
     is_last = tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
     last = is_last and not tensor.is_contiguous()
     return new.contiguous(memory_format=torch.channels_last) if last else new.contiguous()
@@ -152,7 +152,7 @@ def in_place_of(tensor: Tensor, new: Tensor) -> Tensor:
 
 
 def keep_notes(tensor: Tensor, other: Tensor) -> None:
-    """Give a parameter the attributes that its user wrote on another, such as what an optimiser groups by."""
+    """Copy the attributes that a user set on `other` to `tensor`, such as the group for an optimiser."""
     for name, value in vars(other).items():
         if name not in _OWN_NOTES and name not in vars(tensor) and not isinstance(value, Tensor):
             setattr(tensor, name, value)

@@ -30,20 +30,9 @@ Rule = Callable[["Tracer", Any, tuple[Any, ...], dict[str, Any], Any], Any]
 class Carried:
     """The axes and properties that a trace attaches to a tensor.
 
-    Parameters
-    ----------
-    dims : list of Expression
-        One for each dimension.
-    name : str
-        Name of the parameter, buffer or attribute that it is; empty for any other.
-    source : str
-        Name of the one parameter that it is made from.
-    weight : bool
-        Whether it is made from parameters alone.
-    softmax : bool
-        Whether it is made from probabilities.
-    deferred_pins : list
-        Axes to pin once the values are used, with the reasons.
+    `name` is that of the parameter, buffer or attribute that the tensor is, and `source` that of the one parameter that
+    it is made from; both may be empty. `weight` says whether it is made from parameters alone, `softmax` whether it is
+    made from probabilities. `deferred_pins` are axes to pin once the values are used, with the reasons.
     """
 
     __slots__ = ("deferred_pins", "dims", "name", "softmax", "source", "weight")
@@ -134,20 +123,20 @@ class Axes:
         The units that a layer makes with a weight that is computed.
     inputs : dict of str to Expression
         Channels that the grouped convolution with a weight reads.
-    ties : list of pairs of Expression
-        What must keep the same number of positions.
+    ties : list of (Expression, Expression, Reason)
+        Pairs of axes that must keep the same number of positions, with the reason for pinning them if they cannot.
     aligned : list of (Expression, int)
-        What must keep a multiple of a number of positions.
+        Axes whose number of positions must stay a multiple of a number.
     reached : set of str
         Tensors that some pass used.
     seen : dict of str to list of Expression
-        For each module the axes that its own forward handles, where something is not reached.
+        For each module the axes that its own forward handles, if a parameter is not reached.
     recorders : list of Recorder
-        Sizes that the passes wrote down.
+        The sizes, comparisons and calls of each pass.
     attention : dict of Attention to Expression
         Calls that make attention probabilities, and the axis that may count their heads.
     unsteady : set of Place
-        Calls with sizes that training makes otherwise.
+        Calls that have other sizes in training.
     """
 
     forward: Forward = field(default_factory=Forward)
@@ -166,7 +155,7 @@ class Axes:
 
 
 def carried(x: Tensor) -> Carried:
-    """Return what a tensor carries; the dimensions of an unknown tensor are fixed."""
+    """Return the axes and properties of a tensor; the dimensions of an unknown tensor are fixed."""
     found = x.__dict__.get("_carried")
     if found is None:
         found = x.__dict__["_carried"] = Carried([int(size) for size in x.shape])
@@ -174,20 +163,11 @@ def carried(x: Tensor) -> Carried:
 
 
 class Tracer(DispatchMode):
-    """Carry axes through every operation while it is open.
+    """Carry axes through every operation while it is open; fills `axes`.
 
-    Parameters
-    ----------
-    axes : Axes
-        Filled by the trace.
-    running : Running
-        Which modules of the network run.
-    rules : mapping of str to callable
-        Operation, such as ``aten.view``, to its rule; see `ifap.axes.operations`.
-    pointwise : callable
-        The rule of operations that work on each value alone, which need no entry where torch tags them.
-    products : set of callable
-        Rules of products: what these make is no weight, and no probabilities.
+    `rules` maps an operation, such as ``aten.view``, to its rule; see `ifap.axes.operations`. `pointwise` is the rule
+    of operations that work on each value alone, which need no entry if torch tags them. `products` are the rules of
+    products, whose outputs are neither weights nor probabilities.
     """
 
     def __init__(
@@ -207,7 +187,7 @@ class Tracer(DispatchMode):
         self._known: dict[Any, Rule | None] = {}
         self._operation = ""
 
-    # what rules ask for
+    # methods for rules
 
     def dims(self, x: Tensor) -> Dims:
         """Return the dimensions of a tensor whose values are used now."""
@@ -241,7 +221,7 @@ class Tracer(DispatchMode):
             unify(a, b, self.reason(f"{self.name_of(func)} joins it with an axis that stays or differs"))
 
     def shape_like(self, out: Tensor, x: Tensor, other: Tensor, function: str) -> None:
-        """Let what was made of `x` have the axes of the tensor whose shape it was given."""
+        """Give `out`, which was made of `x`, the axes of `other`, whose shape it was given."""
         dims, lead = carried(out).dims, out.dim() - x.dim()
         for place, (mine, its) in enumerate(zip(dims, carried(other).dims, strict=True)):
             if "expand" in function and (place < lead or x.shape[place - lead] == 1):
@@ -423,7 +403,7 @@ def _is_weight(known: list[Carried]) -> bool:
 
 
 def _unknown(t: Tracer, func: Any, args: Any, kwargs: Any, out: Any) -> Any:
-    """Pin everything that an operation without a rule touches."""
+    """Pin the axes of all inputs of an operation without a rule."""
     name = f"{func.namespace}.{t.name_of(func)}"
     t.axes.forward.unknown.setdefault(name, t.running.module)
     return t.pin_all(args, kwargs, f"the operation {name} is not followed")
@@ -451,7 +431,7 @@ def start(axes: Axes, tensors: dict[str, Tensor]) -> None:
 
 
 def tie_renewed(tensors: dict[str, Tensor], now: Iterable[tuple[str, Tensor]], tracer: Tracer) -> None:
-    """Let a tensor lose the units of the one that the forward puts in its place, such as a table for longer inputs."""
+    """Unify a tensor with the one by which the forward replaces it, such as a table for longer inputs."""
     for name, tensor in now:
         before = tensors.get(name)
         if before is None or before is tensor or before.dim() != tensor.dim():

@@ -24,7 +24,7 @@ _WRITING = ("parameters", "named_parameters", "data", "copy_", "lerp_", "mul_", 
 
 
 def asks_for_mode(kind: Any) -> bool:
-    """Whether a kind of module, or a function that it calls, reads its mode."""
+    """Whether a kind of module, or a function that it calls, reads whether it is in training."""
     return issubclass(kind, torch.jit.ScriptModule) or "training" in names_in(kind)
 
 
@@ -45,12 +45,7 @@ def _kinds(model: nn.Module) -> set[type]:
 class Recall(TorchFunctionMode):
     """Check that calls take the same sizes as in the trace.
 
-    Parameters
-    ----------
-    running : Running
-        Which modules of the network run.
-    wanted : dict of Place to list of (path, value)
-        Calls, and the sizes among their arguments.
+    `wanted` maps a call to the sizes among its arguments, each with its path.
     """
 
     def __init__(self, running: Running, wanted: dict[Place, list[tuple[Path, Any]]]) -> None:

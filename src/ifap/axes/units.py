@@ -23,18 +23,18 @@ UNITS: tuple[str, ...] = ("auto", "heads", "groups", "inner")
 
 
 class Producer(NamedTuple):
-    """A slot that a weight outside any layer makes.
+    """A slot whose units a weight outside any layer makes.
 
     Parameters
     ----------
     slot : int
-        The slot.
+        Index of the slot.
     weight : str
         Name of the weight.
     dim : int
         Its dimension that counts the units.
     key : str
-        What the scores go by: the name, with the dimension where the weight makes units along others before.
+        Name of its scores: that of the weight, with the dimension if an earlier producer has the same weight.
     """
 
     slot: int
@@ -58,7 +58,7 @@ class Structure:
     tied : list of tuple of int
         Groups that must keep the same number of units.
     multiples : dict of int to int
-        Groups whose number of units must stay a multiple of another.
+        Group to the factor that must divide its number of units.
     producers : list of Producer
         Slots that weights outside any layer make.
     pinned : dict of str to str
@@ -68,17 +68,17 @@ class Structure:
     atoms : dict of Atom to int
         The axis of each group.
     sizes : Sizes
-        Sizes that the forward writes down.
+        Sizes among the arguments of the traced calls.
     original_widths : list of int
         Width of each slot in the traced network.
     forward : Forward
         Observations of the traced forward.
     averaged : dict of int to str
-        Groups that something averages over, and what does.
+        Groups that an operation averages over, with its name.
     attention : list of Attention
         Calls that make the probabilities of heads that are units.
     biases : list of str
-        Layers that were given a bias since.
+        Layers that were given a bias after the trace.
     """
 
     slots: list[Slot]
@@ -227,7 +227,7 @@ class Graph:
         self.structure.biases.remove(name)
 
     def corrections(self) -> Corrections:
-        """Return the sizes of the forward that must follow, for the network as it is."""
+        """Return the sizes of the forward that must change, for the network as it is."""
         return self.structure.sizes.follow(sizes_at(self.structure.atoms, self.units_per_group()))
 
 
@@ -254,7 +254,7 @@ def sizes_at(atoms: dict[Atom, int], counts: Indices) -> Callable[[Expression], 
 
 
 def trial_counts(graph: Graph, share: float) -> Indices:
-    """Return units left for a trial: as many of each tied group, different numbers of others."""
+    """Return numbers of units left for a trial cut: the same in tied groups, different ones in others."""
     sizes = graph.units_per_group()
     left = sizes.copy()
     for group, (size, members) in enumerate(zip(sizes.tolist(), graph.structure.classes(), strict=True)):

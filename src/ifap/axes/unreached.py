@@ -22,7 +22,7 @@ def not_reached(model: nn.Module, axes: Axes) -> set[str]:
 def follow_siblings(model: nn.Module, axes: Axes) -> None:
     """Assign axes to layers that no forward used, or pin the axes that they may share.
 
-    A layer of the same shapes as a used one may still stand elsewhere, such as before that one instead of beside it.
+    A layer of the same shapes as a used one may still be used elsewhere, such as before that one instead of beside it.
     Members of one list or dict of layers, such as experts, follow where the used members show their axes.
     """
     missing = not_reached(model, axes)

@@ -19,7 +19,7 @@ from ifap.forward import call, device_of, evaluation_mode, to_device
 from ifap.seeds import derive_seed
 
 VALIDATION = 5
-"""One of so many samples is kept apart to validate on."""
+"""One in so many samples of each class is kept apart to validate on."""
 _COLUMNS = ["text", "label"]
 
 OnRead = Callable[[int], None]
@@ -33,9 +33,9 @@ class Labelled:
     Parameters
     ----------
     inputs : Tensor, shape (samples, ...), or Samples
-        What the network takes.
+        Inputs of the network.
     targets : Tensor, shape (samples,)
-        The number of the class of each.
+        The number of the class of each sample.
     """
 
     inputs: Tensor | Samples
@@ -48,10 +48,7 @@ class Labelled:
     def parts(self) -> tuple[Split, Split]:
         """Return a training and a validation split, always the same: of every class one in five is kept apart.
 
-        Raises
-        ------
-        ConfigError
-            If there is a single sample.
+        Raises a ConfigError if there is a single sample.
         """
         if len(self.targets) < 2:
             raise ConfigError("--recover: give at least 2 samples, one to train on and one to validate on")
@@ -85,19 +82,10 @@ class _Part(Unaugmented):
 
 
 class Photos(Unaugmented):
-    """Photos that are decoded when they are asked for; all are once at the start, so that a broken one is found then.
+    """Photos that are decoded when they are read.
 
-    Parameters
-    ----------
-    files : sequence of Path
-        Where they are.
-    prepare : callable
-        Makes a tensor of an image.
-
-    Raises
-    ------
-    ConfigError
-        If one cannot be decoded.
+    Each is also decoded once at the start, so that a broken one is found then: it raises a ConfigError. `prepare` makes
+    a tensor of an image. `on_read` is told of each photo that is decoded at the start.
     """
 
     decodes = True
@@ -117,15 +105,7 @@ class Photos(Unaugmented):
 
 
 class Watched(Unaugmented):
-    """Samples that say how many of them were read.
-
-    Parameters
-    ----------
-    inputs : Tensor or Samples
-        What is read.
-    on_read : callable
-        Is told.
-    """
+    """Samples that tell `on_read` how many of them are read."""
 
     def __init__(self, inputs: Tensor | Samples, on_read: OnRead) -> None:
         self._inputs, self._on_read = inputs, on_read
@@ -140,15 +120,7 @@ class Watched(Unaugmented):
 
 
 class Accuracy:
-    """Measure the accuracy of a classifier, in percent; a ``validate`` of `ifap.prune`.
-
-    Parameters
-    ----------
-    split : Split
-        Validation samples.
-    batch_size : int
-        Samples a batch.
-    """
+    """Measure the accuracy of a classifier on a split, in percent; a ``validate`` of `ifap.prune`."""
 
     def __init__(self, split: Split, batch_size: int = 64) -> None:
         self.dataset, self._batch_size = split, batch_size
@@ -175,28 +147,13 @@ def read_labelled(
 ) -> Labelled:
     """Read labelled samples for a classifier.
 
-    Parameters
-    ----------
-    path : Path
-        A folder with one folder of images for each class, a ``.csv`` file with the columns ``text`` and ``label``, or a
-        ``.safetensors`` file with a tensor ``labels`` beside the inputs.
-    network : nn.Module
-        The classifier.
-    builder, tokenizer, processor, length
-        See `ifap.cli.samples.read_samples`.
-    on_read : callable, optional
-        Is told how many samples were checked or read.
+    `path` is a folder with one folder of images for each class, a ``.csv`` file with the columns ``text`` and
+    ``label``, or a ``.safetensors`` file with a tensor ``labels`` beside the inputs. `on_read` is told how many samples
+    were checked or read. See `ifap.cli.samples.read_samples` for the other arguments.
 
-    Returns
-    -------
-    Labelled
-        Classes that are named by whole numbers have these numbers; names that the network's configuration lists have
-        the numbers that it gives them; all others are numbered in the order of their names, one for each output.
-
-    Raises
-    ------
-    ConfigError
-        If samples or labels do not fit the network.
+    If the network's configuration lists the names of all classes, they have the numbers that it gives them. Else names
+    that are whole numbers are the numbers of their classes; other names are numbered in their order, one for each
+    output. Raises a ConfigError if samples or labels do not fit the network.
     """
     if not path.exists():
         raise ConfigError(f"{path}: file not found")
@@ -271,7 +228,7 @@ def _class_count(network: nn.Module, inputs: Tensor | Samples, path: Path) -> in
     try:
         with torch.no_grad(), evaluation_mode(network):
             found = call(network, to_device(inputs[torch.tensor([0])], device_of(network)))
-    except Exception as error:  # whatever the user's code raises
+    except Exception as error:  # any error of the user's code
         raise ConfigError(f"{path}: the network does not run on its samples: {error}") from error
     try:
         scores = logits(found)

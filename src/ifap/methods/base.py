@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 Loss = Callable[[Any, Any], Tensor]
 
 EXTRAS = ("labelled", "loss", "graph", "macs", "compensate", "outputs", "moments", "said")
-"""What a method is given only if its signature names it."""
+"""Arguments that a method gets only if its signature names them."""
 
 
 class Method(Protocol):
@@ -41,7 +41,7 @@ class Method(Protocol):
     macs : dict of str to int
         Multiply-accumulates of each module; see `ifap.costs.macs_by_module`.
     compensate : bool
-        Whether the layers that read what goes are compensated afterwards.
+        Whether the layers that read removed units are compensated afterwards.
     outputs : tuple of str, or None
         Which of the named outputs of the network count.
     moments : dict
@@ -66,7 +66,7 @@ class Learnt(NamedTuple):
 
 
 AnyMethod = Callable[..., Any]
-"""A `Method`, with or without some of `EXTRAS`; what it returns may also be one score a unit, as an array."""
+"""A `Method`, with or without some of `EXTRAS`; it may also return an array with one score a unit."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Defaults:
     steps : int
         Iterations.
     compensate : bool
-        Whether the readers of what goes are compensated.
+        Whether the layers that read removed units are compensated.
     per_cost : bool
         Whether scores are amounts of damage, to be divided by the multiply-accumulates that each unit saves at the
         present widths; else their order is taken as it is.
@@ -90,7 +90,7 @@ class Defaults:
 
 
 def defaults(**values: Any) -> Callable[[AnyMethod], AnyMethod]:
-    """Return a decorator that tells how a method is run by default; see `Defaults`."""
+    """Return a decorator that sets the default options of a method; see `Defaults`."""
 
     def add(method: AnyMethod) -> AnyMethod:
         method.defaults = Defaults(**values)  # type: ignore[attr-defined]
@@ -100,7 +100,7 @@ def defaults(**values: Any) -> Callable[[AnyMethod], AnyMethod]:
 
 
 def defaults_of(method: AnyMethod) -> Defaults:
-    """Return how a method is run unless the caller says otherwise."""
+    """Return the default options of a method."""
     found = getattr(method, "defaults", None)
     return found if isinstance(found, Defaults) else Defaults()
 
@@ -108,10 +108,7 @@ def defaults_of(method: AnyMethod) -> Defaults:
 def score(method: AnyMethod, model: nn.Module, batches: Iterable[Any], **given: Any) -> Any:
     """Call a method with those of `EXTRAS` that its signature names, and with everything else in `given`.
 
-    Raises
-    ------
-    ScoreError
-        If it returns no scores; the message names the method.
+    Raises a ScoreError that names the method if it returns no scores.
     """
     named = inspect.signature(method).parameters
     unwanted = {name for name in EXTRAS if name not in named}

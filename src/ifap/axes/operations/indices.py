@@ -25,7 +25,7 @@ def embedding(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any
     rows, columns = t.dims(args[0])
     t.pin(rows, "its rows are looked up by number")
     t.produced(args[0], 1, columns)
-    if isinstance(out, (tuple, list)):  # bags: one row for each, and what the backward needs
+    if isinstance(out, (tuple, list)):  # bags: one row for each, and tensors for the backward
         return [[out[0].shape[0], columns], *t.sizes(out[1:])]
     return [*t.dims(args[1]), columns]
 
@@ -50,7 +50,7 @@ def index(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], o
 
 
 def _taken(indices: Sequence[Tensor | None]) -> list[int]:
-    """Return the dimensions that indices stand for; a mask stands for as many as it has."""
+    """Return the dimensions that are indexed; a mask indexes as many as it has."""
     found: list[int] = []
     place = 0
     for each in indices:
@@ -63,7 +63,7 @@ def _taken(indices: Sequence[Tensor | None]) -> list[int]:
 
 @rule("index_put", "_index_put_impl_", "_unsafe_index_put")
 def index_put(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
-    """Write at looked-up positions: those dimensions stay, the others are the ones of the values."""
+    """Write at looked-up positions: those dimensions are pinned, the others are unified with those of the values."""
     dims, values = t.dims(args[0]), t.dims(args[2])
     indices = list(args[1])
     taken = _taken(indices)
@@ -92,7 +92,7 @@ def _are_apart(taken: Sequence[int]) -> bool:
 
 @rule("index_select")
 def index_select(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
-    """Look positions of one dimension up, which stays."""
+    """Look up positions of one dimension, which is pinned."""
     dims = list(t.dims(args[0]))
     place = args[1] % max(1, len(dims))
     if not dims:
@@ -104,7 +104,7 @@ def index_select(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, 
 
 @rule("gather")
 def gather(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
-    """Look positions up along one dimension, which stays; the others are those of the index."""
+    """Look up positions along one dimension, which is pinned; the others are unified with those of the index."""
     dims, where = list(t.dims(args[0])), t.dims(args[2])
     place = args[1] % max(1, len(dims))
     for index_, dim in enumerate(dims):
@@ -121,7 +121,7 @@ def gather(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], 
 
 @rule("scatter", "scatter_add", "scatter_reduce")
 def scatter(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
-    """Write along one dimension by number, which stays; the others are those of the index."""
+    """Write by number along one dimension, which is pinned; the others are unified with those of the values."""
     dims = t.dims(args[0])
     place = args[1] % max(1, len(dims))
     others = [t.dims(x) for x in args[2:] if isinstance(x, Tensor)]
@@ -139,7 +139,7 @@ def scatter(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any],
 
 @rule("index_add", "index_copy", "index_fill")
 def index_add(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
-    """Write rows by number: their dimension stays, the others are the same."""
+    """Write rows by number: their dimension is pinned, the others are unified."""
     dims = t.dims(args[0])
     place = args[1] % max(1, len(dims))
     source = t.dims(args[3]) if isinstance(args[3], Tensor) else []
@@ -167,7 +167,7 @@ def by_values(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any
 
 @rule("_pack_padded_sequence")
 def pack(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
-    """Join the steps of sequences of unequal length: samples and steps are one dimension then, the others are kept."""
+    """Join the steps of sequences of unequal length: samples and steps become one dimension, the others are kept."""
     steps, samples, *left = t.dims(args[0])
     for dim in (steps, samples):
         t.pin(dim, "sequences of unequal length are packed along it")

@@ -22,7 +22,7 @@ def batch_norm(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, An
     channels = dims[1] if len(dims) > 1 else dims[0]
     for each in tensors_in(args[1:5]):
         t.unify(channels, t.dims(each)[0], func)
-    if t.is_weight(args[0]):  # a standardised weight: what is normalised over is an axis of others
+    if t.is_weight(args[0]):  # a standardised weight: the norm averages over axes of other tensors
         for dim in (dims[0], *dims[2:]):
             mark_averaged(dim, "batch norm of a weight")
     rest = [[channels] if each.dim() == 1 and each.shape[0] == size_of(channels) else t.sizes(each) for each in out[1:]]
@@ -52,7 +52,7 @@ def layer_norm(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, An
 
 @rule("native_group_norm", "group_norm")
 def group_norm(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
-    """Normalise within groups of channels, which go whole."""
+    """Normalise within groups of channels, which are removed as a whole."""
     dims = t.dims(args[0])
     composed = t.name_of(func) == "group_norm"
     groups = args[1] if composed else args[6]

@@ -29,7 +29,7 @@ def over_positions(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str
     first = out[0] if isinstance(out, (tuple, list)) else out
     name = t.name_of(func)
     rank = 1 if "1d" in name else 3 if "3d" in name else 2
-    for each in tensors_in(args[1:]):  # where the largest values of a pool stood
+    for each in tensors_in(args[1:]):  # positions of the largest values, for unpooling
         for mine, other in zip(dims[:-rank], t.dims(each)[:-rank], strict=False):
             t.unify(mine, other, func)
     for dim in dims[len(dims) - rank :]:
@@ -50,7 +50,7 @@ def grid_sampler(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, 
 
 @rule("_fft_r2c", "_fft_c2c", "_fft_c2r")
 def fourier(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
-    """Change dimensions to frequencies or back: these stay, the others are handed on."""
+    """Transform dimensions to frequencies or back: these are pinned, the others are handed on."""
     dims = list(t.dims(args[0]))
     for place in args[1]:
         t.pin(dims[place], "a Fourier transform runs along it")
@@ -60,7 +60,7 @@ def fourier(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any],
 
 @rule("im2col")
 def im2col(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
-    """Lay windows side by side: each channel becomes as many as a window has places."""
+    """Unfold windows: each channel becomes as many channels as a window has positions."""
     dims = t.dims(args[0])
     kernel = args[1]
     for dim in dims[-2:]:
@@ -70,7 +70,7 @@ def im2col(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], 
 
 @rule("col2im")
 def col2im(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
-    """Add windows up again."""
+    """Fold windows into an image, where overlapping values are added."""
     dims = t.dims(args[0])
     try:
         channels, places = factor(dims[-2], out.shape[-3])
@@ -93,7 +93,7 @@ def roi_align(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any
 
 @rule("torchvision.deform_conv2d", is_product=True)
 def deform_conv(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
-    """Convolve at moved places; offsets and masks stay."""
+    """Convolve at shifted positions; the axes of offsets and masks are pinned."""
     x, weight, offset, mask, bias = args[:5]
     for each in (offset, mask):
         for dim in t.dims(each):

@@ -74,7 +74,7 @@ def baddbmm(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any],
 
 @rule("glu")
 def glu(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
-    """Gate the first half of a dimension by the second: value and gate go together."""
+    """Gate the first half of a dimension by the second: value and gate are removed together."""
     dims = list(t.dims(args[0]))
     place = argument(args, kwargs, 1, "dim", -1) % len(dims)
     values = part_of(t, dims[place], 0, out.shape[place])
@@ -86,7 +86,7 @@ def glu(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out
 
 @rule("linalg_solve_triangular", "triangular_solve", "linalg_solve")
 def solve(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
-    """Solve A X = B: rows of A and B stay, columns of B and the batch are handed on."""
+    """Solve A X = B: A and the rows of B are pinned, columns of B and the batch are handed on."""
     a, b = t.dims(args[0]), t.dims(args[1])
     for dim in (*a[-2:], b[-2]):
         t.pin(dim, "a system of equations is solved along it")
@@ -113,7 +113,7 @@ def addmv(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], o
 
 @rule("_trilinear", is_product=True)
 def trilinear(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
-    """Multiply three tensors, each spread over the dimensions that it lacks, and sum over some."""
+    """Multiply three tensors, each broadcast over the dimensions that it lacks, and sum over some."""
     factors, spread, summed = args[:3], args[3:6], args[6]
     rank = args[0].dim() + len(spread[0])
     aligned = []
@@ -132,7 +132,7 @@ def trilinear(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any
 
 @rule("_cdist_forward", is_product=True)
 def distances(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
-    """Distances between the rows of (..., n, k) and of (..., m, k)."""
+    """Compute the distances between the rows of (..., n, k) and of (..., m, k)."""
     x, y = t.dims(args[0]), t.dims(args[1])
     contracted(t, func, args[0], args[1], x[-1], y[-1])
     return [*broadcast(t, func, [x[:-2], y[:-2]], tuple(out.shape[:-2])), x[-2], y[-2]]
@@ -143,7 +143,7 @@ _LANES = 8  # values of half precision in 16 bytes
 
 @rule("_grouped_mm", is_product=True)
 def grouped_mm(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
-    """Rows sorted by expert (n, k) x (experts, k, m); its kernel wants widths of 16 bytes."""
+    """Rows sorted by expert (n, k) x (experts, k, m); its kernel needs widths that are multiples of 16 bytes."""
     x, y = args[0], args[1]
     if x.dim() != 2 or y.dim() != 3:
         return t.pin_all(args, kwargs, "grouped_mm is not followed")
@@ -178,7 +178,7 @@ def convolution(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, A
 
 
 def _places(t: Tracer, dims: Dims, args: tuple[Any, ...], out: Any) -> Dims:
-    """Return the places of the output of a convolution; those that each window has for itself are handed on."""
+    """Return the spatial dimensions of a convolution's output; those with windows of one position are handed on."""
     weight, _, strides, padding = args[1:5]
     found: Dims = []
     for place, dim in enumerate(dims):

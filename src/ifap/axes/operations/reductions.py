@@ -60,7 +60,7 @@ def _reduced(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], rank: int
     "logcumsumexp", "sort", "topk", "argsort", "_weight_norm",
 )  # fmt: skip
 def along_one(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
-    """Work along one dimension, which stays."""
+    """Normalise, accumulate or sort along one dimension, which is pinned."""
     name, dims = t.name_of(func), list(t.dims(args[0]))
     at = 2 if name == "topk" else 1
     place = argument(args, kwargs, at, "dim", -1)
@@ -76,7 +76,7 @@ def along_one(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any
 
 @rule("renorm")
 def renorm(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
-    """Bound the norm of each row along one dimension; the others stay."""
+    """Bound the norm of each row along one dimension; the others are pinned."""
     dims = t.dims(args[0])
     for place, dim in enumerate(dims):
         if place != argument(args, kwargs, 2, "dim") % len(dims):

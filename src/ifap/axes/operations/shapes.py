@@ -24,7 +24,7 @@ def view(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], ou
     dims = t.dims(args[0])
     if not all(isinstance(size, int) for size in out.shape) or isinstance(args[1], torch.dtype):
         return t.pin_all(args, kwargs, "its values are read as another type")
-    if not out.numel():  # no position says where it comes from
+    if not out.numel():  # an empty tensor: dimensions are matched by size
         return [next((dim for dim in dims if size_of(dim) == size), int(size)) for size in out.shape]
     found = _regrouped(dims, out.shape)
     if found is not None:
@@ -44,13 +44,13 @@ def _regrouped(dims: Dims, shape: Sequence[int]) -> Dims | None:
     with suppress(CannotAgreeError):
         return regroup(dims, shape)
     with suppress(CannotAgreeError):
-        # An axis that stays may be put together as it likes, such as the samples of packed sequences.
+        # A fixed axis may be regrouped freely, such as the samples of packed sequences.
         return regroup([size_of(dim) if is_fixed(dim) else dim for dim in dims], shape)
     return None
 
 
 def _blocks(dims: Dims, shape: Sequence[int]) -> Iterator[tuple[Dims, list[int]]]:
-    """Divide a view into the smallest blocks of neighbours, each with as many positions before as after it."""
+    """Divide a view into the smallest blocks of neighbouring dimensions that have as many positions after it."""
     before, after = list(dims), [int(size) for size in shape]
     while before or after:
         block, sizes = before[:1], after[: 0 if before else 1]
@@ -179,7 +179,7 @@ def slice_(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], 
 
 @rule("select", "select_copy")
 def select(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
-    """Take one position; the axis stays, but only once the values are used."""
+    """Take one position; the axis is pinned once the values are used."""
     dims = list(t.dims(args[0]))
     chosen = dims.pop(args[1] % len(dims))
     t.pin_on_use(out, chosen, f"position {args[2]} of it is taken alone")
@@ -188,7 +188,7 @@ def select(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], 
 
 @rule("unbind", "unbind_copy")
 def unbind(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
-    """Take every position alone."""
+    """Take every position alone; the axis is pinned once the values are used."""
     dims = list(t.dims(args[0]))
     chosen = dims.pop(argument(args, kwargs, 1, "dim", 0) % len(dims))
     for each in out:
@@ -198,7 +198,7 @@ def unbind(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], 
 
 @rule("split", "split_copy", "unsafe_split", "unsafe_chunk", "chunk")
 def split_evenly(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
-    """Take a dimension apart into parts of one size, which they must keep in common."""
+    """Split a dimension into parts of one size, which must stay equal."""
     place = argument(args, kwargs, 2, "dim", 0)
     parts = _parts(t, args[0], place, out)
     place %= args[0].dim()
@@ -209,7 +209,7 @@ def split_evenly(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, 
 
 @rule("split_with_sizes", "split_with_sizes_copy", "unsafe_split_with_sizes", "tensor_split")
 def split_unevenly(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
-    """Take a dimension apart into parts of given sizes."""
+    """Split a dimension into parts of given sizes."""
     return _parts(t, args[0], argument(args, kwargs, 2, "dim", 0), out)
 
 
@@ -247,7 +247,7 @@ def repeat_interleave(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[
 
 @rule("flip", "roll")
 def moved(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
-    """Move positions along dimensions, which stay."""
+    """Flip or roll dimensions, which are pinned."""
     dims = t.dims(args[0])
     along = args[1] if t.name_of(func) == "flip" else argument(args, kwargs, 2, "dims", ())
     along = [along] if isinstance(along, int) else along
@@ -261,7 +261,7 @@ def moved(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], o
     "replication_pad2d", "replication_pad3d", "pad",
 )  # fmt: skip
 def pad(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
-    """Add positions at the ends; with a constant they are fixed parts beside the axis."""
+    """Add positions at the ends; with a constant they are fixed parts of a concatenation with the axis."""
     dims = list(t.dims(args[0]))
     amounts = list(args[1])
     for index in range(len(amounts) // 2):
@@ -287,7 +287,7 @@ def as_strided(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, An
 
 @rule("unfold")
 def unfold(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
-    """Take windows along a dimension, which stays."""
+    """Take windows along a dimension, which is pinned."""
     dims = list(t.dims(args[0]))
     place = args[1] % max(1, len(dims))
     t.pin(dims[place], "windows are taken along it")
@@ -297,7 +297,7 @@ def unfold(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], 
 
 @rule("diagonal", "diagonal_copy", "diag_embed", "diag")
 def diagonal(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
-    """Take a diagonal: its two dimensions stay."""
+    """Take a diagonal; all dimensions are pinned."""
     return t.pin_all(args, kwargs, "a diagonal is taken of it")
 
 
@@ -339,7 +339,7 @@ def pixel_unshuffle(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[st
 
 @rule("channel_shuffle", "native_channel_shuffle")
 def channel_shuffle(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
-    """Read the channels of all groups in turn."""
+    """Swap the groups of channels and the channels within a group."""
     lead, channels, *rest = t.dims(args[0])
     try:
         groups, inner = factor(channels, args[1])

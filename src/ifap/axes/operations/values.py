@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     "softshrink", "hardshrink", "celu", "special_expit", "remainder", "fmod", "pow", "atan2",
 )  # fmt: skip
 def pointwise(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
-    """Unify aligned dimensions; those of size one are spread over the others."""
+    """Unify aligned dimensions; those of size one are broadcast."""
     inputs = [t.dims(x) for x in tensors_in((*args, *kwargs.values()))]
     if not isinstance(out, (tuple, list)):
         return broadcast(t, func, inputs, tuple(out.shape))
@@ -47,7 +47,7 @@ def same(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], ou
 
 @rule("resize_", "resize_as_")
 def resized(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
-    """Resize in place: nothing happens where the size is right."""
+    """Resize in place; a tensor that already has the size keeps its dimensions."""
     dims = t.dims(args[0])
     return dims if [size_of(dim) for dim in dims] == list(out.shape) else made(t, func, args, kwargs, out)
 
@@ -70,7 +70,7 @@ def observed_and_quantised(t: Tracer, func: Any, args: tuple[Any, ...], kwargs: 
 
 
 def _of_channels(t: Tracer, func: Any, values: Tensor, channels: Expression) -> None:
-    """Let a vector hold one value for each channel."""
+    """Unify the dimension of a vector with the channels, of which it has one value each."""
     _take_axes(t, values, [channels])
     for dim in t.dims(values):
         t.unify(dim, channels, func)
