@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ifap.study import paths
-from ifap.study.paper.audit import summary, write_audit
+from ifap.study.paper.audit.report import summary, write_audit
 from ifap.study.stage import run_stage
 
 CLAIMS = paths.published_claims()

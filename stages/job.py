@@ -29,18 +29,18 @@ from ifap.study.data import DATASETS, Dataset
 from ifap.study.data.base import read_manifest
 from ifap.study.grid import Grid
 from ifap.study.machine.determinism import configure, device, rank
-from ifap.study.machine.lock import LOCK_FILE, Lock
+from ifap.study.machine.lock import LOCK_FILE, locked
 from ifap.study.machine.provenance import peak_memory_mb
 from ifap.study.models import MODELS, builder_from_id, builder_id
 from ifap.study.models.base import load_pretrained
 from ifap.study.models.text import load_pretrained_text
 from ifap.study.models.weights import obtain_weights
+from ifap.study.report.record import EPOCH_FIELDS
 from ifap.study.rounding import rounded
 from ifap.study.tasks import TASKS, Task
 from ifap.study.tasks.generation import by_imagenet_features
 from ifap.study.training.controller import Controller
 from ifap.study.training.fit import fit, read_progress
-from ifap.study.training.history import HISTORY_FIELDS
 from ifap.study.training.progress import tensorboard
 from stages.options import (
     PARAMS,
@@ -237,7 +237,7 @@ class Job:
         progress = read_progress(self.state)
         timing.resume_count, timing.extra_seconds = progress.resumes, progress.earlier_seconds
         epochs = (rounded(dataclasses.asdict(row)) for row in rows)
-        write_csv(paths.history_file(self.grid.scale, self.cell), epochs, HISTORY_FIELDS)
+        write_csv(paths.history_file(self.grid.scale, self.cell), epochs, EPOCH_FIELDS)
         if rows:
             log.info("%s %s: validation %s %.2f", self.stage, self.cell, self.task.primary, rows[-1].validation_metric)
         return network.cpu().eval()
@@ -253,7 +253,7 @@ class Job:
             # The first process holds the lock and writes for all.
             yield timing
             return
-        with Lock(self.state, f"{self.stage} of {self.cell}"):
+        with locked(self.state, f"{self.stage} of {self.cell}"):
             yield timing
             seconds = time.monotonic() - start + timing.extra_seconds
             cost = {

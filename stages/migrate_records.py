@@ -22,10 +22,9 @@ from ifap.study.report import records
 from ifap.study.report.collecting import recorded_files, report_of, write_recorded
 from ifap.study.report.configs import config_hash
 from ifap.study.report.provenance import gather, provenance_table
-from ifap.study.report.record import RECEIPT_FIELDS, SCHEMA_VERSION
+from ifap.study.report.record import EPOCH_FIELDS, RECEIPT_FIELDS, SCHEMA_VERSION
 from ifap.study.rounding import rounded
 from ifap.study.stage import run_stage
-from ifap.study.training.history import HISTORY_FIELDS
 from stages.options import PARAMS, ParamsOption, ScaleOption, open_grid
 
 REPLACED = ("runs.csv", "claims.csv", "comparison.csv", "missing.csv")
@@ -100,7 +99,7 @@ def round_history(file: Path) -> None:
     rows = [
         {name: _rounded_text(value) for name, value in row.items()} for row in csv.DictReader(file.open(newline=""))
     ]
-    write_csv(file, rows, HISTORY_FIELDS)
+    write_csv(file, rows, EPOCH_FIELDS)
 
 
 def _rounded_text(text: str) -> Any:

@@ -15,7 +15,12 @@ from places import ROOT
 
 from ifap.errors import ConfigError
 from ifap.study import paths
-from ifap.study.paper import audit
+from ifap.study.paper.audit.architectures import architecture
+from ifap.study.paper.audit.changes import delta_conventions
+from ifap.study.paper.audit.checks import run_audit
+from ifap.study.paper.audit.findings import KINDS, SEVERITIES
+from ifap.study.paper.audit.parameters import LANGUAGE
+from ifap.study.paper.audit.report import findings_table, render_audit, summary, write_audit
 from ifap.study.paper.published import Claim, claims_frame, load_claims
 
 CLAIMS = ROOT / paths.published_claims()
@@ -28,7 +33,7 @@ def claims():
 
 @pytest.fixture(scope="module")
 def findings(claims):
-    return audit.run_audit(claims)
+    return run_audit(claims)
 
 
 def of(findings, kind):
@@ -69,7 +74,7 @@ def test_arithmetic_of_a_change_is_shown(findings):
 
 
 def test_conventions(claims):
-    counts = audit.delta_conventions(claims).groupby(["table", "convention"]).size().to_dict()
+    counts = delta_conventions(claims).groupby(["table", "convention"]).size().to_dict()
     assert counts == {
         (2, "both"): 23,
         (2, "neither"): 8,
@@ -119,7 +124,7 @@ def test_gpt2_base_count(findings):
     ("model", "total"), [("BERT Base", 109_482_240), ("GPT-2 Base", 124_439_808), ("T5 Base", 222_903_552)]
 )
 def test_counts_of_the_language_models(model, total):
-    assert audit.LANGUAGE[model].total == total
+    assert LANGUAGE[model].total == total
 
 
 def test_straight_line_of_table_4(findings):
@@ -173,10 +178,10 @@ def test_base_macs_outside_rounding(findings):
 def test_findings_are_named_sorted_and_about_real_claims(findings, claims):
     names = [finding.name for finding in findings]
     assert len(set(names)) == len(names)
-    assert [f.kind for f in findings] == sorted((f.kind for f in findings), key=list(audit.KINDS).index)
+    assert [f.kind for f in findings] == sorted((f.kind for f in findings), key=list(KINDS).index)
     known = set(claims["id"])
     for finding in findings:
-        assert finding.severity in audit.SEVERITIES
+        assert finding.severity in SEVERITIES
         assert finding.claims
         assert known.issuperset(finding.claims)
         assert len(set(finding.claims)) == len(finding.claims)
@@ -184,7 +189,7 @@ def test_findings_are_named_sorted_and_about_real_claims(findings, claims):
 
 
 def test_wording_is_neutral(findings):
-    words = " ".join(f"{f.title} {f.arithmetic}" for f in findings) + str(audit.KINDS)
+    words = " ".join(f"{f.title} {f.arithmetic}" for f in findings) + str(KINDS)
     assert not re.search(r"fabricat|fraud|invent|fake|suspicio|copied|copy|wrong|manipulat|false", words, re.IGNORECASE)
 
 
@@ -206,14 +211,14 @@ def test_bound_of_resnet50_by_hand():
             left += width * outer * side**2 if first else 0
         width = outer
     left += 2048 * 1000
-    counted = audit.architecture("ResNet-50")
+    counted = architecture("ResNet-50")
     assert round(counted.left * counted.macs) == left
     assert counted.macs == 4_089_184_256
 
 
 def test_network_without_pointwise_convolutions_has_no_bound():
-    assert audit.architecture("VGG19 (BN)").sorts == {}
-    assert audit.architecture("VGG19 (BN)").left == 1
+    assert architecture("VGG19 (BN)").sorts == {}
+    assert architecture("VGG19 (BN)").left == 1
 
 
 # Sound numbers, and errors planted in them
@@ -274,7 +279,7 @@ def sound():
 
 
 def run(parts):
-    return audit.run_audit(claims_frame(itertools.chain(*parts.values())))
+    return run_audit(claims_frame(itertools.chain(*parts.values())))
 
 
 def test_sound_numbers_have_no_finding():
@@ -373,7 +378,7 @@ def test_rounded_numbers_are_never_flagged(base, share, places, delta_places, re
 
 
 def test_report_is_complete(claims, findings):
-    text = audit.render_audit(claims, findings, ROOT / paths.templates_dir())
+    text = render_audit(claims, findings, ROOT / paths.templates_dir())
     summary, _, rest = text.partition("\n## Metric changes")
     assert "| major | minor | info |" in summary
     assert summary.count("\n- [") == sum(f.severity == "major" for f in findings)
@@ -389,25 +394,25 @@ def test_report_is_complete(claims, findings):
 
 
 def test_empty_report(claims):
-    text = audit.render_audit(claims, [], ROOT / paths.templates_dir())
-    assert text.count("Nothing found.") == len(audit.KINDS)
+    text = render_audit(claims, [], ROOT / paths.templates_dir())
+    assert text.count("Nothing found.") == len(KINDS)
     assert "Major findings" not in text
 
 
 def test_committed_report_is_up_to_date(claims, findings):
-    rendered = audit.render_audit(claims, findings, ROOT / paths.templates_dir())
+    rendered = render_audit(claims, findings, ROOT / paths.templates_dir())
     assert (ROOT / paths.audit_file("md")).read_text("utf-8") == rendered
-    assert (ROOT / paths.audit_file("csv")).read_text("utf-8") == audit.findings_table(findings)
+    assert (ROOT / paths.audit_file("csv")).read_text("utf-8") == findings_table(findings)
 
 
 def test_table_of_findings(findings):
-    rows = list(csv.DictReader(audit.findings_table(findings).splitlines()))
+    rows = list(csv.DictReader(findings_table(findings).splitlines()))
     assert [row["finding"] for row in rows] == [finding.name for finding in findings]
     assert [tuple(row["claims"].split(";")) for row in rows] == [finding.claims for finding in findings]
 
 
 def test_summary_counts(findings):
-    lines = audit.summary(findings).splitlines()
+    lines = summary(findings).splitlines()
     assert lines[0].split() == ["major", "minor", "info"]
     assert [int(n) for n in lines[1].split()[-3:]] == [8, 2, 0]
     assert lines[-1].startswith(f"{len(findings)} findings about ")
@@ -448,4 +453,4 @@ def test_command_writes_and_succeeds_with_findings(tmp_path, monkeypatch):
 def test_outside_the_project_the_template_is_named(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match=r"audit\.md\.j2 not found: run this in the project's folder"):
-        audit.write_audit(CLAIMS)
+        write_audit(CLAIMS)

@@ -13,7 +13,9 @@ from ifap.errors import ResultsError
 from ifap.study import paths
 from ifap.study.config.params import Params
 from ifap.study.grid import Grid
-from ifap.study.paper import audit, published
+from ifap.study.paper import published
+from ifap.study.paper.audit.checks import run_audit
+from ifap.study.paper.audit.findings import Finding
 from ifap.study.report import judge as verdicts
 from ifap.study.report import records
 from ifap.study.report.full_size import load_counts
@@ -29,7 +31,7 @@ def claims():
 
 @cache
 def findings():
-    return tuple(audit.run_audit(claims()))
+    return tuple(run_audit(claims()))
 
 
 def source(scale="quick", runs=(), trace=(), structure=()):
@@ -204,7 +206,7 @@ def test_a_trained_network_of_the_paper_s_size_is_better_than_a_count():
 
 def test_a_measured_claim_keeps_what_the_audit_found():
     name = "T2/CIFAR-10/ResNet-50/gmacs_pruned"
-    finding = audit.Finding("cost-delta", "minor", "Made up", "1 + 1\n= 3", (name,), "cost-delta-9")
+    finding = Finding("cost-delta", "minor", "Made up", "1 + 1\n= 3", (name,), "cost-delta-9")
     own = source(structure=made_up_structure())
     rows = {row.id: row for row in verdicts.judge(claims(), own, [finding])}
     assert rows[name].verdict == "reproduced"

@@ -51,12 +51,12 @@ def test_csv_floats_read_back_exactly(tmp_path):
 
 def test_a_second_run_is_told_what_is_running(tmp_path):
     with (
-        lock.Lock(tmp_path, "baseline of a cell"),
+        lock.locked(tmp_path, "baseline of a cell"),
         pytest.raises(IfapError, match=rf"baseline of a cell is already running \(process {os.getpid()};"),
     ):
-        lock.Lock(tmp_path, "baseline of a cell").__enter__()
+        lock.locked(tmp_path, "baseline of a cell").__enter__()
     assert (tmp_path / lock.LOCK_FILE).exists()  # a file left behind must not block the next run
-    with lock.Lock(tmp_path, "baseline of a cell"):
+    with lock.locked(tmp_path, "baseline of a cell"):
         pass
 
 

@@ -114,22 +114,21 @@ def test_gradients_of_samples_do_not_depend_on_the_batches():
 # --- search ---------------------------------------------------------------------------------------
 
 
-def best_by_force(importance, prices, allowed, least):
-    """Return the largest worth of all subsets of one group of heads and one of neurons."""
+def best_by_force(importance, prices, allowed):
+    """Return the largest worth of all subsets of one group of heads and one of neurons, at least one of each."""
     best = -1.0
     for heads in itertools.product((False, True), repeat=4):
         for neurons in itertools.product((False, True), repeat=8):
             chosen = [torch.tensor(heads), torch.tensor(neurons)]
             paid = sum(price * int(mask.sum()) for price, mask in zip(prices, chosen, strict=True))
-            if paid <= allowed and all(int(mask.sum()) >= least for mask in chosen):
+            if paid <= allowed and all(mask.any() for mask in chosen):
                 best = max(
                     best, float(sum(values[mask].sum() for values, mask in zip(importance, chosen, strict=True)))
                 )
     return best
 
 
-@pytest.mark.parametrize("least", [0, 1])
-def test_the_search_finds_what_brute_force_finds(least):
+def test_the_search_finds_what_brute_force_finds():
     prices = [18.0, 5.0]
     total = 4 * 18 + 8 * 5
     for seed, share in itertools.product(range(3), (0.25, 0.5, 0.77)):
@@ -138,9 +137,9 @@ def test_the_search_finds_what_brute_force_finds(least):
             torch.rand(4, generator=draw, dtype=torch.float64) * 4,
             torch.rand(8, generator=draw, dtype=torch.float64),
         ]
-        kept = search(importance, prices, ["heads", "neurons"], share * total, least=least)
+        kept = search(importance, prices, ["heads", "neurons"], share * total)
         worth = float(sum(values[mask].sum() for values, mask in zip(importance, kept, strict=True)))
-        assert worth == pytest.approx(best_by_force(importance, prices, share * total, least))
+        assert worth == pytest.approx(best_by_force(importance, prices, share * total))
 
 
 @pytest.mark.parametrize("dominant", ["heads", "neurons", "neither"])
@@ -261,7 +260,6 @@ def test_tuning_brings_each_layer_closer_to_the_teacher(name):
     readers = [part.reader for group in groups for part in group.parts]
     assert len(solved) == len(readers) - 1  # not the first attention
     for layer in solved:
-        assert layer.objective[1] <= layer.objective[0]
         assert layer.error[1] < layer.error[0]
         assert layer.used
     for group, mask in zip(groups, kept, strict=True):

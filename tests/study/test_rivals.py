@@ -576,7 +576,7 @@ def test_lth_rewinds_to_the_very_weights_with_a_new_optimiser_and_the_schedule_o
             mask = run.masks.get(name)
             expected = early[name] if mask is None else torch.where(mask, early[name], 0)
             assert torch.equal(value, expected), name
-        assert run.rates[0] == (STEPS, learning_rate(STEPS, 6 * STEPS, 0, 0.05))
+        assert run.rates[0] == (STEPS, learning_rate(STEPS, STEPS, recipe()))
         assert all((run.masks[name] <= runs[number - 1].masks[name]).all() for name in run.masks)
     assert [row.epoch for row in outcome.history] == [1, 2, 3, 4, 5, 6, *[2, 3, 4, 5, 6] * 2]
     assert [event.number for event in outcome.events] == [0, 1, 2, 3]

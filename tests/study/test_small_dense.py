@@ -18,12 +18,19 @@ from ifap.study.config.recipes import PruneOptions, RecoveryOptions, TrainingOpt
 from ifap.study.config.rivals import SmallDenseOptions
 from ifap.study.models import MODELS
 from ifap.study.rivals import SPARSE, Context
-from ifap.study.rivals.narrow import reinitialise, structure
+from ifap.study.rivals.small_dense import reinitialise
 from ifap.study.tasks import TASKS
 
 X = torch.zeros(1, 3, 32, 32)
 RECIPE = {"epochs": 2, "batch_size": 8, "optimizer": "sgd", "lr": 0.1, "weight_decay": 0.0, "warmup_epochs": 0,
           "label_smoothing": 0.0, "augment": False}  # fmt: skip
+
+
+def narrowed(network, inputs, target, seed=0, **limits):
+    """Return what `small_dense` trains."""
+    small = ifap.prune(network, inputs, (), target=target, steps=1, method="uniform", **limits)
+    reinitialise(small.model, seed)
+    return small
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +41,7 @@ def wide():
 
 @pytest.fixture(scope="module")
 def small(wide):
-    return structure(wide, X, ifap.Target(macs=0.65), seed=5)
+    return narrowed(wide, X, ifap.Target(macs=0.65), seed=5)
 
 
 def test_every_width_loses_the_same_share_and_the_target_is_met(wide, small):
@@ -70,7 +77,7 @@ def test_weights_are_new_for_the_new_widths(wide, small):
 
 def test_the_seed_alone_decides(wide, small):
     state = torch.get_rng_state()
-    same, other = (structure(wide, X, ifap.Target(macs=0.65), seed=seed).model for seed in (5, 6))
+    same, other = (narrowed(wide, X, ifap.Target(macs=0.65), seed=seed).model for seed in (5, 6))
     assert torch.equal(torch.get_rng_state(), state)
     first = small.model.state_dict()
     assert all(torch.equal(first[key], value) for key, value in same.state_dict().items())
@@ -88,14 +95,14 @@ def test_a_saved_one_loads_again(wide, small, tmp_path):
 @pytest.mark.parametrize("name", ["residual", "grouped", "self_attention_batch_first", "fused_qkv"])
 def test_every_group_loses_alike(name):
     net = NETWORKS[name]
-    result = structure(net.build(), net.inputs(), ifap.Target(macs=0.5), min_units=1)
+    result = narrowed(net.build(), net.inputs(), ifap.Target(macs=0.5), min_units=1)
     assert result.after.reduction(result.before, "macs") >= 0.5
     call(result.model, net.inputs())
 
 
 def test_limits_hold_here_too(wide):
     with pytest.raises(TargetError, match="cannot be reached"):
-        structure(wide, X, ifap.Target(macs=0.9), max_layer_ratio=0.3)
+        narrowed(wide, X, ifap.Target(macs=0.9), max_layer_ratio=0.3)
 
 
 def test_positions_and_tokens_keep_their_values():

@@ -26,6 +26,10 @@ RECIPE = TrainingOptions(
 )
 
 
+def recipe(**changes):
+    return RECIPE.model_copy(update=changes)
+
+
 def network():
     torch.manual_seed(0)
     return nn.Sequential(
@@ -162,21 +166,21 @@ def test_on_a_gpu_losses_are_read_in_blocks():
 
 
 def test_the_schedule_rises_and_then_falls_along_a_half_cosine():
-    rates = [learning_rate(step, 20, 4, 1.0) for step in range(20)]
+    rates = [learning_rate(step, 1, recipe(epochs=20, warmup_epochs=4, lr=1.0)) for step in range(20)]
     assert rates[:5] == [0.25, 0.5, 0.75, 1.0, 1.0]
     assert rates[12] == pytest.approx(0.5)
     assert rates[4:] == sorted(rates[4:], reverse=True)
     assert 0 < rates[-1] < 0.02
-    assert learning_rate(0, 1, 0, 1.0) == 1.0
+    assert learning_rate(0, 1, recipe(epochs=1, warmup_epochs=0, lr=1.0)) == 1.0
 
 
 def test_biases_and_norms_are_not_decayed():
     model = network()
-    decayed, free = build_optimizer(model, "adamw", 0.1, 0.5).param_groups
+    decayed, free = build_optimizer(model, recipe(weight_decay=0.5)).param_groups
     assert (decayed["weight_decay"], free["weight_decay"]) == (0.5, 0.0)
     assert len(decayed["params"]) == 2
     assert len(free["params"]) == 4
-    assert build_optimizer(model, "sgd", 0.1, 0.5).param_groups[0]["nesterov"]
+    assert build_optimizer(model, recipe(optimizer="sgd")).param_groups[0]["nesterov"]
 
 
 class Mask:

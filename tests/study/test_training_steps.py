@@ -179,8 +179,13 @@ def test_a_killed_run_ends_with_the_same_bytes(tmp_path, changes, monkeypatch):
 # --- schedule and optimiser -----------------------------------------------------------------------
 
 
+def recipe(**changes):
+    return TrainingOptions(**shared_training.RECIPE | changes)
+
+
 def test_the_learning_rate_falls_at_milestones():
-    rates = [learning_rate(step, 20, 2, 1.0, milestones=[0.5, 0.75], gamma=0.1) for step in range(20)]
+    stepped = recipe(epochs=20, warmup_epochs=2, lr=1.0, schedule="step", milestones=[0.5, 0.75])
+    rates = [learning_rate(step, 1, stepped) for step in range(20)]
     assert rates == pytest.approx([0.5, 1.0, *[1.0] * 8, *[0.1] * 5, *[0.01] * 5])
     _, rows = train(schedule="step", milestones=[0.5], warmup_epochs=0)
     assert [row.lr for row in rows] == pytest.approx([0.05, 0.005, 0.005])
@@ -188,8 +193,8 @@ def test_the_learning_rate_falls_at_milestones():
 
 def test_momentum_and_decay_reach_the_optimiser():
     model = network(norm=True)
-    assert build_optimizer(model, "adamw", 0.1, 0.5, beta1=0.5).param_groups[0]["betas"] == (0.5, 0.999)
-    optimizer = build_optimizer(model, "sgd", 0.1, 0.5, momentum=0.0, decay_norms=True)
+    assert build_optimizer(model, recipe(optimizer="adamw", beta1=0.5)).param_groups[0]["betas"] == (0.5, 0.999)
+    optimizer = build_optimizer(model, recipe(optimizer="sgd", weight_decay=0.5, momentum=0.0, decay_norms=True))
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.5, 0.5]
     assert {(group["momentum"], group["nesterov"]) for group in optimizer.param_groups} == {(0.0, False)}
     assert not same(weights(train()[0]), weights(train(momentum=0.5)[0]))

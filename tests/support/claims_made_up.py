@@ -14,15 +14,14 @@ from ifap.study import paths
 from ifap.study.config.params import Params
 from ifap.study.grid import Grid
 from ifap.study.paper import published
-from ifap.study.paper.audit import Finding
+from ifap.study.paper.audit.findings import Finding
 from ifap.study.paths import Cell
 from ifap.study.report import judge as verdicts
 from ifap.study.report.collecting import frames_of, recorded_files, write_recorded
 from ifap.study.report.full_size import ClassifierCount
-from ifap.study.report.record import TRACE_COLUMNS, Receipt
+from ifap.study.report.record import EPOCH_FIELDS, TRACE_COLUMNS, Receipt
 from ifap.study.report.records import RECORD_COLUMNS, collect
 from ifap.study.report.tables.report import Report
-from ifap.study.training.history import HISTORY_FIELDS
 
 MODELS = {"net_a": (5_210_624, 98_410, 97.5), "net_b": (1_204_300, 31_250, 94.1666667)}
 # Left of the MACs and of the parameters, and the fall in points; random ties with magnitude on net_a.
@@ -146,7 +145,7 @@ def write_cell(root: Path, grid: Grid, cell: Cell):
     path = root / paths.metrics_file(grid.scale, cell)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(metrics(grid, cell), indent=2))
-    (root / paths.history_file(grid.scale, cell)).write_text(f"{','.join(HISTORY_FIELDS)}\n1,0.1,0.5,0.4,90\n")
+    (root / paths.history_file(grid.scale, cell)).write_text(f"{','.join(EPOCH_FIELDS)}\n1,0.1,0.5,0.4,90\n")
     write_cost(root, grid.scale, cell)
     if not cell.is_baseline:
         write_receipts(root / paths.receipts_file(grid.scale, cell), receipt_rows(cell))

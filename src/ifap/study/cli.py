@@ -52,7 +52,7 @@ def audit(claims: Annotated[Path, typer.Option(help="The published numbers.")] =
     from ifap.study import paths
 
     try:
-        from ifap.study.paper.audit import summary, write_audit
+        from ifap.study.paper.audit.report import summary, write_audit
     except ModuleNotFoundError as error:
         raise ConfigError(f"audit needs {error.name}: {installation('workflow')}") from None
     typer.echo(summary(write_audit(claims)))

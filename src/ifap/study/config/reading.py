@@ -33,10 +33,7 @@ _MAX_CELLS = 1_000_000
 def load_params(path: Path | str = "params.yaml") -> Params:
     """Read and check ``params.yaml``.
 
-    Raises
-    ------
-    ConfigError
-        One line that names the key and the nearest valid choice.
+    Raises a ConfigError: one line that names the key and the nearest valid choice.
     """
     path = Path(path)
     try:

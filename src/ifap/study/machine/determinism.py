@@ -17,13 +17,8 @@ log = logging.getLogger(__name__)
 def configure(seed: int, threads: int | None = None) -> None:
     """Make this process deterministic.
 
-    Parameters
-    ----------
-    seed : int
-        Seed of torch's global generator.
-    threads : int, optional
-        Threads of one operation; ``OMP_NUM_THREADS``, else 1, so that results never depend on
-        how many cores the machine happens to have.
+    Seeds torch's global generator. An operation has `threads` threads, by default ``OMP_NUM_THREADS``, else 1, so that
+    results never depend on how many cores the machine happens to have.
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.set_num_threads(threads or _threads_from_environment())

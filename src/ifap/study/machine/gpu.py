@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ifap.errors import ConfigError
+from ifap.study.machine.lock import holder, lock
 
 log = logging.getLogger(__name__)
 
@@ -44,21 +45,11 @@ _PART = re.compile(r"\s+MIG (?P<title>\S+)\s+Device\s+\d+: \(UUID: (?P<uuid>MIG-
 
 @dataclass(frozen=True)
 class Device:
-    """A GPU, or a part of one.
+    """A GPU, or a part of one."""
 
-    Parameters
-    ----------
-    name : str
-        What ``CUDA_VISIBLE_DEVICES`` calls it: an index, a UUID or a MIG name.
-    uuid : str
-        Its UUID where the driver tells, else the name: two names of one device have one lock.
-    title : str
-        The model in words, empty if not known.
-    """
-
-    name: str
-    uuid: str
-    title: str = ""
+    name: str  # What ``CUDA_VISIBLE_DEVICES`` calls it: an index, a UUID or a MIG name.
+    uuid: str  # Its UUID where the driver tells, else the name: two names of one device have one lock.
+    title: str = ""  # The model in words, empty if not known.
 
     def __str__(self) -> str:
         return f"{self.name} ({self.title})" if self.title else self.name
@@ -66,40 +57,20 @@ class Device:
 
 @dataclass(frozen=True)
 class Lease:
-    """A device that this process holds until it ends.
-
-    Parameters
-    ----------
-    device : Device
-        The device.
-    lock : Path or None
-        The lock file; None for a device that a scheduler assigned to this process alone.
-    waited : float
-        Seconds until it was free.
-    """
+    """A device that this process holds until it ends."""
 
     device: Device
-    lock: Path | None = None
-    waited: float = 0.0
+    lock: Path | None = None  # The lock file; None for a device that a scheduler assigned to this process alone.
+    waited: float = 0.0  # Seconds until it was free.
 
 
 @dataclass(frozen=True)
 class Holder:
-    """A lease of another process.
-
-    Parameters
-    ----------
-    device : Device
-        The device.
-    slot : int
-        Which of its slots, from 0.
-    process : str
-        Process id as its holder wrote it.
-    """
+    """A lease of another process."""
 
     device: Device
-    slot: int
-    process: str
+    slot: int  # Which of its slots, from 0.
+    process: str  # Process id as its holder wrote it.
 
 
 def driver_devices() -> list[Device]:
@@ -135,15 +106,10 @@ def parse_devices(listed: str) -> list[Device]:
 
 
 def visible_devices(environ: Mapping[str, str] = os.environ) -> list[Device]:
-    """Return the devices that a process may use.
+    """Return the devices that a process may use, in order, each once.
 
-    In order, each once.
-
-    Parameters
-    ----------
-    environ : mapping of str to str
-        Its environment. ``CUDA_VISIBLE_DEVICES`` is read as CUDA does: what follows an entry that is no
-        device is ignored, and an empty value hides all.
+    ``CUDA_VISIBLE_DEVICES`` is read as CUDA does: what follows an entry that is no device is ignored, and an empty
+    value hides all.
     """
     driver = driver_devices()
     if VISIBLE not in environ:
@@ -185,23 +151,14 @@ def owns_none(environ: Mapping[str, str] = os.environ) -> bool:
 
 
 def slots(environ: Mapping[str, str] = os.environ) -> int:
-    """Return how many processes may share one device.
-
-    Raises
-    ------
-    ConfigError
-        If ``IFAP_GPU_SLOTS`` is no positive number.
-    """
+    """Return how many processes may share one device; a ConfigError if ``IFAP_GPU_SLOTS`` is no positive number."""
     return _number(environ, SLOTS, 1) or 1
 
 
 def lock_folder(environ: Mapping[str, str] = os.environ) -> Path:
     """Return the folder of the lock files, made if it is not there.
 
-    Raises
-    ------
-    ConfigError
-        If somebody else made it: then its locks say nothing.
+    Raises a ConfigError if somebody else made it: then its locks say nothing.
     """
     folder = Path(environ.get(FOLDER) or Path(tempfile.gettempdir()) / f"ifap-gpu-{os.getuid()}")
     try:
@@ -218,12 +175,7 @@ def take(environ: MutableMapping[str, str] = os.environ) -> Lease | None:
     """Take one of the visible devices for this process and hide the others; waits while all are taken.
 
     None without any device: then everything runs on the CPU. A single device that a scheduler assigned is left as it
-    is, with no lock.
-
-    Raises
-    ------
-    ConfigError
-        If ``IFAP_GPU_SLOTS`` or the lock folder cannot be used.
+    is, with no lock. Raises a ConfigError if ``IFAP_GPU_SLOTS`` or the lock folder cannot be used.
     """
     if owns_none(environ):
         environ[VISIBLE] = ""
@@ -237,7 +189,8 @@ def take(environ: MutableMapping[str, str] = os.environ) -> Lease | None:
     start, said = time.monotonic(), False
     while True:
         for path, device, _ in files:
-            if _lock(path):
+            if (descriptor := lock(path)) is not None:
+                _held.append(descriptor)
                 environ[VISIBLE] = device.name
                 return Lease(device, path, time.monotonic() - start)
         if not said:
@@ -256,8 +209,7 @@ def holders(devices: list[Device], environ: Mapping[str, str] = os.environ) -> I
         try:
             fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
-            process = os.read(descriptor, 32).decode(errors="replace").strip()
-            yield Holder(device, slot, process or "unknown")
+            yield Holder(device, slot, holder(path))
         finally:
             os.close(descriptor)
 
@@ -274,20 +226,6 @@ def _files(devices: list[Device], environ: Mapping[str, str]) -> list[tuple[Path
     ]
 
 
-def _lock(path: Path) -> bool:
-    """Take the lock of a file until this process ends; False if another one has it."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        return False
-    os.ftruncate(descriptor, 0)
-    os.write(descriptor, f"{os.getpid()}\n".encode())
-    _held.append(descriptor)
-    return True
-
-
 def _let_go() -> None:
     """Close the locks in a forked child: a loader's worker that outlives this process must not keep its device."""
     while _held:
@@ -301,10 +239,7 @@ os.register_at_fork(after_in_child=_let_go)
 def take_as_asked(environ: MutableMapping[str, str] = os.environ) -> None:
     """Do what the workflow asked for through ``IFAP_GPU``, once: children of this process inherit its device.
 
-    Raises
-    ------
-    ConfigError
-        If ``IFAP_GPU`` is no number, or see `take`.
+    Raises a ConfigError if ``IFAP_GPU`` is no number, or where `take` does.
     """
     wanted = _number(environ, WANTED, None)
     environ.pop(WANTED, None)

@@ -1,55 +1,45 @@
-"""A lock on the state of a job: one process at a time."""
+"""Locks on files: one process at a time. The kernel frees a lock when its process ends, however it ends."""
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
+from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
 
 from ifap.errors import IfapError
 
 LOCK_FILE = "lock"
 
 
-class Lock:
-    """A lock on a job's state folder, freed by the kernel when the process ends.
+@contextlib.contextmanager
+def locked(folder: Path, job: str) -> Iterator[None]:
+    """Hold the lock of the state folder of a job; raises an IfapError if another process holds it."""
+    path = folder / LOCK_FILE
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = lock(path)
+    if descriptor is None:
+        raise IfapError(f"{job} is already running (process {holder(path)}; lock {path})")
+    try:
+        yield
+    finally:
+        os.close(descriptor)
 
-    Parameters
-    ----------
-    folder : Path
-        The state folder; the lock is the file ``lock`` in it.
-    job : str
-        What the folder belongs to, for the error message.
 
-    Raises
-    ------
-    IfapError
-        On entering, if another process holds the lock.
-    """
+def lock(path: Path) -> int | None:
+    """Take the lock of a file until the returned descriptor is closed; None if another process has it."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    os.ftruncate(descriptor, 0)
+    os.write(descriptor, f"{os.getpid()}\n".encode())
+    return descriptor
 
-    def __init__(self, folder: Path, job: str) -> None:
-        self._path = folder / LOCK_FILE
-        self._job = job
-        self._descriptor: int | None = None
 
-    def __enter__(self) -> Lock:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.read(descriptor, 32).decode(errors="replace").strip() or "unknown"
-            os.close(descriptor)
-            raise IfapError(f"{self._job} is already running (process {holder}; lock {self._path})") from None
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, f"{os.getpid()}\n".encode())
-        self._descriptor = descriptor
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
+def holder(path: Path) -> str:
+    """Return the process id that the holder of a lock wrote."""
+    return path.read_text(errors="replace").strip() or "unknown"

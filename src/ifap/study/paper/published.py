@@ -111,12 +111,8 @@ def load_claims(path: Path) -> pd.DataFrame:
     """Read ``claims.csv`` and check every row.
 
     One row a claim, in the order of the file: `id`, the columns of the file (`table` is an integer, `step` an integer
-    or missing, the others are text) and `number`, the value as a float.
-
-    Raises
-    ------
-    ResultsError
-        If the file is missing or anything in it is wrong; one line that names file, row and column.
+    or missing, the others are text) and `number`, the value as a float. Raises a ResultsError that names file, row and
+    column if the file is missing or anything in it is wrong.
     """
     claims = _read_rows(path)
     _check_whole(claims, path)
@@ -158,19 +154,10 @@ def first_change(path: Path, claims: Sequence[Claim]) -> str | None:
 
 
 def transcribe(html: str) -> list[Claim]:
-    """Turn the published tables into claims.
+    """Turn the published tables into claims: all published values, table by table and row by row.
 
-    All published values, table by table and row by row.
-
-    Parameters
-    ----------
-    html : str
-        A page with Tables I-V, in order; a table that is not closed ends where the next begins.
-
-    Raises
-    ------
-    ResultsError
-        If a table, heading, row or value is missing, new or malformed.
+    `html` is a page with Tables I-V, in order; a table that is not closed ends where the next begins. Raises a
+    ResultsError if a table, heading, row or value is missing, new or malformed.
     """
     reader = _Reader()
     try:

@@ -15,10 +15,7 @@ from ifap.study.paths import Cell, published_claims
 def published_reduction(cell: Cell, kind: Literal["macs", "params"]) -> float:
     """Return the share of MACs or parameters that the paper removes for a data set and model, in (0, 1).
 
-    Raises
-    ------
-    ConfigError
-        If it prints none.
+    Raises a ConfigError if it prints none.
     """
     found = _reductions(published_claims()).get((cell.dataset, published_model(cell.model), kind))
     if found is None:

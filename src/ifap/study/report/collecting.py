@@ -34,14 +34,7 @@ def report_of(collected: Collected, *, root: Path = Path()) -> Report:
 def recorded_files(collected: Collected, report: Report, *, root: Path = Path()) -> dict[Path, str]:
     """Return the content of every file; ``missing.csv`` is among them if a cell has no record.
 
-    Parameters
-    ----------
-    collected : Collected
-        The records of the scale.
-    report : Report
-        What tables read of them: see `report_of`.
-    root : Path
-        The project's root: the work of the cells is read below it.
+    `report` is what tables read of `collected`, see `report_of`. The work of the cells is read below `root`.
     """
     grid, scale = collected.grid, collected.grid.scale
     files = {

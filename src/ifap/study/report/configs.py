@@ -27,15 +27,9 @@ def config_hash(config: Mapping[str, Any]) -> str:
 def configs_text(configs: Iterable[Mapping[str, Any]]) -> str:
     """Lay out configurations as JSON: every step once by its hash, and which steps each configuration has.
 
-    Parameters
-    ----------
-    configs : iterable of mapping
-        Resolved configurations of cells, as `ifap.study.grid.Grid.config` returns them.
-
-    Returns
-    -------
-    str
-        ``steps`` maps a hash to parameters, ``configs`` the hash of a configuration to the hash of each of its steps.
+    `configs` are resolved configurations of cells, as `ifap.study.grid.Grid.config` returns them. In the text,
+    ``steps`` maps a hash to parameters, and ``configs`` maps the hash of a configuration to the hash of each of its
+    steps.
     """
     steps: dict[str, Any] = {}
     named: dict[str, dict[str, str]] = {}
@@ -76,14 +70,8 @@ def check_configs(records: pd.DataFrame, configs: Mapping[str, Mapping[str, Any]
 def recorded_difference(found: str, configs: Mapping[str, Mapping[str, Any]], wanted: Mapping[str, Any]) -> str | None:
     """Name the first key in which a recorded configuration differs from the wanted one; None if they are the same.
 
-    Parameters
-    ----------
-    found : str
-        Hash of the recorded configuration.
-    configs : mapping of str to mapping
-        Content of ``configs.json``: see `load_configs`.
-    wanted : mapping
-        What ``params.yaml`` asks of the cell.
+    `found` is the hash of the recorded configuration, `configs` the content of ``configs.json`` (see `load_configs`),
+    and `wanted` what ``params.yaml`` asks of the cell.
     """
     if found == config_hash(wanted):
         return None
@@ -92,21 +80,9 @@ def recorded_difference(found: str, configs: Mapping[str, Mapping[str, Any]], wa
 
 
 def first_difference(found: Mapping[str, Any], wanted: Mapping[str, Any], source: str = "params.yaml") -> str | None:
-    """Name the first key in which two nested mappings differ.
+    """Name the first key in which two nested mappings differ; None if they are the same.
 
-    Parameters
-    ----------
-    found : mapping
-        What a record says.
-    wanted : mapping
-        What it should say.
-    source : str
-        Where `wanted` comes from, for the message.
-
-    Returns
-    -------
-    str or None
-        For example ``"prune.steps=10 (params.yaml: 12)"``; None if they are the same.
+    For example ``"prune.steps=10 (params.yaml: 12)"``, where `source` is what `wanted` comes from.
     """
     ours = flat(json.loads(json.dumps(found)))
     theirs = flat(json.loads(json.dumps(wanted)))

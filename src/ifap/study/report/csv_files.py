@@ -38,13 +38,7 @@ LISTED = 20  # how many missing or stale cells an error names before it counts t
 
 
 def write_files(contents: Mapping[Path, str | bytes]) -> None:
-    """Write files so that each is replaced at once, and none if any of them cannot be written.
-
-    Parameters
-    ----------
-    contents : mapping of Path to str or bytes
-        What each file should hold.
-    """
+    """Write files so that each is replaced at once, and none if any of them cannot be written."""
     with contextlib.ExitStack() as stack:
         ready = {path: stack.enter_context(beside(path)) for path in contents}
         for path, temporary in ready.items():

@@ -31,43 +31,20 @@ TOKEN_BYTES = 6  # its number, whether it counts, and which text it is of
 
 @dataclass(frozen=True)
 class Assumptions:
-    """What is assumed of cells that have no record; every number is for one current data-centre GPU.
+    """What is assumed of cells that have no record; every number is for one current data-centre GPU."""
 
-    Parameters
-    ----------
-    images_per_second : float
-        Images of 224 x 224 pixels that one training step handles a second, mixed precision, for a
-        network of about 4 GMACs. Other sizes go by area, up to `most_per_second`.
-    most_per_second : float
-        What loading and launching allow for small images.
-    forward : float
-        Cost of a forward pass without training, in training passes.
-    distillation : float
-        Cost of a recovery pass with its teacher, in training passes.
-    iteration_seconds : float
-        Ranking, removing units and counting, for each pruning iteration.
-    cut_seconds : float
-        The same, where the speed of steps is timed and not assumed.
-    job_seconds : float
-        Start of one job: imports, reading data and network.
-    parameters : float
-        Parameters of an unpruned network, 4 bytes each.
-    split_share : float
-        Share of validation and of test samples where the data set itself has such a split.
-    other_samples : int
-        Samples of a data set of which nothing is known.
-    """
-
+    # Images of 224 x 224 pixels that one training step handles a second, mixed precision, for a network of about 4
+    # GMACs. Other sizes go by area, up to `most_per_second`.
     images_per_second: float = 800.0
-    most_per_second: float = 10_000.0
-    forward: float = 1 / 3
-    distillation: float = 4 / 3
-    iteration_seconds: float = 20.0
-    cut_seconds: float = 2.0
-    job_seconds: float = 30.0
-    parameters: float = 30e6
-    split_share: float = 0.15
-    other_samples: int = 60_000
+    most_per_second: float = 10_000.0  # What loading and launching allow for small images.
+    forward: float = 1 / 3  # Cost of a forward pass without training, in training passes.
+    distillation: float = 4 / 3  # Cost of a recovery pass with its teacher, in training passes.
+    iteration_seconds: float = 20.0  # Ranking, removing units and counting, for each pruning iteration.
+    cut_seconds: float = 2.0  # The same, where the speed of steps is timed and not assumed.
+    job_seconds: float = 30.0  # Start of one job: imports, reading data and network.
+    parameters: float = 30e6  # Parameters of an unpruned network, 4 bytes each.
+    split_share: float = 0.15  # Share of validation and of test samples where the data set itself has such a split.
+    other_samples: int = 60_000  # Samples of a data set of which nothing is known.
 
 
 Network = tuple[str, str, str]
@@ -90,22 +67,13 @@ def network_of(cell: Cell) -> Network:
 
 @dataclass(frozen=True)
 class State:
-    """Where one cell stands.
-
-    Parameters
-    ----------
-    cell : Cell
-        The cell.
-    word : str
-        ``ran`` (metrics and checkpoint are here), ``restored`` (metrics without checkpoint),
-        ``recorded`` (in git, its work is not here), ``missing``, ``stale`` (made with other parameters) or ``damaged``.
-    detail : str
-        The commit of the record, or what is wrong with it.
-    """
+    """Where one cell stands."""
 
     cell: Cell
+    # ``ran`` (metrics and checkpoint are here), ``restored`` (metrics without checkpoint), ``recorded`` (in git, its
+    # work is not here), ``missing``, ``stale`` (made with other parameters) or ``damaged``.
     word: str
-    detail: str = ""
+    detail: str = ""  # The commit of the record, or what is wrong with it.
 
     def __str__(self) -> str:
         return f"{self.cell}: {self.word}{f' ({self.detail})' if self.detail else ''}"
@@ -113,24 +81,14 @@ class State:
 
 @dataclass(frozen=True)
 class Cost:
-    """What some cells take.
-
-    Parameters
-    ----------
-    cells, measured, jobs : int
-        Cells, those whose cost is measured, and jobs of the workflow, one fetch a data set included.
-    gpu_hours, cpu_hours : float
-        Hours of work by device; a measured cell counts on the device that it ran on.
-    disk : float
-        Bytes of checkpoints and prepared data.
-    """
+    """What some cells take."""
 
     cells: int
-    measured: int
-    jobs: int
-    gpu_hours: float
+    measured: int  # Cells whose cost is measured.
+    jobs: int  # Jobs of the workflow, one fetch a data set included.
+    gpu_hours: float  # Hours of work by device; a measured cell counts on the device that it ran on.
     cpu_hours: float
-    disk: float
+    disk: float  # Bytes of checkpoints and prepared data.
 
 
 def table_cells(grid: Grid) -> dict[str, list[Cell]]:
@@ -145,11 +103,6 @@ def table_cells(grid: Grid) -> dict[str, list[Cell]]:
         chosen = [cell for cell in grid.pruned() if wanted["task"] and _fits(cell, wanted)]
         tables[name] = list(dict.fromkeys([*(cell.baseline for cell in chosen), *chosen]))
     return tables
-
-
-def cell_state(grid: Grid, cell: Cell, *, root: Path = Path()) -> State:
-    """Say whether a cell ran here, was restored, is missing, stale or damaged."""
-    return _state(grid, cell, root, load_provenance(grid.scale, root=root), recorded_rows(grid.scale, root=root))
 
 
 def _state(
@@ -194,18 +147,9 @@ def estimate(
 ) -> dict[str, Cost]:
     """Estimate what each table takes from an empty start; nothing is started.
 
-    Name of the table to its cost, and ``all`` for every cell once.
-
-    Parameters
-    ----------
-    grid : Grid
-        The scale.
-    root : Path, optional
-        The project's folder.
-    assume : Assumptions, optional
-        What is assumed of cells that no record stands for.
-    timed : mapping, optional
-        The speed of networks on this machine, which is used instead; see `ifap.study.report.speed.paces`.
+    Returns the cost by the name of the table, and under ``all`` that of every cell once. `assume` speaks for cells
+    without a record. The speed of networks on this machine, `timed`, is used in its place, see
+    `ifap.study.report.speed.paces`.
     """
     assume = assume or Assumptions()
     measured = _measured(grid, root)
@@ -237,18 +181,10 @@ def estimate_lines(grid: Grid, *, root: Path = Path(), timed: Mapping[Network, P
 
 @dataclass(frozen=True)
 class Check:
-    """A recorded cell, and what the other records say that it takes.
-
-    Parameters
-    ----------
-    cell : Cell
-        The cell.
-    predicted, measured : float
-        Seconds of its jobs.
-    """
+    """A recorded cell, and what the other records say that it takes."""
 
     cell: Cell
-    predicted: float
+    predicted: float  # Seconds of its jobs, as is `measured`.
     measured: float
 
     @property

@@ -95,12 +95,7 @@ class Evidence:
 def evidence(report: Report, provenance: Mapping[Cell, Provenance] | None = None) -> Evidence | None:
     """Return what the records of a scale on the paper's own data say; None for any other scale.
 
-    Parameters
-    ----------
-    report : Report
-        What was recorded.
-    provenance : mapping of Cell to Provenance, optional
-        What recorded cells took, by which the hours of those without a record are judged.
+    `provenance` tells what recorded cells took, by which the hours of those without a record are judged.
     """
     if not report.grid.options.paper_data:
         return None

@@ -376,12 +376,8 @@ def kind_of(table: int, model: str) -> str:
 def load_counts(*, root: Path = Path()) -> dict[Key, tuple[int, Count]]:
     """Read ``results/full_size.csv``; nothing if there is none.
 
-    Data set and model to the line in the file, from 1, and its content.
-
-    Raises
-    ------
-    ResultsError
-        One line that names the file, row and column of the first problem.
+    Returns for each data set and model the line in the file, counted from 1, and its content. Raises a ResultsError
+    that names file, row and column of the first problem.
     """
     shown = paths.full_size_csv()
     if not (root / shown).exists():

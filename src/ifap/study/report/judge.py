@@ -21,7 +21,9 @@ from ifap.study import paths
 from ifap.study.config.data import ModelOptions
 from ifap.study.config.params import VerdictParams
 from ifap.study.grid import Grid
-from ifap.study.paper.audit import PRINTED, Finding, delta_conventions, run_audit
+from ifap.study.paper.audit.changes import delta_conventions
+from ifap.study.paper.audit.checks import PRINTED, run_audit
+from ifap.study.paper.audit.findings import Finding
 from ifap.study.paper.published import COLUMNS, load_claims
 from ifap.study.paper.vocabulary import APART, DATASETS, METHODS, MODELS, PRINTED_METRICS, published_model
 from ifap.study.paths import Cell
@@ -75,24 +77,13 @@ class Judged(BaseModel):
 
 @dataclass(frozen=True)
 class Source:
-    """What claims are compared with.
+    """What claims are compared with."""
 
-    Parameters
-    ----------
-    grid : Grid
-        The cells of the scale and the tolerances.
-    runs, trace : DataFrame
-        Content of ``records.csv`` and ``trace.csv``.
-    missing : mapping of Cell to str
-        The cells without a record, and why.
-    counts : mapping of (str, str) to (int, Count)
-        The networks counted at full size, by data set and model; see `ifap.study.report.full_size`.
-    """
-
-    grid: Grid
-    runs: pd.DataFrame
-    trace: pd.DataFrame
-    missing: Mapping[Cell, str] = field(default_factory=dict)
+    grid: Grid  # The cells of the scale and the tolerances.
+    runs: pd.DataFrame  # Content of ``records.csv``.
+    trace: pd.DataFrame  # Content of ``trace.csv``.
+    missing: Mapping[Cell, str] = field(default_factory=dict)  # Why cells have no record.
+    # The networks counted at full size, by data set and model; see `ifap.study.report.full_size`.
     counts: Mapping[Key, tuple[int, Count]] = field(default_factory=dict)
 
     def rows(self, dataset: str, model: str, method: str, *, of_trace: bool = False) -> pd.DataFrame:
@@ -130,21 +121,9 @@ class Measured:
 
 
 def judge(claims: pd.DataFrame, source: Source, findings: Iterable[Finding]) -> list[Judged]:
-    """Give every claim a verdict.
+    """Give every claim a verdict; the order is that of `claims`.
 
-    Parameters
-    ----------
-    claims : DataFrame
-        Claims as `ifap.study.paper.published.load_claims` returns them.
-    source : Source
-        What was measured, and what should have been.
-    findings : iterable of Finding
-        What the audit found in `claims`.
-
-    Returns
-    -------
-    list of Judged
-        One row a claim, in the order of `claims`.
+    `claims` are as `ifap.study.paper.published.load_claims` returns them, and `findings` what the audit found in them.
     """
     _check_names(claims)
     contradictions = _contradictions(findings)

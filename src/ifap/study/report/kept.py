@@ -23,40 +23,19 @@ COUNTED = ("macs", "params")
 
 @dataclass(frozen=True)
 class Kept:
-    """The recorded rows of cells whose work is not here, by cell.
+    """The recorded rows of cells whose work is not here, by cell."""
 
-    Parameters
-    ----------
-    records : mapping of Cell to mapping
-        The row of ``records.csv`` of every kept cell.
-    trace, history, widths : mapping of Cell to sequence of mapping
-        Their rows of ``trace.csv``, ``history.csv`` and ``widths.csv``; a cell may have none.
-    """
-
-    records: Mapping[Cell, Row] = field(default_factory=dict)
-    trace: Rows = field(default_factory=dict)
-    history: Rows = field(default_factory=dict)
-    widths: Rows = field(default_factory=dict)
+    records: Mapping[Cell, Row] = field(default_factory=dict)  # Rows of ``records.csv``.
+    trace: Rows = field(default_factory=dict)  # Rows of ``trace.csv``; a cell may have none here and below.
+    history: Rows = field(default_factory=dict)  # Rows of ``history.csv``.
+    widths: Rows = field(default_factory=dict)  # Rows of ``widths.csv``.
 
 
 def keep(grid: Grid, cells: Collection[Cell], *, root: Path = Path()) -> tuple[Kept, dict[Cell, str]]:
     """Return the recorded rows of cells that ``params.yaml`` still describes, and why other rows are not kept.
 
-    Parameters
-    ----------
-    grid : Grid
-        The cells of the scale and what ``params.yaml`` asks of them.
-    cells : collection of Cell
-        Those whose work is not here.
-    root : Path
-        The project's root.
-
-    Returns
-    -------
-    kept : Kept
-        The rows of the cells that are recorded with their present configuration.
-    reasons : dict of Cell to str
-        The cells that are recorded with another configuration, and the first key that differs.
+    `cells` are those whose work is not here. The reasons are of cells that are recorded with another configuration: the
+    first key that differs.
     """
     records = _records(grid, cells, root)
     reasons = _differences(grid, records, root)

@@ -22,7 +22,7 @@ from ifap.errors import ResultsError
 from ifap.files import read_bounded
 from ifap.study import paths
 from ifap.study.grid import TABLE_FORMATS, Grid
-from ifap.study.paper.audit import KINDS, SEVERITIES
+from ifap.study.paper.audit.findings import KINDS, SEVERITIES
 from ifap.study.paper.published import COUNTS, NUMERALS
 from ifap.study.paper.vocabulary import METRICS
 from ifap.study.paths import Cell
@@ -187,27 +187,11 @@ def render_page(
     findings: Sequence[Mapping[str, str]] | None = None,
     provenance: Mapping[Cell, Provenance] | None = None,
 ) -> str:
-    """Render ``index.html`` of one scale.
+    """Render ``index.html`` of one scale: one file, nothing loaded from the network or from beside it.
 
-    Parameters
-    ----------
-    report : Report
-        What was recorded.
-    tables : sequence of Table
-        The tables, in order.
-    pictures : sequence of Picture
-        The figures, in order; they become part of the page.
-    templates : Path, optional
-        Folder of the templates; the project's by default.
-    findings : sequence of mapping, optional
-        What the audit found in the published numbers.
-    provenance : mapping of Cell to Provenance, optional
-        How the records came to be, as far as that is recorded.
-
-    Returns
-    -------
-    str
-        The page: one file, nothing loaded from the network or from beside it.
+    The figures become part of the page. `templates` is the folder of the templates, the project's by default;
+    `findings` are those of the audit in the published numbers. `provenance` is how the records came to be, as far as
+    that is recorded.
     """
     grid, runs, provenance = report.grid, report.runs, provenance or {}
     jinja = environment("html", templates)
@@ -247,15 +231,7 @@ def summarize(grid: Grid, runs: pd.DataFrame) -> Summary:
 
 
 def summarize_claims(claims: Sequence[Judged], scale: str) -> Verdicts:
-    """Count the verdicts of each table and lay out every claim.
-
-    Parameters
-    ----------
-    claims : sequence of Judged
-        Every published number with its verdict.
-    scale : str
-        The scale that was compared.
-    """
+    """Count the verdicts of each table and lay out every claim."""
     found = Counter((claim.table, claim.verdict) for claim in claims)
     counts = tuple(
         (f"Table {numeral}", tuple(found[number, verdict] for verdict in get_args(Verdict)))

@@ -52,17 +52,7 @@ class Provenance(BaseModel):
 
 
 def measured_here(scale: str, cell: Cell, *, root: Path = Path()) -> Provenance | None:
-    """Return what the stages of a cell left on this machine; None if it was not evaluated here.
-
-    Parameters
-    ----------
-    scale : str
-        Name of the scale.
-    cell : Cell
-        One of its cells.
-    root : Path
-        The project's root.
-    """
+    """Return what the stages of a cell left on this machine; None if it was not evaluated here."""
     stages = ("baseline", "evaluate") if cell.is_baseline else ("prune", "finetune", "evaluate")
     found = {stage: _cost(root, paths.cost_file(scale, cell, stage)) for stage in stages}
     known = {stage: cost for stage, cost in found.items() if cost is not None}
@@ -133,14 +123,7 @@ def _row(shown: Path, header: list[str], line: list[str], number: int) -> tuple[
 def provenance_table(scale: str, found: Mapping[Cell, Provenance], columns: Iterable[str] = ()) -> str:
     """Lay out one row a cell as CSV text; every part of latency, hardware and versions is a column.
 
-    Parameters
-    ----------
-    scale : str
-        Name of the scale.
-    found : mapping of Cell to Provenance
-        How each record came to be.
-    columns : iterable of str
-        Columns that stay even if no cell has a value there, as for the GPU of machines without one.
+    `columns` stay even if no cell has a value there, as for the GPU of machines without one.
     """
     rows = {cell: flat(provenance.model_dump(mode="json")) for cell, provenance in found.items()}
     columns = {*columns, *(key for row in rows.values() for key, value in row.items() if value != {})}
@@ -158,16 +141,8 @@ def gather(
 ) -> dict[Cell, Provenance]:
     """Return how every recorded cell came to be: as measured here, or else as recorded for the same configuration.
 
-    Parameters
-    ----------
-    grid : Grid
-        The cells of the scale.
-    hashes : mapping of Cell to str
-        The recorded cells and the hashes of their configurations.
-    kept : collection of Cell
-        Those among them whose records were not made here: what an older run of them cost here says nothing about these.
-    root : Path
-        The project's root.
+    `hashes` are those of the configurations of the recorded cells. The records of the cells in `kept` were not made
+    here: what an older run of them cost here says nothing about these.
     """
     recorded = load_provenance(grid.scale, root=root)
     found = {}

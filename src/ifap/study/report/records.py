@@ -56,27 +56,13 @@ NOT_CHOSEN = "not part of this run"
 
 @dataclass(frozen=True)
 class Collected:
-    """The records of one scale.
+    """The records of one scale."""
 
-    Parameters
-    ----------
-    grid : Grid
-        The grid that was read.
-    records : dict of Cell to Record
-        The cells that have a valid, up-to-date record, in the order of the grid.
-    receipts : dict of Cell to list of Receipt
-        The pruning iterations of the pruned cells among them.
-    missing : dict of Cell to str
-        The cells of the grid that have none, and why.
-    kept : Kept
-        The recorded rows of cells that are not here but are not missing either; none by default.
-    """
-
-    grid: Grid
-    records: dict[Cell, Record]
-    receipts: dict[Cell, list[Receipt]]
-    missing: dict[Cell, str]
-    kept: Kept = field(default_factory=Kept)
+    grid: Grid  # The grid that was read.
+    records: dict[Cell, Record]  # The cells that have a valid, up-to-date record, in the order of the grid.
+    receipts: dict[Cell, list[Receipt]]  # The pruning iterations of the pruned cells among them.
+    missing: dict[Cell, str]  # The cells of the grid that have none, and why.
+    kept: Kept = field(default_factory=Kept)  # The recorded rows of cells that are not here but are not missing either.
 
     @cached_property
     def cells(self) -> list[Cell]:
@@ -115,30 +101,13 @@ def collect(
 ) -> Collected:
     """Read and check the records of every cell of a grid; cells whose data are not here may be missing.
 
-    Parameters
-    ----------
-    grid : Grid
-        The cells and what ``params.yaml`` asks of them.
-    root : Path
-        The project's root.
-    allow_missing : bool
-        Accept a grid that is not finished; the result then lists what is missing.
-    cells : str, optional
-        What the run was limited to, see `Grid.chosen`: other cells may be missing.
-    keep_recorded : bool
-        Keep the recorded rows of cells that are not here, if ``params.yaml`` still describes them. A cell that is
-        neither here nor kept keeps the reason that is recorded for it.
+    `allow_missing` accepts a grid that is not finished; the result then lists what is missing. `cells` is what the run
+    was limited to, see `Grid.chosen`: other cells may be missing. `keep_recorded` keeps the recorded rows of cells that
+    are not here, if ``params.yaml`` still describes them. A cell that is neither here nor kept keeps the reason that is
+    recorded for it.
 
-    Returns
-    -------
-    Collected
-        The records.
-
-    Raises
-    ------
-    ResultsError
-        One line that names the missing cells, the stale cells with the first key that differs, or
-        the malformed file.
+    Raises a ResultsError: one line that names the missing cells, the stale cells with the first key that differs, or
+    the malformed file.
     """
     records, missing, stale = _look(grid, root, cells)
     kept, reasons = keep(grid, missing, root=root) if keep_recorded else (Kept(), {})
@@ -192,22 +161,7 @@ def _look(grid: Grid, root: Path, cells: str | None) -> tuple[dict[Cell, Record]
 
 
 def read_record(file: Path, shown: Path, scale: str, cell: Cell) -> Record:
-    """Read one ``metrics.json`` and check that it belongs to `cell`.
-
-    Parameters
-    ----------
-    file, shown : Path
-        Where the file is and how errors call it.
-    scale : str
-        The scale that it should belong to.
-    cell : Cell
-        The cell that it should belong to.
-
-    Returns
-    -------
-    Record
-        The checked content.
-    """
+    """Read one ``metrics.json`` and check that it belongs to a cell of a scale; errors call the file `shown`."""
     try:
         record = Record.model_validate_json(read_bounded(file, MOST_BYTES))
     except OSError as error:

@@ -40,25 +40,11 @@ def render_records(
     root: Path = Path(),
     templates: Path | None = None,
 ) -> str:
-    """Render ``records.html`` of one scale.
+    """Render ``records.html`` of one scale: one file that loads nothing.
 
-    Parameters
-    ----------
-    report : Report
-        What was recorded.
-    configs : mapping of str to mapping
-        The configurations behind the hashes of the records; see `ifap.study.report.configs.load_configs`.
-    provenance : mapping of Cell to Provenance
-        How the records came to be, as far as that is recorded.
-    root : Path
-        The project's root.
-    templates : Path, optional
-        Folder of the templates; the project's by default.
-
-    Returns
-    -------
-    str
-        The page: one file that loads nothing.
+    `configs` are the configurations behind the hashes of the records, see `ifap.study.report.configs.load_configs`.
+    `provenance` is how the records came to be, as far as that is recorded. `templates` is the folder of the templates,
+    the project's by default.
     """
     scale = report.grid.scale
     iterations = _iterations(report, root)

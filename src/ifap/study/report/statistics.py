@@ -36,42 +36,21 @@ class Moments:
 
 @dataclass(frozen=True)
 class Difference:
-    """A method minus the reference over the seeds that both have.
+    """A method minus the reference over the seeds that both have."""
 
-    Parameters
-    ----------
-    n : int
-        Common seeds.
-    mean : float or None
-        Mean difference, in the unit of the values; None without a common seed.
-    low, high : float or None
-        Confidence interval of the mean by Student's t, not corrected for the number of methods; None
-        where there is no spread to estimate it from.
-    p : float or None
-        Two-sided p-value of the paired t-test.
-    p_holm : float or None
-        The same, corrected for the methods compared.
-    verdict : str
-        By `p_holm`, in words.
-    """
-
-    n: int
-    mean: float | None
+    n: int  # Common seeds.
+    mean: float | None  # In the unit of the values; None without a common seed.
+    # Confidence interval of the mean by Student's t, not corrected for the number of methods; None where there is no
+    # spread to estimate it from.
     low: float | None
     high: float | None
-    p: float | None
-    p_holm: float | None
-    verdict: str
+    p: float | None  # Two-sided p-value of the paired t-test.
+    p_holm: float | None  # The same, corrected for the methods compared.
+    verdict: str  # By `p_holm`, in words.
 
 
 def moments(values: Sequence[float] | pd.Series[float]) -> Moments:
-    """Return mean, sample standard deviation and number of values, at least one.
-
-    Raises
-    ------
-    ValueError
-        If there is no value.
-    """
+    """Return mean, sample standard deviation and number of values; raises a ValueError if there is none."""
     if not len(values):
         raise ValueError("no values to describe")
     series = pd.Series(values, dtype=float)
@@ -79,14 +58,10 @@ def moments(values: Sequence[float] | pd.Series[float]) -> Moments:
 
 
 def paired(ours: Mapping[int, float], reference: Mapping[int, float]) -> Difference:
-    """Compare values by seed, before any correction for several comparisons.
+    """Compare values by seed, before any correction for several comparisons; higher is better.
 
-    Its `p_holm` is `p` and its verdict that of a single comparison.
-
-    Parameters
-    ----------
-    ours, reference : mapping of int to float
-        One value a seed; seeds that only one side has are left out. Higher is better.
+    Seeds that only one side has are left out. `p_holm` of the result is `p`, and its verdict that of a single
+    comparison.
     """
     seeds = sorted(ours.keys() & reference.keys())
     pairs = [(ours[seed], reference[seed]) for seed in seeds]
@@ -135,14 +110,8 @@ def holm(values: Sequence[float]) -> list[float]:
 def compare(values: Mapping[str, Mapping[int, float]], reference: str) -> dict[str, Difference]:
     """Compare every method with the reference and correct for their number.
 
-    Every method but the reference. Methods without a p-value do not count for the correction.
-
-    Parameters
-    ----------
-    values : mapping of str to mapping of int to float
-        By method, one value a seed; all on one network and data set at one target.
-    reference : str
-        The method that the others are compared with.
+    `values` hold one value a seed for each method, all on one network and data set at one target. Returns every method
+    but the reference. Methods without a p-value do not count for the correction.
     """
     found = {name: paired(own, values.get(reference, {})) for name, own in values.items() if name != reference}
     tested = [name for name, difference in found.items() if difference.p is not None]
@@ -153,28 +122,18 @@ def compare(values: Mapping[str, Mapping[int, float]], reference: str) -> dict[s
 
 
 def compare_runs(
-    runs: pd.DataFrame, lines: Mapping[str, str], reference: str = "ifap", value: str = "test_metric"
+    runs: pd.DataFrame, lines: Mapping[str, str], reference: str = "ifap"
 ) -> dict[tuple[Any, ...], Difference]:
     """Compare the methods of ``records.csv`` with the reference: same network, data set, target and seeds.
 
-    By `KEYS` and the name in `runs` of the method.
-
-    Parameters
-    ----------
-    runs : DataFrame
-        Content of ``records.csv``; rows without a target (unpruned networks) are left out.
-    lines : mapping of str to str
-        For the methods of `runs`, which method each is a point of; see `ifap.study.grid.Grid.lines`.
-    reference : str
-        The method that the others are compared with.
-    value : str
-        The column that is compared.
+    Returns the differences by `KEYS` and the name in `runs` of the method. Rows without a target (unpruned networks)
+    are left out. `lines` tells of which method each in `runs` is a point, see `ifap.study.grid.Grid.lines`.
     """
     found: dict[tuple[Any, ...], Difference] = {}
-    pruned = runs.dropna(subset=["target_kind", "target", value])
+    pruned = runs.dropna(subset=["target_kind", "target", "test_metric"])
     for key, frame in pruned.groupby(list(KEYS), sort=False):
         by_method = {
-            str(method): dict(zip(own["seed"].astype(int), own[value].astype(float), strict=True))
+            str(method): dict(zip(own["seed"].astype(int), own["test_metric"].astype(float), strict=True))
             for method, own in frame.groupby("method", sort=False)
         }
         own = next((method for method in by_method if lines.get(method, method) == reference), reference)

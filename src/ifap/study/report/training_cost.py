@@ -45,27 +45,18 @@ def training_macs(
 ) -> int | None:
     """Return what all training of a pruned cell costs, its baseline's included.
 
-    The recovery of iteration k costs ``epochs * seen * (3 * macs_k + teacher)``: `seen` are the samples of an
-    epoch, and the teacher's forward pass is that of the unpruned network or of the iteration before, and
-    nothing if no loss looks at a teacher. An iteration that was rolled back was trained as well. Distillation may stop
-    before its last epoch, so that this is an upper bound; with one epoch it is exact.
+    The recovery of iteration k costs ``epochs * seen * (3 * macs_k + teacher)``: `seen` are the samples of an epoch,
+    and the teacher's forward pass is that of the unpruned network or of the iteration before, and nothing if no loss
+    looks at a teacher. An iteration that was rolled back was trained as well. Distillation may stop before its last
+    epoch, so that this is an upper bound; with one epoch it is exact.
 
-    None for a method from the initialisation whose own training is not known.
+    `config` is the resolved configuration of the cell, with the steps ``baseline``, ``prune`` and ``finetune``.
+    `samples` counts the training samples; `base` and `macs` are the multiply-accumulates of one input of the unpruned
+    and of the final network. `receipts` are the pruning iterations, from the unpruned start on.
 
-    Parameters
-    ----------
-    config : mapping
-        The resolved configuration of the cell, with the steps ``baseline``, ``prune`` and ``finetune``.
-    samples : int
-        Training samples.
-    base, macs : int
-        Multiply-accumulates of one input of the unpruned and of the final network.
-    receipts : sequence of Step
-        The pruning iterations, from the unpruned start on.
-    from_init : bool
-        Whether the method trains from the initialisation and not from the trained baseline.
-    own : int, optional
-        What its own training cost, of a method that prunes while it trains; there is no recovery then.
+    `from_init` says that the method trains from the initialisation and not from the trained baseline. `own` is what its
+    own training cost, of a method that prunes while it trains; there is no recovery then. None for a method from the
+    initialisation whose own training is not known.
     """
     finetuning = TRAINING * int(config["finetune"]["epochs"]) * samples * macs
     if from_init:

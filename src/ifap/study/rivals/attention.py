@@ -28,24 +28,15 @@ from ifap.saving.legacy_attention import (
 
 
 class Projections(NamedTuple):
-    """Where an attention module keeps its layers, by their names below it.
+    """Where an attention module keeps its layers, by their names below it."""
 
-    Parameters
-    ----------
-    query, key, value : str
-        Linear layers whose outputs are heads side by side. Keys and values may have fewer heads, each
-        of which serves a group of query heads and leaves with it.
-    out : str or None
-        Linear layer that reads the heads, if the module holds it.
-    head_dim : str
-        Attribute with the width of a head.
-    """
-
+    # Linear layers whose outputs are heads side by side. Keys and values may have fewer heads, each of which serves a
+    # group of query heads and leaves with it.
     query: str
     key: str
     value: str
-    out: str | None
-    head_dim: str
+    out: str | None  # Linear layer that reads the heads, if the module holds it.
+    head_dim: str  # Attribute with the width of a head.
 
 
 _BERT = Projections("query", "key", "value", None, "attention_head_size")
@@ -66,28 +57,17 @@ _T5 = "transformers.models.t5.modeling_t5.T5Attention"
 _CONV1D = "transformers.pytorch_utils.Conv1D"
 
 
-def split_attention(model: nn.Module, names: list[str] | None = None) -> list[str]:
-    """Replace what keeps heads from leaving, in place; the outputs stay what they were.
+def split_attention(model: nn.Module) -> list[str]:
+    """Replace what keeps heads from leaving, in place; returns the names of the modules that were replaced.
 
-    ``nn.MultiheadAttention`` becomes `ifap.saving.legacy_attention.SplitAttention`, the ``Conv1D`` layers of GPT-2
-    become linear ones (three for queries, keys and values), and every attention module of T5 gets a
-    table of relative positions of its own, a copy of the one that its stack shares.
-
-    Names of the modules that were replaced.
-
-    Parameters
-    ----------
-    model : nn.Module
-        The network to change.
-    names : list of str, optional
-        Which modules; by default all that can be split (attention with an extra learned key or an
-        added zero token cannot).
+    The outputs stay what they were. ``nn.MultiheadAttention`` becomes `ifap.saving.legacy_attention.SplitAttention`,
+    the ``Conv1D`` layers of GPT-2 become linear ones (three for queries, keys and values), and every attention module
+    of T5 gets a table of relative positions of its own, a copy of the one that its stack shares. Attention with an
+    extra learned key or an added zero token cannot be split and is left as it is.
     """
     tables = _stack_tables(model)
     replaced: list[str] = []
     for name, module in modules_by_name(model).items():
-        if names is not None and name not in names:
-            continue
         if isinstance(module, nn.MultiheadAttention) and can_split(module):
             model.set_submodule(name, split(module))
         elif _is_a(module, _CONV1D):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
@@ -93,27 +93,13 @@ class Context:
 
 @dataclass(frozen=True)
 class Event:
-    """The state of a run after an epoch, or after a whole training where a method trains repeatedly.
+    """The state of a run after an epoch, or after a whole training where a method trains repeatedly."""
 
-    Parameters
-    ----------
-    number : int
-        0 is the start.
-    kept : int
-        Weights that are kept, of those that can be masked.
-    density : float
-        Their share.
-    macs : int
-        Theoretical MACs of one forward over the example inputs: products with a kept weight.
-    validation : EpochRow or None
-        The last epoch; None at the start.
-    """
-
-    number: int
-    kept: int
-    density: float
-    macs: int
-    validation: EpochRow | None = None
+    number: int  # 0 is the start.
+    kept: int  # Weights that are kept, of those that can be masked.
+    density: float  # Their share.
+    macs: int  # Theoretical MACs of one forward over the example inputs: products with a kept weight.
+    validation: EpochRow | None = None  # The last epoch; None at the start.
 
 
 @dataclass(frozen=True)
@@ -154,22 +140,13 @@ class Outcome:
     cut: Pruned | None = None
 
 
-class SparseMethod(Protocol):
-    """A method that prunes in a training of its own; its `MaskOptions` say what it removes and what it starts from."""
+SparseMethod = Callable[[Context], Outcome]
+"""A method that prunes in a training of its own; its `MaskOptions` say what it removes and what it starts from.
 
-    def __call__(self, context: Context) -> Outcome:
-        """Train and mask, or cut.
-
-        Raises
-        ------
-        TargetError
-            If the target cannot be met; the message gives the reachable range.
-        ConfigError
-            If the options do not fit the length of the training.
-        TrainingError
-            If the loss is not finite; the message names the step and the last good state.
-        """
-        ...
+It trains and masks, or cuts. It raises a TargetError if the target cannot be met; the message gives the reachable
+range. It raises a ConfigError if the options do not fit the length of the training, and a TrainingError if the loss is
+not finite; the message names the step and the last good state.
+"""
 
 
 def options_of(context: Context, section: type[MaskOptions]) -> Any:

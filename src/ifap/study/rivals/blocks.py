@@ -24,49 +24,25 @@ _HEAD_WIDTHS = ("attention_head_size", "head_dim", "key_value_proj_dim")
 
 @dataclass(frozen=True)
 class Part:
-    """One block's layers around its units.
+    """One block's layers around its units."""
 
-    Parameters
-    ----------
-    name : str
-        The block.
-    producers : tuple of str
-        Layers whose outputs are the units; a fused layer holds them several times, side by side.
-    reader : str
-        The layer whose inputs they are, and whose output joins the residual stream.
-    residual : tuple of str and int
-        A module and the number of its positional argument that is the stream before it is joined.
-    columns : tuple of str
-        Embeddings with one column a head.
-    """
-
-    name: str
+    name: str  # The block.
+    # Layers whose outputs are the units; a fused layer holds them several times, side by side.
     producers: tuple[str, ...]
-    reader: str
+    reader: str  # The layer whose inputs they are, and whose output joins the residual stream.
+    # A module and the number of its positional argument that is the stream before it is joined.
     residual: tuple[str, int]
-    columns: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()  # Embeddings with one column a head.
 
 
 @dataclass(frozen=True)
 class Group:
-    """Units of one width of the network.
-
-    Parameters
-    ----------
-    kind : {'heads', 'neurons'}
-        What they are.
-    units : int
-        How many.
-    width : int
-        Positions of a layer that one unit takes: the width of a head, or 1.
-    parts : tuple of Part
-        The blocks that have them; several only where the model ties their heads.
-    """
+    """Units of one width of the network."""
 
     kind: UnitKind
-    units: int
-    width: int
-    parts: tuple[Part, ...]
+    units: int  # How many.
+    width: int  # Positions of a layer that one unit takes: the width of a head, or 1.
+    parts: tuple[Part, ...]  # The blocks that have them; several only where the model ties their heads.
 
     @property
     def name(self) -> str:
@@ -115,9 +91,9 @@ def is_linear(module: nn.Module | None) -> bool:
     return isinstance(module, nn.Linear) or (module is not None and is_transposed(module))
 
 
-def matrix(module: nn.Module, tensor: Tensor | None = None) -> Tensor:
-    """Return the weight of a linear layer, or a tensor of its shape, as a view of shape (out, in)."""
-    weight = module.get_parameter("weight") if tensor is None else tensor
+def matrix(module: nn.Module) -> Tensor:
+    """Return the weight of a linear layer as a view of shape (out, in)."""
+    weight = module.get_parameter("weight")
     return weight.t() if is_transposed(module) else weight
 
 
@@ -209,14 +185,8 @@ def _stack(name: str) -> str:
 def scaled_units(model: nn.Module, widths: Mapping[str, int], scales: Mapping[str, Tensor]) -> Iterator[None]:
     """Multiply what layers read by the scales of the units that it belongs to.
 
-    Parameters
-    ----------
-    model : nn.Module
-        The network.
-    widths : mapping of str to int
-        Reader to the positions that a unit takes.
-    scales : mapping of str to Tensor, shape (..., units)
-        Reader to the scales; leading dimensions are those of a batch.
+    `widths` maps a reader to the positions that a unit takes, and `scales` to scales of the shape (..., units); leading
+    dimensions are those of a batch.
     """
     handles = [
         model.get_submodule(name).register_forward_pre_hook(_scaler(scale, widths[name]))
@@ -243,16 +213,9 @@ def _scaler(scale: Tensor, width: int) -> Callable[[nn.Module, Any], Tensor]:
 def kept_positions(groups: Sequence[Group], model: nn.Module, kept: Sequence[Tensor]) -> dict[str, dict[str, Tensor]]:
     """Return which positions of each side of each layer stay if these units stay.
 
-    Layer, then ``"out"`` or ``"in"``, to ascending positions; what stays whole is not listed.
-
-    Parameters
-    ----------
-    groups : sequence of Group
-        The units.
-    model : nn.Module
-        The unpruned network.
-    kept : sequence of Tensor, shape (kept units,)
-        Ascending units of each group.
+    `model` is the unpruned network. `kept` holds the units of each group that stay, ascending, of the shape (kept
+    units,). The result maps the layer, then ``"out"`` or ``"in"``, to ascending positions; what stays whole is not
+    listed.
     """
     found: dict[str, dict[str, Tensor]] = {}
     for group, units in zip(groups, kept, strict=True):
@@ -273,10 +236,7 @@ def kept_positions(groups: Sequence[Group], model: nn.Module, kept: Sequence[Ten
 def cut_units(model: nn.Module, groups: Sequence[Group], kept: Sequence[Tensor]) -> dict[str, dict[str, list[int]]]:
     """Cut a network down to these units, in place; returns the positions that stayed, as a plan lists them.
 
-    Parameters
-    ----------
-    model, groups, kept
-        See `kept_positions`.
+    `groups` and `kept` are those of `kept_positions`.
     """
     positions = kept_positions(groups, model, kept)
     for name, keep in positions.items():

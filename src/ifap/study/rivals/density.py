@@ -68,24 +68,12 @@ def maskable(model: nn.Module, *, first: bool = True, last: bool = True, depthwi
 
 @dataclass(frozen=True)
 class Prices:
-    """What the kept weights of each layer cost.
+    """What the kept weights of each layer cost."""
 
-    Parameters
-    ----------
-    kind : {'macs', 'params'}
-        The cost.
-    whole : int
-        Cost of the unmasked network.
-    sizes : dict of str to int
-        Weights of each layer that can be masked.
-    each : dict of str to float
-        Cost of one weight of the layer.
-    """
-
-    kind: str
-    whole: int
-    sizes: dict[str, int]
-    each: dict[str, float]
+    kind: str  # ``macs`` or ``params``.
+    whole: int  # Cost of the unmasked network.
+    sizes: dict[str, int]  # Weights of each layer that can be masked.
+    each: dict[str, float]  # Cost of one weight of the layer.
 
     @property
     def fixed(self) -> float:
@@ -97,13 +85,7 @@ class Prices:
         return self.fixed + sum(self.each[name] * count for name, count in counts.items())
 
     def goal(self, target: Target) -> float:
-        """Return the cost that `target` allows.
-
-        Raises
-        ------
-        TargetError
-            If one weight in every layer already costs more.
-        """
+        """Return the cost that `target` allows; a TargetError if one weight in every layer already costs more."""
         allowed = self.whole * (1 - target.share)
         least = self.of(dict.fromkeys(self.sizes, 1))
         if not self.sizes or allowed < least:
@@ -146,15 +128,8 @@ def prices(model: nn.Module, example_inputs: Inputs, kind: str, names: Iterable[
 def erdos_renyi_kernel(shapes: Mapping[str, Iterable[int]], density: float) -> Densities:
     """Return layer densities that fall with the size of the layer (ERK; Evci et al., ICML 2020).
 
-    A layer of shape (n_out, n_in, kh, kw) gets a density proportional to
-    (n_out + n_in + kh + kw) / (n_out n_in kh kw); layers that would get more than 1 are dense.
-
-    Parameters
-    ----------
-    shapes : mapping of str to sequence of int
-        Shape of each weight.
-    density : float
-        Share of all weights together, in (0, 1].
+    A layer of shape (n_out, n_in, kh, kw) gets a density proportional to (n_out + n_in + kh + kw) / (n_out n_in kh kw);
+    layers that would get more than 1 are dense. `density` is that of all weights together, in (0, 1].
     """
     sizes = {name: math.prod(shape) for name, shape in shapes.items()}
     raw = {name: sum(shape) / sizes[name] for name, shape in shapes.items()}

@@ -47,29 +47,14 @@ from ifap.view import trace
 class PdpChannel:
     """A `ifap.study.training.controller.Controller` that prunes channels while a network is trained.
 
-    Give it to `ifap.study.training.fit.fit`, then call `pruned`.
+    Give it to `ifap.study.training.fit.fit`, then call `pruned`. `network` is the one that will be trained, on its
+    device. Its ``nn.MultiheadAttention`` modules read their widths from their weights from now on, so that heads can be
+    gated.
 
-    Parameters
-    ----------
-    network : nn.Module
-        The network that will be trained, on its device. Its ``nn.MultiheadAttention`` modules read their widths from
-        their weights from now on, so that heads can be gated.
-    example_inputs : Tensor, tuple, list or dict
-        Inputs of one forward.
-    target : Target
-        Wanted reduction.
-    warmup, ramp : float
-        Shares of the steps that are plain training, and that the number of gated units then takes
-        to rise linearly to the target. The published 16 and 67 epochs of 100 by default.
-    sharpness : float
-        tau over t^2: small values are nearly hard.
-    min_units, max_layer_ratio, round_to, spatial_only, ignore
-        See `ifap.prune`.
-
-    Raises
-    ------
-    TargetError
-        If shares are out of range; in training, if the target cannot be reached.
+    `warmup` and `ramp` are shares of the steps, together at most 1: those that are plain training, and those that the
+    number of gated units then takes to rise linearly to the target; by default the published 16 and 67 epochs of 100.
+    `sharpness` is tau over t^2 and positive: small values are nearly hard. For the other limits see `ifap.prune`.
+    Raises a TargetError in training if the target cannot be reached.
     """
 
     def __init__(
@@ -87,10 +72,6 @@ class PdpChannel:
         spatial_only: bool = False,
         ignore: Iterable[str | nn.Module] = (),
     ) -> None:
-        if warmup < 0 or ramp <= 0 or warmup + ramp > 1:
-            raise TargetError(f"warmup={warmup:g} and ramp={ramp:g} must be shares of the steps, together at most 1")
-        if not sharpness > 0:
-            raise TargetError(f"sharpness must be positive, got {sharpness:g}")
         self._network, self._inputs, self._target = network, example_inputs, target
         self._warmup, self._ramp, self._sharpness = warmup, ramp, sharpness
         self._limits, self._round_to = (min_units, max_layer_ratio), round_to
@@ -169,12 +150,8 @@ class PdpChannel:
     def pruned(self) -> Pruned:
         """Cut the units below the threshold out of a copy of the trained network.
 
-        As from `ifap.prune`; its outputs are those of the trained network.
-
-        Raises
-        ------
-        TargetError
-            If training has not finished, or the network still costs more than the target.
+        As from `ifap.prune`; its outputs are those of the trained network. Raises a TargetError if training has not
+        finished, or the network still costs more than the target.
         """
         scores = self._scores
         if scores is None:
@@ -274,14 +251,9 @@ class PdpChannel:
 class _Layer:
     """A layer, or a weight outside a layer, whose outputs are gated.
 
-    Parameters
-    ----------
-    module : nn.Module
-        A producer, a norm, or the module that holds the weight.
-    units : integer Tensor, shape (outputs,)
-        The unit of each output position; the number of units where it is pinned.
-    alone : (str, int), optional
-        Name of a tensor outside a layer inside the module, and the dimension that counts its outputs.
+    `module` is a producer, a norm, or the module that holds the weight. `units` has the shape (outputs,): the unit of
+    each output position, or the number of units where it is pinned. `alone` is the name of a tensor outside a layer
+    inside the module, and the dimension that counts its outputs.
     """
 
     def __init__(self, module: nn.Module, units: Tensor, alone: tuple[str, int] | None = None) -> None:

@@ -30,18 +30,8 @@ _NEARLY = 1e-9
 class GranetController(MaskController):
     """Prune and regenerate every few steps.
 
-    Parameters
-    ----------
-    masks
-        See `MaskController`.
-    options : GranetOptions
-        Interval, share that is regenerated at first, and when pruning is done.
-    priced : Prices
-        The cost of the target.
-    goal : float
-        The cost to end with.
-    macs : Prices, optional
-        MACs of each weight, for what the training costs.
+    `priced` is the cost of the target, and `goal` the cost to end with. `macs` are the MACs of each weight, for what
+    the training costs. For `masks` see `MaskController`.
     """
 
     def __init__(

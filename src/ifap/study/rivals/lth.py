@@ -44,14 +44,9 @@ _NEARLY = 1e-9
 
 
 class TicketController(MaskController):
-    """Fixed masks; the first training also keeps all of the network as it is after some epochs.
+    """Fixed masks; the first training also keeps all of the network as it is after `keep_after` epochs.
 
-    Parameters
-    ----------
-    masks, priced
-        See `MaskController`.
-    keep_after : int, optional
-        Epochs after which the network is kept, batch statistics and all.
+    Batch statistics are kept as well. For `masks` and `priced` see `MaskController`.
     """
 
     def __init__(self, masks: Masks, priced: Prices | None = None, keep_after: int | None = None) -> None:
@@ -100,20 +95,8 @@ def pruned_further(
 ) -> Masks:
     """Return the masks of the next level, which keep the largest weights of those that are kept.
 
-    Parameters
-    ----------
-    weights : dict of str to Tensor
-        Trained weights.
-    masks : dict of str to Tensor
-        What was kept so far.
-    options : LthOptions
-        How much a level prunes.
-    priced : Prices
-        The cost of the target.
-    goal : float
-        The cost to end with; the last level lands on it.
-    level : int
-        The next level; the first training is level 0.
+    `weights` are the trained ones, and `masks` what was kept so far. `priced` is the cost of the target, and `goal` the
+    cost to end with; the last level lands on it. `level` is the next one; the first training is level 0.
     """
     magnitudes = {name: weight.detach().abs() for name, weight in weights.items()}
     floor = options.layer_floor

@@ -41,16 +41,8 @@ _DEFAULT_WARMUP = 0.1
 def cubic(step: int, steps: int, warmup: int, options: MvpOptions, first: float, last: float) -> float:
     """Return a value that goes from `first` to `last`: flat, along a cubic, flat.
 
-    Parameters
-    ----------
-    step, steps : int
-        The step, counted from 0, and all steps of the run.
-    warmup : int
-        Steps of the warm-up, the unit of the flat stretches.
-    options : MvpOptions
-        Lengths of the flat stretches.
-    first, last : float
-        The two values.
+    `step` counts from 0, of the `steps` of the run. The steps of the `warmup` are the unit of the flat stretches, whose
+    lengths are in `options`.
     """
     begin, end = options.initial_warmup * warmup, steps - options.final_warmup * warmup
     if step <= begin:
@@ -80,25 +72,11 @@ def spread(values: Tensor, block: tuple[int, int]) -> Tensor:
 class MvpController(LatentController):
     """Scores beside the weights, and masks that keep the largest.
 
-    Parameters
-    ----------
-    masks
-        See `MaskController`; nothing is masked at first.
-    options : MvpOptions
-        Schedule, scores and their learning rate.
-    final : float
-        Share of each layer's weights that is kept in the end; unused by soft scores.
-    lr : float
-        Peak learning rate of the weights.
-    macs : Prices, optional
-        MACs of each weight.
-    transposed : set of str, optional
-        Weights that are stored as (in, out), so that blocks are turned.
+    `masks` are those of `MaskController`; nothing is masked at first. `final` is the share of each layer's weights that
+    is kept in the end, which soft scores do not use. `lr` is the peak learning rate of the weights, and `macs` are the
+    MACs of each. `transposed` are weights that are stored as (in, out), so that blocks are turned.
 
-    Raises
-    ------
-    ConfigError
-        If blocks do not divide a layer; in `start`, if the schedule is longer than the training.
+    Raises a ConfigError if blocks do not divide a layer, and in `start` if the schedule is longer than the training.
     """
 
     def __init__(

@@ -50,18 +50,8 @@ def slope(weight: Tensor, mask: Tensor, tau: Tensor) -> Tensor:
 class PdpController(LatentController):
     """Let the network compute with soft-masked weights, and the optimiser step the weights themselves.
 
-    Parameters
-    ----------
-    masks
-        See `MaskController`; nothing is masked at first.
-    options : PdpOptions
-        Warm-up, ramp and softness.
-    priced : Prices
-        The cost of the target.
-    goal : float
-        The cost to end with.
-    macs : Prices, optional
-        MACs of each weight.
+    `masks` are those of `MaskController`; nothing is masked at first. `priced` is the cost of the target, and `goal`
+    the cost to end with. `macs` are the MACs of each weight.
     """
 
     def __init__(

@@ -28,18 +28,7 @@ def top(scores: Tensor, count: int) -> Tensor:
 def affordable(magnitudes: Mapping[str, Tensor], alive: Masks, priced: Prices, goal: float, floor: float = 0.0) -> int:
     """Return how many of the largest weights of all layers together cost no more than `goal`.
 
-    Parameters
-    ----------
-    magnitudes : mapping of str to Tensor
-        Absolute weights of every layer.
-    alive : dict of str to Tensor
-        Which of them may be kept.
-    priced : Prices
-        What each costs.
-    goal : float
-        The cost that is allowed.
-    floor : float, optional
-        See `global_top`.
+    `magnitudes` are absolute weights, and `alive` says which of them may be kept. For `floor` see `global_top`.
     """
     counts = {name: int(alive[name].sum()) for name in magnitudes}
     total = sum(counts.values())

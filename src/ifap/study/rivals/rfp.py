@@ -52,21 +52,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Decision:
-    """What was decided about a network.
+    """What was decided about a network."""
 
-    Parameters
-    ----------
-    kept : list of Tensor, shape (units,)
-        Boolean mask of each group.
-    scales : dict of str to Tensor, shape (units,)
-        Scale of each unit by the layer that reads it; 0 where it goes.
-    solved : list of Solved
-        The layers that were tuned, in order.
-    """
-
-    kept: list[Tensor]
-    scales: Scales
-    solved: list[Solved]
+    kept: list[Tensor]  # Boolean mask of each group, shape (units,).
+    scales: Scales  # Scale of each unit by the layer that reads it, shape (units,); 0 where it goes.
+    solved: list[Solved]  # The layers that were tuned, in order.
 
 
 # --- what units cost ------------------------------------------------------------------------------
@@ -78,25 +68,11 @@ class Decision:
 def mask_gradients(
     model: nn.Module, groups: Sequence[Group], labelled: Labelled, loss: Loss, *, per_sample: bool = False
 ) -> list[Tensor]:
-    """Return the gradients of the loss by the masks of all units.
+    """Return the gradients of the loss by the masks of all units, in evaluation mode.
 
-    Parameters
-    ----------
-    model : nn.Module
-        The trained network; it is run in evaluation mode.
-    groups : list of Group
-        Its units.
-    labelled : sequence of (inputs, targets)
-        Batches.
-    loss : callable
-        ``loss(outputs, targets)`` returns the mean over the samples of a batch.
-    per_sample : bool, optional
-        One gradient a sample, which does not depend on how samples are batched; else one a batch.
-
-    Returns
-    -------
-    list of Tensor, shape (batches or samples, units)
-        One for each group.
+    ``loss(outputs, targets)`` returns the mean over the samples of a batch. The gradients of each group have the shape
+    (batches or samples, units): `per_sample` gives one a sample, which does not depend on how samples are batched; else
+    there is one a batch.
     """
     found: list[list[Tensor]] = [[] for _ in groups]
     where = device_of(model)
@@ -125,30 +101,16 @@ def fisher(gradients: Sequence[Tensor]) -> list[Tensor]:
     return [rows.square().sum(dim=0) for rows in gradients]
 
 
-# --- search ---------------------------------------------------------------------------------------
-
-
 # --- rearrangement --------------------------------------------------------------------------------
 
 
 def rearrange(kept: Tensor, gradients: Tensor) -> Tensor:
     """Exchange kept units of a group for others where that hurts less; their number stays.
 
-    What is made smaller is the squared norm of the summed gradients of all that go (block-diagonal
-    Fisher information). It starts from those of least importance; each of the others, by rising
-    importance, joins them once, and the one whose return helps most comes back.
-
-    Parameters
-    ----------
-    kept : Tensor, shape (units,)
-        Boolean mask.
-    gradients : Tensor, shape (batches or samples, units)
-        From `mask_gradients`.
-
-    Returns
-    -------
-    Tensor, shape (units,)
-        Boolean mask.
+    What is made smaller is the squared norm of the summed gradients of all that go (block-diagonal Fisher information).
+    It starts from those of least importance; each of the others, by rising importance, joins them once, and the one
+    whose return helps most comes back. `kept` and the result are boolean masks of the shape (units,), and `gradients`
+    those of `mask_gradients`.
     """
     gone = int((~kept).sum())
     if gone in {0, len(kept)}:
@@ -170,26 +132,13 @@ def rearrange(kept: Tensor, gradients: Tensor) -> Tensor:
     return found
 
 
-# --- tuning ---------------------------------------------------------------------------------------
-
-
 # --- all together ---------------------------------------------------------------------------------
 
 
 def decide(
     model: nn.Module, groups: Sequence[Group], labelled: Labelled, loss: Loss, budget: Budget, options: RfpOptions
 ) -> Decision:
-    """Return which units stay, and how they are scaled; the network is left as it was.
-
-    Parameters
-    ----------
-    model, groups, labelled, loss
-        See `mask_gradients`.
-    budget : Budget
-        What the units may cost.
-    options : RfpOptions
-        Which steps are taken, and how.
-    """
+    """Return which units stay, and how they are scaled; the network is left as it was."""
     refuse_test(labelled, "scoring")
     with _frozen(model):
         gradients = mask_gradients(model, groups, labelled, loss, per_sample=options.per_sample)
@@ -209,36 +158,13 @@ def prune_units(
 ) -> tuple[Pruned, Decision]:
     """Remove heads and neurons of a trained language model without training it.
 
-    Parameters
-    ----------
-    model : nn.Module
-        A BERT, GPT-2 or T5 with any head, trained for the task. It is not modified.
-    example_inputs : dict
-        Inputs of one forward, of the length that MACs are counted at.
-    labelled : sequence of (inputs, targets)
-        Batches of training samples; gone through several times. Never the test split.
-    loss : callable
-        ``loss(outputs, targets)`` returns the mean over the samples of a batch.
-    target : Target
-        Wanted reduction of the whole network.
-    options : RfpOptions
-        Which steps are taken, and how.
+    `model` is a BERT, GPT-2 or T5 with any head, trained for the task; it is not modified. `example_inputs` are of the
+    length that MACs are counted at. `labelled` are batches of training samples, never of the test split; they are gone
+    through several times. ``loss(outputs, targets)`` returns the mean over the samples of a batch. `target` is of the
+    whole network. Returns what `ifap.prune` does, and what was decided.
 
-    Returns
-    -------
-    pruned : Pruned
-        As from `ifap.prune`.
-    decision : Decision
-        What was decided.
-
-    Raises
-    ------
-    ConfigError
-        If the network has no blocks of a known family.
-    TargetError
-        If the target cannot be reached.
-    ScoreError
-        If there are no data, or gradients are not finite.
+    Raises a ConfigError if the network has no blocks of a known family, a TargetError if the target cannot be reached,
+    and a ScoreError if there are no data, or gradients are not finite.
     """
     small = private_copy(model)
     split = split_attention(small)

@@ -13,36 +13,21 @@ from ifap.costs import Cost, count_params, macs_by_module
 from ifap.errors import TargetError
 from ifap.results import Target
 from ifap.study.rivals.blocks import Group, unit_price
+from ifap.study.rivals.ranking import top
 
 _NEARLY = 1e-9
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What the units may cost together.
+    """What the units may cost together."""
 
-    Parameters
-    ----------
-    kind : {'macs', 'params'}
-        The cost.
-    whole : int
-        Cost of the unpruned network, of which the target is a share.
-    prices : list of float
-        Cost of one unit of each group.
-    units : float
-        Cost of all units; the rest of the network is not pruned.
-    allowed : float
-        What the kept units may cost.
-    left : float
-        Share of `whole` that may be left.
-    """
-
-    kind: str
-    whole: int
-    prices: list[float]
-    units: float
-    allowed: float
-    left: float
+    kind: str  # ``macs`` or ``params``.
+    whole: int  # Cost of the unpruned network, of which the target is a share.
+    prices: list[float]  # Cost of one unit of each group.
+    units: float  # Cost of all units; the rest of the network is not pruned.
+    allowed: float  # What the kept units may cost.
+    left: float  # Share of `whole` that may be left.
 
     @property
     def constraint(self) -> float:
@@ -55,21 +40,9 @@ def budget_of(
 ) -> Budget:
     """Return what the units may cost for a target of the whole network.
 
-    Parameters
-    ----------
-    model, groups
-        The network and its units.
-    example_inputs : dict
-        Inputs of one forward, of the length that MACs are counted at.
-    target : Target
-        Wanted reduction.
-    before : Cost, optional
-        What it is a reduction of, if that is not this network.
-
-    Raises
-    ------
-    TargetError
-        If the best unit of each layer alone costs more; the message says how far it goes.
+    `example_inputs` are of the length that MACs are counted at. `before` is what the target is a reduction of, if that
+    is not this network. Raises a TargetError if the best unit of each layer alone costs more; the message says how far
+    it goes.
     """
     macs = macs_by_module(model, example_inputs)
     here = count_params(model) if target.kind == "params" else sum(macs.values())
@@ -86,37 +59,14 @@ def budget_of(
     return Budget(target.kind, whole, prices, units, allowed, 1 - target.share)
 
 
-def search(
-    importance: Sequence[Tensor], prices: Sequence[float], kinds: Sequence[str], allowed: float, *, least: int = 1
-) -> list[Tensor]:
-    """Return the units that are worth most together and cost no more than is allowed.
+def search(importance: Sequence[Tensor], prices: Sequence[float], kinds: Sequence[str], allowed: float) -> list[Tensor]:
+    """Return the units that are worth most together and cost no more than `allowed`, as boolean masks.
 
-    Exact where all heads cost the same, and all neurons.
-
-    Parameters
-    ----------
-    importance : sequence of Tensor, shape (units,)
-        What each unit of each group is worth; not negative.
-    prices : sequence of float
-        Cost of one unit of each group.
-    kinds : sequence of {'heads', 'neurons'}
-        What each group is of.
-    allowed : float
-        The budget.
-    least : int, optional
-        Units that each group keeps, the best of it.
-
-    Returns
-    -------
-    list of Tensor, shape (units,)
-        Boolean masks.
-
-    Raises
-    ------
-    TargetError
-        If those that each group keeps cost more.
+    Exact where all heads cost the same, and all neurons. `importance` is what each unit of each group is worth, not
+    negative, of the shape (units,). `prices` are those of one unit of each group, and `kinds` says of each group
+    whether it is ``heads`` or ``neurons``. Each group keeps its best unit; raises a TargetError if these cost more.
     """
-    heads, neurons = (_Pool(importance, prices, kinds, kind, least) for kind in ("heads", "neurons"))
+    heads, neurons = (_Pool(importance, prices, kinds, kind) for kind in ("heads", "neurons"))
     best: tuple[float, int, int] | None = None
     for number in range(heads.least, len(heads.order) + 1):
         left = allowed - float(heads.costs[number])
@@ -139,9 +89,7 @@ def search(
 class _Pool:
     """All units of one kind, best first, and what the first n of them cost and are worth."""
 
-    def __init__(
-        self, importance: Sequence[Tensor], prices: Sequence[float], kinds: Sequence[str], kind: str, least: int
-    ) -> None:
+    def __init__(self, importance: Sequence[Tensor], prices: Sequence[float], kinds: Sequence[str], kind: str) -> None:
         groups = [number for number, own in enumerate(kinds) if own == kind]
         sizes = [len(importance[number]) for number in groups]
         none = torch.empty(0, dtype=torch.float64)
@@ -149,7 +97,7 @@ class _Pool:
         price = torch.cat(
             [none, *(torch.full((n,), prices[g], dtype=torch.float64) for n, g in zip(sizes, groups, strict=True))]
         )
-        spared = torch.cat([none, *(_best(importance[number], least) for number in groups)])
+        spared = torch.cat([none, *(top(importance[number].cpu(), 1) for number in groups)])
         ranked = torch.argsort(worth / price, descending=True, stable=True)
         ranked = ranked[torch.argsort(spared[ranked], descending=True, stable=True)]
         units = [(group, unit) for group, size in zip(groups, sizes, strict=True) for unit in range(size)]
@@ -158,10 +106,3 @@ class _Pool:
         self.costs = torch.cat([zero, price[ranked].cumsum(0)])
         self.worths = torch.cat([zero, worth[ranked].cumsum(0)])
         self.least = int(spared.sum())
-
-
-def _best(values: Tensor, count: int) -> Tensor:
-    """Return 1 for the `count` largest values, of equal ones the first, and 0 for the rest."""
-    chosen = torch.zeros(len(values), dtype=torch.float64)
-    chosen[torch.argsort(values.cpu(), descending=True, stable=True)[:count]] = 1
-    return chosen

@@ -21,40 +21,19 @@ Scales = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Solved:
-    """One layer's least squares.
+    """One layer's least squares."""
 
-    Parameters
-    ----------
-    reader : str
-        The layer whose units were scaled.
-    scales : Tensor, shape (kept units,)
-        The solution.
-    objective : tuple of float
-        What is minimised, before (all scales 1) and after.
-    error : tuple of float
-        Squared distance from the teacher's output, before and after.
-    used : bool
-        Whether the scales are in range; those of later layers are not computed otherwise.
-    """
-
-    reader: str
-    scales: Tensor
-    objective: tuple[float, float]
-    error: tuple[float, float]
-    used: bool
+    reader: str  # The layer whose units were scaled.
+    scales: Tensor  # The solution, shape (kept units,).
+    error: tuple[float, float]  # Squared distance from the teacher's output, before and after.
+    used: bool  # Whether the scales are in range; those of later layers are not computed otherwise.
 
 
 def least_squares(gram: Tensor, products: Tensor, damping: float) -> Tensor:
     """Return 1 + d for the d that minimises |G d - (p - G 1)|^2 + damping^2 |d|^2.
 
-    Parameters
-    ----------
-    gram : Tensor, shape (n, n)
-        G = A^T A of the system A x = b.
-    products : Tensor, shape (n,)
-        p = A^T b.
-    damping : float
-        Positive.
+    For a system A x = b, `gram` is G = A^T A of the shape (n, n), and `products` is p = A^T b of the shape (n,).
+    `damping` is positive.
     """
     one = torch.ones_like(products)
     system = torch.cat([gram, damping * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)])
@@ -73,28 +52,12 @@ def tune(
 ) -> tuple[Scales, list[Solved]]:
     """Scale the kept units of one layer after the other, so that its output is close to the teacher's.
 
-    The first attention is left as it is. The last layer only counts where the loss depends on it: the
-    first token of a BERT that classifies. Padding never counts.
+    The first attention is left as it is. The last layer only counts where the loss depends on it: the first token of a
+    BERT that classifies. Padding never counts.
 
-    Parameters
-    ----------
-    model : nn.Module
-        The unpruned network.
-    groups : list of Group
-        Its units.
-    teacher, kept : list of Tensor, shape (units,)
-        Boolean masks of the teacher and of the network that is tuned.
-    labelled, loss
-        See `mask_gradients`.
-    options : RfpOptions
-        Damping and the range of the scales.
-
-    Returns
-    -------
-    scales : dict of str to Tensor, shape (units,)
-        By the layer that reads the units.
-    solved : list of Solved
-        What was solved, in order.
+    `model` is the unpruned network. `teacher` and `kept` are boolean masks of the shape (units,): those of the teacher
+    and of the network that is tuned. For `loss` see `ifap.study.rivals.rfp.mask_gradients`. The scales are by the layer
+    that reads the units, of the shape (units,). What was solved is in order.
     """
     where = device_of(model)
     widths = group_widths(groups)
@@ -242,16 +205,12 @@ class _System:
         scales = found[:count]
         used = bool((scales.abs() <= options.largest_scale).all())
 
-        def objective(x: Tensor) -> float:
-            return float((gram @ x - products).square().sum() + options.damping**2 * (x - 1).square().sum())
-
         def error(x: Tensor) -> float:
             return float(x @ gram @ x - 2 * x @ products) + self._squares
 
-        one = torch.ones_like(found)
         plain = torch.cat([torch.ones_like(scales), torch.zeros_like(found[count:])])
         tuned = torch.cat([scales, torch.zeros_like(found[count:])])
-        return Solved(reader, scales, (objective(one), objective(found)), (error(plain), error(tuned)), used)
+        return Solved(reader, scales, (error(plain), error(tuned)), used)
 
     def units(self) -> tuple[Tensor, Tensor]:
         """Return A^T A and A^T b."""

@@ -24,12 +24,8 @@ _SHARE_OF_A_SHORT_RUN = 20
 class RiglController(MaskController):
     """Move the masks of every layer now and then; their numbers of kept weights never change.
 
-    Parameters
-    ----------
-    masks, priced
-        See `MaskController`.
-    options : RiglOptions
-        Interval, share that moves at first, and end.
+    `options` are the interval, the share that moves at first, and the end. For `masks` and `priced` see
+    `MaskController`.
     """
 
     def __init__(self, masks: Masks, options: RiglOptions, priced: Prices | None = None) -> None:

@@ -100,7 +100,7 @@ def fit(
     controller : Controller, optional
         Acts around every step, such as a sparse-training method; its state is part of the resume state.
     on_epoch : callable, optional
-        ``on_epoch(row, speed)`` is called after every epoch, such as an `ifap.study.training.progress.TensorBoard`.
+        ``on_epoch(row, speed)`` is called after every epoch; see `ifap.study.training.progress.tensorboard`.
     done : int, optional
         Epochs of the recipe that the network has behind it: training begins after them, with their
         place in the schedule and in the order of the data, and with a new optimiser.
@@ -252,15 +252,7 @@ class _Run:
         self.recipe = recipe
         self.controller = controller
         self.engine = engine
-        self.optimizer = build_optimizer(
-            model,
-            recipe.optimizer,
-            recipe.lr,
-            recipe.weight_decay,
-            momentum=recipe.momentum,
-            beta1=recipe.beta1,
-            decay_norms=recipe.decay_norms,
-        )
+        self.optimizer = build_optimizer(model, recipe)
         self.average: _Average | None = None
         self.rows: list[EpochRow] = []
         self._file = None if state is None else state / STATE_FILE
@@ -383,20 +375,12 @@ def _epoch(
 ) -> _Losses:
     recipe, engine, steps = run.recipe, run.engine, reader.steps
     losses = _Losses(engine.where)
-    milestones = recipe.milestones if recipe.schedule == "step" else None
     run.model.train()
     bar.epoch(epoch)
     for step, (inputs, targets) in enumerate(reader.epoch(seed, epoch)):
         done = (epoch - 1) * steps + step
         for group in run.optimizer.param_groups:
-            group["lr"] = learning_rate(
-                done,
-                recipe.epochs * steps,
-                recipe.warmup_epochs * steps,
-                recipe.lr,
-                milestones=milestones,
-                gamma=recipe.gamma,
-            )
+            group["lr"] = learning_rate(done, steps, recipe)
         if run.controller is not None:
             run.controller.before_step(done)
         run.optimizer.zero_grad(set_to_none=True)

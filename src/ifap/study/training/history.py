@@ -2,33 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class EpochRow:
-    """One epoch of training.
+    """One epoch of training."""
 
-    Parameters
-    ----------
-    epoch : int
-        Counted from 1.
-    lr : float
-        Learning rate of the last step.
-    train_loss : float
-        Mean loss of the epoch's samples, extra terms included.
-    validation_loss : float
-        Loss on the validation split after the epoch, without label smoothing.
-    validation_metric : float
-        The task's primary metric on the validation split after the epoch.
-    """
-
-    epoch: int
-    lr: float
-    train_loss: float
-    validation_loss: float
-    validation_metric: float
-
-
-HISTORY_FIELDS = tuple(field.name for field in dataclasses.fields(EpochRow))
+    epoch: int  # Counted from 1.
+    lr: float  # Learning rate of the last step.
+    train_loss: float  # Mean loss of the epoch's samples, extra terms included.
+    validation_loss: float  # Loss on the validation split after the epoch, without label smoothing.
+    validation_metric: float  # The task's primary metric on the validation split after the epoch.

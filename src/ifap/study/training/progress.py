@@ -6,67 +6,50 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-if TYPE_CHECKING:
-    from ifap.study.training.history import EpochRow
+from ifap.study.training.history import EpochRow
 
 TENSORBOARD_SWITCH = "IFAP_TENSORBOARD"
 
 
 @dataclass(frozen=True)
 class Speed:
-    """How fast an epoch was trained, validation left out.
-
-    Parameters
-    ----------
-    seconds : float
-        Of the epoch.
-    samples_per_second : float
-        Training samples, those of all processes together.
-    """
+    """How fast an epoch was trained, validation left out."""
 
     seconds: float
-    samples_per_second: float
+    samples_per_second: float  # Training samples, those of all processes together.
 
 
-class OnEpoch(Protocol):
-    """What `ifap.study.training.fit.fit` calls after every epoch."""
-
-    def __call__(self, row: EpochRow, speed: Speed) -> None:
-        """Take note of an epoch."""
-        ...
+OnEpoch = Callable[[EpochRow, Speed], None]
+"""What `ifap.study.training.fit.fit` calls after every epoch."""
 
 
-class TensorBoard:
-    """Curves of a training for TensorBoard, one point an epoch; pass an instance to `fit` as ``on_epoch``.
+@contextlib.contextmanager
+def tensorboard(folder: Path) -> Iterator[OnEpoch | None]:
+    """Yield what writes a training's curves for TensorBoard, one point an epoch, for `fit` to call as ``on_epoch``.
 
-    A resumed run goes on where its state was: the points that an earlier session, or an earlier run
-    in the same folder, wrote from there on are hidden.
-
-    Parameters
-    ----------
-    folder : Path
-        Where the event files go.
+    Yields None unless the environment variable IFAP_TENSORBOARD is 1. A resumed run goes on where its state was: the
+    points that an earlier session, or an earlier run in the same folder, wrote from there on are hidden.
     """
+    if os.environ.get(TENSORBOARD_SWITCH) != "1":
+        yield None
+        return
+    writer: Any = None
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._writer: Any = None
-
-    def __call__(self, row: EpochRow, speed: Speed) -> None:
-        """Write the points of one epoch."""
-        if self._writer is None:
+    def write(row: EpochRow, speed: Speed) -> None:
+        nonlocal writer
+        if writer is None:
             # Here, so that jobs that nobody watches do not wait for the import.
             from torch.utils.tensorboard import SummaryWriter
 
-            self._writer = SummaryWriter(str(self._folder), purge_step=row.epoch)
+            writer = SummaryWriter(str(folder), purge_step=row.epoch)
         points = {
             "loss/train": row.train_loss,
             "loss/validation": row.validation_loss,
@@ -76,39 +59,21 @@ class TensorBoard:
             "speed/samples_per_second": speed.samples_per_second,
         }
         for name, value in points.items():
-            self._writer.add_scalar(name, value, row.epoch)
-        self._writer.flush()
+            writer.add_scalar(name, value, row.epoch)
+        writer.flush()
 
-    def close(self) -> None:
-        """Close the event file."""
-        if self._writer is not None:
-            self._writer.close()
-
-
-@contextlib.contextmanager
-def tensorboard(folder: Path) -> Iterator[OnEpoch | None]:
-    """Yield a `TensorBoard` of a folder if the environment variable IFAP_TENSORBOARD is 1, else None."""
-    if os.environ.get(TENSORBOARD_SWITCH) != "1":
-        yield None
-        return
-    board = TensorBoard(folder)
     try:
-        yield board
+        yield write
     finally:
-        board.close()
+        if writer is not None:
+            writer.close()
 
 
 class StepBar:
     """A bar that advances with every step of an epoch; shows nothing where stderr is no terminal.
 
-    Parameters
-    ----------
-    epochs : int
-        Of the whole training.
-    steps : int
-        Of one epoch.
-    shown : bool, optional
-        False keeps it quiet on a terminal as well.
+    `epochs` are those of the whole training, `steps` those of one epoch. Without `shown` it is quiet on a terminal as
+    well.
     """
 
     def __init__(self, epochs: int, steps: int, *, shown: bool = True) -> None:

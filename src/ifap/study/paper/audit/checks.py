@@ -32,16 +32,9 @@ COUNTED: tuple[Check, ...] = (macs.reductions_beyond_rule, macs.base_macs, trace
 
 
 def run_audit(claims: pd.DataFrame, checks: Sequence[Check] = PRINTED + COUNTED) -> list[Finding]:
-    """Run checks, all by default.
+    """Run checks, all by default, on claims of `ifap.study.paper.published.load_claims` or a part of them.
 
-    By kind, the most severe first; empty when all numbers fit together.
-
-    Parameters
-    ----------
-    claims : DataFrame
-        Claims as `ifap.study.paper.published.load_claims` returns them, or a part of them.
-    checks : sequence of callable
-        Which to run.
+    The findings are by kind, the most severe first; there are none if all numbers fit together.
     """
     rows = table_rows(claims)
     found = [finding for check in checks for finding in check(rows)]

@@ -58,27 +58,11 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Finding:
-    """Something in the published numbers that does not fit together.
+    """Something in the published numbers that does not fit together."""
 
-    Parameters
-    ----------
-    kind : str
-        One of `KINDS`.
-    severity : str
-        ``major`` (a claim cannot hold as printed beside another), ``minor`` or ``info``.
-    title : str
-        One line.
-    arithmetic : str
-        The numbers, line by line.
-    claims : tuple of str
-        Ids of the claims concerned.
-    name : str
-        Kind and number, for reference.
-    """
-
-    kind: str
-    severity: str
-    title: str
-    arithmetic: str
-    claims: tuple[str, ...]
-    name: str = ""
+    kind: str  # One of `KINDS`.
+    severity: str  # ``major`` (a claim cannot hold as printed beside another), ``minor`` or ``info``.
+    title: str  # One line.
+    arithmetic: str  # The numbers, line by line.
+    claims: tuple[str, ...]  # Ids of the claims concerned.
+    name: str = ""  # Kind and number, for reference.

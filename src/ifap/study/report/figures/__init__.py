@@ -30,20 +30,10 @@ __all__ = ["Picture", "draw"]
 
 
 def draw(name: str, grid: Grid, runs: pd.DataFrame, trace: pd.DataFrame, *, root: Path = Path()) -> Picture:
-    """Draw one figure.
+    """Draw one figure, of `ifap.study.report.figure_names`, as SVG and PNG.
 
-    The figure as SVG and PNG.
-
-    Parameters
-    ----------
-    name : str
-        One of `ifap.study.report.figure_names`.
-    grid : Grid
-        The cells and their order.
-    runs, trace : DataFrame
-        Content of ``records.csv`` and ``trace.csv``.
-    root : Path
-        The project's root: the published numbers, the widths and the images of generators are read below it.
+    `runs` and `trace` are the content of ``records.csv`` and ``trace.csv``. The published numbers, the widths and the
+    images of generators are read below `root`.
     """
     if name not in (*FIGURES, SAMPLES, LOSSES):
         raise ConfigError(f"unknown figure '{name}': {nearest(name, (*FIGURES, SAMPLES, LOSSES))}")

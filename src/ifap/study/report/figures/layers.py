@@ -55,16 +55,8 @@ def flow_cell(grid: Grid) -> Cell:
 def widths_table(grid: Grid, recorded: Collection[Cell], *, kept: Kept, root: Path = Path()) -> str:
     """Lay out as CSV text the layers that figures show; of more networks than one figure holds, none is kept.
 
-    Parameters
-    ----------
-    grid : Grid
-        The cells of the scale.
-    recorded : collection of Cell
-        Those that have a record.
-    kept : Kept
-        The recorded rows of those among them whose work is not here.
-    root : Path
-        The project's root: the work of the cells is read below it.
+    `recorded` are the cells that have a record, and `kept` the recorded rows of those among them whose work is not
+    here. The work of the others is read below `root`.
     """
     networks = compared_cells(grid, recorded)
     shown = [cell for cells in networks.values() for cell in cells] if len(networks) <= MOST_PANELS else []

@@ -12,35 +12,17 @@ Align = Literal["left", "right"]
 
 @dataclass(frozen=True)
 class Item:
-    """One printed value.
+    """One printed value."""
 
-    Parameters
-    ----------
-    text : str
-        What is printed, without any markup.
-    href : str or None
-        Where the value comes from, relative to the report's folder.
-    bold : bool
-        Whether it is the best of its group.
-    rows, columns : int
-        How many rows and columns it spans; an item with ``rows=0`` is covered by the one above.
-    mark : str
-        Mark of its footnote.
-    measured, origin : str, str or None
-        What was measured for a published value, printed beside it, and where that comes from.
-    why : str
-        Mark of the footnote that says why nothing was measured, or how.
-    """
-
-    text: str
-    href: str | None = None
-    bold: bool = False
-    rows: int = 1
-    columns: int = 1
-    mark: str = ""
-    measured: str = ""
-    origin: str | None = None
-    why: str = ""
+    text: str  # What is printed, without any markup.
+    href: str | None = None  # Where the value comes from, relative to the report's folder.
+    bold: bool = False  # Whether it is the best of its group.
+    rows: int = 1  # How many rows it spans; an item with ``rows=0`` is covered by the one above.
+    columns: int = 1  # How many columns it spans.
+    mark: str = ""  # Mark of its footnote.
+    measured: str = ""  # What was measured for a published value, printed beside it.
+    origin: str | None = None  # Where that comes from.
+    why: str = ""  # Mark of the footnote that says why nothing was measured, or how.
 
 
 @dataclass(frozen=True)

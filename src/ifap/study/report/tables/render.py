@@ -17,16 +17,9 @@ from ifap.study.templates import MINUS, environment
 
 
 def render(table: Table, extension: str, templates: Path | None = None) -> str:
-    """Render a table as text.
+    """Render a table as text: as ``md``, ``html``, ``tex`` or ``csv``.
 
-    Parameters
-    ----------
-    table : Table
-        The model.
-    extension : {'md', 'html', 'tex', 'csv'}
-        The format; CSV has one row a value and needs no template.
-    templates : Path, optional
-        Folder of the templates; the project's by default.
+    CSV has one row a value and needs no template. `templates` is the folder of the templates, the project's by default.
     """
     if extension == "csv":
         return _csv(table)

@@ -19,25 +19,13 @@ from ifap.study.report.judge import Judged, Source, judge_file
 
 @dataclass(frozen=True)
 class Report:
-    """The files that `stages.collect` writes, read, and the verdicts that follow from them.
+    """The files that `stages.collect` writes, read, and the verdicts that follow from them."""
 
-    Parameters
-    ----------
-    grid : Grid
-        The cells that the tables should show; those without a row in `runs` are shown as not attempted.
-    runs, trace : DataFrame
-        Content of ``records.csv`` and ``trace.csv``.
-    claims : sequence of Judged
-        Every published number with its verdict.
-    missing : mapping of Cell to str
-        Content of ``missing.csv``: why a cell has no row.
-    """
-
-    grid: Grid
-    runs: pd.DataFrame
-    trace: pd.DataFrame
-    claims: Sequence[Judged]
-    missing: Mapping[Cell, str] = field(default_factory=dict)
+    grid: Grid  # The cells that the tables should show; those without a row in `runs` are shown as not attempted.
+    runs: pd.DataFrame  # Content of ``records.csv``.
+    trace: pd.DataFrame  # Content of ``trace.csv``.
+    claims: Sequence[Judged]  # Every published number with its verdict.
+    missing: Mapping[Cell, str] = field(default_factory=dict)  # Content of ``missing.csv``: why a cell has no row.
 
     @classmethod
     def load(cls, grid: Grid, *, root: Path = Path()) -> Report:
