@@ -103,6 +103,16 @@ def test_every_epoch_is_gathered_with_its_stage(tmp_path, grid):
     assert tuple(field.name for field in dataclasses.fields(EpochRow)) == EPOCH_FIELDS
 
 
+def test_a_validation_loss_that_is_no_number_is_left_empty(tmp_path, grid):
+    write_recorded_files(tmp_path, grid)
+    file = tmp_path / paths.history_file("quick", PRUNED)
+    header, first, *rest = file.read_text().splitlines()
+    epoch, lr, train, _, metric = first.split(",")
+    file.write_text("\n".join([header, f"{epoch},{lr},{train},nan,{metric}", *rest]) + "\n")
+    collected = records.collect(grid, root=tmp_path)
+    assert f",{epoch},{lr},{train},,{metric}" in records.history_table(collected, root=tmp_path)
+
+
 def test_a_configuration_is_kept_once_and_found_by_its_hash(tmp_path, grid):
     runs = write_recorded_files(tmp_path, grid).runs
     found = load_configs("quick", root=tmp_path)

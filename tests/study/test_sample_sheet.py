@@ -1,6 +1,7 @@
 """Pictures of what generators make: written by `evaluate`, shown by a figure of the report."""
 
 import io
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -105,6 +106,21 @@ def test_the_figure_shows_each_network_with_its_distance(grid, tmp_path):
         drawn[0].alt
     )
     assert "features of a random network" in drawn[0].title
+
+
+def test_a_figure_whose_cells_were_recorded_elsewhere_is_kept(grid, tmp_path):
+    for cell in grid.cells():
+        if cell.task == "generation":
+            file = tmp_path / paths.samples_file("shapes", cell)
+            file.parent.mkdir(parents=True)
+            file.write_bytes(sample_sheet(Noise(), split(real())))
+    drawn = figures.draw("samples", grid, runs_of(grid), pd.DataFrame(), root=tmp_path)
+    for extension, content in drawn.files.items():
+        file = tmp_path / paths.figure_file("shapes", "samples", extension)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(content)
+    shutil.rmtree(tmp_path / paths.cells_dir("shapes"))
+    assert figures.draw("samples", grid, runs_of(grid), pd.DataFrame(), root=tmp_path) == drawn
 
 
 def test_a_figure_without_records_says_so_and_a_damaged_one_is_named(grid, tmp_path):

@@ -239,7 +239,10 @@ def _epochs(root: Path, scale: str, cell: Cell) -> Iterator[Mapping[str, Any]]:
     if not lines or lines[0] != list(EPOCH_FIELDS):
         raise ResultsError(f"malformed {shown}: the first line must be {','.join(EPOCH_FIELDS)}")
     stage = "baseline" if cell.is_baseline else "finetune"
-    yield from ({"stage": stage, **dict(zip(EPOCH_FIELDS, line, strict=False))} for line in lines[1:])
+    for line in lines[1:]:
+        # The loss of a network that has hardly begun to learn may be no number: it is left empty.
+        values = ("" if value == "nan" else value for value in line)
+        yield {"stage": stage, **dict(zip(EPOCH_FIELDS, values, strict=False))}
 
 
 def missing_table(collected: Collected) -> str:

@@ -122,6 +122,15 @@ def add_legend(figure: Figure, axes: Axes, columns: int = 6) -> None:
     figure.legend(handles, labels, loc="outside lower center", ncols=ncols, handlelength=2.4, columnspacing=1.2)
 
 
+def read_picture(name: str, title: str, alt: str, files: dict[str, Path]) -> Picture:
+    """Return a figure that was drawn before; `files` are by format."""
+    from PIL import Image
+
+    with Image.open(files["png"]) as image:
+        width, height = (round(96 * side / PIXELS_PER_INCH) for side in image.size)
+    return Picture(name, title, alt, {extension: file.read_bytes() for extension, file in files.items()}, width, height)
+
+
 def save_picture(name: str, title: str, alt: str, figure: Figure) -> Picture:
     """Save the figure in every format, without a date or a version in it."""
     width, height = (round(96 * float(side)) for side in figure.get_size_inches())

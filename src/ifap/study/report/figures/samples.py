@@ -19,7 +19,7 @@ from ifap.study.grid import Grid
 from ifap.study.paper.vocabulary import METRICS
 from ifap.study.paths import Cell
 from ifap.study.report.csv_files import MOST_BYTES
-from ifap.study.report.figures.drawing import MOST_PANELS, Picture, not_attempted, save_picture, too_many
+from ifap.study.report.figures.drawing import MOST_PANELS, Picture, not_attempted, read_picture, save_picture, too_many
 from ifap.study.report.figures.selection import of_network, recorded_cells, shown_methods
 from ifap.study.report.tables.numbers import fixed
 from ifap.study.report.tables.wording import label
@@ -30,7 +30,14 @@ Sheet = NDArray[np.uint8]
 def draw_samples(name: str, grid: Grid, runs: pd.DataFrame, root: Path) -> Picture:
     """Show, a row a generator, what it makes before and after pruning, from the same noise."""
     title = "Images made by the generators, unpruned and pruned, from the same noise"
-    rows = _sheets(grid, recorded_cells(runs), root)
+    measured = runs.loc[runs["task"] == "generation", "metric"].dropna()
+    distance = f"; distance from real ones: {METRICS[measured.iloc[0]].title}" if len(measured) else ""
+    whole_title = f"{title}, seed {grid.options.seeds[0]}{distance}"
+    cells = _cells(grid, recorded_cells(runs))
+    if kept := _kept(name, grid.scale, [cell for row in cells for cell in row], root):
+        words = [_words(runs, cell) for row in cells for cell in row]
+        return read_picture(name, whole_title, _alt(words), kept)
+    rows = _sheets(grid.scale, cells, root)
     if not rows:
         return not_attempted(name, title, "no generator has a record of images")
     if len(rows) > MOST_PANELS:
@@ -46,23 +53,32 @@ def draw_samples(name: str, grid: Grid, runs: pd.DataFrame, root: Path) -> Pictu
             axes.imshow(sheet, interpolation="nearest")
             words.append(_words(runs, cell))
             axes.set_title(words[-1], fontsize=9)
-    measured = runs.loc[runs["task"] == "generation", "metric"].dropna()
-    distance = f"; distance from real ones: {METRICS[measured.iloc[0]].title}" if len(measured) else ""
-    alt = f"Grids of small images that generators made. {'; '.join(words)}."
-    return save_picture(name, f"{title}, seed {grid.options.seeds[0]}{distance}", alt, figure)
+    return save_picture(name, whole_title, _alt(words), figure)
 
 
-def _sheets(grid: Grid, recorded: Collection[Cell], root: Path) -> list[dict[Cell, Sheet]]:
-    """Return for each generator the pictures that its cells recorded; those without any are left out."""
+def _alt(words: list[str]) -> str:
+    return f"Grids of small images that generators made. {'; '.join(words)}."
+
+
+def _cells(grid: Grid, recorded: Collection[Cell]) -> list[list[Cell]]:
+    """Return the recorded cells of each generator."""
     methods = ["baseline", *shown_methods(grid)]
-    rows = []
-    for first in dict.fromkeys(cell.baseline for cell in grid.pruned() if cell.task == "generation"):
-        cells = [first._replace(method=method, seed=grid.options.seeds[0]) for method in methods]
-        sheets = {cell: _sheet(grid.scale, cell, root) for cell in cells if cell in recorded}
-        known = {cell: sheet for cell, sheet in sheets.items() if sheet is not None}
-        if known:
-            rows.append(known)
-    return rows
+    firsts = dict.fromkeys(cell.baseline for cell in grid.pruned() if cell.task == "generation")
+    rows = ([first._replace(method=method, seed=grid.options.seeds[0]) for method in methods] for first in firsts)
+    return [[cell for cell in row if cell in recorded] for row in rows]
+
+
+def _kept(name: str, scale: str, cells: list[Cell], root: Path) -> dict[str, Path]:
+    """Return the files of the figure as it was drawn, if the cells were recorded elsewhere and none of them is here."""
+    files = {extension: root / paths.figure_file(scale, name, extension) for extension in ("svg", "png")}
+    is_away = bool(cells) and not any((root / paths.cell_dir(scale, cell)).is_dir() for cell in cells)
+    return files if is_away and all(file.is_file() for file in files.values()) else {}
+
+
+def _sheets(scale: str, cells: list[list[Cell]], root: Path) -> list[dict[Cell, Sheet]]:
+    """Return for each generator the pictures that its cells recorded; those without any are left out."""
+    rows = ({cell: sheet for cell in row if (sheet := _sheet(scale, cell, root)) is not None} for row in cells)
+    return [row for row in rows if row]
 
 
 def _sheet(scale: str, cell: Cell, root: Path) -> Sheet | None:
