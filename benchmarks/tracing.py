@@ -64,8 +64,9 @@ def memory() -> Ratio:
 
     def measured() -> tuple[float, float]:
         command = [sys.executable, "-m", "benchmarks.tracing", "--decoder"]
-        found = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
-        return float(found[0]), float(found[1])
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        during, before = map(float, done.stdout.split())
+        return during, before
 
     pairs = [measured() for _ in range(RUNS)]
     return Ratio.of_pairs(f"memory of {DECODER}", pairs, limit=MEMORY_LIMIT, unit="MB")

@@ -64,6 +64,31 @@ def found(rows, labels, scores):
     return {"boxes": boxes(*rows), "labels": torch.tensor(labels), "scores": torch.tensor(scores)}
 
 
+class Given(nn.Module):
+    """A network whose outputs, and what it generates, are given; it has lost nothing."""
+
+    def __init__(self, outputs):
+        super().__init__()
+        self.outputs = outputs
+
+    def forward(self, images, targets=None):
+        return {"loss": torch.tensor(0.0)} if self.training else self.outputs
+
+    def sample(self, images, generator):
+        return self.outputs
+
+
+def detected(outputs, targets):
+    """Return the metrics of these detections."""
+    images = torch.zeros(len(targets), 3, 8, 8)
+    return DETECTION.evaluate(Given(outputs), [((images, targets), targets)], len(targets))
+
+
+def segmented(outputs, targets):
+    """Return the metrics of these scores."""
+    return SEGMENTATION.evaluate(Given(outputs), [(torch.zeros(len(targets), 3, 8, 8), targets)], len(targets))
+
+
 A, B, C = (0, 0, 10, 10), (20, 20, 40, 40), (50, 50, 60, 60)
 
 
@@ -74,27 +99,27 @@ def test_average_precision_is_the_one_worked_out_by_hand():
     targets = [known([A, B], [0, 0])]
     # Right, wrong, right: precision is 1 up to a recall of 1/2 and 2/3 beyond, at 101 recalls.
     outputs = [found([A, C, B], [0, 0, 0], [0.9, 0.8, 0.7])]
-    measured = DETECTION.metrics(outputs, targets)
+    measured = detected(outputs, targets)
     assert measured["map50"] == pytest.approx(100 * (51 + 50 * 2 / 3) / 101, abs=1e-3)
     assert measured["map"] == pytest.approx(measured["map50"], abs=1e-3)
     # The overlap of these two is 0.82: seven of the ten overlaps from 0.5 to 0.95 call it right, 0.75 among them.
     outputs, targets = [found([(0, 0, 10, 8.2)], [2], [0.5])], [known([A], [2])]
-    measured = DETECTION.metrics(outputs, targets)
+    measured = detected(outputs, targets)
     assert measured["map75"] == pytest.approx(100)
     assert measured["map"] == pytest.approx(70)
     # Another class is not found.
-    assert DETECTION.metrics([found([A], [1], [0.9])], [known([A], [2])])["map50"] == 0
+    assert detected([found([A], [1], [0.9])], [known([A], [2])])["map50"] == 0
 
 
 def test_a_detected_crowd_is_neither_right_nor_wrong():
     outputs = [found([C, A], [0, 0], [0.9, 0.8])]
-    assert DETECTION.metrics(outputs, [known([A, C], [0, 0], [0, 1])])["map50"] == pytest.approx(100)
-    assert DETECTION.metrics(outputs, [known([A], [0])])["map50"] == pytest.approx(50)
+    assert detected(outputs, [known([A, C], [0, 0], [0, 1])])["map50"] == pytest.approx(100)
+    assert detected(outputs, [known([A], [0])])["map50"] == pytest.approx(50)
 
 
 def test_an_image_without_boxes_counts_what_is_found_on_it():
     outputs = [found([A], [0], [0.5]), found([A], [0], [0.9])]
-    measured = DETECTION.metrics(outputs, [known([A], [0]), known([], [])])
+    measured = detected(outputs, [known([A], [0]), known([], [])])
     assert measured["map50"] == pytest.approx(50)
 
 
@@ -191,7 +216,7 @@ def test_mean_overlap_is_the_one_worked_out_by_hand():
     best = torch.tensor([[[0, 0, 1, 1], [0, 2, 1, 0]]])
     targets = torch.tensor([[[0, 0, 1, 255], [0, 2, 2, 1]]])
     scores = functional.one_hot(best, 4).permute(0, 3, 1, 2).float() * 9
-    measured = SEGMENTATION.metrics({"out": scores}, targets)
+    measured = segmented({"out": scores}, targets)
     # Class 0: 3 of 4, class 1: 1 of 3, class 2: 1 of 2; class 3 is nowhere.
     assert measured["miou"] == pytest.approx(100 * (3 / 4 + 1 / 3 + 1 / 2) / 3, abs=1e-4)
     assert measured["pixel_accuracy"] == pytest.approx(100 * 5 / 7, abs=1e-4)
@@ -215,7 +240,7 @@ def test_masks_without_a_pixel_that_counts_give_no_loss_and_no_metric():
     targets = torch.full((1, 4, 4), 255)
     assert float(SEGMENTATION.loss(torch.randn(1, 3, 4, 4), targets)) == 0
     with pytest.raises(TrainingError, match="at least one pixel"):
-        SEGMENTATION.metrics(torch.randn(1, 3, 4, 4), targets)
+        segmented(torch.randn(1, 3, 4, 4), targets)
 
 
 def test_batches_are_measured_as_one(load):
@@ -257,8 +282,8 @@ def test_the_distance_of_two_sets_is_the_one_of_the_formula():
     wanted = ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(first + second - 2 * sqrtm(first @ second).real)
     task = Generation(Means(), "means")
     assert task.primary == "fid_means"
-    assert task.metrics(made, real)["fid_means"] == pytest.approx(wanted, rel=1e-3)
-    assert task.metrics(real, real)["fid_means"] == pytest.approx(0, abs=1e-3)
+    for images, distance in ((made, pytest.approx(wanted, rel=1e-3)), (real, pytest.approx(0, abs=1e-3))):
+        assert task.evaluate(Given(images), [(real, real)], 50)["fid_means"] == distance
 
 
 def test_random_features_are_always_the_same_and_see_grey_images():

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import inspect
+
 import pytest
 import torch
 from dense_networks import DENSE
 from torch import nn
 
 from ifap.errors import ConfigError, PlanError
-from ifap.study.models import MODELS, arguments, builder_from_id, builder_id
+from ifap.study.models import MODELS, builder_from_id, builder_id
 from ifap.study.models.base import HEADS, LIMITS
 
 ARGS = {"num_classes": 10, "in_channels": 1, "image_size": 32}
 TEXT = {"head": "classification", "num_labels": 3, "vocab_size": 100, "max_length": 16}
+
+
+def arguments(name):
+    """Return what a network is built from."""
+    return inspect.signature(MODELS.get(name)).parameters
+
+
 SMALL = [name for name in MODELS.names() if name.endswith("_tiny")]
 IMAGES = [name for name in SMALL if "image_size" in arguments(name)]
 TINY = [name for name in IMAGES if name not in DENSE]

@@ -9,6 +9,7 @@ are one unit.
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 from collections import defaultdict
 
@@ -19,7 +20,7 @@ from places import GOLDEN
 from transformers.pytorch_utils import Conv1D
 
 from ifap.layers import is_producer
-from ifap.study.models import MODELS, arguments
+from ifap.study.models import MODELS
 from ifap.study.tasks import TASKS
 from ifap.view import trace
 
@@ -55,7 +56,7 @@ WHY = {
 def cases():
     """Return the networks: those for texts with either head, all others by their name."""
     for name in MODELS.names():
-        heads = TASK_OF_HEAD if "head" in arguments(name) else ("",)
+        heads = TASK_OF_HEAD if "head" in inspect.signature(MODELS.get(name)).parameters else ("",)
         yield from (f"{name} {head}".strip() for head in heads)
 
 

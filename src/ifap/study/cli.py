@@ -10,11 +10,11 @@ import typer
 
 from ifap.errors import ConfigError, installation
 
+ScaleOption = Annotated[str | None, typer.Option(help="Scale; the one in params.yaml by default.")]
+ParamsOption = Annotated[Path, typer.Option(help="Parameter file.")]
 
-def status(
-    scale: Annotated[str | None, typer.Option(help="Scale; the one in params.yaml by default.")] = None,
-    params: Annotated[Path, typer.Option(help="Parameter file.")] = Path("params.yaml"),
-) -> None:
+
+def status(scale: ScaleOption = None, params: ParamsOption = Path("params.yaml")) -> None:
     """Say of each table's cells whether they ran, were restored, are missing or stale, and at which commit."""
     from ifap.study.config.reading import load_params, select_scale
     from ifap.study.grid import Grid
@@ -26,8 +26,8 @@ def status(
 
 
 def estimate(
-    scale: Annotated[str | None, typer.Option(help="Scale; the one in params.yaml by default.")] = None,
-    params: Annotated[Path, typer.Option(help="Parameter file.")] = Path("params.yaml"),
+    scale: ScaleOption = None,
+    params: ParamsOption = Path("params.yaml"),
     here: Annotated[bool, typer.Option("--here", help="Time a few steps of each classifier on this machine.")] = False,
 ) -> None:
     """Say what each table would take: jobs, hours and disk; starts no job."""
@@ -59,10 +59,7 @@ def audit(claims: Annotated[Path, typer.Option(help="The published numbers.")] =
     typer.echo(f"wrote {paths.audit_file('md')} and {paths.audit_file('csv')}")
 
 
-def doctor(
-    scale: Annotated[str | None, typer.Option(help="Scale; the one in params.yaml by default.")] = None,
-    params: Annotated[Path, typer.Option(help="Parameter file.")] = Path("params.yaml"),
-) -> None:
+def doctor(scale: ScaleOption = None, params: ParamsOption = Path("params.yaml")) -> None:
     """Show versions, devices and leases, disk, data sets, and what runs where; exit code 1 if a run would fail."""
     from rich.console import Console
 

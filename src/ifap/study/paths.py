@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -72,6 +72,11 @@ def scale_dir(scale: str) -> Path:
     return Path("results") / scale
 
 
+def _of_scale(name: str, folder: Callable[[str], Path] = scale_dir) -> Callable[[str], Path]:
+    """Return a function from a scale to its file of this name."""
+    return lambda scale: folder(scale) / name
+
+
 def cells_dir(scale: str) -> Path:
     """The work of all cells of a scale."""
     return scale_dir(scale) / "cells"
@@ -80,6 +85,11 @@ def cells_dir(scale: str) -> Path:
 def cell_dir(scale: str, cell: Cell) -> Path:
     """The work of one cell, the same bytes on every run; kept in DVC."""
     return cells_dir(scale) / str(cell)
+
+
+def _of_cell(name: str) -> Callable[[str, Cell], Path]:
+    """Return a function from a scale and a cell to the file of this name in the cell's work."""
+    return lambda scale, cell: cell_dir(scale, cell) / name
 
 
 def checkpoints_dir(scale: str) -> Path:
@@ -102,39 +112,20 @@ def cost_file(scale: str, cell: Cell, stage: str) -> Path:
     return scale_dir(scale) / "provenance" / str(cell) / f"{stage}.json"
 
 
-def metrics_file(scale: str, cell: Cell) -> Path:
-    """What `evaluate` measured."""
-    return cell_dir(scale, cell) / "metrics.json"
-
-
-def history_file(scale: str, cell: Cell) -> Path:
-    """One row an epoch of baseline training or fine-tuning."""
-    return cell_dir(scale, cell) / "history.csv"
-
-
-def receipts_file(scale: str, cell: Cell) -> Path:
-    """One row a pruning iteration."""
-    return cell_dir(scale, cell) / "receipts.csv"
-
-
-def receipts_json(scale: str, cell: Cell) -> Path:
-    """The receipts in full: layer widths and refusals of every pruning iteration."""
-    return cell_dir(scale, cell) / "receipts.json"
-
-
-def flow_json(scale: str, cell: Cell) -> Path:
-    """Flow score of every unit of the network before pruning, for the figures."""
-    return cell_dir(scale, cell) / "flow.json"
-
-
-def kept_json(scale: str, cell: Cell) -> Path:
-    """The plan of the pruned network: which units of which layer were kept."""
-    return cell_dir(scale, cell) / "plan.json"
-
-
-def samples_file(scale: str, cell: Cell) -> Path:
-    """Images that the generator of a cell made, as one picture."""
-    return cell_dir(scale, cell) / "samples.png"
+metrics_file = _of_cell("metrics.json")
+"""What `evaluate` measured."""
+history_file = _of_cell("history.csv")
+"""One row an epoch of baseline training or fine-tuning."""
+receipts_file = _of_cell("receipts.csv")
+"""One row a pruning iteration."""
+receipts_json = _of_cell("receipts.json")
+"""The receipts in full: layer widths and refusals of every pruning iteration."""
+flow_json = _of_cell("flow.json")
+"""Flow score of every unit of the network before pruning, for the figures."""
+kept_json = _of_cell("plan.json")
+"""The plan of the pruned network: which units of which layer were kept."""
+samples_file = _of_cell("samples.png")
+"""Images that the generator of a cell made, as one picture."""
 
 
 def state_dir(scale: str, cell: Cell, stage: str) -> Path:
@@ -147,54 +138,26 @@ def tensorboard_dir(scale: str, cell: Cell, stage: str) -> Path:
     return Path("logs") / "tensorboard" / scale / str(cell) / stage
 
 
-def records_csv(scale: str) -> Path:
-    """What was measured, one row a cell; in git, as are the other files of `scale_dir` below."""
-    return scale_dir(scale) / "records.csv"
-
-
-def trace_csv(scale: str) -> Path:
-    """The pruning iterations of every pruned cell, one row each."""
-    return scale_dir(scale) / "trace.csv"
-
-
-def history_csv(scale: str) -> Path:
-    """The epochs of every training, one row each."""
-    return scale_dir(scale) / "history.csv"
-
-
-def widths_csv(scale: str) -> Path:
-    """Layers and their units before and after pruning, of the networks that figures show; one row a layer."""
-    return scale_dir(scale) / "widths.csv"
-
-
-def configs_json(scale: str) -> Path:
-    """The resolved parameters of every step, each once, by their hash."""
-    return scale_dir(scale) / "configs.json"
-
-
-def measured_csv(scale: str) -> Path:
-    """The published numbers that the scale measured, each with a verdict."""
-    return scale_dir(scale) / "measured.csv"
-
-
-def missing_csv(scale: str) -> Path:
-    """One row a cell that has no record, and why; there is no such file if every cell has one."""
-    return scale_dir(scale) / "missing.csv"
-
-
-def provenance_csv(scale: str) -> Path:
-    """How each record came to be: commit, versions, hardware, time, memory; written by `make record` alone."""
-    return scale_dir(scale) / "provenance.csv"
-
-
-def pointer_file(scale: str) -> Path:
-    """Checksums of the recorded data, cells and checkpoints; in git, and read by DVC where it is switched on."""
-    return scale_dir(scale) / "recorded.dvc"
-
-
-def pointer_switch(scale: str) -> Path:
-    """What makes DVC read `pointer_file`, which `.dvcignore` hides from it; not in git."""
-    return scale_dir(scale) / ".dvcignore"
+records_csv = _of_scale("records.csv")
+"""What was measured, one row a cell; in git, as are the other files of `scale_dir` below."""
+trace_csv = _of_scale("trace.csv")
+"""The pruning iterations of every pruned cell, one row each."""
+history_csv = _of_scale("history.csv")
+"""The epochs of every training, one row each."""
+widths_csv = _of_scale("widths.csv")
+"""Layers and their units before and after pruning, of the networks that figures show; one row a layer."""
+configs_json = _of_scale("configs.json")
+"""The resolved parameters of every step, each once, by their hash."""
+measured_csv = _of_scale("measured.csv")
+"""The published numbers that the scale measured, each with a verdict."""
+missing_csv = _of_scale("missing.csv")
+"""One row a cell that has no record, and why; there is no such file if every cell has one."""
+provenance_csv = _of_scale("provenance.csv")
+"""How each record came to be: commit, versions, hardware, time, memory; written by `make record` alone."""
+pointer_file = _of_scale("recorded.dvc")
+"""Checksums of the recorded data, cells and checkpoints; in git, and read by DVC where it is switched on."""
+pointer_switch = _of_scale(".dvcignore")
+"""What makes DVC read `pointer_file`, which `.dvcignore` hides from it; not in git."""
 
 
 def full_size_csv() -> Path:
@@ -222,19 +185,12 @@ def figure_file(scale: str, figure: str, extension: str) -> Path:
     return report_dir(scale) / "figures" / f"{figure}.{extension}"
 
 
-def comparison_csv(scale: str) -> Path:
-    """One row a method, network, data set and target, with its difference to the reference."""
-    return report_dir(scale) / "comparison.csv"
-
-
-def records_page(scale: str) -> Path:
-    """The page of all records: metrics, iterations, parameters and provenance of each cell; opens offline."""
-    return report_dir(scale) / "records.html"
-
-
-def report_page(scale: str) -> Path:
-    """The page that shows all tables and figures; opens offline."""
-    return report_dir(scale) / "index.html"
+comparison_csv = _of_scale("comparison.csv", report_dir)
+"""One row a method, network, data set and target, with its difference to the reference."""
+records_page = _of_scale("records.html", report_dir)
+"""The page of all records: metrics, iterations, parameters and provenance of each cell; opens offline."""
+report_page = _of_scale("index.html", report_dir)
+"""The page that shows all tables and figures; opens offline."""
 
 
 def schema_file() -> Path:

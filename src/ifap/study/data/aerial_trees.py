@@ -19,6 +19,7 @@ from ifap.study.data.base import content_hash
 from ifap.study.data.coco_json import boxes
 from ifap.study.data.dense import DenseSpec
 from ifap.study.data.entries import DATASETS
+from ifap.study.data.images import opened
 from ifap.study.data.origins import home
 from ifap.study.data.scenes import Boxes, BoxList, DenseTask, Findings, Scenes
 from ifap.study.data.tiles import Area, Photograph, write_tiles
@@ -92,16 +93,9 @@ def photograph(place: Path, name: str) -> Photograph:
     ResultsError
         One line that names the file, if it cannot be read, or image and boxes do not fit each other.
     """
-    from PIL import Image, UnidentifiedImageError
-
     image, boxes_file = place / f"{name}.png", place / f"{name}.xml"
-    try:
-        with Image.open(image) as opened:
-            mode, pixels = opened.mode, np.asarray(opened)
-    except FileNotFoundError:
-        raise ResultsError(f"{image} not found: run the fetch stage again") from None
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
-        raise ResultsError(f"{image} cannot be decoded ({error}): {AGAIN}") from None
+    with opened(image, "not found: run the fetch stage again", AGAIN) as decoded:
+        mode, pixels = decoded.mode, np.asarray(decoded)
     findings = Findings(str(boxes_file))
     found = BoxList(findings)
     with reading(boxes_file):

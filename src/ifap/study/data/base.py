@@ -51,21 +51,11 @@ NAMED = 20  # damaged files that a manifest names before it only counts
 
 @dataclass(frozen=True)
 class Dataset(ABC):
-    """A set of samples that is prepared once, one file a split, and loaded by role.
+    """A set of samples that is prepared once, one file a split, and loaded by role."""
 
-    Parameters
-    ----------
-    name : str
-        Its name in ``params.yaml``, under which `ifap.study.data.origins` knows where it comes from.
-    classes : int
-        Number of classes.
-    twin : callable or None
-        ``twin(folder, classes, per_class, seed)`` writes a synthetic set in the same format.
-    """
-
-    name: str
+    name: str  # In ``params.yaml``; `ifap.study.data.origins` knows under it where the set comes from.
     classes: int
-    twin: Twin | None
+    twin: Twin | None  # ``twin(folder, classes, per_class, seed)`` writes a synthetic set in the same format.
 
     @property
     def place(self) -> Place:
@@ -227,15 +217,7 @@ class DatasetSpec(Dataset):
         return self.load(path, role, options.image_size)
 
     def load(self, path: Path, role: Role, size: int) -> Split:
-        """Return one prepared split as network inputs: resized and normalised.
-
-        Raises
-        ------
-        ResultsError
-            If the file is missing or damaged.
-        SplitError
-            If the file holds another role or another data set.
-        """
+        """Return one prepared split as network inputs: resized and normalised; raises what `Dataset.load_for` does."""
         tensors, about = read_split(
             path, self.name, role, lambda names: bool({"inputs", "names"} & names) and "targets" in names
         )

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -16,23 +18,13 @@ from ifap.study.data.raw_images import Files
 NAMED = 3  # files that an error names before it only counts
 
 
-def undecodable(files: Files, workers: int | None = None) -> tuple[str, ...]:
-    """Return the names of the files that are missing or cannot be decoded.
+def undecodable(files: Files) -> tuple[str, ...]:
+    """Return the names of the files that are missing or cannot be decoded, in their order.
 
     Every file is decoded in full, so that one that breaks off in the middle is found too.
-
-    In the order of `files`.
-
-    Parameters
-    ----------
-    files : Files
-        The image files.
-    workers : int, optional
-        Threads that decode (Pillow decodes side by side); as many as this process may use cores.
     """
-    with ThreadPoolExecutor(workers or len(os.sched_getaffinity(0))) as pool:
-        good = pool.map(lambda name: _decodes(files.root / name), files.names)
-        return tuple(name for name, decodes in zip(files.names, good, strict=True) if not decodes)
+    looks = looks_of(files.root, files.names)
+    return tuple(name for name, look in zip(files.names, looks, strict=True) if look is None)
 
 
 def drop_undecodable(files: Files, allowed: float) -> tuple[Files, tuple[str, ...]]:
@@ -97,12 +89,32 @@ def refuse_many(problem: str, bad: Sequence[str], total: int, option: str, allow
         )
 
 
-def _decodes(path: Path) -> bool:
+@dataclass(frozen=True)
+class Look:
+    """What was seen of an image file."""
+
+    mode: str  # Pillow's word for its channels, such as ``RGB``.
+    shape: tuple[int, int]  # Width and height in pixels.
+
+
+def look_at(path: Path) -> Look | None:
+    """Decode an image file in full; None if that cannot be done."""
     from PIL import Image  # only data sets of files need it
 
     try:
         with Image.open(path) as image:
             image.load()
+            return Look(image.mode, image.size)
     except (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError):
-        return False  # what Pillow raises for damaged files depends on their format
-    return True
+        return None  # what Pillow raises for damaged files depends on their format
+
+
+def looks_of(root: Path, names: Iterable[str]) -> list[Look | None]:
+    """Look at many images; see `look_at`."""
+    return side_by_side(lambda name: look_at(root / name), names)
+
+
+def side_by_side(function: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
+    """Apply a function to items in as many threads as there are cores: Pillow decodes outside Python's lock."""
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        return list(pool.map(function, items))

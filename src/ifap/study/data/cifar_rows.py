@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
 
 from ifap.data import Role
 from ifap.errors import ResultsError
+from ifap.study.data.images import opened
 from ifap.study.data.raw_images import Arrays
 from ifap.study.packages import CIFAR, CIFAR_LABELS
 
@@ -50,18 +50,13 @@ def rows_of(file: Path) -> NDArray[np.uint8]:
         If it cannot be read, or is no RGB picture of 1024 x 10,000 pixels.
     """
     wanted = (SIDE * SIDE, ROWS)
-    try:
-        with Image.open(file) as image:
-            if image.size != wanted or image.mode != "RGB":
-                raise ResultsError(
-                    f"{file} has {image.width} x {image.height} pixels in {image.mode}, "
-                    f"not {wanted[0]} x {wanted[1]} in RGB: {AGAIN}"
-                )
-            return np.asarray(image).reshape(ROWS, SIDE, SIDE, CHANNELS)
-    except FileNotFoundError:
-        raise ResultsError(f"{file} not found: run the fetch stage again") from None
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
-        raise ResultsError(f"{file} cannot be decoded ({error}): {AGAIN}") from None
+    with opened(file, "not found: run the fetch stage again", AGAIN) as image:
+        if image.size != wanted or image.mode != "RGB":
+            raise ResultsError(
+                f"{file} has {image.width} x {image.height} pixels in {image.mode}, "
+                f"not {wanted[0]} x {wanted[1]} in RGB: {AGAIN}"
+            )
+        return np.asarray(image).reshape(ROWS, SIDE, SIDE, CHANNELS)
 
 
 def _classes(file: Path, images: int) -> torch.Tensor:

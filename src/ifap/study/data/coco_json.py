@@ -23,27 +23,13 @@ Locate = Callable[[Mapping[str, Any]], str]
 
 @dataclass(frozen=True)
 class Coco:
-    """The content of an annotation file.
+    """The content of an annotation file."""
 
-    Parameters
-    ----------
-    images : list of dict
-        As they are in the file.
-    objects : mapping of int to list of dict
-        The annotations of each image, by its number.
-    classes : mapping of int to int
-        The class of each category, from 0 in the order of the categories' numbers.
-    findings : Findings
-        What is wrong.
-    file : str
-        The file's name.
-    """
-
-    images: list[Any]
-    objects: Mapping[int, list[Any]]
-    classes: Mapping[int, int]
-    findings: Findings
-    file: str
+    images: list[Any]  # As they are in the file.
+    objects: Mapping[int, list[Any]]  # The annotations of each image, by its number.
+    classes: Mapping[int, int]  # The class of each category, from 0 in the order of the categories' numbers.
+    findings: Findings  # What is wrong.
+    file: str  # The file's name.
 
 
 def open_coco(path: Path) -> Coco:

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import logging
-import os
 import shutil
-import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +13,10 @@ import torch
 from torch import Tensor
 
 from ifap.data import Role, Split
-from ifap.errors import ConfigError, ResultsError, counted, nearest
+from ifap.errors import ConfigError, ResultsError, counted
 from ifap.study.config.data import DatasetOptions, ModelOptions, TextOptions
 from ifap.study.data.base import IMAGENET_MOMENTS, ROLES, Dataset, Splits, by_role, check_shares, read_split, save_split
-from ifap.study.data.broken_images import refuse_many
+from ifap.study.data.broken_images import Look, looks_of, refuse_many, side_by_side
 from ifap.study.data.images import Scaling
 from ifap.study.data.masks import ChannelError, mask_pixels
 from ifap.study.data.scene_files import SceneFiles
@@ -100,10 +97,6 @@ class DenseSpec(Dataset):
         ResultsError
             If more images or annotations are bad than the options allow.
         """
-        if task not in self.place.tasks:
-            raise ConfigError(
-                f"data set '{self.name}' is not made for task '{task}': {nearest(task, self.place.tasks)}"
-            )
         found = self.read(folder, task)
         check_shares(self.name, found, options)
         for role, scenes in found.items():
@@ -144,15 +137,7 @@ class DenseSpec(Dataset):
         return self.load(path, role, cell.task, options.image_size)
 
     def load(self, path: Path, role: Role, task: str, size: int) -> Split:
-        """Return one prepared split as network inputs and targets of a task.
-
-        Raises
-        ------
-        ResultsError
-            If the file is missing or damaged, or was not prepared for this task.
-        SplitError
-            If the file holds another role or another data set.
-        """
+        """Return one prepared split as network inputs and targets of a task; raises what `Dataset.load_for` does."""
         tensors, about = read_split(path, self.name, role, lambda names: any(name.endswith(".names") for name in names))
         own = {name.removeprefix(f"{task}."): value for name, value in tensors.items() if name.startswith(f"{task}.")}
         if not own:
@@ -162,22 +147,6 @@ class DenseSpec(Dataset):
         scaling = Scaling(size, 3, 255.0, mean, std)
         samples = SceneFiles(Path(about["roots"][task]), names, targets_from(own), scaling)
         return Split(role, samples, samples.targets)
-
-
-@dataclass(frozen=True)
-class Look:
-    """What was seen of an image file.
-
-    Parameters
-    ----------
-    mode : str
-        Pillow's word for its channels, such as ``RGB``.
-    shape : tuple of int
-        Width and height in pixels.
-    """
-
-    mode: str
-    shape: tuple[int, int]
 
 
 def usable(scenes: Scenes, classes: int, options: DatasetOptions) -> Scenes:
@@ -258,23 +227,6 @@ def shuffled_rows(samples: int, options: DatasetOptions) -> dict[Role, Tensor]:
     return {**rows, "train": order[: options.train_samples]}
 
 
-def look_at(path: Path) -> Look | None:
-    """Decode an image file in full; None if that cannot be done."""
-    from PIL import Image  # only data sets of files need it
-
-    try:
-        with Image.open(path) as image:
-            image.load()
-            return Look(image.mode, image.size)
-    except (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError):
-        return None  # what Pillow raises for damaged files depends on their format
-
-
-def looks_of(root: Path, names: Iterable[str]) -> list[Look | None]:
-    """Look at many images; see `look_at`."""
-    return _each(lambda name: look_at(root / name), names)
-
-
 def shapes_of(root: Path, names: Iterable[str]) -> list[tuple[int, int] | None]:
     """Return width and height of many images from the heads of their files; None where there is none."""
     from PIL import Image
@@ -286,7 +238,7 @@ def shapes_of(root: Path, names: Iterable[str]) -> list[tuple[int, int] | None]:
         except (OSError, ValueError, SyntaxError):
             return None
 
-    return _each(shape, names)
+    return side_by_side(shape, names)
 
 
 def _write(path: Path, name: str, role: Role, parts: Mapping[str, Scenes]) -> str:
@@ -348,16 +300,10 @@ def _check_masks(scenes: Scenes, masks: MaskFiles, looks: Sequence[Look | None],
             return UNDECLARED_VALUE
         return None if len(counted) else EMPTY
 
-    problems = _each(problem, range(len(scenes)))
+    problems = side_by_side(problem, range(len(scenes)))
     for row, kind in enumerate(problems):
         if kind == EMPTY:
             scenes.findings.note(EMPTY, scenes.names[row])
         elif kind not in (None, UNDECODABLE):
             scenes.findings.note(str(kind), masks.names[row])
     return [kind in (None, EMPTY) for kind in problems]
-
-
-def _each(function: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
-    """Apply a function to items side by side: Pillow decodes outside Python's lock."""
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        return list(pool.map(function, items))

@@ -154,21 +154,9 @@ def _put_in_place(content: Path, folder: Path) -> None:
 
 @dataclass(frozen=True)
 class Archive:
-    """A file to be had from the net.
+    """A file to be had from the net."""
 
-    Parameters
-    ----------
-    url : str
-        Its address; the last part is the file's name.
-    checksum : str
-        As ``md5:...`` or ``sha256:...``; the file is refused if it has another one.
-    size : int
-        About how many bytes it has; only to see beforehand whether the disk has room for them.
-    unpack : bool
-        Whether its content is wanted rather than the file.
-    """
-
-    url: str
-    checksum: str
-    size: int
-    unpack: bool = True
+    url: str  # The last part is the file's name.
+    checksum: str  # As ``md5:...`` or ``sha256:...``; the file is refused if it has another one.
+    size: int  # About how many bytes; only to see beforehand whether the disk has room for them.
+    unpack: bool = True  # Whether its content is wanted rather than the file.

@@ -29,21 +29,11 @@ SHAPES: tuple[tuple[tuple[float, float], ...], ...] = (
 
 @dataclass(frozen=True)
 class Thing:
-    """One shape of a scene.
+    """One shape of a scene."""
 
-    Parameters
-    ----------
-    label : int
-        Its class, from 0.
-    polygon : list of float
-        x and y of its corners in turn, in pixels.
-    pixels : ndarray, shape (height, width)
-        1 where it is.
-    """
-
-    label: int
-    polygon: list[float]
-    pixels: Pixels
+    label: int  # Its class, from 0.
+    polygon: list[float]  # x and y of its corners in turn, in pixels.
+    pixels: Pixels  # Shape (height, width); 1 where it is.
 
     @property
     def box(self) -> tuple[int, int, int, int]:
@@ -54,17 +44,9 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """An image with shapes that do not overlap.
+    """An image with shapes that do not overlap."""
 
-    Parameters
-    ----------
-    image : ndarray, uint8, shape (height, width, 3)
-        What is seen.
-    things : tuple of Thing
-        What is on it.
-    """
-
-    image: Pixels
+    image: Pixels  # uint8, shape (height, width, 3).
     things: tuple[Thing, ...]
 
     @property
@@ -82,22 +64,11 @@ class Scene:
 
 @dataclass(frozen=True)
 class Shapes:
-    """Scenes whose classes can be told apart: each has a shape and a colour of its own, under noise.
-
-    Parameters
-    ----------
-    classes : int
-        Number of classes.
-    per_class : int
-        Training images for each class, on which it is sure to appear; every other part has half as
-        many, at least one.
-    seed : int
-        Another seed gives other scenes.
-    """
+    """Scenes whose classes can be told apart: each has a shape and a colour of its own, under noise."""
 
     classes: int
-    per_class: int
-    seed: int
+    per_class: int  # Training images that are sure to have the class; every other part has half as many, at least one.
+    seed: int  # Another seed gives other scenes.
 
     def scenes(self, part: str) -> Iterator[Scene]:
         """Yield the scenes of a part: ``train``, ``test`` or ``validation``."""

@@ -23,39 +23,17 @@ Rows = Iterator[tuple[int, Mapping[str, str]]]
 
 @dataclass(frozen=True)
 class Layout:
-    """How one set of GLUE lies on disk.
+    """How one set of GLUE lies on disk."""
 
-    Parameters
-    ----------
-    name : str
-        The data set.
-    texts : tuple of str
-        Columns of the one or two texts, in the tab-separated files.
-    label : str
-        Column of the class or score there.
-    labels : mapping of str to int, or None
-        The classes by the words in that column; None for scores.
-    parquet : tuple of str
-        Columns of the texts in parquet files, whose class is a number in ``label``.
-    header : tuple of str or None
-        The columns of files without a first line that names them.
-    dev : str
-        The published development set, without its ending: the test split here.
-    scores : tuple of float
-        Lowest and highest score, where the labels are scores.
-    torn : bool
-        Whether rows that lack columns are left out, as the published files have some.
-    """
-
-    name: str
-    texts: tuple[str, ...]
-    label: str
-    labels: Mapping[str, int] | None
-    parquet: tuple[str, ...]
-    header: tuple[str, ...] | None = None
-    dev: str = "dev"
-    scores: tuple[float, float] = (0.0, 5.0)
-    torn: bool = False
+    name: str  # The data set.
+    texts: tuple[str, ...]  # Columns of the one or two texts, in the tab-separated files.
+    label: str  # Column of the class or score there.
+    labels: Mapping[str, int] | None  # The classes by the words in that column; None for scores.
+    parquet: tuple[str, ...]  # Columns of the texts in parquet files, whose class is a number in ``label``.
+    header: tuple[str, ...] | None = None  # The columns of files without a first line that names them.
+    dev: str = "dev"  # The published development set, without its ending: the test split here.
+    scores: tuple[float, float] = (0.0, 5.0)  # Lowest and highest score, where the labels are scores.
+    torn: bool = False  # Whether rows that lack columns are left out, as the published files have some.
 
     @property
     def files(self) -> dict[Role, tuple[str, ...]]:

@@ -34,21 +34,11 @@ VERBS = ("visited", "left", "reached", "described", "painted")
 
 @dataclass(frozen=True)
 class Sentences:
-    """Texts that can be told apart by their words.
-
-    Parameters
-    ----------
-    classes : int
-        Number of classes.
-    per_class : int
-        Training texts of each class; the other part has half as many, at least one.
-    seed : int
-        Another seed gives other texts.
-    """
+    """Texts that can be told apart by their words."""
 
     classes: int
-    per_class: int
-    seed: int
+    per_class: int  # Training texts of each class; the other part has half as many, at least one.
+    seed: int  # Another seed gives other texts.
 
     def order(self, part: str) -> list[tuple[int, int]]:
         """Return the (class, number) of every text of a part, in mixed order."""
@@ -104,21 +94,11 @@ class Sentences:
 
 @dataclass(frozen=True)
 class Story:
-    """A passage and what can be asked about it.
+    """A passage and what can be asked about it."""
 
-    Parameters
-    ----------
-    text : str
-        The passage.
-    facts : dict of str to str
-        The answers, each found once in the passage, by the word that asks for it.
-    verb : str
-        What happened.
-    """
-
-    text: str
-    facts: dict[str, str]
-    verb: str
+    text: str  # The passage.
+    facts: dict[str, str]  # The answers, each found once in the passage, by the word that asks for it.
+    verb: str  # What happened.
 
 
 def mark_texts(name: str, folder: Path, sentences: Sentences) -> None:

@@ -7,6 +7,8 @@ decoded one by one when they are needed, because the large data sets do not fit 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -35,24 +37,12 @@ MARGIN = 256 / 224
 
 @dataclass(frozen=True)
 class Scaling:
-    """How pixel values become network inputs.
+    """How pixel values become network inputs."""
 
-    Parameters
-    ----------
-    size : int
-        Side of the square input, in pixels.
-    channels : int
-        Channels of the input; 3 repeats a grey image.
-    maximum : float
-        Largest raw value.
-    mean, std : tuple of float
-        One value a raw channel, of values divided by `maximum`.
-    """
-
-    size: int
-    channels: int
-    maximum: float
-    mean: tuple[float, ...]
+    size: int  # Side of the square input, in pixels.
+    channels: int  # Of the input; 3 repeats a grey image.
+    maximum: float  # Largest raw value.
+    mean: tuple[float, ...]  # One value a raw channel, of values divided by `maximum`; so has `std`.
     std: tuple[float, ...]
 
     def __call__(self, images: Tensor) -> Tensor:
@@ -147,19 +137,36 @@ class ImageFiles:
         return self._scaling(torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1).copy()).permute(2, 0, 1)[None])
 
     def _decoded(self, path: Path) -> Image:
-        from PIL import Image, UnidentifiedImageError  # only data sets of files need it
-
-        try:
-            with Image.open(path) as opened:
-                return opened.convert("RGB" if len(self._scaling.mean) == 3 else "L")
-        except FileNotFoundError:
-            raise ResultsError(f"{path} is gone: put it back, or run the fetch stage again") from None
-        except (UnidentifiedImageError, OSError, ValueError) as error:
-            raise ResultsError(f"{path} cannot be decoded ({error}): run the fetch stage again") from None
+        with opened(path) as image:
+            return image.convert("RGB" if len(self._scaling.mean) == 3 else "L")
 
 
-def random_shift(inputs: Tensor, generator: torch.Generator, share: float = 1 / 8) -> Tensor:
-    """Shift each image by a random whole number of pixels, repeating its edge pixels.
+@contextmanager
+def opened(
+    path: Path,
+    gone: str = "is gone: put it back, or run the fetch stage again",
+    again: str = "run the fetch stage again",
+) -> Iterator[Image]:
+    """Open an image file.
+
+    Raises
+    ------
+    ResultsError
+        If the file is missing or cannot be decoded; the message names it, and says what to do.
+    """
+    from PIL import Image  # only data sets of files need it
+
+    try:
+        with Image.open(path) as image:
+            yield image
+    except FileNotFoundError:
+        raise ResultsError(f"{path} {gone}") from None
+    except (OSError, ValueError, SyntaxError) as error:
+        raise ResultsError(f"{path} cannot be decoded ({error}): {again}") from None
+
+
+def random_shift(inputs: Tensor, generator: torch.Generator) -> Tensor:
+    """Shift each image by a random whole number of pixels, up to an eighth of each side, repeating its edge pixels.
 
     A new tensor.
 
@@ -169,11 +176,9 @@ def random_shift(inputs: Tensor, generator: torch.Generator, share: float = 1 / 
         Network inputs.
     generator : torch.Generator
         Source of the shifts, on the CPU.
-    share : float, optional
-        Largest shift as a share of each side.
     """
     batch, _, height, width = inputs.shape
-    rows, columns = (_shifted(side, int(side * share), batch, generator) for side in (height, width))
+    rows, columns = (_shifted(side, side // 8, batch, generator) for side in (height, width))
     return _picked(inputs, rows.clamp(0, height - 1), columns.clamp(0, width - 1))
 
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ifap.errors import ResultsError
+from ifap.study.data.images import opened
 from ifap.study.data.scenes import UNDECLARED, MaskFiles, Regions
 
 Pixels = NDArray[np.uint8]
@@ -80,17 +81,10 @@ def mask_pixels(path: Path) -> Pixels:
     ResultsError
         If the file is missing or damaged; a `ChannelError` if its pixels are not one number each.
     """
-    from PIL import Image, UnidentifiedImageError  # only data sets of files need it
-
-    try:
-        with Image.open(path) as opened:
-            opened.load()
-            # A palette gives numbers colours to look at: the numbers are the classes.
-            numbers = np.array(opened)
-    except FileNotFoundError:
-        raise ResultsError(f"{path} is gone: put it back, or run the fetch stage again") from None
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
-        raise ResultsError(f"{path} cannot be decoded ({error}): run the fetch stage again") from None
+    with opened(path) as image:
+        image.load()
+        # A palette gives numbers colours to look at: the numbers are the classes.
+        numbers = np.array(image)
     if numbers.ndim != 2:
         raise ChannelError(f"{path} has {numbers.shape[2]} channels, a mask has one")
     # A number that does not fit stays one that no data set declares.

@@ -28,57 +28,31 @@ SYNTHETIC_FILE = "SYNTHETIC.txt"  # lies in every folder of generated data
 
 @dataclass(frozen=True)
 class Bundled:
-    """Data that come with a Python package.
+    """Data that come with a Python package."""
 
-    Parameters
-    ----------
-    origin : str
-        The package and what it holds, in words.
-    """
-
-    origin: str
+    origin: str  # The package and what it holds, in words.
 
 
 @dataclass(frozen=True)
 class SystemPackage:
-    """Data that a package of the operating system installs.
+    """Data that a package of the operating system installs."""
 
-    Parameters
-    ----------
-    path : str
-        Folder that the package fills.
-    package : str
-        Its name.
-    """
-
-    path: str
-    package: str
+    path: str  # Folder that the package fills.
+    package: str  # Its name.
 
 
 @dataclass(frozen=True)
 class Download:
-    """Data that their makers offer freely.
+    """Data that their makers offer freely."""
 
-    Parameters
-    ----------
-    archives : tuple of Archive
-        All of them are needed.
-    """
-
-    archives: tuple[Archive, ...]
+    archives: tuple[Archive, ...]  # All of them are needed.
 
 
 @dataclass(frozen=True)
 class Carried:
-    """Data that a package of a registry carries, beside their makers' own offer.
+    """Data that a package of a registry carries, beside their makers' own offer."""
 
-    Parameters
-    ----------
-    key : str
-        Its entry in `ifap.study.packages.CARRIERS`.
-    """
-
-    key: str
+    key: str  # Its entry in `ifap.study.packages.CARRIERS`.
 
     @property
     def title(self) -> str:
@@ -88,15 +62,9 @@ class Carried:
 
 @dataclass(frozen=True)
 class Manual:
-    """Data that a person has to fetch: an account, or terms to be agreed to.
+    """Data that a person has to fetch: an account, or terms to be agreed to."""
 
-    Parameters
-    ----------
-    steps : str
-        What to do, in words.
-    """
-
-    steps: str
+    steps: str  # What to do, in words.
 
 
 Source = Bundled | SystemPackage | Download | Carried | Manual
@@ -104,37 +72,20 @@ Source = Bundled | SystemPackage | Download | Carried | Manual
 
 @dataclass(frozen=True)
 class Place:
-    """What is known about a data set without reading it.
+    """What is known about a data set without reading it."""
 
-    Parameters
-    ----------
-    title : str
-        Its name in print.
-    samples : int
-        How many its makers publish with labels, all splits together, of the task that has most; 0 where all are
-        generated.
-    layout : str
-        What its folder must hold, in words.
-    licence : str
-        Under which terms.
-    parts : tuple of str
-        The files and folders that must exist; ``a|b`` where either will do.
-    homes : tuple of str
-        The folders that may hold the parts, below the data set's own: archives bring a folder along.
-    sources : tuple of Source
-        Where it may come from, beside its own folder, which is always looked at first.
-    tasks : tuple of str
-        What a set of images with boxes or masks is prepared for, as far as the grid asks for it; empty
-        for all other sets, which have one task.
-    """
-
-    title: str
+    title: str  # Its name in print.
+    # How many its makers publish with labels, all splits together, of the task that has most; 0 where all are
+    # generated.
     samples: int
-    layout: str
-    licence: str
-    parts: tuple[str, ...]
+    layout: str  # What its folder must hold, in words.
+    licence: str  # Under which terms.
+    parts: tuple[str, ...]  # The files and folders that must exist; ``a|b`` where either will do.
+    # The folders that may hold the parts, below the data set's own: archives bring a folder along.
     homes: tuple[str, ...]
-    sources: tuple[Source, ...]
+    sources: tuple[Source, ...]  # Where it may come from, beside its own folder, which is always looked at first.
+    # What a set of images with boxes or masks is prepared for, as far as the grid asks for it; empty for all other
+    # sets, which have one task.
     tasks: tuple[str, ...] = ()
 
     def offers(self) -> list[Download | Carried]:
@@ -143,6 +94,7 @@ class Place:
 
 
 _CARS = "https://ai.stanford.edu/~jkrause/cars/car_dataset.html"
+_KRIZ = "https://www.cs.toronto.edu/~kriz"
 _INATURALIST = "https://ml-inat-competition-datasets.s3.amazonaws.com/2021"
 _FASHION = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com"
 _PETS = "https://www.robots.ox.ac.uk/~vgg/data/pets/data"
@@ -151,6 +103,11 @@ _GLUE = "https://dl.fbaipublicfiles.com/glue/data"
 _SQUAD = "https://rajpurkar.github.io/SQuAD-explorer/dataset"
 _VOC = "https://thor.robots.ox.ac.uk/pascal/VOC"
 _HUB = "https://huggingface.co/datasets/nyu-mll"
+
+
+def _get(*archives: tuple[str, str, int], unpack: bool = True) -> Download:
+    """Return archives that are offered freely, each by address, MD5 sum and bytes."""
+    return Download(tuple(Archive(url, f"md5:{md5}", size, unpack) for url, md5, size in archives))
 
 
 def _glue(
@@ -182,11 +139,9 @@ PLACES = {
         licence="CC BY 4.0",
         parts=(),
         homes=(".",),
-        sources=(
-            Bundled(
-                "scikit-learn load_digits: the test part of UCI's Optical Recognition of Handwritten Digits (1998)"
-            ),
-        ),
+        sources=(Bundled(
+            "scikit-learn load_digits: the test part of UCI's Optical Recognition of Handwritten Digits (1998)"
+        ),),
     ),
     "cifar10": Place(
         title="CIFAR-10",
@@ -200,15 +155,7 @@ PLACES = {
         ),
         homes=("cifar-10-batches-py", "."),
         sources=(
-            Download(
-                (
-                    Archive(
-                        "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
-                        "md5:c58f30108f718f92721af3b95e74349a",
-                        170_498_071,
-                    ),
-                )
-            ),
+            _get((f"{_KRIZ}/cifar-10-python.tar.gz", "c58f30108f718f92721af3b95e74349a", 170_498_071)),
             Carried("cifar10"),
         ),
     ),
@@ -219,17 +166,7 @@ PLACES = {
         licence="none stated; its makers ask to cite Krizhevsky (2009)",
         parts=("train", "test", "meta"),
         homes=("cifar-100-python", "."),
-        sources=(
-            Download(
-                (
-                    Archive(
-                        "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
-                        "md5:eb9058c3a382ffc7106e4002c42a8d85",
-                        169_001_437,
-                    ),
-                )
-            ),
-        ),
+        sources=(_get((f"{_KRIZ}/cifar-100-python.tar.gz", "eb9058c3a382ffc7106e4002c42a8d85", 169_001_437)),),
     ),
     "fashion_mnist": Place(
         title="Fashion MNIST",
@@ -239,25 +176,19 @@ PLACES = {
         parts=tuple(
             f"{name}.gz|{name}"
             for name in (
-                "train-images-idx3-ubyte",
-                "train-labels-idx1-ubyte",
-                "t10k-images-idx3-ubyte",
+                "train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte",
                 "t10k-labels-idx1-ubyte",
             )
         ),
         homes=(".", "FashionMNIST/raw"),
         sources=(
             SystemPackage("/usr/share/datasets/fashion-mnist", "dataset-fashion-mnist"),
-            Download(
-                tuple(
-                    Archive(f"{_FASHION}/{name}.gz", f"md5:{md5}", size, unpack=False)
-                    for name, md5, size in (
-                        ("train-images-idx3-ubyte", "8d4fb7e6c68d591d4c3dfef9ec88bf0d", 26_421_880),
-                        ("train-labels-idx1-ubyte", "25c81989df183df01b3e8a0aad5dffbe", 29_515),
-                        ("t10k-images-idx3-ubyte", "bef4ecab320f06d8554ea6380940ec79", 4_422_102),
-                        ("t10k-labels-idx1-ubyte", "bb300cfdad3c16e7a12a480ee83cd310", 5_148),
-                    )
-                )
+            _get(
+                (f"{_FASHION}/train-images-idx3-ubyte.gz", "8d4fb7e6c68d591d4c3dfef9ec88bf0d", 26_421_880),
+                (f"{_FASHION}/train-labels-idx1-ubyte.gz", "25c81989df183df01b3e8a0aad5dffbe", 29_515),
+                (f"{_FASHION}/t10k-images-idx3-ubyte.gz", "bef4ecab320f06d8554ea6380940ec79", 4_422_102),
+                (f"{_FASHION}/t10k-labels-idx1-ubyte.gz", "bb300cfdad3c16e7a12a480ee83cd310", 5_148),
+                unpack=False,
             ),
         ),
     ),
@@ -268,14 +199,12 @@ PLACES = {
         licence="ImageNet terms of access: non-commercial research and education",
         parts=("train", "val"),
         homes=(".",),
-        sources=(
-            Manual(
-                "sign up at https://image-net.org, agree to the terms, take ILSVRC2012_img_train.tar, "
-                "ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz, unpack the first into train/ and each "
-                "class's archive in it into a folder of its name, the second into val/, the third as it is (val/ may "
-                "stay flat then)"
-            ),
-        ),
+        sources=(Manual(
+            "sign up at https://image-net.org, agree to the terms, take ILSVRC2012_img_train.tar, "
+            "ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz, unpack the first into train/ and each "
+            "class's archive in it into a folder of its name, the second into val/, the third as it is (val/ may "
+            "stay flat then)"
+        ),),
     ),
     "stanford_cars": Place(
         title="Stanford Cars",
@@ -287,12 +216,10 @@ PLACES = {
             "cars_train", "cars_test",
         ),
         homes=(".", "stanford_cars"),
-        sources=(
-            Manual(
-                f"its page ({_CARS}) is gone: take cars_train.tgz, cars_test.tgz, car_devkit.tgz and "
-                "cars_test_annos_withlabels.mat from a copy that you trust and unpack the archives"
-            ),
-        ),
+        sources=(Manual(
+            f"its page ({_CARS}) is gone: take cars_train.tgz, cars_test.tgz, car_devkit.tgz and "
+            "cars_test_annos_withlabels.mat from a copy that you trust and unpack the archives"
+        ),),
     ),
     "inaturalist": Place(
         title="iNaturalist",
@@ -302,11 +229,9 @@ PLACES = {
         parts=("train_mini|2021_train_mini", "val|2021_valid"),
         homes=(".",),
         sources=(
-            Download(
-                (
-                    Archive(f"{_INATURALIST}/train_mini.tar.gz", "md5:db6ed8330e634445efc8fec83ae81442", 42 * 10**9),
-                    Archive(f"{_INATURALIST}/val.tar.gz", "md5:f6f6e0e242e3d4c9569ba56400938afc", 8_400_000_000),
-                )
+            _get(
+                (f"{_INATURALIST}/train_mini.tar.gz", "db6ed8330e634445efc8fec83ae81442", 42 * 10**9),
+                (f"{_INATURALIST}/val.tar.gz", "f6f6e0e242e3d4c9569ba56400938afc", 8_400_000_000),
             ),
         ),
     ),
@@ -317,17 +242,9 @@ PLACES = {
         licence="images from Foodspotting: scientific fair use only",
         parts=("images", "meta/train.json", "meta/test.json"),
         homes=("food-101", "."),
-        sources=(
-            Download(
-                (
-                    Archive(
-                        "http://data.vision.ee.ethz.ch/cvl/food-101.tar.gz",
-                        "md5:85eeb15f3717b99a5da872d97d918f87",
-                        4_996_278_331,
-                    ),
-                )
-            ),
-        ),
+        sources=(_get(
+            ("http://data.vision.ee.ethz.ch/cvl/food-101.tar.gz", "85eeb15f3717b99a5da872d97d918f87", 4_996_278_331)
+        ),),
     ),
     "oxford_pet": Place(
         title="Oxford-IIIT Pet",
@@ -337,11 +254,9 @@ PLACES = {
         parts=("images", "annotations/trainval.txt", "annotations/test.txt"),
         homes=(".", "oxford-iiit-pet"),
         sources=(
-            Download(
-                (
-                    Archive(f"{_PETS}/images.tar.gz", "md5:5c4f3ee8e5d25df40f4fd59a7f44e54c", 791_918_971),
-                    Archive(f"{_PETS}/annotations.tar.gz", "md5:95a8c909bbe2e81eed6a22bccdf3f68f", 19_173_078),
-                )
+            _get(
+                (f"{_PETS}/images.tar.gz", "5c4f3ee8e5d25df40f4fd59a7f44e54c", 791_918_971),
+                (f"{_PETS}/annotations.tar.gz", "95a8c909bbe2e81eed6a22bccdf3f68f", 19_173_078),
             ),
         ),
     ),
@@ -354,8 +269,8 @@ PLACES = {
         homes=(".", "fer2013"),
         sources=(Manual(f"sign up at Kaggle, accept the rules of {_FER} and take icml_face_data.csv from its data"),),
     ),
-    "sst2": _glue("SST-2", "SST-2", 68_221, "none stated; from Rotten Tomatoes reviews", Download(
-        (Archive(f"{_GLUE}/SST-2.zip", "md5:9f81648d4199384278b86e315dac217c", 7_439_277),)
+    "sst2": _glue("SST-2", "SST-2", 68_221, "none stated; from Rotten Tomatoes reviews", _get(
+        (f"{_GLUE}/SST-2.zip", "9f81648d4199384278b86e315dac217c", 7_439_277)
     )),
     "cola": _glue("CoLA", "CoLA", 9_594, "none stated; its makers call the use of the texts fair use"),
     "mrpc": _glue(
@@ -366,11 +281,11 @@ PLACES = {
         ),
     ),
     "qqp": _glue("QQP", "QQP", 404_276, "Quora's terms: non-commercial"),
-    "rte": _glue("RTE", "RTE", 2_767, "none stated", Download(
-        (Archive(f"{_GLUE}/RTE.zip", "md5:bef554d0cafd4ab6743488101c638539", 697_150),)
+    "rte": _glue("RTE", "RTE", 2_767, "none stated", _get(
+        (f"{_GLUE}/RTE.zip", "bef554d0cafd4ab6743488101c638539", 697_150)
     )),
-    "qnli": _glue("QNLI", "QNLI", 110_206, "CC BY-SA 4.0 (SQuAD)", Download(
-        (Archive(f"{_GLUE}/QNLIv2.zip", "md5:b4efd6554440de1712e9b54e14760e82", 10_627_589),)
+    "qnli": _glue("QNLI", "QNLI", 110_206, "CC BY-SA 4.0 (SQuAD)", _get(
+        (f"{_GLUE}/QNLIv2.zip", "b4efd6554440de1712e9b54e14760e82", 10_627_589)
     )),
     "mnli": _glue("MNLI", "MNLI", 402_517, "mixed; most of it OANC's, see Williams et al. (2018)", dev="dev_matched"),
     "stsb": _glue("STS-B", "STS-B", 7_249, "mixed; see the LICENSE file of the set"),
@@ -382,16 +297,10 @@ PLACES = {
         parts=("train-v1.1.json", "dev-v1.1.json"),
         homes=(".",),
         sources=(
-            Download(
-                (
-                    *(
-                        Archive(f"{_SQUAD}/{name}-v1.1.json", f"md5:{md5}", size, unpack=False)
-                        for name, md5, size in (
-                            ("train", "981b29407e0affa3b1b156f72073b945", 30_288_272),
-                            ("dev", "3e85deb501d4e538b6bc56f786231552", 4_854_279),
-                        )
-                    ),
-                )
+            _get(
+                (f"{_SQUAD}/train-v1.1.json", "981b29407e0affa3b1b156f72073b945", 30_288_272),
+                (f"{_SQUAD}/dev-v1.1.json", "3e85deb501d4e538b6bc56f786231552", 4_854_279),
+                unpack=False,
             ),
         ),
     ),
@@ -432,15 +341,10 @@ PLACES = {
         ),
         homes=("VOCdevkit", "."),
         sources=(
-            Download(
-                (
-                    Archive(f"{_VOC}/voc2007/VOCtrainval_06-Nov-2007.tar", "md5:c52e279531787c972589f7e41ab4ae64",
-                            460_032_000),
-                    Archive(f"{_VOC}/voc2007/VOCtest_06-Nov-2007.tar", "md5:b6e924de25625d8de591ea690078ad9f",
-                            451_020_800),
-                    Archive(f"{_VOC}/voc2012/VOCtrainval_11-May-2012.tar", "md5:6cd6e144f989b92b3379bac3b3de84fd",
-                            1_999_639_040),
-                )
+            _get(
+                (f"{_VOC}/voc2007/VOCtrainval_06-Nov-2007.tar", "c52e279531787c972589f7e41ab4ae64", 460_032_000),
+                (f"{_VOC}/voc2007/VOCtest_06-Nov-2007.tar", "b6e924de25625d8de591ea690078ad9f", 451_020_800),
+                (f"{_VOC}/voc2012/VOCtrainval_11-May-2012.tar", "6cd6e144f989b92b3379bac3b3de84fd", 1_999_639_040),
             ),
         ),
         tasks=("detection", "segmentation"),
@@ -464,12 +368,10 @@ PLACES = {
             "train2017", "val2017", "annotations/instances_train2017.json", "annotations/instances_val2017.json",
         ),
         homes=(".", "coco"),
-        sources=(
-            Manual(
-                "take train2017.zip, val2017.zip and annotations_trainval2017.zip from https://cocodataset.org and "
-                "unpack them"
-            ),
-        ),
+        sources=(Manual(
+            "take train2017.zip, val2017.zip and annotations_trainval2017.zip from https://cocodataset.org and "
+            "unpack them"
+        ),),
         tasks=("detection", "segmentation", "generation"),
     ),
     "open_images": Place(
@@ -483,12 +385,10 @@ PLACES = {
             "test-annotations-bbox.csv", "oidv7-class-descriptions-boxable.csv|class-descriptions-boxable.csv",
         ),
         homes=(".",),
-        sources=(
-            Manual(
-                "take the boxes and the boxable classes from https://storage.googleapis.com/openimages/web and the "
-                "images, all or some of them, into images/train/, images/validation/ and images/test/"
-            ),
-        ),
+        sources=(Manual(
+            "take the boxes and the boxable classes from https://storage.googleapis.com/openimages/web and the "
+            "images, all or some of them, into images/train/, images/validation/ and images/test/"
+        ),),
         tasks=("detection",),
     ),
     "objects365": Place(
@@ -501,12 +401,10 @@ PLACES = {
             "annotations/zhiyuan_objv2_val.json",
         ),
         homes=(".",),
-        sources=(
-            Manual(
-                "sign up at https://www.objects365.org, take the second version, unpack each patch of images into a "
-                "folder of its name below images/train/ or images/val/, and the two lists into annotations/"
-            ),
-        ),
+        sources=(Manual(
+            "sign up at https://www.objects365.org, take the second version, unpack each patch of images into a "
+            "folder of its name below images/train/ or images/val/, and the two lists into annotations/"
+        ),),
         tasks=("detection",),
     ),
     "ade20k": Place(
@@ -516,12 +414,10 @@ PLACES = {
         licence="BSD 3-clause for annotations; images for non-commercial research and education",
         parts=("images/training", "images/validation", "annotations/training", "annotations/validation"),
         homes=("ADEChallengeData2016", "."),
-        sources=(
-            Manual(
-                "take ADEChallengeData2016.zip, as https://groups.csail.mit.edu/vision/datasets/ADE20K tells, and "
-                "unpack it"
-            ),
-        ),
+        sources=(Manual(
+            "take ADEChallengeData2016.zip, as https://groups.csail.mit.edu/vision/datasets/ADE20K tells, and "
+            "unpack it"
+        ),),
         tasks=("segmentation",),
     ),
     "cityscapes": Place(
@@ -531,12 +427,10 @@ PLACES = {
         licence="Cityscapes terms: non-commercial",
         parts=("leftImg8bit/train", "leftImg8bit/val", "gtFine/train", "gtFine/val"),
         homes=(".",),
-        sources=(
-            Manual(
-                "sign up at https://www.cityscapes-dataset.com, take leftImg8bit_trainvaltest.zip and "
-                "gtFine_trainvaltest.zip and unpack them"
-            ),
-        ),
+        sources=(Manual(
+            "sign up at https://www.cityscapes-dataset.com, take leftImg8bit_trainvaltest.zip and "
+            "gtFine_trainvaltest.zip and unpack them"
+        ),),
         tasks=("segmentation",),
     ),
     "coco_stuff": Place(
@@ -546,12 +440,10 @@ PLACES = {
         licence="annotations CC BY 4.0; the images keep their photographers' licences",
         parts=("train2017", "val2017", "stuffthingmaps/train2017", "stuffthingmaps/val2017"),
         homes=(".",),
-        sources=(
-            Manual(
-                "take train2017.zip and val2017.zip from https://cocodataset.org and stuffthingmaps_trainval2017.zip "
-                "from https://github.com/nightrome/cocostuff, and unpack the last into stuffthingmaps/"
-            ),
-        ),
+        sources=(Manual(
+            "take train2017.zip and val2017.zip from https://cocodataset.org and stuffthingmaps_trainval2017.zip "
+            "from https://github.com/nightrome/cocostuff, and unpack the last into stuffthingmaps/"
+        ),),
         tasks=("segmentation", "generation"),
     ),
 }  # fmt: skip

@@ -17,22 +17,12 @@ Span = tuple[int, int]
 
 @dataclass(frozen=True)
 class Question:
-    """One question about one passage.
+    """One question about one passage."""
 
-    Parameters
-    ----------
-    question, context : str
-        The question, or a statement with a gap; and the passage.
-    answers : tuple of Span
-        Where in the passage the accepted answers are; the first one is learned from.
-    candidates : tuple of Span
-        Where the passage names what may be chosen; empty if any part of it may be.
-    """
-
-    question: str
-    context: str
-    answers: tuple[Span, ...]
-    candidates: tuple[Span, ...] = ()
+    question: str  # The question, or a statement with a gap.
+    context: str  # The passage.
+    answers: tuple[Span, ...]  # Where in the passage the accepted answers are; the first one is learned from.
+    candidates: tuple[Span, ...] = ()  # Where the passage names what may be chosen; empty if any part of it may be.
 
     def text(self, span: Span) -> str:
         """Return a part of the passage."""
@@ -73,19 +63,11 @@ class Passages:
     """What an answer is compared in: the questions, and the passage's characters behind each token.
 
     A passage that is too long for the network is read in overlapping windows, each one a sample.
-
-    Parameters
-    ----------
-    questions : tuple of Question
-        The questions.
-    owner : Tensor, int64, shape (windows,)
-        Which question each window belongs to.
-    offsets : Tensor, shape (windows, tokens, 2)
-        Span of the passage behind each token; -1 where a token is not the passage's.
     """
 
     questions: tuple[Question, ...]
-    owner: Tensor
+    owner: Tensor  # int64, shape (windows,): which question each window belongs to.
+    # Shape (windows, tokens, 2): span of the passage behind each token; -1 where a token is not the passage's.
     offsets: Tensor
 
     def windows(self) -> list[list[int]]:

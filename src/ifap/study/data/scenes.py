@@ -91,30 +91,20 @@ class Findings:
 class Boxes:
     """Boxes with classes, as many an image as it has.
 
-    Parameters
-    ----------
-    shapes : Tensor, int64, shape (images, 2)
-        Width and height of each image in pixels.
-    boxes : Tensor, float32, shape (boxes, 4)
-        Left, top, right and bottom edge in pixels, from the outer edge of the first pixel.
-    labels : Tensor, int64, shape (boxes,)
-        Their classes, from 0.
-    ignored : Tensor, uint8, shape (boxes,)
-        1 for crowds and for what the makers call difficult: not trained on, and neither right nor
-        wrong where it is detected.
-    offsets : Tensor, int64, shape (images + 1,)
-        Image n has the boxes from ``offsets[n]`` to before ``offsets[n + 1]``.
-
     Raises
     ------
     ResultsError
         If these do not fit each other.
     """
 
-    shapes: Tensor
+    shapes: Tensor  # int64, shape (images, 2): width and height of each image in pixels.
+    # float32, shape (boxes, 4): left, top, right and bottom edge in pixels, from the outer edge of the first pixel.
     boxes: Tensor
-    labels: Tensor
+    labels: Tensor  # int64, shape (boxes,): their classes, from 0.
+    # uint8, shape (boxes,): 1 for crowds and for what the makers call difficult: not trained on, and neither right nor
+    # wrong where it is detected.
     ignored: Tensor
+    # int64, shape (images + 1,): image n has the boxes from ``offsets[n]`` to before ``offsets[n + 1]``.
     offsets: Tensor
 
     def __post_init__(self) -> None:
@@ -142,18 +132,11 @@ class Boxes:
 
 @dataclass(frozen=True)
 class MaskFiles:
-    """One mask file an image, whose pixels are numbers that a table maps to classes.
+    """One mask file an image, whose pixels are numbers that a table maps to classes."""
 
-    Parameters
-    ----------
-    names : tuple of str
-        The files, relative to the same folder as the images.
-    table : Tensor, uint8, shape (256,)
-        The class of each number; 255 for pixels that do not count, 254 for numbers that the data
-        set does not declare.
-    """
-
-    names: tuple[str, ...]
+    names: tuple[str, ...]  # Relative to the same folder as the images.
+    # uint8, shape (256,): the class of each number; 255 for pixels that do not count, 254 for numbers that the data set
+    # does not declare.
     table: Tensor
 
     def __len__(self) -> int:
@@ -170,23 +153,12 @@ class MaskFiles:
 
 @dataclass(frozen=True)
 class Regions:
-    """Objects of each image as run lengths, from which its mask is drawn: later ones cover earlier ones.
+    """Objects of each image as run lengths, from which its mask is drawn: later ones cover earlier ones."""
 
-    Parameters
-    ----------
-    shapes : Tensor, int64, shape (images, 2)
-        Width and height of each image in pixels.
-    runs : tuple of bytes
-        COCO's compressed run lengths of each object.
-    labels : Tensor, int64, shape (objects,)
-        Their classes; 0 is the background, which no object has.
-    offsets : Tensor, int64, shape (images + 1,)
-        Image n has the objects from ``offsets[n]`` to before ``offsets[n + 1]``.
-    """
-
-    shapes: Tensor
-    runs: tuple[bytes, ...]
-    labels: Tensor
+    shapes: Tensor  # int64, shape (images, 2): width and height of each image in pixels.
+    runs: tuple[bytes, ...]  # COCO's compressed run lengths of each object.
+    labels: Tensor  # int64, shape (objects,): their classes; 0 is the background, which no object has.
+    # int64, shape (images + 1,): image n has the objects from ``offsets[n]`` to before ``offsets[n + 1]``.
     offsets: Tensor
 
     def __len__(self) -> int:

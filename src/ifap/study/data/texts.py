@@ -159,15 +159,7 @@ class TextSpec(Dataset):
         return self.load(path, role, cell.model)
 
     def load(self, path: Path, role: Role, model: str) -> Split:
-        """Return one prepared split as the inputs of a network.
-
-        Raises
-        ------
-        ResultsError
-            If the file is missing or damaged, or holds no tokens of this network.
-        SplitError
-            If the file holds another role or another data set.
-        """
+        """Return one prepared split as the inputs of a network; raises what `Dataset.load_for` does."""
         tensors, about = read_split(
             path, self.name, role, lambda names: any(name.endswith(".inputs.input_ids") for name in names)
         )

@@ -21,44 +21,22 @@ VISIBLE = 0.5  # share of a box that must lie on a tile for the box to count the
 
 @dataclass(frozen=True)
 class Photograph:
-    """An image and the boxes on it.
+    """An image and the boxes on it."""
 
-    Parameters
-    ----------
-    name : str
-        Its name, with which the files of its tiles begin.
-    pixels : ndarray, uint8, shape (height, width, 3)
-        What is seen.
-    boxes : Tensor, float32, shape (boxes, 4)
-        Left, top, right and bottom edge in pixels.
-    labels : Tensor, int64, shape (boxes,)
-        Their classes, from 0.
-    """
-
-    name: str
-    pixels: NDArray[np.uint8]
-    boxes: Tensor
-    labels: Tensor
+    name: str  # The files of its tiles begin with it.
+    pixels: NDArray[np.uint8]  # Shape (height, width, 3).
+    boxes: Tensor  # float32, shape (boxes, 4): left, top, right and bottom edge in pixels.
+    labels: Tensor  # int64, shape (boxes,): their classes, from 0.
 
 
 @dataclass(frozen=True)
 class Area:
-    """The part of a photograph that is cut into tiles: whole rows of pixels.
-
-    Parameters
-    ----------
-    photograph : Photograph
-        Where it is.
-    top, bottom : int
-        Its first row, and the one after its last.
-    step : int
-        Pixels from one tile to the next. Where it is less than the side of a tile, tiles overlap.
-    """
+    """The part of a photograph that is cut into tiles: whole rows of pixels."""
 
     photograph: Photograph
-    top: int
-    bottom: int
-    step: int
+    top: int  # Its first row.
+    bottom: int  # The row after its last.
+    step: int  # Pixels from one tile to the next. Where it is less than the side of a tile, tiles overlap.
 
     def corners(self, side: int) -> list[tuple[int, int]]:
         """Return the left and top edge of each tile.

@@ -35,28 +35,15 @@ SHORTEST_WINDOW = 24
 
 @dataclass(frozen=True)
 class Family:
-    """What the networks of one family expect of a text.
+    """What the networks of one family expect of a text."""
 
-    Parameters
-    ----------
-    inputs : tuple of str
-        The arguments of the network.
-    special : tuple of str
-        The first words of a vocabulary that is trained for it.
-    pad_last : bool
-        Whether texts are padded with the last id of the vocabulary, which also ends them, rather than with 0.
-    ends : bool
-        Whether a text must end with the id 1.
-    single, pair : str
-        How one text and two are put together by a trained tokenizer.
-    """
-
-    inputs: tuple[str, ...]
-    special: tuple[str, ...]
+    inputs: tuple[str, ...]  # The arguments of the network.
+    special: tuple[str, ...]  # The first words of a vocabulary that is trained for it.
+    # Whether texts are padded with the last id of the vocabulary, which also ends them, rather than with 0.
     pad_last: bool
-    ends: bool
-    single: str
-    pair: str
+    ends: bool  # Whether a text must end with the id 1.
+    single: str  # How one text is put together by a trained tokenizer.
+    pair: str  # How two texts are.
 
     def pad(self, vocab_size: int) -> int:
         """Return the id that pads a text."""
@@ -91,24 +78,12 @@ def family_of(model: str) -> Family:
 
 @dataclass(frozen=True)
 class Words:
-    """A tokenizer and what its network expects.
+    """A tokenizer and what its network expects."""
 
-    Parameters
-    ----------
-    tokenizer : tokenizers.Tokenizer
-        From texts to ids.
-    family : Family
-        Of the network.
-    size : int
-        Ids that the network must have a row for.
-    max_length : int
-        Tokens of an input.
-    """
-
-    tokenizer: Tokenizer
-    family: Family
-    size: int
-    max_length: int
+    tokenizer: Tokenizer  # From texts to ids.
+    family: Family  # Of the network.
+    size: int  # Ids that the network must have a row for.
+    max_length: int  # Tokens of an input.
 
     @property
     def pad(self) -> int:

@@ -30,24 +30,12 @@ PARTS = ("train", "test", "validation")
 
 @dataclass(frozen=True)
 class Patterns:
-    """Images that can be told apart: each class has two colours and stripes of its own, under noise.
-
-    Parameters
-    ----------
-    classes : int
-        Number of classes.
-    per_class : int
-        Training images of each class; every other part has half as many, at least one.
-    seed : int
-        Another seed gives other images.
-    channels : int, optional
-        3 for colour, 1 for grey.
-    """
+    """Images that can be told apart: each class has two colours and stripes of its own, under noise."""
 
     classes: int
-    per_class: int
-    seed: int
-    channels: int = 3
+    per_class: int  # Training images of each class; every other part has half as many, at least one.
+    seed: int  # Another seed gives other images.
+    channels: int = 3  # 3 for colour, 1 for grey.
 
     def order(self, part: str) -> list[tuple[int, int]]:
         """Return the (class, number) of every image of a part, in mixed order."""

@@ -18,7 +18,7 @@ import inspect
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
 
@@ -46,27 +46,18 @@ LIMITS: dict[str, int | tuple[str, ...]] = {
 """The largest value of each argument that is a whole number, or the names that it may be."""
 
 
-class Build(Protocol):
-    """Build one untrained network for images; its weights come from torch's global generator."""
+Build = Callable[[int, int, int], nn.Module]
+"""``build(num_classes, in_channels, image_size)``: an untrained network for images.
 
-    def __call__(self, num_classes: int, in_channels: int, image_size: int) -> nn.Module:
-        """Return the network, for inputs of shape (batch, in_channels, image_size, image_size)."""
-        ...
+It reads inputs of shape (batch, in_channels, image_size, image_size); its weights come from torch's global generator.
+"""
+TextBuild = Callable[..., nn.Module]
+"""``build(head, num_labels, vocab_size, max_length, layers=...)``: an untrained network for text.
 
-
-class TextBuild(Protocol):
-    """Build one untrained network for text; its weights come from torch's global generator."""
-
-    def __call__(self, head: Head, num_labels: int, vocab_size: int, max_length: int, layers: int = ...) -> nn.Module:
-        """Return the network, for ``input_ids`` below `vocab_size` of shape (batch, up to `max_length`).
-
-        `layers` is its depth, the published one by default. Only the head ``classification`` reads
-        `num_labels`; ``span`` gives ``start_logits`` and ``end_logits``, ``language`` one of the
-        vocabulary for each position.
-        """
-        ...
-
-
+It reads ``input_ids`` below `vocab_size` of shape (batch, up to `max_length`). `layers` is its depth, the published one
+by default. Only the head ``classification`` reads `num_labels`; ``span`` gives ``start_logits`` and ``end_logits``,
+``language`` one of the vocabulary for each position. Its weights come from torch's global generator.
+"""
 MODELS: Registry[Callable[..., nn.Module]] = Registry("model", "ifap.study.models")
 """Every `Build` and `TextBuild` of the package."""
 
@@ -84,7 +75,7 @@ def builder_from_id(identifier: str | None, args: Mapping[str, Any]) -> nn.Modul
     identifier : str or None
         Such as ``ifap:resnet_tiny``; None if the network was built by other code.
     args : mapping
-        Its arguments, those that `arguments` names.
+        Its arguments.
 
     Raises
     ------
@@ -97,17 +88,6 @@ def builder_from_id(identifier: str | None, args: Mapping[str, Any]) -> nn.Modul
     if name not in MODELS.names():
         raise PlanError(f"plan names the unknown model '{name}': {nearest(name, MODELS.names())}")
     return MODELS.get(name)(**_checked(name, args))
-
-
-def arguments(model: str) -> tuple[str, ...]:
-    """Return the names of the arguments that a model of this package is built from, in order, optional ones too.
-
-    Raises
-    ------
-    ConfigError
-        If there is no such model.
-    """
-    return tuple(inspect.signature(MODELS.get(model)).parameters)
 
 
 def _checked(model: str, args: Mapping[str, Any]) -> dict[str, Any]:

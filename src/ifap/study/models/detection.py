@@ -9,7 +9,6 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ifap.errors import ConfigError
@@ -67,10 +66,3 @@ class Detector(nn.Module):
     @abstractmethod
     def compare(self, images: Tensor, targets: list[Target]) -> dict[str, Tensor]:
         """Return the losses of a batch."""
-
-
-def clipped(boxes: Tensor, size: torch.Size) -> Tensor:
-    """Return boxes of shape (..., 4) cut off at the edges of an image of `size` (height, width)."""
-    height, width = size
-    limits = boxes.new_tensor([width, height, width, height])
-    return torch.minimum(boxes.clamp(min=0), limits)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ifap.study.models.base import MODELS
-from ifap.study.models.detection import Detections, Detector, Target, clipped
+from ifap.study.models.detection import Detections, Detector, Target
 from ifap.study.models.parts import check_size, vision_transformer
 
 PATCH, TINY_PATCH = 16, 8
@@ -91,9 +91,11 @@ class ViTDetr(Detector):
 
     def detect(self, images: Tensor) -> list[Detections]:
         """Return one detection a query, with its likeliest class that is not "nothing"."""
+        from torchvision.ops import clip_boxes_to_image
+
         scores, boxes = self.dense(images)
         best, labels = scores.softmax(dim=-1)[..., :-1].max(dim=-1)
-        corners = clipped(_corners(boxes) * _scale(images), images.shape[-2:])
+        corners = clip_boxes_to_image(_corners(boxes) * _scale(images), images.shape[-2:])
         order = best.argsort(dim=-1, descending=True)
         return [
             {"boxes": box[chosen], "labels": label[chosen], "scores": score[chosen]}

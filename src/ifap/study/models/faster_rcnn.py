@@ -22,25 +22,13 @@ TINY_WIDTHS = (16, 32, 48, 64)
 
 @dataclass(frozen=True)
 class Sizes:
-    """What small networks differ in.
+    """What small networks differ in."""
 
-    Parameters
-    ----------
-    neck, hidden : int
-        Width of the pyramid and of the second stage.
-    proposals : int
-        Boxes an image that the second stage looks at in evaluation; twice as many in training.
-    detections : int
-        Boxes an image that are returned at most.
-    anchors : tuple of tuple of int
-        Sides of the anchors in pixels, at each level of the pyramid.
-    """
-
-    neck: int
-    hidden: int
-    proposals: int
-    detections: int
-    anchors: tuple[tuple[int, ...], ...]
+    neck: int  # Width of the pyramid.
+    hidden: int  # Width of the second stage.
+    proposals: int  # Boxes an image that the second stage looks at in evaluation; twice as many in training.
+    detections: int  # Boxes an image that are returned at most.
+    anchors: tuple[tuple[int, ...], ...]  # Sides of the anchors in pixels, at each level of the pyramid.
 
 
 # Strides 4, 8 and 16, and the one that the pyramid adds.

@@ -54,7 +54,7 @@ class Denoiser(Generative):
         steps = torch.full((len(images),), STEPS // 2, device=images.device)
         return [self.find_noise(images, steps)]
 
-    def find_noise(self, noisy: Tensor, steps: Tensor, texts: Tensor | None = None) -> Tensor:
+    def find_noise(self, noisy: Tensor, steps: Tensor) -> Tensor:
         """Return the noise in latents.
 
         Parameters
@@ -63,10 +63,8 @@ class Denoiser(Generative):
             Latents with noise.
         steps : Tensor, int64, shape (batch,)
             How much noise there is, from 0 to 999.
-        texts : Tensor, shape (batch, tokens, width), optional
-            What the images show.
         """
-        states = self.no_text.expand(len(noisy), -1, -1) if texts is None else texts
+        states = self.no_text.expand(len(noisy), -1, -1)
         return cast("Tensor", self.network(noisy, steps, encoder_hidden_states=states).sample)
 
     def compare(self, images: Tensor) -> dict[str, Tensor]:

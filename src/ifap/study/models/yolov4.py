@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ifap.study.models.base import MODELS
-from ifap.study.models.detection import Detections, Detector, Target, clipped
+from ifap.study.models.detection import Detections, Detector, Target
 from ifap.study.models.efficientnet_lite0 import features
 from ifap.study.models.parts import check_size, fit_stem
 
@@ -168,8 +168,10 @@ class YoloV4(Detector):
 
     def detect(self, images: Tensor) -> list[Detections]:
         """Return what scores enough and is not a second box of the same object."""
+        from torchvision.ops import clip_boxes_to_image
+
         grids = self._decoded(images)
-        boxes = clipped(torch.cat([grid.boxes.flatten(1, 3) for grid in grids], dim=1), images.shape[-2:])
+        boxes = clip_boxes_to_image(torch.cat([grid.boxes.flatten(1, 3) for grid in grids], dim=1), images.shape[-2:])
         scores = torch.cat(
             [(grid.object.sigmoid().unsqueeze(-1) * grid.classes.sigmoid()).flatten(1, 3) for grid in grids], dim=1
         )

@@ -61,12 +61,13 @@ class Task(ABC):
     def loss(self, outputs: Any, targets: Any, *, label_smoothing: float = 0.0) -> Tensor:
         """Return the training loss of a batch, a scalar."""
 
-    @abstractmethod
     def metrics(self, outputs: Any, targets: Any, *, bins: int | None = None, texts: Any = None) -> dict[str, float]:
         """Return a split's metrics, `primary` and ``loss`` among them; calibration only if `bins` is given.
 
-        `texts` is what the split holds beyond targets; most tasks need nothing of the kind.
+        `texts` is what the split holds beyond targets; most tasks need nothing of the kind. A task that keeps no
+        outputs has an `evaluate` of its own instead.
         """
+        raise NotImplementedError
 
     def evaluate(
         self, model: nn.Module, data: Split | Batches, batch_size: int, *, bins: int | None = None

@@ -35,25 +35,6 @@ class Detection(Task):
         """Return the sum of the losses that the network has computed; see `own_loss`."""
         return own_loss(outputs)
 
-    def metrics(self, outputs: Any, targets: Any, *, bins: int | None = None, texts: Any = None) -> dict[str, float]:
-        """Return ``map``, ``map50`` and ``map75`` in percent of what was detected.
-
-        Parameters
-        ----------
-        outputs : list of dict
-            ``boxes`` (left, top, right, bottom edge in pixels), ``labels`` and ``scores`` of each image.
-        targets : list of dict
-            ``boxes``, ``labels`` and ``iscrowd`` of each image; a detection of a box with ``iscrowd``
-            1 is neither right nor wrong.
-        bins : int, optional
-            Not used: scores of boxes are not calibrated here.
-        texts : object, optional
-            Not used.
-        """
-        metric = _mean_average_precision()
-        metric.update(outputs, targets)
-        return _percent(metric.compute())
-
     def evaluate(
         self, model: nn.Module, data: Split | Batches, batch_size: int, *, bins: int | None = None
     ) -> dict[str, float]:

@@ -34,21 +34,17 @@ class RandomFeatures(nn.Module):
 
     They need no pretrained weights. A distance of such features tells whether two sets of images have
     the same colours, edges and textures; it is no FID, and no number that others publish.
-
-    Parameters
-    ----------
-    features : int, optional
-        How many.
     """
 
-    def __init__(self, features: int = 64) -> None:
+    num_features = 64
+
+    def __init__(self) -> None:
         super().__init__()
-        self.num_features = features
         with seeded(SEED, torch.device("cpu")):
             self.layers = nn.Sequential(
                 nn.Conv2d(3, 32, 5, stride=2, padding=2), nn.LeakyReLU(0.2),
                 nn.Conv2d(32, 64, 3, stride=2, padding=1), nn.LeakyReLU(0.2),
-                nn.Conv2d(64, features, 3, stride=2, padding=1), nn.LeakyReLU(0.2),
+                nn.Conv2d(64, self.num_features, 3, stride=2, padding=1), nn.LeakyReLU(0.2),
             )  # fmt: skip
             for layer in self.layers:
                 if isinstance(layer, nn.Conv2d):
@@ -123,13 +119,6 @@ class Generation(Task):
     def loss(self, outputs: Any, targets: Any, *, label_smoothing: float = 0.0) -> Tensor:
         """Return the sum of the losses that the network has computed."""
         return own_loss(outputs)
-
-    def metrics(self, outputs: Any, targets: Any, *, bins: int | None = None, texts: Any = None) -> dict[str, float]:
-        """Return the Fréchet distance of made images, `outputs`, and real ones, `targets`."""
-        measured = self._measure()
-        measured.update(targets, real=True)
-        measured.update(outputs, real=False)
-        return {self.primary: _distance(measured)}
 
     def evaluate(
         self, model: nn.Module, data: Split | Batches, batch_size: int, *, bins: int | None = None

@@ -43,12 +43,6 @@ class Segmentation(Task):
             return loss + AUXILIARY_WEIGHT * _cross_entropy(outputs["aux"], targets, label_smoothing)
         return loss
 
-    def metrics(self, outputs: Any, targets: Any, *, bins: int | None = None, texts: Any = None) -> dict[str, float]:
-        """Return the metrics of all pixels; see `evaluate`."""
-        measured = _Measured()
-        measured.add(self, scores_of(outputs).detach().float().cpu(), targets.cpu())
-        return measured.result()
-
     def evaluate(
         self, model: nn.Module, data: Split | Batches, batch_size: int, *, bins: int | None = None
     ) -> dict[str, float]:
