@@ -33,6 +33,7 @@ TABLE = RESULTS / "quantized.csv"
 BATCHES = (1, 16)
 ROUNDS, SECONDS = (9, 25), 60.0
 CALIBRATION = 128  # samples that the ranges of static quantization come from
+EARLIER = "0d04b8e77"  # the commit of rows whose networks an earlier version of `flow` pruned
 WAYS = ("torch", "torch.compile", "torch.export", "onnxruntime", "onnxruntime int8")
 MEASURED = ("torch", "onnxruntime", "onnxruntime int8")
 """Ways whose outputs on all data are measured; the others compute what torch does, which is compared on one batch."""
@@ -240,9 +241,18 @@ def section(rows: list[Row]) -> list[str]:
         "",
         *choice(rows),
         f"Measured on {first['cpu']}, torch {first['torch']}, onnxruntime {first['onnxruntime']}; commit "
-        f"{first['commit'][:9]}{' with changes' * (str(first['dirty']).lower() == 'true')}. Weights and data: "
-        "[trained networks](pretrained.md#weights-and-data).",
+        f"{first['commit'][:9]}{' with changes' * (str(first['dirty']).lower() == 'true')}. "
+        f"{_said_of_version(first['commit'])}Weights and data: [trained networks](pretrained.md#weights-and-data).",
     ]
+
+
+def _said_of_version(commit: str) -> str:
+    if not commit.startswith(EARLIER):
+        return ""
+    return (
+        "These rows are of an earlier version of `flow`; [trained networks](pretrained.md) has the accuracy of a later "
+        "version. "
+    )
 
 
 def choice(rows: list[Row]) -> list[str]:

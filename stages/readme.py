@@ -14,7 +14,7 @@ from ifap.files import atomic_write_text
 from ifap.study.report import records
 from ifap.study.report.tables.wording import label
 from ifap.study.stage import run_stage
-from ifap.study.templates import NO_VALUE
+from ifap.study.templates import MINUS, NO_VALUE
 from stages.options import PARAMS, ParamsOption, ScaleOption, open_grid
 
 README = Path("README.md")
@@ -53,7 +53,7 @@ def results_table(runs: pd.DataFrame) -> str:
     ]
     for (_, model), block in pruned.groupby(["dataset", "model"], sort=False):
         values = [_mean(block[block.method == method].test_metric) for method in methods]
-        reduction = f"{block.macs_reduction.mean():.1f} %"
+        reduction = f"{block.macs_reduction.mean():.1f} %".replace("-", MINUS)
         before = f"{block.baseline_metric.mean():.2f}"
         lines.append(f"| {model} | {_named(block)} | {reduction} | {before} | {' | '.join(values)} |")
     sizes = runs.groupby("dataset", sort=False).test_size.first()
@@ -65,8 +65,8 @@ def results_table(runs: pd.DataFrame) -> str:
     leads = [_leads(block) for block in contests]
     lines.append("")
     lines.append(
-        f"Top-1 accuracy in percent on the test split ({samples} samples; {runs.seed.nunique()} seed), opened once for "
-        f"each final network. On {sum(leads)} of {len(leads)} networks none is more accurate than IFAP."
+        f"Top-1 accuracy in percent on the test split ({samples} samples; {runs.seed.nunique()} seed). Each final "
+        f"network reads this test split once. On {sum(leads)} of {len(leads)} networks none is more accurate than IFAP."
     )
     return "\n" + "\n".join(lines) + "\n\n"
 

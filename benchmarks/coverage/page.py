@@ -81,7 +81,7 @@ def _counts(rows: list[Row]) -> str:
         _paragraph(
             "*Reached*: at least 50.0 % of the MACs were removed, and all checks below hold.",
             "*Partly*: half of the MACs is out of reach. The error of the call named the largest possible reduction,",
-            "and a second call reached it.",
+            "and a further call that asked for slightly less succeeded.",
             "*Refused*: the call raised an error of this library, with its reason.",
             "*Traceback*: the call raised another error.",
             "*Timeout*: the network needed more than the time limit.",
@@ -114,6 +114,7 @@ def _defaults(rows: list[Row], every: list[Row]) -> str:
             "The same target and checks with the default method, `flow`: one iteration with compensation. The",
             "table is [`coverage_defaults.csv`](../results/bench/coverage_defaults.csv).",
             f"It was tried on {tried}.",
+            *_versions(rows),
             *_sources(rows),
         )
     )
@@ -122,6 +123,12 @@ def _defaults(rows: list[Row], every: list[Row]) -> str:
     if any(row["reason"].startswith("ended by signal") for row in short):
         lines += ["", _paragraph(*CRASH)]
     return "\n".join(lines)
+
+
+def _versions(rows: list[Row]) -> list[str]:
+    """Say that the rows are not all of one version."""
+    commits = len({row["commit"] for row in rows})
+    return [f"The rows are of {commits} commits, and so of earlier versions of `flow`."] if commits > 1 else []
 
 
 def _sources(rows: list[Row]) -> list[str]:
@@ -146,7 +153,7 @@ def _checks(rows: list[Row]) -> str:
         "generates": "generates four tokens greedily",
     }
     lines = [
-        f"## What is checked of the {len(returned)} that were returned",
+        f"## Checks of the {len(returned)} returned networks",
         "",
         _row(["", "holds", "fails", "not applicable"]),
     ]
