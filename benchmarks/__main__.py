@@ -11,7 +11,7 @@ import typer
 
 from benchmarks.ratio import recorded, show
 
-BENCHMARKS = ("scoring", "surgery", "tracing", "latency_target", "sparse_step", "workflow", "accuracy_table")
+BENCHMARKS = ("scoring", "surgery", "latency_target", "sparse_step", "workflow", "accuracy_table")
 
 TITLES = {"latency_target": "target in time", "sparse_step": "training step", "accuracy_table": "accuracy"}
 

@@ -23,6 +23,7 @@ import torch_pruning as tp
 import torchvision
 from torch import nn
 
+from benchmarks import tracing
 from benchmarks.ratio import Ratio, compare, report, timed
 from ifap.axes.attention import adopt
 from ifap.axes.cut import cut_units
@@ -201,7 +202,9 @@ def main() -> None:
     warnings.simplefilter("ignore")
     rows = [row for name in NETWORKS for row in iterations(name)]
     rows.append(by_layer("resnet50"))
-    report("surgery", "Removing a tenth of the units against Torch-Pruning (one thread)", "peer", rows)
+    rows += tracing.rows()
+    title = "Removing a tenth of the units against Torch-Pruning, and reading large networks (one thread)"
+    report("surgery", title, "peer or allowed", rows)
 
 
 if __name__ == "__main__":
