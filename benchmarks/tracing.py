@@ -38,15 +38,13 @@ def time_of(name: str) -> Ratio:
 
 def decoder() -> tuple[nn.Module, Any]:
     """Return a decoder of the widths of TinyLlama 1.1B, with random weights, and one batch."""
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import AutoModelForCausalLM, LlamaConfig
 
     config = LlamaConfig(
         hidden_size=2048, intermediate_size=5632, num_hidden_layers=22, num_attention_heads=32, num_key_value_heads=4,
-        vocab_size=32_000, dtype="bfloat16",
+        vocab_size=32_000,
     )  # fmt: skip
-    torch.set_default_dtype(torch.bfloat16)
-    network = LlamaForCausalLM(config).eval()
-    torch.set_default_dtype(torch.float32)
+    network = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
     return network, {"input_ids": torch.randint(32_000, (1, 32))}
 
 

@@ -41,7 +41,7 @@ class Method(Protocol):
     macs : dict of str to int
         Multiply-accumulates of each module; see `ifap.costs.macs_by_module`.
     compensate : bool
-        Whether the layers that read removed units are compensated afterwards.
+        Whether the layers that read removed units are compensated.
     outputs : tuple of str, or None
         Which of the named outputs of the network count.
     moments : dict

@@ -95,7 +95,7 @@ class Grid:
     def chosen(self, patterns: str | None = None) -> list[Cell]:
         """Return the cells that a run is limited to, each with its baseline.
 
-        In the order of `cells`.
+        They have the order of `cells`.
 
         Parameters
         ----------

@@ -168,7 +168,7 @@ def opened(
 def random_shift(inputs: Tensor, generator: torch.Generator) -> Tensor:
     """Shift each image by a random whole number of pixels, up to an eighth of each side, repeating its edge pixels.
 
-    A new tensor.
+    Returns a new tensor.
 
     Parameters
     ----------
@@ -185,7 +185,7 @@ def random_shift(inputs: Tensor, generator: torch.Generator) -> Tensor:
 def random_crop_flip(images: Tensor, generator: torch.Generator) -> Tensor:
     """Crop each image at random from itself padded by four black pixels, and mirror half of them.
 
-    A new tensor.
+    Returns a new tensor.
 
     Parameters
     ----------

@@ -61,7 +61,7 @@ def refuse_foreign(path: Path) -> None:
 def plain_pickle(value: Any) -> bytes:
     """Return a value as a pickle in the form of the published CIFAR files (protocol 2, texts as bytes).
 
-    The same for the same value.
+    Equal values give equal bytes.
     """
     return b"\x80\x02" + _encoded(value) + b"."
 

@@ -90,7 +90,7 @@ def driver_devices() -> list[Device]:
 def parse_devices(listed: str) -> list[Device]:
     """Read what ``nvidia-smi -L`` prints.
 
-    A GPU under its index, in PCI order; a part of one under its UUID.
+    A GPU is named by its index in PCI order, a part of one by its UUID.
     """
     found: list[Device] = []
     whole: Device | None = None

@@ -111,7 +111,7 @@ class ViTDetr(Detector):
 def matched_losses(scores: Tensor, boxes: Tensor, targets: list[Target], scale: Tensor) -> dict[str, Tensor]:
     """Match queries with targets and compare each pair; the sum of the results is the loss of DETR.
 
-    ``class``, ``distance`` and ``overlap``, weighted.
+    The results are named ``class``, ``distance`` and ``overlap``, and are weighted.
 
     Parameters
     ----------

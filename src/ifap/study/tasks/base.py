@@ -74,7 +74,7 @@ class Task(ABC):
     ) -> dict[str, float]:
         """Measure a network in evaluation mode, without gradients; its modes are put back.
 
-        Metric names and values.
+        Returns the value of each metric by its name.
 
         Parameters
         ----------

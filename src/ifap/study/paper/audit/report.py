@@ -22,10 +22,7 @@ from ifap.study.paper.published import load_claims
 
 
 def write_audit(path: Path) -> list[Finding]:
-    """Audit a file of claims and write ``audit.md`` and ``audit.csv``.
-
-    What was found.
-    """
+    """Audit a file of claims, write ``audit.md`` and ``audit.csv``, and return the findings."""
     claims = load_claims(path)
     findings = run_audit(claims)
     template = paths.templates_dir() / "audit.md.j2"
